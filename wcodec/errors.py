@@ -1,0 +1,95 @@
+"""The errors of wcodec, and the closed list of codes that a decoder may give.
+
+Spec: chapter 13, decoder duties and error codes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: What a decoder may say of a file. `malformed`: the bytes break a rule of the format. `unsupported`: a rule of a
+#: later version, or an extension. `limit`: legal, but larger than this decoder was told to accept.
+DECODE_CODES: Final[dict[str, str]] = {
+    "truncated": "malformed: the file ends before its structures do",
+    "bad_magic": "malformed: a magic number is wrong; this is not a wcodec file",
+    "bad_checksum": "malformed: a CRC-32 does not match its bytes",
+    "bad_range": "malformed: an offset, a size or a count leaves the bounds that the format sets it",
+    "bad_value": "malformed: a field holds a value that the format does not allow there",
+    "bad_table": "malformed: a frequency table breaks a rule of chapter 9",
+    "bad_stream": "malformed: a rANS stream does not end in its final state with every word consumed",
+    "bad_patch": "malformed: a patch lies outside its segment or out of order",
+    "bad_name": "malformed: a name or text is not UTF-8, or a name occurs twice",
+    "unsupported_version": "unsupported: the file has a format version that this decoder does not know",
+    "unsupported_record": "unsupported: a must-understand record of a type that this decoder does not know",
+    "unsupported_coder": "unsupported: a coder, layout, dtype or order id that is reserved for later versions",
+    "resource_limit": "limit: decoding needs more memory than the machine has or the caller allows",
+}
+
+#: What an encoder may say of its input.
+ENCODE_CODES: Final[dict[str, str]] = {
+    "unsupported_dtype": "the array's dtype has no id in the format",
+    "bad_source": "the input file is not a well-formed checkpoint",
+    "bad_option": "an encoder option is out of its range or does not fit the others",
+    "bad_name": "a tensor name or metadata text cannot be stored",
+    "resource_limit": "the tensor exceeds a limit of the format",
+}
+
+
+class WcodecError(Exception):
+    """Base of all errors raised by wcodec."""
+
+
+class CodedError(WcodecError):
+    """An error with a code out of a closed list, and where it was found.
+
+    Parameters
+    ----------
+    code
+        One of the codes of the class.
+    message
+        One line that says what is wrong.
+    tensor
+        Name of the tensor concerned, if one is known.
+    offset
+        Byte offset in the file, if one is known.
+    """
+
+    codes: dict[str, str] = {}
+
+    def __init__(self, code: str, message: str, *, tensor: str | None = None, offset: int | None = None) -> None:
+        if code not in self.codes:
+            raise ValueError(f"{code!r} is not a code of {type(self).__name__}")
+        self.code, self.message, self.tensor, self.offset = code, message, tensor, offset
+        super().__init__(code, message, tensor, offset)
+
+    @property
+    def where(self) -> str:
+        """Tensor and offset in words; empty if neither is known."""
+        parts = [] if self.tensor is None else [f"tensor {self.tensor!r}"]
+        return ", ".join(parts + ([] if self.offset is None else [f"offset {self.offset}"]))
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}" + (f" ({self.where})" if self.where else "")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.code, self.message, self.tensor, self.offset))
+
+
+def _rebuild(cls: type[CodedError], code: str, message: str, tensor: str | None, offset: int | None) -> CodedError:
+    return cls(code, message, tensor=tensor, offset=offset)
+
+
+class DecodeError(CodedError):
+    """The file cannot be decoded. `code` is a key of `DECODE_CODES`."""
+
+    codes = DECODE_CODES
+
+
+class EncodeError(CodedError):
+    """The input cannot be encoded. `code` is a key of `ENCODE_CODES`."""
+
+    codes = ENCODE_CODES
+
+
+class BackendUnavailable(WcodecError):
+    """A backend was named that this machine cannot run; the message says what to install."""

@@ -1,0 +1,273 @@
+"""Frequency tables and interleaved rANS. Spec: chapter 9."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.errors import DecodeError
+
+Bytes = NDArray[np.uint8]
+Counts = NDArray[np.int64]
+
+LANES: Final = 32  #: R9.2
+STEPS: Final = 4  #: symbols of a lane in a group
+GROUP: Final = LANES * STEPS  #: symbols in a group
+STATE_LOW: Final = 1 << 16  #: states lie in [2^16, 2^32); the last one is 2^16
+HEAD_NBYTES: Final = 4 * LANES  #: the start states
+UNIT: Final = 16  #: bytes; streams are padded to a whole number of units
+MIN_PROB_BITS: Final = 9
+MAX_PROB_BITS: Final = 12
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+class Table:
+    """Frequencies of the 256 symbols, of sum ``2**prob_bits`` (R9.6).
+
+    Parameters
+    ----------
+    freq
+        256 integers.
+    prob_bits
+        9 to 12.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_table``: a rule of R9.6 is broken.
+    """
+
+    def __init__(self, freq: Sequence[int] | NDArray[Any], prob_bits: int) -> None:
+        self.freq, self.prob_bits = np.asarray(freq, np.int64), prob_bits
+        if not MIN_PROB_BITS <= prob_bits <= MAX_PROB_BITS:
+            raise DecodeError("bad_table", f"prob_bits is {prob_bits}, not 9 to 12")
+        if self.freq.sum() != 1 << prob_bits:
+            raise DecodeError("bad_table", f"the frequencies sum to {self.freq.sum()}, not {1 << prob_bits}")
+        if self.freq.max() >= 1 << prob_bits:
+            raise DecodeError("bad_table", "a table holds one symbol alone")
+
+    @cached_property
+    def start(self) -> Counts:
+        """First slot of each symbol: the sum of the frequencies before it."""
+        return np.cumsum(self.freq) - self.freq
+
+    @cached_property
+    def padding(self) -> int:
+        """The most probable symbol, the lowest of several: it fills up the last group (R9.4)."""
+        return int(np.argmax(self.freq))
+
+    @cached_property
+    def lut(self) -> NDArray[np.uint32]:
+        """Decoding table: ``freq << 20 | (slot - start) << 8 | symbol`` for each slot."""
+        symbol = np.repeat(np.arange(256), self.freq)
+        bias = np.arange(1 << self.prob_bits) - self.start[symbol]
+        return (self.freq[symbol] << 20 | bias << 8 | symbol).astype(np.uint32)
+
+    @cached_property
+    def cost(self) -> Counts:
+        """Bits that each symbol costs, in 1/65536 bit; `NEVER` where the frequency is 0."""
+        return np.where(self.freq > 0, (self.prob_bits << 16) - LOG2[self.freq], NEVER)
+
+    @cached_property
+    def serialised(self) -> bytes:
+        """The table as the TABLES record holds it (R9.7): the shortest of all `k`."""
+        used = np.flatnonzero(self.freq)
+        first, last = int(used[0]), int(used[-1])
+        values = self.freq[first : last + 1].tolist()
+        k = min(range(MAX_PROB_BITS), key=lambda k: sum(2 * ((v >> k) + 1).bit_length() - 1 + k for v in values))
+        bits = "".join(_exp_golomb(v, k) for v in values)
+        bits += "0" * (-len(bits) % 8)
+        return bytes([self.prob_bits, first, last, k]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def _exp_golomb(value: int, k: int) -> str:
+    """Exp-Golomb code of order k: as many zeros as the quotient has bits after its first, the quotient, k low bits."""
+    quotient, low = (value >> k) + 1, value & ((1 << k) - 1)
+    return "0" * (quotient.bit_length() - 1) + f"{quotient:b}" + (f"{low:0{k}b}" if k else "")
+
+
+def read_table(data: bytes, offset: int) -> tuple[Table, int]:
+    """Read a serialised table (R9.7). Returns it and the offset behind it.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_table``
+    """
+    if len(data) - offset < 4:
+        raise DecodeError("bad_table", "a table is cut short")
+    prob_bits, first, last, k = data[offset : offset + 4]
+    if not MIN_PROB_BITS <= prob_bits <= MAX_PROB_BITS or first > last or k >= MAX_PROB_BITS:
+        raise DecodeError("bad_table", f"prob_bits {prob_bits}, first {first}, last {last}, k {k}")
+    longest = (last - first + 1) * (2 * MAX_PROB_BITS + 1 + k)  # bits; longer codes than this break a rule
+    bits = "".join(f"{byte:08b}" for byte in data[offset + 4 : offset + 4 + longest // 8 + 1])
+    freq, at = [0] * 256, 0
+    for symbol in range(first, last + 1):
+        one = bits.find("1", at)
+        zeros = one - at
+        end = one + 1 + zeros + k
+        if one < 0 or zeros > MAX_PROB_BITS or end > len(bits):
+            raise DecodeError("bad_table", f"the frequency of symbol {symbol} is cut short or too long")
+        quotient, low = int(bits[one : one + 1 + zeros], 2) - 1, bits[one + 1 + zeros : end]
+        freq[symbol] = quotient << k | (int(low, 2) if k else 0)
+        at = end
+    if freq[first] == 0 or freq[last] == 0:
+        raise DecodeError("bad_table", "the first or last frequency is 0")
+    if "1" in bits[at : at + -at % 8]:
+        raise DecodeError("bad_table", "the padding bits of a table are not 0")
+    return Table(freq, prob_bits), offset + 4 + -(-at // 8)
+
+
+class TablePool:
+    """The tables of a file, in order, and their arrays for coding many streams at once."""
+
+    def __init__(self, tables: Iterable[Table] = ()) -> None:
+        self.tables = list(tables)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def __getitem__(self, i: int) -> Table:
+        return self.tables[i]
+
+    def stack(self, ids: NDArray[Any], field: str) -> NDArray[Any]:
+        """``getattr(table, field)`` of several tables, as one array; shorter rows (a `lut` of fewer slots) end in 0."""
+        rows = [np.atleast_1d(getattr(self.tables[i], field)) for i in ids.tolist()]
+        out = np.zeros((len(rows), max((r.size for r in rows), default=0)), rows[0].dtype if rows else np.int64)
+        for line, row in zip(out, rows, strict=True):
+            line[: row.size] = row
+        return out
+
+
+# ---- the model: from counts to frequencies and costs, in integers, so that every machine chooses the same --------------
+def _log2(n: int) -> Counts:
+    """``floor(log2(i) * 65536)`` for i in 0..n (0 for 0), by repeated squaring of 30-bit fractions."""
+    i = np.maximum(np.arange(n + 1, dtype=np.int64), 1)
+    whole = np.array([int(v).bit_length() - 1 for v in i], np.int64)
+    fraction, out = i << (30 - whole), whole
+    for _ in range(16):
+        fraction = (fraction * fraction) >> 30
+        bit = fraction >> 31
+        fraction, out = fraction >> bit, out << 1 | bit
+    return out
+
+
+LOG2: Final = _log2(1 << MAX_PROB_BITS)
+NEVER: Final = 1 << 20  #: above 12 bits: a symbol that a table cannot code
+
+
+def quantise(counts: Counts, prob_bits: int = MAX_PROB_BITS) -> Table:
+    """Table of the counts: at least 1 for each symbol that occurs; what rounding leaves goes where it costs least.
+
+    Parameters
+    ----------
+    counts
+        256 counts, at least two of them not 0, of sum below 2^40.
+    """
+    total, f = int(counts.sum()), np.zeros(256, np.int64)
+    used = counts > 0
+    f[used] = np.clip((counts[used] << prob_bits) // total, 1, (1 << prob_bits) - 1)
+    worst = np.iinfo(np.int64).min
+    while (missing := (1 << prob_bits) - int(f.sum())) != 0:
+        step = 1 if missing > 0 else -1
+        may = used & (f + step >= 1) & (f + step < 1 << prob_bits)
+        gain = np.full(256, worst)
+        gain[may] = counts[may] * (LOG2[f[may] + step] - LOG2[f[may]])
+        f[np.argmax(gain)] += step
+    return Table(f, prob_bits)
+
+
+# ---- rANS, vectorised over (streams, lanes) -----------------------------------------------------------------------------
+def max_stream_nbytes(n_symbols: Any) -> Any:
+    """Longest stream of `n_symbols` symbols (R9.10): the start states and one word a symbol, padded."""
+    return HEAD_NBYTES + -(-n_symbols // GROUP) * (2 * GROUP)
+
+
+def encode_streams(symbols: Sequence[Bytes], table_ids: NDArray[Any], pool: TablePool) -> list[Bytes]:
+    """Encode each of `symbols` under its table; groups run backwards (R9.8).
+
+    Returns
+    -------
+    One uint8 array a stream, a whole number of 16-byte units each.
+    """
+    n_groups = np.array([-(-s.size // GROUP) for s in symbols], np.int64)
+    order = np.argsort(-n_groups, kind="stable")  # longest first: those that take part in a group are a prefix
+    ids, row = np.unique(table_ids[order], return_inverse=True)
+    freq, start = pool.stack(ids, "freq").astype(np.uint64), pool.stack(ids, "start").astype(np.uint64)
+    bits = pool.stack(ids, "prob_bits").astype(np.uint64)[row]
+    most = int(n_groups.max(initial=0))
+    lines = np.empty((len(order), most * GROUP), np.uint8)
+    for line, k, table in zip(lines, order, ids[row], strict=True):
+        line[: symbols[k].size], line[symbols[k].size :] = symbols[k], pool[int(table)].padding
+    states = np.full((len(order), LANES), STATE_LOW, np.uint64)
+    words = np.zeros((len(order), most * GROUP), np.uint16)
+    position = np.full(len(order), most * GROUP)
+    for g in range(most - 1, -1, -1):
+        n = int((n_groups > g).sum())
+        group = lines[:n, g * GROUP : (g + 1) * GROUP].reshape(n, LANES, STEPS)
+        x, r, p = states[:n], row[:n, None], bits[:n]
+        for j in range(STEPS - 1, -1, -1):
+            f, c = freq[r, group[:, :, j]], start[r, group[:, :, j]]
+            over = x >= f << (np.uint64(32) - p)  # these lanes shed a word, lane 31 first: the decoder reads forward
+            rank = np.cumsum(over, axis=1)
+            position[:n] -= rank[:, -1]
+            s, lane = np.nonzero(over)
+            words[s, position[s] + rank[s, lane] - 1] = x[s, lane] & np.uint64(0xFFFF)
+            x = np.where(over, x >> np.uint64(16), x)
+            x = ((x // f) << p) + x % f + c
+        states[:n] = x
+    out: list[Bytes] = [np.empty(0, np.uint8)] * len(order)
+    for i, k in enumerate(order):
+        stream = states[i].astype("<u4").tobytes() + words[i, position[i] :].astype("<u2").tobytes()
+        out[k] = np.frombuffer(stream + bytes(-len(stream) % UNIT), np.uint8)
+    return out
+
+
+def decode_streams(
+    streams: Sequence[Bytes], n_symbols: NDArray[np.int64], table_ids: NDArray[Any], pool: TablePool
+) -> tuple[list[Bytes], NDArray[np.bool_]]:
+    """Decode each stream into its number of symbols (R9.9). Never reads outside of a stream.
+
+    Returns
+    -------
+    symbols
+        One uint8 array a stream.
+    good
+        Whether each stream ended in its final states with every word consumed.
+    """
+    n_groups = -(-n_symbols // GROUP)
+    order = np.argsort(-n_groups, kind="stable")
+    ids, row = np.unique(table_ids[order], return_inverse=True)
+    lut, bits = pool.stack(ids, "lut"), pool.stack(ids, "prob_bits").astype(np.uint32)[row]
+    most = int(n_groups.max(initial=0))
+    n_words = np.array([streams[k].size // 2 - 2 * LANES for k in order], np.int64)
+    words = np.zeros((len(order), int(n_words.max(initial=0)) + LANES), np.uint32)
+    states = np.zeros((len(order), LANES), np.uint32)
+    for i, k in enumerate(order):
+        states[i] = streams[k][:HEAD_NBYTES].view("<u4")
+        words[i, : n_words[i]] = streams[k][HEAD_NBYTES:].view("<u2")
+    position, last = np.zeros(len(order), np.int64), words.shape[1] - 1
+    lines = np.zeros((len(order), most, LANES, STEPS), np.uint8)
+    for g in range(most):
+        n = int((n_groups > g).sum())
+        x, p, r = states[:n], bits[:n], row[:n, None]
+        for j in range(STEPS):
+            entry = lut[r, x & ((np.uint32(1) << p) - np.uint32(1))]
+            lines[:n, g, :, j] = entry & np.uint32(255)
+            x = (entry >> np.uint32(20)) * (x >> p) + ((entry >> np.uint32(8)) & np.uint32(4095))
+            low = x < STATE_LOW
+            rank = np.cumsum(low, axis=1)
+            at = np.minimum(position[:n, None] + rank - 1, last)  # a stream that runs out reads zeros, and is refused
+            x = np.where(low, x << np.uint32(16) | words[np.arange(n)[:, None], at], x)
+            position[:n] += rank[:, -1]
+        states[:n] = x
+    good = (states == STATE_LOW).all(axis=1) & (position <= n_words) & (n_words - position < UNIT // 2)
+    symbols: list[Bytes] = [np.empty(0, np.uint8)] * len(order)
+    correct = np.zeros(len(order), bool)
+    for i, k in enumerate(order):
+        symbols[k], correct[k] = lines[i].reshape(-1)[: n_symbols[k]], good[i]
+    return symbols, correct

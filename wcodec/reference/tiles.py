@@ -1,0 +1,95 @@
+"""Matrix view, segments, tiles, and the order of elements. Spec: chapter 6."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_SEGMENT_ELEMENTS: Final = 1 << 24  #: R6.5
+MIN_TILE: Final = 16  #: R6.7
+MAX_RANK: Final = 32  #: R6.1
+
+
+def matrix_view(shape: tuple[int, ...], row_rank: int, words_per_element: int = 1) -> tuple[int, int]:
+    """Rows and columns of a tensor's matrix of words (R6.2).
+
+    The first `row_rank` dimensions make the rows, the others the columns; a complex element is two columns.
+    """
+    return math.prod(shape[:row_rank]), math.prod(shape[row_rank:]) * words_per_element
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a matrix of words is cut into segments, and segments into tiles. All in words."""
+
+    rows: int
+    cols: int
+    segment_rows: int
+    segment_cols: int
+    tile_rows: int
+    tile_cols: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Segment rows and segment columns of the matrix; (0, 0) if it is empty."""
+        if self.rows == 0 or self.cols == 0:
+            return 0, 0
+        return -(-self.rows // self.segment_rows), -(-self.cols // self.segment_cols)
+
+    @property
+    def n_segments(self) -> int:
+        """Number of segments."""
+        return math.prod(self.grid)
+
+    @property
+    def one_tile(self) -> bool:
+        """Whether every segment is a single tile, so that elements run in raster order."""
+        return self.tile_rows == self.segment_rows and self.tile_cols == self.segment_cols
+
+    def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Heights and widths of all segments, ragged edges clipped (R6.6). Two int64 arrays of length `n_segments`."""
+        n_down, n_across = self.grid
+        heights = np.minimum(self.segment_rows, self.rows - np.arange(n_down, dtype=np.int64) * self.segment_rows)
+        widths = np.minimum(self.segment_cols, self.cols - np.arange(n_across, dtype=np.int64) * self.segment_cols)
+        return np.repeat(heights, n_across), np.tile(widths, n_down)
+
+    def tile_counts(self) -> NDArray[np.int64]:
+        """Tiles of each segment."""
+        heights, widths = self.sizes()
+        return -(-heights // self.tile_rows) * -(-widths // self.tile_cols)
+
+    def rectangle(self, k: int) -> tuple[slice, slice]:
+        """Rows and columns of segment `k`; segments are numbered in raster order (R6.4)."""
+        i, j = divmod(k, self.grid[1])
+        r, c = i * self.segment_rows, j * self.segment_cols
+        return slice(r, min(r + self.segment_rows, self.rows)), slice(c, min(c + self.segment_cols, self.cols))
+
+    def select(self, down: NDArray[np.int64], across: NDArray[np.int64]) -> tuple[Geometry, NDArray[np.int64]]:
+        """The sub-grid of some segment rows and segment columns, itself a geometry, and the ids of its segments.
+
+        Both index arrays ascend. Only a last segment row or column can be ragged, so the result is regular.
+        """
+        heights = np.minimum(self.segment_rows, self.rows - down * self.segment_rows)
+        widths = np.minimum(self.segment_cols, self.cols - across * self.segment_cols)
+        ids = (down[:, None] * self.grid[1] + across[None, :]).reshape(-1)
+        return replace(self, rows=int(heights.sum()), cols=int(widths.sum())), ids
+
+
+def tiles(height: int, width: int, tile_rows: int, tile_cols: int) -> Iterator[tuple[slice, slice]]:
+    """Rectangles of a segment's tiles in raster order, clipped at its edges (R6.8)."""
+    for r in range(0, height, tile_rows):
+        for c in range(0, width, tile_cols):
+            yield slice(r, min(r + tile_rows, height)), slice(c, min(c + tile_cols, width))
+
+
+@lru_cache(maxsize=64)
+def element_order(height: int, width: int, tile_rows: int, tile_cols: int) -> NDArray[np.int64]:
+    """Raster indices of a segment's elements in the order in which they are coded: tile by tile (R6.9)."""
+    index = np.arange(height * width, dtype=np.int64).reshape(height, width)
+    return np.concatenate([index[tile].reshape(-1) for tile in tiles(height, width, tile_rows, tile_cols)])
