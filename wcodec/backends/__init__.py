@@ -1,0 +1,139 @@
+"""The registry: which backends there are, which one is used. Importing it imports none of them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from importlib.metadata import entry_points
+from typing import Final
+
+from wcodec.backends.protocol import Backend
+from wcodec.errors import BackendUnavailable
+
+__all__ = ["Backend", "available_backends", "backend_names", "get_backend", "load_backend", "set_backend", "use_backend"]
+
+GROUP: Final = "wcodec.backends"
+_BUILT_IN: Final = {
+    "reference": "wcodec.backends.reference:ReferenceBackend",
+    "numba": "wcodec.backends.numba_cpu:NumbaBackend",
+}
+_AUTO: Final = ("numba", "reference")  #: what "auto" tries, fastest first
+
+_log = logging.getLogger("wcodec")
+_lock = threading.Lock()
+_loaded: dict[tuple[str, int | None], Backend] = {}
+_default: Backend | None = None
+_scoped: ContextVar[Backend | None] = ContextVar("wcodec_backend", default=None)
+
+
+def backend_names() -> list[str]:
+    """Names of all backends, built in or of the entry point group ``wcodec.backends``, usable or not."""
+    return list(_targets())
+
+
+def _targets() -> dict[str, str]:
+    plugged = {e.name: e.value for e in entry_points(group=GROUP) if e.name not in _BUILT_IN}
+    return {**_BUILT_IN, **plugged}
+
+
+def load_backend(name: str, threads: int | None = None) -> Backend:
+    """The backend of a name, or of a class given as ``package.module:Class``. The same object each time.
+
+    Parameters
+    ----------
+    name
+        ``"auto"``, a name out of `backend_names`, or ``package.module:Class``.
+    threads
+        CPU threads; ``None`` for the environment variable ``WCODEC_THREADS``, or one a core.
+
+    Raises
+    ------
+    BackendUnavailable
+        No such backend, or this machine cannot run it. ``"auto"`` never raises.
+    """
+    if threads is None and os.environ.get("WCODEC_THREADS"):
+        threads = _threads_of(os.environ["WCODEC_THREADS"])
+    if name == "auto":
+        return _load_auto(threads)
+    target = name if ":" in name else _targets().get(name)
+    if target is None:
+        raise BackendUnavailable(f"there is no backend {name!r}; there are {', '.join(backend_names())}")
+    with _lock:
+        if (target, threads) not in _loaded:
+            _loaded[target, threads] = _construct(name, target, threads)
+        return _loaded[target, threads]
+
+
+def _threads_of(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise BackendUnavailable(f"WCODEC_THREADS is {text!r}, not a whole number from 1")
+    return int(text)
+
+
+def _construct(name: str, target: str, threads: int | None) -> Backend:
+    module, _, attribute = target.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
+        hint = f"; pip install 'wcodec[{name}]'" if name in _BUILT_IN else ""
+        raise BackendUnavailable(f"backend {name!r} cannot be imported ({e}){hint}") from e
+    if not (isinstance(cls, type) and issubclass(cls, Backend)):
+        raise BackendUnavailable(f"{target!r} is not a subclass of wcodec.backends.Backend")
+    return cls(threads)
+
+
+def _load_auto(threads: int | None) -> Backend:
+    for name in _AUTO:
+        try:
+            backend = load_backend(name, threads)
+        except BackendUnavailable as e:
+            _log.info("auto: not %s: %s", name, e)
+        else:
+            _log.info("auto: backend %s", name)
+            return backend
+    raise AssertionError("the reference backend is always usable")
+
+
+def available_backends() -> dict[str, str]:
+    """All backends by name: an empty text if usable here, otherwise why not."""
+    reasons = {}
+    for name in backend_names():
+        try:
+            load_backend(name)
+            reasons[name] = ""
+        except BackendUnavailable as e:
+            reasons[name] = str(e)
+    return reasons
+
+
+def set_backend(name: str, threads: int | None = None) -> Backend:
+    """Choose the backend of this process, strictly: if it is not usable here, this fails, now.
+
+    Raises
+    ------
+    BackendUnavailable
+    """
+    global _default
+    _default = load_backend(name, threads)
+    return _default
+
+
+def get_backend() -> Backend:
+    """The backend in use: of the innermost `use_backend`, or of `set_backend`, or ``"auto"``."""
+    return _scoped.get() or _default or set_backend(os.environ.get("WCODEC_BACKEND", "auto"))
+
+
+@contextlib.contextmanager
+def use_backend(name: str, threads: int | None = None) -> Iterator[Backend]:
+    """`set_backend` for the length of a ``with`` block, in this thread or task alone."""
+    backend = load_backend(name, threads)
+    token = _scoped.set(backend)
+    try:
+        yield backend
+    finally:
+        _scoped.reset(token)

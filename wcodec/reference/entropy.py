@@ -68,9 +68,9 @@ class Table:
         return (self.freq[symbol] << 20 | bias << 8 | symbol).astype(np.uint32)
 
     @cached_property
-    def cost(self) -> Counts:
-        """Bits that each symbol costs, in 1/65536 bit; `NEVER` where the frequency is 0."""
-        return np.where(self.freq > 0, (self.prob_bits << 16) - LOG2[self.freq], NEVER)
+    def cost(self) -> NDArray[np.float64]:
+        """What each symbol costs, in 1/65536 bit, a whole number; `NEVER` where the frequency is 0."""
+        return np.where(self.freq > 0, (self.prob_bits << 16) - LOG2[self.freq], NEVER).astype(np.float64)
 
     @cached_property
     def serialised(self) -> bytes:
@@ -144,10 +144,10 @@ class TablePool:
 
 
 # ---- the model: from counts to frequencies and costs, in integers, so that every machine chooses the same --------------
-def _log2(n: int) -> Counts:
+def log2_fixed(n: int) -> Counts:
     """``floor(log2(i) * 65536)`` for i in 0..n (0 for 0), by repeated squaring of 30-bit fractions."""
     i = np.maximum(np.arange(n + 1, dtype=np.int64), 1)
-    whole = np.array([int(v).bit_length() - 1 for v in i], np.int64)
+    whole = np.frexp(i.astype(np.float64))[1].astype(np.int64) - 1  # exact: the exponent of an integer below 2^53
     fraction, out = i << (30 - whole), whole
     for _ in range(16):
         fraction = (fraction * fraction) >> 30
@@ -156,8 +156,8 @@ def _log2(n: int) -> Counts:
     return out
 
 
-LOG2: Final = _log2(1 << MAX_PROB_BITS)
-NEVER: Final = 1 << 20  #: above 12 bits: a symbol that a table cannot code
+LOG2: Final = log2_fixed(1 << MAX_PROB_BITS)
+NEVER: Final = 1 << 46  #: above the cost of any chunk: a symbol that a table cannot code
 
 
 def quantise(counts: Counts, prob_bits: int = MAX_PROB_BITS) -> Table:

@@ -250,6 +250,27 @@ def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.
     return payload, n_units, np.array([p.size for p in patches], np.uint32)
 
 
+def histogram(
+    words: Words, geometry: Geometry, dtype: DType, *,
+    segments: NDArray[np.int64] | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
+) -> NDArray[np.int64]:  # fmt: skip
+    """Counts of the symbols of each plane; see `wcodec.backends.protocol.Backend.histogram`."""
+    ids = np.arange(geometry.n_segments) if segments is None else segments
+    table = SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
+    table.layout[:] = Layout.BYTES if base is None else Layout.PAIRS
+    table.base[:] = base or 0
+    plan = SegmentPlan(dtype, geometry, table, TablePool(), np.full(geometry.n_segments, fill, np.uint8))
+    n_planes = dtype.word_nbytes if base is None else 2 if dtype.word_nbytes == 1 else 1
+    counts = np.zeros((ids.size, n_planes, 256), np.int64)
+    for i, k in enumerate(ids.tolist()):
+        planes, _ = segment_planes(plan, words, k)
+        for p, plane in enumerate(planes[:n_planes]):
+            if mode != Mode.NONE:
+                plane = each_tile(plan, k, plane, np.array([mode], np.uint8), predict)
+            counts[i, p] = np.bincount(plane, minlength=256)
+    return counts
+
+
 # ---- decoding ----------------------------------------------------------------------------------------------------------
 def decode_segments(plan: SegmentPlan, payload: Bytes, out: Words) -> NDArray[np.uint8]:
     """Decode all segments of a plan into `out`, of shape ``(geometry.rows, geometry.cols)``.

@@ -1,0 +1,140 @@
+"""What a backend is: a page to read before writing one.
+
+A backend is four kernels over the segments of a tensor, and the transfers around them. It never sees a file: the host
+parses, checks and plans (`wcodec.reference`), and hands it a `SegmentPlan` whose every field is within the rules of the
+spec, so that a kernel has only the payload's bytes to distrust.
+
+Rules, each held by ``wcodec conformance --backend NAME``:
+
+1. The same plan gives the same bytes, status and words as ``wcodec.reference.segments``, on every machine.
+2. A kernel never reads outside of a record nor writes outside of its output, whatever the payload holds.
+3. Content is never an exception: `decode_segments` returns a status for each segment.
+4. Inputs are not changed. Empty input (no segments) works.
+5. Calls from several threads at once work.
+
+Register a class under the entry point group ``wcodec.backends``, or name it as ``package.module:Class``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.reference.checksums import crc32_each
+from wcodec.reference.planes import Bytes, DType, Words
+from wcodec.reference.segments import SegmentPlan, Status
+from wcodec.reference.tiles import Geometry
+
+__all__ = ["Backend", "DType", "EncodedSegments", "Geometry", "SegmentPlan", "Status"]
+
+
+class EncodedSegments(NamedTuple):
+    """Result of `Backend.encode_segments`.
+
+    Attributes
+    ----------
+    payload
+        uint8, in the backend's memory: the segment records one behind another.
+    n_units
+        uint32 of shape (n_planes, n), on the host: 16-byte units of each rANS stream, 0 for other planes.
+    n_patches
+        uint32 of shape (n,), on the host.
+    """
+
+    payload: Any
+    n_units: NDArray[np.uint32]
+    n_patches: NDArray[np.uint32]
+
+
+class Backend(ABC):
+    """Kernels over segments. Arrays of words and payloads are in the backend's own memory ("device").
+
+    Parameters
+    ----------
+    threads
+        CPU threads to use; ``None`` for one a core. Backends that use none ignore it.
+
+    Raises
+    ------
+    wcodec.errors.BackendUnavailable
+        From the constructor, with what to install, if this machine cannot run the backend.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+
+    def info(self) -> dict[str, str]:
+        """What `wcodec backends` shows: versions, device, variant."""
+        return {}
+
+    # ---- transfers: the identity where the device is the host
+    def to_device(self, array: NDArray[Any]) -> Any:
+        """Copy of a host array on the device (the array itself if that is the host)."""
+        return array
+
+    def to_host(self, array: Any) -> NDArray[Any]:
+        """Copy of a device array on the host (the array itself if that is the device)."""
+        return np.asarray(array)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """Uninitialised device array."""
+        return np.empty(shape, dtype)
+
+    # ---- kernels
+    @abstractmethod
+    def histogram(
+        self, words: Any, geometry: Geometry, dtype: DType, *,
+        segments: NDArray[np.int64] | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
+    ) -> NDArray[np.int64]:  # fmt: skip
+        """Count the symbols of each plane of each segment.
+
+        Parameters
+        ----------
+        words
+            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous.
+        segments
+            Ids of the segments to count, ascending; ``None`` for all.
+        mode
+            Prediction mode; counts are of the residuals. Only with `base` None.
+        base
+            ``None``: layout BYTES, so one plane for each byte of a word. Otherwise layout PAIRS with this window base:
+            counts of plane 0, and for 1-byte words (whose base is 0) of plane 1 too.
+        fill
+            With `base`: the 4-bit code of words outside the window, and of the missing neighbour of an odd last one.
+
+        Returns
+        -------
+        int64 of shape (number of segments, number of planes, 256), on the host.
+        """
+
+    @abstractmethod
+    def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
+        """Encode all segments of a plan; `words` as for `histogram`. Spec: chapter 10."""
+
+    @abstractmethod
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> NDArray[np.uint8]:
+        """Decode all segments of a plan. Spec: chapter 10.
+
+        Parameters
+        ----------
+        payload
+            uint8 device array of ``plan.offsets[-1]`` bytes, 16-byte aligned.
+        out
+            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous: filled.
+
+        Returns
+        -------
+        uint8 of shape (n,), on the host: a `Status` a segment. Words of a segment that is not OK are unspecified.
+        """
+
+    def checksums(self, payload: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """CRC-32 of each record ``payload[offsets[k] : offsets[k + 1]]``, uint32 on the host. Spec: chapter 11."""
+        return crc32_each(self.to_host(payload), offsets)
+
+    def close(self) -> None:
+        """Give back threads and buffers. The backend may be used again: it then takes new ones."""
