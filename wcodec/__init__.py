@@ -1,0 +1,24 @@
+"""wcodec: a bit-exact codec for neural-network weights."""
+
+from wcodec.backends import Backend, available_backends, get_backend, set_backend, use_backend
+from wcodec.codec import Decoder, Encoder, decode, encode
+from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
+from wcodec.reference.plan import EncodeOptions
+
+__version__ = "0.1.0"
+__all__ = [
+    "Backend",
+    "BackendUnavailable",
+    "DecodeError",
+    "Decoder",
+    "EncodeError",
+    "EncodeOptions",
+    "Encoder",
+    "WcodecError",
+    "available_backends",
+    "decode",
+    "encode",
+    "get_backend",
+    "set_backend",
+    "use_backend",
+]

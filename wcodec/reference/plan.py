@@ -346,9 +346,7 @@ class Planner:
                     out[p].take(choice, mine & (choice.nbytes * 1024 < out[p].nbytes * 1003))
         return out
 
-    def _sample(
-        self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms, counts: Counts, size: Counts
-    ) -> list[list[int]]:
+    def _sample(self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms, counts: Counts, size: Counts) -> list[list[int]]:
         """Modes that save a plane at least 2 % in four segments, or all if there are no more: a closer look may pay."""
         n = geometry.n_segments
         ids = np.unique(np.arange(4) * n // 4)

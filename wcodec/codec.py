@@ -1,0 +1,424 @@
+"""From arrays to files in the format and back: plan, kernels, container.
+
+`Encoder` and `Decoder` are the long form; `encode` and `decode` are one array in one call.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.backends import Backend, get_backend
+from wcodec.errors import DecodeError, EncodeError
+from wcodec.reference import container
+from wcodec.reference.checksums import crc32
+from wcodec.reference.container import ByteSource, Index, TensorRecord
+from wcodec.reference.entropy import TablePool
+from wcodec.reference.plan import EncodeOptions, Planner, choose_geometry, chunks
+from wcodec.reference.planes import Bytes, DType, Words, dtype_of
+from wcodec.reference.segments import SegmentPlan, SegmentTable, Status
+from wcodec.reference.tiles import Geometry
+
+Progress = Callable[[int], object]  #: called with the number of decoded bytes that were just done
+
+_STATUS_ERRORS: Final = {
+    Status.BAD_STREAM: ("bad_stream", "a rANS stream does not end as it must"),
+    Status.BAD_PATCH: ("bad_patch", "a patch lies outside the segment, or out of order"),
+    Status.BAD_TILE_MODE: ("unsupported_coder", "a tile has a reserved prediction mode"),
+}
+
+
+def _ignore(_: int) -> None:
+    """No progress wanted."""
+
+
+def words_of(array: NDArray[Any]) -> tuple[DType, Words]:
+    """Registry row of an array and its words, flat; a copy only if it is not contiguous and little-endian.
+
+    Raises
+    ------
+    EncodeError
+        ``unsupported_dtype``
+    """
+    dtype = dtype_of(array)
+    flat = np.ascontiguousarray(array, dtype.numpy).reshape(-1)
+    return dtype, flat.view(np.uint8).view(dtype.word_type)
+
+
+# ---- encoding ----------------------------------------------------------------------------------------------------------
+class Encoder:
+    """Writes one file after another with the same options, backend and buffers.
+
+    Parameters
+    ----------
+    options
+        What not to leave to the encoder's measure; see `EncodeOptions`.
+    backend
+        ``None`` for the one of `get_backend`.
+
+    Examples
+    --------
+    >>> with open("model.wcodec", "wb") as f:
+    ...     writer = Encoder().start(f)
+    ...     writer.add("weight", array)
+    ...     writer.finish()
+    """
+
+    def __init__(self, options: EncodeOptions | None = None, backend: Backend | None = None) -> None:
+        self.options, self.backend = options or EncodeOptions(), backend or get_backend()
+
+    def start(self, stream: BinaryIO, progress: Progress = _ignore) -> Writer:
+        """Begin a file on a binary stream, which need not be seekable."""
+        return Writer(stream, self.options, self.backend, progress)
+
+    def encode(self, array: NDArray[Any]) -> bytes:
+        """One array as a file of one tensor with an empty name. See `encode`."""
+        stream = io.BytesIO()
+        writer = self.start(stream)
+        writer.add("", array)
+        writer.finish()
+        return stream.getvalue()
+
+
+class Writer:
+    """A file being written: `add` each tensor, then `finish`. Holds one chunk of words and the index in memory."""
+
+    def __init__(self, stream: BinaryIO, options: EncodeOptions, backend: Backend, progress: Progress = _ignore) -> None:
+        self.stream, self.options, self.backend, self.progress = stream, options, backend, progress
+        self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
+        self.offset = self._write(container.write_header())
+
+    def _write(self, data: Any) -> int:
+        self.stream.write(data)
+        return len(data)
+
+    def add(self, name: str, array: NDArray[Any]) -> TensorRecord:
+        """Encode and write a tensor.
+
+        Parameters
+        ----------
+        name
+            UTF-8, unlike the others, at most 65535 bytes.
+        array
+            Any shape; a dtype of the registry.
+
+        Raises
+        ------
+        EncodeError
+            ``unsupported_dtype``, ``bad_name``, ``resource_limit``
+        """
+        array = np.asarray(array)
+        dtype, words = words_of(array)
+        return self.add_words(name, words, dtype, array.shape)
+
+    def add_words(self, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str = "") -> TensorRecord:
+        """Encode and write a tensor given as words, a flat unsigned array that may be a mapped file's.
+
+        `dtype_name` is kept in the file for dtypes that the format stores as opaque bytes.
+        """
+        self._check_name(name)
+        row_rank, geometry = choose_geometry(shape, dtype, self.options)
+        if words.size != math.prod(shape) * dtype.words_per_element:
+            raise EncodeError("bad_source", f"{words.size} words for shape {shape}", tensor=name)
+        matrix, crc, start = words.reshape(geometry.rows, geometry.cols), 0, self.offset
+        tables, crcs = [SegmentTable.zeros(0, dtype.n_planes)], [np.empty(0, np.uint32)]
+        for down, across in chunks(geometry, dtype.word_nbytes):
+            part, _ = geometry.select(down, across)
+            r, c = int(down[0]) * geometry.segment_rows, int(across[0]) * geometry.segment_cols
+            chunk = np.require(matrix[r : r + part.rows, c : c + part.cols], dtype.word_type, "CA")
+            crc = crc32(chunk, crc)
+            segments, payload_crcs = self._encode(chunk, part, dtype)
+            tables.append(segments)
+            crcs.append(payload_crcs)
+            self.progress(chunk.nbytes)
+        record = TensorRecord(
+            name, dtype, shape, row_rank, geometry, SegmentTable.concatenate(tables), np.concatenate(crcs),
+            start, self.offset - start, crc, dtype_name,
+        )  # fmt: skip
+        self.tensors.append(record)
+        return record
+
+    def _encode(self, chunk: Words, geometry: Geometry, dtype: DType) -> tuple[SegmentTable, NDArray[np.uint32]]:
+        """Plan, encode and write one chunk."""
+        backend = self.backend
+        words = backend.to_device(chunk)
+        plan = self.planner.plan(words, geometry, dtype, backend)
+        encoded = backend.encode_segments(plan, words)
+        s = plan.segments
+        s.n_units[:], s.n_patches[:] = encoded.n_units, encoded.n_patches
+        done = SegmentPlan(dtype, geometry, s, plan.tables)
+        payload = backend.to_host(encoded.payload)
+        if payload.nbytes != int(done.offsets[-1]):
+            raise AssertionError(f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}")
+        crcs = backend.checksums(encoded.payload, done.offsets)
+        self.offset += self._write(memoryview(payload))
+        return s, crcs
+
+    def _check_name(self, name: str) -> None:
+        try:
+            nbytes = len(name.encode())
+        except UnicodeEncodeError:
+            raise EncodeError("bad_name", f"the name {name!r} is not UTF-8") from None
+        if nbytes > 0xFFFF:
+            raise EncodeError("bad_name", f"a name of {nbytes} bytes; the format has room for 65535")
+        if name in self.names:
+            raise EncodeError("bad_name", "two tensors have this name", tensor=name)
+        self.names.add(name)
+
+    def finish(self, metadata: dict[str, str] | None = None, source_header: bytes | None = None) -> int:
+        """Write the index and the footer. Returns the bytes of the file.
+
+        Parameters
+        ----------
+        metadata
+            Texts to keep.
+        source_header
+            The first bytes of the safetensors file that the tensors came from, in order: restored before them.
+
+        Raises
+        ------
+        EncodeError
+            ``bad_name``: a metadata text is not UTF-8.
+        """
+        for text in (t for pair in (metadata or {}).items() for t in pair):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise EncodeError("bad_name", f"the metadata text {text!r} is not UTF-8") from None
+        kind = None if source_header is None else container.SourceKind.SAFETENSORS
+        index = Index(self.tensors, self.planner.pool, metadata or {}, kind, source_header or b"")
+        self.offset += self._write(container.write_index(index, self.offset))
+        return self.offset
+
+
+# ---- reading bytes -------------------------------------------------------------------------------------------------------
+class BufferSource:
+    """A buffer, or a mapped file."""
+
+    def __init__(self, data: Any) -> None:
+        self.view = np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
+        self.nbytes = self.view.size
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """`nbytes` bytes from `offset`, without a copy."""
+        return self.view[offset : offset + nbytes]
+
+
+class StreamSource:
+    """A seekable binary file object: a local file, or one of ``fsspec``."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.lock = stream, threading.Lock()
+        self.nbytes = stream.seek(0, io.SEEK_END)
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """`nbytes` bytes from `offset`.
+
+        Raises
+        ------
+        DecodeError
+            ``truncated``: the file has become shorter than it was.
+        """
+        out, done = np.empty(nbytes, np.uint8), 0
+        with self.lock:
+            self.stream.seek(offset)
+            while done < nbytes:
+                piece = self.stream.read(nbytes - done)
+                if not piece:
+                    raise DecodeError("truncated", f"the file ends {nbytes - done} bytes early", offset=offset + done)
+                out[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+                done += len(piece)
+        return out
+
+
+# ---- decoding ----------------------------------------------------------------------------------------------------------
+@contextmanager
+def _memory(nbytes: int, tensor: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise DecodeError("resource_limit", f"there is no memory for {nbytes} bytes", tensor=tensor) from None
+
+
+class Decoder:
+    """Decodes tensors of any number of files with the same backend and buffers.
+
+    Parameters
+    ----------
+    backend
+        ``None`` for the one of `get_backend`.
+    max_nbytes
+        Refuse files whose tensors decode to more bytes than that.
+    """
+
+    def __init__(self, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
+        self.backend, self.max_nbytes = backend or get_backend(), max_nbytes
+        self._buffer = np.empty(0, np.uint8)
+
+    def read_index(self, source: ByteSource) -> Index:
+        """Read and check all of a file but the payload.
+
+        Raises
+        ------
+        DecodeError
+            As `wcodec.reference.container.read_index`; ``resource_limit`` above `max_nbytes`.
+        """
+        index = container.read_index(source)
+        if self.max_nbytes is not None and index.data_nbytes > self.max_nbytes:
+            raise DecodeError("resource_limit", f"the tensors have {index.data_nbytes} bytes; the caller allows {self.max_nbytes}")
+        return index
+
+    def decode(self, data: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The array of a file of one tensor. See `decode`."""
+        source = BufferSource(data)
+        index = self.read_index(source)
+        if len(index.tensors) != 1:
+            raise DecodeError("bad_range", f"this file holds {len(index.tensors)} tensors, not one: use load_file or open")
+        return self.tensor(source, index.tensors[0], index.tables, out)
+
+    def tensor(self, source: ByteSource, t: TensorRecord, tables: TablePool, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """A whole tensor, checked against its CRC-32.
+
+        Parameters
+        ----------
+        out
+            C-contiguous array of the tensor's shape and dtype to decode into; ``None`` for a new one.
+
+        Raises
+        ------
+        DecodeError
+        ValueError
+            `out` has another shape or dtype, or is not contiguous.
+        """
+        if out is None:
+            with _memory(t.nbytes, t.name):
+                out = np.empty(t.shape, t.dtype.numpy)
+        elif out.shape != t.shape or out.dtype != t.dtype.numpy or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(f"out must be a writeable C-contiguous {t.dtype.name} array of shape {t.shape}")
+        matrix = out.reshape(-1).view(np.uint8).view(t.dtype.word_type).reshape(t.geometry.rows, t.geometry.cols)
+        crc = 0
+        for down, across, rows, cols in _rectangles(t):
+            chunk = matrix[rows, cols]
+            self.grid(source, t, tables, down, across, chunk)
+            crc = crc32(chunk, crc)
+        self._check_crc(t, crc)
+        return out
+
+    def chunks(self, source: ByteSource, t: TensorRecord, tables: TablePool) -> Iterator[Words]:
+        """The words of a tensor in order, a chunk at a time, in a buffer that the next one overwrites. Raises as `tensor`."""
+        crc = 0
+        for down, across, rows, cols in _rectangles(t):
+            n_rows, n_cols = rows.stop - rows.start, cols.stop - cols.start
+            nbytes = n_rows * n_cols * t.dtype.word_nbytes
+            if self._buffer.size < nbytes:
+                with _memory(nbytes, t.name):
+                    self._buffer = np.empty(nbytes, np.uint8)
+            chunk = self._buffer[:nbytes].view(t.dtype.word_type).reshape(n_rows, n_cols)
+            self.grid(source, t, tables, down, across, chunk)
+            crc = crc32(chunk, crc)
+            yield chunk
+        self._check_crc(t, crc)
+
+    def _check_crc(self, t: TensorRecord, crc: int) -> None:
+        if crc != t.crc32:
+            raise DecodeError("bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name)
+
+    def grid(
+        self, source: ByteSource, t: TensorRecord, tables: TablePool, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
+    ) -> None:
+        """Decode the segments of some segment rows and columns into `out`, which they fill; reads no others.
+
+        Raises
+        ------
+        DecodeError
+            ``bad_checksum`` of a segment, ``bad_stream``, ``bad_patch``, ``unsupported_coder``
+        """
+        geometry, ids = t.geometry.select(down, across)
+        if ids.size == 0:
+            return
+        plan, backend = SegmentPlan(t.dtype, geometry, t.segments.take(ids), tables), self.backend
+        starts = t.plan(tables).offsets[:-1][ids] + t.payload_offset
+        payload = backend.to_device(_gather(source, starts, plan.offsets))
+        wrong = np.flatnonzero(backend.checksums(payload, plan.offsets) != t.segment_crc32[ids])
+        if wrong.size:
+            k = int(wrong[0])
+            message = f"the CRC-32 of segment {int(ids[k])} does not match"
+            raise DecodeError("bad_checksum", message, tensor=t.name, offset=int(starts[k]))
+        device = backend.to_device(out)
+        status = backend.decode_segments(plan, payload, device)
+        bad = np.flatnonzero(status != Status.OK)
+        if bad.size:
+            k = int(bad[0])
+            code, message = _STATUS_ERRORS[Status(int(status[k]))]
+            raise DecodeError(code, f"segment {int(ids[k])}: {message}", tensor=t.name, offset=int(starts[k]))
+        if device is not out:
+            out[...] = backend.to_host(device)
+
+
+def _rectangles(t: TensorRecord) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], slice, slice]]:
+    """Chunks of a tensor: segment rows, segment columns, and the rectangle of words that they fill."""
+    for down, across in chunks(t.geometry, t.dtype.word_nbytes):
+        part, _ = t.geometry.select(down, across)
+        r, c = int(down[0]) * t.geometry.segment_rows, int(across[0]) * t.geometry.segment_cols
+        yield down, across, slice(r, r + part.rows), slice(c, c + part.cols)
+
+
+def _gather(source: ByteSource, starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> Bytes:
+    """The records that start at `starts` in a file, one behind another as `offsets` says; aligned to 16 bytes."""
+    cut = np.flatnonzero(np.diff(starts) != np.diff(offsets)[:-1]) + 1
+    bounds = [0, *cut.tolist(), starts.size]
+    pieces = [source.read(int(starts[a]), int(offsets[b] - offsets[a])) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    payload = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return payload if payload.ctypes.data % 16 == 0 else _aligned_copy(payload)
+
+
+def _aligned_copy(data: Bytes) -> Bytes:
+    room = np.empty(data.size + 15, np.uint8)
+    start = -room.ctypes.data % 16
+    room[start : start + data.size] = data
+    return room[start : start + data.size]
+
+
+# ---- one array -----------------------------------------------------------------------------------------------------------
+def encode(array: NDArray[Any], options: EncodeOptions | None = None) -> bytes:
+    """Encode an array into bytes that `decode` turns back into it, bit for bit.
+
+    Parameters
+    ----------
+    array
+        Any shape; bool, int8 to int64, uint8 to uint64, float16/32/64, complex64/128, and bfloat16 and float8 of ``ml_dtypes``.
+
+    Raises
+    ------
+    EncodeError
+        ``unsupported_dtype``, ``resource_limit``
+
+    See also
+    --------
+    spec/wcodec.md, chapter 3
+    """
+    return Encoder(options).encode(np.asarray(array))
+
+
+def decode(data: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Decode the bytes of `encode`.
+
+    Parameters
+    ----------
+    data
+        bytes, or anything with a contiguous buffer.
+    out
+        Array of the same shape and dtype to decode into, to spare the allocation.
+
+    Raises
+    ------
+    DecodeError
+    """
+    return Decoder().decode(data, out)
