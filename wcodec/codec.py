@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -132,7 +133,7 @@ class Writer:
         for down, across in chunks(geometry, dtype.word_nbytes):
             part, _ = geometry.select(down, across)
             r, c = int(down[0]) * geometry.segment_rows, int(across[0]) * geometry.segment_cols
-            chunk = np.require(matrix[r : r + part.rows, c : c + part.cols], dtype.word_type, "CA")
+            chunk = np.require(matrix[r : r + part.rows, c : c + part.cols], dtype.word_type, ["C", "A"])
             crc = crc32(chunk, crc)
             segments, payload_crcs = self._encode(chunk, part, dtype)
             tables.append(segments)
@@ -158,7 +159,7 @@ class Writer:
         if payload.nbytes != int(done.offsets[-1]):
             raise AssertionError(f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}")
         crcs = backend.checksums(encoded.payload, done.offsets)
-        self.offset += self._write(memoryview(payload))
+        self.offset += self._write(payload.data)
         return s, crcs
 
     def _check_name(self, name: str) -> None:
@@ -374,7 +375,7 @@ def _gather(source: ByteSource, starts: NDArray[np.int64], offsets: NDArray[np.i
     """The records that start at `starts` in a file, one behind another as `offsets` says; aligned to 16 bytes."""
     cut = np.flatnonzero(np.diff(starts) != np.diff(offsets)[:-1]) + 1
     bounds = [0, *cut.tolist(), starts.size]
-    pieces = [source.read(int(starts[a]), int(offsets[b] - offsets[a])) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    pieces = [source.read(int(starts[a]), int(offsets[b] - offsets[a])) for a, b in pairwise(bounds)]
     payload = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return payload if payload.ctypes.data % 16 == 0 else _aligned_copy(payload)
 

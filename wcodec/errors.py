@@ -5,7 +5,7 @@ Spec: chapter 13, decoder duties and error codes.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 #: What a decoder may say of a file. `malformed`: the bytes break a rule of the format. `unsupported`: a rule of a
 #: later version, or an extension. `limit`: legal, but larger than this decoder was told to accept.
@@ -54,7 +54,7 @@ class CodedError(WcodecError):
         Byte offset in the file, if one is known.
     """
 
-    codes: dict[str, str] = {}
+    codes: ClassVar[dict[str, str]] = {}
 
     def __init__(self, code: str, message: str, *, tensor: str | None = None, offset: int | None = None) -> None:
         if code not in self.codes:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.reference.checksums import crc32_each
-from wcodec.reference.planes import Bytes, DType, Words
+from wcodec.reference.planes import DType
 from wcodec.reference.segments import SegmentPlan, Status
 from wcodec.reference.tiles import Geometry
 

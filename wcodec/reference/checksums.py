@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,5 +17,5 @@ def crc32(data: Any, start: int = 0) -> int:
 
 def crc32_each(payload: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
     """CRC-32 of each piece ``payload[offsets[k] : offsets[k + 1]]``. Returns uint32 of length ``len(offsets) - 1``."""
-    view, at = memoryview(payload), offsets.tolist()
-    return np.array([zlib.crc32(view[a:b]) for a, b in zip(at[:-1], at[1:], strict=True)], np.uint32)
+    view, at = payload.data, offsets.tolist()
+    return np.array([zlib.crc32(view[a:b]) for a, b in pairwise(at)], np.uint32)

@@ -252,14 +252,14 @@ class _Footer:
 
 def _check_footer(foot: bytes, actual_nbytes: int) -> _Footer:
     at = actual_nbytes - FOOTER.size
-    *v, reserved, index_crc, crc, magic = FOOTER.unpack(foot)
+    offset, nbytes, raw_nbytes, file_nbytes, data_nbytes, n_tensors, coding, reserved, index_crc, crc, magic = FOOTER.unpack(foot)
     if crc32(foot[:52]) != crc:
         if magic != END_MAGIC:
             raise _fail("truncated", "the file does not end in a footer: it was cut short, or not written to its end", offset=at)
         raise _fail("bad_checksum", "the CRC-32 of the footer does not match", offset=at)
     if magic != END_MAGIC:
         raise _fail("bad_magic", "the end magic is wrong", offset=at + 56)
-    f = _Footer(*v, index_crc)
+    f = _Footer(offset, nbytes, raw_nbytes, file_nbytes, data_nbytes, n_tensors, coding, index_crc)
     if f.file_nbytes != actual_nbytes:
         code = "truncated" if f.file_nbytes > actual_nbytes else "bad_range"
         raise _fail(code, f"the file has {actual_nbytes} bytes; its footer says {f.file_nbytes}", offset=at + 24)

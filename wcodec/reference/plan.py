@@ -202,7 +202,7 @@ class Planner:
 
     def __init__(self, options: EncodeOptions) -> None:
         self.options, self.pool = options, TablePool()
-        self.keep = 1024 - int(round(options.min_saving * 1024))  # coded bytes may be this many 1024ths of the raw ones
+        self.keep = 1024 - round(options.min_saving * 1024)  # coded bytes may be this many 1024ths of the raw ones
 
     def plan(self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms) -> SegmentPlan:
         """Plan the segments of `words`, which `geometry` covers exactly."""
@@ -387,7 +387,7 @@ class Planner:
             for k, modes_of in enumerate(tile_modes[p]):
                 if choice.coder[k] == Coder.RANS and (modes_of == modes_of[0]).all():
                     choice.prediction[k] = modes_of[0]
-            choice.nbytes += np.where(choice.prediction == PER_TILE, [padded(m.size) for m in tile_modes[p]], 0)
+            choice.nbytes += np.where(choice.prediction == PER_TILE, padded(np.array([m.size for m in tile_modes[p]])), 0)
             out[p] = replace(plain[p], **{f.name: getattr(plain[p], f.name).copy() for f in fields(_Choice)})
             out[p].take(choice, choice.nbytes < plain[p].nbytes)
         return out

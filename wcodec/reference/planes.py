@@ -15,7 +15,7 @@ from wcodec.errors import EncodeError
 Words = NDArray[Any]  #: unsigned integers of 1, 2, 4 or 8 bytes: bit patterns
 Bytes = NDArray[np.uint8]
 
-WORD_TYPES: Final = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+WORD_TYPES: Final[dict[int, np.dtype[Any]]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 
 class WordMap(IntEnum):
@@ -142,11 +142,14 @@ def map_words(words: Words, dtype: DType) -> Words:
     if dtype.word_map is WordMap.IDENTITY:
         return words
     t, bits = words.dtype.type, 8 * dtype.word_nbytes
+    mapped: Words
     if dtype.word_map is WordMap.OFFSET:
-        return words ^ t(1 << (bits - 1))
+        mapped = words ^ t(1 << (bits - 1))
+        return mapped
     m = bits - 1 - dtype.exponent_bits
     sign, exponent, mantissa = words >> t(bits - 1), (words >> t(m)) & t((1 << dtype.exponent_bits) - 1), words & t((1 << m) - 1)
-    return (exponent << t(m + 1)) | (sign << t(m)) | mantissa
+    mapped = (exponent << t(m + 1)) | (sign << t(m)) | mantissa
+    return mapped
 
 
 def unmap_words(mapped: Words, dtype: DType) -> Words:
@@ -156,7 +159,8 @@ def unmap_words(mapped: Words, dtype: DType) -> Words:
     t, bits = mapped.dtype.type, 8 * dtype.word_nbytes
     m = bits - 1 - dtype.exponent_bits
     sign, exponent, mantissa = (mapped >> t(m)) & t(1), mapped >> t(m + 1), mapped & t((1 << m) - 1)
-    return (sign << t(bits - 1)) | (exponent << t(m)) | mantissa
+    words: Words = (sign << t(bits - 1)) | (exponent << t(m)) | mantissa
+    return words
 
 
 def split(words: Words, dtype: DType) -> Bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +115,7 @@ class SegmentPlan:
     @cached_property
     def modes_nbytes(self) -> NDArray[np.int64]:
         """Bytes of tile modes in each record, without padding (R10.4)."""
-        return (self.segments.prediction == PER_TILE).sum(axis=0) * self.geometry.tile_counts()
+        return np.asarray((self.segments.prediction == PER_TILE).sum(axis=0) * self.geometry.tile_counts(), np.int64)
 
     @cached_property
     def modes_offsets(self) -> NDArray[np.int64]:
@@ -138,7 +138,7 @@ class SegmentPlan:
     def plane_offsets(self) -> NDArray[np.int64]:
         """Where each plane's stream starts in the payload, shape (n_planes, n)."""
         before = np.cumsum(self.stream_nbytes, axis=0) - self.stream_nbytes
-        return self.offsets[:-1] + padded(self.modes_nbytes) + before
+        return np.asarray(self.offsets[:-1] + padded(self.modes_nbytes) + before, np.int64)
 
     @cached_property
     def patch_offsets(self) -> NDArray[np.int64]:
@@ -152,9 +152,9 @@ class SegmentPlan:
         return _ends(self.words_nbytes + padded(self.modes_nbytes) + self.stream_nbytes.sum(axis=0) + patches)
 
 
-def padded(nbytes: Any) -> Any:
-    """`nbytes` rounded up to a multiple of 16."""
-    return (nbytes + (ALIGN - 1)) // ALIGN * ALIGN
+def padded(nbytes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sizes rounded up to a multiple of 16."""
+    return np.asarray(-(-nbytes // ALIGN) * ALIGN, np.int64)
 
 
 def _ends(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -222,7 +222,9 @@ def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.
     """
     n, segments = plan.geometry.n_segments, plan.segments
     streams: dict[tuple[int, int], Bytes] = {}
-    modes, patches, residuals, where = [], [], [], []
+    modes: list[Bytes] = []
+    patches: list[NDArray[np.uint32]] = []
+    residuals, where = [], []
     for k in range(n):
         modes.append(np.empty(0, np.uint8) if plan.modes is None else plan.modes[plan.modes_offsets[k] : plan.modes_offsets[k + 1]])
         if segments.layout[k] == Layout.RAW:
@@ -241,10 +243,10 @@ def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.
     ids = np.array([segments.table[p, k] for k, p in where], np.int64)
     for (k, p), stream in zip(where, entropy.encode_streams(residuals, ids, plan.tables), strict=True):
         streams[k, p], n_units[p, k] = stream, stream.size // entropy.UNIT
-    parts = []
+    parts: list[Bytes] = []
     for k in range(n):
-        found = patches[k].astype("<u4").view(np.uint8)
-        for part in (modes[k], *(streams[k, p] for p in range(plan.dtype.n_planes) if (k, p) in streams), found):
+        own = [streams[k, p] for p in range(plan.dtype.n_planes) if (k, p) in streams]
+        for part in (modes[k], *own, patches[k].astype("<u4").view(np.uint8)):
             parts += [part, np.zeros(-part.size % ALIGN, np.uint8)]
     payload = np.concatenate(parts) if parts else np.empty(0, np.uint8)
     return payload, n_units, np.array([p.size for p in patches], np.uint32)
