@@ -3,6 +3,7 @@
 from wcodec.backends import Backend, available_backends, get_backend, set_backend, use_backend
 from wcodec.codec import Decoder, Encoder, decode, encode
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
+from wcodec.files import File, load_file, open, save_file
 from wcodec.reference.plan import EncodeOptions
 
 __version__ = "0.1.0"
@@ -14,11 +15,15 @@ __all__ = [
     "EncodeError",
     "EncodeOptions",
     "Encoder",
+    "File",
     "WcodecError",
     "available_backends",
     "decode",
     "encode",
     "get_backend",
+    "load_file",
+    "open",
+    "save_file",
     "set_backend",
     "use_backend",
 ]

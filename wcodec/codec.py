@@ -36,7 +36,7 @@ _STATUS_ERRORS: Final = {
 }
 
 
-def _ignore(_: int) -> None:
+def ignore_progress(_: int) -> None:
     """No progress wanted."""
 
 
@@ -75,7 +75,7 @@ class Encoder:
     def __init__(self, options: EncodeOptions | None = None, backend: Backend | None = None) -> None:
         self.options, self.backend = options or EncodeOptions(), backend or get_backend()
 
-    def start(self, stream: BinaryIO, progress: Progress = _ignore) -> Writer:
+    def start(self, stream: BinaryIO, progress: Progress = ignore_progress) -> Writer:
         """Begin a file on a binary stream, which need not be seekable."""
         return Writer(stream, self.options, self.backend, progress)
 
@@ -91,7 +91,7 @@ class Encoder:
 class Writer:
     """A file being written: `add` each tensor, then `finish`. Holds one chunk of words and the index in memory."""
 
-    def __init__(self, stream: BinaryIO, options: EncodeOptions, backend: Backend, progress: Progress = _ignore) -> None:
+    def __init__(self, stream: BinaryIO, options: EncodeOptions, backend: Backend, progress: Progress = ignore_progress) -> None:
         self.stream, self.options, self.backend, self.progress = stream, options, backend, progress
         self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
         self.offset = self._write(container.write_header())

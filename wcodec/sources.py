@@ -1,0 +1,134 @@
+"""Headers of safetensors files: read one to encode its file, write one for a file that had none.
+
+Source: https://github.com/huggingface/safetensors, section "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from wcodec.errors import EncodeError
+from wcodec.reference.container import TensorRecord
+from wcodec.reference.planes import BY_SAFETENSORS, OPAQUE, DType
+
+MAX_HEADER_NBYTES: Final = 100_000_000  #: what safetensors itself accepts
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor of a safetensors file.
+
+    Attributes
+    ----------
+    dtype, shape
+        What wcodec stores: for a dtype that it does not know, opaque bytes.
+    dtype_name
+        The name in the header if `dtype` is opaque, else empty.
+    start, stop
+        Bytes of the file.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    dtype_name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """The header of a safetensors file: its bytes, and what they say."""
+
+    raw: bytes
+    tensors: list[SourceTensor]
+    metadata: dict[str, str]
+
+
+def _bad(message: str, tensor: str | None = None) -> EncodeError:
+    return EncodeError("bad_source", message, tensor=tensor)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise _bad("a key occurs twice in the header")
+    return out
+
+
+def read_safetensors_header(data: memoryview) -> SafetensorsHeader:
+    """Read and check the header of a safetensors file.
+
+    Parameters
+    ----------
+    data
+        The whole file.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``: not a safetensors file, or one whose tensors overlap, leave gaps or end elsewhere than the file.
+    """
+    if len(data) < 8:
+        raise _bad("not a safetensors file: it has fewer than 8 bytes")
+    (nbytes,) = struct.unpack("<Q", data[:8])
+    if nbytes > min(MAX_HEADER_NBYTES, len(data) - 8):
+        raise _bad(f"not a safetensors file: its first 8 bytes announce a header of {nbytes} bytes")
+    raw = bytes(data[: 8 + nbytes])
+    try:
+        header = json.loads(raw[8:].decode(), object_pairs_hook=_unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+        raise _bad(f"not a safetensors file: its header is not JSON ({type(e).__name__})") from None
+    if not isinstance(header, dict):
+        raise _bad("the header is not a JSON object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _bad("__metadata__ is not a map of texts")
+    tensors = [_read_entry(name, entry, len(raw), len(data)) for name, entry in header.items()]
+    tensors.sort(key=lambda t: (t.start, t.stop))
+    end = len(raw)
+    for t in tensors:
+        if t.start != end:
+            raise _bad("the tensor does not start where the one before ends", t.name)
+        end = t.stop
+    if end != len(data):
+        raise _bad(f"{len(data) - end} bytes follow the last tensor")
+    return SafetensorsHeader(raw, tensors, metadata)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _read_entry(name: str, entry: Any, first: int, file_nbytes: int) -> SourceTensor:
+    try:
+        dtype_name, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise _bad("the entry lacks dtype, shape or two data_offsets", name) from None
+    if not isinstance(dtype_name, str) or not isinstance(shape, list) or not all(map(_is_size, [*shape, start, stop])):
+        raise _bad("dtype, shape or data_offsets of the wrong type", name)
+    if not start <= stop <= file_nbytes - first:
+        raise _bad(f"data_offsets {start} and {stop} leave the file", name)
+    dtype = BY_SAFETENSORS.get(dtype_name)
+    if dtype is None:
+        return SourceTensor(name, OPAQUE, (stop - start,), dtype_name, first + start, first + stop)
+    if math.prod(shape) * dtype.nbytes != stop - start:
+        raise _bad(f"{stop - start} bytes for a {dtype_name} tensor of shape {shape}", name)
+    return SourceTensor(name, dtype, tuple(shape), "", first + start, first + stop)
+
+
+def write_safetensors_header(tensors: Iterable[TensorRecord], metadata: Mapping[str, str]) -> bytes:
+    """The first bytes of a safetensors file of these tensors in this order; opaque bytes become ``U8``."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for t in tensors:
+        header[t.name] = {"dtype": t.dtype.safetensors or "U8", "shape": list(t.shape), "data_offsets": [at, at + t.nbytes]}
+        at += t.nbytes
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return struct.pack("<Q", len(raw)) + raw
