@@ -120,7 +120,7 @@ def _record(kind: int, body: bytes, flags: int = 0) -> bytes:
 
 
 def _column(values: NDArray[Any]) -> bytes:
-    """A column of the segment table (R4.41): one value for all, or the narrowest width that holds them."""
+    """A column of the segment table (R4.37): one value for all, or the narrowest width that holds them."""
     first = int(values[0])
     if (values == first).all():
         return struct.pack("<BI", 0, first)
@@ -151,13 +151,13 @@ def write_tables(tables: TablePool) -> bytes:
 
 
 def write_metadata(metadata: dict[str, str]) -> bytes:
-    """The body of a METADATA record (R4.24)."""
+    """The body of a METADATA record (R4.23)."""
     texts = [text.encode() for pair in metadata.items() for text in pair]
     return struct.pack("<I", len(metadata)) + b"".join(struct.pack("<I", len(t)) + t for t in texts)
 
 
 def write_index(index: Index, index_offset: int) -> bytes:
-    """The index and the footer behind it (R4.10 to R4.14)."""
+    """The index and the footer behind it (R4.7 to R4.19)."""
     records = []
     if len(index.tables):
         records.append(_record(RecordType.TABLES, write_tables(index.tables), MUST_UNDERSTAND))

@@ -90,7 +90,7 @@ class EncodeOptions:
 
 # ---- geometry ------------------------------------------------------------------------------------------------------------
 def choose_row_rank(shape: tuple[int, ...]) -> int:
-    """How many leading dimensions make the rows (R6.3): as many as leave rows of 64 elements."""
+    """How many leading dimensions make the rows (R6.2): as many as leave rows of 64 elements."""
     rank = len(shape)
     for row_rank in range(rank - 1, 0, -1):
         if math.prod(shape[row_rank:]) >= MIN_ROW:
@@ -229,7 +229,8 @@ class Planner:
             base, code, pairs, n_patches = self._pairs(words, geometry, dtype, backend, counts, size, plain)
             pair_cost = sum((c.nbytes for c in pairs), padded(4 * n_patches))
             better = (pair_cost * 1000 <= np.minimum(cost, raw_nbytes) * 1003) & (pair_cost < raw_nbytes)
-            take = (n_patches * MAX_PATCHES <= size) & (better | (self.options.layout == "pairs") | (self.options.min_saving < 0))
+            wanted = (n_patches * MAX_PATCHES <= size) & (better | (self.options.min_saving < 0))
+            take = np.full(n, True) if self.options.layout == "pairs" else wanted
             layout[take] = Layout.PAIRS
             table.base[take], fill[take] = base, code
             for p, choice in enumerate(pairs):

@@ -39,7 +39,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentTable:
-    """The columns of a tensor record (R4.40), one entry a segment; those of planes have shape (n_planes, n)."""
+    """The columns of a tensor record (R4.36), one entry a segment; those of planes have shape (n_planes, n)."""
 
     layout: NDArray[np.uint8]
     base: NDArray[np.uint8]
