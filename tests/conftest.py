@@ -1,0 +1,31 @@
+"""Fixtures for all tests: every backend under test is named here, and has to be usable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from wcodec.backends import Backend, load_backend, use_backend
+
+BACKENDS = ("reference", "numba")
+
+# CI runs the same examples each time; elsewhere new ones are tried. Compiling makes single examples slow: no deadline.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend in turn, also in use by `wcodec.encode` and the like. One that is not usable is a failure."""
+    with use_backend(request.param) as b:
+        yield b
+
+
+@pytest.fixture(scope="session")
+def backends() -> list[Backend]:
+    """All backends under test; the reference comes first."""
+    return [load_backend(name) for name in BACKENDS]

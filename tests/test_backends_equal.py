@@ -1,0 +1,420 @@
+"""Each kernel of a backend against the reference, on random legal plans made by hand, and on payloads made bad.
+
+The planner never writes most of what the format allows; a decoder meets it all the same. So plans are drawn here column
+by column, and only checked against the rules that a file's index is checked against.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wcodec.backends import load_backend
+from wcodec.backends.protocol import Backend, SegmentPlan, Status
+from wcodec.reference import segments as reference
+from wcodec.reference.checksums import crc32_each
+from wcodec.reference.container import check_geometry, check_segments
+from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool, quantise
+from wcodec.reference.planes import DTYPES, DType, Layout, WordMap
+from wcodec.reference.prediction import N_MODES, PER_TILE
+from wcodec.reference.segments import Coder, SegmentTable
+from wcodec.reference.tiles import Geometry
+
+BACKENDS = ["numba"]
+GUARD = 64  #: canary words on both sides of an output
+CANARY = 0xA5
+BY_NAME = {d.name: d for d in DTYPES}
+SHAPES_OF_WORDS = ["uint8", "int8", "float8_e4m3fn", "float8_e5m2", "uint16", "int16", "bfloat16", "int32", "float32", "float64", "int64"]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    one = load_backend(request.param, 3)  # more threads than some machines have cores: ranges end at odd places
+    yield one
+    one.close()
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+@dataclass
+class Case:
+    """A plan, its words, and what the reference makes of them."""
+
+    plan: SegmentPlan
+    words: np.ndarray[Any, Any]
+    payload: np.ndarray[Any, Any]
+    decoding: SegmentPlan  # the plan as a decoder reads it
+
+
+def aligned(data: Any) -> np.ndarray[Any, Any]:
+    """A read-only copy of bytes that starts at a multiple of 16, as a payload does."""
+    room = np.empty(data.size + 15, np.uint8)
+    start = -room.ctypes.data % 16
+    out = room[start : start + data.size]
+    out[:] = data
+    out.flags.writeable = False
+    return out
+
+
+def random_geometry(rng: np.random.Generator, most: int = 60) -> Geometry:
+    """Any legal geometry: tiles that cut segments or do not, ragged edges, single rows and columns."""
+    sides = []
+    for _ in range(2):
+        tile = int(rng.choice([16, 17, 24, rng.integers(1, most)]))
+        segment = tile * int(rng.integers(1, 4)) if tile >= 16 else tile
+        n_whole = int(rng.integers(0, 3))
+        sides.append((max(1, segment * n_whole + int(rng.integers(0, segment))), segment, tile))
+    (rows, s_rows, t_rows), (cols, s_cols, t_cols) = sides
+    return Geometry(rows, cols, s_rows, s_cols, t_rows, t_cols)
+
+
+def random_words(rng: np.random.Generator, geometry: Geometry, dtype: DType) -> np.ndarray[Any, Any]:
+    """Words of any kind: noise, few values, smooth, or floats around one exponent with some far off."""
+    shape, bits, kind = (geometry.rows, geometry.cols), 8 * dtype.word_nbytes, int(rng.integers(0, 4))
+    words = rng.integers(0, 1 << bits, shape, np.uint64, endpoint=False) if bits < 64 else rng.integers(0, 1 << 64, shape, np.uint64)
+    if kind == 1:
+        words = rng.choice(words.reshape(-1)[:5], shape)
+    elif kind == 2:
+        words = np.cumsum(rng.integers(0, 3, shape, np.uint64), axis=1) << np.uint64(bits - 8)
+    elif kind == 3 and dtype.word_map is WordMap.EXPONENT_FIRST:
+        m = bits - 1 - dtype.exponent_bits
+        exponent = np.clip(rng.normal(0.45 * 2**dtype.exponent_bits, 3, shape), 0, 2**dtype.exponent_bits - 1).astype(np.uint64)
+        keep = ~np.uint64(((1 << dtype.exponent_bits) - 1) << m)
+        words = np.where(rng.random(shape) < 0.99, words & keep | exponent << np.uint64(m), words)
+    return np.ascontiguousarray(words.astype(dtype.word_type))
+
+
+def random_tables(rng: np.random.Generator, n: int = 5) -> TablePool:
+    """Tables of all precisions that hold all symbols, more or less skewed."""
+    counts = [(1 + 1e5 * rng.random(256) ** rng.integers(1, 40)).astype(np.int64) for _ in range(n)]
+    return TablePool(quantise(c, int(rng.integers(MIN_PROB_BITS, MAX_PROB_BITS + 1))) for c in counts)
+
+
+def random_plan(rng: np.random.Generator, geometry: Geometry, dtype: DType, tables: TablePool) -> SegmentPlan:
+    """Each column drawn from what the rules allow."""
+    n, s = geometry.n_segments, SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
+    s.layout[:] = rng.choice([Layout.RAW, Layout.BYTES, Layout.BYTES, Layout.PAIRS, Layout.PAIRS] if dtype.has_pairs else [0, 1, 1], n)
+    pairs = s.layout == Layout.PAIRS
+    if dtype.word_nbytes > 1:
+        s.base[:] = np.where(pairs, rng.choice([0, 108, 118, 240, rng.integers(0, 241)], n), 0)
+    for p in range(dtype.n_planes):
+        used = (s.layout != Layout.RAW) & (pairs | (p < dtype.word_nbytes))
+        s.coder[p] = np.where(used, rng.choice([Coder.RAW, Coder.CONSTANT, Coder.RANS, Coder.RANS, Coder.RANS], n), 0)
+        rans, constant = s.coder[p] == Coder.RANS, s.coder[p] == Coder.CONSTANT
+        s.table[p] = np.where(rans, rng.integers(0, len(tables), n), np.where(constant, rng.integers(0, 256, n), 0))
+        s.prediction[p] = np.where(rans & ~pairs, rng.choice([0, 1, 2, 3, 4, PER_TILE, PER_TILE], n), 0)
+    plan = SegmentPlan(dtype, geometry, s, tables, rng.integers(0, 16, n).astype(np.uint8))
+    modes = rng.integers(0, N_MODES, int(plan.modes_nbytes.sum())).astype(np.uint8)
+    modes.flags.writeable = False
+    return replace(plan, modes=modes)
+
+
+def make_case(rng: np.random.Generator, dtype: DType, geometry: Geometry | None = None, plan: SegmentPlan | None = None) -> Case:
+    """A random case of a dtype, or of a plan."""
+    geometry = (random_geometry(rng) if geometry is None else geometry) if plan is None else plan.geometry
+    check_geometry(geometry)
+    plan = random_plan(rng, geometry, dtype, random_tables(rng)) if plan is None else plan
+    words = random_words(rng, geometry, dtype)
+    words.flags.writeable = False
+    return complete(plan, words)
+
+
+def complete(plan: SegmentPlan, words: np.ndarray[Any, Any]) -> Case:
+    """Encode with the reference; the plan of the result must be one that a file may hold."""
+    payload, n_units, n_patches = reference.encode_segments(plan, words)
+    decoding = SegmentPlan(plan.dtype, plan.geometry, replace(plan.segments, n_units=n_units, n_patches=n_patches), plan.tables)
+    check_segments(plan.dtype, plan.geometry, decoding.segments, len(plan.tables))
+    assert payload.size == decoding.offsets[-1]
+    return Case(plan, words, aligned(payload), decoding)
+
+
+# ---- checks: to be run on any backend --------------------------------------------------------------------------------
+def check_encode(backend: Backend, case: Case) -> None:
+    words = case.words.copy()
+    encoded = backend.encode_segments(case.plan, backend.to_device(words))
+    s = case.decoding.segments
+    assert encoded.n_units.dtype == encoded.n_patches.dtype == np.uint32
+    np.testing.assert_array_equal(encoded.n_units, s.n_units)
+    np.testing.assert_array_equal(encoded.n_patches, s.n_patches)
+    np.testing.assert_array_equal(backend.to_host(encoded.payload), case.payload)
+    np.testing.assert_array_equal(words, case.words)
+    backend.encode_segments(case.plan, backend.to_device(case.words))  # from read-only memory
+
+
+def decode(backend: Backend, plan: SegmentPlan, payload: Any) -> tuple[Any, np.ndarray[Any, Any]]:
+    """Status and words, from an output that stands between canaries."""
+    g, t = plan.geometry, plan.dtype.word_type
+    canary = np.frombuffer(bytes([CANARY]) * t.itemsize, t)[0]
+    room = backend.to_device(np.full(g.rows * g.cols + 2 * GUARD, canary, t))
+    status = backend.decode_segments(plan, backend.to_device(payload), room[GUARD : GUARD + g.rows * g.cols].reshape(g.rows, g.cols))
+    host = backend.to_host(room)
+    assert (host[:GUARD] == canary).all(), "written before the output"
+    assert (host[-GUARD:] == canary).all(), "written behind the output"
+    assert status.dtype == np.uint8
+    return status, host[GUARD:-GUARD].reshape(g.rows, g.cols)
+
+
+def check_decode(backend: Backend, case: Case) -> None:
+    expected = np.empty_like(case.words)
+    assert (reference.decode_segments(case.decoding, case.payload, expected) == Status.OK).all()
+    status, words = decode(backend, case.decoding, case.payload)
+    assert (status == Status.OK).all()
+    np.testing.assert_array_equal(words, expected)
+    if not (case.plan.segments.coder == Coder.CONSTANT).any():
+        np.testing.assert_array_equal(words, case.words)
+
+
+def check_bad(backend: Backend, plan: SegmentPlan, payload: np.ndarray[Any, Any]) -> list[int]:
+    """Same status as the reference, and same words where it is OK. Returns the statuses."""
+    payload = aligned(payload)
+    expected = np.empty((plan.geometry.rows, plan.geometry.cols), plan.dtype.word_type)
+    good = reference.decode_segments(plan, payload, expected)
+    before = payload.copy()
+    status, words = decode(backend, plan, payload)
+    np.testing.assert_array_equal(status, good)
+    np.testing.assert_array_equal(payload, before)
+    for k in np.flatnonzero(good == Status.OK).tolist():
+        where = plan.geometry.rectangle(k)
+        np.testing.assert_array_equal(words[where], expected[where])
+    return [int(s) for s in good]
+
+
+def check_histogram(backend: Backend, rng: np.random.Generator, geometry: Geometry, dtype: DType) -> None:
+    words, n = random_words(rng, geometry, dtype), geometry.n_segments
+    some = np.flatnonzero(rng.random(n) < 0.5)
+    calls: list[dict[str, Any]] = [{"mode": m} for m in range(N_MODES)]
+    if dtype.has_pairs:
+        bases = [0] if dtype.word_nbytes == 1 else [0, 240, int(rng.integers(0, 241))]
+        calls += [{"base": b, "fill": int(rng.integers(0, 16))} for b in bases]
+    for call, segments in itertools.product(calls, (None, some)):
+        expected = reference.histogram(words, geometry, dtype, segments=segments, **call)
+        counts = backend.histogram(backend.to_device(words), geometry, dtype, segments=segments, **call)
+        assert counts.dtype == np.int64
+        np.testing.assert_array_equal(counts, expected, err_msg=f"{call} {segments}")
+
+
+def check_checksums(backend: Backend, case: Case) -> None:
+    crcs = backend.checksums(backend.to_device(case.payload), case.decoding.offsets)
+    assert crcs.dtype == np.uint32
+    np.testing.assert_array_equal(crcs, crc32_each(case.payload, case.decoding.offsets))
+
+
+def spoil(rng: np.random.Generator, case: Case) -> np.ndarray[Any, Any]:
+    """A payload with a few wrong bits or bytes, by preference where they are not mere data."""
+    payload, plan = case.payload.copy(), case.decoding
+    starts = [plan.offsets[:-1], plan.patch_offsets, plan.plane_offsets.reshape(-1), plan.offsets[1:] - 16]
+    for _ in range(int(rng.integers(1, 6))):
+        at = int(rng.choice(starts[int(rng.integers(0, 4))])) + int(rng.integers(0, 24))
+        if rng.random() < 0.3:
+            at = int(rng.integers(0, payload.size))
+        if 0 <= at < payload.size:
+            payload[at] = rng.integers(0, 256) if rng.random() < 0.5 else payload[at] ^ (1 << int(rng.integers(0, 8)))
+    return payload
+
+
+# ---- tests -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+@pytest.mark.parametrize("seed", range(6))
+def test_random_plans(backend: Backend, dtype: DType, seed: int) -> None:
+    case = make_case(np.random.default_rng([seed, dtype.id]), dtype)
+    check_encode(backend, case)
+    check_decode(backend, case)
+    check_checksums(backend, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+def test_histograms(backend: Backend, dtype: DType) -> None:
+    rng = np.random.default_rng(dtype.id)
+    for _ in range(3):
+        check_histogram(backend, rng, random_geometry(rng), dtype)
+
+
+@pytest.mark.parametrize("name", SHAPES_OF_WORDS)
+def test_spoilt_payloads(backend: Backend, name: str) -> None:
+    rng, seen = np.random.default_rng(7), set[int]()
+    for _ in range(6):
+        case = make_case(rng, BY_NAME[name])
+        for _ in range(6):
+            seen.update(check_bad(backend, case.decoding, spoil(rng, case)))
+    assert {Status.OK, Status.BAD_STREAM} <= seen
+
+
+@pytest.mark.parametrize("name", SHAPES_OF_WORDS)
+@pytest.mark.parametrize("kind", ["noise", "zeros", "ones"])
+def test_garbage_payloads(backend: Backend, name: str, kind: str) -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(3):
+        case = make_case(rng, BY_NAME[name])
+        n = case.payload.size
+        check_bad(
+            backend,
+            case.decoding,
+            rng.integers(0, 256, n).astype(np.uint8) if kind == "noise" else np.full(n, -(kind == "ones") & 255, np.uint8),
+        )
+
+
+def only(dtype: DType, geometry: Geometry, tables: TablePool, layout: Layout, **columns: Any) -> SegmentPlan:
+    """A plan with the same columns in all segments."""
+    s = SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
+    s.layout[:] = layout
+    for name, value in columns.items():
+        getattr(s, name)[...] = np.reshape(value, (-1, 1)) if getattr(s, name).ndim == 2 else value
+    return SegmentPlan(dtype, geometry, s, tables, np.full(geometry.n_segments, 5, np.uint8))
+
+
+def test_patches(backend: Backend) -> None:
+    """Bad patches, and that a bad stream goes before them."""
+    rng, dtype, geometry = np.random.default_rng(1), BY_NAME["bfloat16"], Geometry(40, 40, 20, 20, 20, 20)
+    plan = only(dtype, geometry, random_tables(rng), Layout.PAIRS, base=118, coder=[Coder.RANS, Coder.RAW])
+    words = rng.integers(0, 1 << 16, (40, 40)).astype(np.uint16)
+    case = complete(plan, words)
+    check_encode(backend, case)
+    check_decode(backend, case)
+    at = int(case.decoding.patch_offsets[2])
+    seen = set[int]()
+    for offset, value in [(0, 255), (0, 3), (1, 1), (2, 1), (4, 0), (5, 255), (6, 255), (8, 0)]:
+        payload = case.payload.copy()
+        payload[at + offset] = value
+        seen.update(check_bad(backend, case.decoding, payload))
+        payload[int(case.decoding.plane_offsets[0, 2]) + 3] ^= 0x40
+        assert check_bad(backend, case.decoding, payload)[2] == Status.BAD_STREAM
+    assert Status.BAD_PATCH in seen
+    n = int(case.decoding.segments.n_patches[2]) * 4
+    payload = case.payload.copy()
+    payload[at : at + n].view("<u4")[-1] = 400  # just outside
+    assert check_bad(backend, case.decoding, payload) == [0, 0, Status.BAD_PATCH, 0]
+    payload[at : at + n].view("<u4")[-1] = 399 | 7 << 24
+    assert check_bad(backend, case.decoding, payload) == [0, 0, 0, 0]
+
+
+def test_tile_modes(backend: Backend) -> None:
+    """Reserved modes, and that a bad stream goes before them."""
+    rng, dtype, geometry = np.random.default_rng(2), BY_NAME["int16"], Geometry(48, 40, 32, 32, 16, 16)
+    plan = only(dtype, geometry, random_tables(rng), Layout.BYTES, coder=[Coder.RANS, Coder.RANS], prediction=[PER_TILE, PER_TILE])
+    plan = replace(plan, modes=rng.integers(0, 5, int(plan.modes_nbytes.sum())).astype(np.uint8))
+    case = complete(plan, random_words(rng, geometry, dtype))
+    check_encode(backend, case)
+    check_decode(backend, case)
+    for value in (5, 255):
+        for i in range(8):
+            payload = case.payload.copy()
+            payload[i] = value
+            assert check_bad(backend, case.decoding, payload) == [Status.BAD_TILE_MODE, 0, 0, 0]
+        payload[int(case.decoding.plane_offsets[1, 0]) + 3] ^= 0x40  # the lowest bits may pass for another symbol
+        assert check_bad(backend, case.decoding, payload) == [Status.BAD_STREAM, 0, 0, 0]
+
+
+@pytest.mark.parametrize("prob_bits", range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
+@pytest.mark.parametrize("rare", [1, 2, 3, 7, 255])
+def test_extreme_tables(backend: Backend, prob_bits: int, rare: int) -> None:
+    """Two symbols, of frequencies at both ends: where a reciprocal would be inexact, were it ever so."""
+    rng, dtype, geometry = np.random.default_rng(3), BY_NAME["uint8"], Geometry(61, 67, 61, 67, 61, 67)
+    freq = np.zeros(256, np.int64)
+    freq[3], freq[200] = rare, (1 << prob_bits) - rare
+    plan = only(dtype, geometry, TablePool([Table(freq, prob_bits)]), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
+    for share in (0.0, 0.001, 0.5, 1.0):
+        case = complete(plan, np.where(rng.random((61, 67)) < share, 3, 200).astype(np.uint8))
+        check_encode(backend, case)
+        check_decode(backend, case)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 127, 128, 129, 255, 256, 257, 300])
+@pytest.mark.parametrize("name", ["uint8", "bfloat16", "float32", "int64"])
+def test_sizes(backend: Backend, n: int, name: str) -> None:
+    rng = np.random.default_rng(n)
+    for geometry in (Geometry(1, n, 1, n, 1, n), Geometry(n, 1, n, 1, n, 1), Geometry(3, n, 1, n, 1, n)):
+        case = make_case(rng, BY_NAME[name], geometry)
+        check_encode(backend, case)
+        check_decode(backend, case)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 7), (7, 0)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
+def test_nothing(backend: Backend, shape: tuple[int, int], dtype: DType) -> None:
+    geometry = Geometry(*shape, 4, 4, 4, 4)
+    case = make_case(np.random.default_rng(0), dtype, geometry)
+    check_encode(backend, case)
+    check_decode(backend, case)
+    check_checksums(backend, case)
+    assert backend.histogram(case.words, geometry, dtype).shape == (0, dtype.word_nbytes, 256)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "uint8", "float32"])
+def test_more_than_one_range(backend: Backend, name: str) -> None:
+    """Several ranges for each thread, with a ragged last segment row and column."""
+    rng, dtype = np.random.default_rng(5), BY_NAME[name]
+    rows = (5 << 20) // 1030 // dtype.word_nbytes
+    geometry = Geometry(rows, 1030, 128, 256, 32, 64)
+    case = make_case(rng, dtype, geometry)
+    check_encode(backend, case)
+    check_decode(backend, case)
+    check_checksums(backend, case)
+    check_histogram(backend, rng, geometry, dtype)
+    check_bad(backend, case.decoding, spoil(rng, case))
+
+
+def test_calls_at_once(backend: Backend) -> None:
+    cases = [make_case(np.random.default_rng([6, i]), d) for i, d in enumerate(DTYPES)]
+    cases.append(make_case(np.random.default_rng(6), BY_NAME["bfloat16"], Geometry(1000, 1030, 64, 256, 64, 256)))
+
+    def work(i: int) -> None:
+        for case in cases[i:] + cases[:i]:
+            check_encode(backend, case)
+            check_decode(backend, case)
+            check_checksums(backend, case)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(0, len(cases), 5)))
+
+
+def test_use_after_close(backend: Backend) -> None:
+    case = make_case(np.random.default_rng(9), BY_NAME["bfloat16"], Geometry(1000, 1030, 64, 256, 64, 256))
+    for _ in range(2):
+        check_decode(backend, case)
+        check_encode(backend, case)
+        backend.close()
+
+
+# ---- memory that ends where the arrays do: the CPU backends only ------------------------------------------------------
+class Fenced:
+    """Bytes that end where a page begins that cannot be read, or start where one ends."""
+
+    def __init__(self, nbytes: int, at_end: bool) -> None:
+        page = mmap.PAGESIZE
+        inner = -(-max(nbytes, 1) // page) * page
+        self.map = mmap.mmap(-1, inner + 2 * page)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        libc = ctypes.CDLL(None, use_errno=True)
+        for fence in (address, address + page + inner):
+            if libc.mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(page), 0) != 0:
+                pytest.skip("this system has no mprotect")
+        start = page + (inner - nbytes if at_end else 0)
+        self.bytes = np.frombuffer(self.map, np.uint8)[start : start + nbytes]
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("name", SHAPES_OF_WORDS)
+def test_nothing_outside_is_touched(name: str, at_end: bool) -> None:
+    """A read or write outside of payload, words or output ends the process."""
+    backend, rng, dtype = load_backend("numba", 1), np.random.default_rng(10), BY_NAME[name]
+    for _ in range(4):
+        case = make_case(rng, dtype)
+        shape = case.words.shape
+        words, out, payload = (Fenced(n, at_end).bytes for n in (case.words.nbytes, case.words.nbytes, case.payload.size))
+        words[:] = case.words.reshape(-1).view(np.uint8)
+        matrix = words.view(dtype.word_type).reshape(shape)
+        assert (backend.encode_segments(case.plan, matrix).payload == case.payload).all()
+        backend.histogram(matrix, case.plan.geometry, dtype, mode=4)
+        for _ in range(4):
+            payload[:] = (
+                case.payload if rng.random() < 0.2 else spoil(rng, case) if rng.random() < 0.5 else rng.integers(0, 256, payload.size)
+            )
+            backend.decode_segments(case.decoding, payload, out.view(dtype.word_type).reshape(shape))
+            backend.checksums(payload, case.decoding.offsets)

@@ -1,0 +1,546 @@
+"""The command line: every subcommand, every exit status, and no bad file that gets through or leaves anything behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import BACKENDS
+from inputs import BY_NAME, bits, make_array, safetensors_bytes
+
+import wcodec
+from wcodec import cli, demo
+from wcodec.backends import load_backend
+from wcodec.files import encode_file
+from wcodec.reference.container import seal_index
+
+WCODEC = [sys.executable, "-m", "wcodec"]
+
+
+def run(*args: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*WCODEC, *map(str, args)], capture_output=True, text=True, timeout=120, **more)
+
+
+def call(*args: object) -> tuple[int, str, str]:
+    """`main` in this process: status, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = cli.main([str(a) for a in args])
+        except SystemExit as e:
+            status = int(e.code or 0)
+    return status, out.getvalue(), err.getvalue()
+
+
+def assert_one_line_of_error(err: str, code: str = r"\w+") -> None:
+    assert re.fullmatch(rf"wcodec: error: {code}.*\n", err), err
+
+
+CHECKPOINT = safetensors_bytes(
+    [
+        ("w", "BF16", [200, 150], bits(make_array(BY_NAME["bfloat16"], (200, 150), "gaussian"))),
+        ("w8", "I8", [200, 150], bits(make_array(BY_NAME["int8"], (200, 150), "gaussian"))),
+        ("none", "F32", [0, 3], b""),
+        ("ramp\x1b[31m\n", "U16", [100], np.arange(7, 107, dtype="<u2").tobytes()),
+    ],
+    {"format": "pt"},
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, which holds ``model.safetensors`` alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WCODEC_BACKEND", raising=False)
+    (tmp_path / "model.safetensors").write_bytes(CHECKPOINT)
+    return tmp_path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+# ---- what it does ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", BACKENDS)
+def test_there_and_back_as_a_process(folder: Path, name: str) -> None:
+    done = run("--backend", name, "encode", "model.safetensors", "model.wcodec")
+    assert (done.returncode, done.stderr) == (0, "")
+    line = r"model\.safetensors -> model\.wcodec: [\d.]+ kB -> [\d.]+ kB \([\d.]+ %\), [\d.]+ s\n"
+    assert re.fullmatch(line, done.stdout), done.stdout
+    done = run("decode", "model.wcodec", "back.safetensors", "--backend", name, "--threads", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"model\.wcodec -> back\.safetensors: [\d.]+ kB -> [\d.]+ kB, [\d.]+ s\n", done.stdout), done.stdout
+    assert (folder / "back.safetensors").read_bytes() == CHECKPOINT
+    done = run("verify", "model.wcodec", "--backend", name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("model.wcodec: good, ")
+    assert names(folder) == ["back.safetensors", "model.safetensors", "model.wcodec"]
+
+
+def test_default_outputs_never_replace_a_file(folder: Path) -> None:
+    assert call("encode", "model.safetensors")[0] == 0
+    assert names(folder) == ["model.safetensors", "model.wcodec"]
+    for args in (("encode", "model.safetensors"), ("decode", "model.wcodec")):
+        status, _, err = call(*args)
+        assert status == 2
+        assert "exists; name it" in err
+    (folder / "model.safetensors").unlink()
+    assert call("decode", "model.wcodec")[0] == 0
+    assert (folder / "model.safetensors").read_bytes() == CHECKPOINT
+    (folder / "v1.5").write_bytes(CHECKPOINT)
+    assert call("encode", "v1.5")[0] == 0
+    assert "v1.5.wcodec" in names(folder)
+
+
+def test_an_output_that_is_named_is_replaced(folder: Path) -> None:
+    (folder / "out").write_bytes(b"old")
+    assert call("encode", "model.safetensors", "out")[0] == 0
+    assert (folder / "out").read_bytes().startswith(b"\x89WCODEC\n")
+    (folder / "real").write_bytes(b"old")
+    (folder / "link").symlink_to("real")
+    assert call("decode", "out", "link")[0] == 0
+    assert (folder / "link").is_symlink()
+    assert (folder / "real").read_bytes() == CHECKPOINT
+
+
+def test_quiet_and_json(folder: Path) -> None:
+    assert call("encode", "model.safetensors", "m", "-q") == (0, "", "")
+    assert call("decode", "m", "back", "--quiet") == (0, "", "")
+    assert call("verify", "-q", "m") == (0, "", "")
+    status, out, err = call("--backend", "reference", "encode", "--json", "model.safetensors", "m2")
+    report = json.loads(out)
+    assert (status, err) == (0, "")
+    assert report.keys() == {"input", "output", "nbytes", "stored_nbytes", "ratio", "seconds", "backend"}
+    size = (folder / "m2").stat().st_size
+    assert (report["nbytes"], report["stored_nbytes"], report["ratio"]) == (len(CHECKPOINT), size, size / len(CHECKPOINT))
+    assert (report["input"], report["backend"], Path(report["output"])) == ("model.safetensors", "reference", folder / "m2")
+    for args in (("decode", "m2", "b2"), ("verify", "m2")):
+        status, out, err = call(*args, "--json")
+        report = json.loads(out)
+        assert (status, err, report["nbytes"], report["stored_nbytes"]) == (0, "", len(CHECKPOINT), size)
+
+
+OPTIONS = ["--predictor", "top", "--layout", "bytes", "--segment", "64x64", "--tile", "32x16", "--prob-bits", "10"]
+
+
+def test_options_reach_the_encoder(folder: Path) -> None:
+    assert call("encode", "model.safetensors", "m", *OPTIONS)[0] == 0
+    with wcodec.open("m") as f:
+        g = f.record("w").geometry
+        assert (g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols) == (64, 64, 32, 16)
+        assert {t.prob_bits for t in f.index.tables.tables} == {10}
+    assert call("decode", "m", "back")[0] == 0
+    assert Path("back").read_bytes() == CHECKPOINT
+
+
+def test_info(folder: Path) -> None:
+    call("encode", "model.safetensors", "m", "-q")
+    status, out, err = call("info", "m", "--json", "--backend", "reference")
+    report = json.loads(out)
+    assert (status, err) == (0, "")
+    assert (report["format"], report["backend"], report["source"], report["metadata_keys"]) == (
+        "0.1",
+        "reference",
+        "safetensors",
+        ["format"],
+    )
+    assert (report["nbytes"], report["stored_nbytes"]) == (len(CHECKPOINT), Path("m").stat().st_size)
+    w, w8, none, ramp = report["tensors"]
+    assert (w["name"], w["dtype"], w["shape"], w["nbytes"]) == ("w", "BF16", [200, 150], 60_000)
+    assert w["bits_per_weight"] == 8 * w["stored_nbytes"] / 30_000
+    assert w["layouts"] == {"pairs": 1}
+    assert w["coders"] == {"raw": 1, "rans": 1}
+    assert w["predictions"] == {"none": 1}
+    assert w["order0_bits_per_weight"] == pytest.approx(order0(w["dtype"], make_array(BY_NAME["bfloat16"], (200, 150), "gaussian")))
+    assert w8["order0_bits_per_weight"] == pytest.approx(order0("I8", make_array(BY_NAME["int8"], (200, 150), "gaussian")))
+    assert (none["bits_per_weight"], none["order0_bits_per_weight"], none["n_segments"]) == (None, None, 0)
+    assert ramp["name"] == "ramp\x1b[31m\n"
+    status, out, _ = call("info", "m")
+    assert status == 0
+    assert "\x1b" not in out, "a name in a file must not reach the terminal as a control sequence"
+    assert "ramp\\x1b[31m\\n" in out
+    status, out, _ = call("info", "m", "--json", "--no-bound")
+    assert json.loads(out)["tensors"][0]["order0_bits_per_weight"] is None
+
+
+def order0(name: str, array: np.ndarray) -> float:
+    """Sum over the byte planes of their entropy, straight from the definition."""
+    words = array.reshape(-1).view(np.uint16 if name == "BF16" else np.uint8).astype(int)
+    planes = [words >> 7 & 255, words >> 15 << 7 | words & 127] if name == "BF16" else [words]
+    total = 0.0
+    for plane in planes:
+        p = np.unique(plane, return_counts=True)[1] / plane.size
+        total -= float((p * np.log2(p)).sum())
+    return total
+
+
+def test_info_counts_the_modes_of_tiles(folder: Path) -> None:
+    rng = np.random.default_rng(4)
+    array = rng.integers(0, 200, (256, 256)).astype(np.uint8)
+    array[:, 128:] = np.cumsum(rng.integers(0, 3, (256, 128)), axis=1) + rng.integers(0, 9, (256, 1))
+    (folder / "a").write_bytes(safetensors_bytes([("a", "U8", [256, 256], array.tobytes())]))
+    call("encode", "a", "m", "--segment", "256x256", "--tile", "64x64", "-q")
+    for more in ([], ["--no-bound"]):
+        (t,) = json.loads(call("info", "m", "--json", *more)[1])["tensors"]
+        assert t["predictions"] == {"per_tile": 1}
+        assert t["tile_modes"]["none"] == 8
+        assert sum(t["tile_modes"].values()) == 16
+
+
+def test_info_of_a_reader_that_goes_away(folder: Path) -> None:
+    tensors = [(f"tensor.{i}", "U8", [1], b"x") for i in range(5000)]
+    (folder / "many").write_bytes(safetensors_bytes(tensors))
+    call("encode", "many", "m", "-q")
+    p = subprocess.Popen([*WCODEC, "info", "--no-bound", "m"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert p.stdout is not None
+    assert p.stderr is not None
+    p.stdout.readline()
+    p.stdout.close()
+    assert p.stderr.read() == ""
+    p.stderr.close()
+    assert p.wait() == 128 + signal.SIGPIPE
+
+
+def test_backends(folder: Path) -> None:
+    status, out, err = call("backends", "--json")
+    rows = {r["name"]: r for r in json.loads(out)}
+    assert (status, err) == (0, "")
+    assert all(rows[name]["usable"] for name in BACKENDS)
+    assert [r["name"] for r in rows.values() if r["used"]] == ["numba"]
+    status, out, _ = call("backends", "--backend", "reference")
+    assert re.search(r"^\* reference +numpy ", out, re.MULTILINE)
+    assert re.search(r"^  numba ", out, re.MULTILINE)
+
+
+def test_the_environment_and_verbosity(folder: Path) -> None:
+    env = os.environ | {"WCODEC_BACKEND": "reference", "WCODEC_THREADS": "1"}
+    assert json.loads(run("encode", "model.safetensors", "m", "--json", env=env).stdout)["backend"] == "reference"
+    assert json.loads(run("encode", "model.safetensors", "m", "--json", "--backend", "numba", env=env).stdout)["backend"] == "numba"
+    done = run("-v", "verify", "m", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "wcodec: auto: backend numba\n")
+    assert run("verify", "m", env=env | {"WCODEC_BACKEND": "nonsense"}).returncode == 1
+
+
+def test_version_and_help() -> None:
+    status, out, _ = call("--version")
+    assert (status, out) == (0, f"wcodec {wcodec.__version__} (format 0.1)\n")
+    status, out, _ = call("--help")
+    assert status == 0
+    for name in ("encode", "decode", "verify", "info", "backends", "conformance", "demo"):
+        assert re.search(rf"^ +{name} ", out, re.MULTILINE)
+        if name != "conformance":
+            assert call(name, "--help")[0] == 0
+
+
+def test_conformance_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wcodec import conformance
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(conformance, "main", lambda argv: seen.append(argv) or 5)
+    assert call("conformance", "--command", "decoder {input} {output}", "--report", "r.json")[0] == 5
+    assert call("--backend", "numba", "conformance", "--filter", "accept")[0] == 5
+    assert seen == [["--command", "decoder {input} {output}", "--report", "r.json"], ["--filter", "accept", "--backend", "numba"]]
+
+
+def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "SHAPES", {"a": (300, 200), "b": (10, 70)})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    status, out, err = call("demo")
+    assert (status, err) == (0, "")
+    for name in BACKENDS:
+        assert len(re.findall(rf"^(bf16|int8)\.safetensors +{name} .* MB/s +yes$", out, re.MULTILINE)) == 2
+    assert names(tmp_path) == []
+    monkeypatch.setattr(demo, "decode_file", lambda source, target, backend: Path(target).write_bytes(b"something else"))
+    status, out, err = call("demo", "--backend", "reference")
+    assert status == 1
+    assert_one_line_of_error(err, "a file did not come back")
+    assert names(tmp_path) == []
+
+
+# ---- bad usage: 2 ------------------------------------------------------------------------------------------------------------
+BAD_USAGE = [
+    [],
+    ["nonsense"],
+    ["encode"],
+    ["decode"],
+    ["encode", "a", "b", "c"],
+    ["encode", "model.safetensors", "model.safetensors"],
+    ["encode", "model.safetensors", "./model.safetensors"],
+    ["encode", "model.safetensors", "link"],
+    ["encode", "model.safetensors", "/dev/null"],
+    ["encode", "model.safetensors", "."],
+    ["encode", "model.safetensors", "m", "--segment", "64"],
+    ["encode", "model.safetensors", "m", "--segment", "0x64"],
+    ["encode", "model.safetensors", "m", "--tile", "16x16"],
+    ["encode", "model.safetensors", "m", "--segment", "64x64", "--tile", "60x64"],
+    ["encode", "model.safetensors", "m", "--prob-bits", "13"],
+    ["encode", "model.safetensors", "m", "--predictor", "paeth"],
+    ["encode", "model.safetensors", "m", "--layout", "planes"],
+    ["encode", "model.safetensors", "m", "--threads", "0"],
+    ["encode", "model.safetensors", "m", "--quiet", "--json"],
+    ["decode", "m", "--max-nbytes", "-1"],
+    ["info", "m", "--nonsense"],
+    ["info", "m", "--js"],
+]
+
+
+@pytest.mark.parametrize("args", BAD_USAGE, ids=" ".join)
+def test_bad_usage(folder: Path, args: list[str]) -> None:
+    (folder / "link").symlink_to("model.safetensors")
+    status, out, err = call(*args)
+    assert (status, out) == (2, "")
+    assert re.search(r"^wcodec.*: error: ", err, re.MULTILINE)
+    assert "Traceback" not in err
+    assert names(folder) == ["link", "model.safetensors"]
+    assert (folder / "model.safetensors").read_bytes() == CHECKPOINT
+
+
+# ---- bad input: 1, one line, nothing left ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["encode", "missing", "m"], "missing: No such file or directory"),
+        (["decode", "missing", "m"], "missing: No such file or directory"),
+        (["verify", "missing"], "missing: No such file or directory"),
+        (["info", "missing"], "missing: No such file or directory"),
+        (["encode", ".", "m"], r"\.: Is a directory"),
+        (["encode", "model.safetensors", "no/such/m"], "no/such: there is no such directory"),
+        (["encode", "model.safetensors", "model.safetensors/m"], "model.safetensors: there is no such directory"),
+        (["decode", "model.safetensors", "m"], "bad_magic: "),
+        (["verify", "model.safetensors", "--json"], "bad_magic: "),
+        (["info", "model.safetensors", "--json"], "bad_magic: "),
+        (["encode", "coded", "m"], "bad_source: "),
+        (["encode", "empty", "m"], "bad_source: "),
+        (["decode", "empty", "m"], "(truncated|bad_magic): "),
+        (["decode", "coded", "m", "--max-nbytes", "100"], "resource_limit: "),
+        (["verify", "coded", "--max-nbytes", "100"], "resource_limit: "),
+        (["--backend", "nonsense", "verify", "coded"], "backend_unavailable: "),
+        (["verify", "coded", "--backend", "no_such_package:Class"], "backend_unavailable: "),
+        (["backends", "--backend", "math:pi"], "backend_unavailable: "),
+        (["demo", "--backend", "nonsense"], "backend_unavailable: "),
+    ],
+    ids=lambda a: " ".join(a) if isinstance(a, list) else "",
+)
+def test_bad_input(folder: Path, args: list[str], message: str) -> None:
+    call("encode", "model.safetensors", "coded", "-q")
+    (folder / "empty").touch()
+    status, out, err = call(*args)
+    assert (status, out) == (1, "")
+    assert_one_line_of_error(err, message)
+    assert names(folder) == ["coded", "empty", "model.safetensors"]
+
+
+def refused(folder: Path, data: bytes, label: object) -> str:
+    """`decode` a bad file in this process: exit 1, one line, no output and nothing else. Returns the error's code."""
+    (folder / "bad").write_bytes(data)
+    before = names(folder)
+    status, out, err = call("decode", "bad", "out", "--backend", "reference")
+    assert (status, out) == (1, ""), label
+    assert_one_line_of_error(err, r"[a-z_]+: ")
+    assert names(folder) == before, label
+    return err.split(": ")[2]
+
+
+def small_file(folder: Path) -> bytes:
+    """A coded file with every kind of part: streams, tile modes, patches, raw bytes, constants, a source header, metadata."""
+    rng = np.random.default_rng(1)
+    tiles = rng.integers(0, 200, (32, 64)).astype(np.uint8)
+    tiles[:, 32:] = np.arange(32)[:, None] * 5 + rng.integers(0, 3, (32, 32))
+    bf16 = make_array(BY_NAME["bfloat16"], (12, 64), "gaussian")
+    bf16[3, 3] = 1e30
+    tensors = [
+        ("tiles", "U8", [32, 64], tiles.tobytes()),
+        ("w", "BF16", [12, 64], bits(bf16)),
+        ("zeros", "F32", [2, 2], bytes(16)),
+        ("noise", "I32", [2], bits(make_array(BY_NAME["int32"], (2,)))),
+    ]
+    (folder / "small").write_bytes(safetensors_bytes(tensors, {"format": "pt"}))
+    options = wcodec.EncodeOptions(segment=(32, 64), tile=(32, 32), min_saving=0)
+    encode_file(folder / "small", folder / "small.wcodec", options, load_backend("reference"))
+    return (folder / "small.wcodec").read_bytes()
+
+
+def test_the_small_file_holds_what_the_sweeps_are_to_break(folder: Path) -> None:
+    small_file(folder)
+    report = json.loads(call("info", "small.wcodec", "--json")[1])
+    assert report["stored_nbytes"] < 5000
+    assert report["n_tables"] >= 1
+    assert report["metadata_keys"] == ["format"]
+    assert report["source"] == "safetensors"
+    assert set(report["coders"]) == {"raw", "constant", "rans"}
+    assert report["layouts"].keys() >= {"bytes", "pairs"}
+    assert report["n_patches"] > 0
+    assert "per_tile" in report["predictions"]
+    assert call("decode", "small.wcodec", "back")[0] == 0
+    assert (folder / "back").read_bytes() == (folder / "small").read_bytes()
+
+
+def test_a_flipped_bit_anywhere_is_refused(folder: Path) -> None:
+    data = small_file(folder)
+    codes = set()
+    for at in range(len(data)):
+        bad = bytearray(data)
+        bad[at] ^= 1 << (at * 5 + at // 8) % 8  # a bit of each byte, now this one, now that
+        codes.add(refused(folder, bytes(bad), at))
+    assert codes == {"bad_magic", "bad_checksum"}
+
+
+def test_a_cut_at_any_length_is_refused(folder: Path) -> None:
+    data = small_file(folder)
+    lengths = {*range(200), *range(200, len(data), 5), *range(len(data) - 300, len(data))}
+    assert {refused(folder, data[:n], n) for n in lengths} == {"truncated"}
+    refused(folder, data + b"x", "a byte more")
+    refused(folder, data + data, "twice")
+
+
+def test_sizes_in_the_index_that_lie_are_refused(folder: Path) -> None:
+    """Eight bytes anywhere in the index made huge, with checksums that fit. (All single bytes: test_reference_container.)"""
+    data = small_file(folder)
+    foot = len(data) - 64
+    (index_offset,) = struct.unpack_from("<Q", data, foot)
+    data_nbytes, n_tensors = struct.unpack_from("<QI", data, foot + 32)
+    raw = data[index_offset:foot]
+    if data[foot + 44]:
+        raw = zlib.decompress(raw)
+    n_taken = 0
+    for at in range(0, len(raw) - 8, 3):
+        for value in (b"\xff" * 8, struct.pack("<Q", 1 << 40)):
+            lying = raw[:at] + value + raw[at + 8 :]
+            if lying == raw:
+                continue
+            (folder / "bad").write_bytes(data[:index_offset] + seal_index(lying, index_offset, data_nbytes, n_tensors))
+            status, _, err = call("decode", "bad", "out", "--backend", "reference", "-q")
+            if status == 0:
+                (folder / "out").unlink()
+                n_taken += 1  # what no decoder can know better: a name, a metadata text, the source header
+            else:
+                assert status == 1
+                assert_one_line_of_error(err, r"[a-z_]+: ")
+            assert "out" not in names(folder)
+    assert n_taken < len(raw) / 3
+
+
+def test_fields_of_the_footer_that_lie_are_refused(folder: Path) -> None:
+    data = small_file(folder)
+    foot = len(data) - 64
+    for at in (0, 8, 16, 24, 32):
+        (old,) = struct.unpack_from("<Q", data, foot + at)
+        for value in (0, 1, old - 1, old + 1, 1 << 40, 1 << 63, (1 << 64) - 1):
+            bad = bytearray(data)
+            struct.pack_into("<Q", bad, foot + at, value)
+            struct.pack_into("<I", bad, foot + 52, zlib.crc32(bad[foot : foot + 52]))
+            refused(folder, bytes(bad), (at, value))
+
+
+def test_a_bad_file_as_a_process(folder: Path) -> None:
+    call("encode", "model.safetensors", "coded", "-q")
+    data = bytearray((folder / "coded").read_bytes())
+    with wcodec.open("coded") as f:
+        start = f.record("w8").payload_offset
+    data[start + 20] ^= 1
+    (folder / "coded").write_bytes(data)
+    (folder / "out").write_bytes(b"old")
+    for name in BACKENDS:
+        for args in (["decode", "coded", "out"], ["verify", "coded"], ["info", "coded", "--json"]):
+            done = run("--backend", name, *args)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert_one_line_of_error(done.stderr, "bad_checksum: ")
+            assert f"(tensor 'w8', offset {start})" in done.stderr
+    assert (folder / "out").read_bytes() == b"old"
+    assert names(folder) == ["coded", "model.safetensors", "out"]
+
+
+def test_an_error_stays_one_line_whatever_the_name(folder: Path) -> None:
+    (folder / "bad").write_bytes(safetensors_bytes([("a\nb\x1b[31m", "F32", [3], b"xy")]))
+    status, _, err = call("encode", "bad", "m")
+    assert status == 1
+    assert_one_line_of_error(err, "bad_source: ")
+    assert "\x1b" not in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_cannot_be_written(folder: Path) -> None:
+    (folder / "closed").mkdir(mode=0o500)
+    status, _, err = call("encode", "model.safetensors", "closed/m")
+    assert status == 1
+    assert_one_line_of_error(err)
+
+
+def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call("encode", "model.safetensors", "coded", "-q")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    status, _, err = call("decode", "coded", "out")
+    assert status == 1
+    assert_one_line_of_error(err, "resource_limit: ")
+    monkeypatch.setattr("os.replace", _no_space)
+    status, _, err = call("encode", "model.safetensors", "out")
+    assert status == 1
+    assert_one_line_of_error(err, "No space left on device")
+    assert names(folder) == ["coded", "model.safetensors"]
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "encode_file", fail)
+    status, _, err = call("encode", "model.safetensors", "m")
+    assert status == 1
+    assert_one_line_of_error(err, "resource_limit: ")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_leaves_nothing(folder: Path, number: signal.Signals, status: int) -> None:
+    data = np.random.default_rng(2).standard_normal(30_000_000).astype(np.float16).tobytes()
+    (folder / "large").write_bytes(safetensors_bytes([("w", "F16", [30_000, 1000], data)]))
+    before = names(folder)
+    p = subprocess.Popen([*WCODEC, "--backend", "reference", "encode", "large", "m"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while names(folder) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(names(folder)) == len(before) + 1, "the temporary file"
+    p.send_signal(number)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == status
+    assert "Traceback" not in err
+    assert names(folder) == before
+
+
+def test_a_progress_bar_on_a_terminal_alone(folder: Path) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    data = np.random.default_rng(2).standard_normal(40_000_000).astype(np.float16).tobytes()
+    (folder / "large").write_bytes(safetensors_bytes([("w", "F16", [40_000, 1000], data)]))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("<4H", 24, 80, 0, 0))
+    p = subprocess.Popen([*WCODEC, "--backend", "reference", "encode", "large", "m"], stderr=theirs, stdout=subprocess.PIPE)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when the process is
+        while piece := os.read(ours, 4096):
+            shown += piece
+    os.close(ours)
+    out, _ = p.communicate(timeout=60)
+    assert p.returncode == 0
+    assert b"B/s" in shown
+    assert out.startswith(b"large -> m: ")

@@ -1,0 +1,235 @@
+"""The vectors are current, small, complete and true to what they say; the project's backends pass the suite."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wcodec import conformance
+from wcodec.backends import Backend, load_backend
+from wcodec.conformance_cases import Vectors, load, sha256
+from wcodec.conformance_recipes import RECIPES, apply_edits, make, splitmix64
+from wcodec.errors import DECODE_CODES
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = ROOT / "spec" / "wcodec.md"
+MANIFEST = json.loads((ROOT / "conformance_vectors" / "manifest.json").read_text(encoding="utf-8"))
+
+#: codes that no file alone can cause, with the reason
+NOT_BY_A_FILE = {"resource_limit": "depends on the caller and the machine; the check duty/max_nbytes causes it"}
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Vectors:
+    return load(ROOT / "conformance_vectors")
+
+
+def test_vectors_are_current():
+    done = subprocess.run([sys.executable, ROOT / "tools" / "write_vectors.py", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_stale_vectors_are_found(tmp_path: Path):
+    line = [sys.executable, ROOT / "tools" / "write_vectors.py", "--folder", tmp_path]
+    subprocess.run(line, check=True, capture_output=True)
+    assert subprocess.run([*line, "--check"], check=False, capture_output=True).returncode == 0
+    (tmp_path / "accept" / "no_tensors.wcodec").write_bytes(b"")
+    (tmp_path / "accept" / "stray.wcodec").write_bytes(b"")
+    done = subprocess.run([*line, "--check"], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("2 conformance vectors are not current")
+    assert done.stderr.endswith("run: python tools/write_vectors.py\n")
+
+
+def test_vectors_are_small():
+    total = sum(p.stat().st_size for p in (ROOT / "conformance_vectors").rglob("*") if p.is_file())
+    assert total < 1_000_000
+    assert len(MANIFEST["cases"]) >= 120
+
+
+def test_every_case_is_described():
+    flags = MANIFEST["flags"]
+    for case in MANIFEST["cases"]:
+        assert case["id"] == case["file"].removesuffix(".wcodec")
+        assert case["expect"] == case["id"].partition("/")[0] in MANIFEST["expect"]
+        assert case["comment"]
+        assert "\n" not in case["comment"]
+        assert case["rules"]
+        assert case["flags"]
+        assert not set(case["flags"]) - set(flags)
+        assert ("code" in case) == (case["expect"] == "reject")
+        assert ("tensors" in case) == (case["expect"] != "reject")
+    assert set(flags) == {f for c in MANIFEST["cases"] for f in c["flags"]}
+
+
+def test_every_recipe_gives_its_bytes(vectors: Vectors):
+    used = set()
+    for case in vectors.cases:
+        for i, t in enumerate(case.row.get("tensors", [])):
+            assert sha256(case.words(i).tobytes()) == t["sha256"]
+            used.add(t["recipe"]["recipe"])
+    assert used == set(RECIPES) - {""} == set(MANIFEST["recipes"]) - {""}
+
+
+def test_splitmix64_is_the_published_one():
+    due = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    assert splitmix64(1234567, 5).tolist() == due  # test values of Rosetta Code and of the Java library
+
+
+@pytest.mark.parametrize(
+    ("recipe", "n", "word_nbytes", "due"),
+    [
+        ({"recipe": "hex", "bytes": "0102ff"}, 3, 1, "0102ff"),
+        ({"recipe": "constant", "value": "0x1234"}, 2, 2, "34123412"),
+        ({"recipe": "counter", "start": "0xff", "step": 2}, 3, 1, "ff0103"),
+        ({"recipe": "splitmix64", "seed": 1234567, "shift": 0}, 1, 8, (6457827717110365317).to_bytes(8, "little").hex()),
+        ({"recipe": "splitmix64", "seed": 1234567, "shift": 56}, 1, 1, f"{6457827717110365317 >> 56:02x}"),
+        ({"recipe": "choice", "seed": 1234567, "values": ["0xa", "0xb"]}, 2, 1, "0b0b"),
+        ({"recipe": "smooth", "seed": 0, "width": 2, "down": 10, "across": 3, "both": 1, "noise": 0, "shift": 0}, 4, 1, "00030a0e"),
+        ({"recipe": "constant", "value": 0, "set": [[1, "0x7f80"]]}, 2, 2, "0000807f"),
+    ],
+)
+def test_recipes_by_hand(recipe: dict, n: int, word_nbytes: int, due: str):
+    assert make(recipe, n, word_nbytes).hex() == due
+
+
+def test_every_edit_gives_its_file(vectors: Vectors):
+    edited = [c for c in vectors.cases if "edits" in c.row]
+    for case in edited:
+        assert apply_edits(vectors[case.row["base"]].data, case.row["edits"], case.row.get("refit", [])) == case.data, case.id
+    assert {c.id for c in vectors.cases if c.expect != "accept"} <= {c.id for c in edited}
+    assert all(vectors[c.row["base"]].expect == "accept" for c in edited)
+
+
+def test_no_two_files_are_the_same(vectors: Vectors):
+    seen: dict[str, str] = {}
+    for case in vectors.cases:
+        assert seen.setdefault(case.row["sha256"], case.id) == case.id
+
+
+def test_every_code_has_a_case():
+    codes = {c["code"] for c in MANIFEST["cases"] if c["expect"] == "reject"}
+    assert codes == set(DECODE_CODES) - set(NOT_BY_A_FILE)
+
+
+def untestable(spec: str) -> set[str]:
+    """Rules of the list in chapter 17: those at the start of a line of its code block."""
+    block = spec.partition("Rules that no file can test")[2].split("```")[1]
+    heads = [re.match(r"(?:R\d+\.\d+\s)+", line) for line in block.splitlines()]
+    return {rule for head in heads if head for rule in head.group().split()}
+
+
+def test_every_rule_has_a_case():
+    spec = SPEC.read_text(encoding="utf-8")
+    rules = set(re.findall(r"\*\*(R\d+(?:\.\d+)*)\*\*", spec))
+    cited = {r for c in MANIFEST["cases"] for r in c["rules"]}
+    left_out = untestable(spec)
+    assert len(rules) > 80
+    assert cited <= rules, "cases cite rules that the spec has not"
+    assert left_out <= rules, "the list of rules that no file can test names others"
+    assert rules - left_out - cited == set(), "rules without a case"
+    assert left_out & cited == set(), "rules with a case that the spec calls untestable"
+
+
+# ---- the suite itself --------------------------------------------------------------------------------------------------
+def test_backend_passes(backend: Backend):
+    report = conformance.run(backend)
+    assert [str(o) for o in report.failed] == []
+    assert report.good
+    assert report.last_line == f"{len(report.outcomes)} passed, 0 failed, 0 not run"
+
+
+def test_left_out_is_not_green(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    status = conformance.main(["--backend", "reference", "--filter", "accept/rank_0", "--report", str(tmp_path / "r.json")])
+    out = capsys.readouterr().out.splitlines()
+    report = json.loads((tmp_path / "r.json").read_text())
+    n = len(report["checks"]) - 3
+    assert status == 1
+    assert out[-1] == f"3 passed, 0 failed, {n} not run"
+    assert report["totals"] == {"passed": 3, "failed": 0, "not run": n}
+    assert report["target"] == "reference"
+    ran = [c for c in report["checks"] if c["outcome"] == "passed"]
+    assert [c["id"] for c in ran] == [f"accept/rank_0_{d}" for d in ("bfloat16", "complex128", "uint8")]
+    assert ran[0].keys() == {"id", "rules", "outcome", "seconds", "message"}
+
+
+def test_without_sweeps_is_not_green(capsys: pytest.CaptureFixture[str]):
+    assert conformance.main(["--backend", "reference", "--filter", "base_raw", "--no-sweeps"]) == 1
+    assert not capsys.readouterr().out.endswith(" 0 not run\n")
+
+
+def test_nothing_run_is_not_green():
+    assert not conformance.Report("none").good
+
+
+def test_unknown_backend(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as e:
+        conformance.main(["--backend", "no-such-backend"])
+    assert e.value.code == 2
+    assert "no-such-backend" in capsys.readouterr().err
+
+
+def test_damaged_vectors_fail(tmp_path: Path, vectors: Vectors):
+    (tmp_path / "accept").mkdir()
+    row = vectors["accept/no_tensors"].row
+    bases = [vectors[f"accept/{n}"].row for n in (*conformance.kernels.FLIPPED, *conformance.kernels.CORRUPTED)]
+    (tmp_path / "manifest.json").write_text(json.dumps({"cases": [row, *bases]}))
+    (tmp_path / "accept" / "no_tensors.wcodec").write_bytes(b"\x89WCODEC\n")
+    report = conformance.run(load_backend("reference"), folder=tmp_path, select="accept/no_tensors")
+    assert ["damaged" in o.message for o in report.failed] == [True]
+
+
+# ---- a program ---------------------------------------------------------------------------------------------------------
+GOOD = """
+import sys
+from wcodec.backends import Backend, load_backend
+from wcodec.conformance_cases import decode
+from wcodec.errors import DecodeError
+try:
+    data = decode(load_backend("reference"), open(sys.argv[1], "rb").read()).restored
+except DecodeError as e:
+    sys.exit(str(e))
+open(sys.argv[2], "wb").write(data)
+"""
+WRONG = {
+    "accepts everything": ("open(sys.argv[2], 'wb')", {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"}),
+    "writes nothing": ("", {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"}),
+    "leaves a file behind": (
+        "open(sys.argv[2], 'wb'); sys.exit(1)",
+        {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"},
+    ),
+    "crashes": ("import os; os.abort()", {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"}),
+}
+SOME = ["accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"]
+
+
+def command(tmp_path: Path, program: str) -> conformance.Command:
+    (tmp_path / "decoder.py").write_text(program)
+    return conformance.Command(f"'{sys.executable}' '{tmp_path / 'decoder.py'}' {{input}} {{output}}")
+
+
+def test_program_passes(tmp_path: Path):
+    decoder = command(tmp_path, GOOD)
+    _, sweeps = conformance.checks_of(decoder, load())
+    names = [*SOME, "accept/base_records", "either/padding_words", "reject/table_padding", sweeps[0].id, sweeps[-1].id]
+    report = conformance.run(decoder, select=names)
+    assert [str(o) for o in report.failed] == []
+    assert report.totals["passed"] >= len(names)
+    assert report.totals["not run"] > 500
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_program_fails(tmp_path: Path, name: str):
+    program, due = WRONG[name]
+    report = conformance.run(command(tmp_path, f"import sys\n{program}\n"), select=SOME)
+    assert {o.id for o in report.failed} == due
+
+
+def test_program_needs_both_places():
+    with pytest.raises(ValueError, match="lacks"):
+        conformance.Command("decoder {input}")

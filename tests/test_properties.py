@@ -1,0 +1,129 @@
+"""Any array, any options: every backend writes the same bytes, and every bit comes back."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+from conftest import BACKENDS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from inputs import ARRAY_DTYPES, KINDS, bits, make_array, safetensors_bytes
+from numpy.typing import NDArray
+
+import wcodec
+from wcodec.backends import load_backend
+from wcodec.codec import Decoder, Encoder
+from wcodec.files import File, decode_file, encode_file
+from wcodec.reference.planes import BY_SAFETENSORS
+
+# Rank 0 to 5 with dimensions of 0, and matrices large enough for several segments, which small shapes never have.
+shapes = st.one_of(
+    hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=7),
+    st.tuples(st.integers(1, 220), st.integers(1, 90)),
+    st.tuples(st.integers(1, 3), st.integers(40, 70), st.integers(1, 99)),
+    st.tuples(st.integers(0, 20_000)),
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> NDArray[Any]:
+    return make_array(draw(st.sampled_from(ARRAY_DTYPES)), draw(shapes), draw(st.sampled_from(KINDS)), draw(seeds))
+
+
+@st.composite
+def options(draw: st.DrawFn) -> wcodec.EncodeOptions:
+    segment, tile = None, None
+    if draw(st.booleans()):
+        sides = [_side(draw), _side(draw)]
+        segment = sides[0][0], sides[1][0]
+        tile = (sides[0][1], sides[1][1]) if draw(st.booleans()) else None
+    return wcodec.EncodeOptions(
+        segment,
+        tile,
+        draw(st.sampled_from(["auto", "auto", "none", "left", "top", "avg", "planar"])),
+        draw(st.sampled_from(["auto", "auto", "raw", "bytes", "pairs"])),
+        draw(st.integers(9, 12)),
+        draw(st.one_of(st.just(0.02), st.floats(-8, 1))),
+    )
+
+
+def _side(draw: st.DrawFn) -> tuple[int, int]:
+    """A segment size and a tile size that divides it: the whole, or at least 16."""
+    if draw(st.booleans()):
+        whole = draw(st.integers(1, 300))
+        return whole, whole
+    tile = draw(st.integers(16, 70))
+    return tile * draw(st.integers(1, 5)), tile
+
+
+@settings(max_examples=400)
+@given(array=arrays(), options=options())
+def test_every_backend_writes_the_same_bytes_and_reads_every_bit(array: NDArray[Any], options: wcodec.EncodeOptions) -> None:
+    before = bits(array)
+    first, *others = (Encoder(options, load_backend(name)).encode(array) for name in BACKENDS)
+    assert all(other == first for other in others)
+    assert bits(array) == before, "an encoder changed its input"
+    for name in BACKENDS:
+        back = Decoder(load_backend(name)).decode(first)
+        assert (back.shape, back.dtype, bits(back)) == (array.shape, array.dtype, before)
+
+
+@settings(max_examples=400)
+@given(data=st.data(), array=arrays(), options=options(), name=st.sampled_from(BACKENDS))
+def test_a_slice_is_what_numpy_takes(data: st.DataObject, array: NDArray[Any], options: wcodec.EncodeOptions, name: str) -> None:
+    index = data.draw(hnp.basic_indices(array.shape, allow_newaxis=False)) if array.ndim else ()
+    with File(io.BytesIO(Encoder(options).encode(array)), load_backend(name)) as f:
+        got = f.get_slice("")[index]
+    expected = np.asarray(array[index])
+    assert (got.shape, got.dtype, bits(got)) == (expected.shape, expected.dtype, bits(expected))
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@settings(max_examples=150)
+@given(tensors=st.dictionaries(texts, arrays(), max_size=4), metadata=st.dictionaries(texts, texts, max_size=3))
+def test_a_file_gives_back_names_arrays_and_metadata(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
+    stream = io.BytesIO()
+    writer = Encoder().start(stream)
+    for name, array in tensors.items():
+        writer.add(name, array)
+    assert writer.finish(metadata) == len(stream.getvalue())
+    with wcodec.open(stream) as f:
+        assert f.keys() == list(tensors)
+        assert f.metadata() == metadata
+        for name, array in tensors.items():
+            back = f.get_tensor(name)
+            assert (back.shape, back.dtype, bits(back)) == (array.shape, array.dtype, bits(array))
+
+
+@st.composite
+def safetensors_files(draw: st.DrawFn) -> bytes:
+    """Well-formed files that no library writes: any order, names, padding, dtypes of the future."""
+    tensors = []
+    for name in draw(st.lists(texts.filter(lambda t: t != "__metadata__"), max_size=5, unique=True)):
+        dtype = draw(st.sampled_from([*BY_SAFETENSORS, "F4", "F6_E2M3", "of 2031"]))
+        shape = draw(st.lists(st.integers(0, 9), max_size=3))
+        known = BY_SAFETENSORS.get(dtype)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * known.nbytes if known else draw(st.integers(0, 300))
+        data = np.random.default_rng(draw(seeds)).integers(0, 256, nbytes, np.uint8).tobytes()
+        tensors.append((name, dtype, shape, data))
+    order = draw(st.permutations(range(len(tensors))))
+    metadata = draw(st.none() | st.dictionaries(texts, texts, max_size=3))
+    return safetensors_bytes(tensors, metadata, draw(st.integers(0, 9)), order)
+
+
+@settings(max_examples=300)
+@given(data=safetensors_files(), name=st.sampled_from(BACKENDS))
+def test_a_checkpoint_comes_back_byte_for_byte(tmp_path_factory: Any, data: bytes, name: str) -> None:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    (folder / "in").write_bytes(data)
+    assert encode_file(folder / "in", folder / "coded", None, load_backend(name))[0] == len(data)
+    assert decode_file(folder / "coded", folder / "out", load_backend(name))[1] == len(data)
+    assert (folder / "out").read_bytes() == data
+    assert struct.unpack("<Q", data[:8])[0] + 8 <= len(data)

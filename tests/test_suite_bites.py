@@ -1,0 +1,327 @@
+"""Deliberately broken backends: each must make the suite fail, in the checks named here; the unbroken one passes them."""
+
+from __future__ import annotations
+
+import time
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from wcodec import conformance
+from wcodec.backends.protocol import EncodedSegments, SegmentPlan
+from wcodec.backends.reference import ReferenceBackend
+from wcodec.reference import entropy, prediction, segments, tiles
+from wcodec.reference.planes import Layout
+from wcodec.reference.segments import Status
+
+
+class IgnoresPatches(ReferenceBackend):
+    """Takes every patch for one of the value `base`."""
+
+    def decode_segments(self, plan, payload, out):
+        payload = payload.copy()
+        for k in np.flatnonzero(plan.segments.n_patches):
+            at = int(plan.patch_offsets[k])
+            payload[at + 3 : at + 4 * int(plan.segments.n_patches[k]) : 4] = plan.segments.base[k]
+        return super().decode_segments(plan, payload, out)
+
+
+class IgnoresPatchOrder(ReferenceBackend):
+    """Does not look at the indices of patches."""
+
+    def decode_segments(self, plan, payload, out):
+        status = super().decode_segments(plan, payload, out)
+        status[status == Status.BAD_PATCH] = Status.OK
+        return status
+
+
+class IgnoresFinalStates(ReferenceBackend):
+    """Does not look at how a stream ends."""
+
+    def decode_segments(self, plan, payload, out):
+        status = super().decode_segments(plan, payload, out)
+        status[status == Status.BAD_STREAM] = Status.OK
+        return status
+
+
+class IgnoresWordsLeft(ReferenceBackend):
+    """Looks at the states, not at the words that are left."""
+
+    def decode_segments(self, plan, payload, out):
+        def lenient(streams, n_symbols, ids, pool):
+            symbols, good = entropy_decode(streams, n_symbols, ids, pool)
+            shorter = [s[: max(entropy.HEAD_NBYTES, s.size - entropy.UNIT)] for s in streams]
+            _, also = entropy_decode(shorter, n_symbols, ids, pool)
+            return symbols, good | also
+
+        entropy_decode = entropy.decode_streams
+        with mock.patch.object(entropy, "decode_streams", lenient):
+            return super().decode_segments(plan, payload, out)
+
+
+class AlwaysOk(ReferenceBackend):
+    """Never finds fault."""
+
+    def decode_segments(self, plan, payload, out):
+        return np.zeros_like(super().decode_segments(plan, payload, out))
+
+
+class Raises(ReferenceBackend):
+    """Raises on a bad payload, where it should give a status."""
+
+    def decode_segments(self, plan, payload, out):
+        status = super().decode_segments(plan, payload, out)
+        if status.any():
+            raise ValueError("a bad payload")
+        return status
+
+
+class RoundsUp(ReferenceBackend):
+    """AVG rounds up."""
+
+    def decode_segments(self, plan, payload, out):
+        def wrong(residual, mode):
+            if mode != prediction.Mode.AVG:
+                return prediction.reconstruct(residual, mode)
+            tile = residual.copy()
+            tile[0], tile[:, 0] = np.cumsum(tile[0], dtype=np.uint8), np.cumsum(tile[:, 0], dtype=np.uint8)
+            for r in range(1, tile.shape[0]):
+                for c in range(1, tile.shape[1]):
+                    tile[r, c] += np.uint8((int(tile[r, c - 1]) + int(tile[r - 1, c]) + 1) // 2)
+            return tile
+
+        with mock.patch.object(segments, "reconstruct", wrong):
+            return super().decode_segments(plan, payload, out)
+
+
+class LanesBackwards(ReferenceBackend):
+    """Keeps the start states from lane 31 down, when it writes and when it reads: it is at one with itself."""
+
+    @staticmethod
+    def turned(stream):
+        head = stream[: entropy.HEAD_NBYTES].reshape(-1, 4)[::-1].reshape(-1)
+        return np.concatenate([head, stream[entropy.HEAD_NBYTES :]])
+
+    def encode_segments(self, plan, words):
+        original = entropy.encode_streams
+        with mock.patch.object(entropy, "encode_streams", lambda *a: [self.turned(s) for s in original(*a)]):
+            return super().encode_segments(plan, words)
+
+    def decode_segments(self, plan, payload, out):
+        original = entropy.decode_streams
+        with mock.patch.object(entropy, "decode_streams", lambda s, *a: original([self.turned(x) for x in s], *a)):
+            return super().decode_segments(plan, payload, out)
+
+
+class RaggedInRaster(ReferenceBackend):
+    """Takes segments that tiles do not fill for a single tile, when it writes and when it reads."""
+
+    @staticmethod
+    def order(height, width, tile_rows, tile_cols):
+        if height % tile_rows or width % tile_cols:
+            return np.arange(height * width)
+        return tiles.element_order(height, width, tile_rows, tile_cols)
+
+    def encode_segments(self, plan, words):
+        with mock.patch.object(segments, "element_order", self.order):
+            return super().encode_segments(plan, words)
+
+    def decode_segments(self, plan, payload, out):
+        with mock.patch.object(segments, "element_order", self.order):
+            return super().decode_segments(plan, payload, out)
+
+
+class RawInTiles(ReferenceBackend):
+    """Writes the words of layout RAW tile by tile."""
+
+    def decode_segments(self, plan, payload, out):
+        status = super().decode_segments(plan, payload, out)
+        for k in np.flatnonzero(plan.segments.layout == Layout.RAW):
+            part = out[plan.geometry.rectangle(k)]
+            order = tiles.element_order(*part.shape, plan.geometry.tile_rows, plan.geometry.tile_cols)
+            raster = np.empty(part.size, part.dtype)
+            raster[order] = part.reshape(-1)
+            part[...] = raster.reshape(part.shape)
+        return status
+
+
+class IgnoresTileModes(ReferenceBackend):
+    """Takes a reserved mode of a tile for PLANAR."""
+
+    def decode_segments(self, plan, payload, out):
+        payload = payload.copy()
+        for at, n in zip(plan.offsets.tolist(), plan.modes_nbytes.tolist(), strict=False):
+            np.minimum(payload[at : at + n], 4, out=payload[at : at + n])
+        return super().decode_segments(plan, payload, out)
+
+
+def room_around(out):
+    """All bytes of the array that `out` is a view of, and where `out` starts and ends there: no test writes outside of that."""
+    room = out
+    while isinstance(room.base, np.ndarray):
+        room = room.base
+    start = out.ctypes.data - room.ctypes.data
+    return room.reshape(-1).view(np.uint8), start, start + out.nbytes
+
+
+class WritesBeyond(ReferenceBackend):
+    """Writes one byte behind its output."""
+
+    def decode_segments(self, plan, payload, out):
+        status = super().decode_segments(plan, payload, out)
+        room, _, end = room_around(out)
+        if end < room.size:
+            room[end] = 0
+        return status
+
+
+class WritesBefore(ReferenceBackend):
+    """Writes one byte before its output, if the payload is bad."""
+
+    def decode_segments(self, plan, payload, out):
+        status = super().decode_segments(plan, payload, out)
+        room, start, _ = room_around(out)
+        if status.any() and start > 0:
+            room[start - 1] = 0
+        return status
+
+
+class ChangesPayload(ReferenceBackend):
+    """Uses its input as scratch."""
+
+    def decode_segments(self, plan, payload, out):
+        status = super().decode_segments(plan, payload, out)
+        if payload.size and payload.flags.writeable:
+            payload[0] ^= 1
+        return status
+
+
+class ChangesWords(ReferenceBackend):
+    """Maps the words in place before it encodes them."""
+
+    def encode_segments(self, plan, words):
+        encoded = super().encode_segments(plan, words)
+        if words.size and words.flags.writeable:
+            words[0, 0] ^= words.dtype.type(1)
+        return encoded
+
+
+class PadsWithAnother(ReferenceBackend):
+    """Fills the last group with the lowest symbol, not with the most probable one: it decodes, the bytes differ."""
+
+    def encode_segments(self, plan, words):
+        with mock.patch.object(entropy.Table, "padding", property(lambda t: int(np.flatnonzero(t.freq)[0]))):
+            return super().encode_segments(plan, words)
+
+
+class PadsWithHighest(ReferenceBackend):
+    """Fills the last group with the highest of several symbols that are most probable."""
+
+    def encode_segments(self, plan, words):
+        with mock.patch.object(entropy.Table, "padding", property(lambda t: int(np.flatnonzero(t.freq == t.freq.max())[-1]))):
+            return super().encode_segments(plan, words)
+
+
+class ForgetsFill(ReferenceBackend):
+    """Codes words outside of the window as 0, whatever the plan says."""
+
+    def encode_segments(self, plan, words):
+        return super().encode_segments(SegmentPlan(plan.dtype, plan.geometry, plan.segments, plan.tables, None, plan.modes), words)
+
+
+class ForgetsUnits(ReferenceBackend):
+    """Says of each stream that it is a unit longer."""
+
+    def encode_segments(self, plan, words):
+        encoded = super().encode_segments(plan, words)
+        return EncodedSegments(encoded.payload, encoded.n_units + (encoded.n_units > 0), encoded.n_patches)
+
+
+class CountsOneMore(ReferenceBackend):
+    """A histogram that is off by one."""
+
+    def histogram(self, words, geometry, dtype, **more):
+        counts = super().histogram(words, geometry, dtype, **more)
+        if counts.size:
+            counts[-1, -1, 255] += 1
+        return counts
+
+
+class CountsWithoutFill(ReferenceBackend):
+    """Leaves the fill code out of the histograms of pairs."""
+
+    def histogram(self, words, geometry, dtype, *, fill=0, **more):
+        return super().histogram(words, geometry, dtype, **more)
+
+
+class FailsOnNothing(ReferenceBackend):
+    """Cannot stand empty input."""
+
+    def encode_segments(self, plan, words):
+        if plan.geometry.n_segments == 0:
+            raise IndexError("no segments")
+        return super().encode_segments(plan, words)
+
+
+class SharesScratch(ReferenceBackend):
+    """Keeps the payload of a call in the object while it works."""
+
+    scratch = None
+
+    def decode_segments(self, plan, payload, out):
+        self.scratch = payload
+        time.sleep(0.002)
+        return super().decode_segments(plan, self.scratch[: plan.offsets[-1]] if self.scratch.size >= plan.offsets[-1] else payload, out)
+
+
+class NoChecksums(ReferenceBackend):
+    """Says of every record what the index says of an empty one."""
+
+    def checksums(self, payload, offsets):
+        return np.zeros(len(offsets) - 1, np.uint32)
+
+
+#: what each must fail, all of it; cases are named as in the manifest, other checks as in the report
+BROKEN = {
+    IgnoresPatches: ["accept/base_pairs", "accept/patches_4", "accept/special_in_pairs_bfloat16", "kernels/base_pairs"],
+    IgnoresPatchOrder: ["reject/patch_order", "reject/patch_beyond", "reject/patch_twice", "payload/base_pairs"],
+    IgnoresFinalStates: ["reject/stream_state_lane_0", "reject/stream_word_too_few", "payload/base_bytes"],
+    IgnoresWordsLeft: ["reject/stream_8_words_left", "reject/stream_unit_too_many"],
+    AlwaysOk: ["reject/stream_last_word", "reject/patch_order", "reject/tile_mode_5", "payload/base_tiles"],
+    Raises: ["reject/stream_last_word", "reject/tile_mode_5", "payload/base_bytes"],
+    RoundsUp: ["accept/avg_uint8", "accept/avg_bfloat16", "accept/base_tiles", "accept/avg_wraps"],
+    LanesBackwards: ["accept/n_128_bytes", "encode/n_128_bytes", "kernels/base_bytes"],
+    RaggedInRaster: ["accept/element_order", "accept/tiles_16x16_bytes", "kernels/base_tiles"],
+    RawInTiles: ["accept/raw_in_tiles", "accept/tiles_16x16_raw"],
+    IgnoresTileModes: ["reject/tile_mode_5", "reject/tile_mode_255", "reject/tile_mode_plane_1", "payload/base_tiles"],
+    WritesBeyond: ["kernels/base_bytes", "kernels/bytes_float64", "payload/base_bytes"],
+    WritesBefore: ["payload/base_bytes"],
+    ChangesPayload: ["kernels/base_bytes", "payload/base_bytes"],
+    ChangesWords: ["kernels/base_bytes", "kernels/base_raw"],
+    PadsWithAnother: ["encode/n_127_bytes", "encode/n_129_bytes", "kernels/base_bytes"],
+    PadsWithHighest: ["kernels/table_fills_with_lowest"],
+    ForgetsFill: ["kernels/base_pairs", "kernels/pairs_last_code_filled", "encode/special_in_pairs_bfloat16"],
+    ForgetsUnits: ["encode/n_127_bytes", "kernels/base_bytes"],
+    CountsOneMore: ["kernels/base_bytes", "kernels/base_pairs", "kernels/raw_uint8"],
+    CountsWithoutFill: ["kernels/base_pairs", "kernels/pairs_int8_both_coded"],
+    FailsOnNothing: ["duty/empty_input"],
+    SharesScratch: ["duty/threads"],
+    NoChecksums: ["accept/base_bytes", "kernels/base_bytes"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BROKEN, ids=lambda c: c.__name__)
+def test_broken_backend_fails(backend: type[ReferenceBackend]):
+    due = set(BROKEN[backend])
+    report = conformance.run(backend(), select=due)
+    failed = {o.id for o in report.failed}
+    assert due - failed == set(), "the suite lets these pass"
+    assert not report.good
+
+
+def test_unbroken_backend_passes_all_of_these():
+    due = {name for names in BROKEN.values() for name in names}
+    report = conformance.run(ReferenceBackend(), select=due)
+    assert [str(o) for o in report.failed] == []
+    assert due <= {o.id for o in report.outcomes if o.outcome == "passed"}

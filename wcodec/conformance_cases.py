@@ -1,0 +1,214 @@
+"""Conformance cases: what the manifest says, and the checks of a decoder built from a backend.
+
+A check is a function that raises `Mismatch` if what came is not what was due.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.backends.protocol import Backend
+from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.conformance_recipes import make
+from wcodec.errors import DecodeError
+from wcodec.reference.container import Index, TensorRecord
+from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.planes import DTYPES, DType
+
+DTYPE_OF: Final = {d.name: d for d in DTYPES}
+
+
+class Mismatch(Exception):
+    """A check failed. Says what was expected and what came."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(f"expected {expected}; got {got}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its id, the rules that it proves, and what to run."""
+
+    id: str
+    rules: tuple[str, ...]
+    run: Callable[[], None]
+
+
+def require(holds: bool, expected: str, got: str) -> None:
+    """Raise `Mismatch` unless a condition holds."""
+    if not holds:
+        raise Mismatch(expected, got)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the manifest.
+
+    Attributes
+    ----------
+    id, expect, rules
+        As in the manifest.
+    row
+        All of the row.
+    path
+        Of the file.
+    """
+
+    id: str
+    expect: str
+    rules: tuple[str, ...]
+    row: dict[str, Any]
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The id without its first part."""
+        return self.id.partition("/")[2]
+
+    @cached_property
+    def data(self) -> bytes:
+        """The bytes of the file, held against their SHA-256."""
+        data = self.path.read_bytes()
+        require(sha256(data) == self.row["sha256"], f"{self.path.name} as the manifest has it", "another SHA-256: the vectors are damaged")
+        return data
+
+    def words(self, i: int) -> NDArray[Any]:
+        """Words of tensor `i`, flat, made by its recipe."""
+        t = self.row["tensors"][i]
+        dtype = DTYPE_OF[t["dtype"]]
+        data = make(t["recipe"], t["nbytes"] // dtype.word_nbytes, dtype.word_nbytes)
+        require(sha256(data) == t["sha256"], f"the recipe of tensor {t['name']!r} to give its bytes", "others")
+        return np.frombuffer(data, dtype.word_type)
+
+    def dtype(self, i: int) -> DType:
+        """Registry row of tensor `i`."""
+        return DTYPE_OF[self.row["tensors"][i]["dtype"]]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The vectors of a folder."""
+
+    folder: Path
+    cases: tuple[Case, ...]
+
+    def __getitem__(self, id: str) -> Case:
+        return next(c for c in self.cases if c.id == id)
+
+
+def find_folder() -> Path:
+    """Where the vectors are: in the wheel beside this module, in a source tree beside the package.
+
+    Raises
+    ------
+    FileNotFoundError
+    """
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conformance_vectors", here.parent / "conformance_vectors"):
+        if (folder / "manifest.json").is_file():
+            return folder
+    raise FileNotFoundError(f"there are no conformance vectors in or beside {here}")
+
+
+def load(folder: Path | None = None) -> Vectors:
+    """The vectors of a folder, or of this installation."""
+    folder = folder or find_folder()
+    rows = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["cases"]
+    return Vectors(folder, tuple(Case(r["id"], r["expect"], tuple(r["rules"]), r, folder / r["file"]) for r in rows))
+
+
+def sha256(data: Any) -> str:
+    """In hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---- decoding ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Decoded:
+    """A file, decoded."""
+
+    index: Index
+    arrays: list[NDArray[Any]]
+
+    @property
+    def restored(self) -> bytes:
+        """Source header and all tensors, one behind another (R4.22)."""
+        return self.index.source_header + b"".join(a.tobytes() for a in self.arrays)
+
+
+def decode(backend: Backend, data: bytes) -> Decoded:
+    """Decode all tensors of a file."""
+    decoder, source = Decoder(backend), BufferSource(data)
+    index = decoder.read_index(source)
+    return Decoded(index, [decoder.tensor(source, t, index.tables) for t in index.tensors])
+
+
+def _described(t: TensorRecord, array: NDArray[Any]) -> dict[str, Any]:
+    row = {"name": t.name, "dtype": t.dtype.name, "shape": list(array.shape), "nbytes": array.nbytes, "sha256": sha256(array.tobytes())}
+    return row | ({"dtype_name": t.dtype_name} if t.dtype_name else {})
+
+
+def compare(case: Case, decoded: Decoded) -> None:
+    """Hold a decoded file against the manifest."""
+    due, index = case.row["tensors"], decoded.index
+    require(len(due) == len(index.tensors), f"{len(due)} tensors", f"{len(index.tensors)}")
+    for row, t, array in zip(due, index.tensors, decoded.arrays, strict=True):
+        got = _described(t, array)
+        for key, value in got.items():
+            require(row.get(key) == value, f"tensor {row['name']!r} with {key} {row.get(key)}", str(value))
+    header, metadata = case.row.get("source_header", ""), case.row.get("metadata", {})
+    require(index.source_header.hex() == header, f"source_header {header}", index.source_header.hex())
+    require(index.metadata == metadata, f"metadata {metadata}", str(index.metadata))
+    require(sha256(decoded.restored) == case.row["restored_sha256"], "the restored bytes", "others")
+
+
+def check_decode(case: Case, backend: Backend) -> None:
+    """Accepted, refused with the code, or either."""
+    try:
+        decoded = decode(backend, case.data)
+    except DecodeError as e:
+        due = {"accept": "the file to be decoded", "reject": str(case.row.get("code"))}.get(case.expect, e.code)
+        require(e.code == due, due, str(e))
+        return
+    require(case.expect != "reject", str(case.row.get("code")), "a decoded file")
+    compare(case, decoded)
+
+
+# ---- encoding ----------------------------------------------------------------------------------------------------------
+def options_of(row: dict[str, Any]) -> EncodeOptions:
+    """Options of an `encode` entry of the manifest."""
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return EncodeOptions(**options)
+
+
+def check_encode(case: Case, backend: Backend) -> None:
+    """The recipes' words, encoded with the options of the case, give the same file."""
+    stream = io.BytesIO()
+    writer = Encoder(options_of(case.row["encode"]), backend).start(stream)
+    for i, t in enumerate(case.row["tensors"]):
+        writer.add_words(t["name"], case.words(i), case.dtype(i), tuple(t["shape"]), t.get("dtype_name", ""))
+    header = case.row.get("source_header")
+    writer.finish(case.row.get("metadata"), None if header is None else bytes.fromhex(header))
+    got = stream.getvalue()
+    if got != case.data:
+        at = next((i for i, (a, b) in enumerate(zip(got, case.data, strict=False)) if a != b), min(len(got), len(case.data)))
+        raise Mismatch(f"the same file of {len(case.data)} bytes", f"{len(got)} bytes that differ from offset {at} on")
+
+
+def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
+    """Checks of all cases against a backend."""
+    for case in vectors.cases:
+        yield Check(case.id, case.rules, lambda c=case: check_decode(c, backend))  # type: ignore[misc]
+    for case in vectors.cases:
+        if "encode" in case.row and case.expect == "accept":
+            yield Check(f"encode/{case.name}", ("R9.4", "R9.8"), lambda c=case: check_encode(c, backend))  # type: ignore[misc]

@@ -1,0 +1,197 @@
+"""What `wcodec info` shows: sizes, bounds, and what the encoder chose, by tensor and in all."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.codec import Progress, ignore_progress
+from wcodec.files import File
+from wcodec.reference.container import TensorRecord, write_tables
+from wcodec.reference.planes import Layout
+from wcodec.reference.prediction import N_MODES, PER_TILE, Mode
+from wcodec.reference.segments import Coder
+from wcodec.reference.tiles import Geometry
+
+_COUNT_WORDS: Final = 1 << 20  #: words of one histogram: independent of the file's segments, which may be tiny
+
+
+def describe(file: File, bound: bool = True, progress: Progress = ignore_progress) -> dict[str, Any]:
+    """All that `wcodec info --json` prints.
+
+    Parameters
+    ----------
+    bound
+        Also give the order-0 bound, for which every tensor is decoded (and so checked).
+    progress
+        Called with the decoded bytes of each tensor.
+
+    Raises
+    ------
+    DecodeError
+    """
+    index = file.index
+    tensors = [describe_tensor(file, t, bound, progress) for t in index.tensors]
+    return {
+        "format": "{}.{}".format(*index.version),
+        "backend": file.decoder.backend.name,
+        "nbytes": index.data_nbytes + len(index.source_header),
+        "stored_nbytes": index.file_nbytes,
+        "payload_nbytes": sum(t.payload_nbytes for t in index.tensors),
+        "index_nbytes": index.index_nbytes,
+        "source": None if index.source_kind is None else "safetensors",
+        "metadata_keys": list(index.metadata),
+        "n_unknown_records": index.unknown_records,
+        "n_tables": len(index.tables),
+        "tables_nbytes": len(write_tables(index.tables)) if len(index.tables) else 0,
+        "n_tensors": len(tensors),
+        **_totals(tensors),
+        "tensors": tensors,
+    }
+
+
+def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = ("layouts", "coders", "predictions", "tile_modes")
+    totals: dict[str, Any] = {k: dict(sum((Counter(t[k]) for t in tensors), Counter())) for k in keys}
+    return {**totals, "n_patches": sum(t["n_patches"] for t in tensors)}
+
+
+def describe_tensor(file: File, t: TensorRecord, bound: bool, progress: Progress = ignore_progress) -> dict[str, Any]:
+    """One entry of the list ``tensors`` of `describe`."""
+    n, plan, segments = math.prod(t.shape), t.plan(file.index.tables), t.segments
+    there = plan.plane_nbytes > 0  # planes that the layout has
+    coded = there & (segments.coder == Coder.RANS)
+    return {
+        "name": t.name,
+        "dtype": t.dtype_name or t.dtype.safetensors or t.dtype.name,
+        "shape": list(t.shape),
+        "nbytes": t.nbytes,
+        "stored_nbytes": t.payload_nbytes,
+        "bits_per_weight": 8 * t.payload_nbytes / n if n else None,
+        "order0_bits_per_weight": _order0_bits(file, t, progress) / n if bound and n else None,
+        "n_segments": t.geometry.n_segments,
+        "segment": [t.geometry.segment_rows, t.geometry.segment_cols],
+        "tile": [t.geometry.tile_rows, t.geometry.tile_cols],
+        "layouts": _names(segments.layout, Layout),
+        "coders": _names(segments.coder[there], Coder),
+        "predictions": _names(segments.prediction[coded], Mode),
+        "tile_modes": _tile_modes(file, t),
+        "n_patches": int(segments.n_patches.sum()),
+    }
+
+
+def _names(values: NDArray[np.uint8], names: Any) -> dict[str, int]:
+    """How often each value occurs, by name in lower case; `PER_TILE` and values without a name included."""
+    known = {int(m): m.name.lower() for m in names} | {PER_TILE: "per_tile"}
+    found, counts = np.unique(values, return_counts=True)
+    return {known.get(v, f"reserved_{v}"): c for v, c in zip(found.tolist(), counts.tolist(), strict=True)}
+
+
+def _tile_modes(file: File, t: TensorRecord) -> dict[str, int]:
+    """Modes of the tiles of planes with prediction `PER_TILE`, which only the payload holds."""
+    plan = t.plan(file.index.tables)
+    counts = np.zeros(256, np.int64)
+    for k in np.flatnonzero(plan.modes_nbytes).tolist():
+        stored = file.source.read(t.payload_offset + int(plan.offsets[k]), int(plan.modes_nbytes[k]))
+        counts += np.bincount(stored, minlength=256)
+    found = np.flatnonzero(counts)
+    return {Mode(m).name.lower() if m < N_MODES else f"reserved_{m}": int(counts[m]) for m in found.tolist()}
+
+
+def _order0_bits(file: File, t: TensorRecord, progress: Progress) -> float:
+    """Order-0 entropy of a tensor in bits: the sum over the byte planes of its mapped words, each as one whole."""
+    counts = np.zeros((t.dtype.word_nbytes, 256), np.int64)
+    backend = file.decoder.backend
+    for chunk in file.decoder.chunks(file.source, t, file.index.tables):
+        flat = Geometry(1, chunk.size, 1, _COUNT_WORDS, 1, _COUNT_WORDS)
+        counts += backend.histogram(backend.to_device(chunk.reshape(1, -1)), flat, t.dtype).sum(axis=0)
+        progress(chunk.nbytes)
+    total = counts.sum(axis=1, keepdims=True)
+    logs = np.log2(np.maximum(total, 1)) - np.log2(np.maximum(counts, 1))
+    return float((counts * logs).sum())
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------------
+def size_text(nbytes: int) -> str:
+    """Bytes for people: ``90.9 MB``; powers of 1000, as disks are sold."""
+    value, unit = float(nbytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.95 or unit == "TB":
+            break
+        value /= 1000
+    return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def percent_text(part: int, whole: int) -> str:
+    """``81.98 %``, or ``-`` of nothing."""
+    return f"{100 * part / whole:.2f} %" if whole else "-"
+
+
+def printable(text: str) -> str:
+    """A name out of a file, without control characters that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def table_text(rows: list[list[str]], left: int = 1) -> Iterator[str]:
+    """Lines of a table; the first `left` columns are flush left, the others right."""
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        yield "  ".join(cells).rstrip()
+
+
+def _counts_text(counts: dict[str, int]) -> str:
+    return " ".join(f"{k}:{v}" for k, v in counts.items()) or "-"
+
+
+def as_text(report: dict[str, Any]) -> Iterator[str]:
+    """Lines of `wcodec info`."""
+    yield (
+        f"format {report['format']}, backend {report['backend']}: {size_text(report['nbytes'])} in {size_text(report['stored_nbytes'])}"
+        f" ({percent_text(report['stored_nbytes'], report['nbytes'])})"
+    )
+    yield (
+        f"{report['n_tensors']} tensors, {report['n_tables']} tables ({size_text(report['tables_nbytes'])}),"
+        f" index {size_text(report['index_nbytes'])}, source {report['source'] or 'none'},"
+        f" metadata: {', '.join(map(printable, report['metadata_keys'])) or 'none'}"
+    )
+    yield (
+        f"layouts {_counts_text(report['layouts'])}; coders {_counts_text(report['coders'])};"
+        f" predictions {_counts_text(report['predictions'])}; tiles {_counts_text(report['tile_modes'])}; patches {report['n_patches']}"
+    )
+    if report["tensors"]:
+        yield ""
+        yield from table_text([_HEAD, *map(_row, report["tensors"])], left=2)
+
+
+_HEAD: Final = [
+    "tensor",
+    "dtype",
+    "shape",
+    "size",
+    "stored",
+    "bits/weight",
+    "order-0",
+    "layouts",
+    "coders",
+    "predictions",
+    "tiles",
+    "patches",
+]
+
+
+def _row(t: dict[str, Any]) -> list[str]:
+    def bits(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    return [
+        printable(t["name"]), printable(t["dtype"]), "x".join(map(str, t["shape"])) or "scalar", size_text(t["nbytes"]),
+        percent_text(t["stored_nbytes"], t["nbytes"]), bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]),
+        _counts_text(t["layouts"]), _counts_text(t["coders"]), _counts_text(t["predictions"]), _counts_text(t["tile_modes"]),
+        str(t["n_patches"]),
+    ]  # fmt: skip
