@@ -75,7 +75,9 @@ def main() -> int:
     for path in args.files:
         for row in measure(path):
             rows.append(row)
-            print("{file:32} {choice:36} {percent:8.3f} %  index {index_nbytes:8}  tables {n_tables:4} of {table_nbytes_mean:6}".format(**row))
+            print(
+                "{file:32} {choice:36} {percent:8.3f} %  index {index_nbytes:8}  tables {n_tables:4} of {table_nbytes_mean:6}".format(**row)
+            )
     if args.json:
         Path(args.json).write_text(json.dumps({"wcodec": wcodec.__version__, "numpy": np.__version__, "rows": rows}, indent=1) + "\n")
     return 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from wcodec import conformance
+from wcodec import conformance, conformance_cases
 from wcodec.backends import Backend, load_backend
 from wcodec.conformance_cases import Vectors, load, sha256
 from wcodec.conformance_recipes import RECIPES, apply_edits, make, splitmix64
@@ -35,15 +36,30 @@ def test_vectors_are_current():
 
 
 def test_stale_vectors_are_found(tmp_path: Path):
-    line = [sys.executable, ROOT / "tools" / "write_vectors.py", "--folder", tmp_path]
-    subprocess.run(line, check=True, capture_output=True)
-    assert subprocess.run([*line, "--check"], check=False, capture_output=True).returncode == 0
+    shutil.copytree(ROOT / "conformance_vectors", tmp_path, dirs_exist_ok=True)
     (tmp_path / "accept" / "no_tensors.wcodec").write_bytes(b"")
     (tmp_path / "accept" / "stray.wcodec").write_bytes(b"")
-    done = subprocess.run([*line, "--check"], check=False, capture_output=True, text=True)
+    line = [sys.executable, ROOT / "tools" / "write_vectors.py", "--folder", tmp_path, "--check"]
+    done = subprocess.run(line, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("2 conformance vectors are not current")
     assert done.stderr.endswith("run: python tools/write_vectors.py\n")
+
+
+@pytest.mark.parametrize("place", ["conformance_vectors", "wcodec/conformance_vectors"])
+def test_vectors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str):
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "manifest.json").write_text('{"cases": []}')
+    monkeypatch.setattr(conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance_cases.py"))
+    assert conformance_cases.find_folder() == tmp_path / place
+
+
+def test_no_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance_cases.py"))
+    with pytest.raises(SystemExit) as e:
+        conformance.main(["--backend", "reference"])
+    assert e.value.code == 2
+    assert "no conformance vectors" in capsys.readouterr().err
 
 
 def test_vectors_are_small():
@@ -73,7 +89,7 @@ def test_every_recipe_gives_its_bytes(vectors: Vectors):
         for i, t in enumerate(case.row.get("tensors", [])):
             assert sha256(case.words(i).tobytes()) == t["sha256"]
             used.add(t["recipe"]["recipe"])
-    assert used == set(RECIPES) - {""} == set(MANIFEST["recipes"]) - {""}
+    assert used == set(RECIPES) - {"*"} == set(MANIFEST["recipes"]) - {"*"}
 
 
 def test_splitmix64_is_the_published_one():

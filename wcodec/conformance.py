@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -201,7 +203,7 @@ def _run_one(check: Check) -> Outcome:
 
 def run(
     target: Backend | Command, *, folder: Path | None = None, select: str | Iterable[str] = "", sweeps: bool = True,
-    progress: Callable[[Sequence[Check]], Iterable[Check]] = iter,
+    progress: Callable[[Iterable[Outcome], int], Iterable[Outcome]] = lambda outcomes, n: outcomes,
 ) -> Report:  # fmt: skip
     """Run the suite.
 
@@ -216,7 +218,7 @@ def run(
     sweeps
         Run the sweeps too. If not, they count as not run.
     progress
-        Wraps the checks while they run, as ``tqdm.tqdm`` does.
+        Wraps the outcomes, so many of them, while they come, as ``tqdm.tqdm`` does.
     """
     start, vectors = time.perf_counter(), load(folder)
     plain, swept = checks_of(target, vectors)
@@ -226,21 +228,23 @@ def run(
     report = Report(target.template if isinstance(target, Command) else target.name)
     report.info = {} if isinstance(target, Command) else target.info()
     report.vectors = {"cases": len(vectors.cases), "manifest_sha256": sha256((vectors.folder / "manifest.json").read_bytes())}
-    report.outcomes = [_run_one(c) for c in progress(chosen)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # for programs, whose start is slow; a backend has threads of its own
+        outcomes = pool.map(_run_one, chosen) if isinstance(target, Command) else map(_run_one, chosen)
+        report.outcomes = list(progress(outcomes, len(chosen)))
     report.outcomes += [Outcome(c.id, c.rules, "not run", message="left out") for c in [*plain, *swept] if c.id not in left]
     report.seconds = time.perf_counter() - start
     return report
 
 
-def _progress(checks: Sequence[Check]) -> Iterable[Check]:
+def _progress(outcomes: Iterable[Outcome], n: int) -> Iterable[Outcome]:
     """A bar on a terminal, if tqdm is there."""
     if not sys.stderr.isatty():
-        return checks
+        return outcomes
     try:
         from tqdm import tqdm
     except ImportError:
-        return checks
-    bar: Iterable[Check] = tqdm(checks, unit="check", leave=False)
+        return outcomes
+    bar: Iterable[Outcome] = tqdm(outcomes, total=n, unit="check", leave=False)
     return bar
 
 
@@ -266,9 +270,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = p.parse_args(argv)
     try:
         target = _target(arguments)
-    except (BackendUnavailable, ValueError) as e:
+        report = run(target, select=arguments.filter, sweeps=not arguments.no_sweeps, progress=_progress)
+    except (BackendUnavailable, FileNotFoundError, ValueError) as e:
         p.exit(2, f"{p.prog}: {e}\n")
-    report = run(target, select=arguments.filter, sweeps=not arguments.no_sweeps, progress=_progress)
     for outcome in report.failed:
         print(f"FAILED {outcome}")
     if arguments.report is not None:

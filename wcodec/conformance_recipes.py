@@ -17,7 +17,7 @@ U64 = NDArray[np.uint64]
 Recipe = Mapping[str, Any]
 
 RECIPES: Final[dict[str, str]] = {
-    "": "A recipe gives the words of a tensor in order, each reduced mod 2^b where b is the bits of a word, stored little-endian. "
+    "*": "A recipe gives the words of a tensor in order, each reduced mod 2^b where b is the bits of a word, stored little-endian. "
     "z(i) is output i of SplitMix64: s = seed + (i + 1) * 0x9e3779b97f4a7c15; s = (s ^ s >> 30) * 0xbf58476d1ce4e5b9; "
     "s = (s ^ s >> 27) * 0x94d049bb133111eb; z = s ^ s >> 31; all mod 2^64. After any recipe, `set` lists pairs of an index "
     "and the word that stands there instead.",

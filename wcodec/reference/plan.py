@@ -116,15 +116,18 @@ def choose_geometry(shape: tuple[int, ...], dtype: DType, options: EncodeOptions
 
 
 def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
-    """Bands of equal width near 256 (narrow matrices: one band), cut into segments of equal height near the target."""
+    """Bands of equal width near 256, wider where there are few rows, cut into segments of equal height near the target.
+
+    A matrix of up to two bands is one. A row of segments holds at most 2^24 words, so that it can be coded at once.
+    """
     target = 1 << 15 if word_nbytes <= 2 else 1 << 14
-    if rows == 1:
-        return 1, min(cols, target)
-    n_bands = 1 if cols <= 512 else cols // 256
-    s_cols = -(-cols // n_bands)
-    n_down = max(1, round(rows * s_cols / target), -(-rows * cols // MAX_SEGMENT_ELEMENTS))
-    s_rows = -(-rows // n_down)
-    return s_rows, s_cols if s_rows > 1 else min(cols, target)
+    most_rows = min(rows, max(1, MAX_SEGMENT_ELEMENTS // cols))
+    wide = max(256, target // most_rows)
+    if most_rows == 1:
+        return 1, min(cols, wide)
+    s_cols = cols if cols <= 2 * wide else -(-cols // (cols // wide))
+    n_down = max(1, round(rows * s_cols / target), -(-rows // most_rows))
+    return -(-rows // n_down), s_cols
 
 
 def chunks(geometry: Geometry, word_nbytes: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -267,10 +270,10 @@ class Planner:
         n = size.size
         out = _Choice(np.zeros(n, np.uint8), np.zeros(n, np.uint32), np.zeros(n, np.uint8), padded(size))
         top = counts.max(axis=1)
-        constant = top == size
+        constant = (top == size) & ((counts[:, 0] == size) | (mode == 0))  # equal residuals do not make equal bytes
         out.coder[constant], out.nbytes[constant] = Coder.CONSTANT, 0
         out.table[constant] = np.argmax(counts[constant], axis=1)
-        left = ~constant
+        left = top < size  # a table has at least two symbols
         limit = padded(size) * self.keep // 1024
         left &= (_stream_nbytes(ideal_cost(counts)) <= limit) | (self.options.min_saving < 0)
         if not left.any():
