@@ -188,7 +188,7 @@ def cuts() -> Iterator[Case]:
             rules = "R7.1 R7.3 R7.5 R7.6 R6.8"
             options = {"segment": (32, 32), "tile": (16, 16)} if d == "bfloat16" else {"segment": (16, width)}
             yield encoded(f"accept/{mode}_{d}", text, rules, "Prediction Ragged", [("w", d, (21, width), r)], predictor=mode, layout="bytes", **options, **FORCED)
-    for mode, start in (("left", 1), ("top", 7), ("avg", 0), ("planar", 1)):
+    for mode, start in (("left", 1), ("top", 7), ("avg", 0)):
         text = "Residuals that are all equal, or all but the first: no plane of one value."
         line = [("w", "uint8", (100,) if mode != "top" else (3, 64), counter(start) if mode != "top" else smooth(63, 64, 7, 0, 0, 0) | {"set": [[0, "0x7"]]})]
         yield encoded(f"accept/{mode}_equal_residuals", text, "R7.3 R7.5 R10.5", "Prediction", line, predictor=mode, layout="bytes", **FORCED)

@@ -8,7 +8,8 @@ Rules, each held by ``wcodec conformance --backend NAME``:
 
 1. The same plan gives the same bytes, status and words as ``wcodec.reference.segments``, on every machine.
 2. A kernel never reads outside of a record nor writes outside of its output, whatever the payload holds.
-3. Content is never an exception: `decode_segments` returns a status for each segment.
+3. Content is never an exception: `decode_segments` returns a status for each segment; of several faults, BAD_STREAM goes
+   before BAD_TILE_MODE, and that before BAD_PATCH.
 4. Inputs are not changed. Empty input (no segments) works.
 5. Calls from several threads at once work.
 
@@ -96,7 +97,7 @@ class Backend(ABC):
         Parameters
         ----------
         words
-            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous.
+            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous, aligned to its words.
         segments
             Ids of the segments to count, ascending; ``None`` for all.
         mode
@@ -125,7 +126,7 @@ class Backend(ABC):
         payload
             uint8 device array of ``plan.offsets[-1]`` bytes, 16-byte aligned.
         out
-            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous: filled.
+            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous, aligned to its words: filled.
 
         Returns
         -------

@@ -42,7 +42,8 @@ class EncodeOptions:
     Parameters
     ----------
     segment
-        Rows and columns of a segment; by default about 32768 words (16384 of 4 or 8 bytes).
+        Rows and columns of a segment in the matrix view, which is a single row if the last dimensions make fewer than 64
+        columns (spec: R6.2, chapter 14); by default about 32768 words, 16384 of 4 or 8 bytes.
     tile
         Rows and columns of a tile, each a divisor of the segment's and at least 16 (or the whole); by default the segment.
     predictor
