@@ -1,0 +1,131 @@
+"""The spec against the code: its worked example, registries, error codes and structures."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wcodec.codec import BufferSource, decode
+from wcodec.errors import DECODE_CODES
+from wcodec.reference import container
+from wcodec.reference.planes import DTYPES, Layout, WordMap
+from wcodec.reference.prediction import Mode
+from wcodec.reference.segments import Coder
+
+ROOT = Path(__file__).parent.parent
+SPEC = (ROOT / "spec" / "wcodec.md").read_text()
+
+
+def chapter(title: str) -> str:
+    """Text of a chapter or section."""
+    found = re.search(rf"^(#+) [\d.]+ {re.escape(title)}\n(.*?)(?=^\1 |\Z)", SPEC, re.M | re.S)
+    assert found, f"there is no chapter {title!r}"
+    return found[2]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the tables of a text, without their heads."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    return [
+        c
+        for i, c in enumerate(cells)
+        if not set("".join(c)) <= set("-") and not (i + 1 < len(cells) and set("".join(cells[i + 1])) == {"-"})
+    ]
+
+
+def example_bytes() -> bytes:
+    """The file of chapter 19, from its listing alone."""
+    listing = re.search(r"```\n(.*?)```", chapter("Worked example"), re.S)
+    assert listing
+    return b"".join(bytes.fromhex(line[6:53]) for line in listing[1].splitlines() if re.match(r"[0-9a-f]{4}  ", line))
+
+
+def test_the_example_decodes_to_the_numbers_that_it_names() -> None:
+    values = re.search(r"of shape 3 x 4: (.*?)\. Coded", chapter("Worked example"))
+    assert values
+    numbers = [[float(v) for v in row.split(",")] for row in values[1].split(";")]
+    got = decode(example_bytes())
+    assert got.dtype.name == "bfloat16"
+    np.testing.assert_array_equal(got, np.array(numbers, np.float32).astype(got.dtype))
+
+
+def test_the_example_is_current() -> None:
+    run = subprocess.run([sys.executable, ROOT / "tools" / "write_example.py", "--check"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_example_has_every_part_that_it_lists() -> None:
+    index = container.read_index(BufferSource(example_bytes()))
+    t = index.tensors[0]
+    assert (t.name, t.segments.layout[0], t.segments.n_patches[0]) == ("w", Layout.PAIRS, 1)
+    assert t.segments.coder[:, 0].tolist() == [Coder.RANS, Coder.RAW]
+
+
+def test_dtypes() -> None:
+    maps = {WordMap.IDENTITY: "IDENTITY", WordMap.OFFSET: "OFFSET"}
+    table = re.search(r"<!-- dtypes -->\n(.*?)<!-- /dtypes -->", SPEC, re.S)
+    assert table
+    assert rows(table[1]) == [
+        [
+            str(d.id),
+            d.name,
+            d.safetensors,
+            str(d.word_nbytes),
+            str(d.words_per_element),
+            maps.get(d.word_map, f"EXPONENT_FIRST {d.exponent_bits}"),
+        ]
+        for d in DTYPES
+    ]
+
+
+def test_error_codes() -> None:
+    listed = {row[0].strip("`"): row[1] for row in rows(chapter("Decoder duties and error codes"))}
+    assert listed == {code: text.split(":")[0] for code, text in DECODE_CODES.items()}
+
+
+def test_every_code_in_a_rule_is_listed() -> None:
+    cited = set(re.findall(r"`((?:bad|unsupported)_\w+|truncated|resource_limit)`", SPEC))
+    assert cited == set(DECODE_CODES)
+
+
+def test_registries() -> None:
+    used = {row[0]: row[1] for row in rows(chapter("Registries")) if len(row) == 3}
+    for name, members in (
+        ("index records", container.RecordType),
+        ("layouts", Layout),
+        ("coders", Coder),
+        ("modes", Mode),
+    ):
+        assert re.findall(r"(\d+) ([A-Z]+)", used[name]) == [(str(int(m)), m.name) for m in members], name
+
+
+@pytest.mark.parametrize(
+    ("title", "structure"),
+    [("Header", container.HEADER), ("Footer", container.FOOTER), ("TENSOR records", container.TENSOR)],
+)
+def test_structures(title: str, structure: object) -> None:
+    table = [row for row in rows(chapter(title)) if len(row) == 5 and row[0].isdecimal() and row[1].isdecimal()]
+    end = 0
+    for offset, size, *_ in table:
+        assert int(offset) == end
+        end += int(size)
+    assert end == structure.size  # type: ignore[attr-defined]
+
+
+def test_constants() -> None:
+    assert container.MAGIC.hex(" ").upper() in SPEC
+    assert container.END_MAGIC.hex(" ").upper() in SPEC
+    assert f"Version {container.VERSION[0]}.{container.VERSION[1]}, a draft" in SPEC
+    assert f"at most {container.MAX_INDEX_RATIO} times `index_nbytes`" in SPEC
+    assert f"`base` MUST be at most {container.MAX_WINDOW_BASE}" in SPEC
+
+
+def test_rules_are_numbered_once() -> None:
+    numbers = re.findall(r"^- \*\*(R[\d.]+)\*\*", SPEC, re.M)
+    assert len(numbers) == len(set(numbers)) > 80
