@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     s = add("decode", _decode, "restore the file that was encoded, byte for byte")
     s.add_argument("input", metavar="IN.wcodec")
     s.add_argument("output", metavar="OUT.safetensors", nargs="?", help="default: IN.safetensors, if there is none yet")
+    s.add_argument("--raw", action="store_true", help="if the file was not made from another one, write the tensors' bytes alone")
     _add_common(s, max_nbytes=True)
     s = add("verify", _verify, "decode all of a file, check every checksum, write nothing")
     s.add_argument("input", metavar="FILE")
@@ -268,7 +269,7 @@ def _decode(args: argparse.Namespace) -> int:
     output, backend = _output(args, ".wcodec", ".safetensors"), _backend(args)
     start = time.perf_counter()
     with _progress(args, _decoded_nbytes(args.input, backend)) as progress:
-        stored_nbytes, nbytes = decode_file(args.input, output, backend, progress, args.max_nbytes)
+        stored_nbytes, nbytes = decode_file(args.input, output, backend, progress, args.max_nbytes, args.raw)
     seconds = time.perf_counter() - start
     line = f"{size_text(stored_nbytes)} -> {size_text(nbytes)}, {seconds:.1f} s"
     _say(args, f"{args.input} -> {output.name if args.output is None else args.output}: {line}", {

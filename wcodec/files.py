@@ -185,16 +185,21 @@ class File:
         """
         return Slice(self, self._by_name[name])
 
-    def restored(self) -> Iterator[Any]:
-        """The original file, a piece at a time: its header (a new one if it had none), then the tensors.
+    def restored(self, raw: bool = False) -> Iterator[Any]:
+        """The original file, a piece at a time: its header, then the tensors (spec: R4.22).
+
+        Parameters
+        ----------
+        raw
+            Without an original header, make none either; otherwise it is that of a safetensors file.
 
         Raises
         ------
         DecodeError
             Possibly after some pieces.
         """
-        header = self.index.source_header
-        yield write_safetensors_header(self.index.tensors, self.index.metadata) if self.index.source_kind is None else header
+        made = self.index.source_kind is None and not raw
+        yield write_safetensors_header(self.index.tensors, self.index.metadata) if made else self.index.source_header
         for t in self.index.tensors:
             for chunk in self.decoder.chunks(self.source, t, self.index.tables):
                 yield chunk.reshape(-1).view(np.uint8).data
@@ -327,6 +332,7 @@ def decode_file(
     backend: Backend | None = None,
     progress: Progress = ignore_progress,
     max_nbytes: int | None = None,
+    raw: bool = False,
 ) -> tuple[int, int]:
     """Restore the file that `encode_file` read; from one that `save_file` wrote, a safetensors file of its arrays.
 
@@ -334,6 +340,8 @@ def decode_file(
     ----------
     max_nbytes
         Refuse files whose tensors decode to more bytes than that.
+    raw
+        From a file that `save_file` wrote, the bytes of its tensors alone.
 
     Returns
     -------
@@ -350,7 +358,7 @@ def decode_file(
             raise DecodeError("resource_limit", f"the tensors have {f.index.data_nbytes} bytes; the disk has room for {room}")
         total = 0
         with atomic_output(target) as out:
-            for piece in f.restored():
+            for piece in f.restored(raw):
                 out.write(piece)
                 total += len(piece)
                 progress(len(piece))
