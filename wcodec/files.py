@@ -32,12 +32,23 @@ _BUFFERED: Final = 1 << 20
 
 
 @contextlib.contextmanager
+def _named(temporary: Path, target: Path) -> Iterator[None]:
+    """Errors about the temporary file name the target: that is the name that the caller knows."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename == str(temporary):
+            e.filename = str(target)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_output(path: AnyPath) -> Iterator[BinaryIO]:
     """Binary file that appears under `path` only if the block ends without an exception."""
     target = Path(path)
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
-        with builtins.open(temporary, "xb", buffering=_BUFFERED) as f:
+        with _named(temporary, target), builtins.open(temporary, "xb", buffering=_BUFFERED) as f:
             yield f
         os.replace(temporary, target)
     except BaseException:

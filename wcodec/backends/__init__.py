@@ -60,7 +60,7 @@ def load_backend(name: str, threads: int | None = None) -> Backend:
         threads = _threads_of(os.environ["WCODEC_THREADS"])
     if name == "auto":
         return _load_auto(threads)
-    target = name if ":" in name else _targets().get(name)
+    target = name if ":" in name else _BUILT_IN.get(name) or _targets().get(name)
     if target is None:
         raise BackendUnavailable(f"there is no backend {name!r}; there are {', '.join(backend_names())}")
     with _lock:
@@ -79,7 +79,7 @@ def _construct(name: str, target: str, threads: int | None) -> Backend:
     module, _, attribute = target.partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
+    except Exception as e:  # whatever a plug-in does when it is imported, it is then not usable
         hint = f"; pip install 'wcodec[{name}]'" if name in _BUILT_IN else ""
         raise BackendUnavailable(f"backend {name!r} cannot be imported ({e}){hint}") from e
     if not (isinstance(cls, type) and issubclass(cls, Backend)):
