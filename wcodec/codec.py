@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend, get_backend
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference import container
-from wcodec.reference.checksums import crc32
 from wcodec.reference.container import ByteSource, Index, TensorRecord
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.plan import EncodeOptions, Planner, choose_geometry, chunks
 from wcodec.reference.planes import Bytes, DType, Words, dtype_of
 from wcodec.reference.segments import SegmentPlan, SegmentTable, Status
 from wcodec.reference.tiles import Geometry
+
+_DECODE_NBYTES: Final = 1 << 23  #: words decoded at once: their checksum finds them in the cache
 
 Progress = Callable[[int], object]  #: called with the number of decoded bytes that were just done
 
@@ -134,7 +135,7 @@ class Writer:
             part, _ = geometry.select(down, across)
             r, c = int(down[0]) * geometry.segment_rows, int(across[0]) * geometry.segment_cols
             chunk = np.require(matrix[r : r + part.rows, c : c + part.cols], dtype.word_type, ["C", "A"])
-            crc = crc32(chunk, crc)
+            crc = self.backend.crc32(chunk, crc)
             segments, payload_crcs = self._encode(chunk, part, dtype)
             tables.append(segments)
             crcs.append(payload_crcs)
@@ -304,17 +305,17 @@ class Decoder:
         elif out.shape != t.shape or out.dtype != t.dtype.numpy or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(f"out must be a writeable C-contiguous {t.dtype.name} array of shape {t.shape}")
         matrix = out.reshape(-1).view(np.uint8).view(t.dtype.word_type).reshape(t.geometry.rows, t.geometry.cols)
-        crc = 0
+        crc, plan = 0, t.plan(tables)
         for down, across, rows, cols in _rectangles(t):
             chunk = matrix[rows, cols]
-            self.grid(source, t, tables, down, across, chunk)
-            crc = crc32(chunk, crc)
+            self.grid(source, t, plan, down, across, chunk)
+            crc = self.backend.crc32(chunk, crc)
         self._check_crc(t, crc)
         return out
 
     def chunks(self, source: ByteSource, t: TensorRecord, tables: TablePool) -> Iterator[Words]:
         """The words of a tensor in order, a chunk at a time, in a buffer that the next one overwrites. Raises as `tensor`."""
-        crc = 0
+        crc, plan = 0, t.plan(tables)
         for down, across, rows, cols in _rectangles(t):
             n_rows, n_cols = rows.stop - rows.start, cols.stop - cols.start
             nbytes = n_rows * n_cols * t.dtype.word_nbytes
@@ -322,8 +323,8 @@ class Decoder:
                 with _memory(nbytes, t.name):
                     self._buffer = np.empty(nbytes, np.uint8)
             chunk = self._buffer[:nbytes].view(t.dtype.word_type).reshape(n_rows, n_cols)
-            self.grid(source, t, tables, down, across, chunk)
-            crc = crc32(chunk, crc)
+            self.grid(source, t, plan, down, across, chunk)
+            crc = self.backend.crc32(chunk, crc)
             yield chunk
         self._check_crc(t, crc)
 
@@ -332,9 +333,9 @@ class Decoder:
             raise DecodeError("bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name)
 
     def grid(
-        self, source: ByteSource, t: TensorRecord, tables: TablePool, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
+        self, source: ByteSource, t: TensorRecord, whole: SegmentPlan, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
     ) -> None:
-        """Decode the segments of some segment rows and columns into `out`, which they fill; reads no others.
+        """Decode the segments of some segment rows and columns into `out`, which they fill; reads no others. `whole` is the tensor's plan.
 
         Raises
         ------
@@ -344,8 +345,8 @@ class Decoder:
         geometry, ids = t.geometry.select(down, across)
         if ids.size == 0:
             return
-        plan, backend = SegmentPlan(t.dtype, geometry, t.segments.take(ids), tables), self.backend
-        starts = t.plan(tables).offsets[:-1][ids] + t.payload_offset
+        plan, backend = SegmentPlan(t.dtype, geometry, t.segments.take(ids), whole.tables), self.backend
+        starts = whole.offsets[:-1][ids] + t.payload_offset
         payload = backend.to_device(_gather(source, starts, plan.offsets))
         wrong = np.flatnonzero(backend.checksums(payload, plan.offsets) != t.segment_crc32[ids])
         if wrong.size:
@@ -365,7 +366,7 @@ class Decoder:
 
 def _rectangles(t: TensorRecord) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], slice, slice]]:
     """Chunks of a tensor: segment rows, segment columns, and the rectangle of words that they fill."""
-    for down, across in chunks(t.geometry, t.dtype.word_nbytes):
+    for down, across in chunks(t.geometry, t.dtype.word_nbytes, _DECODE_NBYTES):
         part, _ = t.geometry.select(down, across)
         r, c = int(down[0]) * t.geometry.segment_rows, int(across[0]) * t.geometry.segment_cols
         yield down, across, slice(r, r + part.rows), slice(c, c + part.cols)

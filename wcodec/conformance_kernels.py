@@ -136,7 +136,7 @@ def _check_parts(decoder: Decoder, source: BufferSource, t: TensorRecord, tables
         rows, cols = g.rectangle(k)
         i, j = divmod(k, g.grid[1])
         out = np.full(matrix[rows, cols].shape, CANARY, t.dtype.word_type)
-        decoder.grid(source, t, tables, np.array([i], np.int64), np.array([j], np.int64), out)
+        decoder.grid(source, t, t.plan(tables), np.array([i], np.int64), np.array([j], np.int64), out)
         require(bool((out == matrix[rows, cols]).all()), f"the words of segment {k} alone", "others")
     parts = b"".join(part.tobytes() for part in decoder.chunks(source, t, tables))
     require(parts == matrix.tobytes(), "the words in chunks", "others")

@@ -255,7 +255,7 @@ class Slice:
         across, col_at = _touched(cols, t.geometry.segment_cols, t.geometry.cols)
         part, _ = t.geometry.select(down, across)
         grid = np.empty((part.rows, part.cols), t.dtype.word_type)
-        self._file.decoder.grid(self._file.source, t, self._file.index.tables, down, across, grid)
+        self._file.decoder.grid(self._file.source, t, t.plan(self._file.index.tables), down, across, grid)
         words = np.ascontiguousarray(grid[row_at][:, col_at])
         return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -17,9 +17,14 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.backends import numba_fused, numba_vector
 from wcodec.backends import numba_kernels as kernels
+from wcodec.backends.numba_crc import crc32_range
+from wcodec.backends.numba_ir import VARIANT
+from wcodec.backends.numba_streams import Work
 from wcodec.backends.protocol import Backend, DType, EncodedSegments, Geometry, SegmentPlan
 from wcodec.reference import entropy
+from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.planes import Bytes, Layout, WordMap, Words
 from wcodec.reference.segments import Coder, padded
 
@@ -38,20 +43,19 @@ class _Scratch:
     def __init__(self) -> None:
         self.planes, self.record = np.empty(0, np.uint8), np.empty(0, np.uint8)
         self.stream_words = np.empty(0, np.uint16)
-        self.states, self.four = np.empty(entropy.LANES, np.uint32), np.empty(4 * 256, np.uint32)
-        self.raw_at, self.tail = np.empty(8, np.int64), np.empty(2 * entropy.GROUP, np.uint16)
+        self.four, self.raw_at, self.streams = np.empty(4 * 256, np.uint32), np.empty(8, np.int64), Work()
 
     @property
     def nbytes(self) -> int:
         """Bytes that grow."""
-        return self.planes.nbytes + self.record.nbytes + self.stream_words.nbytes
+        return self.planes.nbytes + self.record.nbytes + self.stream_words.nbytes + self.streams.spare.nbytes
 
     def grow(self, n_planes: int, room: int, record_nbytes: int = 0) -> None:
         """Make room for planes `room` apart, a stream of such a plane, and records."""
         if self.planes.size < n_planes * room:
             self.planes = np.empty(n_planes * room, np.uint8)
-        if record_nbytes and self.stream_words.size < room:
-            self.stream_words = np.empty(room, np.uint16)
+        if record_nbytes and self.stream_words.size < room + 16:
+            self.stream_words = np.empty(room + 16, np.uint16)
         if self.record.size < record_nbytes:
             self.record = np.empty(record_nbytes, np.uint8)
 
@@ -97,6 +101,12 @@ def _word_map(dtype: DType) -> NDArray[np.uint64]:
         m = bits - 1 - dtype.exponent_bits
         up, stay, sign, down = ((1 << dtype.exponent_bits) - 1) << m, (1 << m) - 1, 1 << m, dtype.exponent_bits
     return np.array([up, stay, sign, flip, down], np.uint64)
+
+
+def _top_byte(dtype: DType) -> tuple[int, int]:
+    """How far the top byte of a mapped word stands up in the word, and what is flipped in it, where words have more."""
+    exponent_first = dtype.word_map is WordMap.EXPONENT_FIRST
+    return 8 * dtype.word_nbytes - (9 if exponent_first else 8), 0x80 if dtype.word_map is WordMap.OFFSET else 0
 
 
 def _rectangles(geometry: Geometry, dtype: DType) -> Ints:
@@ -160,7 +170,21 @@ def _coding(plan: SegmentPlan, tables: _Tables) -> NDArray[np.uint64]:
     freq, start = (plan.tables.stack(tables.ids, f).astype(np.uint64).reshape(-1, 256) for f in ("freq", "start"))
     one = np.uint64(1) << (np.uint64(32) + plan.tables.stack(tables.ids, "prob_bits").astype(np.uint64).reshape(-1, 1))
     some = np.maximum(freq, np.uint64(1))
-    return np.stack([(one + some - np.uint64(1)) // some, freq << np.uint64(32) | start], axis=-1)
+    return np.stack([(one + some - np.uint64(1)) // some, freq << np.uint64(32) | start, freq << np.uint64(16) | start], axis=-1)
+
+
+def _fused_kinds(plan: SegmentPlan) -> Ints:
+    """For each segment the number of the fused kernel that decodes it (`numba_vector.KINDS`, from 1), or 0 for none."""
+    s, dtype = plan.segments, plan.dtype
+    name = dtype.word_map.name.lower().replace("_first", f" {dtype.exponent_bits}")
+    heights, widths = plan.geometry.sizes()
+    numbers = {
+        pairs: 1 + numba_vector.KINDS.index(kind) if (kind := (pairs, dtype.word_nbytes, name)) in numba_vector.KINDS else 0
+        for pairs in (False, True)
+    }
+    suits = (s.layout != Layout.RAW) & (s.coder[0] == Coder.RANS) & ~s.prediction.any(axis=0)
+    suits &= (heights <= plan.geometry.tile_rows) & (widths <= plan.geometry.tile_cols) & (VARIANT != "plain")
+    return np.where(suits, np.where(s.layout == Layout.PAIRS, numbers[True], numbers[False]), 0)
 
 
 def _worst_nbytes(plan: SegmentPlan) -> Ints:
@@ -187,7 +211,7 @@ class NumbaBackend(Backend):
     def info(self) -> dict[str, str]:
         return {
             "numba": numba.__version__, "llvmlite": version("llvmlite"), "numpy": np.__version__,
-            "threads": str(self.n_threads), "cpu": _cpu_name(),
+            "variant": VARIANT, "threads": str(self.n_threads), "cpu": _cpu_name(),
         }  # fmt: skip
 
     # ---- threads
@@ -228,19 +252,23 @@ class NumbaBackend(Backend):
     # ---- kernels
     def histogram(
         self, words: Any, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
+        segments: NDArray[np.int64] | None = None, n_planes: int | None = None,
+        mode: int = 0, base: int | None = None, fill: int = 0,
     ) -> NDArray[np.int64]:  # fmt: skip
         jobs = _rectangles(geometry, dtype)
         if segments is not None:
             jobs = np.ascontiguousarray(jobs[segments])
-        n_planes = dtype.word_nbytes if base is None else 2 if dtype.word_nbytes == 1 else 1
-        counts = np.empty((len(jobs), n_planes, 256), np.int64)
+        if base is not None:
+            n_planes = 2 if dtype.word_nbytes == 1 else 1
+        elif n_planes is None:
+            n_planes = dtype.word_nbytes
+        counts, top = np.empty((len(jobs), n_planes, 256), np.int64), _top_byte(dtype)
         data, shape, word_map, room = _bytes(_checked(words, geometry, dtype)), _shape(geometry, dtype), _word_map(dtype), _room(jobs)
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
             scratch.grow(dtype.word_nbytes + 1, room)
             kernels.histogram_range(
-                first, last, jobs, shape, word_map, data, mode, -1 if base is None else base, fill,
+                first, last, jobs, shape, word_map, top, data, mode, -1 if base is None else base, fill,
                 scratch.planes, room, scratch.four, counts,
             )  # fmt: skip
 
@@ -263,7 +291,7 @@ class NumbaBackend(Backend):
             scratch.grow(dtype.word_nbytes + 1, room, int(worst[first:last].sum()))
             used = kernels.encode_range(
                 first, last, jobs, shape, word_map, data, modes, coding, own,
-                scratch.planes, room, scratch.stream_words, scratch.states, scratch.record, n_units, n_patches,
+                scratch.planes, room, scratch.stream_words, scratch.streams.arrays(), scratch.record, n_units, n_patches,
             )  # fmt: skip
             with lock:
                 at, fits = staged, staged + used <= staging.size
@@ -296,26 +324,52 @@ class NumbaBackend(Backend):
         source, target = _bytes(payload), _checked(out, plan.geometry, dtype).reshape(-1).view(np.uint8)
         status = np.empty(plan.geometry.n_segments, np.uint8)
 
+        kinds, longest = _fused_kinds(plan), int(plan.stream_nbytes.max(initial=0))
+
         def step(first: int, last: int, scratch: _Scratch) -> None:
-            scratch.grow(dtype.word_nbytes + 1, room)
-            kernels.decode_range(
-                first, last, jobs, shape, word_map, source, luts, own,
-                scratch.planes, room, scratch.raw_at, scratch.states, scratch.tail, target, status,
-            )  # fmt: skip
+            scratch.grow(7 + 2 * dtype.word_nbytes, room)
+            scratch.streams.grow(longest)
+            arrays = scratch.streams.arrays()
+            cuts = first + 1 + np.flatnonzero(np.diff(kinds[first:last]))
+            for a, b in pairwise([first, *cuts.tolist(), last]):
+                if kinds[a] == 0:
+                    kernels.decode_range(
+                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.raw_at, arrays, target, status
+                    )
+                else:
+                    words = scratch.planes[7 * room : (7 + 2 * dtype.word_nbytes) * room]
+                    numba_fused.decode_fused_range(
+                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, words, arrays, target, status,
+                        (0,) * int(kinds[a]),
+                    )  # fmt: skip
 
         self._map(step, status.size, target.size)
         return status
 
     def checksums(self, payload: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
-        view, at = _bytes(payload).data, offsets.tolist()
-        out = np.empty(len(at) - 1, np.uint32)
+        data, offsets = _bytes(payload), np.ascontiguousarray(offsets, np.int64)
+        out = np.empty(offsets.size - 1, np.uint32)
+
+        def step(first: int, last: int, _: _Scratch) -> None:
+            crc32_range(data, offsets, first, last, 0, out)
+
+        self._map(step, out.size, int(offsets[-1] - offsets[0]))
+        return out
+
+    def crc32(self, words: Any, start: int = 0) -> int:
+        data = _bytes(words)
+        n = min(self.n_threads, max(1, data.size // INLINE_NBYTES))
+        offsets, parts = np.arange(n + 1, dtype=np.int64) * data.size // n, np.empty(n, np.uint32)
 
         def step(first: int, last: int, _: _Scratch) -> None:
             for k in range(first, last):
-                out[k] = zlib.crc32(view[at[k] : at[k + 1]])
+                crc32_range(data, offsets, k, k + 1, start if k == 0 else 0, parts)
 
-        self._map(step, out.size, at[-1] - at[0])
-        return out
+        self._map(step, n, data.size)
+        crc, *others = parts.tolist()
+        for part, nbytes in zip(others, np.diff(offsets)[1:].tolist(), strict=True):
+            crc = crc32_combine(crc, part, nbytes)
+        return int(crc)
 
 
 def _checked(words: Words, geometry: Geometry, dtype: DType) -> Words:

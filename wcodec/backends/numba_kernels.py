@@ -8,13 +8,12 @@ A job is one row of int64: what a kernel has to know of a segment. Its columns a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
-from numba import njit
 
-F = TypeVar("F", bound=Callable[..., Any])
+from wcodec.backends.numba_ir import prefetch
+from wcodec.backends.numba_streams import copy, decode_stream, encode_stream, fill, jit, kernel, padded
 
 # Columns of a job. Those of a plane stand behind the others, PLANE_COLUMNS for each plane.
 ROW, COL, HEIGHT, WIDTH, LAYOUT, BASE, FILL, START, N_TILES, MODES_AT, MODES_NBYTES, PATCHES_AT, N_PATCHES = range(13)
@@ -25,32 +24,15 @@ PLANE_COLUMNS: Final = 5
 # Copies of the reference's enumerations: compiled code sees them as constants.
 LAYOUT_RAW, LAYOUT_PAIRS = 0, 2
 CODER_RAW, CODER_CONSTANT, CODER_RANS = 0, 1, 2
+AHEAD: Final = 8  #: rows of a segment that are prefetched
 OK, BAD_STREAM, BAD_PATCH, BAD_TILE_MODE = 0, 1, 2, 3
 LEFT, TOP, AVG, N_MODES, PER_TILE = 1, 2, 3, 5, 255
-LANES, GROUP, HEAD_NBYTES, STATE_LOW = 32, 128, 128, 1 << 16
-
-
-def _jit(function: F) -> F:
-    """Compile as a part of the kernels that call it."""
-    compile_with: Any = njit
-    compiled: F = compile_with(error_model="numpy")(function)
-    return compiled
-
-
-def _kernel(function: F) -> F:
-    """Compile at the first call, and keep the machine code on disk if there is a place for it."""
-    compile_with: Any = njit
-    try:
-        compiled: F = compile_with(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # numba finds no directory that it may write to
-        compiled = compile_with(nogil=True, error_model="numpy")(function)
-    return compiled
 
 
 # ---- words and planes ------------------------------------------------------------------------------------------------
 # A word map is five uint64: the bits that move up by one, those that stay, where the sign goes and how far down that is,
 # and the bits to flip. Word sizes are literals at each call, so that LLVM knows the shifts and can use narrow lanes.
-@_jit
+@jit
 def _split_run(words: Any, planes: Any, room: Any, word_map: Any, word_nbytes: Any) -> None:
     """Planes of words that lie side by side, `room` apart; two planes at a time."""
     word, last = words.dtype.type, np.uint64(8 * word_nbytes - 1)
@@ -70,7 +52,7 @@ def _split_run(words: Any, planes: Any, room: Any, word_map: Any, word_nbytes: A
                 low[i] = np.uint8(two)
 
 
-@_jit
+@jit
 def _split(job: Any, shape: Any, words: Any, planes: Any, room: Any, word_map: Any) -> None:
     """Byte planes of a segment in element order, `room` apart."""
     cols, tile_rows, tile_cols, word_nbytes = shape
@@ -95,7 +77,7 @@ def _split(job: Any, shape: Any, words: Any, planes: Any, room: Any, word_map: A
                 at += n
 
 
-@_jit
+@jit
 def _unmap(words: Any, word_map: Any, word_nbytes: Any) -> None:
     """Inverse of the word map, in place."""
     word, last = words.dtype.type, np.uint64(8 * word_nbytes - 1)
@@ -106,13 +88,13 @@ def _unmap(words: Any, word_map: Any, word_nbytes: Any) -> None:
         words[i] = word(((w >> one) & up) | (w & stay) | word((w & sign) << down)) ^ flip
 
 
-@_jit
+@jit
 def _source(planes: Any, payload: Any, raw_at: Any, at: Any, n: Any) -> Any:
     """Decoded bytes of a plane: in the payload itself if the plane is stored raw."""
     return payload[raw_at + at : raw_at + at + n] if raw_at >= 0 else planes[at : at + n]
 
 
-@_jit
+@jit
 def _merge(job: Any, shape: Any, planes: Any, room: Any, payload: Any, raw_at: Any, out: Any, word_map: Any) -> None:
     """Inverse of `_split`; two bytes at a time."""
     cols, tile_rows, tile_cols, word_nbytes = shape
@@ -128,7 +110,7 @@ def _merge(job: Any, shape: Any, planes: Any, room: Any, payload: Any, raw_at: A
                 a = _source(planes, payload, raw_at[0], at, n)
                 if word_nbytes == 1:
                     to1 = out[o : o + n]
-                    _copy(a, to1)
+                    copy(a, to1)
                     _unmap(to1, word_map, 1)
                 elif word_nbytes == 2:
                     to2 = out.view(np.uint16)[o : o + n]
@@ -155,7 +137,7 @@ def _merge(job: Any, shape: Any, planes: Any, room: Any, payload: Any, raw_at: A
                 at += n
 
 
-@_jit
+@jit
 def _pack(plane: Any, n: Any, packed: Any, shift: Any, keep: Any, base: Any, fill: Any) -> Any:
     """Two 4-bit codes ``(value >> shift & keep) - base`` a byte. Returns how many are outside of 0 to 15: they become `fill`."""
     outside: Any = 0
@@ -177,7 +159,7 @@ def _pack(plane: Any, n: Any, packed: Any, shift: Any, keep: Any, base: Any, fil
     return outside
 
 
-@_jit
+@jit
 def _unpack(packed: Any, plane: Any, keep: Any, shift: Any, base: Any) -> None:
     """Inverse of `_pack`: two bytes at once, in a uint16. They join the bits of `plane` in `keep`."""
     two, stay = plane.view(np.uint16), np.uint16(keep)
@@ -188,7 +170,7 @@ def _unpack(packed: Any, plane: Any, keep: Any, shift: Any, base: Any) -> None:
 
 
 # ---- prediction ------------------------------------------------------------------------------------------------------
-@_jit
+@jit
 def _predict_tile(tile: Any, out: Any, height: Any, width: Any, mode: Any) -> None:
     """Residuals of a tile. The first row is LEFT, the first column TOP, whatever the mode."""
     out[0] = tile[0]
@@ -211,7 +193,7 @@ def _predict_tile(tile: Any, out: Any, height: Any, width: Any, mode: Any) -> No
                 to[c] = row[c] - row[c - 1] - above[c] + above[c - 1]
 
 
-@_jit
+@jit
 def _reconstruct_tile(tile: Any, height: Any, width: Any, mode: Any) -> None:
     """Inverse of `_predict_tile`, in place."""
     left = np.uint32(0)
@@ -242,7 +224,7 @@ def _reconstruct_tile(tile: Any, height: Any, width: Any, mode: Any) -> None:
                 row[c] = total + np.uint32(above[c])
 
 
-@_jit
+@jit
 def _each_tile(job: Any, shape: Any, tile: Any, out: Any, mode: Any, modes: Any, inverse: Any) -> None:
     """Predict or reconstruct all tiles of a plane; `modes` holds a mode for each if `mode` is PER_TILE."""
     _, tile_rows, tile_cols, _ = shape
@@ -257,43 +239,26 @@ def _each_tile(job: Any, shape: Any, tile: Any, out: Any, mode: Any, modes: Any,
             elif here != 0:
                 _predict_tile(tile[at : at + h * w], out[at : at + h * w], h, w, here)
             else:
-                _copy(tile[at : at + h * w], out[at : at + h * w])
+                copy(tile[at : at + h * w], out[at : at + h * w])
             at += h * w
             i += 1
 
 
 # ---- small things ----------------------------------------------------------------------------------------------------
-@_jit
-def _copy(source: Any, target: Any) -> None:
-    for i in range(source.size):
-        target[i] = source[i]
-
-
-@_jit
-def _fill(target: Any, value: Any) -> None:
-    for i in range(target.size):
-        target[i] = value
-
-
-@_jit
-def _padded(nbytes: Any) -> Any:
-    return (nbytes + 15) & ~15
-
-
-@_jit
+@jit
 def _put(source: Any, record: Any, at: Any) -> Any:
     """Write bytes and their padding into a record; returns where the next part starts."""
     end = at + source.size
-    _copy(source, record[at:end])
-    _fill(record[end : _padded(end)], 0)
-    return _padded(end)
+    copy(source, record[at:end])
+    fill(record[end : padded(end)], 0)
+    return padded(end)
 
 
 # ---- histograms ------------------------------------------------------------------------------------------------------
-@_jit
+@jit
 def _count(symbols: Any, four: Any, counts: Any) -> None:
     """Four counts a symbol, so that equal neighbours do not wait for each other."""
-    _fill(four, 0)
+    fill(four, 0)
     n = symbols.size // 4
     for i in range(n):
         four[symbols[4 * i]] += np.uint32(1)
@@ -306,93 +271,187 @@ def _count(symbols: Any, four: Any, counts: Any) -> None:
         counts[i] = np.int64(four[i]) + four[256 + i] + four[512 + i] + four[768 + i]
 
 
-@_kernel
+@jit
+def _count_tops(words: Any, shift: Any, four: Any) -> None:
+    """Add to the counts of ``words[i] >> shift & 255``."""
+    n, s, byte = words.size // 4, np.uint64(shift) & np.uint64(63), np.uint64(255)
+    for i in range(n):
+        four[(np.uint64(words[4 * i]) >> s) & byte] += np.uint32(1)
+        four[np.uint64(256) + ((np.uint64(words[4 * i + 1]) >> s) & byte)] += np.uint32(1)
+        four[np.uint64(512) + ((np.uint64(words[4 * i + 2]) >> s) & byte)] += np.uint32(1)
+        four[np.uint64(768) + ((np.uint64(words[4 * i + 3]) >> s) & byte)] += np.uint32(1)
+    for i in range(4 * n, words.size):
+        four[(np.uint64(words[i]) >> s) & byte] += np.uint32(1)
+
+
+@jit
+def _ahead(job: Any, cols: Any, word_nbytes: Any, words: Any, r: Any) -> None:
+    """Prefetch what is `AHEAD` rows below row `r` of a segment."""
+    start = ((job[ROW] + r + AHEAD) * cols + job[COL]) * word_nbytes
+    if r + AHEAD < job[HEIGHT]:
+        for offset in range(start, start + job[WIDTH] * word_nbytes, 64):
+            prefetch(words, offset)
+
+
+# bfloat16 and nibble pairs, the common case: two words at a time, as halves of a uint32, so that the loops vectorise.
+@jit
+def _codes_of_two(twos: Any, base: Any, code: Any, codes: Any) -> Any:
+    """Pairs of 4-bit codes. Returns how many words are outside of the window: they get `code`."""
+    outside, byte, low, instead = np.uint32(0), np.uint32(255), np.uint32(base), np.uint32(code)
+    for i in range(twos.size):
+        v = np.uint32(twos[i])
+        a, b = (((v >> np.uint32(7)) & byte) - low) & byte, (((v >> np.uint32(23)) & byte) - low) & byte
+        outside += np.uint32(a > np.uint32(15)) + np.uint32(b > np.uint32(15))
+        a = instead if a > np.uint32(15) else a
+        b = instead if b > np.uint32(15) else b
+        codes[i] = np.uint8(a | b << np.uint32(4))
+    return np.int64(outside)
+
+
+@jit
+def _raw_of_two(twos: Any, raw: Any) -> None:
+    """Signs and mantissas."""
+    for i in range(twos.size):
+        v = np.uint32(twos[i])
+        y = ((v >> np.uint32(8)) & np.uint32(0x00800080)) | (v & np.uint32(0x007F007F))
+        raw[i] = np.uint16(y | y >> np.uint32(8))
+
+
+@jit
+def _split_bfloat16(job: Any, cols: Any, words: Any, codes: Any, raw: Any, patches: Any) -> Any:
+    """Codes, raw bytes and patches of a segment whose width is even. Returns the number of patches; -1 if they are too many."""
+    width, n_patches, half = job[WIDTH], 0, job[WIDTH] // 2
+    for r in range(job[HEIGHT]):
+        at = (job[ROW] + r) * cols + job[COL]
+        _ahead(job, cols, 2, words, r)
+        row = words[2 * at : 2 * (at + width)]
+        twos = row.view(np.uint32)
+        outside = _codes_of_two(twos, job[BASE], job[FILL], codes[r * half : (r + 1) * half])
+        if raw.size:
+            _raw_of_two(twos, raw[r * width : (r + 1) * width].view(np.uint16))
+        if outside == 0 or raw.size == 0:
+            continue
+        if n_patches + outside > patches.size:
+            return -1
+        values = row.view(np.uint16)
+        for c in range(width):
+            exponent = np.int64(values[c] >> np.uint16(7)) & 255
+            if (exponent - job[BASE]) & 255 > 15:
+                patches[n_patches] = np.uint32(exponent << 24 | r * width + c)
+                n_patches += 1
+    return n_patches
+
+
+@jit
+def _count_pairs(words: Any, shift: Any, base: Any, fill: Any, four: Any) -> None:
+    """Add to the counts of nibble pairs of ``words[i] >> shift & 255``; an even number of words."""
+    s, byte, window = np.uint64(shift) & np.uint64(63), np.uint64(255), np.uint64(15)
+    for i in range(words.size // 2):
+        a = (((np.uint64(words[2 * i]) >> s) & byte) - base) & byte
+        b = (((np.uint64(words[2 * i + 1]) >> s) & byte) - base) & byte
+        a = fill if a > window else a
+        b = fill if b > window else b
+        four[np.uint64((i & 3) << 8) | b << np.uint64(4) | a] += np.uint32(1)
+
+
+@jit
+def _total(four: Any, flip: Any, counts: Any) -> None:
+    for i in range(256):
+        counts[i ^ flip] = np.int64(four[i]) + four[256 + i] + four[512 + i] + four[768 + i]
+
+
+@jit
+def _count_rows(job: Any, cols: Any, data: Any, word_nbytes: Any, words: Any, shift: Any, base: Any, fill: Any, four: Any) -> None:
+    """Top bytes (`base` -1) or nibble pairs of all rows of a segment."""
+    width, at = job[WIDTH], job[ROW] * cols + job[COL]
+    for r in range(job[HEIGHT]):
+        _ahead(job, cols, word_nbytes, data, r)
+        row = words[at : at + width]
+        if base < 0:
+            _count_tops(row, shift, four)
+        else:
+            _count_pairs(row, shift, np.uint64(base), np.uint64(fill), four)
+        at += cols
+
+
+@jit
+def _top_counts(job: Any, shape: Any, top: Any, words: Any, base: Any, code: Any, four: Any, counts: Any) -> None:
+    """Counts of the top plane or its pairs without splitting; `top` is the shift to the top byte and what flips it."""
+    cols, word_nbytes = shape[0], shape[3]
+    fill(four, 0)
+    if word_nbytes == 2:
+        _count_rows(job, cols, words, 2, words.view(np.uint16), top[0], base, code, four)
+    elif word_nbytes == 4:
+        _count_rows(job, cols, words, 4, words.view(np.uint32), top[0], base, code, four)
+    elif word_nbytes == 8:
+        _count_rows(job, cols, words, 8, words.view(np.uint64), top[0], base, code, four)
+    _total(four, top[1] if base < 0 else 0, counts)
+
+
+@kernel
 def histogram_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any,
+    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, top: Any, words: Any,
     mode: Any, base: Any, fill: Any, planes: Any, room: Any, four: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Counts of the symbols of jobs `first` to `last`; `base` is -1 for layout BYTES."""
-    word_nbytes = shape[3]
+    _, tile_rows, tile_cols, word_nbytes = shape
     work = planes[word_nbytes * room :]
     for k in range(first, last):
         job = jobs[k]
         n = job[HEIGHT] * job[WIDTH]
         half = (n + 1) // 2
+        raster = job[HEIGHT] <= tile_rows and job[WIDTH] <= tile_cols
+        if word_nbytes > 1 and mode == 0 and counts.shape[1] == 1 and (base < 0 or (raster and job[WIDTH] % 2 == 0)):
+            if base >= 0 and word_nbytes == 2:
+                job[BASE], job[FILL] = base, fill
+                _split_bfloat16(job, shape[0], words, work[:half], planes[:0], planes[:0].view(np.uint32))
+                _count(work[:half], four, counts[k, 0])
+            else:
+                _top_counts(job, shape, top, words, base, fill, four, counts[k, 0])
+            continue
         _split(job, shape, words, planes, room, word_map)
-        if base < 0:
-            for p in range(word_nbytes):
-                plane = planes[p * room : p * room + n]
-                if mode == 0:
-                    _count(plane, four, counts[k, p])
-                else:
-                    _each_tile(job, shape, plane, work, mode, plane, False)
-                    _count(work[:n], four, counts[k, p])
-        else:
-            for p in range(counts.shape[1]):
+        for p in range(counts.shape[1]):
+            plane = planes[p * room : p * room + n]
+            if base >= 0:
                 shift, keep = (4 - 4 * p, 15) if word_nbytes == 1 else (0, 255)
                 _pack(planes, n, work, shift, keep, base, fill if p == 0 else 0)
                 _count(work[:half], four, counts[k, p])
+            elif mode == 0:
+                _count(plane, four, counts[k, p])
+            else:
+                _each_tile(job, shape, plane, work, mode, plane, False)
+                _count(work[:n], four, counts[k, p])
 
 
 # ---- encoding --------------------------------------------------------------------------------------------------------
-@_jit
-def _encode_stream(symbols: Any, n: Any, coding: Any, bits: Any, padding: Any, words: Any, states: Any, record: Any, at: Any) -> Any:
-    """Encode `n` symbols into a stream at ``record[at]``; returns where the next part starts.
-
-    ``coding[s]`` is the reciprocal ``ceil(2 ** (32 + bits) / freq)`` and ``freq << 32 | start``. A state below
-    ``freq << 32 - bits`` times its error is below ``2 ** (32 + bits)``, so the quotient is exact, and the product fits.
-    """
-    n_groups = (n + GROUP - 1) // GROUP
-    _fill(symbols[n : n_groups * GROUP], padding)
-    _fill(states, STATE_LOW)
-    one, u16, u32 = np.uint64(1), np.uint64(16), np.uint64(32)
-    p = np.uint64(bits)
-    room_shift, divide = u32 - p, u32 + p
-    end = np.uint64(n_groups * GROUP)
-    position = end
-    for g in range(n_groups - 1, -1, -1):
-        group = symbols[g * GROUP : (g + 1) * GROUP]
-        for j in range(3, -1, -1):
-            for i in range(LANES):  # lane 31 first: the decoder reads forward
-                lane = LANES - 1 - i
-                s = group[4 * lane + j]
-                reciprocal, packed = coding[s, 0], coding[s, 1]
-                f, x = packed >> u32, np.uint64(states[lane])
-                words[position - one] = np.uint16(x)  # kept only if the position moves
-                over = np.uint64(x >= f << room_shift)
-                position -= over
-                x >>= over * u16
-                q = (x * reciprocal) >> divide
-                states[lane] = np.uint32(x + q * ((one << p) - f) + (packed & np.uint64(0xFFFFFFFF)))
-    _copy(states, record[at : at + HEAD_NBYTES].view(np.uint32))
-    n_words = np.int64(end - position)
-    _copy(words[np.int64(position) : np.int64(end)], record[at + HEAD_NBYTES : at + HEAD_NBYTES + 2 * n_words].view(np.uint16))
-    behind = at + HEAD_NBYTES + 2 * n_words
-    _fill(record[behind : _padded(behind)], 0)
-    return _padded(behind)
-
-
-@_jit
+@jit
 def _put_patches(top: Any, n: Any, base: Any, record: Any, at: Any) -> Any:
-    """Patches of the words outside the window; returns where they end."""
-    for i in range(n):
-        if (np.int64(top[i]) - base) & 255 > 15:
-            record[at] = np.uint8(i)
-            record[at + 1] = np.uint8(i >> 8)
-            record[at + 2] = np.uint8(i >> 16)
-            record[at + 3] = top[i]
-            at += 4
-    _fill(record[at : _padded(at)], 0)
-    return _padded(at)
+    """Patches of the words outside the window; returns where they end. They are few: most blocks are passed over."""
+    low = np.uint8(base)
+    for start in range(0, n, 256):
+        block, outside = top[start : min(start + 256, n)], np.uint8(0)
+        for i in range(block.size):
+            outside |= np.uint8(block[i] - low) & np.uint8(0xF0)
+        if outside == 0:
+            continue
+        for i in range(start, start + block.size):
+            if (np.int64(top[i]) - base) & 255 > 15:
+                record[at] = np.uint8(i)
+                record[at + 1] = np.uint8(i >> 8)
+                record[at + 2] = np.uint8(i >> 16)
+                record[at + 3] = top[i]
+                at += 4
+    fill(record[at : padded(at)], 0)
+    return padded(at)
 
 
-@_kernel
+@kernel
 def encode_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any, modes: Any, coding: Any, tables: Any,
-    planes: Any, room: Any, stream_words: Any, states: Any, record: Any, n_units: Any, n_patches: Any,
+    planes: Any, room: Any, stream_words: Any, stream_work: Any, record: Any, n_units: Any, n_patches: Any,
 ) -> Any:  # fmt: skip
     """Encode jobs `first` to `last` one behind another into `record`, which has room for the worst. Returns their bytes."""
-    cols, _, _, word_nbytes = shape
+    cols, tile_rows, tile_cols, word_nbytes = shape
     work, at = planes[word_nbytes * room :], 0
     for k in range(first, last):
         job = jobs[k]
@@ -402,15 +461,18 @@ def encode_range(
         if job[LAYOUT] == LAYOUT_RAW:
             for r in range(height):
                 a = ((job[ROW] + r) * cols + job[COL]) * word_nbytes
-                _copy(words[a : a + row_nbytes], record[at : at + row_nbytes])
+                copy(words[a : a + row_nbytes], record[at : at + row_nbytes])
                 at += row_nbytes
-            _fill(record[at : _padded(at)], 0)
-            at = _padded(at)
+            fill(record[at : padded(at)], 0)
+            at = padded(at)
             continue
         mode_at = job[MODES_AT]
         at = _put(modes[mode_at : mode_at + job[MODES_NBYTES]], record, at)
-        _split(job, shape, words, planes, room, word_map)
-        pairs, found = job[LAYOUT] == LAYOUT_PAIRS, 0
+        pairs, found, done = job[LAYOUT] == LAYOUT_PAIRS, 0, -1
+        if pairs and word_nbytes == 2 and width % 2 == 0 and height <= tile_rows and width <= tile_cols:
+            done = _split_bfloat16(job, cols, words, work[:half], planes[room : room + n], planes[: n // 4 * 4].view(np.uint32))
+        if done < 0:
+            _split(job, shape, words, planes, room, word_map)
         n_planes = 2 if pairs and word_nbytes == 1 else word_nbytes
         for p in range(n_planes):
             plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
@@ -418,7 +480,8 @@ def encode_range(
             if pairs and (p == 0 or word_nbytes == 1):
                 symbols, size = work, half
                 shift, keep = (4 - 4 * p, 15) if word_nbytes == 1 else (0, 255)
-                found += _pack(planes, n, work, shift, keep, job[BASE], job[FILL] if p == 0 else 0)
+                if done < 0:
+                    found += _pack(planes, n, work, shift, keep, job[BASE], job[FILL] if p == 0 else 0)
             if plane[CODER] == CODER_RAW:
                 at = _put(symbols[:size], record, at)
             elif plane[CODER] == CODER_RANS:
@@ -428,62 +491,19 @@ def encode_range(
                     if mode == PER_TILE:
                         mode_at += job[N_TILES]
                 t = plane[TABLE]
-                behind = _encode_stream(symbols, size, coding[t], tables[t, 0], tables[t, 1], stream_words, states, record, at)
+                behind = encode_stream(symbols, size, coding[t], tables[t, 0], tables[t, 1], stream_words, record, at, stream_work)
                 n_units[p, k] = (behind - at) // 16
                 at = behind
-        if found > 0:
+        if done > 0:
+            at = _put(planes[: 4 * done], record, at)
+        elif found > 0:
             at = _put_patches(planes, n, job[BASE], record, at)
-        n_patches[k] = found
+        n_patches[k] = max(done, found)
     return at
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
-@_jit
-def _decode_group(words: Any, position: Any, states: Any, lut: Any, bits: Any, out: Any) -> Any:
-    """Decode 128 symbols; `words` holds at least 128 from `position`."""
-    p = np.uint64(bits)
-    mask, u16 = (np.uint64(1) << p) - np.uint64(1), np.uint64(16)
-    for j in range(4):
-        for lane in range(LANES):
-            x = np.uint64(states[lane])
-            entry = np.uint64(lut[x & mask])
-            x = (entry >> np.uint64(20)) * (x >> p) + ((entry >> np.uint64(8)) & np.uint64(4095))
-            w = np.uint64(words[position])
-            low = np.uint64(x < np.uint64(STATE_LOW))
-            x = ((x << u16) | w) if low else x
-            position += low
-            states[lane] = np.uint32(x)
-            out[4 * lane + j] = np.uint8(entry)
-    return position
-
-
-@_jit
-def _decode_stream(stream: Any, n: Any, lut: Any, bits: Any, states: Any, tail: Any, out: Any) -> Any:
-    """Decode `n` symbols, and the rest of the last group, into `out`. Returns whether the stream ends as it must.
-
-    Where less than a group's most words are left, they are read from `tail`, with zeros behind them: never past the end.
-    """
-    _copy(stream[:HEAD_NBYTES].view(np.uint32), states)
-    words = stream[HEAD_NBYTES:].view(np.uint16)
-    position: Any = 0
-    n_words = words.size
-    for g in range((n + GROUP - 1) // GROUP):
-        symbols = out[g * GROUP : (g + 1) * GROUP]
-        if position + GROUP <= n_words:
-            position = np.int64(_decode_group(words, np.uint64(position), states, lut, bits, symbols))
-        else:
-            if position > n_words:
-                return False
-            _fill(tail, 0)
-            _copy(words[position:], tail)
-            position += np.int64(_decode_group(tail, np.uint64(0), states, lut, bits, symbols))
-    good = position <= n_words and n_words - position < 8
-    for lane in range(LANES):
-        good &= states[lane] == STATE_LOW
-    return good
-
-
-@_jit
+@jit
 def _patch(patches: Any, n: Any, top: Any) -> Any:
     """Set the bytes that lie outside the window. Returns whether the indices ascend and lie within the segment."""
     before: Any = -1
@@ -496,9 +516,9 @@ def _patch(patches: Any, n: Any, top: Any) -> Any:
     return True
 
 
-@_jit
+@jit
 def _decode_planes(
-    job: Any, word_nbytes: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, raw_at: Any, states: Any, tail: Any
+    job: Any, word_nbytes: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, raw_at: Any, stream_work: Any
 ) -> Any:
     """Planes as they are stored, codes unpacked; all streams before anything else, for a bad one goes before any other fault."""
     pairs, half, n = job[LAYOUT] == LAYOUT_PAIRS, (job[HEIGHT] * job[WIDTH] + 1) // 2, job[HEIGHT] * job[WIDTH]
@@ -510,10 +530,10 @@ def _decode_planes(
         raw_at[p] = -1
         if plane[CODER] == CODER_RANS:
             t = plane[TABLE]
-            if not _decode_stream(payload[at : at + plane[NBYTES]], size, luts[t], tables[t, 0], states, tail, target):
+            if not decode_stream(payload, at, plane[NBYTES], size, luts[t], tables[t, 0], target, stream_work):
                 return False
         elif plane[CODER] == CODER_CONSTANT:
-            _fill(target[:size], np.uint8(plane[TABLE]))
+            fill(target[:size], np.uint8(plane[TABLE]))
         elif packed:
             target = payload[at : at + size]
         else:
@@ -523,10 +543,10 @@ def _decode_planes(
     return True
 
 
-@_kernel
+@kernel
 def decode_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any,
-    planes: Any, room: Any, raw_at: Any, states: Any, tail: Any, out: Any, status: Any,
+    planes: Any, room: Any, raw_at: Any, stream_work: Any, out: Any, status: Any,
 ) -> None:  # fmt: skip
     """Decode jobs `first` to `last`, and say how each of them went."""
     cols, _, _, word_nbytes = shape
@@ -537,10 +557,10 @@ def decode_range(
         if job[LAYOUT] == LAYOUT_RAW:
             for r in range(job[ROW], job[ROW] + job[HEIGHT]):
                 to = (r * cols + job[COL]) * word_nbytes
-                _copy(payload[at : at + row_nbytes], out[to : to + row_nbytes])
+                copy(payload[at : at + row_nbytes], out[to : to + row_nbytes])
                 at += row_nbytes
             continue
-        if not _decode_planes(job, word_nbytes, payload, luts, tables, planes, room, raw_at, states, tail):
+        if not _decode_planes(job, word_nbytes, payload, luts, tables, planes, room, raw_at, stream_work):
             status[k] = BAD_STREAM
             continue
         modes = payload[at : at + job[MODES_NBYTES]]

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.reference.checksums import crc32_each
+from wcodec.reference.checksums import crc32, crc32_each
 from wcodec.reference.planes import DType
 from wcodec.reference.segments import SegmentPlan, Status
 from wcodec.reference.tiles import Geometry
@@ -90,7 +90,8 @@ class Backend(ABC):
     @abstractmethod
     def histogram(
         self, words: Any, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
+        segments: NDArray[np.int64] | None = None, n_planes: int | None = None,
+        mode: int = 0, base: int | None = None, fill: int = 0,
     ) -> NDArray[np.int64]:  # fmt: skip
         """Count the symbols of each plane of each segment.
 
@@ -100,6 +101,8 @@ class Backend(ABC):
             Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous, aligned to its words.
         segments
             Ids of the segments to count, ascending; ``None`` for all.
+        n_planes
+            Count only so many planes, from the top; ``None`` for all. Only with `base` None.
         mode
             Prediction mode; counts are of the residuals. Only with `base` None.
         base
@@ -136,6 +139,10 @@ class Backend(ABC):
     def checksums(self, payload: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
         """CRC-32 of each record ``payload[offsets[k] : offsets[k + 1]]``, uint32 on the host. Spec: chapter 11."""
         return crc32_each(self.to_host(payload), offsets)
+
+    def crc32(self, words: Any, start: int = 0) -> int:
+        """CRC-32 of all bytes of a C-contiguous host array, continuing `start`. Spec: chapter 11."""
+        return crc32(words, start)
 
     def close(self) -> None:
         """Give back threads and buffers. The backend may be used again: it then takes new ones."""

@@ -26,7 +26,7 @@ from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, MIN_TILE, Geo
 
 Counts = NDArray[np.int64]
 
-CHUNK_NBYTES: Final = 1 << 25  #: words planned and encoded at once
+CHUNK_NBYTES: Final = 1 << 23  #: words planned and encoded at once
 MIN_ROW: Final = 64  #: fewest columns of a matrix view, where the shape allows
 MAX_TABLES: Final = (1 << 16) - 1
 RECENT_TABLES: Final = 256  #: how far back an encoder looks for a table that fits
@@ -131,21 +131,21 @@ def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
     return -(-rows // n_down), s_cols
 
 
-def chunks(geometry: Geometry, word_nbytes: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Sub-grids that are planned at once: whole rows of segments up to `CHUNK_NBYTES`.
+def chunks(geometry: Geometry, word_nbytes: int, nbytes: int = CHUNK_NBYTES) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Sub-grids that are coded at once: whole rows of segments up to `nbytes`.
 
     Where a row of segments is larger than that and one word high, it is cut; the words of a chunk are contiguous either way.
     """
     n_down, n_across = geometry.grid
     all_across = np.arange(n_across, dtype=np.int64)
     band = geometry.segment_rows * geometry.cols * word_nbytes
-    if band > CHUNK_NBYTES and min(geometry.segment_rows, geometry.rows) == 1:
-        step = max(1, CHUNK_NBYTES // (geometry.segment_cols * word_nbytes))
+    if band > nbytes and min(geometry.segment_rows, geometry.rows) == 1:
+        step = max(1, nbytes // (geometry.segment_cols * word_nbytes))
         for i in range(n_down):
             for j in range(0, n_across, step):
                 yield np.array([i], np.int64), all_across[j : j + step]
     else:
-        step = max(1, CHUNK_NBYTES // max(band, 1))
+        step = max(1, nbytes // max(band, 1))
         for i in range(0, n_down, step):
             yield np.arange(i, min(i + step, n_down), dtype=np.int64), all_across
 
@@ -156,7 +156,8 @@ class Histograms(Protocol):
 
     def histogram(
         self, words: Words, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
+        segments: NDArray[np.int64] | None = None, n_planes: int | None = None,
+        mode: int = 0, base: int | None = None, fill: int = 0,
     ) -> NDArray[np.int64]: ...  # fmt: skip
 
 
@@ -168,6 +169,12 @@ class _Choice:
     table: NDArray[np.uint32]
     prediction: NDArray[np.uint8]
     nbytes: Counts
+
+    @classmethod
+    def raw(cls, size: Counts) -> _Choice:
+        """All stored raw."""
+        n = size.size
+        return cls(np.zeros(n, np.uint8), np.zeros(n, np.uint32), np.zeros(n, np.uint8), padded(size))
 
     def take(self, other: _Choice, where: NDArray[np.bool_]) -> None:
         """Take over another choice in some segments."""
@@ -215,8 +222,9 @@ class Planner:
         size = heights * widths
         if self.options.layout == "raw":
             return SegmentPlan(dtype, geometry, SegmentTable.zeros(n, dtype.n_planes), self.pool)
-        counts = backend.histogram(words, geometry, dtype)
-        plain = [self._choose(counts[:, p], size) for p in range(dtype.word_nbytes)]
+        counts = self._count(words, geometry, dtype, backend, size)
+        plain = [self._choose(counts[:, p], size) for p in range(counts.shape[1])]
+        plain += [_Choice.raw(size) for _ in range(counts.shape[1], dtype.word_nbytes)]
         tile_modes: dict[int, list[NDArray[np.uint8]]] = {}
         planes = plain
         if self.options.predictor != "none":
@@ -248,6 +256,16 @@ class Planner:
         modes = [m[k] for k in range(n) for p, m in sorted(tile_modes.items()) if table.prediction[p, k] == PER_TILE]
         return SegmentPlan(dtype, geometry, table, self.pool, fill, np.concatenate(modes) if modes else None)
 
+    def _count(self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms, size: Counts) -> Counts:
+        """Histograms of the top planes, down to the last one that could save 1 % in sixteen segments."""
+        n = geometry.n_segments
+        ids = np.unique(np.arange(16) * n // 16)
+        if n <= 16 or dtype.word_nbytes == 1 or self.options.min_saving < 0:
+            return backend.histogram(words, geometry, dtype)
+        sample = ideal_cost(backend.histogram(words, geometry, dtype, segments=ids)).sum(axis=0)
+        worth = np.flatnonzero(sample * 100 < size[ids].sum() * (8 << 16) * 99)
+        return backend.histogram(words, geometry, dtype, n_planes=max(1, int(worth.max(initial=0)) + 1))
+
     def _pairs(
         self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms, counts: Counts, size: Counts, plain: list[_Choice]
     ) -> tuple[int, int, list[_Choice], Counts]:
@@ -269,7 +287,7 @@ class Planner:
     def _choose(self, counts: Counts, size: Counts, mode: int = 0) -> _Choice:
         """Coder and table of a plane of all segments, given its histograms (n, 256) and symbols (n,)."""
         n = size.size
-        out = _Choice(np.zeros(n, np.uint8), np.zeros(n, np.uint32), np.zeros(n, np.uint8), padded(size))
+        out = _Choice.raw(size)
         top = counts.max(axis=1)
         constant = (top == size) & ((counts[:, 0] == size) | (mode == 0))  # equal residuals do not make equal bytes
         out.coder[constant], out.nbytes[constant] = Coder.CONSTANT, 0
@@ -301,7 +319,8 @@ class Planner:
         recent = self.pool.tables[first:]
         costs = np.array([t.cost @ total for t in recent])
         best = int(np.argmin(costs)) if recent else -1
-        if len(self.pool) < MAX_TABLES:
+        fits = best >= 0 and costs[best] * 2000 <= ideal_cost(total) * 2001  # no table could be much better
+        if len(self.pool) < MAX_TABLES and not fits:
             new = quantise(total, self.options.prob_bits)
             if not recent or costs[best] > new.cost @ total + (8 * len(new.serialised) << 16):
                 self.pool.tables.append(new)
@@ -327,11 +346,10 @@ class Planner:
         plain: list[_Choice], tile_modes: dict[int, list[NDArray[np.uint8]]],
     ) -> list[_Choice]:  # fmt: skip
         """Choices of byte planes with prediction where it makes them smaller; fills `tile_modes` where tiles differ."""
-        n_planes = dtype.word_nbytes
         if self.options.predictor != "auto":
             mode = int(Mode[self.options.predictor.upper()])
             predicted = backend.histogram(words, geometry, dtype, mode=mode)
-            return [self._choose(predicted[:, p], size, mode) for p in range(n_planes)]
+            return [self._choose(predicted[:, p], size, mode) for p in range(dtype.word_nbytes)]
         winners = self._sample(words, geometry, dtype, backend, counts, size)
         if not any(winners):
             return plain
@@ -356,9 +374,10 @@ class Planner:
         n = geometry.n_segments
         ids = np.unique(np.arange(4) * n // 4)
         before = np.minimum(ideal_cost(counts[ids]), size[ids, None] * (8 << 16)).sum(axis=0)
-        winners: list[list[int]] = [[] for _ in range(dtype.word_nbytes)]
+        n_planes = counts.shape[1]
+        winners: list[list[int]] = [[] for _ in range(n_planes)]
         for mode in range(1, N_MODES):
-            after = ideal_cost(backend.histogram(words, geometry, dtype, segments=ids, mode=mode)).sum(axis=0)
+            after = ideal_cost(backend.histogram(words, geometry, dtype, segments=ids, n_planes=n_planes, mode=mode)).sum(axis=0)
             for p in np.flatnonzero(after * 50 < before * 49).tolist():
                 winners[p].append(mode)
         return winners

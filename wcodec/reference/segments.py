@@ -254,7 +254,7 @@ def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.
 
 def histogram(
     words: Words, geometry: Geometry, dtype: DType, *,
-    segments: NDArray[np.int64] | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
+    segments: NDArray[np.int64] | None = None, n_planes: int | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Counts of the symbols of each plane; see `wcodec.backends.protocol.Backend.histogram`."""
     ids = np.arange(geometry.n_segments) if segments is None else segments
@@ -262,7 +262,10 @@ def histogram(
     table.layout[:] = Layout.BYTES if base is None else Layout.PAIRS
     table.base[:] = base or 0
     plan = SegmentPlan(dtype, geometry, table, TablePool(), np.full(geometry.n_segments, fill, np.uint8))
-    n_planes = dtype.word_nbytes if base is None else 2 if dtype.word_nbytes == 1 else 1
+    if base is not None:
+        n_planes = 2 if dtype.word_nbytes == 1 else 1
+    elif n_planes is None:
+        n_planes = dtype.word_nbytes
     counts = np.zeros((ids.size, n_planes, 256), np.int64)
     for i, k in enumerate(ids.tolist()):
         planes, _ = segment_planes(plan, words, k)
