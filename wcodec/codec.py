@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from wcodec.reference.planes import Bytes, DType, Words, dtype_of
 from wcodec.reference.segments import SegmentPlan, SegmentTable, Status
 from wcodec.reference.tiles import Geometry
 
+CHUNK_BUFFERS: Final = 3  #: buffers that `Decoder.chunks` uses in turn: one is filled while others are written
 _DECODE_NBYTES: Final = 1 << 23  #: words decoded at once: their checksum finds them in the cache
 
 Progress = Callable[[int], object]  #: called with the number of decoded bytes that were just done
@@ -35,6 +36,13 @@ _STATUS_ERRORS: Final = {
     Status.BAD_PATCH: ("bad_patch", "a patch lies outside the segment, or out of order"),
     Status.BAD_TILE_MODE: ("unsupported_coder", "a tile has a reserved prediction mode"),
 }
+
+
+class ByteSink(Protocol):
+    """What is written to: a binary file, or anything that takes bytes and keeps what it is given unchanged."""
+
+    def write(self, data: Any, /) -> Any:
+        """Write all of some bytes."""
 
 
 def ignore_progress(_: int) -> None:
@@ -76,7 +84,7 @@ class Encoder:
     def __init__(self, options: EncodeOptions | None = None, backend: Backend | None = None) -> None:
         self.options, self.backend = options or EncodeOptions(), backend or get_backend()
 
-    def start(self, stream: BinaryIO, progress: Progress = ignore_progress) -> Writer:
+    def start(self, stream: ByteSink, progress: Progress = ignore_progress) -> Writer:
         """Begin a file on a binary stream, which need not be seekable."""
         return Writer(stream, self.options, self.backend, progress)
 
@@ -92,7 +100,7 @@ class Encoder:
 class Writer:
     """A file being written: `add` each tensor, then `finish`. Holds one chunk of words and the index in memory."""
 
-    def __init__(self, stream: BinaryIO, options: EncodeOptions, backend: Backend, progress: Progress = ignore_progress) -> None:
+    def __init__(self, stream: ByteSink, options: EncodeOptions, backend: Backend, progress: Progress = ignore_progress) -> None:
         self.stream, self.options, self.backend, self.progress = stream, options, backend, progress
         self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
         self.offset = self._write(container.write_header())
@@ -262,7 +270,8 @@ class Decoder:
 
     def __init__(self, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
         self.backend, self.max_nbytes = backend or get_backend(), max_nbytes
-        self._buffer = np.empty(0, np.uint8)
+        self._buffers = [np.empty(0, np.uint8)] * CHUNK_BUFFERS
+        self._turn = 0
 
     def read_index(self, source: ByteSource) -> Index:
         """Read and check all of a file but the payload.
@@ -314,15 +323,16 @@ class Decoder:
         return out
 
     def chunks(self, source: ByteSource, t: TensorRecord, tables: TablePool) -> Iterator[Words]:
-        """The words of a tensor in order, a chunk at a time, in a buffer that the next one overwrites. Raises as `tensor`."""
+        """The words of a tensor in order, a chunk at a time. A chunk is overwritten `CHUNK_BUFFERS` chunks later. Raises as `tensor`."""
         crc, plan = 0, t.plan(tables)
         for down, across, rows, cols in _rectangles(t):
             n_rows, n_cols = rows.stop - rows.start, cols.stop - cols.start
             nbytes = n_rows * n_cols * t.dtype.word_nbytes
-            if self._buffer.size < nbytes:
+            self._turn = (self._turn + 1) % CHUNK_BUFFERS
+            if self._buffers[self._turn].size < nbytes:
                 with _memory(nbytes, t.name):
-                    self._buffer = np.empty(nbytes, np.uint8)
-            chunk = self._buffer[:nbytes].view(t.dtype.word_type).reshape(n_rows, n_cols)
+                    self._buffers[self._turn] = np.empty(nbytes, np.uint8)
+            chunk = self._buffers[self._turn][:nbytes].view(t.dtype.word_type).reshape(n_rows, n_cols)
             self.grid(source, t, plan, down, across, chunk)
             crc = self.backend.crc32(chunk, crc)
             yield chunk

@@ -12,7 +12,9 @@ import mmap
 import os
 import secrets
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import BufferSource, Decoder, Encoder, Progress, StreamSource, ignore_progress
+from wcodec.codec import CHUNK_BUFFERS, BufferSource, Decoder, Encoder, Progress, StreamSource, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.reference.container import ByteSource, Index, TensorRecord
 from wcodec.reference.plan import EncodeOptions
@@ -55,6 +57,34 @@ def atomic_output(path: AnyPath) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+class WriteBehind:
+    """Writes to a file in a thread of its own, in order, while the caller makes what comes next.
+
+    Use as a context; it ends when all is written. What is given to `write` must not change before `CHUNK_BUFFERS` more writes.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._pending = stream, deque[Future[int]]()
+        self._thread = ThreadPoolExecutor(1, "wcodec-write")
+
+    def write(self, data: Any) -> int:
+        """Write later. Raises what an earlier write has raised."""
+        while len(self._pending) >= CHUNK_BUFFERS - 1:
+            self._pending.popleft().result()
+        self._pending.append(self._thread.submit(self._stream.write, data))
+        return len(data)
+
+    def __enter__(self) -> WriteBehind:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            while kind is None and self._pending:
+                self._pending.popleft().result()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
 
 
 def map_file(path: AnyPath) -> Any:
@@ -329,7 +359,7 @@ def encode_file(
     view = memoryview(data)
     header = read_safetensors_header(view)
     encoder = Encoder(options, backend)
-    with atomic_output(target) as f:
+    with atomic_output(target) as stream, WriteBehind(stream) as f:
         writer = encoder.start(f, progress)
         for t in header.tensors:
             words = np.frombuffer(view[t.start : t.stop], t.dtype.word_type)
@@ -368,7 +398,7 @@ def decode_file(
         if f.index.data_nbytes > room:
             raise DecodeError("resource_limit", f"the tensors have {f.index.data_nbytes} bytes; the disk has room for {room}")
         total = 0
-        with atomic_output(target) as out:
+        with atomic_output(target) as stream, WriteBehind(stream) as out:
             for piece in f.restored(raw):
                 out.write(piece)
                 total += len(piece)
