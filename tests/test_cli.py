@@ -240,7 +240,7 @@ def test_version_and_help() -> None:
     assert (status, out) == (0, f"wcodec {wcodec.__version__} (format 0.1)\n")
     status, out, _ = call("--help")
     assert status == 0
-    for name in ("encode", "decode", "verify", "info", "backends", "conformance", "demo"):
+    for name in ("encode", "decode", "verify", "info", "backends", "conformance", "demo", "bench"):
         assert re.search(rf"^ +{name} ", out, re.MULTILINE)
         if name != "conformance":
             assert call(name, "--help")[0] == 0
@@ -271,6 +271,35 @@ def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_bench(folder: Path, name: str) -> None:
+    status, out, err = call("bench", "model.safetensors", "--backend", name, "--rounds", 2, "--json")
+    assert (status, err) == (0, "")
+    report = json.loads(out)
+    assert (report["nbytes"], report["n_tensors"], report["same"]) == (90_200, 4, True)
+    (row,) = report["backends"]
+    assert (row["name"], row["rounds"]) == (name, 2)
+    assert 0.6 < row["ratio"] < 1
+    for speed in (report["memcpy"], row["encode"], row["decode"]):
+        assert 0 < speed["p25_gb_s"] <= speed["median_gb_s"] <= speed["p75_gb_s"]
+    assert names(folder) == ["model.safetensors"]
+
+
+def test_bench_of_all_backends_and_of_a_part(folder: Path) -> None:
+    status, out, _ = call("bench", "model.safetensors", "--rounds", 1, "--sample-nbytes", 60_000)
+    assert status == 0
+    assert out.startswith("model.safetensors: 1 tensors, 60.0 kB of ")
+    for name in ("memcpy", *BACKENDS):
+        assert len(re.findall(rf"^{name} +\d+\.\d\d % ", out, re.MULTILINE)) == 1
+
+
+def test_bench_of_a_backend_that_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wcodec.bench._Candidate.decode", lambda self: None)
+    status, _, err = call("bench", "model.safetensors", "--backend", "reference", "--rounds", 1)
+    assert status == 1
+    assert_one_line_of_error(err, "the tensors did not come back")
+
+
 # ---- bad usage: 2 ------------------------------------------------------------------------------------------------------------
 BAD_USAGE = [
     [],
@@ -295,6 +324,8 @@ BAD_USAGE = [
     ["decode", "m", "--max-nbytes", "-1"],
     ["info", "m", "--nonsense"],
     ["info", "m", "--js"],
+    ["bench"],
+    ["bench", "m", "--rounds", "0"],
 ]
 
 
@@ -332,6 +363,9 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
         (["verify", "coded", "--backend", "no_such_package:Class"], "backend_unavailable: "),
         (["backends", "--backend", "math:pi"], "backend_unavailable: "),
         (["demo", "--backend", "nonsense"], "backend_unavailable: "),
+        (["bench", "missing"], "missing: No such file or directory"),
+        (["bench", "coded"], "bad_source: "),
+        (["bench", "model.safetensors", "--backend", "nonsense"], "backend_unavailable: "),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
 )

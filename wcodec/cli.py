@@ -85,14 +85,20 @@ def _fail(message: str) -> int:
 def _logging(verbose: int) -> Iterator[None]:
     log, handler, level = logging.getLogger("wcodec"), logging.StreamHandler(), logging.getLogger("wcodec").level
     handler.setFormatter(logging.Formatter("wcodec: %(message)s"))
+    slow = logging.getLogger("wcodec.compile")  # what keeps a user waiting, said on a terminal without being asked
     if verbose:
         log.addHandler(handler)
         log.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+    elif sys.stderr.isatty():
+        slow.addHandler(handler)
+        slow.setLevel(logging.INFO)
     try:
         yield
     finally:
         log.removeHandler(handler)
+        slow.removeHandler(handler)
         log.setLevel(level)
+        slow.setLevel(logging.NOTSET)
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------------------------
@@ -150,6 +156,11 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--json", action="store_true", help="print JSON")
     subparsers.add_parser("conformance", help="run the conformance suite against a backend or a command", add_help=False)
     add("demo", _demo, "make a checkpoint offline, encode, decode and compare it, show sizes and speeds")
+    s = add("bench", _bench, "measure speed and size of a safetensors file in memory, by backend, beside memcpy")
+    s.add_argument("input", metavar="FILE.safetensors")
+    s.add_argument("--rounds", metavar="N", type=_positive, default=7, help="runs of each; fewer of slow backends (default: 7)")
+    s.add_argument("--sample-nbytes", metavar="N", type=_positive, default=1 << 28, help="stop taking tensors there (default: 268435456)")
+    s.add_argument("--json", action="store_true", help="print JSON")
     return p
 
 
@@ -339,3 +350,18 @@ def _demo(args: argparse.Namespace) -> int:
     if run_demo(lambda line: print(line, flush=True), args.backend, args.threads):
         return DONE
     return _fail("a file did not come back with the same SHA-256, or the backends' files differ")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from wcodec.bench import as_text, bench_file
+
+    def show(line: str) -> None:
+        print("wcodec:", line, file=sys.stderr)
+
+    report = bench_file(args.input, args.backend, args.threads, args.rounds, args.sample_nbytes, show)
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        for line in as_text(report):
+            print(line)
+    return DONE if report["same"] else _fail("the tensors did not come back the same")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import threading
@@ -15,6 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import numba
 import numpy as np
+from numba.core import event
 from numpy.typing import NDArray
 
 from wcodec.backends import numba_fused, numba_vector
@@ -35,6 +37,25 @@ TASK_NBYTES: Final = 1 << 20  #: words that a thread takes at once: enough to be
 INLINE_NBYTES: Final = 1 << 17  #: less than that is done in the caller's thread
 STAGING_NBYTES: Final = 1 << 25  #: encoded parts up to that wait in scratch until they are put together
 KEPT_NBYTES: Final = 1 << 26  #: larger scratch is not kept
+
+
+class _Announcement(event.Listener):
+    """Says once that kernels are being compiled, which takes seconds: on a logger that the command line shows on a terminal."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said:
+            _compile_log.info("numba: compiling for this CPU; the machine code is kept for later runs")
+            self.said = True
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+
+_compile_log = logging.getLogger("wcodec.compile")
+_register: Any = event.register
+_register("numba:compile", _Announcement())
 
 
 class _Scratch:

@@ -149,21 +149,22 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
     first = [ir.load(b, ir.element(b, states, I32, I64(i * WIDTH)), of) for i in range(n_states)]
     loop = ir.Loop(b, n_groups, [*first, *(param(s, POSITION) for s in streams), *sink.first])
     x, position = loop.values[:n_states], loop.values[n_states : n_states + n_streams]
-    four: list[Any] = [None] * n_states
-    for j in range(STEPS):
-        for v in range(VECTORS):
-            for s in streams:
-                i = s * VECTORS + v
-                entry = ir.lookup(b, table[s], b.and_(x[i], mask[s]))
-                bias = b.and_(b.lshr(entry, splat(8, I32, WIDTH)), splat(4095, I32, WIDTH))
-                y = b.add(b.mul(b.lshr(entry, splat(20, I32, WIDTH)), b.lshr(x[i], shift[s])), bias)
-                low = b.icmp_unsigned("==", b.lshr(y, splat(16, I32, WIDTH)), ir.zero(of))
-                words = b.zext(ir.load(b, ir.element(b, source[s], I16, position[s]), vector(I16, WIDTH)), of)
-                words = ir.expand(b, words, low, permutations)
-                x[i] = b.select(low, b.or_(b.shl(y, splat(16, I32, WIDTH)), words), y)
-                position[s] = b.add(position[s], ir.popcount(b, low))
-                symbol = b.shl(b.and_(entry, splat(255, I32, WIDTH)), splat(8 * j, I32, WIDTH))
-                four[i] = symbol if j == 0 else b.or_(four[i], symbol)
+    steps = ir.Loop(b, I64(STEPS), [*x, *position, *[ir.zero(of)] * n_states])
+    x, position, four = steps.values[:n_states], steps.values[n_states:-n_states], steps.values[-n_states:]
+    for v in range(VECTORS):
+        for s in streams:
+            i = s * VECTORS + v
+            entry = ir.lookup(b, table[s], b.and_(x[i], mask[s]))
+            bias = b.and_(b.lshr(entry, splat(8, I32, WIDTH)), splat(4095, I32, WIDTH))
+            y = b.add(b.mul(b.lshr(entry, splat(20, I32, WIDTH)), b.lshr(x[i], shift[s])), bias)
+            low = b.icmp_unsigned("==", b.lshr(y, splat(16, I32, WIDTH)), ir.zero(of))
+            words = b.zext(ir.load(b, ir.element(b, source[s], I16, position[s]), vector(I16, WIDTH)), of)
+            words = ir.expand(b, words, low, permutations)
+            x[i] = b.select(low, b.or_(b.shl(y, splat(16, I32, WIDTH)), words), y)
+            position[s] = b.add(position[s], ir.popcount(b, low))
+            four[i] = b.or_(b.lshr(four[i], splat(8, I32, WIDTH)), b.shl(entry, splat(24, I32, WIDTH)))
+    last = steps.close([*x, *position, *four])
+    x, position, four = last[:n_states], last[n_states:-n_states], last[-n_states:]
     stored = sink.store([four[s * VECTORS : (s + 1) * VECTORS] for s in streams], loop.values[n_states + n_streams :])
     position = [b.select(b.icmp_signed("<", p, m), p, m) for p, m in zip(position, limit, strict=True)]
     out = loop.close([*x, *position, *stored])
@@ -192,24 +193,27 @@ def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any) 
     group = b.mul(b.sub(b.sub(n_groups, I64(1)), loop.index), I64(GROUP))
     fours = [ir.load(b, ir.element(b, symbols, I8, b.add(group, I64(4 * WIDTH * v))), of) for v in range(VECTORS)]
     fours = [ir.shuffle(b, four, four, backwards) for four in fours]
-    for j in range(STEPS - 1, -1, -1):
-        for v in range(VECTORS - 1, -1, -1):
-            symbol = b.and_(b.lshr(fours[v], splat(8 * j, I32, WIDTH)), splat(255, I32, WIDTH))
-            entry = ir.lookup(b, table, symbol)
-            freq, start = b.lshr(entry, splat(16, I32, WIDTH)), b.and_(entry, splat(0xFFFF, I32, WIDTH))
-            over = b.icmp_signed(">=", b.lshr(x[v], high), freq)
-            words = b.trunc(ir.compress(b, x[v], over, permutations), vector(I16, WIDTH))
-            ir.store(b, words, ir.element(b, target, I16, position))
-            position = b.add(position, ir.popcount(b, over))
-            y = b.select(over, b.lshr(x[v], splat(16, I32, WIDTH)), x[v])
-            quotient = b.fdiv(b.uitofp(y, floats), b.sitofp(freq, floats))
-            q = b.fptosi(b.fsub(quotient, splat(0.25, F32, WIDTH)), of)
-            more = b.icmp_signed(">=", b.sub(y, b.mul(q, freq)), freq)
-            q = b.select(more, b.add(q, splat(1, I32, WIDTH)), q)
-            x[v] = b.add(b.add(y, start), b.mul(q, b.sub(whole, freq)))
-    *last, position = loop.close([*x, position])
+    steps = ir.Loop(b, I64(STEPS), [*x, position, *fours])
+    x, position, fours = steps.values[:VECTORS], steps.values[VECTORS], steps.values[VECTORS + 1 :]
+    for v in range(VECTORS - 1, -1, -1):
+        entry = ir.lookup(b, table, b.lshr(fours[v], splat(24, I32, WIDTH)))  # the last symbol of four
+        fours[v] = b.shl(fours[v], splat(8, I32, WIDTH))
+        freq, start = b.lshr(entry, splat(16, I32, WIDTH)), b.and_(entry, splat(0xFFFF, I32, WIDTH))
+        over = b.icmp_signed(">=", b.lshr(x[v], high), freq)
+        words = b.trunc(ir.compress(b, x[v], over, permutations), vector(I16, WIDTH))
+        ir.store(b, words, ir.element(b, target, I16, position))
+        position = b.add(position, ir.popcount(b, over))
+        y = b.select(over, b.lshr(x[v], splat(16, I32, WIDTH)), x[v])
+        quotient = b.fdiv(b.uitofp(y, floats), b.sitofp(freq, floats))
+        q = b.fptosi(b.fsub(quotient, splat(0.25, F32, WIDTH)), of)
+        more = b.icmp_signed(">=", b.sub(y, b.mul(q, freq)), freq)
+        q = b.select(more, b.add(q, splat(1, I32, WIDTH)), q)
+        x[v] = b.add(b.add(y, start), b.mul(q, b.sub(whole, freq)))
+    last = steps.close([*x, position, *fours])
+    x, position = last[:VECTORS], last[VECTORS]
+    *states_out, position = loop.close([*x, position])
     for v in range(VECTORS):
-        ir.store(b, ir.shuffle(b, last[v], last[v], backwards), ir.element(b, states, I32, I64(v * WIDTH)))
+        ir.store(b, ir.shuffle(b, states_out[v], states_out[v], backwards), ir.element(b, states, I32, I64(v * WIDTH)))
     ir.store(b, position, ir.element(b, params, I64, I64(POSITION)))
 
 
