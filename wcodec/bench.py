@@ -104,7 +104,7 @@ def bench_file(
     rounds
         Runs of each; fewer of backends that take long.
     sample_nbytes
-        No further tensor is taken above that; the first one always is.
+        Once there are that many, no further tensor is taken.
     show
         Is told which backends do not run.
 
@@ -146,11 +146,11 @@ def bench_file(
 
 def _sample(path: AnyPath, sample_nbytes: int) -> Iterator[tuple[SourceTensor, NDArray[Any]]]:
     """Tensors from the start of a file, copied to memory, and their words."""
-    view, room = memoryview(map_file(path)), sample_nbytes
+    view, taken = memoryview(map_file(path)), 0
     for t in read_safetensors_header(view).tensors:
-        if t.stop - t.start > room and room < sample_nbytes:
+        if taken >= sample_nbytes:
             return
-        room -= t.stop - t.start
+        taken += t.stop - t.start
         yield t, np.frombuffer(view[t.start : t.stop], t.dtype.word_type).copy()
 
 

@@ -112,6 +112,11 @@ def _bytes(array: NDArray[Any]) -> Bytes:
     return flat if flat.flags.writeable else np.asarray(_Memory(flat))
 
 
+def _words(words: Words, geometry: Geometry, dtype: DType) -> Words:
+    """The words, flat, checked."""
+    return _bytes(_checked(words, geometry, dtype)).view(dtype.word_type)
+
+
 def _word_map(dtype: DType) -> NDArray[np.uint64]:
     """Parameters of the dtype's word map, as the kernels take them."""
     bits = 8 * dtype.word_nbytes
@@ -284,7 +289,7 @@ class NumbaBackend(Backend):
         elif n_planes is None:
             n_planes = dtype.word_nbytes
         counts, top = np.empty((len(jobs), n_planes, 256), np.int64), _top_byte(dtype)
-        data, shape, word_map, room = _bytes(_checked(words, geometry, dtype)), _shape(geometry, dtype), _word_map(dtype), _room(jobs)
+        data, shape, word_map, room = _words(words, geometry, dtype), _shape(geometry, dtype), _word_map(dtype), _room(jobs)
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
             scratch.grow(dtype.word_nbytes + 1, room)
@@ -301,7 +306,7 @@ class NumbaBackend(Backend):
         jobs, worst, coding = _jobs(plan, tables), _worst_nbytes(plan), _coding(plan, tables)
         own = np.array([(plan.tables[i].prob_bits, plan.tables[i].padding) for i in tables.ids], np.int64).reshape(-1, 2)
         modes = np.empty(0, np.uint8) if plan.modes is None else _bytes(plan.modes)
-        data, shape, word_map = _bytes(_checked(words, plan.geometry, dtype)), _shape(plan.geometry, dtype), _word_map(dtype)
+        data, shape, word_map = _words(words, plan.geometry, dtype), _shape(plan.geometry, dtype), _word_map(dtype)
         room, n_units, n_patches = _room(jobs), np.zeros((dtype.n_planes, n), np.uint32), np.zeros(n, np.uint32)
         # Where a part belongs is known when all before it are done. Until then it waits in memory that was used before:
         # new pages cost more than the copy.
@@ -322,9 +327,9 @@ class NumbaBackend(Backend):
             return part
 
         with _borrow(self._staging) as room_for_parts:
-            room_for_parts.grow(0, 0, min(data.size, STAGING_NBYTES))
+            room_for_parts.grow(0, 0, min(data.nbytes, STAGING_NBYTES))
             staging = room_for_parts.record
-            parts = self._map(step, n, data.size)
+            parts = self._map(step, n, data.nbytes)
             ends = np.cumsum([part.size for part in parts], dtype=np.int64)
             payload = np.empty(int(ends[-1]) if parts else 0, np.uint8)
 
@@ -342,7 +347,8 @@ class NumbaBackend(Backend):
         room, shape, word_map = _room(jobs), _shape(plan.geometry, dtype), _word_map(dtype)
         if payload.size < plan.offsets[-1]:
             raise ValueError(f"the payload has {payload.size} bytes; the plan says {plan.offsets[-1]}")
-        source, target = _bytes(payload), _checked(out, plan.geometry, dtype).reshape(-1).view(np.uint8)
+        source, typed = _bytes(payload), _checked(out, plan.geometry, dtype).reshape(-1)
+        target = typed.view(np.uint8)
         status = np.empty(plan.geometry.n_segments, np.uint8)
 
         kinds, longest = _fused_kinds(plan), int(plan.stream_nbytes.max(initial=0))
@@ -355,7 +361,7 @@ class NumbaBackend(Backend):
             for a, b in pairwise([first, *cuts.tolist(), last]):
                 if kinds[a] == 0:
                     kernels.decode_range(
-                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.raw_at, arrays, target, status
+                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.raw_at, arrays, typed, status
                     )
                 else:
                     words = scratch.planes[7 * room : (7 + 2 * dtype.word_nbytes) * room]

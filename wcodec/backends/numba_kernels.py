@@ -1,7 +1,7 @@
 """The loops of the numba backend: plain code, compiled by LLVM, that runs without the GIL.
 
-Every array has one type wherever it comes from (bytes are ``uint8[::1]``, whatever the words), so that a kernel is
-compiled once. Words are read through views. Loops run over slices, because numba guards an index that may be negative.
+Every array has one type wherever it comes from, so that a kernel is compiled once for each size of words. Loops run over
+slices, because numba guards an index that may be negative.
 
 A job is one row of int64: what a kernel has to know of a segment. Its columns are named below.
 """
@@ -31,7 +31,7 @@ LEFT, TOP, AVG, N_MODES, PER_TILE = 1, 2, 3, 5, 255
 
 # ---- words and planes ------------------------------------------------------------------------------------------------
 # A word map is five uint64: the bits that move up by one, those that stay, where the sign goes and how far down that is,
-# and the bits to flip. Word sizes are literals at each call, so that LLVM knows the shifts and can use narrow lanes.
+# and the bits to flip. Words have their own type: a kernel is compiled for each size of them that is met.
 @jit
 def _split_run(words: Any, planes: Any, room: Any, word_map: Any, word_nbytes: Any) -> None:
     """Planes of words that lie side by side, `room` apart; two planes at a time."""
@@ -65,15 +65,7 @@ def _split(job: Any, shape: Any, words: Any, planes: Any, room: Any, word_map: A
             n = min(tile_cols, width - c)
             for i in range(r, min(r + tile_rows, height)):
                 a = start + i * cols + c
-                to = planes[at:]
-                if word_nbytes == 1:
-                    _split_run(words[a : a + n], to, room, word_map, 1)
-                elif word_nbytes == 2:
-                    _split_run(words.view(np.uint16)[a : a + n], to, room, word_map, 2)
-                elif word_nbytes == 4:
-                    _split_run(words.view(np.uint32)[a : a + n], to, room, word_map, 4)
-                else:
-                    _split_run(words.view(np.uint64)[a : a + n], to, room, word_map, 8)
+                _split_run(words[a : a + n], planes[at:], room, word_map, word_nbytes)
                 at += n
 
 
@@ -98,6 +90,7 @@ def _source(planes: Any, payload: Any, raw_at: Any, at: Any, n: Any) -> Any:
 def _merge(job: Any, shape: Any, planes: Any, room: Any, payload: Any, raw_at: Any, out: Any, word_map: Any) -> None:
     """Inverse of `_split`; two bytes at a time."""
     cols, tile_rows, tile_cols, word_nbytes = shape
+    word = out.dtype.type
     height, width = job[HEIGHT], job[WIDTH]
     start, at = job[ROW] * cols + job[COL], 0
     if width == cols and tile_cols >= width:
@@ -107,33 +100,15 @@ def _merge(job: Any, shape: Any, planes: Any, room: Any, payload: Any, raw_at: A
             n = min(tile_cols, width - c)
             for i in range(r, min(r + tile_rows, height)):
                 o = start + i * cols + c
-                a = _source(planes, payload, raw_at[0], at, n)
+                to, a = out[o : o + n], _source(planes, payload, raw_at[0], at, n)
                 if word_nbytes == 1:
-                    to1 = out[o : o + n]
-                    copy(a, to1)
-                    _unmap(to1, word_map, 1)
-                elif word_nbytes == 2:
-                    to2 = out.view(np.uint16)[o : o + n]
-                    b = _source(planes[room:], payload, raw_at[1], at, n)
+                    copy(a, to)
+                for p in range(0, word_nbytes - 1, 2):
+                    a = _source(planes[p * room :], payload, raw_at[p], at, n)
+                    b = _source(planes[(p + 1) * room :], payload, raw_at[p + 1], at, n)
                     for k in range(n):
-                        to2[k] = np.uint16(a[k]) << np.uint16(8) | np.uint16(b[k])
-                    _unmap(to2, word_map, 2)
-                elif word_nbytes == 4:
-                    to4 = out.view(np.uint32)[o : o + n]
-                    for p in range(0, 4, 2):
-                        a = _source(planes[p * room :], payload, raw_at[p], at, n)
-                        b = _source(planes[(p + 1) * room :], payload, raw_at[p + 1], at, n)
-                        for k in range(n):
-                            to4[k] = np.uint32(to4[k]) << np.uint32(16) | np.uint32(a[k]) << np.uint32(8) | np.uint32(b[k])
-                    _unmap(to4, word_map, 4)
-                else:
-                    to8 = out.view(np.uint64)[o : o + n]
-                    for p in range(0, 8, 2):
-                        a = _source(planes[p * room :], payload, raw_at[p], at, n)
-                        b = _source(planes[(p + 1) * room :], payload, raw_at[p + 1], at, n)
-                        for k in range(n):
-                            to8[k] = to8[k] << np.uint64(16) | np.uint64(a[k]) << np.uint64(8) | np.uint64(b[k])
-                    _unmap(to8, word_map, 8)
+                        to[k] = word(np.uint64(to[k]) << np.uint64(16) | np.uint64(a[k]) << np.uint64(8) | np.uint64(b[k]))
+                _unmap(to, word_map, word_nbytes)
                 at += n
 
 
@@ -324,7 +299,7 @@ def _split_bfloat16(job: Any, cols: Any, words: Any, codes: Any, raw: Any, patch
     for r in range(job[HEIGHT]):
         at = (job[ROW] + r) * cols + job[COL]
         _ahead(job, cols, 2, words, r)
-        row = words[2 * at : 2 * (at + width)]
+        row = words[at : at + width]
         twos = row.view(np.uint32)
         outside = _codes_of_two(twos, job[BASE], job[FILL], codes[r * half : (r + 1) * half])
         if raw.size:
@@ -361,11 +336,11 @@ def _total(four: Any, flip: Any, counts: Any) -> None:
 
 
 @jit
-def _count_rows(job: Any, cols: Any, data: Any, word_nbytes: Any, words: Any, shift: Any, base: Any, fill: Any, four: Any) -> None:
+def _count_rows(job: Any, cols: Any, word_nbytes: Any, words: Any, shift: Any, base: Any, fill: Any, four: Any) -> None:
     """Top bytes (`base` -1) or nibble pairs of all rows of a segment."""
     width, at = job[WIDTH], job[ROW] * cols + job[COL]
     for r in range(job[HEIGHT]):
-        _ahead(job, cols, word_nbytes, data, r)
+        _ahead(job, cols, word_nbytes, words, r)
         row = words[at : at + width]
         if base < 0:
             _count_tops(row, shift, four)
@@ -379,12 +354,7 @@ def _top_counts(job: Any, shape: Any, top: Any, words: Any, base: Any, code: Any
     """Counts of the top plane or its pairs without splitting; `top` is the shift to the top byte and what flips it."""
     cols, word_nbytes = shape[0], shape[3]
     fill(four, 0)
-    if word_nbytes == 2:
-        _count_rows(job, cols, words, 2, words.view(np.uint16), top[0], base, code, four)
-    elif word_nbytes == 4:
-        _count_rows(job, cols, words, 4, words.view(np.uint32), top[0], base, code, four)
-    elif word_nbytes == 8:
-        _count_rows(job, cols, words, 8, words.view(np.uint64), top[0], base, code, four)
+    _count_rows(job, cols, word_nbytes, words, top[0], base, code, four)
     _total(four, top[1] if base < 0 else 0, counts)
 
 
@@ -452,7 +422,7 @@ def encode_range(
 ) -> Any:  # fmt: skip
     """Encode jobs `first` to `last` one behind another into `record`, which has room for the worst. Returns their bytes."""
     cols, tile_rows, tile_cols, word_nbytes = shape
-    work, at = planes[word_nbytes * room :], 0
+    work, at, data = planes[word_nbytes * room :], 0, words.view(np.uint8)
     for k in range(first, last):
         job = jobs[k]
         height, width = job[HEIGHT], job[WIDTH]
@@ -461,7 +431,7 @@ def encode_range(
         if job[LAYOUT] == LAYOUT_RAW:
             for r in range(height):
                 a = ((job[ROW] + r) * cols + job[COL]) * word_nbytes
-                copy(words[a : a + row_nbytes], record[at : at + row_nbytes])
+                copy(data[a : a + row_nbytes], record[at : at + row_nbytes])
                 at += row_nbytes
             fill(record[at : padded(at)], 0)
             at = padded(at)
@@ -550,6 +520,7 @@ def decode_range(
 ) -> None:  # fmt: skip
     """Decode jobs `first` to `last`, and say how each of them went."""
     cols, _, _, word_nbytes = shape
+    data = out.view(np.uint8)
     for k in range(first, last):
         job = jobs[k]
         at, row_nbytes = job[START], job[WIDTH] * word_nbytes
@@ -557,7 +528,7 @@ def decode_range(
         if job[LAYOUT] == LAYOUT_RAW:
             for r in range(job[ROW], job[ROW] + job[HEIGHT]):
                 to = (r * cols + job[COL]) * word_nbytes
-                copy(payload[at : at + row_nbytes], out[to : to + row_nbytes])
+                copy(payload[at : at + row_nbytes], data[to : to + row_nbytes])
                 at += row_nbytes
             continue
         if not _decode_planes(job, word_nbytes, payload, luts, tables, planes, room, raw_at, stream_work):
