@@ -201,3 +201,11 @@ def test_noise_is_refused_and_never_raises() -> None:
     noise = [rng.integers(0, 256, 16 * int(n), np.uint8) for n in rng.integers(8, 200, 40)]
     _, good = decode_streams(noise, np.full(40, symbols.size), np.zeros(40, np.int64), pool)
     assert not good.any()
+
+
+def test_the_length_of_a_serialised_table_is_known_before_it_is_made() -> None:
+    rng = np.random.default_rng(11)
+    for prob_bits in (9, 12):
+        for n in (2, 3, 40, 256):
+            table = quantise(np.bincount(rng.integers(0, n, 1000), minlength=256) + (np.arange(256) < 2), prob_bits)
+            assert table.serialised_nbytes == len(table.serialised)

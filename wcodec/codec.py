@@ -83,6 +83,7 @@ class Encoder:
 
     def __init__(self, options: EncodeOptions | None = None, backend: Backend | None = None) -> None:
         self.options, self.backend = options or EncodeOptions(), backend or get_backend()
+        self._room = _Room()
 
     def start(self, stream: ByteSink, progress: Progress = ignore_progress) -> Writer:
         """Begin a file on a binary stream, which need not be seekable."""
@@ -90,11 +91,26 @@ class Encoder:
 
     def encode(self, array: NDArray[Any]) -> bytes:
         """One array as a file of one tensor with an empty name. See `encode`."""
-        stream = io.BytesIO()
-        writer = self.start(stream)
+        self._room.nbytes = 0
+        writer = self.start(self._room)
         writer.add("", array)
         writer.finish()
-        return stream.getvalue()
+        return self._room.data[: self._room.nbytes].tobytes()
+
+
+class _Room:
+    """Memory to write to, kept for the next time: new pages cost more than a copy."""
+
+    def __init__(self) -> None:
+        self.data, self.nbytes = np.empty(0, np.uint8), 0
+
+    def write(self, data: Any, /) -> None:
+        """Append bytes."""
+        start, end = self.nbytes, self.nbytes + len(data)
+        if end > self.data.size:
+            self.data = np.concatenate([self.data[:start], np.empty(max(end, 2 * self.data.size) - start, np.uint8)])
+        self.data[start:end] = np.frombuffer(data, np.uint8)
+        self.nbytes = end
 
 
 class Writer:

@@ -319,10 +319,9 @@ class Planner:
         recent = self.pool.tables[first:]
         costs = np.array([t.cost @ total for t in recent])
         best = int(np.argmin(costs)) if recent else -1
-        fits = best >= 0 and costs[best] * 2000 <= ideal_cost(total) * 2001  # no table could be much better
-        if len(self.pool) < MAX_TABLES and not fits:
+        if len(self.pool) < MAX_TABLES:
             new = quantise(total, self.options.prob_bits)
-            if not recent or costs[best] > new.cost @ total + (8 * len(new.serialised) << 16):
+            if not recent or costs[best] > new.cost @ total + (8 * new.serialised_nbytes << 16):
                 self.pool.tables.append(new)
                 best = len(recent)
         got = counts @ self.pool[first + best].cost
