@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from bench_files import machine
 
 import wcodec
 from wcodec.codec import BufferSource, Encoder
@@ -79,7 +81,8 @@ def main() -> int:
                 "{file:32} {choice:36} {percent:8.3f} %  index {index_nbytes:8}  tables {n_tables:4} of {table_nbytes_mean:6}".format(**row)
             )
     if args.json:
-        Path(args.json).write_text(json.dumps({"wcodec": wcodec.__version__, "numpy": np.__version__, "rows": rows}, indent=1) + "\n")
+        report = {"machine": machine(), "command": " ".join(["benchmarks/choices.py", *map(os.path.basename, args.files)]), "rows": rows}
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
