@@ -31,6 +31,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+import wcodec
 from wcodec.backends import load_backend
 from wcodec.codec import Decoder, Encoder
 
@@ -75,9 +76,11 @@ def main() -> None:
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
-    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "unknown")
-    versions = {}
-    for package in ("wcodec", "numpy", "ml_dtypes", "numba", "llvmlite"):
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    about = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    cpu = f"{about.get('model name', 'unknown')} (family {about.get('cpu family')}, model {about.get('model')})"
+    versions = {"wcodec": wcodec.__version__}
+    for package in ("numpy", "ml_dtypes", "numba", "llvmlite"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -90,7 +93,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "commit": git.stdout.strip() or "unknown",
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *(os.path.basename(a) for a in sys.argv)]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +80,7 @@ def main() -> int:
                 "{file:32} {choice:36} {percent:8.3f} %  index {index_nbytes:8}  tables {n_tables:4} of {table_nbytes_mean:6}".format(**row)
             )
     if args.json:
-        report = {"machine": machine(), "command": " ".join(["benchmarks/choices.py", *map(os.path.basename, args.files)]), "rows": rows}
+        report = {"machine": machine(), "rows": rows}
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
     return 0
 

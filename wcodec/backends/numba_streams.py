@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -22,6 +24,17 @@ SPARE_NBYTES: Final = v.SLACK_NBYTES
 N_STREAMS: Final = 3  #: rows of `params` and `states`: two fused streams, and one by itself
 
 
+def _stamp() -> str:
+    """Checksum of the sources that kernels are made of. Numba itself looks at the file of the kernel alone."""
+    crc = 0
+    for path in sorted(Path(__file__).parent.glob("numba_*.py")):
+        crc = zlib.crc32(path.read_bytes(), crc)
+    return f"{crc:08x}"
+
+
+_STAMP: Final = _stamp()
+
+
 def jit(function: F) -> F:
     """Compile as a part of the kernels that call it."""
     compile_with: Any = njit
@@ -32,6 +45,7 @@ def jit(function: F) -> F:
 def kernel(function: F) -> F:
     """Compile at the first call, and keep the machine code on disk if there is a place for it."""
     compile_with: Any = njit
+    function.__qualname__ += f"-{_STAMP}"  # becomes a part of the name of the file on disk
     try:
         compiled: F = compile_with(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # numba finds no directory that it may write to
