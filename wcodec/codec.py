@@ -27,7 +27,8 @@ from wcodec.reference.segments import SegmentPlan, SegmentTable, Status
 from wcodec.reference.tiles import Geometry
 
 CHUNK_BUFFERS: Final = 3  #: buffers that `Decoder.chunks` uses in turn: one is filled while others are written
-_DECODE_NBYTES: Final = 1 << 23  #: words decoded at once: their checksum finds them in the cache
+_TENSOR_NBYTES: Final = 1 << 25  #: words of an array decoded at once
+_STREAM_NBYTES: Final = 1 << 23  #: words decoded at once on their way to a file
 
 Progress = Callable[[int], object]  #: called with the number of decoded bytes that were just done
 
@@ -331,7 +332,7 @@ class Decoder:
             raise ValueError(f"out must be a writeable C-contiguous {t.dtype.name} array of shape {t.shape}")
         matrix = out.reshape(-1).view(np.uint8).view(t.dtype.word_type).reshape(t.geometry.rows, t.geometry.cols)
         crc, plan = 0, t.plan(tables)
-        for down, across, rows, cols in _rectangles(t):
+        for down, across, rows, cols in _rectangles(t, _TENSOR_NBYTES):
             chunk = matrix[rows, cols]
             self.grid(source, t, plan, down, across, chunk)
             crc = self.backend.crc32(chunk, crc)
@@ -341,7 +342,7 @@ class Decoder:
     def chunks(self, source: ByteSource, t: TensorRecord, tables: TablePool) -> Iterator[Words]:
         """The words of a tensor in order, a chunk at a time. A chunk is overwritten `CHUNK_BUFFERS` chunks later. Raises as `tensor`."""
         crc, plan = 0, t.plan(tables)
-        for down, across, rows, cols in _rectangles(t):
+        for down, across, rows, cols in _rectangles(t, _STREAM_NBYTES):
             n_rows, n_cols = rows.stop - rows.start, cols.stop - cols.start
             nbytes = n_rows * n_cols * t.dtype.word_nbytes
             self._turn = (self._turn + 1) % CHUNK_BUFFERS
@@ -390,9 +391,9 @@ class Decoder:
             out[...] = backend.to_host(device)
 
 
-def _rectangles(t: TensorRecord) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], slice, slice]]:
+def _rectangles(t: TensorRecord, nbytes: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], slice, slice]]:
     """Chunks of a tensor: segment rows, segment columns, and the rectangle of words that they fill."""
-    for down, across in chunks(t.geometry, t.dtype.word_nbytes, _DECODE_NBYTES):
+    for down, across in chunks(t.geometry, t.dtype.word_nbytes, nbytes):
         part, _ = t.geometry.select(down, across)
         r, c = int(down[0]) * t.geometry.segment_rows, int(across[0]) * t.geometry.segment_cols
         yield down, across, slice(r, r + part.rows), slice(c, c + part.cols)

@@ -33,7 +33,7 @@ from wcodec.reference.segments import Coder, padded
 T = TypeVar("T")
 Ints = NDArray[np.int64]
 
-TASK_NBYTES: Final = 1 << 20  #: words that a thread takes at once: enough to be worth it, little enough to share out
+TASK_NBYTES: Final = 1 << 22  #: words that a thread takes at once: enough to be worth it, little enough to share out
 INLINE_NBYTES: Final = 1 << 17  #: less than that is done in the caller's thread
 STAGING_NBYTES: Final = 1 << 25  #: encoded parts up to that wait in scratch until they are put together
 KEPT_NBYTES: Final = 1 << 26  #: larger scratch is not kept

@@ -138,9 +138,9 @@ def lookup(b: Any, table: Any, index: Any) -> Any:
     return out
 
 
-def prefetch_line(b: Any, address: Any) -> None:
-    """Ask for a cache line to write to; it need not exist."""
-    b.call(declare(b, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32]), [pointer(b, address), I32(1), I32(3), I32(1)])
+def prefetch_line(b: Any, address: Any, write: int = 1) -> None:
+    """Ask for a cache line, to write to or to read; it need not exist."""
+    b.call(declare(b, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32]), [pointer(b, address), I32(write), I32(3), I32(1)])
 
 
 def popcount(b: Any, mask: Any) -> Any:

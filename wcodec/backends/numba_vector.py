@@ -28,6 +28,7 @@ SOURCE, POSITION, LIMIT, TABLE, BITS, TARGET, ROW_GROUPS, ROW_JUMP, LEFT, BASE, 
 # Encoding: the symbols; where words go, the last one of the stream first. POSITION, TABLE and BITS as above.
 SYMBOLS, WORDS = SOURCE, TARGET
 N_PARAMS: Final = 16
+AHEAD_NBYTES: Final = 512  #: how far ahead of the loads cache lines are asked for
 
 #: Kinds of fused kernels: words out of a plane of symbols and raw lower planes. Nibble pairs or bytes, bytes of a word, map.
 KINDS: Final = (
@@ -83,6 +84,9 @@ class _Words:
                     read += self.n
             for line in range(0, done, 64):
                 ir.prefetch_line(b, b.add(b.add(target, self.ahead[s]), I64(line)))
+            for at in lower:
+                for line in range(0, read, 64):
+                    ir.prefetch_line(b, b.add(at, I64(AHEAD_NBYTES + line)), 0)
             left = b.sub(left, I64(1))
             over = b.icmp_signed("==", left, I64(0))
             target = b.add(b.add(target, I64(done)), b.select(over, self.jump[s], I64(0)))
@@ -149,6 +153,9 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
     first = [ir.load(b, ir.element(b, states, I32, I64(i * WIDTH)), of) for i in range(n_states)]
     loop = ir.Loop(b, n_groups, [*first, *(param(s, POSITION) for s in streams), *sink.first])
     x, position = loop.values[:n_states], loop.values[n_states : n_states + n_streams]
+    for s in streams:
+        for line in range(0, 192, 64):
+            ir.prefetch_line(b, b.ptrtoint(ir.element(b, source[s], I16, b.add(position[s], I64((AHEAD_NBYTES + line) // 2))), I64), 0)
     steps = ir.Loop(b, I64(STEPS), [*x, *position, *[ir.zero(of)] * n_states])
     x, position, four = steps.values[:n_states], steps.values[n_states:-n_states], steps.values[-n_states:]
     for v in range(VECTORS):
