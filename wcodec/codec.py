@@ -84,7 +84,7 @@ class Encoder:
 
     def __init__(self, options: EncodeOptions | None = None, backend: Backend | None = None) -> None:
         self.options, self.backend = options or EncodeOptions(), backend or get_backend()
-        self._room = _Room()
+        self._rooms: list[_Room] = []
 
     def start(self, stream: ByteSink, progress: Progress = ignore_progress) -> Writer:
         """Begin a file on a binary stream, which need not be seekable."""
@@ -92,11 +92,17 @@ class Encoder:
 
     def encode(self, array: NDArray[Any]) -> bytes:
         """One array as a file of one tensor with an empty name. See `encode`."""
-        self._room.nbytes = 0
-        writer = self.start(self._room)
+        try:
+            room = self._rooms.pop()  # not one that another thread is writing to
+        except IndexError:
+            room = _Room()
+        room.nbytes = 0
+        writer = self.start(room)
         writer.add("", array)
         writer.finish()
-        return self._room.data[: self._room.nbytes].tobytes()
+        data = room.data[: room.nbytes].tobytes()
+        self._rooms.append(room)
+        return data
 
 
 class _Room:
