@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ import numpy as np
 
 import wcodec
 from wcodec.backends import load_backend
+from wcodec.bench import seconds
 from wcodec.codec import Decoder, Encoder
 
 #: Tensors of one layer of an 8-billion-parameter Llama: 436 MB in bf16. Repeated, and its rows scaled, to the size wanted.
@@ -159,12 +159,6 @@ def bench_file(source: Path, folder: Path, backend: str, threads: int, repeats: 
         flush=True,
     )
     return result
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def bench_array(backend_name: str, threads: int, repeats: int = 7) -> dict[str, Any]:

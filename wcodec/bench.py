@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.codec import BufferSource, Decoder, Encoder
-from wcodec.demo import _backends as usable_backends
+from wcodec.demo import usable_backends
 from wcodec.errors import EncodeError
 from wcodec.files import AnyPath, map_file
 from wcodec.report import percent_text, size_text, table_text

@@ -77,7 +77,7 @@ def run_demo(show: Callable[[str], object] = print, only: str | None = None, thr
     BackendUnavailable
         That of the name `only`.
     """
-    good, first_of, backends = True, dict[str, str](), list(_backends(show, only, threads))
+    good, first_of, backends = True, dict[str, str](), list(usable_backends(show, only, threads))
     with tempfile.TemporaryDirectory(prefix="wcodec-demo-") as name:
         folder = Path(name)
         sources = make_checkpoints(folder)
@@ -95,7 +95,7 @@ def run_demo(show: Callable[[str], object] = print, only: str | None = None, thr
     return good
 
 
-def _backends(show: Callable[[str], object], only: str | None, threads: int | None) -> Iterator[Backend]:
+def usable_backends(show: Callable[[str], object], only: str | None, threads: int | None) -> Iterator[Backend]:
     if only is not None:
         yield load_backend(only, threads)
         return

@@ -352,9 +352,10 @@ class NumbaBackend(Backend):
         status = np.empty(plan.geometry.n_segments, np.uint8)
 
         kinds, longest = _fused_kinds(plan), int(plan.stream_nbytes.max(initial=0))
+        n_planes = 7 + 2 * dtype.word_nbytes if kinds.any() else dtype.word_nbytes + 1
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
-            scratch.grow(7 + 2 * dtype.word_nbytes, room)
+            scratch.grow(n_planes, room)
             scratch.streams.grow(longest)
             arrays = scratch.streams.arrays()
             cuts = first + 1 + np.flatnonzero(np.diff(kinds[first:last]))

@@ -8,7 +8,7 @@ from typing import Any, Final
 import llvmlite.binding
 import numba
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
@@ -206,17 +206,3 @@ class Loop:
             phi.add_incoming(last, body)
             out.append(phi)
         return out
-
-
-@intrinsic
-def prefetch(typing: Any, data: Any, offset: Any) -> Any:
-    """Ask for the cache line of ``data[offset]``, bytes, which need not exist: rows of a segment lie in different pages, where
-    the CPU's own prefetching does not reach."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        base = context.make_array(signature.args[0])(context, b, args[0]).data
-        function = declare(b, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
-        b.call(function, [element(b, base, I8, args[1]), I32(0), I32(3), I32(1)])
-        return context.get_dummy_value()
-
-    return types.void(data, offset), codegen

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from wcodec.backends.numba_ir import prefetch
 from wcodec.backends.numba_streams import copy, decode_stream, encode_stream, fill, jit, kernel, padded
 
 # Columns of a job. Those of a plane stand behind the others, PLANE_COLUMNS for each plane.
@@ -24,7 +23,6 @@ PLANE_COLUMNS: Final = 5
 # Copies of the reference's enumerations: compiled code sees them as constants.
 LAYOUT_RAW, LAYOUT_PAIRS = 0, 2
 CODER_RAW, CODER_CONSTANT, CODER_RANS = 0, 1, 2
-AHEAD: Final = 8  #: rows of a segment that are prefetched
 OK, BAD_STREAM, BAD_PATCH, BAD_TILE_MODE = 0, 1, 2, 3
 LEFT, TOP, AVG, N_MODES, PER_TILE = 1, 2, 3, 5, 255
 
@@ -259,15 +257,6 @@ def _count_tops(words: Any, shift: Any, four: Any) -> None:
         four[(np.uint64(words[i]) >> s) & byte] += np.uint32(1)
 
 
-@jit
-def _ahead(job: Any, cols: Any, word_nbytes: Any, words: Any, r: Any) -> None:
-    """Prefetch what is `AHEAD` rows below row `r` of a segment."""
-    start = ((job[ROW] + r + AHEAD) * cols + job[COL]) * word_nbytes
-    if r + AHEAD < job[HEIGHT]:
-        for offset in range(start, start + job[WIDTH] * word_nbytes, 64):
-            prefetch(words, offset)
-
-
 # bfloat16 and nibble pairs, the common case: two words at a time, as halves of a uint32, so that the loops vectorise.
 @jit
 def _codes_of_two(twos: Any, base: Any, code: Any, codes: Any) -> Any:
@@ -298,7 +287,6 @@ def _split_bfloat16(job: Any, cols: Any, words: Any, codes: Any, raw: Any, patch
     width, n_patches, half = job[WIDTH], 0, job[WIDTH] // 2
     for r in range(job[HEIGHT]):
         at = (job[ROW] + r) * cols + job[COL]
-        _ahead(job, cols, 2, words, r)
         row = words[at : at + width]
         twos = row.view(np.uint32)
         outside = _codes_of_two(twos, job[BASE], job[FILL], codes[r * half : (r + 1) * half])
@@ -336,11 +324,10 @@ def _total(four: Any, flip: Any, counts: Any) -> None:
 
 
 @jit
-def _count_rows(job: Any, cols: Any, word_nbytes: Any, words: Any, shift: Any, base: Any, fill: Any, four: Any) -> None:
+def _count_rows(job: Any, cols: Any, words: Any, shift: Any, base: Any, fill: Any, four: Any) -> None:
     """Top bytes (`base` -1) or nibble pairs of all rows of a segment."""
     width, at = job[WIDTH], job[ROW] * cols + job[COL]
-    for r in range(job[HEIGHT]):
-        _ahead(job, cols, word_nbytes, words, r)
+    for _ in range(job[HEIGHT]):
         row = words[at : at + width]
         if base < 0:
             _count_tops(row, shift, four)
@@ -352,9 +339,8 @@ def _count_rows(job: Any, cols: Any, word_nbytes: Any, words: Any, shift: Any, b
 @jit
 def _top_counts(job: Any, shape: Any, top: Any, words: Any, base: Any, code: Any, four: Any, counts: Any) -> None:
     """Counts of the top plane or its pairs without splitting; `top` is the shift to the top byte and what flips it."""
-    cols, word_nbytes = shape[0], shape[3]
     fill(four, 0)
-    _count_rows(job, cols, word_nbytes, words, top[0], base, code, four)
+    _count_rows(job, shape[0], words, top[0], base, code, four)
     _total(four, top[1] if base < 0 else 0, counts)
 
 

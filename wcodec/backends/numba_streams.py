@@ -78,17 +78,14 @@ def padded(nbytes: Any) -> Any:
 def begin(work: Any, row: Any, payload: Any, at: Any, nbytes: Any, lut: Any, bits: Any) -> None:
     """Fill in row `row` of the vector kernels' parameters for a stream.
 
-    Where what they may read beyond its end leaves the payload, the stream is read from a copy with zeros behind it.
+    Its words are read from a copy with zeros behind it, for vectors reach beyond the end (`numba_vector.SLACK_NBYTES`).
     """
     params, states, spare = work[0][row], work[1][row], work[2][row]
     copy(payload[at : at + HEAD_NBYTES].view(np.uint32), states)
     words = payload[at + HEAD_NBYTES : at + nbytes]
-    if at + nbytes + SPARE_NBYTES <= payload.size:
-        params[v.SOURCE] = payload[at:].ctypes.data + HEAD_NBYTES
-    else:
-        copy(words, spare[: words.size])
-        fill(spare[words.size : words.size + SPARE_NBYTES], 0)
-        params[v.SOURCE] = spare.ctypes.data
+    copy(words, spare[: words.size])
+    fill(spare[words.size : words.size + SPARE_NBYTES], 0)
+    params[v.SOURCE] = spare.ctypes.data
     params[v.POSITION], params[v.LIMIT] = 0, words.size // 2 + 1
     params[v.TABLE], params[v.BITS] = lut.ctypes.data, bits
 

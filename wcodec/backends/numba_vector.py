@@ -2,7 +2,8 @@
 
 A kernel works on one stream, or on two at once so that one's latency hides behind the other's. What it has to know of a
 stream stands in a row of `params`, addresses included; it trusts that row, and distrusts what the addresses hold:
-the position in the words is cut to `LIMIT` after each group, so it reads at most 288 bytes beyond that (`SLACK_NBYTES`).
+the position in the words is cut to `LIMIT` after each group, so it reads at most 288 bytes beyond that (`SLACK_NBYTES`),
+which the caller has there.
 
 In registers, a vector holds the states of 8 or 16 neighbouring lanes. Four symbols of each make a vector of bytes in order.
 """
@@ -153,9 +154,6 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
     first = [ir.load(b, ir.element(b, states, I32, I64(i * WIDTH)), of) for i in range(n_states)]
     loop = ir.Loop(b, n_groups, [*first, *(param(s, POSITION) for s in streams), *sink.first])
     x, position = loop.values[:n_states], loop.values[n_states : n_states + n_streams]
-    for s in streams:
-        for line in range(0, 192, 64):
-            ir.prefetch_line(b, b.ptrtoint(ir.element(b, source[s], I16, b.add(position[s], I64((AHEAD_NBYTES + line) // 2))), I64), 0)
     steps = ir.Loop(b, I64(STEPS), [*x, *position, *[ir.zero(of)] * n_states])
     x, position, four = steps.values[:n_states], steps.values[n_states:-n_states], steps.values[-n_states:]
     for v in range(VECTORS):

@@ -1,6 +1,6 @@
 """What a backend is: a page to read before writing one.
 
-A backend is four kernels over the segments of a tensor, and the transfers around them. It never sees a file: the host
+A backend is three kernels over the segments of a tensor, checksums, and the transfers around them. It never sees a file: the host
 parses, checks and plans (`wcodec.reference`), and hands it a `SegmentPlan` whose every field is within the rules of the
 spec, so that a kernel has only the payload's bytes to distrust.
 
