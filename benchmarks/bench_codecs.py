@@ -11,7 +11,8 @@ encode then decode; the order turns from round to round. Before each measured ca
 finds the same caches whatever ran before, and ZipNN changes its input. Small tensors are coded several times a round.
 
 Codecs that can decode into a buffer that exists do so. The others return new memory, for which the C allocator is told to keep what
-is freed, so that no page faults are counted against them; ``--fresh-memory`` leaves it as it is. Checksums are as each codec has
+is freed, so that no page faults are counted against them; ``--fresh-memory`` leaves it as it is. Peak memory is what the first
+call adds to the process's resident memory at its highest, without the input and the output buffer. Checksums are as each codec has
 them by default; ``NOTES`` says who makes any. Every codec is checked for a round trip first. Missing ones are named and left out.
 """
 
@@ -303,19 +304,47 @@ def data_sets(args: argparse.Namespace) -> Iterator[DataSet]:
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------------------
+def warm(maker: Maker, dtype: str) -> None:
+    """A round trip of little data: what a codec sets up once is no part of the peaks."""
+    small = generated("256x256", dtype).array
+    work = maker(dtype, small, np.empty_like(small))
+    work.decode(work.encode())
+
+
+def resident(field: str) -> int:
+    """``VmRSS`` or ``VmHWM`` of this process, bytes."""
+    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
+
+
+def with_peak(run: Callable[[], Any]) -> tuple[Any, int | None]:
+    """What a call returns, and what it added to resident memory at its highest; ``None`` where the kernel does not say."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
+        before = resident("VmRSS")
+    except (OSError, AttributeError):
+        return run(), None
+    result = run()
+    return result, max(0, resident("VmHWM") - before)
+
+
 def bench(data: DataSet, makers: dict[str, Maker], rounds: int) -> dict[str, Any]:
     """Round trips, then `rounds` rounds. Exits if a codec does not give the bytes back."""
     pristine, array, out = data.array, data.array.copy(), np.empty_like(data.array)
     calls = max(1, TURN_NBYTES // pristine.nbytes)
-    works, payloads, failed = dict[str, Work](), dict[str, Any](), dict[str, str]()
+    works, payloads, failed, peaks = dict[str, Work](), dict[str, Any](), dict[str, str](), dict[str, dict[str, int | None]]()
     for name, maker in makers.items():
         try:
+            warm(maker, data.dtype)
             np.copyto(raw(array), raw(pristine))
-            work = maker(data.dtype, array, out)
-            payloads[name] = work.encode()
             raw(out)[:] = 0xA5
+            work = maker(data.dtype, array, out)
+            payloads[name], encode_peak = with_peak(work.encode)
             np.copyto(raw(array), raw(pristine))
-            back = work.decode(payloads[name])
+            back, decode_peak = with_peak(lambda: work.decode(payloads[name]))  # noqa: B023
+            peaks[name] = {"encode_peak_nbytes": encode_peak, "decode_peak_nbytes": decode_peak}
         except Exception as e:
             failed[name] = f"{type(e).__name__}: {e}"
             print(f"{data.name}: {name} failed: {failed[name]}", flush=True)
@@ -349,7 +378,7 @@ def bench(data: DataSet, makers: dict[str, Maker], rounds: int) -> dict[str, Any
         codecs[name] = {
             "stored_nbytes": stored, "ratio": stored / nbytes,
             "encode": speed(nbytes, encode_s[name]), "decode": speed(nbytes, decode_s[name]),
-            "encode_s": encode_s[name], "decode_s": decode_s[name],
+            "encode_s": encode_s[name], "decode_s": decode_s[name], **peaks[name],
         }  # fmt: skip
     for row in codecs.values():
         for other in ("memcpy", "ZipNN"):
@@ -367,7 +396,7 @@ def as_text(result: dict[str, Any], threads: dict[str, int]) -> Iterator[str]:
     yield f"\n{result['name']}, {size_text(result['nbytes'])}, {result['rounds']} rounds, GB/s of decoded bytes: median (p25..p75)"
     if result["cpu_share"] < QUIET_SHARE:
         yield f"disturbed: this process had its core for {result['cpu_share']:.0%} of the time; measure again"
-    head = ["codec", "threads", "size", "encode", "", "decode", "", "of memcpy: enc", "dec", "of ZipNN: enc", "dec"]
+    head = ["codec", "threads", "size", "encode", "", "decode", "", "of memcpy: enc", "dec", "of ZipNN: enc", "dec", "peak: enc", "dec"]
     rows = [head]
     for name, c in result["codecs"].items():
         cells = [name, str(threads[name]), percent_text(c["stored_nbytes"], result["nbytes"])]
@@ -375,6 +404,7 @@ def as_text(result: dict[str, Any], threads: dict[str, int]) -> Iterator[str]:
             cells += [f"{s['median_gb_s']:.2f}", f"({s['p25_gb_s']:.2f}..{s['p75_gb_s']:.2f})"]
         for key in ("encode_of_memcpy", "decode_of_memcpy", "encode_of_zipnn", "decode_of_zipnn"):
             cells.append(f"{c[key]:.2f}" if key in c else "-")
+        cells += ["-" if c[f"{way}_peak_nbytes"] is None else size_text(c[f"{way}_peak_nbytes"]) for way in ("encode", "decode")]
         rows.append(cells)
     yield from table_text(rows)
 

@@ -1,36 +1,30 @@
-"""Each kernel of a backend against the reference, on random legal plans made by hand, and on payloads made bad.
-
-The planner never writes most of what the format allows; a decoder meets it all the same. So plans are drawn here column
-by column, and only checked against the rules that a file's index is checked against.
-"""
+"""Each kernel of a backend against the reference, on random legal plans (`plans`), and on payloads made bad."""
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from fences import CANARY, Fence
+from plans import Case, aligned, complete, make_case, only, random_geometry, random_tables, random_words
 
 from wcodec.backends import load_backend
 from wcodec.backends.protocol import Backend, SegmentPlan, Status
 from wcodec.reference import segments as reference
 from wcodec.reference.checksums import crc32_each
-from wcodec.reference.container import check_geometry, check_segments
-from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool, quantise
-from wcodec.reference.planes import DTYPES, DType, Layout, WordMap
+from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool
+from wcodec.reference.planes import DTYPES, DType, Layout
 from wcodec.reference.prediction import N_MODES, PER_TILE
-from wcodec.reference.segments import Coder, SegmentTable
+from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 
 BACKENDS = ["numba"]
 GUARD = 64  #: canary words on both sides of an output
-CANARY = 0xA5
 BY_NAME = {d.name: d for d in DTYPES}
 SHAPES_OF_WORDS = ["uint8", "int8", "float8_e4m3fn", "float8_e5m2", "uint16", "int16", "bfloat16", "int32", "float32", "float64", "int64"]
 
@@ -40,99 +34,6 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     one = load_backend(request.param, 3)  # more threads than some machines have cores: ranges end at odd places
     yield one
     one.close()
-
-
-# ---- cases -----------------------------------------------------------------------------------------------------------
-@dataclass
-class Case:
-    """A plan, its words, and what the reference makes of them."""
-
-    plan: SegmentPlan
-    words: np.ndarray[Any, Any]
-    payload: np.ndarray[Any, Any]
-    decoding: SegmentPlan  # the plan as a decoder reads it
-
-
-def aligned(data: Any) -> np.ndarray[Any, Any]:
-    """A read-only copy of bytes that starts at a multiple of 16, as a payload does."""
-    room = np.empty(data.size + 15, np.uint8)
-    start = -room.ctypes.data % 16
-    out = room[start : start + data.size]
-    out[:] = data
-    out.flags.writeable = False
-    return out
-
-
-def random_geometry(rng: np.random.Generator, most: int = 60) -> Geometry:
-    """Any legal geometry: tiles that cut segments or do not, ragged edges, single rows and columns."""
-    sides = []
-    for _ in range(2):
-        tile = int(rng.choice([16, 17, 24, rng.integers(1, most)]))
-        segment = tile * int(rng.integers(1, 4)) if tile >= 16 else tile
-        n_whole = int(rng.integers(0, 3))
-        sides.append((max(1, segment * n_whole + int(rng.integers(0, segment))), segment, tile))
-    (rows, s_rows, t_rows), (cols, s_cols, t_cols) = sides
-    return Geometry(rows, cols, s_rows, s_cols, t_rows, t_cols)
-
-
-def random_words(rng: np.random.Generator, geometry: Geometry, dtype: DType) -> np.ndarray[Any, Any]:
-    """Words of any kind: noise, few values, smooth, or floats around one exponent with some far off."""
-    shape, bits, kind = (geometry.rows, geometry.cols), 8 * dtype.word_nbytes, int(rng.integers(0, 4))
-    words = rng.integers(0, 1 << bits, shape, np.uint64, endpoint=False) if bits < 64 else rng.integers(0, 1 << 64, shape, np.uint64)
-    if kind == 1:
-        words = rng.choice(words.reshape(-1)[:5], shape)
-    elif kind == 2:
-        words = np.cumsum(rng.integers(0, 3, shape, np.uint64), axis=1) << np.uint64(bits - 8)
-    elif kind == 3 and dtype.word_map is WordMap.EXPONENT_FIRST:
-        m = bits - 1 - dtype.exponent_bits
-        exponent = np.clip(rng.normal(0.45 * 2**dtype.exponent_bits, 3, shape), 0, 2**dtype.exponent_bits - 1).astype(np.uint64)
-        keep = ~np.uint64(((1 << dtype.exponent_bits) - 1) << m)
-        words = np.where(rng.random(shape) < 0.99, words & keep | exponent << np.uint64(m), words)
-    return np.ascontiguousarray(words.astype(dtype.word_type))
-
-
-def random_tables(rng: np.random.Generator, n: int = 5) -> TablePool:
-    """Tables of all precisions that hold all symbols, more or less skewed."""
-    counts = [(1 + 1e5 * rng.random(256) ** rng.integers(1, 40)).astype(np.int64) for _ in range(n)]
-    return TablePool(quantise(c, int(rng.integers(MIN_PROB_BITS, MAX_PROB_BITS + 1))) for c in counts)
-
-
-def random_plan(rng: np.random.Generator, geometry: Geometry, dtype: DType, tables: TablePool) -> SegmentPlan:
-    """Each column drawn from what the rules allow."""
-    n, s = geometry.n_segments, SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
-    s.layout[:] = rng.choice([Layout.RAW, Layout.BYTES, Layout.BYTES, Layout.PAIRS, Layout.PAIRS] if dtype.has_pairs else [0, 1, 1], n)
-    pairs = s.layout == Layout.PAIRS
-    if dtype.word_nbytes > 1:
-        s.base[:] = np.where(pairs, rng.choice([0, 108, 118, 240, rng.integers(0, 241)], n), 0)
-    for p in range(dtype.n_planes):
-        used = (s.layout != Layout.RAW) & (pairs | (p < dtype.word_nbytes))
-        s.coder[p] = np.where(used, rng.choice([Coder.RAW, Coder.CONSTANT, Coder.RANS, Coder.RANS, Coder.RANS], n), 0)
-        rans, constant = s.coder[p] == Coder.RANS, s.coder[p] == Coder.CONSTANT
-        s.table[p] = np.where(rans, rng.integers(0, len(tables), n), np.where(constant, rng.integers(0, 256, n), 0))
-        s.prediction[p] = np.where(rans & ~pairs, rng.choice([0, 1, 2, 3, 4, PER_TILE, PER_TILE], n), 0)
-    plan = SegmentPlan(dtype, geometry, s, tables, rng.integers(0, 16, n).astype(np.uint8))
-    modes = rng.integers(0, N_MODES, int(plan.modes_nbytes.sum())).astype(np.uint8)
-    modes.flags.writeable = False
-    return replace(plan, modes=modes)
-
-
-def make_case(rng: np.random.Generator, dtype: DType, geometry: Geometry | None = None, plan: SegmentPlan | None = None) -> Case:
-    """A random case of a dtype, or of a plan."""
-    geometry = (random_geometry(rng) if geometry is None else geometry) if plan is None else plan.geometry
-    check_geometry(geometry)
-    plan = random_plan(rng, geometry, dtype, random_tables(rng)) if plan is None else plan
-    words = random_words(rng, geometry, dtype)
-    words.flags.writeable = False
-    return complete(plan, words)
-
-
-def complete(plan: SegmentPlan, words: np.ndarray[Any, Any]) -> Case:
-    """Encode with the reference; the plan of the result must be one that a file may hold."""
-    payload, n_units, n_patches = reference.encode_segments(plan, words)
-    decoding = SegmentPlan(plan.dtype, plan.geometry, replace(plan.segments, n_units=n_units, n_patches=n_patches), plan.tables)
-    check_segments(plan.dtype, plan.geometry, decoding.segments, len(plan.tables))
-    assert payload.size == decoding.offsets[-1]
-    return Case(plan, words, aligned(payload), decoding)
 
 
 # ---- checks: to be run on any backend --------------------------------------------------------------------------------
@@ -260,15 +161,6 @@ def test_garbage_payloads(backend: Backend, name: str, kind: str) -> None:
         )
 
 
-def only(dtype: DType, geometry: Geometry, tables: TablePool, layout: Layout, **columns: Any) -> SegmentPlan:
-    """A plan with the same columns in all segments."""
-    s = SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
-    s.layout[:] = layout
-    for name, value in columns.items():
-        getattr(s, name)[...] = np.reshape(value, (-1, 1)) if getattr(s, name).ndim == 2 else value
-    return SegmentPlan(dtype, geometry, s, tables, np.full(geometry.n_segments, 5, np.uint8))
-
-
 def test_patches(backend: Backend) -> None:
     """Bad patches, and that a bad stream goes before them."""
     rng, dtype, geometry = np.random.default_rng(1), BY_NAME["bfloat16"], Geometry(40, 40, 20, 20, 20, 20)
@@ -383,22 +275,6 @@ def test_use_after_close(backend: Backend) -> None:
 
 
 # ---- memory that ends where the arrays do: the CPU backends only ------------------------------------------------------
-class Fenced:
-    """Bytes that end where a page begins that cannot be read, or start where one ends."""
-
-    def __init__(self, nbytes: int, at_end: bool) -> None:
-        page = mmap.PAGESIZE
-        inner = -(-max(nbytes, 1) // page) * page
-        self.map = mmap.mmap(-1, inner + 2 * page)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
-        libc = ctypes.CDLL(None, use_errno=True)
-        for fence in (address, address + page + inner):
-            if libc.mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(page), 0) != 0:
-                pytest.skip("this system has no mprotect")
-        start = page + (inner - nbytes if at_end else 0)
-        self.bytes = np.frombuffer(self.map, np.uint8)[start : start + nbytes]
-
-
 @pytest.mark.parametrize("at_end", [True, False])
 @pytest.mark.parametrize("name", SHAPES_OF_WORDS)
 def test_nothing_outside_is_touched(name: str, at_end: bool) -> None:
@@ -407,7 +283,7 @@ def test_nothing_outside_is_touched(name: str, at_end: bool) -> None:
     for _ in range(4):
         case = make_case(rng, dtype)
         shape = case.words.shape
-        words, out, payload = (Fenced(n, at_end).bytes for n in (case.words.nbytes, case.words.nbytes, case.payload.size))
+        words, out, payload = (Fence(n, at_end).bytes for n in (case.words.nbytes, case.words.nbytes, case.payload.size))
         words[:] = case.words.reshape(-1).view(np.uint8)
         matrix = words.view(dtype.word_type).reshape(shape)
         assert (backend.encode_segments(case.plan, matrix).payload == case.payload).all()

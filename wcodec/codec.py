@@ -9,16 +9,19 @@ import io
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
+from wcodec.backends.protocol import Checksums
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference import container
+from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource, Index, TensorRecord
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.plan import EncodeOptions, Planner, choose_geometry, chunks
@@ -30,6 +33,7 @@ CHUNK_BUFFERS: Final = 3  #: buffers that `Decoder.chunks` uses in turn: one is 
 _TENSOR_NBYTES: Final = 1 << 25  #: words of an array decoded at once
 _STREAM_NBYTES: Final = 1 << 23  #: words decoded at once on their way to a file
 
+Ids = NDArray[np.int64]
 Progress = Callable[[int], object]  #: called with the number of decoded bytes that were just done
 
 _STATUS_ERRORS: Final = {
@@ -160,17 +164,15 @@ class Writer:
         row_rank, geometry = choose_geometry(shape, dtype, self.options)
         if words.size != math.prod(shape) * dtype.words_per_element:
             raise EncodeError("bad_source", f"{words.size} words for shape {shape}", tensor=name)
-        matrix, crc, start = words.reshape(geometry.rows, geometry.cols), 0, self.offset
+        crc, start = 0, self.offset
         tables, crcs = [SegmentTable.zeros(0, dtype.n_planes)], [np.empty(0, np.uint32)]
-        for down, across in chunks(geometry, dtype.word_nbytes):
-            part, _ = geometry.select(down, across)
-            r, c = int(down[0]) * geometry.segment_rows, int(across[0]) * geometry.segment_cols
-            chunk = np.require(matrix[r : r + part.rows, c : c + part.cols], dtype.word_type, ["C", "A"])
-            crc = self.backend.crc32(chunk, crc)
-            segments, payload_crcs = self._encode(chunk, part, dtype)
+        grid = list(chunks(geometry, dtype.word_nbytes))
+        plans = self._plans(words.reshape(geometry.rows, geometry.cols), geometry, dtype, grid)
+        for segments, sums, nbytes in starmap(self._code, plans) if len(grid) < 2 or self.backend.threads == 1 else self._behind(plans):
             tables.append(segments)
-            crcs.append(payload_crcs)
-            self.progress(chunk.nbytes)
+            crcs.append(sums.records)
+            crc = crc32_combine(crc, sums.words, nbytes)
+            self.progress(nbytes)
         record = TensorRecord(
             name, dtype, shape, row_rank, geometry, SegmentTable.concatenate(tables), np.concatenate(crcs),
             start, self.offset - start, crc, dtype_name,
@@ -178,21 +180,38 @@ class Writer:
         self.tensors.append(record)
         return record
 
-    def _encode(self, chunk: Words, geometry: Geometry, dtype: DType) -> tuple[SegmentTable, NDArray[np.uint32]]:
-        """Plan, encode and write one chunk."""
-        backend = self.backend
-        words = backend.to_device(chunk)
-        plan = self.planner.plan(words, geometry, dtype, backend)
-        encoded = backend.encode_segments(plan, words)
-        s = plan.segments
+    def _plans(self, matrix: Words, geometry: Geometry, dtype: DType, grid: list[tuple[Ids, Ids]]) -> Iterator[tuple[SegmentPlan, Any]]:
+        """Plan and words of each chunk."""
+        for down, across in grid:
+            part, _ = geometry.select(down, across)
+            r, c = int(down[0]) * geometry.segment_rows, int(across[0]) * geometry.segment_cols
+            chunk = np.require(matrix[r : r + part.rows, c : c + part.cols], dtype.word_type, ["C", "A"])
+            words = self.backend.to_device(chunk)
+            yield self.planner.plan(words, part, dtype, self.backend), words
+
+    def _behind(self, plans: Iterator[tuple[SegmentPlan, Any]]) -> Iterator[tuple[SegmentTable, Checksums, int]]:
+        """Code each chunk while the next one is planned."""
+        with ThreadPoolExecutor(1, "wcodec-code") as thread:
+            before: Future[tuple[SegmentTable, Checksums, int]] | None = None
+            for plan, words in plans:
+                coding = thread.submit(self._code, plan, words)
+                if before is not None:
+                    yield before.result()
+                before = coding
+            if before is not None:
+                yield before.result()
+
+    def _code(self, plan: SegmentPlan, words: Any) -> tuple[SegmentTable, Checksums, int]:
+        """Encode and write one chunk. Returns its segment table, checksums, and bytes before."""
+        backend, s, geometry, dtype = self.backend, plan.segments, plan.geometry, plan.dtype
+        encoded, sums = backend.encode_with_checksums(plan, words)
         s.n_units[:], s.n_patches[:] = encoded.n_units, encoded.n_patches
         done = SegmentPlan(dtype, geometry, s, plan.tables)
         payload = backend.to_host(encoded.payload)
         if payload.nbytes != int(done.offsets[-1]):
             raise AssertionError(f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}")
-        crcs = backend.checksums(encoded.payload, done.offsets)
         self.offset += self._write(payload.data)
-        return s, crcs
+        return s, sums, geometry.rows * geometry.cols * dtype.word_nbytes
 
     def _check_name(self, name: str) -> None:
         try:
@@ -340,8 +359,7 @@ class Decoder:
         crc, plan = 0, t.plan(tables)
         for down, across, rows, cols in _rectangles(t, _TENSOR_NBYTES):
             chunk = matrix[rows, cols]
-            self.grid(source, t, plan, down, across, chunk)
-            crc = self.backend.crc32(chunk, crc)
+            crc = crc32_combine(crc, self.grid(source, t, plan, down, across, chunk), chunk.nbytes)
         self._check_crc(t, crc)
         return out
 
@@ -356,8 +374,7 @@ class Decoder:
                 with _memory(nbytes, t.name):
                     self._buffers[self._turn] = np.empty(nbytes, np.uint8)
             chunk = self._buffers[self._turn][:nbytes].view(t.dtype.word_type).reshape(n_rows, n_cols)
-            self.grid(source, t, plan, down, across, chunk)
-            crc = self.backend.crc32(chunk, crc)
+            crc = crc32_combine(crc, self.grid(source, t, plan, down, across, chunk), chunk.nbytes)
             yield chunk
         self._check_crc(t, crc)
 
@@ -367,8 +384,12 @@ class Decoder:
 
     def grid(
         self, source: ByteSource, t: TensorRecord, whole: SegmentPlan, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
-    ) -> None:
+    ) -> int:
         """Decode the segments of some segment rows and columns into `out`, which they fill; reads no others. `whole` is the tensor's plan.
+
+        Returns
+        -------
+        CRC-32 of `out`.
 
         Raises
         ------
@@ -377,24 +398,24 @@ class Decoder:
         """
         geometry, ids = t.geometry.select(down, across)
         if ids.size == 0:
-            return
-        plan, backend = SegmentPlan(t.dtype, geometry, t.segments.take(ids), whole.tables), self.backend
+            return 0
+        everything, backend = ids.size == t.geometry.n_segments, self.backend
+        plan = whole if everything else SegmentPlan(t.dtype, geometry, t.segments.take(ids), whole.tables)
         starts = whole.offsets[:-1][ids] + t.payload_offset
-        payload = backend.to_device(_gather(source, starts, plan.offsets))
-        wrong = np.flatnonzero(backend.checksums(payload, plan.offsets) != t.segment_crc32[ids])
+        payload, device = backend.to_device(_gather(source, starts, plan.offsets)), backend.to_device(out)
+        status, sums = backend.decode_with_checksums(plan, payload, device)
+        wrong, bad = np.flatnonzero(sums.records != t.segment_crc32[ids]), np.flatnonzero(status != Status.OK)
         if wrong.size:
             k = int(wrong[0])
             message = f"the CRC-32 of segment {int(ids[k])} does not match"
             raise DecodeError("bad_checksum", message, tensor=t.name, offset=int(starts[k]))
-        device = backend.to_device(out)
-        status = backend.decode_segments(plan, payload, device)
-        bad = np.flatnonzero(status != Status.OK)
         if bad.size:
             k = int(bad[0])
             code, message = _STATUS_ERRORS[Status(int(status[k]))]
             raise DecodeError(code, f"segment {int(ids[k])}: {message}", tensor=t.name, offset=int(starts[k]))
         if device is not out:
             out[...] = backend.to_host(device)
+        return sums.words
 
 
 def _rectangles(t: TensorRecord, nbytes: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], slice, slice]]:

@@ -16,12 +16,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.protocol import Backend
+from wcodec.backends.protocol import Backend, Checksums
 from wcodec.codec import BufferSource, Decoder
 from wcodec.conformance_cases import Case, Check, Decoded, Mismatch, Vectors, check_decode, check_encode, decode, require
 from wcodec.conformance_recipes import splitmix64
 from wcodec.errors import DecodeError
 from wcodec.reference import segments as reference
+from wcodec.reference.checksums import crc32_each
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.planes import DTYPES, Words
@@ -86,13 +87,20 @@ def snapshot(plan: SegmentPlan) -> list[bytes]:
     return [a.tobytes() for a in (*columns, plan.fill, plan.modes) if a is not None]
 
 
-def decode_guarded(backend: Backend, plan: SegmentPlan, payload: Bytes, canary: int = CANARY, shift: int = 0) -> tuple[NDArray[Any], Words]:
-    """Status and words of `Backend.decode_segments`, with canaries around all arrays."""
+def decode_guarded(
+    backend: Backend, plan: SegmentPlan, payload: Bytes, canary: int = CANARY, shift: int = 0, checksums: bool = False
+) -> tuple[NDArray[Any], Words]:
+    """Status and words of `Backend.decode_segments`, or of `Backend.decode_with_checksums`, with canaries around all arrays."""
     geometry, word = plan.geometry, plan.dtype.word_type
     source = Guarded(backend, payload, canary)
     out = Guarded(backend, np.full(geometry.rows * geometry.cols * word.itemsize, canary ^ 0xFF, np.uint8), canary, shift)
     before = snapshot(plan)
-    status = backend.decode_segments(plan, source.array, out.array.view(word).reshape(geometry.rows, geometry.cols))
+    target = out.array.view(word).reshape(geometry.rows, geometry.cols)
+    if checksums:
+        status, sums = backend.decode_with_checksums(plan, source.array, target)
+        check_checksums(sums, plan, payload, out.content("out") if not status.any() else None)
+    else:
+        status = backend.decode_segments(plan, source.array, target)
     words = out.content("out").view(word).reshape(geometry.rows, geometry.cols)
     source.unchanged("the payload")
     require(snapshot(plan) == before, "the plan to be left as it is", "changes")
@@ -100,6 +108,13 @@ def decode_guarded(backend: Backend, plan: SegmentPlan, payload: Bytes, canary: 
     shaped = isinstance(status, np.ndarray) and status.dtype == np.uint8 and status.shape == (n,)
     require(shaped, f"a status of uint8 and shape ({n},)", f"{getattr(status, 'dtype', type(status))} {getattr(status, 'shape', '')}")
     return status, words
+
+
+def check_checksums(sums: Checksums, plan: SegmentPlan, payload: Bytes, words: Bytes | None) -> None:
+    """Checksums of all records, and of all words if these are known."""
+    due = crc32_each(payload, plan.offsets).tolist()
+    require(sums.records.tolist() == due, "the CRC-32s of the records", str(sums.records.tolist()[:8]))
+    require(words is None or sums.words == zlib.crc32(words.data), "the CRC-32 of the words", str(sums.words))
 
 
 # ---- kernels on good input -----------------------------------------------------------------------------------------------
@@ -118,7 +133,7 @@ def check_kernels(case: Case, backend: Backend) -> None:
     for i, t in enumerate(index.tensors):
         plan, matrix, payload = t.plan(index.tables), _matrix(case, i, t), _payload(case, t)
         for canary, shift in ((CANARY, 0), (0x3A, t.dtype.word_nbytes)):
-            status, words = decode_guarded(backend, plan, payload, canary, shift)
+            status, words = decode_guarded(backend, plan, payload, canary, shift, checksums=shift > 0)
             require(not status.any(), "status OK of all segments", str(status.tolist()[:20]))
             require(bool((words == matrix).all()), f"the words of tensor {t.name!r}", "others")
         crcs = backend.checksums(Guarded(backend, payload).array, plan.offsets)
@@ -151,7 +166,12 @@ def _check_encode(backend: Backend, t: TensorRecord, plan: SegmentPlan, payload:
     before = snapshot(todo)
     for shift in (0, t.dtype.word_nbytes):
         words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8), shift=shift)
-        encoded = backend.encode_segments(todo, words.array.view(t.dtype.word_type).reshape(matrix.shape))
+        device = words.array.view(t.dtype.word_type).reshape(matrix.shape)
+        if shift:
+            encoded, sums = backend.encode_with_checksums(todo, device)
+            check_checksums(sums, plan, payload, np.frombuffer(matrix.tobytes(), np.uint8))
+        else:
+            encoded = backend.encode_segments(todo, device)
         words.unchanged("the words")
         require(snapshot(todo) == before, "the plan to be left as it is", "changes")
         require(np.array_equal(encoded.n_units, done.n_units), f"n_units {done.n_units.tolist()}", str(encoded.n_units.tolist()))
@@ -165,11 +185,14 @@ def _check_histograms(backend: Backend, t: TensorRecord, matrix: Words) -> None:
     g, n = t.geometry, t.geometry.n_segments
     if n > 64:  # a few dozen segments show as much
         return
-    some = np.arange(0, n, 2)
+    some, last = np.arange(0, n, 2), t.dtype.word_nbytes - 1
     calls: list[dict[str, Any]] = [{"mode": m} for m in range(N_MODES)] + [{"segments": some}, {"segments": some[:0]}]
+    calls += [{"planes": (0,)}, {"planes": (last,), "segments": some}, {"planes": (last,), "mode": 4}]
     if t.dtype.has_pairs:
         bases = (0,) if t.dtype.word_nbytes == 1 else (0, 110, 240)
         calls += [{"base": b, "fill": f} for b in bases for f in (0, 9)] + [{"base": 0, "fill": 15, "segments": some}]
+        if last:
+            calls += [{"base": 110, "fill": 3, "planes": p} for p in ((), (0,), (0, last))]
     words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8))
     device = words.array.view(t.dtype.word_type).reshape(matrix.shape)
     for call in calls:
@@ -196,8 +219,9 @@ def check_empty(backend: Backend) -> None:
             require(payload.size == 0, "no payload", f"{payload.size} bytes")
             require(encoded.n_units.shape == (dtype.n_planes, 0), f"n_units of shape ({dtype.n_planes}, 0)", str(encoded.n_units.shape))
             require(encoded.n_patches.shape == (0,), "n_patches of shape (0,)", str(encoded.n_patches.shape))
-            status, _ = decode_guarded(backend, plan, np.empty(0, np.uint8))
-            require(status.size == 0, "no status", str(status))
+            for checksums in (False, True):
+                status, _ = decode_guarded(backend, plan, np.empty(0, np.uint8), checksums=checksums)
+                require(status.size == 0, "no status", str(status))
     crcs = backend.checksums(backend.to_device(np.empty(0, np.uint8)), np.zeros(1, np.int64))
     require(crcs.shape == (0,), "no CRC-32s", str(crcs.shape))
 

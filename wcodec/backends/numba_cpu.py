@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import platform
@@ -9,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +22,12 @@ import numpy as np
 from numba.core import event
 from numpy.typing import NDArray
 
-from wcodec.backends import numba_fused, numba_vector
+from wcodec.backends import numba_fused, numba_ir, numba_merge, numba_split, numba_vector
 from wcodec.backends import numba_kernels as kernels
-from wcodec.backends.numba_crc import crc32_range
+from wcodec.backends.numba_crc import Sums, crc32_range
 from wcodec.backends.numba_ir import VARIANT
-from wcodec.backends.numba_streams import Work
-from wcodec.backends.protocol import Backend, DType, EncodedSegments, Geometry, SegmentPlan
+from wcodec.backends.numba_streams import VECTOR_BITS, Work
+from wcodec.backends.protocol import Backend, Checksums, DType, EncodedSegments, Geometry, SegmentPlan
 from wcodec.reference import entropy
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.planes import Bytes, Layout, WordMap, Words
@@ -35,7 +38,7 @@ Ints = NDArray[np.int64]
 
 TASK_NBYTES: Final = 1 << 22  #: words that a thread takes at once: enough to be worth it, little enough to share out
 INLINE_NBYTES: Final = 1 << 17  #: less than that is done in the caller's thread
-STAGING_NBYTES: Final = 1 << 25  #: encoded parts up to that wait in scratch until they are put together
+KEPT_SEGMENTS: Final = 4096  #: grids of more are not kept
 KEPT_NBYTES: Final = 1 << 26  #: larger scratch is not kept
 
 
@@ -62,23 +65,23 @@ class _Scratch:
     """What one thread needs besides inputs and outputs. Grows on demand."""
 
     def __init__(self) -> None:
-        self.planes, self.record = np.empty(0, np.uint8), np.empty(0, np.uint8)
-        self.stream_words = np.empty(0, np.uint16)
+        self.planes, self.stream_words = np.empty(0, np.uint8), np.empty(0, np.uint16)
         self.four, self.raw_at, self.streams = np.empty(4 * 256, np.uint32), np.empty(8, np.int64), Work()
+        self.split = np.zeros(numba_split.N_PARAMS + 8, np.int64)
+        self.symbols = np.zeros((2, numba_fused.BLOCK * entropy.GROUP), np.uint8)
+        self.merging, self.lanes = np.zeros((2, numba_merge.N_PARAMS), np.int64), np.zeros((2, numba_merge.LANES_NBYTES), np.uint8)
 
     @property
     def nbytes(self) -> int:
         """Bytes that grow."""
-        return self.planes.nbytes + self.record.nbytes + self.stream_words.nbytes + self.streams.spare.nbytes
+        return self.planes.nbytes + self.stream_words.nbytes + self.streams.spare.nbytes
 
-    def grow(self, n_planes: int, room: int, record_nbytes: int = 0) -> None:
-        """Make room for planes `room` apart, a stream of such a plane, and records."""
+    def grow(self, n_planes: int, room: int, encoding: bool = False) -> None:
+        """Make room for planes `room` apart, and for encoding two streams of such planes."""
         if self.planes.size < n_planes * room:
             self.planes = np.empty(n_planes * room, np.uint8)
-        if record_nbytes and self.stream_words.size < room + 16:
-            self.stream_words = np.empty(room + 16, np.uint16)
-        if self.record.size < record_nbytes:
-            self.record = np.empty(record_nbytes, np.uint8)
+        if encoding and self.stream_words.size < 2 * (room + 16):
+            self.stream_words = np.empty(2 * (room + 16), np.uint16)
 
 
 @contextmanager
@@ -129,20 +132,21 @@ def _word_map(dtype: DType) -> NDArray[np.uint64]:
     return np.array([up, stay, sign, flip, down], np.uint64)
 
 
-def _top_byte(dtype: DType) -> tuple[int, int]:
-    """How far the top byte of a mapped word stands up in the word, and what is flipped in it, where words have more."""
-    exponent_first = dtype.word_map is WordMap.EXPONENT_FIRST
-    return 8 * dtype.word_nbytes - (9 if exponent_first else 8), 0x80 if dtype.word_map is WordMap.OFFSET else 0
-
-
-def _rectangles(geometry: Geometry, dtype: DType) -> Ints:
-    """Jobs of all segments, of which only the rectangles are filled in."""
-    jobs = np.zeros((geometry.n_segments, kernels.N_COLUMNS + dtype.n_planes * kernels.PLANE_COLUMNS), np.int64)
+@lru_cache(maxsize=64)
+def _blank_jobs(geometry: Geometry, n_planes: int) -> Ints:
+    jobs = np.zeros((geometry.n_segments, kernels.N_COLUMNS + n_planes * kernels.PLANE_COLUMNS), np.int64)
     if geometry.n_segments:
         down, across = np.divmod(np.arange(geometry.n_segments), geometry.grid[1])
         jobs[:, kernels.ROW], jobs[:, kernels.COL] = down * geometry.segment_rows, across * geometry.segment_cols
         jobs[:, kernels.HEIGHT], jobs[:, kernels.WIDTH] = geometry.sizes()
     return jobs
+
+
+def _rectangles(geometry: Geometry, dtype: DType) -> Ints:
+    """Jobs of all segments, of which only the rectangles are filled in."""
+    if geometry.n_segments > KEPT_SEGMENTS:
+        return _blank_jobs.__wrapped__(geometry, dtype.n_planes)
+    return _blank_jobs(geometry, dtype.n_planes).copy()
 
 
 class _Tables(NamedTuple):
@@ -159,25 +163,28 @@ class _Tables(NamedTuple):
         return cls(ids, rows)
 
 
-def _jobs(plan: SegmentPlan, tables: _Tables) -> Ints:
-    """All that the kernels need to know of each segment, one row each."""
+def _jobs(plan: SegmentPlan, tables: _Tables, encoding: bool = False) -> Ints:
+    """All that the kernels need to know of each segment, one row each; for encoding, not where anything is in the payload."""
     s, n_planes = plan.segments, plan.dtype.n_planes
     jobs = _rectangles(plan.geometry, plan.dtype)
     columns: dict[int, NDArray[Any]] = {
-        kernels.LAYOUT: s.layout, kernels.BASE: s.base, kernels.START: plan.offsets[:-1], kernels.N_TILES: plan.geometry.tile_counts(),
-        kernels.MODES_AT: plan.modes_offsets[:-1], kernels.MODES_NBYTES: plan.modes_nbytes,
-        kernels.PATCHES_AT: plan.patch_offsets, kernels.N_PATCHES: s.n_patches,
+        kernels.LAYOUT: s.layout, kernels.BASE: s.base,
+        kernels.N_TILES: plan.geometry.tile_counts(), kernels.MODES_AT: plan.modes_offsets[:-1], kernels.MODES_NBYTES: plan.modes_nbytes,
     }  # fmt: skip
+    planes: dict[int, NDArray[Any]] = {kernels.CODER: s.coder, kernels.TABLE: tables.rows, kernels.PREDICTION: s.prediction}
     if plan.fill is not None:
         columns[kernels.FILL] = plan.fill
+    if not encoding:
+        columns |= {
+            kernels.START: plan.offsets[:-1], kernels.END: plan.offsets[1:],
+            kernels.PATCHES_AT: plan.patch_offsets, kernels.N_PATCHES: s.n_patches,
+        }  # fmt: skip
+        planes |= {kernels.AT: plan.plane_offsets, kernels.NBYTES: plan.stream_nbytes}
     for column, values in columns.items():
         jobs[:, column] = values
-    planes = jobs[:, kernels.N_COLUMNS :].reshape(-1, n_planes, kernels.PLANE_COLUMNS)
-    for field, values in (
-        (kernels.CODER, s.coder), (kernels.TABLE, tables.rows), (kernels.PREDICTION, s.prediction),
-        (kernels.AT, plan.plane_offsets), (kernels.NBYTES, plan.stream_nbytes),
-    ):  # fmt: skip
-        planes[:, :, field] = values.T
+    of_planes = jobs[:, kernels.N_COLUMNS :].reshape(-1, n_planes, kernels.PLANE_COLUMNS)
+    for field, values in planes.items():
+        of_planes[:, :, field] = values.T
     return jobs
 
 
@@ -191,26 +198,44 @@ def _room(jobs: Ints) -> int:
     return (largest // entropy.GROUP + 2) * entropy.GROUP
 
 
-def _coding(plan: SegmentPlan, tables: _Tables) -> NDArray[np.uint64]:
-    """Encoding tables: for each symbol ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32 | start``."""
+def _coding(plan: SegmentPlan, tables: _Tables) -> tuple[NDArray[np.uint64], Bytes]:
+    """Encoding tables: for each symbol ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32 | start``; those of `numba_vector`."""
     freq, start = (plan.tables.stack(tables.ids, f).astype(np.uint64).reshape(-1, 256) for f in ("freq", "start"))
     one = np.uint64(1) << (np.uint64(32) + plan.tables.stack(tables.ids, "prob_bits").astype(np.uint64).reshape(-1, 1))
     some = np.maximum(freq, np.uint64(1))
-    return np.stack([(one + some - np.uint64(1)) // some, freq << np.uint64(32) | start, freq << np.uint64(16) | start], axis=-1)
+    entries = (freq << np.uint64(20) | start << np.uint64(8)).astype("<u4").view(np.uint8).reshape(-1, 256, 4)
+    if numba_ir.BYTE_LOOKUP:
+        entries = np.ascontiguousarray(entries[:, :, 1:].transpose(0, 2, 1))
+    reciprocals = np.stack([(one + some - np.uint64(1)) // some, freq << np.uint64(32) | start], axis=-1)
+    return reciprocals, entries.reshape(len(freq), entries.shape[1] * entries.shape[2])
+
+
+def _kind(dtype: DType, pairs: bool) -> int:
+    """Number of the vector kernels that suit a layout (`numba_vector.KINDS`, from 1), or 0 for none."""
+    name = dtype.word_map.name.lower().replace("_first", f" {dtype.exponent_bits}")
+    kind = (pairs, dtype.word_nbytes, name)
+    return 1 + numba_vector.KINDS.index(kind) if VARIANT != "plain" and kind in numba_vector.KINDS else 0
 
 
 def _fused_kinds(plan: SegmentPlan) -> Ints:
-    """For each segment the number of the fused kernel that decodes it (`numba_vector.KINDS`, from 1), or 0 for none."""
-    s, dtype = plan.segments, plan.dtype
-    name = dtype.word_map.name.lower().replace("_first", f" {dtype.exponent_bits}")
-    heights, widths = plan.geometry.sizes()
-    numbers = {
-        pairs: 1 + numba_vector.KINDS.index(kind) if (kind := (pairs, dtype.word_nbytes, name)) in numba_vector.KINDS else 0
-        for pairs in (False, True)
-    }
+    """For each segment the number of the fused kernels that suit it, or 0 for none."""
+    s, geometry = plan.segments, plan.geometry
+    heights, widths = geometry.sizes()
     suits = (s.layout != Layout.RAW) & (s.coder[0] == Coder.RANS) & ~s.prediction.any(axis=0)
-    suits &= (heights <= plan.geometry.tile_rows) & (widths <= plan.geometry.tile_cols) & (VARIANT != "plain")
-    return np.where(suits, np.where(s.layout == Layout.PAIRS, numbers[True], numbers[False]), 0)
+    suits &= (heights <= geometry.tile_rows) & (widths <= geometry.tile_cols)
+    return np.where(suits, np.where(s.layout == Layout.PAIRS, _kind(plan.dtype, True), _kind(plan.dtype, False)), 0)
+
+
+def _runs(kinds: Ints, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Ranges of segments of the same kind."""
+    cuts = first + 1 + np.flatnonzero(np.diff(kinds[first:last]))
+    return pairwise([first, *cuts.tolist(), last])
+
+
+def _sums(plan: SegmentPlan) -> Sums:
+    """For all checksums."""
+    g = plan.geometry
+    return Sums(g.n_segments, (g.rows, g.cols, max(1, min(g.segment_cols, g.cols)), plan.dtype.word_nbytes), True)
 
 
 def _worst_nbytes(plan: SegmentPlan) -> Ints:
@@ -232,7 +257,6 @@ class NumbaBackend(Backend):
         self._lock, self._pid = threading.Lock(), os.getpid()
         self._executor: ThreadPoolExecutor | None = None
         self._free: list[_Scratch] = []
-        self._staging: list[_Scratch] = []
 
     def info(self) -> dict[str, str]:
         return {
@@ -245,15 +269,16 @@ class NumbaBackend(Backend):
         """``step(first, last, scratch)`` for ranges that make up `n` segments of `nbytes` bytes in all."""
         if n == 0:
             return []
-        share = n if nbytes < INLINE_NBYTES else -(-n // self.n_threads)
-        size = max(1, min(share, n * TASK_NBYTES // max(nbytes, 1)))
+        size = n
+        if self.n_threads > 1 and nbytes >= INLINE_NBYTES:
+            size = max(1, min(-(-n // self.n_threads), n * TASK_NBYTES // nbytes))
 
         def task(first: int) -> T:
             with _borrow(self._free) as scratch:
                 return step(first, min(first + size, n), scratch)
 
-        if size >= n or self.n_threads == 1:
-            return [task(first) for first in range(0, n, size)]
+        if size >= n:
+            return [task(0)]
         with self._lock:  # so that `close` finds all tasks, or none
             executor = self._threads()
             tasks = [executor.submit(task, first) for first in range(0, n, size)]
@@ -271,76 +296,103 @@ class NumbaBackend(Backend):
 
     def close(self) -> None:
         with self._lock:
-            executor, self._executor, self._free, self._staging = self._executor, None, [], []
+            executor, self._executor, self._free = self._executor, None, []
         if executor is not None:
             executor.shutdown()
 
     # ---- kernels
     def histogram(
         self, words: Any, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, n_planes: int | None = None,
+        segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
         mode: int = 0, base: int | None = None, fill: int = 0,
     ) -> NDArray[np.int64]:  # fmt: skip
         jobs = _rectangles(geometry, dtype)
         if segments is not None:
             jobs = np.ascontiguousarray(jobs[segments])
-        if base is not None:
-            n_planes = 2 if dtype.word_nbytes == 1 else 1
-        elif n_planes is None:
-            n_planes = dtype.word_nbytes
-        counts, top = np.empty((len(jobs), n_planes, 256), np.int64), _top_byte(dtype)
+        which = np.array(range(dtype.word_nbytes) if planes is None else planes, np.int64)
+        nibbles = base is not None and dtype.word_nbytes == 1
+        counts = np.empty((len(jobs), 2 if nibbles else which.size + (base is not None), 256), np.int64)
         data, shape, word_map, room = _words(words, geometry, dtype), _shape(geometry, dtype), _word_map(dtype), _room(jobs)
+        raster = bool((jobs[:, kernels.HEIGHT] <= shape[1]).all() and (jobs[:, kernels.WIDTH] <= shape[2]).all())
+        kind, window = _kind(dtype, base is not None) if raster else 0, -1 if base is None else base
+        splitter = numba_split.splitter(kind, nibbles or bool((which > 0).any())) if kind else 0
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
-            scratch.grow(dtype.word_nbytes + 1, room)
-            kernels.histogram_range(
-                first, last, jobs, shape, word_map, top, data, mode, -1 if base is None else base, fill,
-                scratch.planes, room, scratch.four, counts,
-            )  # fmt: skip
+            if kind:
+                scratch.grow(numba_fused.SHARE + dtype.word_nbytes, room)
+                numba_fused.histogram_fused_range(
+                    first, last, jobs, shape, data.view(np.uint8), which, mode, window, fill, scratch.planes, room,
+                    scratch.planes[numba_fused.SHARE * room :], scratch.split, scratch.four, counts, splitter,
+                )  # fmt: skip
+            else:
+                scratch.grow(dtype.word_nbytes + 1, room)
+                kernels.histogram_range(
+                    first, last, jobs, shape, word_map, data, which, mode, window, fill, scratch.planes, room, scratch.four, counts
+                )
 
         self._map(step, len(jobs), int((jobs[:, kernels.HEIGHT] * jobs[:, kernels.WIDTH]).sum()) * dtype.word_nbytes)
         return counts
 
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
+        return self._encode(plan, words, Sums(0, (0, 1, 1, 1), False))
+
+    def encode_with_checksums(self, plan: SegmentPlan, words: Any) -> tuple[EncodedSegments, Checksums]:
+        sums = _sums(plan)
+        encoded = self._encode(plan, words, sums)
+        done = encoded.payload
+        if not sums.made:
+            segments = replace(plan.segments, n_units=encoded.n_units, n_patches=encoded.n_patches)
+            sums.records = self.checksums(done, replace(plan, segments=segments).offsets)
+        return encoded, Checksums(sums.records, sums.crc32() if sums.of_words else self.crc32(words))
+
+    def _encode(self, plan: SegmentPlan, words: Any, sums: Sums) -> EncodedSegments:
         n, dtype, tables = plan.geometry.n_segments, plan.dtype, _Tables.of(plan)
-        jobs, worst, coding = _jobs(plan, tables), _worst_nbytes(plan), _coding(plan, tables)
+        jobs, worst, (coding, entries) = _jobs(plan, tables, True), _worst_nbytes(plan), _coding(plan, tables)
         own = np.array([(plan.tables[i].prob_bits, plan.tables[i].padding) for i in tables.ids], np.int64).reshape(-1, 2)
         modes = np.empty(0, np.uint8) if plan.modes is None else _bytes(plan.modes)
         data, shape, word_map = _words(words, plan.geometry, dtype), _shape(plan.geometry, dtype), _word_map(dtype)
+        kinds = _fused_kinds(plan)
+        coded = np.flatnonzero(kinds)
+        kinds[coded[own[tables.rows[0, coded], 0] < VECTOR_BITS]] = 0
         room, n_units, n_patches = _room(jobs), np.zeros((dtype.n_planes, n), np.uint32), np.zeros(n, np.uint32)
-        # Where a part belongs is known when all before it are done. Until then it waits in memory that was used before:
-        # new pages cost more than the copy.
-        staged, lock = 0, threading.Lock()
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(worst)])
+        payload = np.empty(int(starts[-1]), np.uint8)  # each thread writes where its part would start at worst
 
-        def step(first: int, last: int, scratch: _Scratch) -> Bytes:
-            nonlocal staged
-            scratch.grow(dtype.word_nbytes + 1, room, int(worst[first:last].sum()))
-            used = kernels.encode_range(
-                first, last, jobs, shape, word_map, data, modes, coding, own,
-                scratch.planes, room, scratch.stream_words, scratch.streams.arrays(), scratch.record, n_units, n_patches,
-            )  # fmt: skip
-            with lock:
-                at, fits = staged, staged + used <= staging.size
-                staged += used if fits else 0
-            part = staging[at : at + used] if fits else np.empty(used, np.uint8)
-            part[:] = scratch.record[:used]
-            return part
+        def step(first: int, last: int, scratch: _Scratch) -> tuple[int, int]:
+            scratch.grow(2 * numba_fused.SHARE + dtype.word_nbytes, room, encoding=True)
+            start, arrays, crcs = int(starts[first]), scratch.streams.arrays(), sums.arrays()
+            at = start
+            for a, b in _runs(kinds, first, last):
+                if kinds[a] == 0:
+                    at += kernels.encode_range(
+                        a, b, jobs, shape, word_map, data, modes, coding, entries, own,
+                        scratch.planes, room, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
+                    )  # fmt: skip
+                else:
+                    at += numba_fused.encode_fused_range(
+                        a, b, jobs, shape, data.view(np.uint8), coding, entries, own, scratch.planes, room,
+                        scratch.planes[2 * numba_fused.SHARE * room :], scratch.split, scratch.stream_words, arrays, crcs, payload[at:],
+                        n_units, n_patches, numba_split.splitter(int(kinds[a]), True),
+                    )  # fmt: skip
+            return start, at
 
-        with _borrow(self._staging) as room_for_parts:
-            room_for_parts.grow(0, 0, min(data.nbytes, STAGING_NBYTES))
-            staging = room_for_parts.record
-            parts = self._map(step, n, data.nbytes)
-            ends = np.cumsum([part.size for part in parts], dtype=np.int64)
-            payload = np.empty(int(ends[-1]) if parts else 0, np.uint8)
-
-            def join(first: int, last: int, _: _Scratch) -> None:
-                for part, end in zip(parts[first:last], ends[first:last].tolist(), strict=True):
-                    payload[end - part.size : end] = part
-
-            self._map(join, len(parts), payload.size)
-        return EncodedSegments(payload, n_units, n_patches)
+        end = 0
+        for start, behind in self._map(step, n, data.nbytes):
+            if start > end:  # closes the gap
+                ctypes.memmove(payload[end:].ctypes.data, payload[start:].ctypes.data, behind - start)
+            end += behind - start
+        return EncodedSegments(payload[:end], n_units, n_patches)
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> NDArray[np.uint8]:
+        return self._decode(plan, payload, out, Sums(0, (0, 1, 1, 1), False))
+
+    def decode_with_checksums(self, plan: SegmentPlan, payload: Any, out: Any) -> tuple[NDArray[np.uint8], Checksums]:
+        sums = _sums(plan)
+        status = self._decode(plan, payload, out, sums)
+        records = sums.records if sums.made else self.checksums(payload, plan.offsets)
+        return status, Checksums(records, sums.crc32() if sums.of_words else self.crc32(out))
+
+    def _decode(self, plan: SegmentPlan, payload: Any, out: Any, sums: Sums) -> NDArray[np.uint8]:
         dtype, tables = plan.dtype, _Tables.of(plan)
         jobs, luts = _jobs(plan, tables), plan.tables.stack(tables.ids, "lut").astype(np.uint32, copy=False)
         own = plan.tables.stack(tables.ids, "prob_bits").astype(np.int64).reshape(-1, 1)
@@ -352,23 +404,22 @@ class NumbaBackend(Backend):
         status = np.empty(plan.geometry.n_segments, np.uint8)
 
         kinds, longest = _fused_kinds(plan), int(plan.stream_nbytes.max(initial=0))
-        n_planes = 7 + 2 * dtype.word_nbytes if kinds.any() else dtype.word_nbytes + 1
+        n_planes = 6 + 2 * dtype.word_nbytes if kinds.any() else dtype.word_nbytes + 1
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
             scratch.grow(n_planes, room)
             scratch.streams.grow(longest)
-            arrays = scratch.streams.arrays()
-            cuts = first + 1 + np.flatnonzero(np.diff(kinds[first:last]))
-            for a, b in pairwise([first, *cuts.tolist(), last]):
+            arrays, crcs = scratch.streams.arrays(), sums.arrays()
+            for a, b in _runs(kinds, first, last):
                 if kinds[a] == 0:
                     kernels.decode_range(
-                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.raw_at, arrays, typed, status
+                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.raw_at, arrays, crcs, typed, status
                     )
                 else:
-                    words = scratch.planes[7 * room : (7 + 2 * dtype.word_nbytes) * room]
                     numba_fused.decode_fused_range(
-                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, words, arrays, target, status,
-                        (0,) * int(kinds[a]),
+                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.planes[6 * room :],
+                        scratch.symbols, scratch.merging, scratch.lanes, arrays, crcs, target, status,
+                        numba_merge.merger(int(kinds[a]), sums.of_words),
                     )  # fmt: skip
 
         self._map(step, status.size, target.size)

@@ -12,11 +12,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from wcodec.backends.numba_streams import copy, decode_stream, encode_stream, fill, jit, kernel, padded
+from wcodec.backends.numba_crc import sum_record, sum_words
+from wcodec.backends.numba_jit import jit, kernel
+from wcodec.backends.numba_prediction import PER_TILE
+from wcodec.backends.numba_prediction import each_tile as _each_tile
+from wcodec.backends.numba_streams import copy, decode_stream, encode_stream, fill, padded
 
 # Columns of a job. Those of a plane stand behind the others, PLANE_COLUMNS for each plane.
-ROW, COL, HEIGHT, WIDTH, LAYOUT, BASE, FILL, START, N_TILES, MODES_AT, MODES_NBYTES, PATCHES_AT, N_PATCHES = range(13)
-N_COLUMNS: Final = 13
+ROW, COL, HEIGHT, WIDTH, LAYOUT, BASE, FILL, START, N_TILES, MODES_AT, MODES_NBYTES, PATCHES_AT, N_PATCHES, END = range(14)
+N_COLUMNS: Final = 14
 CODER, TABLE, PREDICTION, AT, NBYTES = range(5)
 PLANE_COLUMNS: Final = 5
 
@@ -24,7 +28,7 @@ PLANE_COLUMNS: Final = 5
 LAYOUT_RAW, LAYOUT_PAIRS = 0, 2
 CODER_RAW, CODER_CONSTANT, CODER_RANS = 0, 1, 2
 OK, BAD_STREAM, BAD_PATCH, BAD_TILE_MODE = 0, 1, 2, 3
-LEFT, TOP, AVG, N_MODES, PER_TILE = 1, 2, 3, 5, 255
+N_MODES: Final = 5
 
 
 # ---- words and planes ------------------------------------------------------------------------------------------------
@@ -142,84 +146,9 @@ def _unpack(packed: Any, plane: Any, keep: Any, shift: Any, base: Any) -> None:
         two[i] = np.uint16((((v & np.uint32(15)) | (v & np.uint32(240)) << np.uint32(4)) << s) + (two[i] & stay) + add)
 
 
-# ---- prediction ------------------------------------------------------------------------------------------------------
-@jit
-def _predict_tile(tile: Any, out: Any, height: Any, width: Any, mode: Any) -> None:
-    """Residuals of a tile. The first row is LEFT, the first column TOP, whatever the mode."""
-    out[0] = tile[0]
-    for c in range(1, width):
-        out[c] = tile[c] - tile[c - 1]
-    for r in range(1, height):
-        above, row, to = tile[(r - 1) * width : r * width], tile[r * width : (r + 1) * width], out[r * width : (r + 1) * width]
-        to[0] = row[0] - above[0]
-        if mode == LEFT:
-            for c in range(1, width):
-                to[c] = row[c] - row[c - 1]
-        elif mode == TOP:
-            for c in range(1, width):
-                to[c] = row[c] - above[c]
-        elif mode == AVG:
-            for c in range(1, width):
-                to[c] = row[c] - ((np.uint32(row[c - 1]) + np.uint32(above[c])) >> np.uint32(1))
-        else:
-            for c in range(1, width):
-                to[c] = row[c] - row[c - 1] - above[c] + above[c - 1]
-
-
-@jit
-def _reconstruct_tile(tile: Any, height: Any, width: Any, mode: Any) -> None:
-    """Inverse of `_predict_tile`, in place."""
-    left = np.uint32(0)
-    for c in range(width):
-        left = (left + np.uint32(tile[c])) & np.uint32(255)
-        tile[c] = left
-    for r in range(1, height):
-        above, row = tile[(r - 1) * width : r * width], tile[r * width : (r + 1) * width]
-        if mode == TOP:
-            for c in range(width):
-                row[c] = row[c] + above[c]
-            continue
-        left = (np.uint32(row[0]) + np.uint32(above[0])) & np.uint32(255)
-        if mode == LEFT:
-            row[0] = left
-            for c in range(1, width):
-                left = (left + np.uint32(row[c])) & np.uint32(255)
-                row[c] = left
-        elif mode == AVG:
-            row[0] = left
-            for c in range(1, width):
-                left = (np.uint32(row[c]) + ((left + np.uint32(above[c])) >> np.uint32(1))) & np.uint32(255)
-                row[c] = left
-        else:  # PLANAR: the sum of the row's residuals, on top of the row above
-            total = np.uint32(0)
-            for c in range(width):
-                total = (total + np.uint32(row[c])) & np.uint32(255)
-                row[c] = total + np.uint32(above[c])
-
-
-@jit
-def _each_tile(job: Any, shape: Any, tile: Any, out: Any, mode: Any, modes: Any, inverse: Any) -> None:
-    """Predict or reconstruct all tiles of a plane; `modes` holds a mode for each if `mode` is PER_TILE."""
-    _, tile_rows, tile_cols, _ = shape
-    height, width, at, i = job[HEIGHT], job[WIDTH], 0, 0
-    for r in range(0, height, tile_rows):
-        for c in range(0, width, tile_cols):
-            h, w = min(tile_rows, height - r), min(tile_cols, width - c)
-            here = modes[i] if mode == PER_TILE else mode
-            if inverse:
-                if here != 0:
-                    _reconstruct_tile(tile[at : at + h * w], h, w, here)
-            elif here != 0:
-                _predict_tile(tile[at : at + h * w], out[at : at + h * w], h, w, here)
-            else:
-                copy(tile[at : at + h * w], out[at : at + h * w])
-            at += h * w
-            i += 1
-
-
 # ---- small things ----------------------------------------------------------------------------------------------------
 @jit
-def _put(source: Any, record: Any, at: Any) -> Any:
+def put(source: Any, record: Any, at: Any) -> Any:
     """Write bytes and their padding into a record; returns where the next part starts."""
     end = at + source.size
     copy(source, record[at:end])
@@ -229,7 +158,7 @@ def _put(source: Any, record: Any, at: Any) -> Any:
 
 # ---- histograms ------------------------------------------------------------------------------------------------------
 @jit
-def _count(symbols: Any, four: Any, counts: Any) -> None:
+def count(symbols: Any, four: Any, counts: Any) -> None:
     """Four counts a symbol, so that equal neighbours do not wait for each other."""
     fill(four, 0)
     n = symbols.size // 4
@@ -244,139 +173,34 @@ def _count(symbols: Any, four: Any, counts: Any) -> None:
         counts[i] = np.int64(four[i]) + four[256 + i] + four[512 + i] + four[768 + i]
 
 
-@jit
-def _count_tops(words: Any, shift: Any, four: Any) -> None:
-    """Add to the counts of ``words[i] >> shift & 255``."""
-    n, s, byte = words.size // 4, np.uint64(shift) & np.uint64(63), np.uint64(255)
-    for i in range(n):
-        four[(np.uint64(words[4 * i]) >> s) & byte] += np.uint32(1)
-        four[np.uint64(256) + ((np.uint64(words[4 * i + 1]) >> s) & byte)] += np.uint32(1)
-        four[np.uint64(512) + ((np.uint64(words[4 * i + 2]) >> s) & byte)] += np.uint32(1)
-        four[np.uint64(768) + ((np.uint64(words[4 * i + 3]) >> s) & byte)] += np.uint32(1)
-    for i in range(4 * n, words.size):
-        four[(np.uint64(words[i]) >> s) & byte] += np.uint32(1)
-
-
-# bfloat16 and nibble pairs, the common case: two words at a time, as halves of a uint32, so that the loops vectorise.
-@jit
-def _codes_of_two(twos: Any, base: Any, code: Any, codes: Any) -> Any:
-    """Pairs of 4-bit codes. Returns how many words are outside of the window: they get `code`."""
-    outside, byte, low, instead = np.uint32(0), np.uint32(255), np.uint32(base), np.uint32(code)
-    for i in range(twos.size):
-        v = np.uint32(twos[i])
-        a, b = (((v >> np.uint32(7)) & byte) - low) & byte, (((v >> np.uint32(23)) & byte) - low) & byte
-        outside += np.uint32(a > np.uint32(15)) + np.uint32(b > np.uint32(15))
-        a = instead if a > np.uint32(15) else a
-        b = instead if b > np.uint32(15) else b
-        codes[i] = np.uint8(a | b << np.uint32(4))
-    return np.int64(outside)
-
-
-@jit
-def _raw_of_two(twos: Any, raw: Any) -> None:
-    """Signs and mantissas."""
-    for i in range(twos.size):
-        v = np.uint32(twos[i])
-        y = ((v >> np.uint32(8)) & np.uint32(0x00800080)) | (v & np.uint32(0x007F007F))
-        raw[i] = np.uint16(y | y >> np.uint32(8))
-
-
-@jit
-def _split_bfloat16(job: Any, cols: Any, words: Any, codes: Any, raw: Any, patches: Any) -> Any:
-    """Codes, raw bytes and patches of a segment whose width is even. Returns the number of patches; -1 if they are too many."""
-    width, n_patches, half = job[WIDTH], 0, job[WIDTH] // 2
-    for r in range(job[HEIGHT]):
-        at = (job[ROW] + r) * cols + job[COL]
-        row = words[at : at + width]
-        twos = row.view(np.uint32)
-        outside = _codes_of_two(twos, job[BASE], job[FILL], codes[r * half : (r + 1) * half])
-        if raw.size:
-            _raw_of_two(twos, raw[r * width : (r + 1) * width].view(np.uint16))
-        if outside == 0 or raw.size == 0:
-            continue
-        if n_patches + outside > patches.size:
-            return -1
-        values = row.view(np.uint16)
-        for c in range(width):
-            exponent = np.int64(values[c] >> np.uint16(7)) & 255
-            if (exponent - job[BASE]) & 255 > 15:
-                patches[n_patches] = np.uint32(exponent << 24 | r * width + c)
-                n_patches += 1
-    return n_patches
-
-
-@jit
-def _count_pairs(words: Any, shift: Any, base: Any, fill: Any, four: Any) -> None:
-    """Add to the counts of nibble pairs of ``words[i] >> shift & 255``; an even number of words."""
-    s, byte, window = np.uint64(shift) & np.uint64(63), np.uint64(255), np.uint64(15)
-    for i in range(words.size // 2):
-        a = (((np.uint64(words[2 * i]) >> s) & byte) - base) & byte
-        b = (((np.uint64(words[2 * i + 1]) >> s) & byte) - base) & byte
-        a = fill if a > window else a
-        b = fill if b > window else b
-        four[np.uint64((i & 3) << 8) | b << np.uint64(4) | a] += np.uint32(1)
-
-
-@jit
-def _total(four: Any, flip: Any, counts: Any) -> None:
-    for i in range(256):
-        counts[i ^ flip] = np.int64(four[i]) + four[256 + i] + four[512 + i] + four[768 + i]
-
-
-@jit
-def _count_rows(job: Any, cols: Any, words: Any, shift: Any, base: Any, fill: Any, four: Any) -> None:
-    """Top bytes (`base` -1) or nibble pairs of all rows of a segment."""
-    width, at = job[WIDTH], job[ROW] * cols + job[COL]
-    for _ in range(job[HEIGHT]):
-        row = words[at : at + width]
-        if base < 0:
-            _count_tops(row, shift, four)
-        else:
-            _count_pairs(row, shift, np.uint64(base), np.uint64(fill), four)
-        at += cols
-
-
-@jit
-def _top_counts(job: Any, shape: Any, top: Any, words: Any, base: Any, code: Any, four: Any, counts: Any) -> None:
-    """Counts of the top plane or its pairs without splitting; `top` is the shift to the top byte and what flips it."""
-    fill(four, 0)
-    _count_rows(job, shape[0], words, top[0], base, code, four)
-    _total(four, top[1] if base < 0 else 0, counts)
-
-
 @kernel
 def histogram_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, top: Any, words: Any,
-    mode: Any, base: Any, fill: Any, planes: Any, room: Any, four: Any, counts: Any,
+    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any,
+    which: Any, mode: Any, base: Any, fill: Any, planes: Any, room: Any, four: Any, counts: Any,
 ) -> None:  # fmt: skip
-    """Counts of the symbols of jobs `first` to `last`; `base` is -1 for layout BYTES."""
-    _, tile_rows, tile_cols, word_nbytes = shape
-    work = planes[word_nbytes * room :]
+    """Counts of the symbols of jobs `first` to `last`: of pairs unless `base` is -1, and of byte planes `which`."""
+    word_nbytes = shape[3]
+    work, modes = planes[word_nbytes * room :], planes[:0]
     for k in range(first, last):
-        job = jobs[k]
+        job, at = jobs[k], 0
         n = job[HEIGHT] * job[WIDTH]
         half = (n + 1) // 2
-        raster = job[HEIGHT] <= tile_rows and job[WIDTH] <= tile_cols
-        if word_nbytes > 1 and mode == 0 and counts.shape[1] == 1 and (base < 0 or (raster and job[WIDTH] % 2 == 0)):
-            if base >= 0 and word_nbytes == 2:
-                job[BASE], job[FILL] = base, fill
-                _split_bfloat16(job, shape[0], words, work[:half], planes[:0], planes[:0].view(np.uint32))
-                _count(work[:half], four, counts[k, 0])
-            else:
-                _top_counts(job, shape, top, words, base, fill, four, counts[k, 0])
-            continue
         _split(job, shape, words, planes, room, word_map)
-        for p in range(counts.shape[1]):
-            plane = planes[p * room : p * room + n]
-            if base >= 0:
-                shift, keep = (4 - 4 * p, 15) if word_nbytes == 1 else (0, 255)
-                _pack(planes, n, work, shift, keep, base, fill if p == 0 else 0)
-                _count(work[:half], four, counts[k, p])
-            elif mode == 0:
-                _count(plane, four, counts[k, p])
-            else:
-                _each_tile(job, shape, plane, work, mode, plane, False)
-                _count(work[:n], four, counts[k, p])
+        if base >= 0 and word_nbytes == 1:
+            for p in range(2):
+                _pack(planes, n, work, 4 - 4 * p, 15, 0, fill if p == 0 else 0)
+                count(work[:half], four, counts[k, p])
+            continue
+        if base >= 0:
+            _pack(planes, n, work, 0, 255, base, fill)
+            count(work[:half], four, counts[k, 0])
+            at = 1
+        for i in range(which.size):
+            plane = planes[which[i] * room : which[i] * room + n]
+            if mode != 0:
+                _each_tile(job, shape, plane, work, mode, modes, False)
+                plane = work[:n]
+            count(plane, four, counts[k, at + i])
 
 
 # ---- encoding --------------------------------------------------------------------------------------------------------
@@ -403,15 +227,16 @@ def _put_patches(top: Any, n: Any, base: Any, record: Any, at: Any) -> Any:
 
 @kernel
 def encode_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any, modes: Any, coding: Any, tables: Any,
-    planes: Any, room: Any, stream_words: Any, stream_work: Any, record: Any, n_units: Any, n_patches: Any,
+    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any, modes: Any, coding: Any, entries: Any, tables: Any,
+    planes: Any, room: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any, n_units: Any, n_patches: Any,
 ) -> Any:  # fmt: skip
     """Encode jobs `first` to `last` one behind another into `record`, which has room for the worst. Returns their bytes."""
-    cols, tile_rows, tile_cols, word_nbytes = shape
+    cols, word_nbytes = shape[0], shape[3]
     work, at, data = planes[word_nbytes * room :], 0, words.view(np.uint8)
     for k in range(first, last):
-        job = jobs[k]
+        job, start = jobs[k], at
         height, width = job[HEIGHT], job[WIDTH]
+        sum_words(sums, k, data, job[ROW], job[COL], height, width, cols, word_nbytes)
         n, row_nbytes = height * width, width * word_nbytes
         half = (n + 1) // 2
         if job[LAYOUT] == LAYOUT_RAW:
@@ -421,14 +246,12 @@ def encode_range(
                 at += row_nbytes
             fill(record[at : padded(at)], 0)
             at = padded(at)
+            sum_record(sums, k, record[start:at])
             continue
         mode_at = job[MODES_AT]
-        at = _put(modes[mode_at : mode_at + job[MODES_NBYTES]], record, at)
-        pairs, found, done = job[LAYOUT] == LAYOUT_PAIRS, 0, -1
-        if pairs and word_nbytes == 2 and width % 2 == 0 and height <= tile_rows and width <= tile_cols:
-            done = _split_bfloat16(job, cols, words, work[:half], planes[room : room + n], planes[: n // 4 * 4].view(np.uint32))
-        if done < 0:
-            _split(job, shape, words, planes, room, word_map)
+        at = put(modes[mode_at : mode_at + job[MODES_NBYTES]], record, at)
+        pairs, found = job[LAYOUT] == LAYOUT_PAIRS, 0
+        _split(job, shape, words, planes, room, word_map)
         n_planes = 2 if pairs and word_nbytes == 1 else word_nbytes
         for p in range(n_planes):
             plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
@@ -436,10 +259,9 @@ def encode_range(
             if pairs and (p == 0 or word_nbytes == 1):
                 symbols, size = work, half
                 shift, keep = (4 - 4 * p, 15) if word_nbytes == 1 else (0, 255)
-                if done < 0:
-                    found += _pack(planes, n, work, shift, keep, job[BASE], job[FILL] if p == 0 else 0)
+                found += _pack(planes, n, work, shift, keep, job[BASE], job[FILL] if p == 0 else 0)
             if plane[CODER] == CODER_RAW:
-                at = _put(symbols[:size], record, at)
+                at = put(symbols[:size], record, at)
             elif plane[CODER] == CODER_RANS:
                 if mode != 0:
                     _each_tile(job, shape, symbols, work, mode, modes[mode_at:], False)
@@ -447,14 +269,15 @@ def encode_range(
                     if mode == PER_TILE:
                         mode_at += job[N_TILES]
                 t = plane[TABLE]
-                behind = encode_stream(symbols, size, coding[t], tables[t, 0], tables[t, 1], stream_words, record, at, stream_work)
+                behind = encode_stream(
+                    symbols, size, coding[t], entries[t], tables[t, 0], tables[t, 1], stream_words, record, at, stream_work
+                )
                 n_units[p, k] = (behind - at) // 16
                 at = behind
-        if done > 0:
-            at = _put(planes[: 4 * done], record, at)
-        elif found > 0:
+        if found > 0:
             at = _put_patches(planes, n, job[BASE], record, at)
-        n_patches[k] = max(done, found)
+        n_patches[k] = found
+        sum_record(sums, k, record[start:at])
     return at
 
 
@@ -499,42 +322,49 @@ def _decode_planes(
     return True
 
 
+@jit
+def _decode_one(
+    job: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, raw_at: Any, work: Any, out: Any
+) -> Any:
+    """Decode a segment, and say how it went."""
+    cols, _, _, word_nbytes = shape
+    at, row_nbytes, data = job[START], job[WIDTH] * word_nbytes, out.view(np.uint8)
+    if job[LAYOUT] == LAYOUT_RAW:
+        for r in range(job[ROW], job[ROW] + job[HEIGHT]):
+            to = (r * cols + job[COL]) * word_nbytes
+            copy(payload[at : at + row_nbytes], data[to : to + row_nbytes])
+            at += row_nbytes
+        return OK
+    if not _decode_planes(job, word_nbytes, payload, luts, tables, planes, room, raw_at, work):
+        return BAD_STREAM
+    modes = payload[at : at + job[MODES_NBYTES]]
+    for i in range(modes.size):
+        if modes[i] >= N_MODES:
+            return BAD_TILE_MODE
+    patches = payload[job[PATCHES_AT] : job[PATCHES_AT] + 4 * job[N_PATCHES]].view(np.uint32)
+    if not _patch(patches, job[HEIGHT] * job[WIDTH], planes):
+        return BAD_PATCH
+    mode_at = 0
+    for p in range(word_nbytes):
+        mode = job[N_COLUMNS + p * PLANE_COLUMNS + PREDICTION]
+        if mode != 0:
+            plane = planes[p * room : (p + 1) * room]
+            _each_tile(job, shape, plane, plane, mode, modes[mode_at:], True)
+            if mode == PER_TILE:
+                mode_at += job[N_TILES]
+    _merge(job, shape, planes, room, payload, raw_at, out, word_map)
+    return OK
+
+
 @kernel
 def decode_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any,
-    planes: Any, room: Any, raw_at: Any, stream_work: Any, out: Any, status: Any,
+    planes: Any, room: Any, raw_at: Any, stream_work: Any, sums: Any, out: Any, status: Any,
 ) -> None:  # fmt: skip
     """Decode jobs `first` to `last`, and say how each of them went."""
-    cols, _, _, word_nbytes = shape
     data = out.view(np.uint8)
     for k in range(first, last):
         job = jobs[k]
-        at, row_nbytes = job[START], job[WIDTH] * word_nbytes
-        status[k] = OK
-        if job[LAYOUT] == LAYOUT_RAW:
-            for r in range(job[ROW], job[ROW] + job[HEIGHT]):
-                to = (r * cols + job[COL]) * word_nbytes
-                copy(payload[at : at + row_nbytes], data[to : to + row_nbytes])
-                at += row_nbytes
-            continue
-        if not _decode_planes(job, word_nbytes, payload, luts, tables, planes, room, raw_at, stream_work):
-            status[k] = BAD_STREAM
-            continue
-        modes = payload[at : at + job[MODES_NBYTES]]
-        for i in range(modes.size):
-            if modes[i] >= N_MODES:
-                status[k] = BAD_TILE_MODE
-        patches = payload[job[PATCHES_AT] : job[PATCHES_AT] + 4 * job[N_PATCHES]].view(np.uint32)
-        if status[k] == OK and not _patch(patches, job[HEIGHT] * job[WIDTH], planes):
-            status[k] = BAD_PATCH
-        if status[k] != OK:
-            continue
-        mode_at = 0
-        for p in range(word_nbytes):
-            mode = job[N_COLUMNS + p * PLANE_COLUMNS + PREDICTION]
-            if mode != 0:
-                plane = planes[p * room : (p + 1) * room]
-                _each_tile(job, shape, plane, plane, mode, modes[mode_at:], True)
-                if mode == PER_TILE:
-                    mode_at += job[N_TILES]
-        _merge(job, shape, planes, room, payload, raw_at, out, word_map)
+        sum_record(sums, k, payload[job[START] : job[END]])
+        status[k] = _decode_one(job, shape, word_map, payload, luts, tables, planes, room, raw_at, stream_work, out)
+        sum_words(sums, k, data, job[ROW], job[COL], job[HEIGHT], job[WIDTH], shape[0], shape[3])

@@ -5,52 +5,18 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
-from numba import njit
 
 from wcodec.backends import numba_vector as v
 from wcodec.backends.numba_ir import VARIANT
-
-F = TypeVar("F", bound=Callable[..., Any])
+from wcodec.backends.numba_jit import call_2, call_4, jit
 
 LANES, GROUP, HEAD_NBYTES, STATE_LOW = 32, 128, 128, 1 << 16
 VECTOR_BITS: Final = 11  #: the vector encoder's quotients need that many; see `numba_vector`
 SPARE_NBYTES: Final = v.SLACK_NBYTES
 N_STREAMS: Final = 3  #: rows of `params` and `states`: two fused streams, and one by itself
-
-
-def _stamp() -> str:
-    """Checksum of the sources that kernels are made of. Numba itself looks at the file of the kernel alone."""
-    crc = 0
-    for path in sorted(Path(__file__).parent.glob("numba_*.py")):
-        crc = zlib.crc32(path.read_bytes(), crc)
-    return f"{crc:08x}"
-
-
-_STAMP: Final = _stamp()
-
-
-def jit(function: F) -> F:
-    """Compile as a part of the kernels that call it."""
-    compile_with: Any = njit
-    compiled: F = compile_with(error_model="numpy")(function)
-    return compiled
-
-
-def kernel(function: F) -> F:
-    """Compile at the first call, and keep the machine code on disk if there is a place for it."""
-    compile_with: Any = njit
-    function.__qualname__ += f"-{_STAMP}"  # becomes a part of the name of the file on disk
-    try:
-        compiled: F = compile_with(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # numba finds no directory that it may write to
-        compiled = compile_with(nogil=True, error_model="numpy")(function)
-    return compiled
 
 
 @jit
@@ -71,6 +37,22 @@ def fill(target: Any, value: Any) -> None:
 def padded(nbytes: Any) -> Any:
     """Rounded up to a multiple of 16."""
     return (nbytes + 15) & ~15
+
+
+# ---- native functions ----------------------------------------------------------------------------------------------------
+DECODE_1, DECODE_2, ENCODE_1, ENCODE_2, REVERSE = range(5)  # places in `Work.natives`
+
+
+@jit
+def decode_groups(work: Any, row: Any, n_groups: Any, function: Any) -> None:
+    """Decode `n_groups` groups of the stream of a row of parameters, or of that and the next one; `function` is a native one."""
+    call_4(function, work[0][row:].ctypes.data, work[1][row:].ctypes.data, work[4].ctypes.data, n_groups)
+
+
+@jit
+def encode_groups(work: Any, row: Any, n_groups: Any, function: Any) -> None:
+    """Encode groups, as `decode_groups`."""
+    call_4(function, work[0][row:].ctypes.data, work[1][row:].ctypes.data, work[5].ctypes.data, n_groups)
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
@@ -105,7 +87,7 @@ def ended(work: Any, row: Any) -> Any:
 def _vector_decode(payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: Any, out: Any, work: Any) -> Any:
     begin(work, 2, payload, at, nbytes, lut, bits)
     work[0][2, v.TARGET] = out.ctypes.data
-    v.decode_groups_1(work[0][2:], work[1][2:], work[4], (n + GROUP - 1) // GROUP, ())
+    decode_groups(work, 2, (n + GROUP - 1) // GROUP, work[6][DECODE_1])
     return ended(work, 2)
 
 
@@ -163,7 +145,9 @@ def _finish(states: Any, n_words: Any, record: Any, at: Any) -> Any:
 
 
 @jit
-def _plain_encode(symbols: Any, n: Any, coding: Any, bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any) -> Any:
+def _plain_encode(
+    symbols: Any, n: Any, coding: Any, entries: Any, bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any
+) -> Any:
     """``coding[s]`` is the reciprocal ``ceil(2 ** (32 + bits) / freq)`` and ``freq << 32 | start``.
 
     A state below ``freq << 32 - bits`` times the reciprocal's error is below ``2 ** (32 + bits)``, so the quotient is
@@ -197,29 +181,47 @@ def _plain_encode(symbols: Any, n: Any, coding: Any, bits: Any, padding: Any, wo
 
 
 @jit
-def _vector_encode(symbols: Any, n: Any, coding: Any, bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any) -> Any:
-    """The words come from the last to the first; ``coding[s, 2]`` is ``freq << 16 | start``."""
-    if bits < VECTOR_BITS:
-        return _plain_encode(symbols, n, coding, bits, padding, words, record, at, work)
-    n_groups, params, table = (n + GROUP - 1) // GROUP, work[0][2], work[6]
+def begin_encoding(work: Any, row: Any, symbols: Any, n: Any, entries: Any, bits: Any, padding: Any, words: Any) -> Any:
+    """Fill in row `row` of the vector kernels' parameters for a stream of `n` symbols. Returns its groups."""
+    params, n_groups = work[0][row], (n + GROUP - 1) // GROUP
     fill(symbols[n : n_groups * GROUP], padding)
-    for s in range(256):
-        table[s] = np.uint32(coding[s, 2])
-    params[v.SYMBOLS], params[v.WORDS] = symbols.ctypes.data, words.ctypes.data
-    params[v.TABLE], params[v.BITS] = table.ctypes.data, bits
-    v.encode_groups(work[0][2:], work[1][2:], work[5], n_groups)
-    n_words = params[v.POSITION]
+    fill(work[1][row], STATE_LOW)
+    params[v.SYMBOLS], params[v.WORDS], params[v.POSITION] = symbols.ctypes.data, words.ctypes.data, 0
+    params[v.TABLE], params[v.BITS] = entries.ctypes.data, bits
+    return n_groups
+
+
+@jit
+def end_encoding(work: Any, row: Any, words: Any, record: Any, at: Any) -> Any:
+    """Put an encoded stream, whose words come from the last to the first, into a record; returns where the next part starts."""
+    n_words = work[0][row, v.POSITION]
     target = record[at + HEAD_NBYTES : at + HEAD_NBYTES + 2 * n_words].view(np.uint16)
-    for i in range(n_words):
-        target[i] = words[n_words - 1 - i]
-    return _finish(work[1][2], n_words, record, at)
+    whole = n_words // v.REVERSED
+    first = n_words - whole * v.REVERSED
+    params = work[0][row]
+    params[v.SOURCE], params[v.TARGET] = words[first:].ctypes.data, target.ctypes.data
+    call_2(work[6][REVERSE], params.ctypes.data, whole)
+    for i in range(first):
+        target[n_words - 1 - i] = words[i]
+    return _finish(work[1][row], n_words, record, at)
+
+
+@jit
+def _vector_encode(
+    symbols: Any, n: Any, coding: Any, entries: Any, bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any
+) -> Any:
+    if bits < VECTOR_BITS:
+        return _plain_encode(symbols, n, coding, entries, bits, padding, words, record, at, work)
+    n_groups = begin_encoding(work, 2, symbols, n, entries, bits, padding, words)
+    encode_groups(work, 2, n_groups, work[6][ENCODE_1])
+    return end_encoding(work, 2, words, record, at)
 
 
 #: ``(payload, at, nbytes, n, lut, bits, out, work)``: decode `n` symbols and the rest of the last group into `out`; returns whether the
 #: stream, ``payload[at : at + nbytes]``, ends as it must. Never reads beyond the payload.
 decode_stream: Final = _plain_decode if VARIANT == "plain" else _vector_decode
-#: ``(symbols, n, coding, bits, padding, words, record, at, work)``: encode `n` symbols into a stream at ``record[at]``; returns where the
-#: next part starts. `symbols` has room for whole groups, `words` for a word each and 16 more.
+#: ``(symbols, n, coding, entries, bits, padding, words, record, at, work)``: encode `n` symbols into a stream at ``record[at]``;
+#: returns where the next part starts. `symbols` has room for whole groups, `words` for a word each and 16 more.
 encode_stream: Final = _plain_encode if VARIANT == "plain" else _vector_encode
 
 
@@ -231,7 +233,9 @@ class Work:
         self.states = np.zeros((N_STREAMS, LANES), np.uint32)
         self.spare = np.zeros((N_STREAMS, SPARE_NBYTES), np.uint8)
         self.tail = np.zeros(2 * GROUP, np.uint16)
-        self.table = np.zeros(256, np.uint32)
+        self.natives = np.zeros(5, np.int64)
+        if VARIANT != "plain":
+            self.natives[:] = v.decoder(1), v.decoder(2), v.encoder(1), v.encoder(2), v.reverser()
 
     def grow(self, stream_nbytes: int) -> None:
         """Make room for copies of streams of that many bytes."""
@@ -240,7 +244,7 @@ class Work:
 
     def arrays(self) -> tuple[Any, ...]:
         """As the kernels take them."""
-        return self.params, self.states, self.spare, self.tail, EXPANSION, COMPRESSION, self.table
+        return self.params, self.states, self.spare, self.tail, EXPANSION, COMPRESSION, self.natives
 
 
 def _permutations() -> tuple[Any, Any]:

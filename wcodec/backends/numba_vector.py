@@ -10,28 +10,25 @@ In registers, a vector holds the states of 8 or 16 neighbouring lanes. Four symb
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
-from numba.core import types
-
 from wcodec.backends import numba_ir as ir
-from wcodec.backends.numba_ir import F32, I8, I16, I32, I64, WIDTH, intrinsic, splat, vector
+from wcodec.backends.numba_ir import F32, I8, I16, I32, I64, WIDTH, splat, vector
+from wcodec.backends.numba_jit import native
 
 LANES, STEPS, GROUP = 32, 4, 128
 VECTORS: Final = LANES // WIDTH
 SLACK_NBYTES: Final = 2 * (GROUP + WIDTH)
 
 # Columns of `params`, all int64. Decoding: where the words are, the word to read next, the position that is too far, the
-# table, its bits, where words go, groups of a row, bytes from the end of a row to the next, groups left of this row, the window's
-# base, where up to three lower planes are.
-SOURCE, POSITION, LIMIT, TABLE, BITS, TARGET, ROW_GROUPS, ROW_JUMP, LEFT, BASE, AHEAD, LOWER = range(12)
+# table, its bits, where symbols go.
+SOURCE, POSITION, LIMIT, TABLE, BITS, TARGET = range(6)
 # Encoding: the symbols; where words go, the last one of the stream first. POSITION, TABLE and BITS as above.
 SYMBOLS, WORDS = SOURCE, TARGET
-N_PARAMS: Final = 16
-AHEAD_NBYTES: Final = 512  #: how far ahead of the loads cache lines are asked for
+N_PARAMS: Final = 8
+REVERSED: Final = 2 * WIDTH  #: words of a vector of `reverser`
 
-#: Kinds of fused kernels: words out of a plane of symbols and raw lower planes. Nibble pairs or bytes, bytes of a word, map.
+#: Kinds of words that are split and merged as vectors: nibble pairs or bytes, bytes of a word, map.
 KINDS: Final = (
     (False, 1, "identity"), (False, 1, "offset"), (False, 1, "exponent 4"), (False, 1, "exponent 5"),
     (True, 1, "identity"), (True, 1, "offset"), (True, 1, "exponent 4"), (True, 1, "exponent 5"),
@@ -40,106 +37,7 @@ KINDS: Final = (
 )  # fmt: skip
 
 
-class _Symbols:
-    """Stores the 128 symbols of a group."""
-
-    def __init__(self, b: Any, param: Callable[[int, int], Any], n_streams: int) -> None:
-        self.b, self.first = b, [param(s, TARGET) for s in range(n_streams)]
-
-    def store(self, groups: list[list[Any]], values: list[Any]) -> list[Any]:
-        """Store a group of each stream; `groups` are vectors of u32. Returns the new `values`."""
-        for group, target in zip(groups, values, strict=True):
-            for v, four in enumerate(group):
-                ir.store(self.b, four, ir.element(self.b, ir.pointer(self.b, target), I8, I64(4 * WIDTH * v)))
-        return [self.b.add(target, I64(GROUP)) for target in values]
-
-
-class _Words:
-    """Makes words out of the symbols of a group and bytes of the lower planes, and stores them."""
-
-    def __init__(self, b: Any, param: Callable[[int, int], Any], n_streams: int, kind: tuple[bool, int, str]) -> None:
-        self.b, self.n, (self.pairs, self.word_nbytes, self.map) = b, 4 * WIDTH, kind
-        self.n_lower = 1 if self.pairs and self.word_nbytes == 1 else self.word_nbytes - 1
-        streams = range(n_streams)
-        self.base = [ir.broadcast(b, b.trunc(param(s, BASE), I8), self.n) for s in streams]
-        self.ahead = [param(s, AHEAD) for s in streams]
-        self.jump, self.row = [param(s, ROW_JUMP) for s in streams], [param(s, ROW_GROUPS) for s in streams]
-        self.first = [v for s in streams for v in (param(s, TARGET), param(s, LEFT), *(param(s, LOWER + k) for k in range(self.n_lower)))]
-
-    def store(self, groups: list[list[Any]], values: list[Any]) -> list[Any]:
-        b, size, new = self.b, 2 + self.n_lower, []
-        for s, group in enumerate(groups):
-            target, left, *lower = values[s * size : (s + 1) * size]
-            to, done, read = ir.pointer(b, target), 0, 0
-            for four in group:
-                symbols = b.bitcast(four, vector(I8, self.n))
-                for tops in self._tops(s, symbols, lower, read):
-                    planes = [tops]
-                    if self.word_nbytes > 1:
-                        planes += [self._bytes(at, read) for at in lower]
-                        read += self.n
-                    for words in self._merge(planes):
-                        ir.store(b, words, ir.element(b, to, I8, I64(done)))
-                        done += self.n
-                if self.word_nbytes == 1:
-                    read += self.n
-            for line in range(0, done, 64):
-                ir.prefetch_line(b, b.add(b.add(target, self.ahead[s]), I64(line)))
-            for at in lower:
-                for line in range(0, read, 64):
-                    ir.prefetch_line(b, b.add(at, I64(AHEAD_NBYTES + line)), 0)
-            left = b.sub(left, I64(1))
-            over = b.icmp_signed("==", left, I64(0))
-            target = b.add(b.add(target, I64(done)), b.select(over, self.jump[s], I64(0)))
-            new += [target, b.select(over, self.row[s], left), *(b.add(at, I64(read)) for at in lower)]
-        return new
-
-    def _bytes(self, at: Any, offset: int) -> Any:
-        return ir.load(self.b, ir.element(self.b, ir.pointer(self.b, at), I8, I64(offset)), vector(I8, self.n))
-
-    def _constant(self, value: int) -> Any:
-        return splat(value - 256 if value > 127 else value, I8, self.n)
-
-    def _tops(self, s: int, symbols: Any, lower: list[Any], read: int) -> list[Any]:
-        """Top bytes of mapped words, in order."""
-        b, low, high, four = self.b, self._constant(0x0F), self._constant(0xF0), self._constant(4)
-        if not self.pairs:
-            return [symbols]
-        if self.word_nbytes > 1:
-            codes = ir.zipped(b, b.and_(symbols, low), b.lshr(symbols, four))
-            return [b.add(c, self.base[s]) for c in codes]
-        halves = self._bytes(lower[0], read)
-        even = b.or_(b.shl(symbols, four), b.and_(halves, low))
-        return ir.zipped(b, even, b.or_(b.and_(symbols, high), b.lshr(halves, four)))
-
-    def _merge(self, planes: list[Any]) -> list[Any]:
-        """Words out of the bytes of mapped ones, as vectors of bytes."""
-        b, p = self.b, self._unmap(planes)
-        if self.word_nbytes == 1:
-            return p
-        high = ir.zipped(b, p[1], p[0])
-        if self.word_nbytes == 2:
-            return high
-        halves, out = vector(I16, self.n // 2), []
-        for low, top in zip(ir.zipped(b, p[3], p[2]), high, strict=True):
-            out += [b.bitcast(w, vector(I8, self.n)) for w in ir.zipped(b, b.bitcast(low, halves), b.bitcast(top, halves))]
-        return out
-
-    def _unmap(self, p: list[Any]) -> list[Any]:
-        b, c = self.b, self._constant
-        if self.map == "offset":
-            return [b.xor(p[0], c(0x80)), *p[1:]]
-        if self.map == "exponent 8":  # exponent | sign | mantissa, in two bytes
-            top = b.or_(b.and_(p[1], c(0x80)), b.lshr(p[0], c(1)))
-            return [top, b.or_(b.and_(p[1], c(0x7F)), b.shl(p[0], c(7))), *p[2:]]
-        if self.map == "identity":
-            return p
-        f = 7 - int(self.map[-1])  # bits of the mantissa, below which the sign stands
-        sign, mantissa = b.shl(b.and_(p[0], c(1 << f)), c(7 - f)), b.and_(p[0], c((1 << f) - 1))
-        return [b.or_(b.or_(sign, b.and_(b.lshr(p[0], c(1)), c(0x7F >> f << f))), mantissa)]
-
-
-def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, n_streams: int, kind: Any) -> None:
+def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, n_streams: int) -> None:
     """The decoder's loop: chapter 9.2 of the spec, 8 or 16 lanes at a time."""
 
     def param(s: int, column: int) -> Any:
@@ -150,10 +48,10 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
     limit, bits = [param(s, LIMIT) for s in streams], [b.trunc(param(s, BITS), I32) for s in streams]
     shift = [ir.broadcast(b, p, WIDTH) for p in bits]
     mask = [ir.broadcast(b, b.sub(b.shl(I32(1), p), I32(1)), WIDTH) for p in bits]
-    sink = _Symbols(b, param, n_streams) if kind is None else _Words(b, param, n_streams, kind)
+    target = [param(s, TARGET) for s in streams]
     first = [ir.load(b, ir.element(b, states, I32, I64(i * WIDTH)), of) for i in range(n_states)]
-    loop = ir.Loop(b, n_groups, [*first, *(param(s, POSITION) for s in streams), *sink.first])
-    x, position = loop.values[:n_states], loop.values[n_states : n_states + n_streams]
+    loop = ir.Loop(b, n_groups, [*first, *(param(s, POSITION) for s in streams)])
+    x, position = loop.values[:n_states], loop.values[n_states:]
     steps = ir.Loop(b, I64(STEPS), [*x, *position, *[ir.zero(of)] * n_states])
     x, position, four = steps.values[:n_states], steps.values[n_states:-n_states], steps.values[-n_states:]
     for v in range(VECTORS):
@@ -170,91 +68,134 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
             four[i] = b.or_(b.lshr(four[i], splat(8, I32, WIDTH)), b.shl(entry, splat(24, I32, WIDTH)))
     last = steps.close([*x, *position, *four])
     x, position, four = last[:n_states], last[n_states:-n_states], last[-n_states:]
-    stored = sink.store([four[s * VECTORS : (s + 1) * VECTORS] for s in streams], loop.values[n_states + n_streams :])
+    for i, symbols in enumerate(four):
+        to = b.add(target[i // VECTORS], b.mul(loop.index, I64(GROUP)))
+        ir.store(b, symbols, ir.element(b, ir.pointer(b, to), I8, I64(4 * WIDTH * (i % VECTORS))))
     position = [b.select(b.icmp_signed("<", p, m), p, m) for p, m in zip(position, limit, strict=True)]
-    out = loop.close([*x, *position, *stored])
+    out = loop.close([*x, *position])
     for i in range(n_states):
         ir.store(b, out[i], ir.element(b, states, I32, I64(i * WIDTH)))
     for s in streams:
         ir.store(b, out[n_states + s], ir.element(b, params, I64, I64(s * N_PARAMS + POSITION)))
 
 
-def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any) -> None:
+class _Entries:
+    """Frequencies and starts of symbols: words ``freq << 20 | start << 8`` for each step of some lanes.
+
+    Where the CPU permutes bytes of two registers, the table is three planes of 256 bytes and a lookup is six instructions for
+    64 symbols; elsewhere it is 256 words.
+    """
+
+    def __init__(self, b: Any, table: Any) -> None:
+        self.b, self.table, self.planes = b, table, list[list[Any]]()
+        if ir.BYTE_LOOKUP:
+            at = ((ir.element(b, table, I8, I64(256 * p + 64 * i)) for i in range(4)) for p in range(3))
+            self.planes = [[ir.load(b, a, vector(I8, 64)) for a in plane] for plane in at]
+
+    def of(self, four: Any) -> list[Any]:
+        """Entries of the four symbols of each lane; the low byte of an entry is unspecified."""
+        b = self.b
+        if not self.planes:
+            indices = [b.and_(b.lshr(four, splat(8 * j, I32, WIDTH)), splat(255, I32, WIDTH)) for j in range(STEPS)]
+            return [ir.lookup(b, self.table, index) for index in indices]
+        low, middle, high = (ir.lookup_bytes(b, plane, b.bitcast(four, vector(I8, 64))) for plane in self.planes)
+        entries = []
+        for j in range(STEPS):
+            two = ir.shuffle(b, low, middle, [i for lane in range(WIDTH) for i in (4 * lane + j, 64 + 4 * lane + j) * 2])
+            order = [i for lane in range(WIDTH) for i in (4 * lane, 4 * lane, 4 * lane + 1, 64 + 4 * lane + j)]
+            entries.append(b.bitcast(ir.shuffle(b, two, high, order), vector(I32, WIDTH)))
+        return entries
+
+
+def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, n_streams: int) -> None:
     """The encoder's loop: chapter 9.3. Lanes stand in the registers in descending order, as they are written.
 
     A state before the division is below ``freq << 32 - bits``, so with 11 bits or more the quotient is below 2^21. The
     float32 quotient is then off by less than 0.25; less another 0.25 it is the quotient rounded down, or one too low.
     """
 
-    def param(column: int) -> Any:
-        return ir.load(b, ir.element(b, params, I64, I64(column)), I64)
+    def param(s: int, column: int) -> Any:
+        return ir.load(b, ir.element(b, params, I64, I64(s * N_PARAMS + column)), I64)
 
-    of, floats, backwards = vector(I32, WIDTH), vector(F32, WIDTH), range(WIDTH - 1, -1, -1)
-    symbols, table, target = (ir.pointer(b, param(c)) for c in (SYMBOLS, TABLE, WORDS))
-    bits = b.trunc(param(BITS), I32)
-    high, whole = ir.broadcast(b, b.sub(I32(32), bits), WIDTH), ir.broadcast(b, b.shl(I32(1), bits), WIDTH)
-    loop = ir.Loop(b, n_groups, [*[splat(1 << 16, I32, WIDTH)] * VECTORS, I64(0)])
-    x, position = loop.values[:VECTORS], loop.values[VECTORS]
+    streams, of, floats, backwards = range(n_streams), vector(I32, WIDTH), vector(F32, WIDTH), range(WIDTH - 1, -1, -1)
+    symbols, target = ([ir.pointer(b, param(s, c)) for s in streams] for c in (SYMBOLS, WORDS))
+    tables = [_Entries(b, ir.pointer(b, param(s, TABLE))) for s in streams]
+    bits = [b.trunc(param(s, BITS), I32) for s in streams]
+    high = [ir.broadcast(b, b.sub(I32(32), p), WIDTH) for p in bits]
+    whole = [ir.broadcast(b, b.shl(I32(1), p), WIDTH) for p in bits]
+    n_states = n_streams * VECTORS
+    first = [ir.load(b, ir.element(b, states, I32, I64(i * WIDTH)), of) for i in range(n_states)]
+    first = [ir.shuffle(b, x, x, backwards) for x in first]
+    loop = ir.Loop(b, n_groups, [*first, *(param(s, POSITION) for s in streams)])
+    x, position = loop.values[:n_states], loop.values[n_states:]
     group = b.mul(b.sub(b.sub(n_groups, I64(1)), loop.index), I64(GROUP))
-    fours = [ir.load(b, ir.element(b, symbols, I8, b.add(group, I64(4 * WIDTH * v))), of) for v in range(VECTORS)]
-    fours = [ir.shuffle(b, four, four, backwards) for four in fours]
-    steps = ir.Loop(b, I64(STEPS), [*x, position, *fours])
-    x, position, fours = steps.values[:VECTORS], steps.values[VECTORS], steps.values[VECTORS + 1 :]
-    for v in range(VECTORS - 1, -1, -1):
-        entry = ir.lookup(b, table, b.lshr(fours[v], splat(24, I32, WIDTH)))  # the last symbol of four
-        fours[v] = b.shl(fours[v], splat(8, I32, WIDTH))
-        freq, start = b.lshr(entry, splat(16, I32, WIDTH)), b.and_(entry, splat(0xFFFF, I32, WIDTH))
-        over = b.icmp_signed(">=", b.lshr(x[v], high), freq)
-        words = b.trunc(ir.compress(b, x[v], over, permutations), vector(I16, WIDTH))
-        ir.store(b, words, ir.element(b, target, I16, position))
-        position = b.add(position, ir.popcount(b, over))
-        y = b.select(over, b.lshr(x[v], splat(16, I32, WIDTH)), x[v])
-        quotient = b.fdiv(b.uitofp(y, floats), b.sitofp(freq, floats))
-        q = b.fptosi(b.fsub(quotient, splat(0.25, F32, WIDTH)), of)
-        more = b.icmp_signed(">=", b.sub(y, b.mul(q, freq)), freq)
-        q = b.select(more, b.add(q, splat(1, I32, WIDTH)), q)
-        x[v] = b.add(b.add(y, start), b.mul(q, b.sub(whole, freq)))
-    last = steps.close([*x, position, *fours])
-    x, position = last[:VECTORS], last[VECTORS]
-    *states_out, position = loop.close([*x, position])
-    for v in range(VECTORS):
-        ir.store(b, ir.shuffle(b, states_out[v], states_out[v], backwards), ir.element(b, states, I32, I64(v * WIDTH)))
-    ir.store(b, position, ir.element(b, params, I64, I64(POSITION)))
+    entries = []
+    for i in range(n_states):
+        at = b.add(group, I64(4 * WIDTH * (i % VECTORS)))
+        four = ir.load(b, ir.element(b, symbols[i // VECTORS], I8, at), of)
+        entries.append(tables[i // VECTORS].of(ir.shuffle(b, four, four, backwards)))
+    for j in range(STEPS - 1, -1, -1):
+        for v in range(VECTORS - 1, -1, -1):
+            for s in streams:
+                i = s * VECTORS + v
+                entry = entries[i][j]
+                freq, start = b.lshr(entry, splat(20, I32, WIDTH)), b.and_(b.lshr(entry, splat(8, I32, WIDTH)), splat(4095, I32, WIDTH))
+                over = b.icmp_signed(">=", b.lshr(x[i], high[s]), freq)
+                words = b.trunc(ir.compress(b, x[i], over, permutations), vector(I16, WIDTH))
+                ir.store(b, words, ir.element(b, target[s], I16, position[s]))
+                position[s] = b.add(position[s], ir.popcount(b, over))
+                y = b.select(over, b.lshr(x[i], splat(16, I32, WIDTH)), x[i])
+                quotient = b.fdiv(b.uitofp(y, floats), b.sitofp(freq, floats))
+                q = b.fptosi(b.fsub(quotient, splat(0.25, F32, WIDTH)), of)
+                more = b.icmp_signed(">=", b.sub(y, b.mul(q, freq)), freq)
+                q = b.select(more, b.add(q, splat(1, I32, WIDTH)), q)
+                x[i] = b.add(b.add(y, start), b.mul(q, b.sub(whole[s], freq)))
+    out = loop.close([*x, *position])
+    for i in range(n_states):
+        ir.store(b, ir.shuffle(b, out[i], out[i], backwards), ir.element(b, states, I32, I64(i * WIDTH)))
+    for s in streams:
+        ir.store(b, out[n_states + s], ir.element(b, params, I64, I64(s * N_PARAMS + POSITION)))
 
 
-def _data(context: Any, b: Any, signature: Any, args: Any) -> list[Any]:
-    """Pointers of array arguments, other arguments as they are."""
-    return [
-        context.make_array(t)(context, b, value).data if isinstance(t, types.Array) else value
-        for t, value in zip(signature.args, args, strict=True)
-    ]
+def _reverse(b: Any, params: Any, count: Any) -> None:
+    """Copy `count` vectors of `REVERSED` words each from SOURCE to TARGET, in reverse order."""
+    words, out = (ir.pointer(b, ir.load(b, ir.element(b, params, I64, I64(c)), I64)) for c in (SOURCE, TARGET))
+    loop = ir.Loop(b, count, [])
+    behind = b.mul(b.sub(count, b.add(loop.index, I64(1))), I64(REVERSED))
+    some = ir.load(b, ir.element(b, words, I16, behind), vector(I16, REVERSED))
+    some = ir.shuffle(b, some, some, range(REVERSED - 1, -1, -1))
+    ir.store(b, some, ir.element(b, out, I16, b.mul(loop.index, I64(REVERSED))))
+    loop.close([])
 
 
-def _decoder(n_streams: int) -> Any:
-    def decode_groups(typing: Any, params: Any, states: Any, permutations: Any, n_groups: Any, kind: Any) -> Any:
-        """Decode `n_groups` of each stream. The length of the tuple `kind` says which kernel: one more than its number in
-        `KINDS`, or 0 for one that stores symbols; numba compiles for types, and this is one that it can tell apart."""
-        number = len(kind)
+# ---- native functions; the rows of `params`, the states and the permutations are given by their addresses --------------------
+def decoder(n_streams: int) -> int:
+    """Decodes groups of each stream, going on from states and position: ``(params, states, permutations, n_groups)``."""
 
-        def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-            rows, lanes, orders, count, _ = _data(context, b, signature, args)
-            _decode(b, rows, lanes, orders, count, n_streams, None if number == 0 else KINDS[number - 1])
-            return context.get_dummy_value()
+    def emit(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any) -> None:
+        rows, lanes, orders = (ir.pointer(b, a) for a in (params, states, permutations))
+        _decode(b, rows, lanes, orders, n_groups, n_streams)
 
-        return types.void(params, states, permutations, n_groups, kind), codegen
-
-    return intrinsic(decode_groups)
+    return native(f"decode_groups_{n_streams}", emit, 4)
 
 
-decode_groups_1, decode_groups_2 = _decoder(1), _decoder(2)
+def encoder(n_streams: int) -> int:
+    """Encodes groups of each stream, the last one first, going on from states and position: arguments as for `decoder`.
+
+    Words come in the same order.
+    """
+
+    def emit(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any) -> None:
+        rows, lanes, orders = (ir.pointer(b, a) for a in (params, states, permutations))
+        _encode(b, rows, lanes, orders, n_groups, n_streams)
+
+    return native(f"encode_groups_{n_streams}", emit, 4)
 
 
-@intrinsic
-def encode_groups(typing: Any, params: Any, states: Any, permutations: Any, n_groups: Any) -> Any:
-    """Encode a stream of `n_groups` groups: words from the last to the first, then the position, and the states."""
+def reverser() -> int:
+    """Copies words in reverse order: ``(params, n_vectors)``, vectors of `REVERSED` words."""
 
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _encode(b, *_data(context, b, signature, args))
-        return context.get_dummy_value()
+    def emit(b: Any, params: Any, n_vectors: Any) -> None:
+        _reverse(b, ir.pointer(b, params), n_vectors)
 
-    return types.void(params, states, permutations, n_groups), codegen
+    return native("reverse_words", emit, 2)

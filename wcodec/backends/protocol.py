@@ -19,6 +19,7 @@ Register a class under the entry point group ``wcodec.backends``, or name it as 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from wcodec.reference.planes import DType
 from wcodec.reference.segments import SegmentPlan, Status
 from wcodec.reference.tiles import Geometry
 
-__all__ = ["Backend", "DType", "EncodedSegments", "Geometry", "SegmentPlan", "Status"]
+__all__ = ["Backend", "Checksums", "DType", "EncodedSegments", "Geometry", "SegmentPlan", "Status"]
 
 
 class EncodedSegments(NamedTuple):
@@ -48,6 +49,21 @@ class EncodedSegments(NamedTuple):
     payload: Any
     n_units: NDArray[np.uint32]
     n_patches: NDArray[np.uint32]
+
+
+class Checksums(NamedTuple):
+    """CRC-32s (spec: chapter 11).
+
+    Attributes
+    ----------
+    records
+        uint32 of shape (n,), on the host: of the segment records.
+    words
+        Of the bytes of all words, row by row.
+    """
+
+    records: NDArray[np.uint32]
+    words: int
 
 
 class Backend(ABC):
@@ -90,7 +106,7 @@ class Backend(ABC):
     @abstractmethod
     def histogram(
         self, words: Any, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, n_planes: int | None = None,
+        segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
         mode: int = 0, base: int | None = None, fill: int = 0,
     ) -> NDArray[np.int64]:  # fmt: skip
         """Count the symbols of each plane of each segment.
@@ -101,19 +117,20 @@ class Backend(ABC):
             Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous, aligned to its words.
         segments
             Ids of the segments to count, ascending; ``None`` for all.
-        n_planes
-            Count only so many planes, from the top; ``None`` for all. Only with `base` None.
+        planes
+            Byte planes to count, ascending, 0 for the top one; ``None`` for all.
         mode
             Prediction mode; counts are of the residuals. Only with `base` None.
         base
-            ``None``: layout BYTES, so one plane for each byte of a word. Otherwise layout PAIRS with this window base:
-            counts of plane 0, and for 1-byte words (whose base is 0) of plane 1 too.
+            ``None``: count bytes. Otherwise count the symbols of layout PAIRS with this window base too: for words of more than
+            a byte those of plane 0, which come before those of `planes`; for one-byte words, whose base is 0, those of both
+            planes and nothing else.
         fill
             With `base`: the 4-bit code of words outside the window, and of the missing neighbour of an odd last one.
 
         Returns
         -------
-        int64 of shape (number of segments, number of planes, 256), on the host.
+        int64 of shape (number of segments, number of histograms of each, 256), on the host.
         """
 
     @abstractmethod
@@ -135,6 +152,22 @@ class Backend(ABC):
         -------
         uint8 of shape (n,), on the host: a `Status` a segment. Words of a segment that is not OK are unspecified.
         """
+
+    # ---- checksums: these will do where the device is the host
+    def encode_with_checksums(self, plan: SegmentPlan, words: Any) -> tuple[EncodedSegments, Checksums]:
+        """`encode_segments`, and the checksums of what it read and wrote: in one pass, where a backend can."""
+        encoded = self.encode_segments(plan, words)
+        done = replace(plan, segments=replace(plan.segments, n_units=encoded.n_units, n_patches=encoded.n_patches))
+        return encoded, Checksums(self.checksums(encoded.payload, done.offsets), self.crc32(self.to_host(words)))
+
+    def decode_with_checksums(self, plan: SegmentPlan, payload: Any, out: Any) -> tuple[NDArray[np.uint8], Checksums]:
+        """`decode_segments`, and the checksums of what it read and wrote: in one pass, where a backend can.
+
+        Records whose checksums are wrong are decoded too; whoever compares them drops what came out.
+        """
+        records = self.checksums(payload, plan.offsets)
+        status = self.decode_segments(plan, payload, out)
+        return status, Checksums(records, self.crc32(self.to_host(out)))
 
     def checksums(self, payload: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
         """CRC-32 of each record ``payload[offsets[k] : offsets[k + 1]]``, uint32 on the host. Spec: chapter 11."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -31,12 +32,18 @@ def _multiply(a: int, b: int) -> int:
 
 def crc32_combine(first: int, second: int, second_nbytes: int) -> int:
     """CRC-32 of two parts together from those of the parts: ``first * x^(8 n) + second``."""
-    power, square, n = 0x80000000, 0x00800000, second_nbytes  # x^0, x^8
+    return _multiply(_power(second_nbytes), first) ^ second if first else second
+
+
+@lru_cache(maxsize=256)
+def _power(nbytes: int) -> int:
+    """``x^(8 nbytes)``, modulo the CRC's polynomial."""
+    power, square, n = 0x80000000, 0x00800000, nbytes  # x^0, x^8
     while n:
         if n & 1:
             power = _multiply(square, power)
         square, n = _multiply(square, square), n >> 1
-    return _multiply(power, first) ^ second
+    return power
 
 
 def crc32_each(payload: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.uint32]:

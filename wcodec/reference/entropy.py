@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -100,10 +101,14 @@ class Table:
         return bytes([self.prob_bits, first, last, k]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
+@lru_cache(maxsize=1 << 12)
 def _exp_golomb(value: int, k: int) -> str:
     """Exp-Golomb code of order k: as many zeros as the quotient has bits after its first, the quotient, k low bits."""
     quotient, low = (value >> k) + 1, value & ((1 << k) - 1)
     return "0" * (quotient.bit_length() - 1) + f"{quotient:b}" + (f"{low:0{k}b}" if k else "")
+
+
+_NO_ONE: Final = 1 << 40  #: behind any bit
 
 
 def read_table(data: bytes, offset: int) -> tuple[Table, int]:
@@ -119,21 +124,29 @@ def read_table(data: bytes, offset: int) -> tuple[Table, int]:
     prob_bits, first, last, k = data[offset : offset + 4]
     if not MIN_PROB_BITS <= prob_bits <= MAX_PROB_BITS or first > last or k >= MAX_PROB_BITS:
         raise DecodeError("bad_table", f"prob_bits {prob_bits}, first {first}, last {last}, k {k}")
-    longest = (last - first + 1) * (2 * MAX_PROB_BITS + 1 + k)  # bits; longer codes than this break a rule
-    bits = "".join(f"{byte:08b}" for byte in data[offset + 4 : offset + 4 + longest // 8 + 1])
-    freq, at = [0] * 256, 0
+    n = last - first + 1
+    longest = n * (2 * MAX_PROB_BITS + 1 + k)  # bits; longer codes than this break a rule
+    stored = np.frombuffer(data[offset + 4 : offset + 4 + longest // 8 + 1], np.uint8)
+    bits, here = np.unpackbits(stored), np.arange(8 * stored.size)
+    ones = np.where(bits, here, _NO_ONE)
+    one = np.minimum.accumulate(ones[::-1])[::-1]  # for each bit the first 1 from there on; a code starts with zeros up to it
+    following = 2 * one - here + 1 + k
+    at, starts, behind = 0, list[int](), following.tolist()
     for symbol in range(first, last + 1):
-        one = bits.find("1", at)
-        zeros = one - at
-        end = one + 1 + zeros + k
-        if one < 0 or zeros > MAX_PROB_BITS or end > len(bits):
+        if at >= bits.size or behind[at] > bits.size or one[at] - at > MAX_PROB_BITS:
             raise DecodeError("bad_table", f"the frequency of symbol {symbol} is cut short or too long")
-        quotient, low = int(bits[one : one + 1 + zeros], 2) - 1, bits[one + 1 + zeros : end]
-        freq[symbol] = quotient << k | (int(low, 2) if k else 0)
-        at = end
+        starts.append(at)
+        at = behind[at]
+    wide = np.concatenate([stored, np.zeros(8, np.uint8)])
+    begin = one[starts]
+    window = wide[(begin // 8)[:, None] + np.arange(8)].copy().view(">u8")[:, 0].astype(np.uint64)
+    n_bits = (following[starts] - begin).astype(np.uint64)
+    codes = window << (begin % 8).astype(np.uint64) >> (np.uint64(64) - n_bits)
+    freq = np.zeros(256, np.int64)
+    freq[first : last + 1] = codes.astype(np.int64) - (1 << k)
     if freq[first] == 0 or freq[last] == 0:
         raise DecodeError("bad_table", "the first or last frequency is 0")
-    if "1" in bits[at : at + -at % 8]:
+    if bits[at : at + -at % 8].any():
         raise DecodeError("bad_table", "the padding bits of a table are not 0")
     return Table(freq, prob_bits), offset + 4 + -(-at // 8)
 
@@ -173,6 +186,14 @@ def log2_fixed(n: int) -> Counts:
 
 
 LOG2: Final = log2_fixed(1 << MAX_PROB_BITS)
+
+
+@lru_cache(maxsize=1)
+def _log2_list() -> list[int]:
+    out: list[int] = LOG2.tolist()
+    return out
+
+
 NEVER: Final = 1 << 46  #: above the cost of any chunk: a symbol that a table cannot code
 
 
@@ -187,13 +208,25 @@ def quantise(counts: Counts, prob_bits: int = MAX_PROB_BITS) -> Table:
     total, f = int(counts.sum()), np.zeros(256, np.int64)
     used = counts > 0
     f[used] = np.clip((counts[used] << prob_bits) // total, 1, (1 << prob_bits) - 1)
-    worst = np.iinfo(np.int64).min
-    while (missing := (1 << prob_bits) - int(f.sum())) != 0:
-        step = 1 if missing > 0 else -1
-        may = used & (f + step >= 1) & (f + step < 1 << prob_bits)
-        gain = np.full(256, worst)
-        gain[may] = counts[may] * (LOG2[f[may] + step] - LOG2[f[may]])
-        f[np.argmax(gain)] += step
+    freq, missing = f.tolist(), (1 << prob_bits) - int(f.sum())
+    step, of, log2 = (1 if missing > 0 else -1), counts.tolist(), _log2_list()
+
+    def entry(i: int) -> tuple[int, int]:
+        return of[i] * (log2[freq[i]] - log2[freq[i] + step]), i
+
+    def may(i: int) -> bool:
+        return 1 <= freq[i] + step < 1 << prob_bits
+
+    heap = [entry(i) for i in np.flatnonzero(used).tolist() if may(i)]
+    heapq.heapify(heap)
+    for _ in range(abs(missing)):
+        i = heap[0][1]
+        freq[i] += step
+        if may(i):
+            heapq.heapreplace(heap, entry(i))
+        else:
+            heapq.heappop(heap)
+    f[:] = freq
     return Table(f, prob_bits)
 
 

@@ -28,10 +28,15 @@ Counts = NDArray[np.int64]
 
 CHUNK_NBYTES: Final = 1 << 23  #: words planned and encoded at once
 MIN_ROW: Final = 64  #: fewest columns of a matrix view, where the shape allows
+MAX_RARE: Final = 4  #: symbols of which a table keeps one slot each though they do not occur
 MAX_TABLES: Final = (1 << 16) - 1
 RECENT_TABLES: Final = 256  #: how far back an encoder looks for a table that fits
 NEW_TABLES: Final = 8  #: most tables that one plane of a chunk adds for segments unlike the others
+SAMPLED: Final = 4  #: segments that are looked at first for each byte of a word, at most; of a chunk's segments no more than a quarter
+FEW: Final = 16  #: of no more segments than that, all planes are counted
+PREDICTED: Final = 4  #: of these, those that prediction is tried on
 MAX_PATCHES: Final = 100  #: a segment with more than one patch in so many words is not coded in pairs
+NEGLIGIBLE: Final = 4096  #: a new table must save that part of what it codes, besides its own bytes
 IMPOSSIBLE: Final = float(entropy.NEVER)
 
 
@@ -156,7 +161,7 @@ class Histograms(Protocol):
 
     def histogram(
         self, words: Words, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, n_planes: int | None = None,
+        segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
         mode: int = 0, base: int | None = None, fill: int = 0,
     ) -> NDArray[np.int64]: ...  # fmt: skip
 
@@ -187,11 +192,18 @@ def _log2_counts() -> Counts:
     return log2_fixed(1 << 16)
 
 
+@lru_cache(maxsize=1)
+def _n_log2_n() -> Counts:
+    return np.arange((1 << 16) + 1, dtype=np.int64) * _log2_counts()
+
+
 def ideal_cost(counts: Counts) -> Counts:
     """Order-0 entropy of each histogram (last axis), summed over its symbols."""
     total = counts.sum(axis=-1)
-    shift = max(0, int(total.max(initial=0)).bit_length() - 16)
-    log2 = _log2_counts()
+    if int(total.max(initial=0)) <= 1 << 16:
+        terms = _n_log2_n()
+        return np.asarray(terms[total] - terms[counts].sum(axis=-1), np.int64)
+    shift, log2 = int(total.max()).bit_length() - 16, _log2_counts()
     scaled = log2[counts >> shift] + np.where(counts >> shift > 0, shift << 16, 0)
     whole = log2[total >> shift] + np.where(total >> shift > 0, shift << 16, 0)
     return np.asarray(total * whole - (counts * scaled).sum(axis=-1), np.int64)
@@ -200,6 +212,74 @@ def ideal_cost(counts: Counts) -> Counts:
 def _stream_nbytes(cost: Any) -> Counts:
     """Bytes of a rANS stream whose symbols have this cost: the start states, the words, padding."""
     return np.asarray(padded(entropy.HEAD_NBYTES + np.ceil(cost / (8 << 16)).astype(np.int64)), np.int64)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The words that a plan is for; `size` is of each segment."""
+
+    words: Words
+    geometry: Geometry
+    dtype: DType
+    backend: Histograms
+    size: Counts
+
+    def histogram(self, **what: Any) -> Counts:
+        """See `wcodec.backends.protocol.Backend.histogram`."""
+        return self.backend.histogram(self.words, self.geometry, self.dtype, **what)
+
+
+@dataclass
+class _Sample:
+    """Histograms of segments `ids`; byte planes worth counting; whether pairs and bytes come into question."""
+
+    ids: Counts
+    counts: Counts
+    planes: tuple[int, ...]
+    pairs: bool
+    bytes: bool
+
+    def window(self) -> tuple[int, int]:
+        """Base and fill code of nibble pairs."""
+        top = self.counts[:, 0].sum(axis=0)
+        if self.counts.shape[1] == 1:
+            return 0, int(np.argmax(top.reshape(16, 16).sum(axis=1)))
+        return window_of(top)
+
+
+def sampled(n: int, most: int) -> Counts:
+    """Ids of a quarter of `n` segments, but at least one and no more than `most`, spread evenly."""
+    count = min(most, max(1, n // 4))
+    return np.arange(count) * n // count
+
+
+def window_of(top: Counts) -> tuple[int, int]:
+    """The sixteen neighbouring top bytes that occur most, and the code of the most frequent one."""
+    base = int(np.argmax(np.convolve(top, np.ones(16, np.int64), "valid")))
+    return base, int(np.argmax(top[base : base + 16]))
+
+
+@dataclass
+class _Pairs:
+    """How segments would be stored in nibble pairs; `top` holds counts of their top bytes, for words of several."""
+
+    base: int
+    fill: int
+    planes: list[_Choice]
+    n_patches: Counts
+    top: Counts | None = None
+
+    @property
+    def nbytes(self) -> Counts:
+        """Bytes in the file."""
+        return sum((c.nbytes for c in self.planes), padded(4 * self.n_patches))
+
+
+def _store(table: SegmentTable, planes: list[_Choice], where: NDArray[np.bool_]) -> None:
+    """Write choices into a segment table."""
+    for p, choice in enumerate(planes):
+        for column, value in ((table.coder, choice.coder), (table.table, choice.table), (table.prediction, choice.prediction)):
+            np.copyto(column[p], value, where=where)
 
 
 class Planner:
@@ -220,68 +300,105 @@ class Planner:
         n, n_tables = geometry.n_segments, len(self.pool)
         heights, widths = geometry.sizes()
         size = heights * widths
-        if self.options.layout == "raw":
-            return SegmentPlan(dtype, geometry, SegmentTable.zeros(n, dtype.n_planes), self.pool)
-        counts = self._count(words, geometry, dtype, backend, size)
-        plain = [self._choose(counts[:, p], size) for p in range(counts.shape[1])]
-        plain += [_Choice.raw(size) for _ in range(counts.shape[1], dtype.word_nbytes)]
-        tile_modes: dict[int, list[NDArray[np.uint8]]] = {}
-        planes = plain
-        if self.options.predictor != "none":
-            planes = self._predict(words, geometry, dtype, backend, counts, size, plain, tile_modes)
-        cost = sum((c.nbytes for c in planes), np.zeros(n, np.int64))
-        raw_nbytes = padded(size * dtype.word_nbytes)
-        forced = self.options.layout != "auto" or self.options.min_saving < 0
-        layout = np.full(n, Layout.BYTES) if forced else np.where(cost < raw_nbytes, Layout.BYTES, Layout.RAW)
         table = SegmentTable.zeros(n, dtype.n_planes)
-        for p, choice in enumerate(planes):
-            table.coder[p], table.table[p], table.prediction[p] = choice.coder, choice.table, choice.prediction
-        fill = np.zeros(n, np.uint8)
-        if dtype.has_pairs and self.options.layout in ("auto", "pairs"):
-            base, code, pairs, n_patches = self._pairs(words, geometry, dtype, backend, counts, size, plain)
-            pair_cost = sum((c.nbytes for c in pairs), padded(4 * n_patches))
-            better = (pair_cost * 1000 <= np.minimum(cost, raw_nbytes) * 1003) & (pair_cost < raw_nbytes)
-            wanted = (n_patches * MAX_PATCHES <= size) & (better | (self.options.min_saving < 0))
+        if self.options.layout == "raw" or n == 0:
+            return SegmentPlan(dtype, geometry, table, self.pool)
+        chunk = _Chunk(words, geometry, dtype, backend, size)
+        sample, raw_nbytes, fill, cost = self._look(chunk), padded(size * dtype.word_nbytes), np.zeros(n, np.uint8), padded(size) * 0
+        winners = self._winners(chunk, sample)
+        sample.bytes |= any(winners)
+        pairs = self._pairs(chunk, sample) if sample.pairs else None
+        tile_modes: dict[int, list[NDArray[np.uint8]]] = {}
+        if pairs is None or not self._best_by_far(pairs, sample, chunk, winners, raw_nbytes):
+            planes = self._bytes(chunk, sample, pairs, winners, tile_modes)
+            cost = sum((c.nbytes for c in planes), cost)
+            forced = self.options.layout != "auto" or self.options.min_saving < 0
+            table.layout[:] = Layout.BYTES if forced else np.where(cost < raw_nbytes, Layout.BYTES, Layout.RAW)
+            _store(table, planes, table.layout == Layout.BYTES)
+            wanted = None if pairs is None else self._wanted(pairs, np.minimum(cost, raw_nbytes), size)
+        else:
+            wanted = np.full(n, True)
+        if pairs is not None and wanted is not None:
             take = np.full(n, True) if self.options.layout == "pairs" else wanted
-            layout[take] = Layout.PAIRS
-            table.base[take], fill[take] = base, code
-            for p, choice in enumerate(pairs):
-                for column, value in ((table.coder, choice.coder), (table.table, choice.table), (table.prediction, choice.prediction)):
-                    np.copyto(column[p], value, where=take)
-        table.layout[:] = layout
-        raw = layout == Layout.RAW
-        for column in (table.coder, table.table, table.prediction):
-            column[:, raw] = 0
+            table.layout[take] = Layout.PAIRS
+            table.base[take], fill[take] = pairs.base, pairs.fill
+            _store(table, pairs.planes, take)
         self._prune(table, n_tables)
         modes = [m[k] for k in range(n) for p, m in sorted(tile_modes.items()) if table.prediction[p, k] == PER_TILE]
         return SegmentPlan(dtype, geometry, table, self.pool, fill, np.concatenate(modes) if modes else None)
 
-    def _count(self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms, size: Counts) -> Counts:
-        """Histograms of the top planes, down to the last one that could save 1 % in sixteen segments."""
-        n = geometry.n_segments
-        ids = np.unique(np.arange(16) * n // 16)
-        if n <= 16 or dtype.word_nbytes == 1 or self.options.min_saving < 0:
-            return backend.histogram(words, geometry, dtype)
-        sample = ideal_cost(backend.histogram(words, geometry, dtype, segments=ids)).sum(axis=0)
-        worth = np.flatnonzero(sample * 100 < size[ids].sum() * (8 << 16) * 99)
-        return backend.histogram(words, geometry, dtype, n_planes=max(1, int(worth.max(initial=0)) + 1))
+    # ---- looking at the words
+    def _look(self, chunk: _Chunk) -> _Sample:
+        """Histograms of some segments: which planes are worth counting, and whether pairs or bytes can be left out."""
+        n, one_byte = chunk.size.size, chunk.dtype.word_nbytes == 1
+        ids = sampled(n, SAMPLED * chunk.dtype.word_nbytes)
+        counts = chunk.histogram(segments=ids)
+        cost, bits = ideal_cost(counts).sum(axis=0), int(chunk.size[ids].sum()) * (8 << 16)
+        worth = np.flatnonzero(cost * 100 < bits * 99)
+        planes = range(counts.shape[1]) if n <= FEW or self.options.min_saving < 0 else sorted({0, *worth.tolist()})
+        pairs = chunk.dtype.has_pairs and self.options.layout in ("auto", "pairs")
+        sample = _Sample(ids, counts, tuple(planes), pairs, True)
+        if pairs and one_byte and ids.size < n and self.options.layout == "auto" and self.options.min_saving >= 0:
+            halves = chunk.histogram(segments=ids, base=0, fill=sample.window()[1])
+            nibbles = int(np.minimum(ideal_cost(halves).sum(axis=0), bits // 2).sum())
+            whole = min(int(cost[0]), bits)
+            sample.pairs, sample.bytes = nibbles * 99 < whole * 100, nibbles * 100 > whole * 99
+        return sample
 
-    def _pairs(
-        self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms, counts: Counts, size: Counts, plain: list[_Choice]
-    ) -> tuple[int, int, list[_Choice], Counts]:
-        """Window base, fill code, choices of the planes, and patches of each segment, if coded in nibble pairs."""
-        top, half = counts[:, 0], (size + 1) // 2
+    def _pairs(self, chunk: _Chunk, sample: _Sample) -> _Pairs:
+        """Choices of the planes, if coded in nibble pairs; counts of the top plane come with them."""
+        size, dtype = chunk.size, chunk.dtype
+        half, (base, fill) = (size + 1) // 2, sample.window()
         if dtype.word_nbytes == 1:
-            high = top.sum(axis=0).reshape(16, 16).sum(axis=1)
-            fill = int(np.argmax(high))
-            pair_counts = backend.histogram(words, geometry, dtype, base=0, fill=fill)
-            return 0, fill, [self._choose(pair_counts[:, p], half) for p in range(2)], np.zeros(size.size, np.int64)
-        total = top.sum(axis=0)
-        base = int(np.argmax(np.convolve(total, np.ones(16, np.int64), "valid")))
-        fill = int(np.argmax(total[base : base + 16]))
-        pair_counts = backend.histogram(words, geometry, dtype, base=base, fill=fill)
-        n_patches = size - top[:, base : base + 16].sum(axis=1)
-        return base, fill, [self._choose(pair_counts[:, 0], half), *plain[1:]], n_patches
+            counts = chunk.histogram(base=0, fill=fill)
+            return _Pairs(0, fill, [self._choose(counts[:, p], half) for p in range(2)], np.zeros(size.size, np.int64))
+        counts = chunk.histogram(base=base, fill=fill, planes=sample.planes)
+        better, filled = window_of(counts[:, 1].sum(axis=0))
+        outside = size - counts[:, 1, base : base + 16].sum(axis=1)
+        if (int(outside.sum()) - int((size - counts[:, 1, better : better + 16].sum(axis=1)).sum())) << 10 > int(size.sum()):
+            base, fill = better, filled  # the sample has misled
+            counts = chunk.histogram(base=base, fill=fill, planes=sample.planes)
+            outside = size - counts[:, 1, base : base + 16].sum(axis=1)
+        top, lower = self._choose(counts[:, 0], half), [_Choice.raw(size) for _ in range(1, dtype.word_nbytes)]
+        for i, p in enumerate(sample.planes[1:], 2):
+            lower[p - 1] = self._choose(counts[:, i], size)
+        return _Pairs(base, fill, [top, *lower], outside, counts[:, 1])
+
+    def _bytes(
+        self, chunk: _Chunk, sample: _Sample, pairs: _Pairs | None, winners: list[list[int]], tile_modes: dict[int, list[NDArray[np.uint8]]]
+    ) -> list[_Choice]:
+        """Choices of the planes, if coded in bytes."""
+        size, word_nbytes = chunk.size, chunk.dtype.word_nbytes
+        if not sample.bytes:
+            return [_Choice.raw(size)]
+        if pairs is not None and pairs.top is not None:
+            planes = [self._choose(pairs.top, size), *pairs.planes[1:]]
+        else:
+            counts = sample.counts if sample.ids.size == size.size else chunk.histogram(planes=sample.planes)
+            planes = [_Choice.raw(size) for _ in range(word_nbytes)]
+            for i, p in enumerate(sample.planes):
+                planes[p] = self._choose(counts[:, i], size)
+        if self.options.predictor == "auto" and not any(winners):
+            return planes
+        return self._predict(chunk, planes, winners, tile_modes)
+
+    def _wanted(self, pairs: _Pairs, others: Counts, size: Counts) -> NDArray[np.bool_]:
+        """Where pairs are better than what costs `others`: at most 0.3 % larger, for they decode faster, and few patches."""
+        raw_nbytes = padded(size * len(pairs.planes)) if pairs.top is not None else padded(size)
+        better = (pairs.nbytes * 1000 <= others * 1003) & (pairs.nbytes < raw_nbytes)
+        return np.asarray((pairs.n_patches * MAX_PATCHES <= size) & (better | (self.options.min_saving < 0)))
+
+    def _best_by_far(self, pairs: _Pairs, sample: _Sample, chunk: _Chunk, winners: list[list[int]], raw_nbytes: Counts) -> bool:
+        """Whether pairs are better everywhere than bytes can be, so that these need not be chosen."""
+        if any(winners) or self.options.predictor not in ("auto", "none"):
+            return False
+        if not sample.bytes:
+            return bool(self._wanted(pairs, raw_nbytes, chunk.size).all())
+        if pairs.top is None:
+            return False
+        least = np.where(pairs.top.max(axis=1) == chunk.size, 0, _stream_nbytes(ideal_cost(pairs.top)))
+        bound = np.minimum(least, padded(chunk.size)) + sum((c.nbytes for c in pairs.planes[1:]), np.zeros(chunk.size.size, np.int64))
+        return bool(self._wanted(pairs, np.minimum(bound, raw_nbytes), chunk.size).all())
 
     # ---- tables
     def _choose(self, counts: Counts, size: Counts, mode: int = 0) -> _Choice:
@@ -293,14 +410,14 @@ class Planner:
         out.coder[constant], out.nbytes[constant] = Coder.CONSTANT, 0
         out.table[constant] = np.argmax(counts[constant], axis=1)
         left = top < size  # a table has at least two symbols
-        limit = padded(size) * self.keep // 1024
-        left &= (_stream_nbytes(ideal_cost(counts)) <= limit) | (self.options.min_saving < 0)
+        limit, ideal = padded(size) * self.keep // 1024, ideal_cost(counts)
+        left &= (_stream_nbytes(ideal) <= limit) | (self.options.min_saving < 0)
         if not left.any():
             return out
         table, cost = np.zeros(n, np.int64), np.full(n, IMPOSSIBLE)
         self._fit(counts, left, table, cost)
         for _ in range(NEW_TABLES):  # segments unlike the others: a table for the worst of them, for all that like it better
-            gain = np.where(left, cost - ideal_cost(counts), 0)
+            gain = np.where(left, cost - ideal, 0)
             k = int(np.argmax(gain * (gain * 50 > cost)))
             if gain[k] * 50 <= cost[k] or gain[k] < 512 * 8 << 16 or not self._fit(counts, np.arange(n) == k, table, cost, left):
                 break
@@ -319,9 +436,12 @@ class Planner:
         recent = self.pool.tables[first:]
         costs = np.array([t.cost @ total for t in recent])
         best = int(np.argmin(costs)) if recent else -1
-        if len(self.pool) < MAX_TABLES:
-            new = quantise(total, self.options.prob_bits)
-            if not recent or costs[best] > new.cost @ total + (8 * new.serialised_nbytes << 16):
+        fits = bool(recent) and costs[best] * NEGLIGIBLE <= int(ideal_cost(total)) * (NEGLIGIBLE + 1)
+        if not fits and len(self.pool) < MAX_TABLES:
+            rare = (total == 0) & (recent[best].freq > 0) if recent else total < 0  # they have occurred: later chunks may want them
+            new = quantise(total + (rare & (int(rare.sum()) <= MAX_RARE)), self.options.prob_bits)
+            price = float(new.cost @ total)
+            if not recent or costs[best] > price + price // NEGLIGIBLE + (8 * new.serialised_nbytes << 16):
                 self.pool.tables.append(new)
                 best = len(recent)
         got = counts @ self.pool[first + best].cost
@@ -340,22 +460,35 @@ class Planner:
         s.table[rans] = renumber[s.table[rans]]
 
     # ---- prediction
+    def _winners(self, chunk: _Chunk, sample: _Sample) -> list[list[int]]:
+        """Modes that save a plane at least 2 % in some segments: a closer look may pay."""
+        winners: list[list[int]] = [[] for _ in range(chunk.dtype.word_nbytes)]
+        if self.options.predictor != "auto":
+            return winners
+        some = np.arange(0, sample.ids.size, max(1, sample.ids.size // PREDICTED))
+        ids, counts = sample.ids[some], sample.counts[some][:, sample.planes]
+        before = np.minimum(ideal_cost(counts), chunk.size[ids, None] * (8 << 16)).sum(axis=0)
+        for mode in range(1, N_MODES):
+            after = ideal_cost(chunk.histogram(segments=ids, planes=sample.planes, mode=mode)).sum(axis=0)
+            for i in np.flatnonzero(after * 50 < before * 49).tolist():
+                winners[sample.planes[i]].append(mode)
+        return winners
+
     def _predict(
-        self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms, counts: Counts, size: Counts,
-        plain: list[_Choice], tile_modes: dict[int, list[NDArray[np.uint8]]],
-    ) -> list[_Choice]:  # fmt: skip
+        self, chunk: _Chunk, plain: list[_Choice], winners: list[list[int]], tile_modes: dict[int, list[NDArray[np.uint8]]]
+    ) -> list[_Choice]:
         """Choices of byte planes with prediction where it makes them smaller; fills `tile_modes` where tiles differ."""
+        size = chunk.size
+        if self.options.predictor == "none":
+            return plain
         if self.options.predictor != "auto":
             mode = int(Mode[self.options.predictor.upper()])
-            predicted = backend.histogram(words, geometry, dtype, mode=mode)
-            return [self._choose(predicted[:, p], size, mode) for p in range(dtype.word_nbytes)]
-        winners = self._sample(words, geometry, dtype, backend, counts, size)
-        if not any(winners):
-            return plain
-        if not geometry.one_tile:
-            return self._predict_tiles(words, geometry, dtype, backend, size, plain, winners, tile_modes)
+            predicted = chunk.histogram(mode=mode)
+            return [self._choose(predicted[:, p], size, mode) for p in range(chunk.dtype.word_nbytes)]
+        if not chunk.geometry.one_tile:
+            return self._predict_tiles(chunk, plain, winners, tile_modes)
         out = [replace(c, **{f.name: getattr(c, f.name).copy() for f in fields(c)}) for c in plain]
-        by_mode = {m: backend.histogram(words, geometry, dtype, mode=m) for m in sorted(set().union(*winners))}
+        by_mode = {m: chunk.histogram(mode=m) for m in sorted(set().union(*winners))}
         for p, modes in enumerate(winners):
             if not modes:
                 continue
@@ -368,32 +501,18 @@ class Planner:
                     out[p].take(choice, mine & (choice.nbytes * 1024 < out[p].nbytes * 1003))
         return out
 
-    def _sample(self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms, counts: Counts, size: Counts) -> list[list[int]]:
-        """Modes that save a plane at least 2 % in four segments, or all if there are no more: a closer look may pay."""
-        n = geometry.n_segments
-        ids = np.unique(np.arange(4) * n // 4)
-        before = np.minimum(ideal_cost(counts[ids]), size[ids, None] * (8 << 16)).sum(axis=0)
-        n_planes = counts.shape[1]
-        winners: list[list[int]] = [[] for _ in range(n_planes)]
-        for mode in range(1, N_MODES):
-            after = ideal_cost(backend.histogram(words, geometry, dtype, segments=ids, n_planes=n_planes, mode=mode)).sum(axis=0)
-            for p in np.flatnonzero(after * 50 < before * 49).tolist():
-                winners[p].append(mode)
-        return winners
-
     def _predict_tiles(
-        self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms, size: Counts,
-        plain: list[_Choice], winners: list[list[int]], tile_modes: dict[int, list[NDArray[np.uint8]]],
-    ) -> list[_Choice]:  # fmt: skip
+        self, chunk: _Chunk, plain: list[_Choice], winners: list[list[int]], tile_modes: dict[int, list[NDArray[np.uint8]]]
+    ) -> list[_Choice]:
         """As `_predict`, with a mode for each tile: the one of the least entropy, NONE unless another saves 2 %."""
-        out = list(plain)
+        out, geometry = list(plain), chunk.geometry
         counts_of: dict[int, list[Counts]] = {p: [] for p, w in enumerate(winners) if w}
         for i in range(geometry.grid[0]):  # a row of segments at a time: a tile's histograms are larger than the tile
             row, _ = geometry.select(np.array([i], np.int64), np.arange(geometry.grid[1], dtype=np.int64))
-            part = words[i * geometry.segment_rows : i * geometry.segment_rows + row.rows]
+            part = chunk.words[i * geometry.segment_rows : i * geometry.segment_rows + row.rows]
             as_tiles = replace(row, segment_rows=row.tile_rows, segment_cols=row.tile_cols)
             modes = sorted(set().union(*winners))
-            by_mode = {m: backend.histogram(part, as_tiles, dtype, mode=m) for m in [0, *modes]}
+            by_mode = {m: chunk.backend.histogram(part, as_tiles, chunk.dtype, mode=m) for m in [0, *modes]}
             owner = np.arange(as_tiles.grid[1]) // (geometry.segment_cols // geometry.tile_cols)
             owner = np.broadcast_to(owner, as_tiles.grid).reshape(-1)
             for p in counts_of:
@@ -406,7 +525,7 @@ class Planner:
                     counts_of[p].append(chosen[owner == j].sum(axis=0))
                     tile_modes.setdefault(p, []).append(np.array(mine, np.uint8)[best[owner == j]])
         for p, counts in counts_of.items():
-            choice = self._choose(np.stack(counts), size, PER_TILE)
+            choice = self._choose(np.stack(counts), chunk.size, PER_TILE)
             for k, modes_of in enumerate(tile_modes[p]):
                 if choice.coder[k] == Coder.RANS and (modes_of == modes_of[0]).all():
                     choice.prediction[k] = modes_of[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Final
@@ -254,7 +254,7 @@ def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.
 
 def histogram(
     words: Words, geometry: Geometry, dtype: DType, *,
-    segments: NDArray[np.int64] | None = None, n_planes: int | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
+    segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Counts of the symbols of each plane; see `wcodec.backends.protocol.Backend.histogram`."""
     ids = np.arange(geometry.n_segments) if segments is None else segments
@@ -262,14 +262,16 @@ def histogram(
     table.layout[:] = Layout.BYTES if base is None else Layout.PAIRS
     table.base[:] = base or 0
     plan = SegmentPlan(dtype, geometry, table, TablePool(), np.full(geometry.n_segments, fill, np.uint8))
-    if base is not None:
-        n_planes = 2 if dtype.word_nbytes == 1 else 1
-    elif n_planes is None:
-        n_planes = dtype.word_nbytes
-    counts = np.zeros((ids.size, n_planes, 256), np.int64)
+    as_bytes = replace(plan, segments=replace(table, layout=np.full(geometry.n_segments, Layout.BYTES, np.uint8)))
+    wanted = range(dtype.word_nbytes) if planes is None else planes
+    nibbles = base is not None and dtype.word_nbytes == 1
+    counts = np.zeros((ids.size, 2 if nibbles else len(wanted) + (base is not None), 256), np.int64)
     for i, k in enumerate(ids.tolist()):
-        planes, _ = segment_planes(plan, words, k)
-        for p, plane in enumerate(planes[:n_planes]):
+        symbols, _ = segment_planes(plan, words, k)
+        if not nibbles:
+            whole = symbols if base is None else segment_planes(as_bytes, words, k)[0]
+            symbols = [*symbols[: int(base is not None)], *(whole[p] for p in wanted)]
+        for p, plane in enumerate(symbols):
             if mode != Mode.NONE:
                 plane = each_tile(plan, k, plane, np.array([mode], np.uint8), predict)
             counts[i, p] = np.bincount(plane, minlength=256)

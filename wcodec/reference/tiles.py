@@ -53,11 +53,8 @@ class Geometry:
         return self.tile_rows == self.segment_rows and self.tile_cols == self.segment_cols
 
     def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Heights and widths of all segments, ragged edges clipped (R6.6). Two int64 arrays of length `n_segments`."""
-        n_down, n_across = self.grid
-        heights = np.minimum(self.segment_rows, self.rows - np.arange(n_down, dtype=np.int64) * self.segment_rows)
-        widths = np.minimum(self.segment_cols, self.cols - np.arange(n_across, dtype=np.int64) * self.segment_cols)
-        return np.repeat(heights, n_across), np.tile(widths, n_down)
+        """Heights and widths of all segments, ragged edges clipped (R6.6). Two int64 arrays of length `n_segments`, not to be changed."""
+        return _sizes(self)
 
     def tile_counts(self) -> NDArray[np.int64]:
         """Tiles of each segment."""
@@ -79,6 +76,17 @@ class Geometry:
         widths = np.minimum(self.segment_cols, self.cols - across * self.segment_cols)
         ids = (down[:, None] * self.grid[1] + across[None, :]).reshape(-1)
         return replace(self, rows=int(heights.sum()), cols=int(widths.sum())), ids
+
+
+@lru_cache(maxsize=8)
+def _sizes(g: Geometry) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    n_down, n_across = g.grid
+    heights = np.minimum(g.segment_rows, g.rows - np.arange(n_down, dtype=np.int64) * g.segment_rows)
+    widths = np.minimum(g.segment_cols, g.cols - np.arange(n_across, dtype=np.int64) * g.segment_cols)
+    sizes = np.repeat(heights, n_across), np.tile(widths, n_down)
+    for array in sizes:
+        array.flags.writeable = False
+    return sizes
 
 
 def tiles(height: int, width: int, tile_rows: int, tile_cols: int) -> Iterator[tuple[slice, slice]]:

@@ -1,0 +1,215 @@
+"""A share of the fuzz that ``python tools/fuzz_segments.py`` does in full, and that it finds what it is there to find."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from test_variants import VARIANTS, host_has
+
+from wcodec.backends import numba_cpu
+from wcodec.backends.numba_cpu import NumbaBackend
+from wcodec.backends.numba_ir import VARIANT
+from wcodec.backends.numba_vector import KINDS
+from wcodec.backends.protocol import SegmentPlan, Status
+from wcodec.reference.entropy import GROUP, MAX_PROB_BITS, MIN_PROB_BITS
+from wcodec.reference.planes import DTYPES, Layout
+from wcodec.reference.prediction import N_MODES, PER_TILE
+from wcodec.reference.segments import Coder
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+SHARE = 3000
+
+
+def fuzz(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    command = [sys.executable, str(TOOLS / "fuzz_segments.py"), *arguments]
+    return subprocess.run(command, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("variant", ["native", *VARIANTS])
+def test_corrupt_segments_touch_nothing_outside(variant: str) -> None:
+    if variant == "avx2" and not host_has("avx2"):
+        pytest.skip("this CPU has no AVX2")
+    run = fuzz("--segments", str(SHARE), "--json", env=VARIANTS.get(variant))
+    assert run.returncode == 0, run.stderr[-2000:]
+    result = json.loads(run.stdout)
+    assert result["variant"] == (VARIANT if variant == "native" else variant)
+    assert result["segments"] >= SHARE
+    assert result["compared"] > SHARE // 30
+    assert all(result["statuses"][s.name] > SHARE // 200 for s in Status), result
+
+
+def test_a_seed_gives_the_same_segments() -> None:
+    first, second, other = (fuzz("--segments", "300", "--seed", seed, "--json", "--backend", "reference") for seed in ("7", "7", "8"))
+    statuses = [json.loads(run.stdout)["statuses"] for run in (first, second, other)]
+    assert statuses[0] == statuses[1] != statuses[2]
+
+
+# ---- what is drawn ---------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def plans() -> list[SegmentPlan]:
+    """Corrupt plans, as the fuzz draws them."""
+    with mock.patch.object(sys, "path", [str(TOOLS), *sys.path]):
+        from corruptions import corrupted, draw_case
+    out = []
+    for i in range(600):
+        rng = np.random.default_rng([1, i])
+        plan, payload, _ = corrupted(rng, draw_case(rng))
+        assert payload.size == plan.offsets[-1]
+        out.append(plan)
+    return out
+
+
+def values(plans: list[SegmentPlan], column: str) -> set[int]:
+    """All values of a column."""
+    return {int(v) for plan in plans for v in getattr(plan.segments, column).reshape(-1)}
+
+
+def test_plans_of_all_kinds_are_drawn(plans: list[SegmentPlan]) -> None:
+    assert {plan.dtype for plan in plans} == set(DTYPES)
+    assert values(plans, "layout") == set(Layout)
+    assert values(plans, "coder") == set(Coder)
+    assert values(plans, "prediction") == {*range(N_MODES), PER_TILE}
+    assert max(values(plans, "n_patches")) > 1000
+    assert min(values(plans, "n_units") - {0}) == 8
+    bits = {plan.tables[int(i)].prob_bits for plan in plans for i in plan.segments.table[plan.segments.coder == Coder.RANS]}
+    assert bits == set(range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
+    counts = np.concatenate([plan.geometry.tile_counts() for plan in plans])
+    assert (counts == 1).any()
+    assert counts.max() >= 4
+
+
+@pytest.mark.skipif(VARIANT == "plain", reason="plain loops have no fused kernels")
+def test_all_fused_kernels_are_reached(plans: list[SegmentPlan]) -> None:
+    """One or two segments at a time, of several groups; into the output, and by way of scratch."""
+    seen, shapes = set[int](), set[tuple[bool, bool]]()
+    for plan in plans:
+        kinds = numba_cpu._fused_kinds(plan)
+        seen.update(kinds.tolist())
+        heights, widths = plan.geometry.sizes()
+        for kind, width in zip(kinds[heights * widths >= 4 * GROUP], widths[heights * widths >= 4 * GROUP], strict=True):
+            if kind:
+                shapes.add((int(width) % (2 * GROUP if KINDS[kind - 1][0] else GROUP) == 0, kinds.size > 1))
+    assert seen == set(range(len(KINDS) + 1))
+    assert shapes == {(True, True), (True, False), (False, True), (False, False)}
+
+
+# ---- planted faults: `fuzz_segments` imports these from here --------------------------------------------------------------
+class WritesBehind(NumbaBackend):
+    """Writes a word behind the output."""
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
+        result = super().decode_segments(plan, payload, out)
+        ctypes.memset(out.ctypes.data + out.nbytes, 0, out.itemsize)
+        return result
+
+
+class WritesBefore(NumbaBackend):
+    """Writes a byte before the output."""
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
+        ctypes.memset(out.ctypes.data - 1, 0, 1)
+        return super().decode_segments(plan, payload, out)
+
+
+class WritesPayload(NumbaBackend):
+    """Writes to its input."""
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
+        ctypes.memset(payload.ctypes.data, 0, 1)
+        return super().decode_segments(plan, payload, out)
+
+
+class ReadsBehind(NumbaBackend):
+    """Reads a byte behind the payload."""
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
+        ctypes.string_at(payload.ctypes.data + payload.nbytes, 1)
+        return super().decode_segments(plan, payload, out)
+
+
+class ReadsBefore(NumbaBackend):
+    """Reads a byte before the payload."""
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
+        ctypes.string_at(payload.ctypes.data - 1, 1)
+        return super().decode_segments(plan, payload, out)
+
+
+class ScratchTooSmall(NumbaBackend):
+    """Takes a group too little for each plane: kernels go on behind the scratch."""
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
+        room = numba_cpu._room
+        with mock.patch.object(numba_cpu, "_room", lambda jobs: room(jobs) - 2 * GROUP):
+            return super().decode_segments(plan, payload, out)
+
+
+class SpoilsNeighbours(NumbaBackend):
+    """A bad segment changes a word of a good one."""
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
+        result = super().decode_segments(plan, payload, out)
+        status = getattr(result, "status", result)
+        if status.any() and not status.all():
+            out[plan.geometry.rectangle(int(np.argmin(status)))][-1, -1] ^= 1
+        return result
+
+
+class LikesAllPatches(NumbaBackend):
+    """Says OK where patches are wrong."""
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
+        result = super().decode_segments(plan, payload, out)
+        status = getattr(result, "status", result)
+        return np.where(status == Status.BAD_PATCH, np.uint8(Status.OK), status)
+
+
+class Raises(NumbaBackend):
+    """Raises on a bad payload."""
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
+        result = super().decode_segments(plan, payload, out)
+        if getattr(result, "status", result).any():
+            raise ValueError("a bad payload")
+        return result
+
+
+FAULTS = {
+    WritesBehind: "canaries beside a buffer were written to",
+    WritesBefore: "fuzz: SIGSEGV in case ",
+    WritesPayload: "fuzz: SIGSEGV in case ",
+    ReadsBehind: "fuzz: SIGSEGV in case ",
+    ReadsBefore: "fuzz: SIGSEGV in case ",
+    ScratchTooSmall: "",  # canaries or SIGSEGV: it depends on which buffer comes first
+    SpoilsNeighbours: "has status 0 or other words",
+    LikesAllPatches: "has status 0, and 2 in the reference",
+    Raises: "ValueError: a bad payload",
+}
+
+
+@pytest.mark.parametrize("backend", FAULTS, ids=lambda b: b.__name__)
+def test_planted_faults_are_found(backend: type[NumbaBackend]) -> None:
+    run = fuzz("--segments", "5000", "--backend", f"test_fuzz:{backend.__name__}")
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert FAULTS[backend] in run.stderr
+    again = run.stderr.splitlines()[-1].partition("again: python tools/fuzz_segments.py ")[2]
+    assert f"--backend test_fuzz:{backend.__name__} --seed 1 --case " in again
+
+
+def test_a_fault_is_found_again() -> None:
+    """By the command that the report names."""
+    first = fuzz("--segments", "5000", "--backend", "test_fuzz:LikesAllPatches", "--seed", "3")
+    again = first.stderr.splitlines()[-1].partition("again: python tools/fuzz_segments.py ")[2].split()
+    assert int(again[-1]) > 0  # the first case would be the same again without any number
+    second = fuzz(*again)
+    assert (second.returncode, second.stderr) == (1, first.stderr)

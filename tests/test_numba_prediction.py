@@ -1,0 +1,107 @@
+"""The numba backend's prediction, tile by tile: against the reference, and within its arrays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from fences import Fence
+from test_variants import VARIANTS, host_has
+
+from wcodec.backends import numba_kernels, numba_prediction
+from wcodec.reference.prediction import PER_TILE, Mode, predict
+
+MODES = [m for m in Mode if m != Mode.NONE]
+GUARD, CANARY = 128, 0xA5  # as far as the longest vector could reach
+# Every width up to two blocks of 128 columns and more, so all that is left behind vectors of 16, 32 and 128 bytes.
+WIDTHS, HEIGHTS = range(1, 301), range(1, 6)
+# AVG works on groups of 15 rows below the first one: one group, a row more or less, two groups; 47 makes 15, 15, 15 and 1.
+SHAPES = [*product(HEIGHTS, WIDTHS), *product((15, 16, 17, 30, 31, 32, 47), (1, 2, 15, 16, 17, 28, 31, 32, 33, 47, 48, 49, 64, 250))]
+MOST = max(h * w for h, w in SHAPES)
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Place:
+    """Room for tiles, with a page that cannot be touched on one side, and canaries on the other."""
+
+    def __init__(self, at_end: bool) -> None:
+        self.fenced, self.at_end = Fence(MOST + GUARD, at_end), at_end
+
+    def take(self, n: int) -> tuple[Bytes, Bytes]:
+        """`n` bytes at the fence, and the canaries beside them."""
+        memory = self.fenced.bytes
+        memory[:] = CANARY
+        return (memory[-n:], memory[-n - GUARD : -n]) if self.at_end else (memory[:n], memory[n : n + GUARD])
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_predict(mode: Mode, at_end: bool) -> None:
+    rng, source, target = np.random.default_rng(mode), Place(at_end), Place(at_end)
+    for height, width in SHAPES:
+        values = rng.integers(0, 256, (height, width), np.uint8)
+        (tile, beside), (out, beside_out) = source.take(values.size), target.take(values.size)
+        tile[:] = values.reshape(-1)
+        numba_prediction.predict_tile(tile, out, height, width, int(mode))
+        np.testing.assert_array_equal(out.reshape(height, width), predict(values, mode), err_msg=f"{height} x {width}")
+        np.testing.assert_array_equal(tile.reshape(height, width), values)
+        assert (beside == CANARY).all()
+        assert (beside_out == CANARY).all()
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_reconstruct(mode: Mode, at_end: bool) -> None:
+    """The reference must make the same residuals out of the tile again; its own inverse of AVG takes minutes."""
+    rng, place = np.random.default_rng(mode), Place(at_end)
+    for height, width in SHAPES:
+        residual = rng.integers(0, 256, (height, width), np.uint8)
+        tile, beside = place.take(residual.size)
+        tile[:] = residual.reshape(-1)
+        numba_prediction.reconstruct_tile(tile, height, width, int(mode))
+        np.testing.assert_array_equal(predict(tile.reshape(height, width), mode), residual, err_msg=f"{height} x {width}")
+        assert (beside == CANARY).all()
+
+
+@pytest.mark.parametrize("values", [[0], [255], [0, 255], [127, 128]])
+def test_extremes(values: list[int]) -> None:
+    """Where the means' ninth bit is always or never set, and where roundings differ."""
+    rng = np.random.default_rng(len(values))
+    for mode, (height, width) in product(MODES, [(16, 16), (17, 70), (40, 200)]):
+        residual = rng.choice(np.array(values, np.uint8), (height, width))
+        tile, out = residual.reshape(-1).copy(), np.empty(height * width, np.uint8)
+        numba_prediction.reconstruct_tile(tile, height, width, int(mode))
+        np.testing.assert_array_equal(predict(tile.reshape(height, width), mode), residual)
+        numba_prediction.predict_tile(tile, out, height, width, int(mode))
+        np.testing.assert_array_equal(out.reshape(height, width), residual)
+
+
+def test_constants_are_those_of_others() -> None:
+    p, k = numba_prediction, numba_kernels
+    assert (p.LEFT, p.TOP, p.AVG, p.PLANAR, p.PER_TILE) == (Mode.LEFT, Mode.TOP, Mode.AVG, Mode.PLANAR, PER_TILE)
+    assert (p.HEIGHT, p.WIDTH) == (k.HEIGHT, k.WIDTH)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_variants(variant: str) -> None:
+    """The tests above, as another CPU runs them."""
+    if variant == "avx2" and not host_has("avx2"):
+        pytest.skip("this CPU has no AVX2")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "test_predict or test_reconstruct or test_extremes",
+        __file__,
+    ]
+    run = subprocess.run(command, env={**os.environ, **VARIANTS[variant]}, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
