@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -37,7 +38,8 @@ T = TypeVar("T")
 Ints = NDArray[np.int64]
 
 TASK_NBYTES: Final = 1 << 22  #: words that a thread takes at once: enough to be worth it, little enough to share out
-INLINE_NBYTES: Final = 1 << 17  #: less than that is done in the caller's thread
+INLINE_NBYTES: Final = 1 << 20  #: less than that is done in the caller's thread: to wake another one takes as long
+KEPT_LOANS: Final = 4  #: payloads whose memory is kept
 KEPT_SEGMENTS: Final = 4096  #: grids of more are not kept
 KEPT_NBYTES: Final = 1 << 26  #: larger scratch is not kept
 
@@ -99,10 +101,33 @@ def _borrow(free: list[_Scratch]) -> Iterator[_Scratch]:
 class _Memory:
     """Memory of an array, for `np.asarray`."""
 
-    def __init__(self, array: Bytes) -> None:
+    def __init__(self, array: Bytes, nbytes: int | None = None) -> None:
         self.array = array  # NumPy keeps this object, which keeps the memory
-        address = array.__array_interface__["data"][0]
-        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": array.shape, "data": (address, False)}
+        address, n = array.__array_interface__["data"][0], array.size if nbytes is None else nbytes
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (n,), "data": (address, False)}
+
+
+class _Loans:
+    """Memory for payloads, taken back when nobody looks at it any more: new pages cost as much as coding."""
+
+    def __init__(self) -> None:
+        self.free: list[Bytes] = []
+
+    def borrow(self, nbytes: int) -> _Memory:
+        """Memory of that size."""
+        try:
+            array = self.free.pop()
+        except IndexError:
+            array = np.empty(0, np.uint8)
+        if array.size < nbytes:
+            array = np.empty(nbytes, np.uint8)
+        memory = _Memory(array, nbytes)
+        weakref.finalize(memory, self._take_back, array).atexit = False
+        return memory
+
+    def _take_back(self, array: Bytes) -> None:
+        if len(self.free) < KEPT_LOANS and array.size <= KEPT_NBYTES:
+            self.free.append(array)
 
 
 def _bytes(array: NDArray[Any]) -> Bytes:
@@ -257,6 +282,7 @@ class NumbaBackend(Backend):
         self._lock, self._pid = threading.Lock(), os.getpid()
         self._executor: ThreadPoolExecutor | None = None
         self._free: list[_Scratch] = []
+        self._loans = _Loans()
 
     def info(self) -> dict[str, str]:
         return {
@@ -296,7 +322,7 @@ class NumbaBackend(Backend):
 
     def close(self) -> None:
         with self._lock:
-            executor, self._executor, self._free = self._executor, None, []
+            executor, self._executor, self._free, self._loans = self._executor, None, [], _Loans()
         if executor is not None:
             executor.shutdown()
 
@@ -356,7 +382,7 @@ class NumbaBackend(Backend):
         kinds[coded[own[tables.rows[0, coded], 0] < VECTOR_BITS]] = 0
         room, n_units, n_patches = _room(jobs), np.zeros((dtype.n_planes, n), np.uint32), np.zeros(n, np.uint32)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(worst)])
-        payload = np.empty(int(starts[-1]), np.uint8)  # each thread writes where its part would start at worst
+        payload = np.asarray(self._loans.borrow(int(starts[-1])))  # each thread writes where its part would start at worst
 
         def step(first: int, last: int, scratch: _Scratch) -> tuple[int, int]:
             scratch.grow(2 * numba_fused.SHARE + dtype.word_nbytes, room, encoding=True)
