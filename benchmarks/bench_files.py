@@ -3,10 +3,11 @@
     python benchmarks/bench_files.py                      # a 1 GB Llama-shaped bf16 file
     python benchmarks/bench_files.py --gb 0.1 --data DIR  # a smaller one, and the .safetensors files of a folder
 
-Wall times are medians of `--repeats` runs of ``wcodec encode`` and ``wcodec decode`` as processes, start-up included, warm
-cache. Peak memory is the largest ``RssAnon`` of ``/proc/PID/status``, looked at every 2 ms: memory of the process's own, without
-the mapped input. Speeds in the process are medians of alternating runs, in bytes of weights, and as parts of the speed of a
-memcpy of the same bytes measured in between. Results go to ``benchmarks/results/`` as JSON.
+Wall times are medians of `--repeats` runs of ``wcodec encode``, ``wcodec decode`` and ``cp`` of the decoded file, in turn, as
+processes: start-up included, after one run that is not counted, warm cache, targets that do not exist yet. Python keeps bytecode,
+whatever the environment says. Peak memory is the largest ``RssAnon`` of ``/proc/PID/status``, looked at every 2 ms: memory of the
+process's own, without the mapped input. Speeds in the process are medians of alternating runs, in bytes of weights, and as parts
+of the speed of a memcpy of the same bytes measured in between. Results go to ``benchmarks/results/`` as JSON.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, help="a folder of .safetensors files to measure too")
     p.add_argument("--gb", type=float, default=1.0, help="size of the generated file (default: 1)")
-    p.add_argument("--repeats", type=int, default=3, help="runs of each command (default: 3)")
+    p.add_argument("--repeats", type=int, default=7, help="runs of each command (default: 7)")
     p.add_argument("--backends", default="numba", help="comma-separated (default: numba)")
     p.add_argument("--threads", default="1,2", help="comma-separated (default: 1,2)")
     p.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-files.json)")
@@ -121,7 +122,8 @@ def make_llama(path: Path, gb: float) -> Path:
 def run_command(args: list[str]) -> tuple[float, int]:
     """Wall seconds and peak of anonymous memory of ``wcodec`` with these arguments."""
     start, peak = time.perf_counter(), 0
-    p = subprocess.Popen([sys.executable, "-m", "wcodec", *args, "-q"])
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    p = subprocess.Popen([sys.executable, "-m", "wcodec", *args, "-q"], env=env)
     while p.poll() is None:
         try:
             with open(f"/proc/{p.pid}/status") as f:
@@ -137,9 +139,18 @@ def run_command(args: list[str]) -> tuple[float, int]:
 def bench_file(source: Path, folder: Path, backend: str, threads: int, repeats: int) -> dict[str, Any]:
     """`wcodec encode` and `wcodec decode` of a file."""
     coded, back = folder / "coded.wcodec", folder / "back.safetensors"
-    common = ["--backend", backend, "--threads", str(threads)]
-    encode = [run_command([*common, "encode", str(source), str(coded)]) for _ in range(repeats)]
-    decode = [run_command([*common, "decode", str(coded), str(back)]) for _ in range(repeats)]
+    common, encode, decode, copies = ["--backend", backend, "--threads", str(threads)], [], [], []
+    for i in range(repeats + 1):
+        for path in (coded, back):
+            path.unlink(missing_ok=True)
+        encoded = run_command([*common, "encode", str(source), str(coded)])
+        copied = seconds(lambda: subprocess.run(["cp", str(source), str(back)], check=True))
+        back.unlink()
+        decoded = run_command([*common, "decode", str(coded), str(back)])
+        if i:
+            encode.append(encoded)
+            decode.append(decoded)
+            copies.append(copied)
     if subprocess.run(["cmp", str(source), str(back)], check=False).returncode:
         raise SystemExit(f"{source} did not come back")
     nbytes, stored_nbytes = source.stat().st_size, coded.stat().st_size
@@ -150,12 +161,13 @@ def bench_file(source: Path, folder: Path, backend: str, threads: int, repeats: 
         "backend": backend, "threads": threads,
         "encode_s": statistics.median(s for s, _ in encode), "decode_s": statistics.median(s for s, _ in decode),
         "encode_peak_anonymous_nbytes": max(m for _, m in encode), "decode_peak_anonymous_nbytes": max(m for _, m in decode),
-        "all_encode_s": [s for s, _ in encode], "all_decode_s": [s for s, _ in decode],
+        "cp_s": statistics.median(copies),
+        "all_encode_s": [s for s, _ in encode], "all_decode_s": [s for s, _ in decode], "all_cp_s": copies,
     }  # fmt: skip
     print(
         f"{source.name} {backend} {threads} threads: {result['ratio']:.2%}, encode {result['encode_s']:.2f} s"
         f" {result['encode_peak_anonymous_nbytes'] / 1e6:.0f} MB, decode {result['decode_s']:.2f} s"
-        f" {result['decode_peak_anonymous_nbytes'] / 1e6:.0f} MB",
+        f" {result['decode_peak_anonymous_nbytes'] / 1e6:.0f} MB, cp {result['cp_s']:.2f} s",
         flush=True,
     )
     return result

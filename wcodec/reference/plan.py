@@ -26,15 +26,14 @@ from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, MIN_TILE, Geo
 
 Counts = NDArray[np.int64]
 
-CHUNK_NBYTES: Final = 1 << 23  #: words planned and encoded at once
+CHUNK_NBYTES: Final = 1 << 24  #: words planned and encoded at once
 MIN_ROW: Final = 64  #: fewest columns of a matrix view, where the shape allows
 MAX_RARE: Final = 4  #: symbols of which a table keeps one slot each though they do not occur
 MAX_TABLES: Final = (1 << 16) - 1
 RECENT_TABLES: Final = 256  #: how far back an encoder looks for a table that fits
-NEW_TABLES: Final = 8  #: most tables that one plane of a chunk adds for segments unlike the others
-SAMPLED: Final = 4  #: segments that are looked at first for each byte of a word, at most; of a chunk's segments no more than a quarter
-FEW: Final = 16  #: of no more segments than that, all planes are counted
-PREDICTED: Final = 4  #: of these, those that prediction is tried on
+NEW_TABLES: Final = 16  #: most tables that one plane of a chunk adds for segments unlike the others
+FEW: Final = 16  #: of no more segments than that, all planes are counted, in all
+TRIED: Final = 64  #: parts of segments that prediction is tried on, about
 MAX_PATCHES: Final = 100  #: a segment with more than one patch in so many words is not coded in pairs
 NEGLIGIBLE: Final = 4096  #: a new table must save that part of what it codes, besides its own bytes
 IMPOSSIBLE: Final = float(entropy.NEVER)
@@ -228,11 +227,24 @@ class _Chunk:
         """See `wcodec.backends.protocol.Backend.histogram`."""
         return self.backend.histogram(self.words, self.geometry, self.dtype, **what)
 
+    def top_rows(self) -> _Chunk:
+        """The first sixteenth of the rows of each segment, as segments of a single tile; of flat ones and the last row of segments none."""
+        g = self.geometry
+        height, n_down = g.segment_rows // 16, g.rows // g.segment_rows
+        if height == 0 or n_down == 0:
+            return self
+        words = self.words[: n_down * g.segment_rows].reshape(n_down, g.segment_rows * g.cols)[:, : height * g.cols]
+        part = Geometry(n_down * height, g.cols, height, g.segment_cols, height, g.segment_cols)
+        heights, widths = part.sizes()
+        return replace(self, words=words.copy().reshape(part.rows, g.cols), geometry=part, size=heights * widths)
+
 
 @dataclass
 class _Sample:
-    """Histograms of segments `ids`; byte planes worth counting; whether pairs and bytes come into question."""
+    """What is looked at first: a part of the chunk and some of its segments, and their histograms; byte planes worth counting;
+    whether pairs and bytes come into question."""
 
+    part: _Chunk
     ids: Counts
     counts: Counts
     planes: tuple[int, ...]
@@ -247,7 +259,7 @@ class _Sample:
         return window_of(top)
 
 
-def sampled(n: int, most: int) -> Counts:
+def spread(n: int, most: int) -> Counts:
     """Ids of a quarter of `n` segments, but at least one and no more than `most`, spread evenly."""
     count = min(most, max(1, n // 4))
     return np.arange(count) * n // count
@@ -329,18 +341,20 @@ class Planner:
 
     # ---- looking at the words
     def _look(self, chunk: _Chunk) -> _Sample:
-        """Histograms of some segments: which planes are worth counting, and whether pairs or bytes can be left out."""
+        """Histograms of some words: which planes are worth counting, and whether pairs or bytes can be left out."""
         n, one_byte = chunk.size.size, chunk.dtype.word_nbytes == 1
-        ids = sampled(n, SAMPLED * chunk.dtype.word_nbytes)
-        counts = chunk.histogram(segments=ids)
-        cost, bits = ideal_cost(counts).sum(axis=0), int(chunk.size[ids].sum()) * (8 << 16)
-        worth = np.flatnonzero(cost * 100 < bits * 99)
+        part = chunk if n <= FEW else chunk.top_rows()
+        ids = spread(n, FEW) if part is chunk else np.arange(part.size.size)
+        counts = part.histogram(segments=ids)
+        cost, bits = ideal_cost(counts.sum(axis=0)), int(part.size[ids].sum()) * (8 << 16)
+        outliers = (ideal_cost(counts) * 20 < part.size[ids, None] * ((8 << 16) * 19)).any(axis=0)
+        worth = np.flatnonzero((cost * 100 < bits * 99) | outliers)
         planes = range(counts.shape[1]) if n <= FEW or self.options.min_saving < 0 else sorted({0, *worth.tolist()})
         pairs = chunk.dtype.has_pairs and self.options.layout in ("auto", "pairs")
-        sample = _Sample(ids, counts, tuple(planes), pairs, True)
-        if pairs and one_byte and ids.size < n and self.options.layout == "auto" and self.options.min_saving >= 0:
-            halves = chunk.histogram(segments=ids, base=0, fill=sample.window()[1])
-            nibbles = int(np.minimum(ideal_cost(halves).sum(axis=0), bits // 2).sum())
+        sample = _Sample(part, ids, counts, tuple(planes), pairs, True)
+        if pairs and one_byte and n > FEW and self.options.layout == "auto" and self.options.min_saving >= 0:
+            halves = part.histogram(segments=ids, base=0, fill=sample.window()[1])
+            nibbles = int(np.minimum(ideal_cost(halves.sum(axis=0)), bits // 2).sum())
             whole = min(int(cost[0]), bits)
             sample.pairs, sample.bytes = nibbles * 99 < whole * 100, nibbles * 100 > whole * 99
         return sample
@@ -374,7 +388,7 @@ class Planner:
         if pairs is not None and pairs.top is not None:
             planes = [self._choose(pairs.top, size), *pairs.planes[1:]]
         else:
-            counts = sample.counts if sample.ids.size == size.size else chunk.histogram(planes=sample.planes)
+            counts = chunk.histogram(planes=sample.planes)
             planes = [_Choice.raw(size) for _ in range(word_nbytes)]
             for i, p in enumerate(sample.planes):
                 planes[p] = self._choose(counts[:, i], size)
@@ -461,15 +475,15 @@ class Planner:
 
     # ---- prediction
     def _winners(self, chunk: _Chunk, sample: _Sample) -> list[list[int]]:
-        """Modes that save a plane at least 2 % in some segments: a closer look may pay."""
+        """Modes that save a plane at least 2 % in a part of the sample: a closer look may pay."""
         winners: list[list[int]] = [[] for _ in range(chunk.dtype.word_nbytes)]
         if self.options.predictor != "auto":
             return winners
-        some = np.arange(0, sample.ids.size, max(1, sample.ids.size // PREDICTED))
+        some = np.arange(0, sample.ids.size, max(1, sample.ids.size // TRIED))
         ids, counts = sample.ids[some], sample.counts[some][:, sample.planes]
-        before = np.minimum(ideal_cost(counts), chunk.size[ids, None] * (8 << 16)).sum(axis=0)
+        before = np.minimum(ideal_cost(counts.sum(axis=0)), int(sample.part.size[ids].sum()) * (8 << 16))
         for mode in range(1, N_MODES):
-            after = ideal_cost(chunk.histogram(segments=ids, planes=sample.planes, mode=mode)).sum(axis=0)
+            after = ideal_cost(sample.part.histogram(segments=ids, planes=sample.planes, mode=mode).sum(axis=0))
             for i in np.flatnonzero(after * 50 < before * 49).tolist():
                 winners[sample.planes[i]].append(mode)
         return winners
