@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import errno
 import math
 import mmap
 import os
@@ -31,6 +32,7 @@ from wcodec.sources import read_safetensors_header, write_safetensors_header
 AnyPath = str | os.PathLike[str]
 
 _BUFFERED: Final = 1 << 20
+_RESERVED: Final = 1 << 24  #: files of fewer bytes take room as they grow
 
 
 @contextlib.contextmanager
@@ -44,14 +46,39 @@ def _named(temporary: Path, target: Path) -> Iterator[None]:
         raise
 
 
+def reserve(f: BinaryIO, nbytes: int) -> None:
+    """Take room for a file on the disk, if that is worth it and the file system can.
+
+    Raises
+    ------
+    OSError
+        The disk is full.
+    """
+    if nbytes < _RESERVED or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(f.fileno(), 0, nbytes)
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise
+
+
 @contextlib.contextmanager
-def atomic_output(path: AnyPath) -> Iterator[BinaryIO]:
-    """Binary file that appears under `path` only if the block ends without an exception."""
+def atomic_output(path: AnyPath, nbytes: int = 0) -> Iterator[BinaryIO]:
+    """Binary file that appears under `path` only if the block ends without an exception.
+
+    Room for `nbytes` bytes is taken on the disk at once, where the file system can: writing is faster then. What is not used is
+    given back.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
         with _named(temporary, target), builtins.open(temporary, "xb", buffering=_BUFFERED) as f:
+            reserve(f, nbytes)
             yield f
+            f.flush()
+            if os.fstat(f.fileno()).st_size > f.tell():
+                f.truncate()
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -398,7 +425,7 @@ def decode_file(
         if f.index.data_nbytes > room:
             raise DecodeError("resource_limit", f"the tensors have {f.index.data_nbytes} bytes; the disk has room for {room}")
         total = 0
-        with atomic_output(target) as stream, WriteBehind(stream) as out:
+        with atomic_output(target, f.index.data_nbytes) as stream, WriteBehind(stream) as out:
             for piece in f.restored(raw):
                 out.write(piece)
                 total += len(piece)
