@@ -19,7 +19,7 @@ from wcodec.reference.entropy import (
     log2_fixed,
     max_stream_nbytes,
     quantise,
-    read_table,
+    read_tables,
 )
 
 
@@ -35,7 +35,7 @@ def test_a_table_by_hand() -> None:
     # k = 10 is the cheapest order: 2048 >> 10 is 2, plus 1 is 3 = 0b11, led by one zero, then ten low bits of 0. Twice that
     # is 011 0000000000 011 0000000000, padded to 32 bits.
     assert two_symbols().serialised == bytes.fromhex("0c 41 42 0a 60030000")
-    table, end = read_table(bytes.fromhex("ff 0c 41 42 0a 60030000 ff"), 1)
+    (table,), end = read_tables(bytes.fromhex("ff 0c 41 42 0a 60030000 ff"), 1, 1)
     assert end == 9
     assert table.prob_bits == 12
     assert np.flatnonzero(table.freq).tolist() == [65, 66]
@@ -60,12 +60,12 @@ def test_any_table_comes_back_and_knows_its_end(seed: int) -> None:
     table = quantise(counts, 9 + seed % 4)
     assert table.freq.sum() == 1 << table.prob_bits
     assert np.array_equal(table.freq > 0, counts > 0)
-    back, end = read_table(table.serialised + b"\xff" * 9, 0)
+    (back,), end = read_tables(table.serialised + b"\xff" * 9, 0, 1)
     assert end == len(table.serialised)
     assert np.array_equal(back.freq, table.freq)
     for cut in range(len(table.serialised)):
         with pytest.raises(DecodeError, match="bad_table"):
-            read_table(table.serialised[:cut], 0)
+            read_tables(table.serialised[:cut], 0, 1)
 
 
 def test_frequencies_follow_the_counts() -> None:
@@ -98,7 +98,7 @@ def test_frequencies_follow_the_counts() -> None:
 )
 def test_broken_tables_are_refused(text: str, message: str) -> None:
     with pytest.raises(DecodeError, match=message) as e:
-        read_table(bytes.fromhex(text), 0)
+        read_tables(bytes.fromhex(text), 0, 1)
     assert e.value.code == "bad_table"
 
 

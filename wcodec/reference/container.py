@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wcodec.errors import DecodeError
 from wcodec.reference import entropy
 from wcodec.reference.checksums import crc32
-from wcodec.reference.entropy import TablePool, read_table
+from wcodec.reference.entropy import TablePool, read_tables
 from wcodec.reference.planes import BY_ID, DType, Layout
 from wcodec.reference.prediction import N_MODES, PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
@@ -380,10 +380,8 @@ class _Reader:
 
 def _read_tables(body: _Cursor) -> TablePool:
     (n,) = body.unpack("<H")
-    data, at, tables = body.take(body.left), 0, []
-    for _ in range(n):
-        table, at = read_table(data, at)
-        tables.append(table)
+    data = body.take(body.left)
+    tables, at = read_tables(data, 0, n)
     if at != len(data):
         raise _fail("bad_range", "bytes are left over behind the tables")
     return TablePool(tables)

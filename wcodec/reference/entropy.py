@@ -108,47 +108,71 @@ def _exp_golomb(value: int, k: int) -> str:
     return "0" * (quotient.bit_length() - 1) + f"{quotient:b}" + (f"{low:0{k}b}" if k else "")
 
 
-_NO_ONE: Final = 1 << 40  #: behind any bit
-
-
-def read_table(data: bytes, offset: int) -> tuple[Table, int]:
-    """Read a serialised table (R9.7). Returns it and the offset behind it.
+def read_tables(data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
+    """Read `n` serialised tables (R9.7). Returns them and the offset behind the last one.
 
     Raises
     ------
     DecodeError
         ``bad_table``
     """
+    tables: list[Table] = []
+    while len(tables) < n:
+        some, offset = _read_some_tables(data, offset, min(n - len(tables), 64))
+        tables += some
+    return tables, offset
+
+
+def _read_some_tables(data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
+    """Find the codes of each table one by one, for where one starts depends on all before; read their values all together."""
+    start, at_bits, heads = offset, list[int](), list[tuple[int, int, int, int]]()
+    for _ in range(n):
+        heads.append(_read_head(data, offset))
+        codes, n_bits = _find_codes(data, offset + 4, heads[-1])
+        at_bits += [8 * (offset + 4 - start) + at for at in codes]
+        offset += 4 + -(-n_bits // 8)
+    raw = np.frombuffer(data[start:offset] + bytes(8), np.uint8)
+    begin = np.array(at_bits, np.int64)
+    row, k = np.repeat(np.arange(n), [last - first + 1 for _, first, last, _ in heads]), np.array([h[3] for h in heads])
+    symbol = np.concatenate([np.arange(first, last + 1) for _, first, last, _ in heads])
+    window = raw[(begin // 8)[:, None] + np.arange(8)].view(">u8")[:, 0].astype(np.uint64) << (begin % 8).astype(np.uint64)
+    zeros = 63 - (np.frexp((window >> np.uint64(32)).astype(np.float64))[1] + 31)  # before the first 1
+    values = (window << zeros.astype(np.uint64)) >> (63 - (zeros + k[row])).astype(np.uint64)
+    freq = np.zeros((n, 256), np.int64)
+    freq[row, symbol] = values.astype(np.int64) - (1 << k[row])
+    for line, (_, first, last, _) in zip(freq, heads, strict=True):
+        if line[first] == 0 or line[last] == 0:
+            raise DecodeError("bad_table", "the first or last frequency is 0")
+    return [Table(line, head[0]) for line, head in zip(freq, heads, strict=True)], offset
+
+
+def _read_head(data: bytes, offset: int) -> tuple[int, int, int, int]:
+    """`prob_bits`, first and last symbol, order of the codes."""
     if len(data) - offset < 4:
         raise DecodeError("bad_table", "a table is cut short")
     prob_bits, first, last, k = data[offset : offset + 4]
     if not MIN_PROB_BITS <= prob_bits <= MAX_PROB_BITS or first > last or k >= MAX_PROB_BITS:
         raise DecodeError("bad_table", f"prob_bits {prob_bits}, first {first}, last {last}, k {k}")
-    n = last - first + 1
-    longest = n * (2 * MAX_PROB_BITS + 1 + k)  # bits; longer codes than this break a rule
-    stored = np.frombuffer(data[offset + 4 : offset + 4 + longest // 8 + 1], np.uint8)
-    bits, here = np.unpackbits(stored), np.arange(8 * stored.size)
-    ones = np.where(bits, here, _NO_ONE)
-    one = np.minimum.accumulate(ones[::-1])[::-1]  # for each bit the first 1 from there on; a code starts with zeros up to it
-    following = 2 * one - here + 1 + k
-    at, starts, behind = 0, list[int](), following.tolist()
+    return prob_bits, first, last, k
+
+
+def _find_codes(data: bytes, offset: int, head: tuple[int, int, int, int]) -> tuple[list[int], int]:
+    """Where each Exp-Golomb code starts, in bits from `offset`, and their bits in all: zeros, a 1, as many bits as zeros, k bits."""
+    _, first, last, k = head
+    longest = (last - first + 1) * (2 * MAX_PROB_BITS + 1 + k)  # longer codes than this break a rule
+    bits = np.unpackbits(np.frombuffer(data[offset : offset + longest // 8 + 1], np.uint8)).tobytes()
+    at, codes, find, add = 0, list[int](), bits.find, 1 + k
     for symbol in range(first, last + 1):
-        if at >= bits.size or behind[at] > bits.size or one[at] - at > MAX_PROB_BITS:
+        one = find(1, at)
+        if not 0 <= one - at <= MAX_PROB_BITS:
             raise DecodeError("bad_table", f"the frequency of symbol {symbol} is cut short or too long")
-        starts.append(at)
-        at = behind[at]
-    wide = np.concatenate([stored, np.zeros(8, np.uint8)])
-    begin = one[starts]
-    window = wide[(begin // 8)[:, None] + np.arange(8)].copy().view(">u8")[:, 0].astype(np.uint64)
-    n_bits = (following[starts] - begin).astype(np.uint64)
-    codes = window << (begin % 8).astype(np.uint64) >> (np.uint64(64) - n_bits)
-    freq = np.zeros(256, np.int64)
-    freq[first : last + 1] = codes.astype(np.int64) - (1 << k)
-    if freq[first] == 0 or freq[last] == 0:
-        raise DecodeError("bad_table", "the first or last frequency is 0")
-    if bits[at : at + -at % 8].any():
+        codes.append(at)
+        at = 2 * one - at + add
+    if at > len(bits):
+        raise DecodeError("bad_table", f"the frequency of symbol {last} is cut short")
+    if find(1, at, at + -at % 8) >= 0:
         raise DecodeError("bad_table", "the padding bits of a table are not 0")
-    return Table(freq, prob_bits), offset + 4 + -(-at // 8)
+    return codes, at
 
 
 class TablePool:
