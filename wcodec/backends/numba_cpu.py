@@ -420,7 +420,8 @@ class NumbaBackend(Backend):
 
     def _decode(self, plan: SegmentPlan, payload: Any, out: Any, sums: Sums) -> NDArray[np.uint8]:
         dtype, tables = plan.dtype, _Tables.of(plan)
-        jobs, luts = _jobs(plan, tables), plan.tables.stack(tables.ids, "lut").astype(np.uint32, copy=False)
+        jobs, luts = _jobs(plan, tables), np.empty((tables.ids.size, 1 << entropy.MAX_PROB_BITS), np.uint32)
+        kernels.fill_luts(plan.tables.stack(tables.ids, "freq").reshape(-1, 256), luts)
         own = plan.tables.stack(tables.ids, "prob_bits").astype(np.int64).reshape(-1, 1)
         room, shape, word_map = _room(jobs), _shape(plan.geometry, dtype), _word_map(dtype)
         if payload.size < plan.offsets[-1]:

@@ -281,6 +281,21 @@ def encode_range(
     return at
 
 
+# ---- decoding: tables ------------------------------------------------------------------------------------------------
+@kernel
+def fill_luts(freq: Any, luts: Any) -> None:
+    """Decoding tables, as `wcodec.reference.entropy.Table.lut`, of tables of frequencies; shorter ones end in 0."""
+    for t in range(freq.shape[0]):
+        lut, slot = luts[t], 0
+        for symbol in range(256):
+            f = freq[t, symbol]
+            own = lut[slot : slot + f]
+            for i in range(own.size):
+                own[i] = np.uint32(f << 20 | i << 8 | symbol)
+            slot += f
+        fill(lut[slot:], 0)
+
+
 # ---- decoding --------------------------------------------------------------------------------------------------------
 @jit
 def _patch(patches: Any, n: Any, top: Any) -> Any:
