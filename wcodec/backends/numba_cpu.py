@@ -40,7 +40,7 @@ Ints = NDArray[np.int64]
 TASK_NBYTES: Final = 1 << 22  #: words that a thread takes at once: enough to be worth it, little enough to share out
 INLINE_NBYTES: Final = 1 << 20  #: less than that is done in the caller's thread: to wake another one takes as long
 KEPT_LOANS: Final = 4  #: payloads whose memory is kept
-KEPT_SEGMENTS: Final = 4096  #: grids of more are not kept
+KEPT_SEGMENTS: Final = 1024  #: grids of more are not kept
 KEPT_NBYTES: Final = 1 << 26  #: larger scratch is not kept
 
 
@@ -157,7 +157,7 @@ def _word_map(dtype: DType) -> NDArray[np.uint64]:
     return np.array([up, stay, sign, flip, down], np.uint64)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _blank_jobs(geometry: Geometry, n_planes: int) -> Ints:
     jobs = np.zeros((geometry.n_segments, kernels.N_COLUMNS + n_planes * kernels.PLANE_COLUMNS), np.int64)
     if geometry.n_segments:

@@ -54,7 +54,7 @@ class Geometry:
 
     def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Heights and widths of all segments, ragged edges clipped (R6.6). Two int64 arrays of length `n_segments`, not to be changed."""
-        return _sizes(self)
+        return _sizes(self) if self.n_segments <= _KEPT_SEGMENTS else _sizes.__wrapped__(self)
 
     def tile_counts(self) -> NDArray[np.int64]:
         """Tiles of each segment."""
@@ -76,6 +76,9 @@ class Geometry:
         widths = np.minimum(self.segment_cols, self.cols - across * self.segment_cols)
         ids = (down[:, None] * self.grid[1] + across[None, :]).reshape(-1)
         return replace(self, rows=int(heights.sum()), cols=int(widths.sum())), ids
+
+
+_KEPT_SEGMENTS: Final = 1 << 14  #: sizes of larger grids are not kept
 
 
 @lru_cache(maxsize=8)
