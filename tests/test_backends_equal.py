@@ -94,6 +94,8 @@ def check_histogram(backend: Backend, rng: np.random.Generator, geometry: Geomet
     if dtype.has_pairs:
         bases = [0] if dtype.word_nbytes == 1 else [0, 240, int(rng.integers(0, 241))]
         calls += [{"base": b, "fill": int(rng.integers(0, 16))} for b in bases]
+        last = 1 if dtype.word_nbytes == 1 else dtype.word_nbytes - 1
+        calls += [{"base": 0, "fill": 5, "planes": (p,)} for p in (0, last)]
     for call, segments in itertools.product(calls, (None, some)):
         expected = reference.histogram(words, geometry, dtype, segments=segments, **call)
         counts = backend.histogram(backend.to_device(words), geometry, dtype, segments=segments, **call)

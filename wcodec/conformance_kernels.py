@@ -191,7 +191,9 @@ def _check_histograms(backend: Backend, t: TensorRecord, matrix: Words) -> None:
     if t.dtype.has_pairs:
         bases = (0,) if t.dtype.word_nbytes == 1 else (0, 110, 240)
         calls += [{"base": b, "fill": f} for b in bases for f in (0, 9)] + [{"base": 0, "fill": 15, "segments": some}]
-        if last:
+        if not last:
+            calls += [{"base": 0, "fill": 6, "planes": (p,)} for p in (0, 1)]
+        else:
             calls += [{"base": 110, "fill": 3, "planes": p} for p in ((), (0,), (0, last))]
     words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8))
     device = words.array.view(t.dtype.word_type).reshape(matrix.shape)

@@ -110,8 +110,8 @@ def histogram_fused_range(
         n_patches = _split(job, shape, data, planes, room, rows, params, pairs, splitter)
         size, own = (n + 1) // 2 if pairs else n, counts[k]
         if pairs and word_nbytes == 1:
-            for p in range(2):
-                nk.count(planes[p * room : p * room + size], four, own[p])
+            for i in range(which.size):
+                nk.count(planes[which[i] * room : which[i] * room + size], four, own[i])
             continue
         if pairs:
             nk.count(planes[:size], four, own[0])

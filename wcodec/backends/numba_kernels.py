@@ -187,9 +187,9 @@ def histogram_range(
         half = (n + 1) // 2
         _split(job, shape, words, planes, room, word_map)
         if base >= 0 and word_nbytes == 1:
-            for p in range(2):
-                _pack(planes, n, work, 4 - 4 * p, 15, 0, fill if p == 0 else 0)
-                count(work[:half], four, counts[k, p])
+            for i in range(which.size):
+                _pack(planes, n, work, 4 - 4 * which[i], 15, 0, fill if which[i] == 0 else 0)
+                count(work[:half], four, counts[k, i])
             continue
         if base >= 0:
             _pack(planes, n, work, 0, 255, base, fill)

@@ -123,8 +123,8 @@ class Backend(ABC):
             Prediction mode; counts are of the residuals. Only with `base` None.
         base
             ``None``: count bytes. Otherwise count the symbols of layout PAIRS with this window base too: for words of more than
-            a byte those of plane 0, which come before those of `planes`; for one-byte words, whose base is 0, those of both
-            planes and nothing else.
+            a byte those of plane 0, which come before those of `planes`; for one-byte words, whose base is 0, those of nothing
+            else, and `planes` are nibble planes.
         fill
             With `base`: the 4-bit code of words outside the window, and of the missing neighbour of an odd last one.
 

@@ -263,12 +263,14 @@ def histogram(
     table.base[:] = base or 0
     plan = SegmentPlan(dtype, geometry, table, TablePool(), np.full(geometry.n_segments, fill, np.uint8))
     as_bytes = replace(plan, segments=replace(table, layout=np.full(geometry.n_segments, Layout.BYTES, np.uint8)))
-    wanted = range(dtype.word_nbytes) if planes is None else planes
     nibbles = base is not None and dtype.word_nbytes == 1
-    counts = np.zeros((ids.size, 2 if nibbles else len(wanted) + (base is not None), 256), np.int64)
+    wanted = range(2 if nibbles else dtype.word_nbytes) if planes is None else planes
+    counts = np.zeros((ids.size, len(wanted) + (base is not None and not nibbles), 256), np.int64)
     for i, k in enumerate(ids.tolist()):
         symbols, _ = segment_planes(plan, words, k)
-        if not nibbles:
+        if nibbles:
+            symbols = [symbols[p] for p in wanted]
+        else:
             whole = symbols if base is None else segment_planes(as_bytes, words, k)[0]
             symbols = [*symbols[: int(base is not None)], *(whole[p] for p in wanted)]
         for p, plane in enumerate(symbols):
