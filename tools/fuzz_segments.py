@@ -5,6 +5,9 @@ that the numba backend allocates stand against pages that cannot be touched, on 
 other side in the others, with canaries in the rest of their pages. Segments that were left alone among the corrupt ones
 must decode as before. A sample is compared with the reference.
 
+A backend of an emulated device has its buffers to itself: they end where their blocks of the heap end, which AddressSanitizer
+watches in a process that has it (``tests/cuda_emulator``).
+
 The work is done in a process of its own, whose crash is reported. The exit status is 1 after any fault, with the command
 that shows it again.
 """
@@ -101,6 +104,9 @@ def decode(backend: Backend, heap: Heap, plan: SegmentPlan, payload: NDArray[np.
     """Status of each segment, checksums of records, and words, out of memory with fences."""
     g = plan.geometry
     source, out = heap.copy(payload, frozen=True), heap.empty((g.rows, g.cols), plan.dtype.word_type)
+    on_host = backend.target(out) is out
+    if not on_host:  # sanitizers see where an emulated device's memory ends
+        source, out = backend.to_device(source), backend.target(out)
     tables = _FencedTables(plan.tables.tables)
     tables.heap = heap
     both = getattr(backend, "decode_with_checksums", None) if at_once else None
@@ -111,7 +117,7 @@ def decode(backend: Backend, heap: Heap, plan: SegmentPlan, payload: NDArray[np.
         records, result = backend.checksums(source, plan.offsets), backend.decode_segments(fenced, source, out)
     if not heap.whole:
         raise Fault("canaries beside a buffer were written to")
-    return np.array(getattr(result, "status", result)), np.array(records), out
+    return np.array(getattr(result, "status", result)), np.array(records), out if on_host else backend.to_host(out)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
@@ -156,10 +162,10 @@ class Tally:
         return {"segments": self.n_segments, "calls": self.n_calls, "compared": self.n_compared, "statuses": by_name}
 
 
-def run_case(backend: Backend, seed: int, index: int, tally: Tally) -> None:
+def run_case(backend: Backend, seed: int, index: int, tally: Tally, small: bool = False) -> None:
     """All rounds of one case. In half of them the backend starts without scratch, so that it is as small as it can be."""
     rng, heap = np.random.default_rng([seed, index]), Heap()
-    case: Case = draw_case(rng)
+    case: Case = draw_case(rng, small)
     expected = np.empty_like(case.words)
     reference.decode_segments(case.decoding, case.payload, expected)
     with fenced_numba(heap):
@@ -189,6 +195,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--case", type=int, help="only the case of this number, as the report of a fault names it")
     parser.add_argument("--backend", default="numba", help="a name, or package.module:Class")
+    parser.add_argument("--small", action="store_true", help="segments of a few hundred words, many at once: for emulated devices")
     parser.add_argument("--json", action="store_true", help="the result as an object")
     return parser.parse_args(argv)
 
@@ -204,7 +211,7 @@ def work(args: argparse.Namespace, case: Any) -> None:
                 sys.exit(1)
             before, case.value = tally.n_segments, index
             try:
-                run_case(backend, args.seed, index, tally)
+                run_case(backend, args.seed, index, tally, args.small)
             except Fault as fault:
                 print(f"fuzz: {fault}", file=sys.stderr)
                 sys.exit(1)
@@ -254,7 +261,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     code = process.exitcode or 0
     what = signal.Signals(-code).name if code < 0 else f"exit {code}"
-    again = f"python tools/fuzz_segments.py --backend {args.backend} --seed {args.seed} --case {case.value}"
+    small = "--small " if args.small else ""
+    again = f"python tools/fuzz_segments.py --backend {args.backend} --seed {args.seed} {small}--case {case.value}"
     print(f"fuzz: {what} in case {case.value}; again: {again}", file=sys.stderr)
     return 1
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise, starmap
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ CHUNK_BUFFERS: Final = 3  #: buffers that `Decoder.chunks` uses in turn: one is 
 _TENSOR_NBYTES: Final = 1 << 25  #: words of an array decoded at once
 _STREAM_NBYTES: Final = 1 << 23  #: words decoded at once on their way to a file
 
+S = TypeVar("S")
+T = TypeVar("T")
 Ids = NDArray[np.int64]
 Progress = Callable[[int], object]  #: called with the number of decoded bytes that were just done
 
@@ -312,7 +315,7 @@ class Decoder:
 
     def __init__(self, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
         self.backend, self.max_nbytes = backend or get_backend(), max_nbytes
-        self._buffers = [np.empty(0, np.uint8)] * CHUNK_BUFFERS
+        self._buffers = [np.empty(0, np.uint8)] * (CHUNK_BUFFERS + self.backend.at_once - 1)
         self._turn = 0
 
     def read_index(self, source: ByteSource) -> Index:
@@ -356,31 +359,40 @@ class Decoder:
         elif out.shape != t.shape or out.dtype != t.dtype.numpy or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(f"out must be a writeable C-contiguous {t.dtype.name} array of shape {t.shape}")
         matrix = out.reshape(-1).view(np.uint8).view(t.dtype.word_type).reshape(t.geometry.rows, t.geometry.cols)
-        crc, plan = 0, t.plan(tables)
-        for down, across, rows, cols in _rectangles(t, _TENSOR_NBYTES):
-            chunk = matrix[rows, cols]
-            crc = crc32_combine(crc, self.grid(source, t, plan, down, across, chunk), chunk.nbytes)
-        self._check_crc(t, crc)
+        plan = t.plan(tables)
+
+        def decode(piece: _Rectangle) -> tuple[int, int]:
+            chunk = matrix[piece.rows, piece.cols]
+            return self.grid(source, t, plan, piece.down, piece.across, chunk), chunk.nbytes
+
+        crc = 0
+        for part, nbytes in ahead(decode, _rectangles(t, _TENSOR_NBYTES), self.backend.at_once):
+            crc = crc32_combine(crc, part, nbytes)
+        check_tensor(t, crc)
         return out
 
     def chunks(self, source: ByteSource, t: TensorRecord, tables: TablePool) -> Iterator[Words]:
         """The words of a tensor in order, a chunk at a time. A chunk is overwritten `CHUNK_BUFFERS` chunks later. Raises as `tensor`."""
         crc, plan = 0, t.plan(tables)
-        for down, across, rows, cols in _rectangles(t, _STREAM_NBYTES):
-            n_rows, n_cols = rows.stop - rows.start, cols.stop - cols.start
-            nbytes = n_rows * n_cols * t.dtype.word_nbytes
-            self._turn = (self._turn + 1) % CHUNK_BUFFERS
-            if self._buffers[self._turn].size < nbytes:
-                with _memory(nbytes, t.name):
-                    self._buffers[self._turn] = np.empty(nbytes, np.uint8)
-            chunk = self._buffers[self._turn][:nbytes].view(t.dtype.word_type).reshape(n_rows, n_cols)
-            crc = crc32_combine(crc, self.grid(source, t, plan, down, across, chunk), chunk.nbytes)
-            yield chunk
-        self._check_crc(t, crc)
 
-    def _check_crc(self, t: TensorRecord, crc: int) -> None:
-        if crc != t.crc32:
-            raise DecodeError("bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name)
+        def decode(piece: tuple[_Rectangle, Bytes]) -> tuple[int, Words]:
+            rectangle, buffer = piece
+            chunk = buffer.view(t.dtype.word_type).reshape(rectangle.shape)
+            return self.grid(source, t, plan, rectangle.down, rectangle.across, chunk), chunk
+
+        pieces = ((r, self._buffer(math.prod(r.shape) * t.dtype.word_nbytes, t.name)) for r in _rectangles(t, _STREAM_NBYTES))
+        for part, chunk in ahead(decode, pieces, self.backend.at_once):
+            crc = crc32_combine(crc, part, chunk.nbytes)
+            yield chunk
+        check_tensor(t, crc)
+
+    def _buffer(self, nbytes: int, tensor: str) -> Bytes:
+        """Memory that is handed out again when as many others have been."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        if self._buffers[self._turn].size < nbytes:
+            with _memory(nbytes, tensor):
+                self._buffers[self._turn] = np.empty(nbytes, np.uint8)
+        return self._buffers[self._turn][:nbytes]
 
     def grid(
         self, source: ByteSource, t: TensorRecord, whole: SegmentPlan, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
@@ -402,28 +414,83 @@ class Decoder:
         everything, backend = ids.size == t.geometry.n_segments, self.backend
         plan = whole if everything else SegmentPlan(t.dtype, geometry, t.segments.take(ids), whole.tables)
         starts = whole.offsets[:-1][ids] + t.payload_offset
-        payload, device = backend.to_device(_gather(source, starts, plan.offsets)), backend.to_device(out)
+        payload, device = backend.to_device(_gather(source, starts, plan.offsets)), backend.target(out)
         status, sums = backend.decode_with_checksums(plan, payload, device)
-        wrong, bad = np.flatnonzero(sums.records != t.segment_crc32[ids]), np.flatnonzero(status != Status.OK)
-        if wrong.size:
-            k = int(wrong[0])
-            message = f"the CRC-32 of segment {int(ids[k])} does not match"
-            raise DecodeError("bad_checksum", message, tensor=t.name, offset=int(starts[k]))
-        if bad.size:
-            k = int(bad[0])
-            code, message = _STATUS_ERRORS[Status(int(status[k]))]
-            raise DecodeError(code, f"segment {int(ids[k])}: {message}", tensor=t.name, offset=int(starts[k]))
+        check_segments(t, ids, starts, status, sums.records)
         if device is not out:
-            out[...] = backend.to_host(device)
+            backend.to_host(device, out)
         return sums.words
 
 
-def _rectangles(t: TensorRecord, nbytes: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], slice, slice]]:
-    """Chunks of a tensor: segment rows, segment columns, and the rectangle of words that they fill."""
+def check_segments(t: TensorRecord, ids: Ids, starts: Ids, status: NDArray[np.uint8], crcs: NDArray[np.uint32]) -> None:
+    """Compare what decoding gave for some segments of a tensor: status and CRC-32 of each; `starts` says where they are in the file.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_checksum``, ``bad_stream``, ``bad_patch``, ``unsupported_coder``
+    """
+    wrong, bad = np.flatnonzero(crcs != t.segment_crc32[ids]), np.flatnonzero(status != Status.OK)
+    if wrong.size:
+        k = int(wrong[0])
+        raise DecodeError("bad_checksum", f"the CRC-32 of segment {int(ids[k])} does not match", tensor=t.name, offset=int(starts[k]))
+    if bad.size:
+        k = int(bad[0])
+        code, message = _STATUS_ERRORS[Status(int(status[k]))]
+        raise DecodeError(code, f"segment {int(ids[k])}: {message}", tensor=t.name, offset=int(starts[k]))
+
+
+def check_tensor(t: TensorRecord, crc: int) -> None:
+    """Compare the CRC-32 of a whole tensor.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_checksum``
+    """
+    if crc != t.crc32:
+        raise DecodeError("bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name)
+
+
+class _Rectangle(NamedTuple):
+    """A chunk of a tensor: segment rows, segment columns, and the rectangle of words that they fill."""
+
+    down: Ids
+    across: Ids
+    rows: slice
+    cols: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of words."""
+        return self.rows.stop - self.rows.start, self.cols.stop - self.cols.start
+
+
+def ahead(function: Callable[[S], T], items: Iterable[S], n: int) -> Iterator[T]:
+    """``map(function, items)``, with up to `n` calls at once in threads of their own."""
+    if n < 2:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(n, "wcodec-ahead") as threads:
+        under_way: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                if len(under_way) == n:
+                    yield under_way.popleft().result()
+                under_way.append(threads.submit(function, item))
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for call in under_way:
+                call.cancel()
+
+
+def _rectangles(t: TensorRecord, nbytes: int) -> Iterator[_Rectangle]:
+    """Chunks of a tensor of about `nbytes` bytes."""
     for down, across in chunks(t.geometry, t.dtype.word_nbytes, nbytes):
         part, _ = t.geometry.select(down, across)
         r, c = int(down[0]) * t.geometry.segment_rows, int(across[0]) * t.geometry.segment_cols
-        yield down, across, slice(r, r + part.rows), slice(c, c + part.cols)
+        yield _Rectangle(down, across, slice(r, r + part.rows), slice(c, c + part.cols))
 
 
 def _gather(source: ByteSource, starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> Bytes:

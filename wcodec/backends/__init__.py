@@ -19,10 +19,11 @@ __all__ = ["Backend", "available_backends", "backend_names", "get_backend", "loa
 
 GROUP: Final = "wcodec.backends"
 _BUILT_IN: Final = {
+    "cuda": "wcodec.backends.cuda.backend:CudaBackend",
     "reference": "wcodec.backends.reference:ReferenceBackend",
     "numba": "wcodec.backends.numba_cpu:NumbaBackend",
 }
-_AUTO: Final = ("numba", "reference")  #: what "auto" tries, fastest first
+_AUTO: Final = ("cuda", "numba", "reference")  #: what "auto" tries, fastest first
 
 _log = logging.getLogger("wcodec")
 _lock = threading.Lock()

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import count, pairwise
@@ -378,8 +377,7 @@ class NumbaBackend(Backend):
         encoded = self._encode(plan, words, sums)
         done = encoded.payload
         if not sums.made:
-            segments = replace(plan.segments, n_units=encoded.n_units, n_patches=encoded.n_patches)
-            sums.records = self.checksums(done, replace(plan, segments=segments).offsets)
+            sums.records = self.checksums(done, plan.encoded(encoded.n_units, encoded.n_patches).offsets)
         return encoded, Checksums(sums.records, sums.crc32() if sums.of_words else self.crc32(words))
 
     def _encode(self, plan: SegmentPlan, words: Any, sums: Sums) -> EncodedSegments:

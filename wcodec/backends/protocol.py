@@ -19,7 +19,6 @@ Register a class under the entry point group ``wcodec.backends``, or name it as 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -81,6 +80,7 @@ class Backend(ABC):
     """
 
     name: ClassVar[str] = ""
+    at_once: ClassVar[int] = 1  #: calls of which one transfers while another computes: so many are worth making at once
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
@@ -94,9 +94,17 @@ class Backend(ABC):
         """Copy of a host array on the device (the array itself if that is the host)."""
         return array
 
-    def to_host(self, array: Any) -> NDArray[Any]:
-        """Copy of a device array on the host (the array itself if that is the device)."""
-        return np.asarray(array)
+    def to_host(self, array: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Copy of a device array on the host, in `out` if given (otherwise the array itself if that is the device)."""
+        if out is None:
+            return np.asarray(array)
+        if out is not array:
+            np.copyto(out, np.asarray(array))
+        return out
+
+    def target(self, out: NDArray[Any]) -> Any:
+        """Device array to decode into what goes to a C-contiguous host array (the array itself if that is the device)."""
+        return out
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """Uninitialised device array."""
@@ -157,7 +165,7 @@ class Backend(ABC):
     def encode_with_checksums(self, plan: SegmentPlan, words: Any) -> tuple[EncodedSegments, Checksums]:
         """`encode_segments`, and the checksums of what it read and wrote: in one pass, where a backend can."""
         encoded = self.encode_segments(plan, words)
-        done = replace(plan, segments=replace(plan.segments, n_units=encoded.n_units, n_patches=encoded.n_patches))
+        done = plan.encoded(encoded.n_units, encoded.n_patches)
         return encoded, Checksums(self.checksums(encoded.payload, done.offsets), self.crc32(self.to_host(words)))
 
     def decode_with_checksums(self, plan: SegmentPlan, payload: Any, out: Any) -> tuple[NDArray[np.uint8], Checksums]:

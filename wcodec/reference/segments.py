@@ -94,6 +94,10 @@ class SegmentPlan:
     fill: NDArray[np.uint8] | None = None
     modes: Bytes | None = None
 
+    def encoded(self, n_units: NDArray[np.uint32], n_patches: NDArray[np.uint32]) -> SegmentPlan:
+        """This plan for a decoder, given what encoding has found."""
+        return SegmentPlan(self.dtype, self.geometry, replace(self.segments, n_units=n_units, n_patches=n_patches), self.tables)
+
     @cached_property
     def n_elements(self) -> NDArray[np.int64]:
         """Words of each segment."""

@@ -1,0 +1,97 @@
+"""Shared libraries of kernels for the CPU, built by g++ once and kept in a folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COMPILER = "g++"
+
+COMMON = [
+    "-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing",
+    "-Wall", "-Wunused-parameter", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
+]  # fmt: skip
+_ENGINE = ["-O3", "-fno-tree-loop-distribute-patterns", "-fno-builtin-memcpy"]
+
+#: What is looked for while kernels run: flags for all files, and for the kernels. For races, the calls that the compiler puts
+#: before each access for ThreadSanitizer come to races.cpp.
+CHECKS = {
+    "none": ([], ["-O2"]),
+    "races": (["-DEMULATOR_RACES"], ["-O1", "-fsanitize=thread"]),
+    "sanitizers": (
+        ["-DEMULATOR_ADDRESS"],
+        ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
+    ),
+}
+
+
+class EmulatorError(RuntimeError):
+    """A kernel that can't be built, launched, or went wrong."""
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept; nobody else can write there."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(root, "wcodec-emulator") if root else Path(tempfile.gettempdir(), f"wcodec-emulator-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise EmulatorError(f"{folder} belongs to someone else")
+    return folder
+
+
+@functools.cache
+def _compiler_version() -> str:
+    if shutil.which(COMPILER) is None:
+        raise EmulatorError(f"the emulator needs {COMPILER}, which is not there")
+    return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _make(name: str, inputs: list[Path], command: list[str]) -> Path:
+    """Output of a command, which depends on nothing else than its text, the inputs and the compiler."""
+    key = hashlib.sha256(repr((command, _compiler_version(), [(p.name, p.read_bytes()) for p in sorted(inputs)])).encode())
+    target = cache_folder() / f"{key.hexdigest()[:32]}-{name}"
+    if target.exists():
+        return target
+    handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix="unfinished-")
+    os.close(handle)
+    try:
+        done = subprocess.run([COMPILER, *command, "-o", unfinished], capture_output=True, text=True)
+        if done.returncode:
+            raise EmulatorError(f"{name} can't be built:\n{done.stderr}")
+        os.replace(unfinished, target)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+    return target
+
+
+def build_library(source: Path, kernels: tuple[str, ...], headers: Path, check: str) -> Path:
+    """Shared library with the kernels of one source.
+
+    Parameters
+    ----------
+    headers
+        Folder of the headers that the source includes, besides its own.
+    check
+        One of `CHECKS`.
+    """
+    if not source.exists():
+        raise EmulatorError(f"there is no {source}")
+    ours = [HERE / name for name in ("cuda_host.h", "cuda_host.cpp", "fibers.h", "races.cpp", "kernels.cpp", "shared.ld")]
+    define, instrument = CHECKS[check]
+    entries = " ".join(f"ENTRY({kernel})" for kernel in kernels)
+    objects = [_make(f"{name}.o", ours, [*COMMON, *_ENGINE, *define, "-c", str(HERE / f"{name}.cpp")]) for name in ("cuda_host", "races")]
+    inputs = [*ours, source, *source.parent.glob("*.cuh"), *headers.glob("*.cuh"), *objects]
+    compile_kernels = [
+        *COMMON, *define, *instrument, "-fdata-sections", "-I", str(HERE), "-I", str(headers),
+        f'-DKERNEL_SOURCE="{source}"', f"-DKERNEL_LIST={entries}", "-c", str(HERE / "kernels.cpp"),
+    ]  # fmt: skip
+    kernels_object = _make(f"{source.stem}.o", inputs, compile_kernels)
+    sanitizers = [flag for flag in instrument if flag.startswith("-fsanitize=address")]
+    link = ["-shared", *sanitizers, *([] if sanitizers else ["-Wl,-z,defs"]), f"-Wl,-T,{HERE / 'shared.ld'}"]
+    return _make(f"{source.stem}.so", [*inputs, kernels_object], [*link, str(kernels_object), *map(str, objects)])

@@ -1,0 +1,184 @@
+"""`wcodec.cuda` on emulated devices, whose streams put work off: whole files to the device, and back by DLPack."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cuda_emulator.streams import LazyRuntime
+
+import wcodec
+from wcodec.cuda import Loader, pipeline
+from wcodec.errors import DecodeError
+
+RNG = np.random.default_rng(8)
+
+
+def weights(*shape: int, dtype: Any = ml_dtypes.bfloat16) -> np.ndarray[Any, Any]:
+    return (RNG.standard_normal(shape, dtype=np.float32) * 0.02).astype(dtype)
+
+
+def model() -> dict[str, np.ndarray[Any, Any]]:
+    """Tensors of many dtypes and sizes, empty ones and scalars among them."""
+    out = {f"layer{i}.weight": weights(200 + i, 320) for i in range(5)}
+    out |= {"half": weights(70, 130, dtype=np.float16), "single": weights(90, 200, dtype=np.float32)}
+    out |= {"double": weights(40, 100, dtype=np.float64), "eight": weights(300, 90, dtype=ml_dtypes.float8_e4m3fn)}
+    out |= {"complex": weights(30, 70, dtype=np.complex64), "flags": RNG.random(1000) < 0.1, "nothing": weights(0, 3), "one": weights()}
+    return out | {"ids": RNG.integers(0, 50, (1000, 3)), "small": RNG.integers(-20, 20, (100, 400)).astype(np.int8)}
+
+
+def emulated(device: int | None) -> LazyRuntime:
+    return LazyRuntime(device or 0, seed=device or 0)
+
+
+@pytest.fixture
+def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets so small that tensors are cut and every stream is used many times."""
+    monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", 1 << 14)
+    monkeypatch.setattr(pipeline, "READ_NBYTES", 1 << 12)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray[Any, Any]]]:
+    tensors = model()
+    wcodec.save_file(tensors, tmp_path / "model.wcodec")
+    return tmp_path / "model.wcodec", tensors
+
+
+def same(device: Any, host: np.ndarray[Any, Any]) -> None:
+    assert device.shape == host.shape
+    back = device.numpy()
+    assert back.dtype == host.dtype
+    assert back.tobytes() == host.tobytes()
+
+
+@pytest.mark.usefixtures("small_slots")
+@pytest.mark.parametrize("streams", [1, 2, 4])
+@pytest.mark.parametrize("devices", [None, [0], [0, 1, 2]])
+def test_whole_file(checkpoint: Any, streams: int, devices: list[int] | None) -> None:
+    path, tensors = checkpoint
+    with Loader(devices, streams=streams, runtime_of=emulated) as loader:
+        for _ in range(2):  # buffers are used again
+            loaded = loader.load_file(path)
+            assert list(loaded) == list(tensors)
+            for name, host in tensors.items():
+                same(loaded[name], host)
+    used = {t.device for t in loaded.values()}
+    assert used == set(devices or [0])
+
+
+def test_some_tensors(checkpoint: Any) -> None:
+    path, tensors = checkpoint
+    loader = Loader(runtime_of=emulated)
+    loaded = loader.load_file(path, ["half", "layer2.weight"])
+    assert list(loaded) == ["half", "layer2.weight"]
+    same(loaded["half"], tensors["half"])
+    with pytest.raises(KeyError):
+        loader.load_file(path, ["no such tensor"])
+
+
+@pytest.mark.usefixtures("small_slots")
+def test_one_after_another(checkpoint: Any) -> None:
+    path, tensors = checkpoint
+    loader = Loader(runtime_of=emulated)
+    for t in loader.iterate(path):
+        same(t, tensors[t.name])
+    same(next(iter(loader.iterate(path))), tensors["layer0.weight"])  # given up half way
+    assert len(loader.load_file(path)) == len(tensors)
+
+
+def test_later() -> None:
+    arrays = [weights(100, 300) for _ in range(4)]
+    with Loader(runtime_of=emulated) as loader:
+        futures = [loader.decode_async(wcodec.encode(a)) for a in arrays]
+        for future, a in zip(futures, arrays, strict=True):
+            same(future.result(), a)
+        with pytest.raises(DecodeError):
+            loader.decode_async(b"no file").result()
+
+
+def test_dlpack(checkpoint: Any) -> None:
+    path, tensors = checkpoint
+    for name, t in Loader(runtime_of=emulated).load_file(path).items():
+        if tensors[name].dtype.kind in "iufcb":
+            shared = np.from_dlpack(t)
+            assert shared.dtype == tensors[name].dtype
+            assert shared.tobytes() == tensors[name].tobytes()
+            assert shared.size == 0 or np.shares_memory(shared, t.words)
+
+
+def test_dlpack_of_dtypes_that_numpy_has_not(checkpoint: Any) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    path, tensors = checkpoint
+    for name, t in Loader(runtime_of=emulated).load_file(path).items():
+        shared = torch.from_dlpack(t)
+        assert str(shared.dtype).removeprefix("torch.") == t.dtype.name
+        assert shared.contiguous().view(torch.uint8).numpy().tobytes() == tensors[name].tobytes() if shared.ndim else True
+
+
+@pytest.mark.usefixtures("small_slots")
+@pytest.mark.parametrize("verify", [True, False])
+def test_spoilt_files(checkpoint: Any, verify: bool) -> None:
+    """A flipped bit of the payload is an error that names the tensor, unless nobody looks and no stream ends badly."""
+    path, tensors = checkpoint
+    data = bytearray(path.read_bytes())
+    with wcodec.open(path) as f:
+        records = {t.name: t for t in f.index.tensors}
+    t = records["layer3.weight"]
+    loader, found = Loader(runtime_of=emulated, verify=verify), list[DecodeError | None]()
+    for i in range(6):
+        at = t.payload_offset + (i * t.payload_nbytes) // 6 + 40
+        data[at] ^= 1 << i
+        found.append(error_of(loader, path, bytes(data)))
+        data[at] ^= 1 << i
+    errors = [e for e in found if e is not None]
+    assert len(errors) == 6 if verify else errors
+    for e in errors:
+        assert e.tensor == "layer3.weight"
+        assert t.payload_offset <= (e.offset or t.payload_offset) < t.payload_offset + t.payload_nbytes
+    assert len(loader.load_file(path)) == len(tensors), "a loader goes on after an error"
+
+
+def error_of(loader: Loader, path: Path, data: bytes) -> DecodeError | None:
+    """What a loader says of a spoilt file, if anything."""
+    spoilt = path.with_name("spoilt.wcodec")
+    spoilt.write_bytes(data)
+    try:
+        loader.load_file(spoilt)
+    except DecodeError as e:
+        return e
+    return None
+
+
+def test_limits(checkpoint: Any) -> None:
+    path, tensors = checkpoint
+    nbytes = sum(a.nbytes for a in tensors.values())
+    with pytest.raises(DecodeError, match="resource_limit"):
+        Loader(runtime_of=emulated, max_device_bytes=nbytes).load_file(path)
+    runtime = Counting(0)
+    loaded = Loader(runtime_of=lambda _: runtime, max_device_bytes=nbytes + (8 << 20)).load_file(path)
+    assert len(loaded) == len(tensors)
+    assert runtime.most <= nbytes + (8 << 20)
+    with pytest.raises(ValueError, match="at least one"):
+        Loader([], runtime_of=emulated)
+
+
+class Counting(LazyRuntime):
+    """Counts the bytes of device memory that are in use."""
+
+    now = most = 0
+
+    def empty(self, nbytes: int) -> Any:
+        memory = super().empty(nbytes)
+        self.now += nbytes
+        self.most = max(self.most, self.now)
+
+        def gone() -> None:
+            self.now -= nbytes
+
+        weakref.finalize(memory.base if memory.base is not None else memory, gone)
+        return memory

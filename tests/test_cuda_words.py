@@ -1,0 +1,282 @@
+"""Kernels that merge planes into words and split words into planes, on the CPU, against the reference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_cases import RUNTIMES, Array, Memory, address, launch, pad, planes_of, runtime_id, segments_of, tensors_of
+from cuda_emulator import CANARY, EmulatedRuntime, run_sanitized
+from plans import Case, complete, make_case, only, random_geometry, random_tables
+
+from wcodec.backends.protocol import SegmentPlan, Status
+from wcodec.reference import segments as reference
+from wcodec.reference.planes import DTYPES, DType, Layout, WordMap, unmap_words
+from wcodec.reference.segments import Coder
+from wcodec.reference.tiles import Geometry
+
+BY_NAME = {d.name: d for d in DTYPES}
+BAD_PATCH = 4  # as in common.cuh
+WINDOWED = [d for d in DTYPES if d.has_pairs and d.word_nbytes > 1]
+F64_SPLIT = replace(BY_NAME["float64"], word_map=WordMap.EXPONENT_FIRST, exponent_bits=11)  # in no registry, yet the kernels can
+KINDS = [BY_NAME[n] for n in ("uint8", "int8", "float8_e5m2", "int16", "bfloat16", "float32", "int64")]
+
+
+@pytest.fixture(params=RUNTIMES, ids=runtime_id)
+def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
+    return EmulatedRuntime(**request.param)
+
+
+def symbols_of(case: Case, k: int) -> list[Array]:
+    """Planes of a segment as they are before prediction."""
+    return [] if case.plan.segments.layout[k] == Layout.RAW else reference.segment_planes(case.plan, case.words, k)[0]
+
+
+def some(rng: np.random.Generator, n: int) -> Array:
+    """A few of n segments, or all, in any order."""
+    return rng.permutation(n)[: rng.integers(1, n + 1)] if n else np.empty(0, np.int64)
+
+
+# ---- merge -----------------------------------------------------------------------------------------------------------------
+class Merging:
+    """Structures to merge a case, each part of its records in a buffer of its own."""
+
+    def __init__(self, case: Case, at_end: bool = True) -> None:
+        self.case, self.plan, self.memory = case, case.decoding, Memory(at_end)
+        dtype, geometry, s = self.plan.dtype, self.plan.geometry, self.plan.segments
+        self.words = self.memory.room(case.words.nbytes)
+        self.tensors, self.planes = tensors_of(dtype, geometry), planes_of(dtype, geometry)
+        self.segments = segments_of(dtype, geometry, address(self.words))
+        for k, segment in enumerate(self.segments):
+            segment["layout"], segment["base"], segment["n_patches"] = s.layout[k], s.base[k], s.n_patches[k]
+            segment["record"] = self._part(int(self.plan.offsets[k]), int(self.plan.words_nbytes[k]))
+            segment["patches"] = self._part(int(self.plan.patch_offsets[k]), pad(4 * int(s.n_patches[k])))
+            for p, symbols in enumerate(symbols_of(case, k)):
+                self._place(self.planes[k, p], p, k, symbols)
+
+    def _part(self, start: int, nbytes: int) -> int:
+        return address(self.memory.put(self.case.payload[start : start + nbytes])) if nbytes else 0
+
+    def _place(self, plane: Array, p: int, k: int, symbols: Array) -> None:
+        s = self.plan.segments
+        plane["coder"], plane["table"], plane["n_symbols"] = s.coder[p, k], s.table[p, k], symbols.size
+        if s.coder[p, k] == Coder.RAW:
+            plane["at"] = self._part(int(self.plan.plane_offsets[p, k]), int(self.plan.stream_nbytes[p, k]))
+            plane["nbytes"] = self.plan.stream_nbytes[p, k]
+        elif s.coder[p, k] == Coder.RANS:
+            plane["symbols"] = address(self.memory.put(symbols, pad(symbols.size, 128)))
+
+    def run(self, runtime: EmulatedRuntime, chosen: Array, status: int = 0) -> tuple[Array, Array]:
+        """Words and status bits of all segments, which are `status` before."""
+        self.words[:] = CANARY
+        bits = self.memory.room(4 * self.segments.size).view(np.uint32)
+        bits[:] = status
+        launch(runtime, "merge_words", (self.tensors, self.segments, self.planes), chosen, bits)
+        self.memory.check()
+        return self.words.view(self.plan.dtype.word_type).reshape(self.case.words.shape).copy(), bits
+
+
+def check_merge(runtime: EmulatedRuntime, case: Case, chosen: Array, at_end: bool = True) -> None:
+    """The words of the chosen segments are those of the reference, and no others are touched."""
+    expected = np.frombuffer(np.full(case.words.nbytes, CANARY, np.uint8), case.words.dtype).reshape(case.words.shape).copy()
+    decoded = expected.copy()
+    assert not reference.decode_segments(case.decoding, case.payload, decoded).any()
+    for k in chosen.tolist():
+        expected[case.plan.geometry.rectangle(k)] = decoded[case.plan.geometry.rectangle(k)]
+    words, bits = Merging(case, at_end).run(runtime, chosen, 3)
+    np.testing.assert_array_equal(words, expected)
+    assert (bits == 3).all()
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("dtype", [*DTYPES, F64_SPLIT], ids=lambda d: f"{d.name}-{d.exponent_bits}")
+def test_merge(runtime: EmulatedRuntime, dtype: DType, at_end: bool) -> None:
+    rng = np.random.default_rng([dtype.id, at_end, dtype.exponent_bits])
+    for _ in range(3):
+        case = make_case(rng, dtype)
+        check_merge(runtime, case, some(rng, case.plan.geometry.n_segments), at_end)
+
+
+# ---- split -----------------------------------------------------------------------------------------------------------------
+def check_split(runtime: EmulatedRuntime, plan: SegmentPlan, words: Array, chosen: Array, at_end: bool = True) -> None:
+    """Symbols and patches of the chosen segments are those of the reference, and nothing else is touched."""
+    memory, dtype, geometry, case = Memory(at_end), plan.dtype, plan.geometry, Case(plan, words, np.empty(0, np.uint8), plan)
+    tensors, planes = tensors_of(dtype, geometry), planes_of(dtype, geometry)
+    segments = segments_of(dtype, geometry, address(memory.put(words)))
+    segments["layout"], segments["base"], segments["fill"] = plan.segments.layout, plan.segments.base, plan.fill
+    counts = memory.room(4 * segments.size).view(np.uint32)
+    counts[:] = 12345
+    patches = [memory.room(4 * int(n)) for n in plan.n_elements]
+    segments["patches"] = [address(p) for p in patches]
+    rooms = {}
+    for k in range(segments.size):
+        for p, symbols in enumerate(symbols_of(case, k)):
+            rooms[k, p] = memory.room(pad(symbols.size, 128))
+            planes[k, p]["symbols"], planes[k, p]["n_symbols"] = address(rooms[k, p]), symbols.size
+    launch(runtime, "split_words", (tensors, segments, planes), chosen, counts)
+    memory.check()
+    for k in range(segments.size):
+        raw = plan.segments.layout[k] == Layout.RAW
+        found = np.empty(0, np.uint32) if raw else reference.segment_planes(plan, words, k)[1]
+        own = symbols_of(case, k)
+        if k in chosen:
+            assert counts[k] == found.size
+            for p, symbols in enumerate(own):
+                np.testing.assert_array_equal(rooms[k, p][: symbols.size], symbols, f"segment {k}, plane {p}")
+        else:
+            assert counts[k] == 12345
+            assert all((rooms[k, p] == CANARY).all() for p in range(len(own)))
+            found = found[:0]
+        np.testing.assert_array_equal(patches[k].view(np.uint32)[: found.size], found)
+        assert (patches[k][4 * found.size :] == CANARY).all()
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+@pytest.mark.parametrize("dtype", [*DTYPES, F64_SPLIT], ids=lambda d: f"{d.name}-{d.exponent_bits}")
+def test_split(runtime: EmulatedRuntime, dtype: DType, at_end: bool) -> None:
+    rng = np.random.default_rng([dtype.id, at_end, dtype.exponent_bits])
+    for _ in range(3):
+        case = make_case(rng, dtype)
+        check_split(runtime, case.plan, case.words, some(rng, case.plan.geometry.n_segments), at_end)
+
+
+# ---- both ------------------------------------------------------------------------------------------------------------------
+def check_both(runtime: EmulatedRuntime, case: Case) -> None:
+    everything = np.arange(case.plan.geometry.n_segments)
+    check_merge(runtime, case, everything)
+    check_split(runtime, case.plan, case.words, everything)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 127, 128, 129, 1023, 1025, 4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
+def test_sizes(dtype: DType, n: int) -> None:
+    """Around items, groups, and what a block takes at once; contiguous or not."""
+    rng, runtime = np.random.default_rng(n), EmulatedRuntime(order="shuffled", seed=n)
+    for geometry in (Geometry(1, n, 1, n, 1, n), Geometry(n, 1, n, 1, n, 1), Geometry(3, n, 1, n, 1, n), Geometry(n, 3, n, 2, n, 2)):
+        if n < 1025 or geometry.cols != n:
+            check_both(runtime, make_case(rng, dtype, geometry))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 15, 16, 17, 24, 31, 32, 33, 48, 100, 257])
+@pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
+def test_widths(dtype: DType, width: int) -> None:
+    """Rows that items go beyond or not, aligned or not, in a wider matrix; as one tile, as narrow and as flat ones."""
+    rng, runtime = np.random.default_rng(width), EmulatedRuntime(order="shuffled", seed=width)
+    rows = max(2, 3000 // width)
+    for cols, tile in ((2 * width, width), (2 * width + 1, width), (2 * width, 16), (3 * width, 17)):
+        tall = max(16, pad(rows, 32))
+        if tile == width:
+            geometries = [Geometry(rows, cols, rows, width, rows, width), Geometry(rows, cols, tall, width, 16, width)]
+        elif width < tile:
+            continue
+        else:
+            across = pad(width, tile)
+            geometries = [Geometry(rows, cols, tall, across, 16, tile), Geometry(rows, cols, rows, across, rows, tile)]
+        for geometry in geometries:
+            check_both(runtime, make_case(rng, dtype, geometry))
+
+
+def test_all_16_bit_words(runtime: EmulatedRuntime) -> None:
+    geometry = Geometry(256, 256, 256, 256, 256, 256)
+    words = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    for name in ("bfloat16", "int16"):
+        for layout in (Layout.BYTES, Layout.PAIRS)[: 1 + BY_NAME[name].has_pairs]:
+            plan = only(BY_NAME[name], geometry, random_tables(np.random.default_rng(0)), layout, base=100 * (layout == Layout.PAIRS))
+            check_both(runtime, complete(plan, words))
+
+
+# ---- patches ---------------------------------------------------------------------------------------------------------------
+def windowed_case(rng: np.random.Generator, dtype: DType, share: float, geometry: Geometry | None = None, fill: int = 5) -> Case:
+    """Words of which a share is outside of the window."""
+    geometry = random_geometry(rng) if geometry is None else geometry
+    base = int(rng.integers(0, 241))
+    mapped = rng.integers(0, 1 << (8 * dtype.word_nbytes), (geometry.rows, geometry.cols), np.uint64)
+    shift = np.uint64(8 * dtype.word_nbytes - 8)
+    top = np.where(rng.random(mapped.shape) < share, rng.integers(0, 256, mapped.shape), base + rng.integers(0, 16, mapped.shape))
+    mapped = (mapped & ((np.uint64(1) << shift) - np.uint64(1))) | top.astype(np.uint64) << shift
+    plan = only(dtype, geometry, random_tables(rng), Layout.PAIRS, base=base, coder=[Coder.RANS, *[Coder.RAW] * (dtype.n_planes - 1)])
+    plan = replace(plan, fill=np.full(geometry.n_segments, fill, np.uint8))
+    return complete(plan, unmap_words(mapped.astype(dtype.word_type), dtype))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", WINDOWED, ids=lambda d: d.name)
+def test_patches(runtime: EmulatedRuntime, dtype: DType, share: float) -> None:
+    """None, few, and all words; fills at both ends."""
+    rng = np.random.default_rng([dtype.id, int(share * 1000)])
+    for fill in (0, 15):
+        check_both(runtime, windowed_case(rng, dtype, share, fill=fill))
+    check_both(runtime, windowed_case(rng, dtype, share, Geometry(70, 131, 70, 131, 70, 131)))
+
+
+@pytest.mark.parametrize("dtype", WINDOWED, ids=lambda d: d.name)
+def test_bad_patches(runtime: EmulatedRuntime, dtype: DType) -> None:
+    """Each makes the status bad, and nothing outside of the segment changes."""
+    rng, geometry = np.random.default_rng(dtype.id), Geometry(39, 40, 32, 34, 16, 17)
+    case = windowed_case(rng, dtype, 0.05, geometry)
+    n, count = int(case.plan.n_elements[0]), int(case.decoding.segments.n_patches[0])
+    at = int(case.decoding.patch_offsets[0])
+    good = case.payload[at : at + 4 * count].view("<u4").copy()
+    others = np.ones(case.words.shape, bool)
+    others[geometry.rectangle(0)] = False
+    for where in (0, 1, count // 2, count - 2, count - 1):
+        indices = [n, n + 1, 0xFFFFFF]
+        if where:
+            indices += [int(good[where - 1] & 0xFFFFFF), int(good[where - 1] & 0xFFFFFF) - 1, 0]
+        if where + 1 < count:
+            indices += [int(good[where + 1] & 0xFFFFFF), int(good[where + 1] & 0xFFFFFF) + 1]
+        for index in indices:
+            payload = case.payload.copy()
+            payload[at + 4 * where : at + 4 * where + 4].view("<u4")[0] = index | 0xAB000000
+            spoilt = Case(case.plan, case.words, payload, case.decoding)
+            status = reference.decode_segments(case.decoding, payload, case.words.copy())
+            assert status[0] == Status.BAD_PATCH
+            words, bits = Merging(spoilt).run(runtime, np.array([0]), 2)
+            assert bits[0] == 2 | BAD_PATCH
+            assert (bits[1:] == 2).all()
+            assert (words.view(np.uint8).reshape(*words.shape, -1)[others] == CANARY).all()
+
+
+def test_any_patches(runtime: EmulatedRuntime) -> None:
+    """Random ones: the status is the reference's."""
+    rng, geometry = np.random.default_rng(8), Geometry(50, 60, 24, 17, 24, 17)
+    for _ in range(5):
+        case = windowed_case(rng, BY_NAME["bfloat16"], 0.05, geometry)
+        payload = case.payload.copy()
+        for k in np.flatnonzero(rng.random(geometry.n_segments) < 0.7):
+            at, count = int(case.decoding.patch_offsets[k]), int(case.decoding.segments.n_patches[k])
+            random = rng.integers(0, int(case.plan.n_elements[k]) + 3, count)
+            payload[at : at + 4 * count] = np.sort(random).astype("<u4").view(np.uint8)
+        expected = case.words.copy()
+        status = reference.decode_segments(case.decoding, payload, expected)
+        words, bits = Merging(Case(case.plan, case.words, payload, case.decoding)).run(runtime, np.arange(geometry.n_segments))
+        assert ((bits == BAD_PATCH) == (status == Status.BAD_PATCH)).all()
+        assert (bits & ~np.uint32(BAD_PATCH) == 0).all()
+        for k in np.flatnonzero(status == Status.OK):
+            np.testing.assert_array_equal(words[geometry.rectangle(k)], expected[geometry.rectangle(k)])
+
+
+# ---- sanitizers ------------------------------------------------------------------------------------------------------------
+def test_sanitizers_find_nothing() -> None:
+    run = run_sanitized([str(Path(__file__).resolve())])
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip() == "OK"
+
+
+def main() -> None:
+    """The tests above in a process with sanitizers on."""
+    runtime = EmulatedRuntime(sanitize=True, order="shuffled", seed=4)
+    for dtype in [*DTYPES, F64_SPLIT]:
+        test_merge(runtime, dtype, True)
+        test_split(runtime, dtype, False)
+    for dtype in WINDOWED:
+        test_patches(runtime, dtype, 0.05)
+    test_bad_patches(runtime, BY_NAME["bfloat16"])
+    test_any_patches(runtime)
+    print("OK")
+
+
+if __name__ == "__main__":
+    main()

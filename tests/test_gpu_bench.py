@@ -1,0 +1,385 @@
+"""A dry run of ``benchmarks/gpu.py`` and ``tools/gpu_check.py`` on the emulator: their numbers need a GPU, but that they run is known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulator import EmulatedRuntime
+
+from wcodec.cuda import Loader
+from wcodec.errors import BackendUnavailable
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Modules:
+    """The scripts, imported."""
+
+    def __init__(self) -> None:
+        for name in ("gpu", "gpu_cases", "gpu_device", "gpu_others", "gpu_rates", "gpu_report", "gpu_check"):
+            setattr(self, name, importlib.import_module(name))
+
+    gpu: ModuleType
+    gpu_cases: ModuleType
+    gpu_device: ModuleType
+    gpu_others: ModuleType
+    gpu_rates: ModuleType
+    gpu_report: ModuleType
+    gpu_check: ModuleType
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[Modules]:
+    with pytest.MonkeyPatch.context() as m:
+        m.syspath_prepend(str(ROOT / "benchmarks"))
+        m.syspath_prepend(str(ROOT / "tools"))
+        yield Modules()
+
+
+def emulated(scripts: Modules, spoil: str = "") -> Any:
+    """An emulated device; `spoil` is a kernel that fails, as it would on a GPU that is lost."""
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    class Runtime(EmulatedRuntime):
+        device = 0
+
+        def launch(self, kernel: str, grid: int, block: int, *args: Any) -> None:
+            if kernel == spoil:
+                raise CUDARuntimeError("an illegal memory access was encountered")
+            super().launch(kernel, grid, block, *args)
+
+    class EmulatedDevice(scripts.gpu_device.Device):  # type: ignore[misc, name-defined]
+        l2_nbytes = 1 << 14
+
+        def __init__(self) -> None:
+            self.runtime, self.delays = Runtime(), list[float]()
+
+        def about(self) -> dict[str, Any]:
+            return {**self.runtime.info(), "l2_nbytes": self.l2_nbytes}
+
+        def event(self) -> float:
+            return time.perf_counter()
+
+        def seconds(self, first: float, last: float) -> float:
+            return max(last - first, 1e-9)
+
+        def synchronize(self) -> None:
+            pass  # work is done when it is asked for
+
+        def copy(self, target: Any, source: Any) -> None:
+            self.runtime.copy_in(target, source)
+
+        def busy(self, seconds: float) -> None:
+            self.delays.append(seconds)
+
+        def loader(self, **options: Any) -> Loader:
+            return Loader(runtime_of=lambda _: Runtime(), **options)
+
+    return EmulatedDevice()
+
+
+@pytest.fixture
+def small(scripts: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few repetitions that they take seconds."""
+    monkeypatch.setattr(scripts.gpu, "COPY_NBYTES", 1 << 16)
+    monkeypatch.setattr(scripts.gpu, "Effort", lambda *_: scripts.gpu_device.Effort(2, 3, 0.0))
+
+
+def run(scripts: Modules, folder: Path, *args: str, spoil: str = "") -> tuple[int, dict[str, Any], str]:
+    """Exit status, report and tables."""
+    status = scripts.gpu.main(["--out", str(folder), *args], lambda: emulated(scripts, spoil))
+    (path,) = folder.glob("*.json")
+    return status, json.loads(path.read_text()), path.with_suffix(".md").read_text()
+
+
+def first_of(report: dict[str, Any], shape: str, dtype: str) -> dict[str, Any]:
+    """The entry of a case."""
+    return next(c for c in report["cases"] if (c["shape"], c["dtype"]) == (shape, dtype))  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("small")
+def test_everything_runs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts.gpu, "KEY", [("64x96", "int8")])
+    status, report, tables = run(
+        scripts, tmp_path, "--shapes", "40x64,64x96", "--dtypes", "bf16,fp16,fp32,fp8,int8", "--model", "2,64,96,128", "--rates"
+    )  # fmt: skip
+    assert status == 0, report["failures"]
+    assert not report["failures"]
+    assert not report["left_out"]
+    cases = {(c["shape"], c["dtype"]) for c in report["cases"]}
+    assert cases == {(s, d) for s in ("40x64", "64x96") for d in ("bf16", "fp16", "fp32", "fp8", "int8")}
+    first = report["cases"][0]
+    assert (first["shape"], first["dtype"]) == ("64x96", "int8"), "the marked ones come first"
+    for c in report["cases"]:
+        d, e = c["decode"], c["encode"]
+        assert d["n_sets"] >= 3
+        speeds = [*(d[n] for n in ("kernels", "with_crc", "call", "call_with_crc", "from_bytes", "from_file"))]
+        speeds += [e[n] for n in ("kernels", "call", "call_with_plan", "host_to_host")]
+        assert all(0 < s["p10_s"] <= s["median_s"] <= s["p90_s"] and s["gb_s"] > 0 and s["of_floor"] > 0 for s in speeds)
+        assert {"crc32_parts", "crc32_join"} <= set(d["stages_s"])
+        assert {"split_words", "assemble"} <= set(e["stages_s"])
+        assert c["floor_s"] == pytest.approx((c["nbytes"] + c["stored_nbytes"]) / (report["copy"]["device_to_device"]["gb_s"] * 1e9))
+    assert {"build_luts", "decode_pairs_2"} <= set(first_of(report, "64x96", "bf16")["decode"]["stages_s"])
+    assert {"build_coders", "encode_streams"} <= set(first_of(report, "64x96", "bf16")["encode"]["stages_s"])
+    assert report["model"]["n_tensors"] == 16
+    assert report["model"]["decode"]["n_segments"] >= 16
+    assert report["model"]["load"]["load"]["first_s"] > 0
+    assert [o["name"] for o in report["others"]] == ["nvCOMP ANS", "DFloat11"]
+    assert all(o["missing"] for o in report["others"])
+    for title in ("## Decode", "## Encode", "## Model", "## Beside", "## Marks", "64x96 fp8", "not measured"):
+        assert title in tables
+    assert "sources" in tables
+    assert report["machine"]["versions"]["wcodec"]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_failure_is_kept_and_the_rest_runs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Any) -> None:
+        raise AssertionError("a wrong word")
+
+    monkeypatch.setattr(scripts.gpu_cases.Case, "encode", fail)
+    status, report, tables = run(scripts, tmp_path, "--shapes", "40x64", "--dtypes", "bf16", "--sections", "decode,encode")
+    assert status == 1
+    assert [f["step"] for f in report["failures"]] == ["40x64 bf16: encode"]
+    assert report["cases"][0]["decode"]
+    assert report["cases"][0]["encode"] is None
+    assert "FAILED 40x64 bf16: encode: AssertionError: a wrong word" in tables
+
+
+@pytest.mark.usefixtures("small")
+def test_a_lost_gpu_ends_the_run(scripts: Modules, tmp_path: Path) -> None:
+    status, report, _ = run(scripts, tmp_path, "--shapes", "40x64", "--dtypes", "bf16", "--sections", "decode,encode", spoil="build_luts")
+    assert status == 1
+    assert [f["step"] for f in report["failures"]] == ["40x64 bf16: decode"]
+    assert report["left_out"] == ["40x64 bf16: encode"]
+
+
+@pytest.mark.usefixtures("small")
+def test_time_that_is_up(scripts: Modules, tmp_path: Path) -> None:
+    status, report, tables = run(scripts, tmp_path, "--shapes", "40x64", "--dtypes", "bf16", "--seconds", "1e-9")
+    assert status == 0
+    assert report["left_out"] == ["copy"]
+    assert "Left out: copy" in tables
+
+
+def test_wrong_bits_are_seen(scripts: Modules) -> None:
+    cases, device = scripts.gpu_cases, emulated(scripts)
+    with device.in_use():
+        e = cases.Encoded(cases.weights((40, 64), "bf16", 0), cases.host_backend())
+        e.array.view(np.uint16)[3, 5] ^= 1
+        with pytest.raises(AssertionError, match="differ"):
+            cases.DecodeSet(device, e, compare=True)
+        e.record.__dict__["crc32"] ^= 1
+        with pytest.raises(AssertionError, match="CRC-32 of the words"):
+            cases.DecodeSet(device, e, compare=False)
+
+
+def test_marks(scripts: Modules) -> None:
+    def case(shape: str, dtype: str, **sections: Any) -> dict[str, Any]:
+        return {"shape": shape, "dtype": dtype, **sections}
+
+    decode = {"kernels": {"of_floor": 0.7}, "call_with_crc": {"median_s": 2e-3}, "from_bytes": {"median_s": 0.5e-3}}
+    report = {
+        "cases": [
+            case("4096x11008", "bf16", decode=decode, encode={"kernels": {"gb_s": 300.0}, "call": {"gb_s": 200.0}}),
+            case("256x256", "bf16", decode=decode, encode=None),
+        ],
+        "model": {"layers": 32, "nbytes": 13.5e9, "decode": None, "load": {"load": {"median_s": 2.9, "first_s": 3.1}}},
+    }
+    found = scripts.gpu_report.marks(report)
+    assert [m["met"] for m in found] == [True, False, False, True, None, True, False, True, False]
+    report["model"]["layers"] = 2
+    assert [m["met"] for m in scripts.gpu_report.marks(report)][5:7] == [None, None]
+    lines = list(scripts.gpu_report.marks_text({"marks": found}))
+    assert lines[0] == "met     bf16 4096x11008 decode, kernels: of the floor: 70 % (>= 60 %)"
+    assert lines[2] == "MISSED  bf16 256x256 decode, a call with checksums: 2 ms (< 1 ms)"
+    assert lines[4].startswith("-       int8 4096x4096")
+
+
+def test_without_a_gpu(scripts: Modules, capsys: pytest.CaptureFixture[str]) -> None:
+    def none() -> Any:
+        raise BackendUnavailable("backend 'cuda' needs an NVIDIA GPU and its driver")
+
+    assert scripts.gpu.main(["--quick"], none) == 2
+    assert "needs an NVIDIA GPU" in capsys.readouterr().err
+
+
+def test_without_git(scripts: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_git() -> Any:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(scripts.gpu, "machine", no_git)
+    about = scripts.gpu.about_machine()
+    assert about["commit"] == "unknown"
+    assert len(about["sources_sha256"]) == 64
+
+
+def test_model_is_that_of_7b(scripts: Modules) -> None:
+    shape = scripts.gpu_cases.ModelShape()
+    assert 13.4e9 < shape.nbytes < 13.6e9
+    assert len(shape.tensors()) == 32 * 7 + 2
+
+
+def test_weights(scripts: Modules) -> None:
+    for dtype in scripts.gpu_cases.DTYPES:
+        a, b = (scripts.gpu_cases.weights((3000, 500), dtype, seed) for seed in (0, 1))
+        assert a.tobytes() == scripts.gpu_cases.weights((3000, 500), dtype, 0).tobytes() != b.tobytes()
+        values = a.astype(np.float32)
+        assert values.std() == pytest.approx(0.02, rel=0.01) if dtype != "int8" else np.abs(values).max(axis=1).tolist() == [127] * 3000
+
+
+def test_replay_gives_the_same_times_in_turn(scripts: Modules) -> None:
+    """Each work in turn, as often as is due, and none before the stream is held."""
+    device, calls = emulated(scripts), list[int]()
+    works = [lambda i=i: calls.append(i) for i in range(3)]
+    times = scripts.gpu_device.gpu_times(device, works, 300, scripts.gpu_device.Effort(7, 7, 0.0))
+    assert len(times) == 7
+    assert len(device.delays) == 7
+    assert calls == [0, 1, 2, 0, 0, 1, 2, 0, 1, 2, 0]
+
+
+# ---- what is beside ------------------------------------------------------------------------------------------------------------
+def prefix_codes(counts: list[int]) -> dict[int, tuple[int, int]]:
+    """Lengths of 1, 2, 3, ..: bits and code of each symbol."""
+    return {s: (i + 1, (1 << (i + 1)) - 2) for i, s in enumerate(counts)}
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 1000, 40000])
+def test_huffman(scripts: Modules, n: int) -> None:
+    """A plain decoder, which begins where the gaps say, finds all symbols."""
+    others, table = scripts.gpu_others, prefix_codes([118, 117, 119, 116, 120])
+    symbols = np.random.default_rng(n).choice([118, 117, 119, 116, 120], n, p=[0.5, 0.25, 0.15, 0.06, 0.04]).astype(np.uint8)
+    h = others.huffman(symbols, table, (6, 0b111110))
+    bits, by_code = np.unpackbits(h.data), {v: s for s, v in table.items()}
+    gaps = np.packbits(np.pad(np.unpackbits(h.gaps)[: h.gaps.size * 8 // 5 * 5].reshape(-1, 5), ((0, 0), (3, 0))), axis=1).ravel()
+    found = list[int]()
+    for thread in range(-(-bits.size // others.THREAD_BITS)):
+        at = thread * others.THREAD_BITS + int(gaps[thread])
+        if thread % others.THREADS == 0:
+            assert h.positions[thread // others.THREADS] == len(found)
+        while at < min((thread + 1) * others.THREAD_BITS, bits.size) and len(found) < n:
+            length = 1 + int(np.argmin(bits[at : at + 6]))
+            found.append(by_code[length, (1 << length) - 2])
+            at += length
+    assert found == symbols.tolist()
+    assert h.positions[-1] == n
+
+
+def test_rates_compile(scripts: Modules) -> None:
+    """For the least and the newest architecture; each kernel without spills, and small enough that two blocks fit."""
+    compiler = pytest.importorskip("wcodec.backends.cuda.compiler")
+    try:
+        usages = [compiler.compile_with_usage(scripts.gpu_rates.source(), arch)[1] for arch in (75, 120)]
+    except BackendUnavailable as e:
+        pytest.skip(str(e))
+    for usage in usages:
+        assert set(usage) == {f"rate_{name}" for name in scripts.gpu_rates.STEPS}
+        assert all(u.spill_stores_nbytes == u.stack_nbytes == 0 and u.registers <= 32 for u in usage.values())
+    assert compiler.compile_cubin(scripts.gpu_device.BUSY_SOURCE, 90)[:4] == b"\x7fELF"
+
+
+# ---- the whole check -------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def checker(scripts: Modules, tmp_path: Path) -> Iterator[Any]:
+    with (tmp_path / "log").open("w") as log:
+        yield scripts.gpu_check.Checker(tmp_path, 0, "numba", log)
+
+
+def test_a_step_that_passes_fails_or_hangs(checker: Any) -> None:
+    good = checker.run([sys.executable, "-c", "import wcodec, plans; print('one'); print('two')"], 60)
+    assert (good.status, good.last) == (0, "two"), "the repository and its tests can be imported"
+    assert checker.run([sys.executable, "-c", "raise SystemExit(3)"], 60).status == 3
+    hangs = checker.run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(100)"], 2)
+    assert (hangs.status, hangs.last) == (None, "begun")
+    assert hangs.seconds < 60
+    assert checker.run(["no-such-program"], 5).status == 127
+
+
+def test_one_bad_step_does_not_stop_the_others(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = scripts.gpu_check
+
+    def broken(_: Any) -> Any:
+        raise RuntimeError("no idea")
+
+    monkeypatch.setattr(check.Checker, "conformance", broken)
+    monkeypatch.setattr(check.Checker, "tests", lambda self: check.Result("tests", "timed out", "..."))
+    monkeypatch.setattr(check.Checker, "speed", lambda self: check.Result("speed", "passed", "7 marks met"))
+    monkeypatch.setattr(check, "sanitizer", lambda: None)
+    only = [a for name in check.STEPS[1:] for a in ("--only", name)]
+    assert check.main(["--out", str(tmp_path), "--backend", "numba", *only]) == 1
+    report = json.loads((tmp_path / "gpu-check.json").read_text())
+    outcomes = {s["name"]: s["outcome"] for s in report["steps"]}
+    assert outcomes == {"conformance": "failed", "tests": "timed out", "speed": "passed", "memcheck": "not there", "racecheck": "not there"}
+    assert not report["good"]
+    assert check.main(["--out", str(tmp_path), "--only", "speed", "--only", "memcheck"]) == 0, "what is not there is no failure"
+    assert check.main(["--out", str(tmp_path), "--only", "speed", "--seconds", "1"]) == 1, "what is left out is one"
+
+
+def test_devices(scripts: Modules, checker: Any) -> None:
+    assert checker.devices().outcome == "passed"
+    checker.backend = "no_such_backend"
+    results = scripts.gpu_check.check(checker, ["devices", "conformance"])
+    assert [r.outcome for r in results] == ["failed", "left out"]
+    assert "there is no backend 'no_such_backend'" in results[0].detail
+
+
+def test_the_commands_are_understood(scripts: Modules, checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite's, and the benchmark's where there is no GPU; pytest's, where there is nothing to run."""
+    seen = list[list[str]]()
+    monkeypatch.setattr(checker, "run", lambda command, *_, **__: seen.append(command) or scripts.gpu_check.Run(1, "", 0.0))
+    assert {checker.conformance().outcome, checker.tests().outcome, checker.speed().outcome} == {"failed"}
+    conformance, tests, speed = seen
+    monkeypatch.undo()
+    done = checker.run([*conformance, "--filter", "accept/base_bytes"], 120)
+    assert done.last.startswith("1 passed, 0 failed")
+    assert json.loads((checker.out / "conformance.json").read_text())["target"] == "numba"
+    assert "tests/test_gpu.py" in tests
+    assert scripts.gpu.parse(speed[2:]).seconds > 100
+
+
+def test_tests_of_a_gpu_run(checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of tests/test_gpu.py, but for the kernels' against the reference, which the emulated backend passes elsewhere."""
+    monkeypatch.setenv("WCODEC_GPU_TESTS", "emulated")
+    others = importlib.import_module("test_gpu").__all__
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"-k 'not ({' or '.join(others)})'")
+    result = checker.tests()
+    assert result.outcome == "passed", (checker.out / "log").read_text()
+    assert int(result.detail.split()[0]) > 20
+
+
+def test_nothing_of_the_kernels_is_left_out() -> None:
+    """Every test of test_backends_equal that a device can run is one of tests/test_gpu.py."""
+    there = {name for name in vars(importlib.import_module("test_backends_equal")) if name.startswith("test_")}
+    assert there - {"test_nothing_outside_is_touched"} == set(importlib.import_module("test_gpu").__all__)
+
+
+def test_reduced_run(scripts: Modules) -> None:
+    said = list[str]()
+    assert scripts.gpu_check.reduced("cuda_emulator.backend:EmulatedCuda", 1.5, said.append) == 0
+    assert said[-1].startswith("reduced: ")
+    assert int(said[-1].split()[1]) > 4
+
+
+def test_reduced_run_counts_what_is_wrong(scripts: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = pytest.importorskip("wcodec.backends").load_backend("reference")
+    said = list[str]()
+    monkeypatch.setattr(type(backend), "decode_segments", lambda self, plan, payload, out: np.zeros(plan.geometry.n_segments, np.uint8))
+    assert scripts.gpu_check.reduced("reference", 1.5, said.append) > 0
+    assert any(line.startswith("FAILED") for line in said)
+
+
+def test_counts_of_pytest(scripts: Modules, tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_text('<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>')
+    assert scripts.gpu_check.counted(tmp_path / "x.xml") == {"passed": 3, "failures": 1, "errors": 2, "skipped": 3}
+    assert scripts.gpu_check.counted(tmp_path / "none.xml") == {}

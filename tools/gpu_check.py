@@ -1,0 +1,384 @@
+"""Everything that only a machine with an NVIDIA GPU can show, in one command: ``make gpu-check``.
+
+    python tools/gpu_check.py                   # all steps, one after another
+    python tools/gpu_check.py --seconds 560     # in no more than that time: the most telling facts come first
+    python tools/gpu_check.py --only speed      # one step, or several
+
+Steps: ``devices``, ``conformance`` (the whole suite on the device), ``tests`` (those marked ``gpu``), ``speed`` (benchmarks/gpu.py),
+``memcheck`` and ``racecheck`` (compute-sanitizer over a part of the suite and random plans, with memory straight from the driver, where
+what lies outside of an array is outside of everything). wcodec need not be installed. Each step is a process of its own with a time
+limit; whatever becomes of it, the next one runs. ``--out`` (default: $OUT or benchmarks/results) gets gpu-check.json, gpu-check.log with
+all that was printed, conformance.json, and the results of the benchmark. The exit status is 0 only if no step failed or was left out;
+a machine without compute-sanitizer, or one whose GPU it does not support, is no failure, but is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TextIO
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = (
+    "numpy",
+    "ml_dtypes",
+    "numba",
+    "cupy-cuda13x",
+    "nvidia-cuda-nvrtc",
+    "torch",
+    "pytest",
+    "hypothesis",
+    "nvidia-nvcomp-cu13",
+    "dfloat11",
+)
+SANITIZED_S = 75.0  #: that a reduced run takes under compute-sanitizer, about, once Python is up
+ERROR_STATUS = 99  #: of compute-sanitizer, for errors it has found
+KILL_S = 5.0
+
+
+@dataclass
+class Result:
+    """What became of a step: ``passed``, ``failed``, ``timed out``, ``not there`` or ``left out``."""
+
+    name: str
+    outcome: str
+    detail: str = ""
+    seconds: float = 0.0
+    command: list[str] = field(default_factory=list)
+    more: Any = None
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing went wrong."""
+        return self.outcome in ("passed", "not there")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A process that has ended, or was ended."""
+
+    status: int | None
+    output: str
+    seconds: float
+
+    @property
+    def last(self) -> str:
+        """The last line it printed."""
+        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+
+class Checker:
+    """Runs the steps.
+
+    Parameters
+    ----------
+    seconds
+        For all steps; 0 for no limit.
+    """
+
+    def __init__(self, out: Path, seconds: float, backend: str, log: TextIO) -> None:
+        self.out, self.seconds, self.backend, self.log, self.started = out, seconds, backend, log, time.monotonic()
+
+    def left(self) -> float:
+        """Seconds until the time is up."""
+        return self.seconds - (time.monotonic() - self.started) if self.seconds else float("inf")
+
+    def run(self, command: list[str], limit: float, show: bool = False) -> Run:
+        """Run a command in the repository; its process group is ended when its time is up."""
+        paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        self.log.write(f"$ {' '.join(command)}\n")
+        start, lines = time.monotonic(), list[str]()
+        try:
+            p = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as e:
+            return Run(127, f"{command[0]}: {e}", 0.0)
+
+        def read() -> None:
+            assert p.stdout is not None
+            with p.stdout:
+                for line in p.stdout:
+                    lines.append(line)
+                    self.log.write(line)
+                    if show:
+                        print(line, end="", flush=True)
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        status: int | None = None
+        try:
+            status = p.wait(min(limit, self.left()) if min(limit, self.left()) != float("inf") else None)
+        except subprocess.TimeoutExpired:
+            _end(p)
+        reader.join(KILL_S)
+        self.log.flush()
+        return Run(status, "".join(lines), time.monotonic() - start)
+
+    # ---- the steps
+    def devices(self) -> Result:
+        """The machine; fails if the backend can't be used, and then nothing else need be tried."""
+        versions = {}
+        for package in PACKAGES:
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                versions[package] = "not installed"
+        smi = self.run(["nvidia-smi"], 60)
+        backends = self.run([sys.executable, "-m", "wcodec", "--backend", self.backend, "backends", "--json"], 180)
+        more: dict[str, Any] = {
+            "python": sys.version,
+            "versions": versions,
+            "nvidia-smi": smi.output,
+            "sanitizer": sanitizer() or "not there",
+        }
+        print(smi.output if smi.status == 0 else f"nvidia-smi: {smi.last}")
+        print(", ".join(f"{k} {v}" for k, v in versions.items()), flush=True)
+        if backends.status != 0:
+            return Result("devices", _failed(backends), backends.last, more=more)
+        row = next(r for r in json.loads(backends.output[backends.output.index("[") :]) if r["name"] == self.backend)
+        return Result("devices", "passed", ", ".join(f"{k} {v}" for k, v in row["info"].items()), more=more)
+
+    def conformance(self) -> Result:
+        """The whole suite."""
+        command = [sys.executable, "-m", "wcodec", "--backend", self.backend, "conformance", "--report", str(self.out / "conformance.json")]
+        run = self.run(command, 400)
+        failures = [line for line in run.output.splitlines() if line.startswith("FAILED")]
+        return Result("conformance", _failed(run), run.last, more={"failures": failures[:50]}, command=command)
+
+    def tests(self) -> Result:
+        """Tests with the marker ``gpu``; those that are skipped are named."""
+        files = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "tests").glob("test_*.py")) if "pytest.mark.gpu" in p.read_text()]
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "tests.xml"
+            options = [
+                "-q",
+                "-rs",
+                "-p",
+                "no:cacheprovider",
+                "-W",
+                "default",
+                "-o",
+                "markers=gpu: needs an NVIDIA GPU",
+                "--junitxml",
+                str(report),
+            ]
+            command = [sys.executable, "-m", "pytest", "-m", "gpu", *options, *files]
+            run = self.run(command, 400)
+            counts = counted(report)
+        outcome = _failed(run)
+        if outcome == "passed" and not counts.get("passed"):
+            outcome = "failed"
+        return Result("tests", outcome, ", ".join(f"{n} {name}" for name, n in counts.items()) or run.last, command=command)
+
+    def speed(self) -> Result:
+        """The benchmark, which keeps what it has found when its time is up; leaves time for what comes after it."""
+        left = self.left()
+        limit = 1500.0 if left == float("inf") else max(60.0, left - 2 * SANITIZED_S)
+        command = [sys.executable, "benchmarks/gpu.py", "--out", str(self.out), "--seconds", f"{max(20.0, limit - 45):.0f}"]
+        start = time.time()
+        run = self.run(command, limit, show=True)
+        written = [p for p in self.out.glob("*-gpu-*.json") if p.stat().st_mtime >= start - 1]  # one, if it has come so far
+        report = json.loads(written[0].read_text()) if written else {"marks": [], "failures": [], "left_out": []}
+        met = [m["met"] for m in report["marks"]]
+        detail = f"{met.count(True)} marks met, {met.count(False)} missed, {met.count(None)} not measured"
+        if report["left_out"]:
+            detail += f"; left out for lack of time: {', '.join(report['left_out'])}"
+        if report["failures"]:
+            detail += f"; FAILED: {'; '.join(f['step'] for f in report['failures'])}"
+        return Result("speed", _failed(run), detail if written else run.last, command=command)
+
+    def memcheck(self) -> Result:
+        """Accesses outside of memory."""
+        return self.sanitized("memcheck")
+
+    def racecheck(self) -> Result:
+        """Hazards in shared memory."""
+        return self.sanitized("racecheck")
+
+    def sanitized(self, name: str) -> Result:
+        """A reduced run under compute-sanitizer."""
+        tool = sanitizer()
+        if tool is None:
+            return Result(name, "not there", "compute-sanitizer is neither on the PATH nor in the CUDA toolkit: nothing was checked")
+        probe = self.run([tool, "--tool", name, sys.executable, "-c", "import cupy; cupy.zeros(8).get()"], 120)
+        if probe.status != 0 or "not supported" in probe.output:
+            return Result(name, "not there", f"compute-sanitizer can't be used on this GPU: nothing was checked ({probe.last})")
+        seconds = max(15.0, min(SANITIZED_S, (self.left() - 30) / (2 if name == "memcheck" else 1)))  # the other one comes next
+        reduced = [sys.executable, str(Path(__file__)), "--reduced", "--backend", self.backend, "--seconds", f"{seconds:.0f}"]
+        command = [tool, "--tool", name, "--error-exitcode", str(ERROR_STATUS), *reduced]
+        run = self.run(command, seconds * 4 + 60)
+        lines = run.output.splitlines()
+        found = [line.strip("= ") for line in lines if "SUMMARY" in line] + [line for line in lines if line.startswith("reduced: ")]
+        outcome = _failed(run)
+        if outcome == "passed" and not any(line.startswith("reduced: ") for line in found):
+            outcome = "failed"
+        return Result(name, outcome, "; ".join(found) or run.last, command=command)
+
+
+STEPS = ("devices", "conformance", "tests", "speed", "memcheck", "racecheck")
+
+
+def _end(p: subprocess.Popen[str]) -> None:
+    """End a process and those it has started."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(p.pid, how)
+            p.wait(KILL_S)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _failed(run: Run) -> str:
+    return "timed out" if run.status is None else "failed" if run.status else "passed"
+
+
+def counted(report: Path) -> dict[str, int]:
+    """Tests by outcome, out of the XML that pytest writes; empty if it has not come to that."""
+    if not report.exists():
+        return {}
+    suite = next(ElementTree.parse(report).iter("testsuite"))
+    counts = {name: int(suite.get(name, 0)) for name in ("failures", "errors", "skipped")}
+    return {"passed": int(suite.get("tests", 0)) - sum(counts.values()), **counts}
+
+
+def sanitizer() -> str | None:
+    """Path of compute-sanitizer: on the PATH, or in the toolkit."""
+    nvcc = shutil.which("nvcc")
+    roots = [
+        os.environ.get("CUDA_HOME"),
+        os.environ.get("CUDA_PATH"),
+        str(Path(nvcc).resolve().parent.parent) if nvcc else None,
+        "/usr/local/cuda",
+    ]
+    folders = [Path(r) / f for r in roots if r for f in ("bin", "compute-sanitizer")]
+    return shutil.which("compute-sanitizer") or next(
+        (str(f / "compute-sanitizer") for f in folders if (f / "compute-sanitizer").is_file()), None
+    )
+
+
+# ---- what runs under compute-sanitizer -----------------------------------------------------------------------------------------
+def reduced(backend_name: str, seconds: float, say: Callable[[str], None] = print) -> int:
+    """Checks of the suite and random plans with spoilt payloads, in turn, until the time is up. Returns how many failed."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import numpy as np
+    from plans import make_case
+    from test_backends_equal import check_bad, check_decode, check_encode, check_histogram, spoil
+
+    from wcodec.backends import load_backend
+    from wcodec.conformance import checks_of
+    from wcodec.conformance_cases import load
+    from wcodec.reference.planes import DTYPES
+
+    backend, deadline = load_backend(backend_name), time.monotonic() + seconds
+    _no_pool()
+
+    def random_plan(seed: int) -> None:
+        rng, dtype = np.random.default_rng(seed), DTYPES[seed % len(DTYPES)]
+        case = make_case(rng, dtype)
+        check_encode(backend, case)
+        check_decode(backend, case)
+        check_bad(backend, case.decoding, spoil(rng, case))
+        check_histogram(backend, rng, case.plan.geometry, dtype)
+
+    checks = [c for c in checks_of(backend, load(None))[0] if c.id.startswith(("kernels/", "encode/", "accept/"))]
+    random.Random(0).shuffle(checks)
+    work: list[tuple[str, Callable[[], object]]] = []
+    for i, c in enumerate(checks):
+        work += [(f"random plan {i}", lambda i=i: random_plan(i)), (c.id, c.run)]
+    done, wrong = 0, list[str]()
+    for name, check in work:
+        if time.monotonic() > deadline:
+            break
+        try:
+            check()
+        except Exception as e:
+            wrong.append(name)
+            say(f"FAILED {name}: {type(e).__name__}: {str(e)[:500]}")
+        done += 1
+    say(f"reduced: {done - len(wrong)} passed, {len(wrong)} failed, {len(work) - done} left out")
+    return len(wrong)
+
+
+def _no_pool() -> None:
+    """CuPy asks the driver for each array: a pool's neighbours would hide what goes beyond one."""
+    try:
+        import cupy
+    except ImportError:
+        return
+    cupy.cuda.set_allocator(None)
+    cupy.cuda.set_pinned_memory_allocator(None)
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------------
+def check(checker: Checker, names: list[str]) -> list[Result]:
+    """Run steps; what happens in one does not keep the next from running, but for a backend that can't be used."""
+    results = list[Result]()
+    for name in names:
+        if results and results[0].name == "devices" and results[0].outcome == "failed":
+            results.append(Result(name, "left out", "the backend can't be used here"))
+            continue
+        if checker.left() < 15:
+            results.append(Result(name, "left out", f"no time; --only {name} runs it alone"))
+            continue
+        print(f"---- {name}", flush=True)
+        start = time.monotonic()
+        try:
+            result = getattr(checker, name)()
+        except Exception as e:
+            result = Result(name, "failed", f"{type(e).__name__}: {e}")
+        result.seconds = time.monotonic() - start
+        print(f"{name}: {result.outcome}, {result.seconds:.0f} s: {result.detail}", flush=True)
+        results.append(result)
+    return results
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out = Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results"
+    p.add_argument("--only", action="append", choices=STEPS, help="run this step; may be given several times")
+    p.add_argument("--out", type=Path, default=out, help="folder of the results (default: $OUT or benchmarks/results)")
+    p.add_argument("--seconds", type=float, default=0, help="for all steps together (default: no limit but each step's own)")
+    p.add_argument("--backend", default="cuda", help=argparse.SUPPRESS)
+    p.add_argument("--reduced", action="store_true", help=argparse.SUPPRESS)
+    return p.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the steps, print a summary. Returns the exit status."""
+    args = parse(argv)
+    if args.reduced:
+        return 1 if reduced(args.backend, args.seconds or SANITIZED_S) else 0
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "gpu-check.log").open("w") as log:
+        results = check(Checker(out, args.seconds, args.backend, log), args.only or list(STEPS))
+    good = all(r.good for r in results)
+    (out / "gpu-check.json").write_text(json.dumps({"good": good, "steps": [asdict(r) for r in results]}, indent=1) + "\n")
+    print(f"\n==== {out / 'gpu-check.json'}")
+    for r in results:
+        print(f"{r.outcome.upper() if not r.good else r.outcome:<10} {r.name:<12} {r.seconds:6.0f} s  {r.detail}")
+    print("all good" if good else "NOT good")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

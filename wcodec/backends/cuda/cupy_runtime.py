@@ -1,0 +1,185 @@
+"""`Runtime` by CuPy: the one that runs on GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.backends.cuda.runtime import SOURCES, Runtime, read_source
+from wcodec.errors import BackendUnavailable
+
+INSTALL: Final = "pip install 'wcodec[cuda]'"
+LEAST_CAPABILITY: Final = 75  #: of what NVRTC 13 compiles for
+_SOURCE_OF: Final = {kernel: source for source, kernels in SOURCES.items() for kernel in kernels}
+
+
+def _ask_driver() -> None:
+    """Look for a driver and a GPU before CuPy is imported, which takes half a second.
+
+    Raises
+    ------
+    BackendUnavailable
+    """
+    needs = "backend 'cuda' needs an NVIDIA GPU and its driver"
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as e:
+        raise BackendUnavailable(f"{needs}: {e}") from None
+    count = ctypes.c_int()
+    error = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if error:
+        raise BackendUnavailable(f"{needs}: the driver's error {error} at start")
+    if count.value == 0:
+        raise BackendUnavailable(f"{needs}: there is no GPU, or CUDA_VISIBLE_DEVICES hides it")
+
+
+def _cupy() -> Any:
+    """CuPy, if it, NVRTC, a driver and a GPU are there.
+
+    Raises
+    ------
+    BackendUnavailable
+        In one line, what is missing and what to do.
+    """
+    _ask_driver()
+    try:
+        import cupy
+        from cupy.cuda import nvrtc
+    except ImportError as e:
+        raise BackendUnavailable(f"backend 'cuda' needs CuPy ({e}); {INSTALL}") from e
+    runtime = cupy.cuda.runtime
+    try:
+        runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as e:
+        raise BackendUnavailable(f"backend 'cuda' finds no GPU that CuPy {cupy.__version__} can use: {e}") from e
+    try:
+        nvrtc.getVersion()
+    except (ImportError, RuntimeError, OSError) as e:
+        raise BackendUnavailable(f"backend 'cuda' needs NVRTC to compile its kernels ({e}); {INSTALL}") from e
+    return cupy
+
+
+def _device_of(text: str | None) -> int:
+    if text is None:
+        return 0
+    if not text.isdecimal():
+        raise BackendUnavailable(f"WCODEC_CUDA_DEVICE is {text!r}, not the number of a GPU")
+    return int(text)
+
+
+class CupyRuntime(Runtime):
+    """One GPU.
+
+    Parameters
+    ----------
+    device
+        Its number; ``None`` for the environment variable ``WCODEC_CUDA_DEVICE``, or 0.
+
+    Raises
+    ------
+    BackendUnavailable
+    """
+
+    def __init__(self, device: int | None = None) -> None:
+        self.cupy = _cupy()
+        self.device = _device_of(os.environ.get("WCODEC_CUDA_DEVICE")) if device is None else device
+        n = self.cupy.cuda.runtime.getDeviceCount()
+        if not 0 <= self.device < n:
+            raise BackendUnavailable(f"there is no GPU {self.device}; there are {n}, numbered from 0")
+        p = self.properties = dict[str, Any](self.cupy.cuda.runtime.getDeviceProperties(self.device))
+        if 10 * p["major"] + p["minor"] < LEAST_CAPABILITY:
+            raise BackendUnavailable(f"GPU {self.device} has compute capability {p['major']}.{p['minor']}; 7.5 is the least")
+        self._functions: dict[str, Any] = {}
+        self._modules: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def info(self) -> dict[str, str]:
+        cuda, p = self.cupy.cuda.runtime, self.properties
+        driver, toolkit = cuda.driverGetVersion(), cuda.runtimeGetVersion()
+        others = [cuda.getDeviceProperties(i) for i in range(cuda.getDeviceCount())]
+        named = ", ".join(f"{i}: {o['name'].decode()} ({o['totalGlobalMem'] / 2**30:.1f} GiB)" for i, o in enumerate(others))
+        return {
+            "device": f"{self.device}: {p['name'].decode()}", "compute capability": f"{p['major']}.{p['minor']}",
+            "memory": f"{p['totalGlobalMem'] / 2**30:.1f} GiB", "devices": named,
+            "driver": f"CUDA {driver // 1000}.{driver % 1000 // 10}", "runtime": f"CUDA {toolkit // 1000}.{toolkit % 1000 // 10}",
+            "cupy": self.cupy.__version__,
+        }  # fmt: skip
+
+    def free_nbytes(self) -> int:
+        with self.in_use():
+            free, _ = self.cupy.cuda.runtime.memGetInfo()
+            return int(free) + int(self.cupy.get_default_memory_pool().free_bytes())
+
+    def in_use(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.cupy.cuda.Device(self.device)
+        return context
+
+    def close(self) -> None:
+        with self.in_use():
+            self.cupy.get_default_memory_pool().free_all_blocks()
+            self.cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+    # ---- memory
+    def empty(self, nbytes: int) -> Any:
+        with self.in_use():
+            return self.cupy.empty(nbytes, np.uint8)
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        with self.in_use():
+            return np.frombuffer(self.cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8, nbytes)
+
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
+    # ---- copies
+    def upload(self, host: NDArray[Any]) -> Any:
+        with self.in_use():
+            return self.cupy.asarray(np.ascontiguousarray(host))
+
+    def download(self, device: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        with self.in_use():
+            host: NDArray[Any] = device.get(out=out)
+            return host
+
+    def copy_in(self, device: Any, host: NDArray[np.uint8]) -> None:
+        if host.nbytes:
+            device.data.copy_from_host_async(host.ctypes.data, host.nbytes)
+
+    def copy_out(self, host: NDArray[np.uint8], device: Any) -> None:
+        if host.nbytes:
+            device.data.copy_to_host_async(host.ctypes.data, host.nbytes)
+
+    # ---- order
+    def stream(self) -> Any:
+        with self.in_use():
+            return self.cupy.cuda.Stream(non_blocking=True)
+
+    def on(self, stream: Any) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = stream
+        return context
+
+    def mark(self) -> Any:
+        return self.cupy.cuda.get_current_stream().record(self.cupy.cuda.Event(disable_timing=True))
+
+    def wait_for(self, mark: Any) -> None:
+        self.cupy.cuda.get_current_stream().wait_event(mark)
+
+    # ---- kernels
+    def launch(self, kernel: str, grid: int, block: int, *args: Any) -> None:
+        self.function(kernel)((grid,), (block,), args)
+
+    def function(self, kernel: str) -> Any:
+        """A kernel, compiled at first, or found in CuPy's cache on disk."""
+        with self._lock:
+            if kernel not in self._functions:
+                source = _SOURCE_OF[kernel]
+                if source not in self._modules:
+                    self._modules[source] = self.cupy.RawModule(code=read_source(source), options=("--std=c++17",))
+                self._functions[kernel] = self._modules[source].get_function(kernel)
+            return self._functions[kernel]

@@ -1,0 +1,278 @@
+"""Tensors decoded straight into the memory of GPUs. Needs the extra ``wcodec[cuda]``; decoding needs an NVIDIA GPU.
+
+>>> import wcodec.cuda
+>>> tensors = wcodec.cuda.load_file("model.wcodec")
+>>> weight = torch.from_dlpack(tensors["weight"])  # no copy
+
+The host reads and checks the file's index; records go to the device as they are, are decoded there, and checked there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.backends.cuda.runtime import Runtime
+from wcodec.codec import BufferSource, Decoder
+from wcodec.cuda import dlpack
+from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Pipeline
+from wcodec.errors import DecodeError
+from wcodec.files import AnyPath, File
+from wcodec.reference.container import ByteSource, Index, TensorRecord
+from wcodec.reference.planes import DType
+
+__all__ = ["DeviceTensor", "Loader", "decode", "decode_async", "load_file"]
+
+BUFFERS_OF_SLOT: Final = 4  #: device memory of a stream for each byte of a slot: payload, symbols on their way, tables and lists
+
+
+@dataclass(frozen=True)
+class DeviceTensor:
+    """A decoded tensor in device memory.
+
+    It speaks DLPack (``torch.from_dlpack(t)``, ``jax.dlpack.from_dlpack(t)``), bfloat16 and float8 as what they are.
+
+    Attributes
+    ----------
+    name, shape
+        As in the file.
+    dtype
+        Row of the dtype registry (spec: chapter 18); `dtype.numpy` is the NumPy dtype.
+    words
+        Flat device array (of CuPy) of unsigned integers: the bit patterns.
+    device
+        Number of the GPU.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    words: Any
+    device: int
+    _runtime: Runtime
+
+    @property
+    def array(self) -> Any:
+        """Device array of the tensor's shape; bfloat16 and float8, which CuPy does not have, as unsigned integers."""
+        return dlpack.typed(self.words, self.shape, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return int(self.words.size) * self.dtype.word_nbytes
+
+    def numpy(self) -> NDArray[Any]:
+        """A copy on the host."""
+        host = self._runtime.download(self.words)
+        return host.view(np.uint8).view(self.dtype.numpy).reshape(self.shape)
+
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        """A DLPack capsule, without a copy. The tensor is complete, so no stream need wait."""
+        with self._runtime.in_use():
+            return dlpack.export(self.words, self.shape, self.dtype)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        kind, number = self.words.__dlpack_device__()
+        return int(kind), int(number)
+
+
+def _runtime_of(device: int | None) -> Runtime:
+    from wcodec.backends.cuda.cupy_runtime import CupyRuntime
+
+    return CupyRuntime(device)
+
+
+class Loader:
+    """Decodes files to one or more GPUs, and keeps buffers from one to the next. Calls from several threads take turns.
+
+    Parameters
+    ----------
+    devices
+        Numbers of the GPUs that tensors are spread over by size; ``None`` for ``WCODEC_CUDA_DEVICE``, or the first.
+    streams
+        Sets of segments under way at once on each GPU: while one is read from the file, others are copied and decoded.
+    max_device_bytes
+        Most memory of each GPU to use, tensors and buffers together.
+    verify
+        Whether CRC-32s of all records and tensors are checked, on the device. Streams check themselves in any case.
+
+    Raises
+    ------
+    BackendUnavailable
+        CuPy, the driver or a GPU is missing.
+    """
+
+    def __init__(
+        self, devices: int | Sequence[int] | None = None, *, streams: int = STREAMS, max_device_bytes: int | None = None,
+        verify: bool = True, runtime_of: Callable[[int | None], Runtime] = _runtime_of,
+    ) -> None:  # fmt: skip
+        numbers: list[int | None] = [devices] if devices is None or isinstance(devices, int) else list(devices)
+        if not numbers or streams < 1:
+            raise ValueError("at least one device and one stream are needed")
+        self.streams, self.max_device_bytes, self.verify = streams, max_device_bytes, verify
+        self.runtimes = [runtime_of(n) for n in numbers]
+        self._pipelines = [Pipeline(r, streams, SLOT_NBYTES, verify) for r in self.runtimes]
+        self._lock, self._decoder = threading.Lock(), Decoder(_host())
+        self._thread: ThreadPoolExecutor | None = None
+
+    # ---- files
+    def load_file(self, path: AnyPath, names: Sequence[str] | None = None) -> dict[str, DeviceTensor]:
+        """Tensors of a file by name, in its order.
+
+        Parameters
+        ----------
+        names
+            Those wanted; ``None`` for all.
+
+        Raises
+        ------
+        DecodeError
+            As `wcodec.load_file`; ``resource_limit``: more device memory than there is, or than is allowed.
+        KeyError
+            The file has no tensor of a name.
+        """
+        with File(path, self._decoder.backend) as f:
+            return self._load(f.source, f.index, names)
+
+    def decode(self, data: Any) -> DeviceTensor:
+        """The tensor of the bytes that `wcodec.encode` makes. Raises as `load_file`."""
+        source = BufferSource(data)
+        index = self._decoder.read_index(source)
+        if len(index.tensors) != 1:
+            raise DecodeError("bad_range", f"this file holds {len(index.tensors)} tensors, not one: use load_file")
+        (tensor,) = self._load(source, index, None).values()
+        return tensor
+
+    def decode_async(self, data: Any) -> Future[DeviceTensor]:
+        """`decode` in a thread of its own, calls in order; `data` must not change before the result is there."""
+        return self._later(self.decode, data)
+
+    def load_file_async(self, path: AnyPath, names: Sequence[str] | None = None) -> Future[dict[str, DeviceTensor]]:
+        """`load_file` in a thread of its own, calls in order."""
+        return self._later(self.load_file, path, names)
+
+    def iterate(self, path: AnyPath, names: Sequence[str] | None = None) -> Iterator[DeviceTensor]:
+        """Tensors of a file one after another, each when it is whole: a caller that drops them needs memory for a few alone.
+
+        On the first device. Raises as `load_file`.
+        """
+        with self._lock, File(path, self._decoder.backend) as f:
+            records = _chosen(f.index, names)
+            self._allow(max((t.nbytes for t in records), default=0))
+            with closing(self._tensors(0, f.source, f.index, records)) as tensors:
+                yield from tensors
+
+    def close(self) -> None:
+        """Give back buffers and threads."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._pipelines = [Pipeline(r, self.streams, SLOT_NBYTES, self.verify) for r in self.runtimes]
+        if thread is not None:
+            thread.shutdown()
+        for runtime in self.runtimes:
+            runtime.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- how
+    def _later(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        with self._lock:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, "wcodec-load")
+            return self._thread.submit(function, *args)
+
+    def _load(self, source: ByteSource, index: Index, names: Sequence[str] | None) -> dict[str, DeviceTensor]:
+        records = _chosen(index, names)
+        shares = _spread(records, len(self.runtimes))
+        with self._lock:
+            for share in shares:
+                self._allow(sum(t.nbytes for t in share))
+            if len(shares) == 1:
+                done = {t.name: t for t in self._tensors(0, source, index, shares[0])}
+            else:
+                with ThreadPoolExecutor(len(shares), "wcodec-device") as threads:
+                    parts = threads.map(lambda i: list(self._tensors(i, source, index, shares[i])), range(len(shares)))
+                    done = {t.name: t for part in parts for t in part}
+        return {t.name: done[t.name] for t in records}
+
+    def _allow(self, tensors_nbytes: int) -> None:
+        """Fit the buffers into what `max_device_bytes` leaves beside the tensors."""
+        if self.max_device_bytes is None:
+            return
+        left = self.max_device_bytes - tensors_nbytes
+        least = LEAST_SLOT_NBYTES * BUFFERS_OF_SLOT
+        if left < least:
+            needs = f"the tensors need {tensors_nbytes} bytes of the device, buffers {least} at least"
+            raise DecodeError("resource_limit", f"{needs}; {self.max_device_bytes} are allowed")
+        streams = max(1, min(self.streams, left // least))
+        slot = min(SLOT_NBYTES, left // (streams * BUFFERS_OF_SLOT))
+        self._pipelines = [Pipeline(r, streams, slot, self.verify) for r in self.runtimes]
+
+    def _tensors(self, i: int, source: ByteSource, index: Index, records: list[TensorRecord]) -> Generator[DeviceTensor, None, None]:
+        runtime = self.runtimes[i]
+        try:
+            with runtime.in_use():
+                for t, memory in self._pipelines[i].tensors(source, records, index.tables):
+                    yield DeviceTensor(t.name, t.shape, t.dtype, memory.view(t.dtype.word_type), runtime.device, runtime)
+        except MemoryError as e:
+            raise DecodeError("resource_limit", f"the device has no memory for the tensors: {e}") from None
+
+
+def _host() -> Any:
+    from wcodec.backends import load_backend
+
+    return load_backend("reference")  # for the index alone, which no backend has a part in
+
+
+def _chosen(index: Index, names: Sequence[str] | None) -> list[TensorRecord]:
+    if names is None:
+        return list(index.tensors)
+    by_name = {t.name: t for t in index.tensors}
+    return [by_name[name] for name in names]
+
+
+def _spread(records: list[TensorRecord], n: int) -> list[list[TensorRecord]]:
+    """Shares of about equal bytes, each in the file's order."""
+    owner, load = {}, [0] * n
+    for t in sorted(records, key=lambda t: -t.nbytes):
+        i = load.index(min(load))
+        owner[t.name], load[i] = i, load[i] + t.nbytes
+    return [[t for t in records if owner[t.name] == i] for i in range(n)]
+
+
+# ---- with a loader of one's own ------------------------------------------------------------------------------------------
+_loaders: dict[int | None, Loader] = {}
+_loaders_lock = threading.Lock()
+
+
+def _loader(device: int | None) -> Loader:
+    with _loaders_lock:
+        if device not in _loaders:
+            _loaders[device] = Loader(device)
+        return _loaders[device]
+
+
+def load_file(path: AnyPath, device: int | None = None, names: Sequence[str] | None = None) -> dict[str, DeviceTensor]:
+    """Tensors of a ``.wcodec`` file in the memory of a GPU. See `Loader.load_file`."""
+    return _loader(device).load_file(path, names)
+
+
+def decode(data: Any, device: int | None = None) -> DeviceTensor:
+    """The bytes of `wcodec.encode` as a tensor in the memory of a GPU. See `Loader.decode`."""
+    return _loader(device).decode(data)
+
+
+def decode_async(data: Any, device: int | None = None) -> Future[DeviceTensor]:
+    """`decode`, later: a future. See `Loader.decode_async`."""
+    return _loader(device).decode_async(data)

@@ -1,0 +1,218 @@
+"""Whole tensors to the device: reading, copying in, decoding and checking overlap on several streams."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.backends.cuda.checksums import crc32_ranges
+from wcodec.backends.cuda.decoding import Decoding
+from wcodec.backends.cuda.runtime import Mark, Runtime
+from wcodec.backends.cuda.worklist import ALIGN, Job
+from wcodec.codec import check_segments, check_tensor
+from wcodec.reference.checksums import crc32_combine
+from wcodec.reference.container import ByteSource, TensorRecord
+from wcodec.reference.entropy import TablePool
+from wcodec.reference.plan import chunks
+from wcodec.reference.segments import SegmentPlan
+
+STREAMS: Final = 4
+SLOT_NBYTES: Final = 1 << 26  #: payload that a stream takes at once
+LEAST_SLOT_NBYTES: Final = 1 << 20
+READ_NBYTES: Final = 1 << 23  #: of the file that a thread reads at once
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Segments of a tensor that are decoded at once: all of them, or some rows of segments.
+
+    Attributes
+    ----------
+    first
+        Id of its first segment.
+    start, nbytes
+        Of its records in the file.
+    word_offset, words_nbytes
+        Of its words in the tensor's memory, in bytes.
+    """
+
+    t: TensorRecord
+    plan: SegmentPlan
+    first: int
+    start: int
+    nbytes: int
+    word_offset: int
+    words_nbytes: int
+    last: bool
+
+
+def pieces(t: TensorRecord, tables: TablePool, limit: int) -> Iterator[Piece]:
+    """Cut a tensor into pieces of at most `limit` bytes of payload, or of a row of segments."""
+    whole, g = t.plan(tables), t.geometry
+    if t.payload_nbytes <= limit or g.grid[0] * g.grid[1] < 2:
+        yield Piece(t, whole, 0, t.payload_offset, t.payload_nbytes, 0, t.nbytes, True)
+        return
+    share = max(1, limit * max(t.nbytes, 1) // max(t.payload_nbytes, t.nbytes, 1))
+    word_offset = 0
+    for down, across in chunks(g, t.dtype.word_nbytes, share):
+        part, ids = g.select(down, across)
+        first, last = int(ids[0]), int(ids[-1])
+        plan = SegmentPlan(t.dtype, part, t.segments.take(ids), tables)
+        nbytes = part.rows * part.cols * t.dtype.word_nbytes
+        start, end = int(whole.offsets[first]), int(whole.offsets[last + 1])
+        yield Piece(t, plan, first, t.payload_offset + start, end - start, word_offset, nbytes, last + 1 == g.n_segments)
+        word_offset += nbytes
+
+
+@dataclass
+class _Target:
+    """A tensor on its way: its memory, and the CRC-32 of what is there so far."""
+
+    memory: Any
+    crc: int = 0
+
+
+@dataclass
+class _Slot:
+    """Buffers and a stream of their own; what is under way in them."""
+
+    stream: Any
+    pinned: NDArray[np.uint8]
+    payload: Any
+    pieces: list[tuple[Piece, _Target]] = field(default_factory=list)
+    decoding: Decoding | None = None
+    crcs: Any = None
+    mark: Mark | None = None
+
+
+class Pipeline:
+    """Decodes tensors one after another into device memory.
+
+    Parameters
+    ----------
+    streams
+        Sets of segments under way at once.
+    slot_nbytes
+        Payload of a set; a set holds at least one piece.
+    verify
+        Whether CRC-32s of records and tensors are checked, on the device. What rANS streams check by themselves always is.
+    """
+
+    def __init__(self, runtime: Runtime, streams: int = STREAMS, slot_nbytes: int = SLOT_NBYTES, verify: bool = True) -> None:
+        self.runtime, self.n_streams, self.slot_nbytes, self.verify = runtime, streams, slot_nbytes, verify
+        self._free: list[_Slot] = []
+
+    def tensors(self, source: ByteSource, records: Iterable[TensorRecord], tables: TablePool) -> Iterator[tuple[TensorRecord, Any]]:
+        """Tensors with their memory on the device, uint8, each when it is whole and checked.
+
+        Raises
+        ------
+        DecodeError
+            As `wcodec.codec.Decoder.tensor`.
+        """
+        under_way: deque[_Slot] = deque()
+        with ThreadPoolExecutor(self.n_streams, "wcodec-read") as readers:
+            try:
+                for some in self._sets(records, tables):
+                    if len(under_way) == self.n_streams:
+                        yield from self._finish(under_way.popleft())
+                    under_way.append(self._start(source, some, readers))
+                while under_way:
+                    yield from self._finish(under_way.popleft())
+            finally:  # buffers may go only when nothing uses them any more
+                for slot in under_way:
+                    if slot.mark is not None:
+                        slot.mark.synchronize()
+
+    def _sets(self, records: Iterable[TensorRecord], tables: TablePool) -> Iterator[list[tuple[Piece, _Target]]]:
+        some: list[tuple[Piece, _Target]] = []
+        nbytes = 0
+        for t in records:
+            target = _Target(self.runtime.empty(t.nbytes))
+            for piece in pieces(t, tables, self.slot_nbytes):
+                if some and nbytes + _room(piece) > self.slot_nbytes:
+                    yield some
+                    some, nbytes = [], 0
+                some.append((piece, target))
+                nbytes += _room(piece)
+        if some:
+            yield some
+
+    def _start(self, source: ByteSource, some: list[tuple[Piece, _Target]], readers: ThreadPoolExecutor) -> _Slot:
+        """Read a set, and queue all that is to be done with it."""
+        runtime, nbytes = self.runtime, sum(_room(p) for p, _ in some)
+        slot = self._free.pop() if self._free else _Slot(runtime.stream(), np.empty(0, np.uint8), None)
+        slot.pieces = some
+        if slot.pinned.size < nbytes:
+            slot.pinned = runtime.pinned(nbytes)
+        jobs, at = [], 0
+        with runtime.in_use():
+            before = runtime.mark()  # the tensors' memory comes from the caller's stream, which may still read what was there
+        with runtime.in_use(), runtime.on(slot.stream):
+            runtime.wait_for(before)
+            if slot.payload is None or slot.payload.size < nbytes:
+                slot.payload = runtime.empty(nbytes)
+            base = runtime.address(slot.payload)
+            reads = []
+            for piece, target in some:
+                jobs.append(Job(piece.plan, runtime.address(target.memory) + piece.word_offset, base + at))
+                for a in range(0, piece.nbytes, READ_NBYTES):
+                    n = min(READ_NBYTES, piece.nbytes - a)
+                    reads.append(readers.submit(_read, source, piece.start + a, slot.pinned[at + a : at + a + n]))
+                at += _room(piece)
+            for read in reads:
+                read.result()
+            runtime.copy_in(slot.payload[:nbytes], slot.pinned[:nbytes])
+            slot.decoding = Decoding(runtime, jobs)
+            slot.crcs = self._queue_crcs(some, jobs, words=False)
+            slot.decoding.queue()
+            slot.crcs += self._queue_crcs(some, jobs, words=True)
+            slot.mark = runtime.mark()
+        return slot
+
+    def _queue_crcs(self, some: list[tuple[Piece, _Target]], jobs: list[Job], words: bool) -> list[Any]:
+        if not self.verify:
+            return []
+        if words:
+            starts, sizes = np.array([j.words for j in jobs], np.uint64), np.array([p.words_nbytes for p, _ in some], np.int64)
+        else:
+            starts = np.concatenate([j.plan.offsets[:-1].astype(np.uint64) + np.uint64(j.payload) for j in jobs])
+            sizes = np.concatenate([np.diff(j.plan.offsets) for j in jobs])
+        return [crc32_ranges(self.runtime, starts, sizes)]
+
+    def _finish(self, slot: _Slot) -> Iterator[tuple[TensorRecord, Any]]:
+        """Wait for a set and check it."""
+        assert slot.mark is not None and slot.decoding is not None  # noqa: PT018
+        slot.mark.synchronize()
+        with self.runtime.in_use(), self.runtime.on(slot.stream):
+            status = slot.decoding.status()
+            records, words = (c.result() for c in slot.crcs) if slot.crcs else (None, None)
+        some, slot.pieces, slot.decoding, slot.crcs, slot.mark = slot.pieces, [], None, None, None
+        self._free.append(slot)
+        at = 0
+        for i, (piece, target) in enumerate(some):
+            n, t = piece.plan.geometry.n_segments, piece.t
+            ids = piece.first + np.arange(n)
+            crcs = t.segment_crc32[ids] if records is None else records[at : at + n]
+            check_segments(t, ids, piece.start + piece.plan.offsets[:-1], status[at : at + n], crcs)
+            at += n
+            if words is not None:
+                target.crc = crc32_combine(target.crc, int(words[i]), piece.words_nbytes)
+            if piece.last:
+                if words is not None:
+                    check_tensor(t, target.crc)
+                yield t, target.memory
+
+
+def _room(piece: Piece) -> int:
+    return -(-piece.nbytes // ALIGN) * ALIGN
+
+
+def _read(source: ByteSource, offset: int, target: NDArray[np.uint8]) -> None:
+    np.copyto(target, source.read(offset, target.size))
