@@ -1,5 +1,5 @@
 # make demo    encode, decode and compare a checkpoint that is made offline
-# make test    all checks: lint, types, vectors, tests, conformance of all backends, CUDA on an emulator
+# make test    all checks: lint, types, vectors, tests (conformance of all backends and CUDA on an emulator among them)
 # make gpu-check  on a machine with an NVIDIA GPU: conformance, tests, sanitizers and benchmarks there
 # The environment in .venv is made by itself, and again when pyproject.toml changes.
 SHELL := /bin/bash
@@ -22,8 +22,7 @@ check: $(VENV)/.stamp-test
 
 test: check
 	$(BIN)/python tools/write_vectors.py --check
-	$(BIN)/python -m pytest
-	$(MAKE) --no-print-directory conformance
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 vectors: $(VENV)/.stamp-test
 	$(BIN)/python tools/write_vectors.py
@@ -31,6 +30,7 @@ vectors: $(VENV)/.stamp-test
 conformance: $(VENV)/.stamp-test
 	$(BIN)/wcodec conformance --backend reference
 	$(BIN)/wcodec conformance --backend numba
+	PYTHONPATH=tests $(BIN)/wcodec conformance --backend cuda_emulator.backend:EmulatedCuda
 
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/bench_files.py

@@ -220,7 +220,8 @@ def test_backends(folder: Path) -> None:
     rows = {r["name"]: r for r in json.loads(out)}
     assert (status, err) == (0, "")
     assert all(rows[name]["usable"] for name in BACKENDS)
-    assert [r["name"] for r in rows.values() if r["used"]] == ["numba"]
+    assert [r["name"] for r in rows.values() if r["used"]] == ["cuda" if rows["cuda"]["usable"] else "numba"]
+    assert rows["cuda"]["usable"] or re.match("backend 'cuda' needs ", rows["cuda"]["reason"])
     status, out, _ = call("backends", "--backend", "reference")
     assert re.search(r"^\* reference +numpy ", out, re.MULTILINE)
     assert re.search(r"^  numba ", out, re.MULTILINE)
@@ -231,7 +232,8 @@ def test_the_environment_and_verbosity(folder: Path) -> None:
     assert json.loads(run("encode", "model.safetensors", "m", "--json", env=env).stdout)["backend"] == "reference"
     assert json.loads(run("encode", "model.safetensors", "m", "--json", "--backend", "numba", env=env).stdout)["backend"] == "numba"
     done = run("-v", "verify", "m", "-q")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "wcodec: auto: backend numba\n")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert re.fullmatch(r"wcodec: auto: (backend cuda|not cuda: backend 'cuda' needs .+\nwcodec: auto: backend numba)\n", done.stderr)
     assert run("verify", "m", env=env | {"WCODEC_BACKEND": "nonsense"}).returncode == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,12 +183,13 @@ def test_most_words(runtime: EmulatedRuntime) -> None:
 def test_streams_that_run_out(runtime: EmulatedRuntime) -> None:
     """Zeros follow them: all states end as they should, and only the number of words is wrong."""
     rng, pool, streams = np.random.default_rng(3), TablePool([GREEDY]), []
-    for n_groups in (1, 2, 7, 20):
-        stream = greedy_stream(n_groups, 0)
+    shapes = [(n_groups, n_waiting) for n_groups in (1, 2, 7, 20) for n_waiting in (0, 1)]
+    for shape in shapes:
+        stream = greedy_stream(*shape)
         streams += [stream, stream[:-16], stream[:-32], stream[:-48], np.append(stream, np.zeros(16, np.uint8))]
-    sizes = np.repeat([GROUP, 2 * GROUP, 7 * GROUP, 20 * GROUP], 5)
+    sizes = np.repeat([GROUP * n for n, _ in shapes], 5)
     good = check_streams(runtime, rng, Streams(pool, streams, sizes, np.zeros(sizes.size, np.int64)))
-    np.testing.assert_array_equal(good, np.arange(20) % 5 == 0)
+    np.testing.assert_array_equal(good, np.arange(sizes.size) % 5 == 0)
 
 
 def spoilt_stream(rng: np.random.Generator, stream: Array, kind: int) -> Array:
@@ -370,6 +372,20 @@ def test_widths(dtype: DType, layout: Layout, width: int) -> None:
         case = fused_case(rng, dtype, layout, Geometry(rows, cols, rows, width, rows, width))
         check_fused(runtime, rng, case, np.arange(2), shift=0)
         check_fused(runtime, rng, case, np.arange(2), shift=1)
+
+
+@pytest.mark.parametrize(("dtype", "layout"), [(BY_NAME["bfloat16"], Layout.PAIRS), (BY_NAME["int8"], Layout.BYTES)], ids=kind_id)
+def test_rows_far_apart(dtype: DType, layout: Layout) -> None:
+    """Two groups span more than 4 GiB of a matrix, most of whose pages are never touched."""
+    rng, rows = np.random.default_rng(7), 64 + 9
+    case = fused_case(rng, dtype, layout, Geometry(rows, 8, rows, 8, rows, 8))
+    fused, pitch = Fused(case), (1 << 32) // 32 + 64
+    far = mmap.mmap(-1, rows * pitch, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # Linux: MAP_NORESERVE
+    matrix = np.frombuffer(far, dtype.word_type).reshape(rows, -1)
+    fused.tensors["cols"], fused.segments["words"] = matrix.shape[1], address(matrix)
+    fused.run(EmulatedRuntime(), rng, np.arange(1))
+    np.testing.assert_array_equal(matrix[:, :8], case.words)
+    assert (matrix[:, 8:100] == 0).all()
 
 
 def test_all_16_bit_words(runtime: EmulatedRuntime) -> None:

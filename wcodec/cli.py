@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 from wcodec.backends import Backend, backend_names, load_backend
 from wcodec.codec import Progress, ignore_progress
 from wcodec.errors import BackendUnavailable, EncodeError, WcodecError
-from wcodec.files import File, decode_file, encode_file, verify_file
+from wcodec.files import File, decode_file, encode_file, remove_unfinished, verify_file
 from wcodec.reference.container import VERSION
 from wcodec.reference.plan import EncodeOptions
 
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None:
         signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGINT, _leave)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names in files may not fit the terminal's encoding
@@ -51,7 +52,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _leave(number: int, _: object) -> NoReturn:
-    raise SystemExit(128 + number)  # an exception: what is half-written gets removed on the way out
+    """End the process now. An exception would be lost where C code asks Python for an attribute and drops all errors, as NumPy's does."""
+    remove_unfinished()
+    if number == signal.SIGINT:
+        os.write(2, b"wcodec: interrupted\n")
+    os._exit(128 + number)
 
 
 def _guarded(args: argparse.Namespace) -> int:

@@ -33,6 +33,7 @@ AnyPath = str | os.PathLike[str]
 
 _BUFFERED: Final = 1 << 20
 _RESERVED: Final = 1 << 24  #: files of fewer bytes take room as they grow
+_unfinished: Final[set[Path]] = set()  #: temporary files of outputs
 
 
 @contextlib.contextmanager
@@ -72,6 +73,7 @@ def atomic_output(path: AnyPath, nbytes: int = 0) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
+    _unfinished.add(temporary)
     try:
         with _named(temporary, target), builtins.open(temporary, "xb", buffering=_BUFFERED) as f:
             reserve(f, nbytes)
@@ -84,6 +86,15 @@ def atomic_output(path: AnyPath, nbytes: int = 0) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
+    finally:
+        _unfinished.discard(temporary)
+
+
+def remove_unfinished() -> None:
+    """Remove what outputs of this process have been written so far, when it is about to end at once."""
+    for temporary in tuple(_unfinished):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 class WriteBehind:

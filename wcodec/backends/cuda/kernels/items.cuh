@@ -165,7 +165,10 @@ DEVICE Item<NBYTES> load_item(const Grid &grid, Place place, u32 i) {
         for (u32 k = 0; k < 4; ++k) item.part[k] = pointer<const u32>(place.address)[k];
     } else if (NBYTES <= 2 && together) {
 #pragma unroll
-        for (u32 k = 0; k < COUNT; ++k) item.part[k * NBYTES / 4] |= (u32)load_word(place.address + k * NBYTES, NBYTES) << 8 * (k * NBYTES % 4);
+        for (u32 k = 0; k < COUNT; ++k) {
+            const u32 word = (u32)load_word(place.address + k * NBYTES, NBYTES);
+            item.part[k * NBYTES / 4] |= word << 8 * (k * NBYTES % 4);
+        }
     } else {
 #pragma unroll 1
         for (u32 end = i + COUNT; i < end; ++i) {
