@@ -163,6 +163,22 @@ def test_garbage_payloads(backend: Backend, name: str, kind: str) -> None:
         )
 
 
+def test_one_word_short(backend: Backend) -> None:
+    """A stream whose only word is 0, cut off before it: read as zeros, every state comes out right, and yet it is bad."""
+    freq = np.zeros(256, np.int64)
+    freq[0], freq[1] = 1, 4095
+    geometry = Geometry(1, 128, 1, 128, 1, 128)
+    plan = only(BY_NAME["uint8"], geometry, TablePool([Table(freq, 12)]), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
+    words = np.ones((1, 128), np.uint8)
+    words[0, 4 * 5 + 2 : 4 * 5 + 4] = 0  # lane 5 alone sheds a word, once
+    case = complete(plan, words)
+    check_decode(backend, case)
+    assert case.payload.size == 128 + 16
+    assert not case.payload[128:].any()
+    short = case.decoding.encoded(np.array([[8], [0]], np.uint32), np.zeros(1, np.uint32))
+    assert check_bad(backend, short, case.payload[:128]) == [Status.BAD_STREAM]
+
+
 def test_patches(backend: Backend) -> None:
     """Bad patches, and that a bad stream goes before them."""
     rng, dtype, geometry = np.random.default_rng(1), BY_NAME["bfloat16"], Geometry(40, 40, 20, 20, 20, 20)

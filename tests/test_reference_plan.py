@@ -53,7 +53,7 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         ((4096, 11_008), "int8", 1, (4096, 11_008), (128, 256)),
         ((512, 384), "bfloat16", 1, (512, 384), (86, 384)),  # one band; six segments of equal height
         ((32, 3, 3, 3), "bfloat16", 0, (1, 864), (1, 864)),  # no split leaves rows of 64
-        ((256, 64, 3, 3), "bfloat16", 1, (256, 576), (128, 288)),
+        ((256, 64, 3, 3), "bfloat16", 1, (256, 576), (128, 320)),  # bands of whole 64 columns
         ((8, 100, 64), "bfloat16", 2, (800, 64), (400, 64)),
         ((100, 64), "complex64", 1, (100, 128), (100, 128)),
         ((0, 5), "int8", 0, (1, 0), (1, 1)),

@@ -27,6 +27,7 @@ from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, MIN_TILE, Geo
 Counts = NDArray[np.int64]
 
 CHUNK_NBYTES: Final = 1 << 24  #: words planned and encoded at once
+EVEN: Final = 64  #: widths of bands are multiples of that many words: kernels move whole vectors
 MIN_ROW: Final = 64  #: fewest columns of a matrix view, where the shape allows
 MAX_RARE: Final = 4  #: symbols of which a table keeps one slot each though they do not occur
 MAX_TABLES: Final = (1 << 16) - 1
@@ -121,7 +122,8 @@ def choose_geometry(shape: tuple[int, ...], dtype: DType, options: EncodeOptions
 
 
 def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
-    """Bands of equal width near 256, wider where there are few rows, cut into segments of equal height near the target.
+    """Bands of equal width near 256, a multiple of 64 but for the last one, wider where there are few rows, cut into segments of
+    equal height near the target.
 
     A matrix of up to two bands is one. A row of segments holds at most 2^24 words, so that it can be coded at once.
     """
@@ -130,7 +132,7 @@ def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
     wide = max(256, target // most_rows)
     if most_rows == 1:
         return 1, min(cols, wide)
-    s_cols = cols if cols <= 2 * wide else -(-cols // (cols // wide))
+    s_cols = cols if cols <= 2 * wide else -(-cols // (cols // wide * EVEN)) * EVEN
     n_down = max(1, round(rows * s_cols / target), -(-rows // most_rows))
     return -(-rows // n_down), s_cols
 
