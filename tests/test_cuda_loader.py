@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import pytest
 from cuda_emulator.streams import LazyRuntime
 
 import wcodec
+from wcodec.backends.cuda import cupy_runtime
 from wcodec.cuda import Loader, pipeline
-from wcodec.errors import DecodeError
+from wcodec.errors import BackendUnavailable, DecodeError
 
 RNG = np.random.default_rng(8)
 
@@ -112,12 +115,35 @@ def test_dlpack(checkpoint: Any) -> None:
 
 
 def test_dlpack_of_dtypes_that_numpy_has_not(checkpoint: Any) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    """Codes, bits and memory as the specification has them; torch is asked in tests/test_gpu.py."""
     path, tensors = checkpoint
-    for name, t in Loader(runtime_of=emulated).load_file(path).items():
-        shared = torch.from_dlpack(t)
-        assert str(shared.dtype).removeprefix("torch.") == t.dtype.name
-        assert shared.contiguous().view(torch.uint8).numpy().tobytes() == tensors[name].tobytes() if shared.ndim else True
+    loaded = Loader(runtime_of=emulated).load_file(path)
+    for name, code, bits in (("layer1.weight", 4, 16), ("eight", 10, 8), ("single", 2, 32)):
+        t = loaded[name]
+        capsule = t.__dlpack__()
+        exported = described(capsule)
+        assert (exported.code, exported.bits, exported.lanes, exported.ndim) == (code, bits, 1, 2)
+        assert tuple(exported.shape[:2]) == tensors[name].shape
+        assert exported.data + exported.byte_offset == t.words.ctypes.data
+    assert loaded["layer1.weight"].__dlpack_device__() == (1, 0)
+
+
+class DLTensor(ctypes.Structure):
+    """From dlpack.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64),
+    )  # fmt: skip
+
+
+def described(capsule: Any) -> DLTensor:
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    address = pointer(capsule, b"dltensor")
+    assert address is not None
+    return DLTensor.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(DLTensor)))
 
 
 @pytest.mark.usefixtures("small_slots")
@@ -167,10 +193,42 @@ def test_limits(checkpoint: Any) -> None:
         Loader([], runtime_of=emulated)
 
 
-class Counting(LazyRuntime):
-    """Counts the bytes of device memory that are in use."""
+def test_many_small_tensors_take_few_launches(tmp_path: Path) -> None:
+    wcodec.save_file({f"{i}": weights(64, 128) for i in range(60)}, tmp_path / "small.wcodec")
+    runtime = Counting(0)
+    assert len(Loader(runtime_of=lambda _: runtime).load_file(tmp_path / "small.wcodec")) == 60
+    assert runtime.n_launches < 12
 
-    now = most = 0
+
+def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, with what to install; and a backend that was named is not replaced by another."""
+    monkeypatch.setattr(cupy_runtime.ctypes, "CDLL", no_driver)
+    with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' needs an NVIDIA GPU and its driver: no libcuda\.so\.1 here$"):
+        cupy_runtime.CupyRuntime()
+    with pytest.raises(BackendUnavailable, match="its driver"):
+        Loader()
+    monkeypatch.setattr(cupy_runtime, "_ask_driver", lambda: None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendUnavailable, match=r"needs CuPy .*; pip install 'wcodec\[cuda\]'$"):
+        cupy_runtime.CupyRuntime()
+    monkeypatch.setenv("WCODEC_CUDA_DEVICE", "first")
+    monkeypatch.setattr(cupy_runtime, "_cupy", lambda: None)
+    with pytest.raises(BackendUnavailable, match="not the number of a GPU"):
+        cupy_runtime.CupyRuntime()
+
+
+def no_driver(name: str) -> Any:
+    raise OSError(f"no {name} here")
+
+
+class Counting(LazyRuntime):
+    """Counts launches, and the bytes of device memory that are in use."""
+
+    now = most = n_launches = 0
+
+    def launch(self, *args: Any) -> None:
+        self.n_launches += 1
+        super().launch(*args)
 
     def empty(self, nbytes: int) -> Any:
         memory = super().empty(nbytes)

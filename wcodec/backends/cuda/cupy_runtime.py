@@ -16,6 +16,7 @@ from wcodec.errors import BackendUnavailable
 
 INSTALL: Final = "pip install 'wcodec[cuda]'"
 LEAST_CAPABILITY: Final = 75  #: of what NVRTC 13 compiles for
+STAGED_NBYTES: Final = 1 << 20  #: from here on, copies go through pinned memory, which the device reads and writes by itself
 _SOURCE_OF: Final = {kernel: source for source, kernels in SOURCES.items() for kernel in kernels}
 
 
@@ -140,11 +141,24 @@ class CupyRuntime(Runtime):
     # ---- copies
     def upload(self, host: NDArray[Any]) -> Any:
         with self.in_use():
-            return self.cupy.asarray(np.ascontiguousarray(host))
+            host = np.ascontiguousarray(host)
+            if host.nbytes < STAGED_NBYTES:
+                return self.cupy.asarray(host)
+            staged, device = self.pinned(host.nbytes), self.empty(host.nbytes)
+            np.copyto(staged, host.reshape(-1).view(np.uint8))
+            self.copy_in(device, staged)
+            self.mark().synchronize()
+            return device.view(host.dtype).reshape(host.shape)
 
     def download(self, device: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
         with self.in_use():
-            host: NDArray[Any] = device.get(out=out)
+            if device.nbytes < STAGED_NBYTES:
+                host: NDArray[Any] = device.get(out=out)
+                return host
+            host, staged = np.empty(device.shape, device.dtype) if out is None else out, self.pinned(device.nbytes)
+            self.copy_out(staged, device)
+            self.mark().synchronize()
+            np.copyto(host, staged.view(device.dtype).reshape(device.shape))
             return host
 
     def copy_in(self, device: Any, host: NDArray[np.uint8]) -> None:
