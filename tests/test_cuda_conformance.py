@@ -5,7 +5,10 @@ What only a GPU can show (its memory model, PTX, speed) is in ``tests/test_gpu.p
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,11 +27,26 @@ def sanitized(args: list[str], how: str) -> str:
     return done.stdout
 
 
-def test_whole_suite_with_sanitizers() -> None:
-    last = sanitized(["-m", "wcodec", "conformance", "--backend", BACKEND], "").splitlines()[-1]
+SUITE = ["-m", "wcodec", "conformance", "--backend", BACKEND]
+
+
+def check_all_passed(out: str) -> None:
+    last = out.splitlines()[-1]
     found = re.fullmatch(r"(\d+) passed, 0 failed, 0 not run", last)
     assert found, last
     assert int(found[1]) >= 1000
+
+
+def test_whole_suite_with_sanitizers() -> None:
+    check_all_passed(sanitized(SUITE, ""))
+
+
+def test_whole_suite_without_races() -> None:
+    """Every access of memory is compared with those before it that no barrier orders; threads run in any order."""
+    env = {**os.environ, "WCODEC_EMULATOR": "races shuffled 5", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, *SUITE], env=env, capture_output=True, text=True, timeout=590)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    check_all_passed(done.stdout)
 
 
 @pytest.mark.parametrize(("seed", "how"), [(1, "forward"), (2, "reverse"), (3, "shuffled 3")])

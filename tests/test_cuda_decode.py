@@ -247,8 +247,8 @@ def fused_case(rng: np.random.Generator, dtype: DType, layout: Layout, geometry:
 
 def suits(case: Case) -> Array:
     """Segments that the kernels are made for: each lane's words of a group lie in one row."""
-    widths, each = case.plan.geometry.sizes()[1], 8 if case.plan.segments.layout[0] == Layout.PAIRS else 4
-    return np.flatnonzero((widths == case.plan.geometry.cols) | (widths % each == 0))
+    (heights, widths), each = case.plan.geometry.sizes(), 8 if case.plan.segments.layout[0] == Layout.PAIRS else 4
+    return np.flatnonzero((heights == 1) | (widths == case.plan.geometry.cols) | (widths % each == 0))
 
 
 class Fused:
@@ -360,6 +360,17 @@ def test_sizes(dtype: DType, layout: Layout, n: int) -> None:
         if rows * cols < 20000:
             case = fused_case(rng, dtype, layout, Geometry(rows, cols, s_rows, s_cols, s_rows, s_cols))
             check_fused(runtime, rng, case, shift=n % 5)
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 1301, 1304])
+@pytest.mark.parametrize(("dtype", "layout"), ONE_OF_EACH, ids=kind_id)
+def test_parts_of_a_row(dtype: DType, layout: Layout, width: int) -> None:
+    """Of any width, and the last one of less, in a matrix of one row or more; aligned or not."""
+    rng, runtime = np.random.default_rng([17, width]), EmulatedRuntime(order="shuffled", seed=width)
+    for rows, cols in ((1, 3 * width + 3), (2, 2 * width + 1)):
+        case = fused_case(rng, dtype, layout, Geometry(rows, cols, 1, width, 1, width))
+        for shift in (0, 1):
+            check_fused(runtime, rng, case, np.arange(case.plan.geometry.n_segments), shift=shift)
 
 
 @pytest.mark.parametrize("width", [8, 16, 24, 32, 40, 64, 120, 128, 136, 248, 256, 264, 512, 520, 1024])

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -14,7 +18,10 @@ import pytest
 from cuda_emulator.streams import LazyRuntime
 
 import wcodec
+import wcodec.cuda
 from wcodec.backends.cuda import cupy_runtime
+from wcodec.backends.cuda.cupy_runtime import CupyRuntime
+from wcodec.backends.cuda.decoding import Decoding
 from wcodec.cuda import Loader, pipeline
 from wcodec.errors import BackendUnavailable, DecodeError
 
@@ -193,6 +200,146 @@ def test_limits(checkpoint: Any) -> None:
         Loader([], runtime_of=emulated)
 
 
+def test_limits_are_of_each_device(tmp_path: Path) -> None:
+    """Also where the share of the last device is the smallest."""
+    wcodec.save_file({"large": weights(1000, 2000), "small": weights(10)}, tmp_path / "two.wcodec")
+    loader = Loader([0, 1], runtime_of=emulated, max_device_bytes=4_000_000 + (8 << 20))
+    loader.load_file(tmp_path / "two.wcodec")
+    buffers = [p.n_streams * p.slot_nbytes * wcodec.cuda.BUFFERS_OF_SLOT for p in loader._pipelines if p is not None]
+    assert len(buffers) == 2
+    assert buffers[0] <= 8 << 20
+    kept = list(loader._pipelines)
+    loader.load_file(tmp_path / "two.wcodec")
+    assert loader._pipelines == kept, "buffers are kept if they still fit"
+
+
+def test_limits_are_of_scratch_too(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _ = checkpoint
+    slots, queue = list[int](), Decoding.queue
+
+    def seen(self: Decoding) -> None:
+        slots.append(self.scratch_nbytes)
+        queue(self)
+
+    monkeypatch.setattr(Decoding, "queue", seen)
+    Loader(runtime_of=emulated, max_device_bytes=16 << 20).load_file(path, ["double"])
+    assert slots
+    assert max(slots) <= 8 << 20
+
+
+@pytest.mark.usefixtures("small_slots")
+def test_limits_while_tensors_go(tmp_path: Path) -> None:
+    """Those alive at once count, not all."""
+    wcodec.save_file({f"{i}": weights(200, 300) for i in range(20)}, tmp_path / "many.wcodec")
+    runtime, limit = Counting(0), 8 * 120_000 + 8 * (1 << 14)
+    for t in Loader(runtime_of=lambda _: runtime, max_device_bytes=limit, streams=2).iterate(tmp_path / "many.wcodec"):
+        assert t.nbytes == 120_000
+    assert runtime.most <= limit
+    with pytest.raises(DecodeError, match="resource_limit"):
+        next(iter(Loader(runtime_of=emulated, max_device_bytes=200_000).iterate(tmp_path / "many.wcodec")))
+
+
+def test_a_loader_that_iterates_does_other_things_too(checkpoint: Any) -> None:
+    """And between its tensors the device in use is the caller's."""
+    path, tensors = checkpoint
+    runtime, done = Counting(0), list[str]()
+
+    def work() -> None:
+        loader = Loader(runtime_of=lambda _: runtime)
+        for t in loader.iterate(path):
+            assert runtime.n_in_use == 0
+            same(loader.load_file(path, [t.name])[t.name], tensors[t.name])
+            done.append(t.name)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(120)
+    assert done == list(tensors)
+
+
+def test_later_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, go, queue = wcodec.encode(weights(30, 40)), threading.Event(), Decoding.queue
+
+    def slow(self: Decoding) -> None:
+        assert go.wait(60)
+        queue(self)
+
+    monkeypatch.setattr(Decoding, "queue", slow)
+    with Loader(runtime_of=emulated) as loader:
+        futures = [loader.decode_async(data)]
+        thread = threading.Thread(target=lambda: futures.append(loader.decode_async(data)), daemon=True)
+        thread.start()
+        thread.join(30)
+        waited = thread.is_alive()
+        go.set()
+        thread.join()
+        assert not waited
+        assert len({f.result().numpy().tobytes() for f in futures}) == 1
+
+
+@pytest.mark.usefixtures("small_slots")
+def test_what_is_queued_is_waited_for_when_something_fails(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory goes with the error; a kernel that runs later would write to what is another's by then."""
+    path, tensors = checkpoint
+    runtime, queue_crcs, n = Counting(0), pipeline.Pipeline._queue_crcs, 0
+
+    def failing(self: Any, some: Any, jobs: Any, words: bool) -> list[Any]:
+        nonlocal n
+        n += words
+        if words and n == 3:
+            raise MemoryError("no room")
+        return queue_crcs(self, some, jobs, words)
+
+    monkeypatch.setattr(pipeline.Pipeline, "_queue_crcs", failing)
+    loader = Loader(runtime_of=lambda _: runtime)
+    with pytest.raises(DecodeError, match=r"resource_limit.*no room"):
+        loader.load_file(path)
+    assert runtime._streams
+    assert not any(stream.waiting for stream in runtime._streams)
+    assert len(loader.load_file(path)) == len(tensors)
+
+
+def test_staged_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large arrays go through a little pinned memory, a piece at a time; CuPy's part is played by NumPy."""
+    monkeypatch.setattr(cupy_runtime, "STAGED_NBYTES", 1000)
+    monkeypatch.setattr(cupy_runtime, "MOST_STAGED_NBYTES", 3000)
+    runtime, pinned = CupyRuntime.__new__(CupyRuntime), list[int]()
+
+    def alloc_pinned(nbytes: int) -> bytearray:
+        pinned.append(nbytes)
+        return bytearray(nbytes)
+
+    stream = SimpleNamespace(record=lambda event: event)
+    cuda = SimpleNamespace(
+        Device=lambda _: nullcontext(), get_current_stream=lambda: stream, alloc_pinned_memory=alloc_pinned,
+        Event=lambda **_: SimpleNamespace(synchronize=lambda: None), runtime=SimpleNamespace(CUDARuntimeError=ZeroDivisionError),
+    )  # fmt: skip
+    runtime.device, runtime.cupy = 0, SimpleNamespace(cuda=cuda, empty=lambda n, dtype: np.empty(n, dtype).view(PlayedArray))
+    for shape in ((2000,), (7, 500), (4500, 1), (3000, 5)):
+        host = RNG.integers(0, 1 << 16, shape).astype(np.uint16)
+        device = runtime.upload(host)
+        assert device.shape == shape
+        out = np.zeros(shape, np.uint16)
+        assert runtime.download(device, out) is out
+        for back in (device, out, runtime.download(device)):
+            assert np.array_equal(back, host)
+    with pytest.raises(ValueError, match="C-contiguous"):
+        runtime.download(device, np.zeros((3000, 10), np.uint16)[:, ::2])
+    assert runtime.empty(0).shape == (0,)
+    assert max(pinned) == 3000
+
+
+class PlayedArray(np.ndarray[Any, Any]):
+    """An array of CuPy's, as far as copies go."""
+
+    @property
+    def data(self) -> Any:  # type: ignore[override]
+        at = self.ctypes.data
+        return SimpleNamespace(
+            copy_from_host_async=lambda host, n: ctypes.memmove(at, host, n), copy_to_host_async=lambda host, n: ctypes.memmove(host, at, n)
+        )
+
+
 def test_many_small_tensors_take_few_launches(tmp_path: Path) -> None:
     wcodec.save_file({f"{i}": weights(64, 128) for i in range(60)}, tmp_path / "small.wcodec")
     runtime = Counting(0)
@@ -222,9 +369,15 @@ def no_driver(name: str) -> Any:
 
 
 class Counting(LazyRuntime):
-    """Counts launches, and the bytes of device memory that are in use."""
+    """Counts launches, the bytes of device memory that are in use, and how often the device is made the thread's."""
 
-    now = most = n_launches = 0
+    now = most = n_launches = n_in_use = 0
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        self.n_in_use += 1
+        yield
+        self.n_in_use -= 1
 
     def launch(self, *args: Any) -> None:
         self.n_launches += 1

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.codec import BufferSource, Decoder
 from wcodec.cuda import dlpack
-from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Pipeline
+from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, FileSource, Pipeline
 from wcodec.errors import DecodeError
 from wcodec.files import AnyPath, File
 from wcodec.reference.container import ByteSource, Index, TensorRecord
@@ -118,9 +118,10 @@ class Loader:
             raise ValueError("at least one device and one stream are needed")
         self.streams, self.max_device_bytes, self.verify = streams, max_device_bytes, verify
         self.runtimes = [runtime_of(n) for n in numbers]
-        self._pipelines = [Pipeline(r, streams, SLOT_NBYTES, verify) for r in self.runtimes]
+        self._pipelines: list[Pipeline | None] = [None] * len(self.runtimes)
         self._lock, self._decoder = threading.Lock(), Decoder(_host())
         self._thread: ThreadPoolExecutor | None = None
+        self._thread_lock = threading.Lock()
 
     # ---- files
     def load_file(self, path: AnyPath, names: Sequence[str] | None = None) -> dict[str, DeviceTensor]:
@@ -138,8 +139,8 @@ class Loader:
         KeyError
             The file has no tensor of a name.
         """
-        with File(path, self._decoder.backend) as f:
-            return self._load(f.source, f.index, names)
+        with File(path, self._decoder.backend) as f, open(path, "rb", buffering=0) as raw:
+            return self._load(FileSource(f.source, raw), f.index, names)
 
     def decode(self, data: Any) -> DeviceTensor:
         """The tensor of the bytes that `wcodec.encode` makes. Raises as `load_file`."""
@@ -161,21 +162,22 @@ class Loader:
     def iterate(self, path: AnyPath, names: Sequence[str] | None = None) -> Iterator[DeviceTensor]:
         """Tensors of a file one after another, each when it is whole: a caller that drops them needs memory for a few alone.
 
-        On the first device. Raises as `load_file`.
+        On the first device, with buffers of its own: meanwhile the loader may be used for other things. Raises as `load_file`.
         """
-        with self._lock, File(path, self._decoder.backend) as f:
+        with File(path, self._decoder.backend) as f, open(path, "rb", buffering=0) as raw:
             records = _chosen(f.index, names)
-            self._allow(max((t.nbytes for t in records), default=0))
-            with closing(self._tensors(0, f.source, f.index, records)) as tensors:
+            pipeline = Pipeline(self.runtimes[0], *self._fit(lambda streams, slot: _most_alive(records, streams, slot)), self.verify)
+            with closing(self._tensors(pipeline, FileSource(f.source, raw), f.index, records)) as tensors:
                 yield from tensors
 
     def close(self) -> None:
         """Give back buffers and threads."""
-        with self._lock:
+        with self._thread_lock:
             thread, self._thread = self._thread, None
-            self._pipelines = [Pipeline(r, self.streams, SLOT_NBYTES, self.verify) for r in self.runtimes]
         if thread is not None:
             thread.shutdown()
+        with self._lock:
+            self._pipelines = [None] * len(self.runtimes)
         for runtime in self.runtimes:
             runtime.close()
 
@@ -187,7 +189,7 @@ class Loader:
 
     # ---- how
     def _later(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        with self._lock:
+        with self._thread_lock:  # not the other one, which is taken while files are decoded
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, "wcodec-load")
             return self._thread.submit(function, *args)
@@ -196,37 +198,48 @@ class Loader:
         records = _chosen(index, names)
         shares = _spread(records, len(self.runtimes))
         with self._lock:
-            for share in shares:
-                self._allow(sum(t.nbytes for t in share))
+            pipelines = [self._pipeline(i, sum(t.nbytes for t in share)) for i, share in enumerate(shares)]
             if len(shares) == 1:
-                done = {t.name: t for t in self._tensors(0, source, index, shares[0])}
+                done = {t.name: t for t in self._tensors(pipelines[0], source, index, shares[0])}
             else:
                 with ThreadPoolExecutor(len(shares), "wcodec-device") as threads:
-                    parts = threads.map(lambda i: list(self._tensors(i, source, index, shares[i])), range(len(shares)))
+                    parts = threads.map(lambda p, share: list(self._tensors(p, source, index, share)), pipelines, shares)
                     done = {t.name: t for part in parts for t in part}
         return {t.name: done[t.name] for t in records}
 
-    def _allow(self, tensors_nbytes: int) -> None:
-        """Fit the buffers into what `max_device_bytes` leaves beside the tensors."""
-        if self.max_device_bytes is None:
-            return
-        left = self.max_device_bytes - tensors_nbytes
-        least = LEAST_SLOT_NBYTES * BUFFERS_OF_SLOT
-        if left < least:
-            needs = f"the tensors need {tensors_nbytes} bytes of the device, buffers {least} at least"
-            raise DecodeError("resource_limit", f"{needs}; {self.max_device_bytes} are allowed")
-        streams = max(1, min(self.streams, left // least))
-        slot = min(SLOT_NBYTES, left // (streams * BUFFERS_OF_SLOT))
-        self._pipelines = [Pipeline(r, streams, slot, self.verify) for r in self.runtimes]
+    def _pipeline(self, i: int, tensors_nbytes: int) -> Pipeline:
+        """The pipeline of a device; the one before, if its buffers fit beside the tensors and need not be smaller."""
+        size, kept = self._fit(lambda streams, slot: tensors_nbytes), self._pipelines[i]
+        if kept is None or (kept.n_streams, kept.slot_nbytes) != size:
+            self._pipelines[i] = None  # its buffers go before others come
+            kept = self._pipelines[i] = Pipeline(self.runtimes[i], *size, self.verify)
+        return kept
 
-    def _tensors(self, i: int, source: ByteSource, index: Index, records: list[TensorRecord]) -> Generator[DeviceTensor, None, None]:
-        runtime = self.runtimes[i]
+    def _fit(self, alive: Callable[[int, int], int]) -> tuple[int, int]:
+        """Streams and slots whose buffers `max_device_bytes` allows beside the tensors, `alive(streams, slot)` bytes at once."""
+        streams, slot = self.streams, SLOT_NBYTES
+        while self.max_device_bytes is not None:
+            tensors, buffers = alive(streams, slot), streams * slot * BUFFERS_OF_SLOT
+            if tensors + buffers <= self.max_device_bytes:
+                break
+            if slot > LEAST_SLOT_NBYTES:
+                slot //= 2
+            elif streams > 1:
+                streams -= 1
+            else:
+                needs = f"the tensors need {tensors} bytes of the device, buffers {buffers} at least"
+                raise DecodeError("resource_limit", f"{needs}; {self.max_device_bytes} are allowed")
+        return streams, slot
+
+    def _tensors(
+        self, pipeline: Pipeline, source: ByteSource, index: Index, records: list[TensorRecord]
+    ) -> Generator[DeviceTensor, None, None]:
+        runtime = pipeline.runtime
         try:
-            with runtime.in_use():
-                for t, memory in self._pipelines[i].tensors(source, records, index.tables):
-                    yield DeviceTensor(t.name, t.shape, t.dtype, memory.view(t.dtype.word_type), runtime.device, runtime)
+            for t, memory in pipeline.tensors(source, records, index.tables):  # between which the device in use is the caller's
+                yield DeviceTensor(t.name, t.shape, t.dtype, memory.view(t.dtype.word_type), runtime.device, runtime)
         except MemoryError as e:
-            raise DecodeError("resource_limit", f"the device has no memory for the tensors: {e}") from None
+            raise DecodeError("resource_limit", f"there is no memory for the tensors: {e}") from None
 
 
 def _host() -> Any:
@@ -249,6 +262,20 @@ def _spread(records: list[TensorRecord], n: int) -> list[list[TensorRecord]]:
         i = load.index(min(load))
         owner[t.name], load[i] = i, load[i] + t.nbytes
     return [[t for t in records if owner[t.name] == i] for i in range(n)]
+
+
+def _most_alive(records: list[TensorRecord], streams: int, slot_nbytes: int) -> int:
+    """Most bytes of tensors at once where each goes when the next one is there: of those in sets under way, and one more.
+
+    Under way are `streams` sets and one that is being checked, and the tensor that found no room in the last of them.
+    """
+    most = now = payload = first = 0
+    for t in records:
+        now, payload = now + t.nbytes, payload + t.payload_nbytes
+        while payload - records[first].payload_nbytes - t.payload_nbytes > (streams + 1) * slot_nbytes:
+            now, payload, first = now - records[first].nbytes, payload - records[first].payload_nbytes, first + 1
+        most = max(most, now)
+    return most + max((t.nbytes for t in records), default=0)
 
 
 # ---- with a loader of one's own ------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from wcodec.backends.cuda.checksums import crc32_ranges
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Mark, Runtime
 from wcodec.backends.cuda.worklist import ALIGN, Job
-from wcodec.codec import check_segments, check_tensor
+from wcodec.codec import BufferSource, check_segments, check_tensor
+from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource, TensorRecord
 from wcodec.reference.entropy import TablePool
@@ -26,6 +28,7 @@ STREAMS: Final = 4
 SLOT_NBYTES: Final = 1 << 26  #: payload that a stream takes at once
 LEAST_SLOT_NBYTES: Final = 1 << 20
 READ_NBYTES: Final = 1 << 23  #: of the file that a thread reads at once
+SCRATCH_OF_SLOT: Final = 2  #: device memory for symbols on their way, for each byte of a slot
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,13 @@ class Pipeline:
                 for some in self._sets(records, tables):
                     if len(under_way) == self.n_streams:
                         yield from self._finish(under_way.popleft())
-                    under_way.append(self._start(source, some, readers))
+                    under_way.append(self._slot(some))
+                    self._start(source, under_way[-1], readers)
                 while under_way:
                     yield from self._finish(under_way.popleft())
-            finally:  # buffers may go only when nothing uses them any more
+            finally:
                 for slot in under_way:
-                    if slot.mark is not None:
-                        slot.mark.synchronize()
+                    self._give_up(slot)
 
     def _sets(self, records: Iterable[TensorRecord], tables: TablePool) -> Iterator[list[tuple[Piece, _Target]]]:
         some: list[tuple[Piece, _Target]] = []
@@ -144,37 +147,55 @@ class Pipeline:
         if some:
             yield some
 
-    def _start(self, source: ByteSource, some: list[tuple[Piece, _Target]], readers: ThreadPoolExecutor) -> _Slot:
-        """Read a set, and queue all that is to be done with it."""
-        runtime, nbytes = self.runtime, sum(_room(p) for p, _ in some)
-        slot = self._free.pop() if self._free else _Slot(runtime.stream(), np.empty(0, np.uint8), None)
+    def _slot(self, some: list[tuple[Piece, _Target]]) -> _Slot:
+        """A free slot for a set."""
+        slot = self._free.pop() if self._free else _Slot(self.runtime.stream(), np.empty(0, np.uint8), None)
         slot.pieces = some
+        return slot
+
+    def _give_up(self, slot: _Slot) -> None:
+        """Wait for what has been queued of a set: memory may go only when nothing uses it any more."""
+        with self.runtime.in_use(), self.runtime.on(slot.stream):
+            self.runtime.mark().synchronize()
+        self._release(slot)
+
+    def _release(self, slot: _Slot) -> None:
+        slot.pieces, slot.decoding, slot.crcs, slot.mark = [], None, None, None
+        self._free.append(slot)
+
+    def _start(self, source: ByteSource, slot: _Slot, readers: ThreadPoolExecutor) -> None:
+        """Read a set, and queue all that is to be done with it."""
+        runtime, some, jobs, at = self.runtime, slot.pieces, list[Job](), 0
+        nbytes = sum(_room(p) for p, _ in some)
+        size = 1 << max(nbytes - 1, 0).bit_length()  # as the next set may be a little larger
         if slot.pinned.size < nbytes:
-            slot.pinned = runtime.pinned(nbytes)
-        jobs, at = [], 0
+            slot.pinned = np.empty(0, np.uint8)
+            slot.pinned = runtime.pinned(size)
         with runtime.in_use():
             before = runtime.mark()  # the tensors' memory comes from the caller's stream, which may still read what was there
         with runtime.in_use(), runtime.on(slot.stream):
             runtime.wait_for(before)
             if slot.payload is None or slot.payload.size < nbytes:
-                slot.payload = runtime.empty(nbytes)
-            base = runtime.address(slot.payload)
-            reads = []
+                slot.payload = None
+                slot.payload = runtime.empty(size)
+            base, reads = runtime.address(slot.payload), list[tuple[int, NDArray[np.uint8]]]()
             for piece, target in some:
                 jobs.append(Job(piece.plan, runtime.address(target.memory) + piece.word_offset, base + at))
                 for a in range(0, piece.nbytes, READ_NBYTES):
                     n = min(READ_NBYTES, piece.nbytes - a)
-                    reads.append(readers.submit(_read, source, piece.start + a, slot.pinned[at + a : at + a + n]))
+                    reads.append((piece.start + a, slot.pinned[at + a : at + a + n]))
                 at += _room(piece)
-            for read in reads:
-                read.result()
+            others = [readers.submit(_read, source, *read) for read in reads[1:]]
+            for read in reads[:1]:  # this thread has nothing else to do
+                _read(source, *read)
+            for other in others:
+                other.result()
             runtime.copy_in(slot.payload[:nbytes], slot.pinned[:nbytes])
-            slot.decoding = Decoding(runtime, jobs)
+            slot.decoding = Decoding(runtime, jobs, SCRATCH_OF_SLOT * self.slot_nbytes)
             slot.crcs = self._queue_crcs(some, jobs, words=False)
             slot.decoding.queue()
             slot.crcs += self._queue_crcs(some, jobs, words=True)
             slot.mark = runtime.mark()
-        return slot
 
     def _queue_crcs(self, some: list[tuple[Piece, _Target]], jobs: list[Job], words: bool) -> list[Any]:
         if not self.verify:
@@ -193,9 +214,8 @@ class Pipeline:
         with self.runtime.in_use(), self.runtime.on(slot.stream):
             status = slot.decoding.status()
             records, words = (c.result() for c in slot.crcs) if slot.crcs else (None, None)
-        some, slot.pieces, slot.decoding, slot.crcs, slot.mark = slot.pieces, [], None, None, None
-        self._free.append(slot)
-        at = 0
+        some, at = slot.pieces, 0
+        self._release(slot)
         for i, (piece, target) in enumerate(some):
             n, t = piece.plan.geometry.n_segments, piece.t
             ids = piece.first + np.arange(n)
@@ -214,5 +234,39 @@ def _room(piece: Piece) -> int:
     return -(-piece.nbytes // ALIGN) * ALIGN
 
 
+class FileSource(BufferSource):
+    """A mapped file whose payload is read by calls, into the place where it is wanted: a map would fault at every page.
+
+    Parameters
+    ----------
+    mapped
+        The file as `File` has it, for the index.
+    file
+        The same file, open for reading.
+    """
+
+    def __init__(self, mapped: ByteSource, file: BinaryIO) -> None:
+        super().__init__(mapped.read(0, mapped.nbytes))
+        self._descriptor = file.fileno()
+
+    def read_into(self, offset: int, target: NDArray[np.uint8]) -> None:
+        """Fill `target` with bytes from `offset`.
+
+        Raises
+        ------
+        DecodeError
+            ``truncated``: the file has become shorter than it was.
+        """
+        done = 0
+        while done < target.size:
+            n = os.preadv(self._descriptor, [target.data[done:]], offset + done)
+            if n == 0:
+                raise DecodeError("truncated", f"the file ends {target.size - done} bytes early", offset=offset + done)
+            done += n
+
+
 def _read(source: ByteSource, offset: int, target: NDArray[np.uint8]) -> None:
-    np.copyto(target, source.read(offset, target.size))
+    if isinstance(source, FileSource):
+        source.read_into(offset, target)
+    else:
+        np.copyto(target, source.read(offset, target.size))

@@ -17,6 +17,8 @@ from wcodec.errors import BackendUnavailable
 INSTALL: Final = "pip install 'wcodec[cuda]'"
 LEAST_CAPABILITY: Final = 75  #: of what NVRTC 13 compiles for
 STAGED_NBYTES: Final = 1 << 20  #: from here on, copies go through pinned memory, which the device reads and writes by itself
+MOST_STAGED_NBYTES: Final = 1 << 25  #: of that memory, of which CuPy takes the next power of two, and keeps it
+_OUT_OF_MEMORY: Final = 2  #: cudaErrorMemoryAllocation
 _SOURCE_OF: Final = {kernel: source for source, kernels in SOURCES.items() for kernel in kernels}
 
 
@@ -129,11 +131,17 @@ class CupyRuntime(Runtime):
     # ---- memory
     def empty(self, nbytes: int) -> Any:
         with self.in_use():
-            return self.cupy.empty(nbytes, np.uint8)
+            return self.cupy.empty(max(nbytes, 1), np.uint8)[:nbytes]  # never a null pointer, which not everything takes
 
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        cuda = self.cupy.cuda
         with self.in_use():
-            return np.frombuffer(self.cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8, nbytes)
+            try:
+                return np.frombuffer(cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8, nbytes)
+            except cuda.runtime.CUDARuntimeError as e:
+                if e.status != _OUT_OF_MEMORY:
+                    raise
+                raise MemoryError(f"no {nbytes} bytes of pinned host memory") from None
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
@@ -144,10 +152,13 @@ class CupyRuntime(Runtime):
             host = np.ascontiguousarray(host)
             if host.nbytes < STAGED_NBYTES:
                 return self.cupy.asarray(host)
-            staged, device = self.pinned(host.nbytes), self.empty(host.nbytes)
-            np.copyto(staged, host.reshape(-1).view(np.uint8))
-            self.copy_in(device, staged)
-            self.mark().synchronize()
+            device, flat = self.empty(host.nbytes), host.reshape(-1).view(np.uint8)
+            staged = self.pinned(min(flat.size, MOST_STAGED_NBYTES))
+            for a in range(0, flat.size, staged.size):
+                some = flat[a : a + staged.size]
+                np.copyto(staged[: some.size], some)
+                self.copy_in(device[a : a + some.size], staged[: some.size])
+                self.mark().synchronize()
             return device.view(host.dtype).reshape(host.shape)
 
     def download(self, device: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -155,10 +166,16 @@ class CupyRuntime(Runtime):
             if device.nbytes < STAGED_NBYTES:
                 host: NDArray[Any] = device.get(out=out)
                 return host
-            host, staged = np.empty(device.shape, device.dtype) if out is None else out, self.pinned(device.nbytes)
-            self.copy_out(staged, device)
-            self.mark().synchronize()
-            np.copyto(host, staged.view(device.dtype).reshape(device.shape))
+            host = np.empty(device.shape, device.dtype) if out is None else out
+            if not host.flags.c_contiguous:
+                raise ValueError("a device array goes to a C-contiguous one")
+            source, flat = device.reshape(-1).view(np.uint8), host.reshape(-1).view(np.uint8)
+            staged = self.pinned(min(flat.size, MOST_STAGED_NBYTES))
+            for a in range(0, flat.size, staged.size):
+                some = flat[a : a + staged.size]
+                self.copy_out(staged[: some.size], source[a : a + some.size])
+                self.mark().synchronize()
+                np.copyto(some, staged[: some.size])
             return host
 
     def copy_in(self, device: Any, host: NDArray[np.uint8]) -> None:

@@ -135,7 +135,7 @@ def fused_kernels(work: WorkList) -> Ids:
     unfit = used & ((planes["coder"] != due) | (planes["prediction"] != 0))
     suits = np.bincount(owner, unfit, s.size) == 0
     suits &= (s["layout"] != Layout.RAW) & (s["n_tiles"] == 1) & (word_nbytes <= 4)
-    suits &= (s["width"] == tensors["cols"]) | (s["width"] % np.where(pairs, 8, 4) == 0)
+    suits &= (s["height"] == 1) | (s["width"] == tensors["cols"]) | (s["width"] % np.where(pairs, 8, 4) == 0)
     return np.asarray(np.where(suits, 1 + word_nbytes // 2 + 3 * pairs, 0), np.int64)
 
 

@@ -21,8 +21,8 @@ Ids = NDArray[np.int64]
 
 ALIGN: Final = 256  #: of arrays in a packed upload
 WARPS: Final = 8  #: of a block: streams that it codes at once
-MOST_IN_BATCH: Final = 64  #: streams that a block codes with the table that it has loaded
-BLOCKS: Final = 1024  #: about as many as an H200 holds at once: fewer streams a block before there are fewer blocks
+MOST_IN_BATCH: Final = 24  #: streams that a block codes with the table that it has loaded: three for each warp, so that none is long last
+BLOCKS: Final = 660  #: of decoders, as many as an H200 holds at once: fewer streams a block before there are fewer blocks
 
 
 class Job(NamedTuple):

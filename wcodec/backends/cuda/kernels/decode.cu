@@ -163,7 +163,7 @@ DEVICE Words<NBYTES, PAIRS> merge(u32 symbols, const Lower<NBYTES, PAIRS> &lower
 // Where the words of a segment lie. Made anew for each use: registers are scarce.
 struct Target {
     u64 words, pitch;    // address of the first word; bytes from row to row
-    u32 width, n_words;  // of a row: GAPLESS if rows follow each other
+    u32 width, n_words;  // of a row: GAPLESS if rows follow each other, or there is one
 };
 
 enum : u32 { GAPLESS = 0xffffffffu };
@@ -174,7 +174,7 @@ DEVICE Target target_of(const Segment &segment, const Tensor *tensors) {
     Target target;
     target.words = segment.words;
     target.pitch = cols * NBYTES;
-    target.width = segment.width == cols ? (u32)GAPLESS : segment.width;
+    target.width = segment.width == cols || segment.height == 1 ? (u32)GAPLESS : segment.width;
     target.n_words = segment.height * segment.width;
     return target;
 }
@@ -375,8 +375,8 @@ DEVICE void decode_batch(DecoderMemory &memory, const Table *tables, const u32 *
 }
 
 // From payload to words. list: segments, of one tile each; plane 0 is coded without prediction, by one table for those of a batch;
-// the lower planes that are used are raw. A segment's width is the matrix's, or a multiple of the words that a lane makes of a
-// group: 8 by pairs, 4 by bytes. Grid: a block a batch.
+// the lower planes that are used are raw. A segment has one row, or its width is the matrix's, or a multiple of the words that a
+// lane makes of a group: 8 by pairs, 4 by bytes. Grid: a block a batch.
 #define DECODE(name, nbytes, pairs)                                                                                               \
     KERNEL __launch_bounds__(BLOCK_THREADS, nbytes < 4 ? BLOCKS_ON_SM : 4)                                                        \
         name(const Table *tables, const u32 *luts, const Tensor *tensors, const Segment *segments, const Plane *planes,           \

@@ -185,7 +185,8 @@ DEVICE void put_words(u64 to, const Segment &segment, const Tensor &tensor) {
 
 // A block writes the record of a segment (spec: R10.1), from what the kernels before have left in the scratch.
 KERNEL __launch_bounds__(THREADS) assemble(
-    const Tensor *tensors, const Segment *segments, const Plane *planes, const u32 *lengths, const u32 *n_patches, const u64 *records) {
+    const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
+    const u32 *__restrict__ lengths, const u32 *__restrict__ n_patches, const u64 *__restrict__ records) {
     const Segment &segment = segments[blockIdx.x];
     const Tensor &tensor = tensors[segment.tensor];
     u64 to = records[blockIdx.x];
