@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cuda_emulator import ORDERS, EmulatedRuntime
+from cuda_emulator import ORDERS, EmulatedRuntime, run_sanitized
 from fences import Fence
 
 from wcodec.backends.cuda.layout import PLANE, SEGMENT, TENSOR
@@ -23,6 +24,13 @@ RUNTIMES.append({"order": "shuffled", "seed": 3, "races": True})
 def runtime_id(options: dict[str, Any]) -> str:
     """Name of such options in a test's id."""
     return "races" if "races" in options else f"{options['order']}-{options['seed']}"
+
+
+def check_sanitized(file: str) -> None:
+    """A file of tests, run as a program with sanitizers on, gets to its end and says so."""
+    run = run_sanitized([str(Path(file).resolve())])
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.strip() == "OK"
 
 
 class Memory:

@@ -14,7 +14,7 @@ import numpy as np
 from wcodec.backends.protocol import SegmentPlan
 from wcodec.reference import segments as reference
 from wcodec.reference.container import check_geometry, check_segments
-from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, TablePool, quantise
+from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool, quantise
 from wcodec.reference.planes import DType, Layout, WordMap
 from wcodec.reference.prediction import N_MODES, PER_TILE
 from wcodec.reference.segments import Coder, SegmentTable
@@ -75,6 +75,13 @@ def random_tables(rng: np.random.Generator, n: int = 5) -> TablePool:
     return TablePool(quantise(c, int(rng.integers(MIN_PROB_BITS, MAX_PROB_BITS + 1))) for c in counts)
 
 
+def two_symbols(prob_bits: int, rare: int, first: int = 3, second: int = 200) -> Table:
+    """A table of two symbols, the first of the given frequency."""
+    freq = np.zeros(256, np.int64)
+    freq[first], freq[second] = rare, (1 << prob_bits) - rare
+    return Table(freq, prob_bits)
+
+
 def random_plan(rng: np.random.Generator, geometry: Geometry, dtype: DType, tables: TablePool) -> SegmentPlan:
     """Each column drawn from what the rules allow."""
     n, s = geometry.n_segments, SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
@@ -107,7 +114,7 @@ def make_case(rng: np.random.Generator, dtype: DType, geometry: Geometry | None 
 def complete(plan: SegmentPlan, words: np.ndarray[Any, Any]) -> Case:
     """Encode with the reference; the plan of the result must be one that a file may hold."""
     payload, n_units, n_patches = reference.encode_segments(plan, words)
-    decoding = SegmentPlan(plan.dtype, plan.geometry, replace(plan.segments, n_units=n_units, n_patches=n_patches), plan.tables)
+    decoding = plan.encoded(n_units, n_patches)
     check_segments(plan.dtype, plan.geometry, decoding.segments, len(plan.tables))
     assert payload.size == decoding.offsets[-1]
     return Case(plan, words, aligned(payload), decoding)

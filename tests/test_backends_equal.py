@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from fences import CANARY, Fence
-from plans import Case, aligned, complete, make_case, only, random_geometry, random_tables, random_words
+from plans import Case, aligned, complete, make_case, only, random_geometry, random_tables, random_words, two_symbols
 
 from wcodec.backends import load_backend
 from wcodec.backends.protocol import Backend, SegmentPlan, Status
 from wcodec.reference import segments as reference
 from wcodec.reference.checksums import crc32_each
-from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool
+from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, TablePool
 from wcodec.reference.planes import DTYPES, DType, Layout
 from wcodec.reference.prediction import N_MODES, PER_TILE
 from wcodec.reference.segments import Coder
@@ -165,10 +165,8 @@ def test_garbage_payloads(backend: Backend, name: str, kind: str) -> None:
 
 def test_one_word_short(backend: Backend) -> None:
     """A stream whose only word is 0, cut off before it: read as zeros, every state comes out right, and yet it is bad."""
-    freq = np.zeros(256, np.int64)
-    freq[0], freq[1] = 1, 4095
     geometry = Geometry(1, 128, 1, 128, 1, 128)
-    plan = only(BY_NAME["uint8"], geometry, TablePool([Table(freq, 12)]), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
+    plan = only(BY_NAME["uint8"], geometry, TablePool([two_symbols(12, 1, 0, 1)]), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
     words = np.ones((1, 128), np.uint8)
     words[0, 4 * 5 + 2 : 4 * 5 + 4] = 0  # lane 5 alone sheds a word, once
     case = complete(plan, words)
@@ -226,9 +224,7 @@ def test_tile_modes(backend: Backend) -> None:
 def test_extreme_tables(backend: Backend, prob_bits: int, rare: int) -> None:
     """Two symbols, of frequencies at both ends: where a reciprocal would be inexact, were it ever so."""
     rng, dtype, geometry = np.random.default_rng(3), BY_NAME["uint8"], Geometry(61, 67, 61, 67, 61, 67)
-    freq = np.zeros(256, np.int64)
-    freq[3], freq[200] = rare, (1 << prob_bits) - rare
-    plan = only(dtype, geometry, TablePool([Table(freq, prob_bits)]), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
+    plan = only(dtype, geometry, TablePool([two_symbols(prob_bits, rare)]), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
     for share in (0.0, 0.001, 0.5, 1.0):
         case = complete(plan, np.where(rng.random((61, 67)) < share, 3, 200).astype(np.uint8))
         check_encode(backend, case)

@@ -30,7 +30,7 @@ class Built(NamedTuple):
 def nvrtc() -> None:
     """Skip where CuPy or NVRTC is not installed."""
     try:
-        compiler._nvrtc()
+        compiler.load_nvrtc()
     except BackendUnavailable as e:
         pytest.skip(str(e))
 

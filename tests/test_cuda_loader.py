@@ -281,16 +281,16 @@ def test_later_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_queued_is_waited_for_when_something_fails(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory goes with the error; a kernel that runs later would write to what is another's by then."""
     path, tensors = checkpoint
-    runtime, queue_crcs, n = Counting(0), pipeline.Pipeline._queue_crcs, 0
+    runtime, of_words, n = Counting(0), pipeline.crc32_ranges, 0
 
-    def failing(self: Any, some: Any, jobs: Any, words: bool) -> list[Any]:
+    def failing(*args: Any) -> Any:
         nonlocal n
-        n += words
-        if words and n == 3:
+        n += 1
+        if n == 3:
             raise MemoryError("no room")
-        return queue_crcs(self, some, jobs, words)
+        return of_words(*args)
 
-    monkeypatch.setattr(pipeline.Pipeline, "_queue_crcs", failing)
+    monkeypatch.setattr(pipeline, "crc32_ranges", failing)
     loader = Loader(runtime_of=lambda _: runtime)
     with pytest.raises(DecodeError, match=r"resource_limit.*no room"):
         loader.load_file(path)

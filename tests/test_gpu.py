@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -315,24 +316,14 @@ def test_max_device_bytes(checkpoint: Any, loader_of: Callable[..., Loader], mor
         assert 0 < hook.most <= limit
 
 
-#: Some milliseconds of one thread's work.
-WAIT = r"""
-extern "C" __global__ void wait(unsigned long long nanoseconds) {
-    unsigned long long start, now;
-    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
-    do asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-    while (now - start < nanoseconds);
-}
-"""
-
-
 @pytest.mark.skipif(EMULATED, reason="needs CuPy's memory pool")
-def test_memory_that_others_still_read(loader_of: Callable[..., Loader], host: Backend) -> None:
+def test_memory_that_others_still_read(loader_of: Callable[..., Loader], host: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block that was given back while the caller's stream has yet to read it may be taken, but not be written before that."""
     cupy = pytest.importorskip("cupy")
     a = gaussian(next(d for d in DTYPES if d.name == "bfloat16"), LARGE)
     data, due = Encoder(None, host).encode(a), np.random.default_rng(3).integers(0, 256, a.nbytes, np.uint8)
-    wait = cupy.RawModule(code=WAIT).get_function("wait")
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    wait = cupy.RawModule(code=importlib.import_module("gpu_device").BUSY_SOURCE).get_function("busy")
     with loader_of() as loader:
         same(loader.decode(data), a)  # compiled, and all buffers are there
         for _ in range(3):

@@ -12,11 +12,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from plans import Case, complete, random_geometry, random_plan, random_tables, random_words
+from plans import Case, complete, random_geometry, random_plan, random_tables, random_words, two_symbols
 
 from wcodec.reference import entropy
 from wcodec.reference.container import MAX_WINDOW_BASE, check_geometry, check_segments
-from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool
+from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, TablePool
 from wcodec.reference.planes import DTYPES, DType, Layout
 from wcodec.reference.prediction import N_MODES, PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
@@ -32,14 +32,7 @@ TABLES: Final = tuple(random_tables(np.random.default_rng(0), 40).tables)  #: ma
 
 
 # ---- plans -----------------------------------------------------------------------------------------------------------
-def _extreme_table(prob_bits: int, first: int, second: int) -> Table:
-    """A table of two symbols, one of them as rare as can be."""
-    freq = np.zeros(256, np.int64)
-    freq[first], freq[second] = 1, (1 << prob_bits) - 1
-    return Table(freq, prob_bits)
-
-
-EXTREMES: Final = tuple(_extreme_table(bits, 255 * (bits % 2), 7) for bits in range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
+EXTREMES: Final = tuple(two_symbols(bits, 1, 255 * (bits % 2), 7) for bits in range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
 
 
 def draw_case(rng: Rng, small: bool = False) -> Case:

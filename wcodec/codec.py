@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import pairwise, starmap
+from itertools import pairwise
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -171,7 +172,8 @@ class Writer:
         tables, crcs = [SegmentTable.zeros(0, dtype.n_planes)], [np.empty(0, np.uint32)]
         grid = list(chunks(geometry, dtype.word_nbytes))
         plans = self._plans(words.reshape(geometry.rows, geometry.cols), geometry, dtype, grid)
-        for segments, sums, nbytes in starmap(self._code, plans) if len(grid) < 2 or self.backend.threads == 1 else self._behind(plans):
+        in_a_thread = len(grid) > 1 and self.backend.threads != 1  # coded while the next chunk is planned
+        for segments, sums, nbytes in ahead(lambda chunk: self._code(*chunk), plans, int(in_a_thread)):
             tables.append(segments)
             crcs.append(sums.records)
             crc = crc32_combine(crc, sums.words, nbytes)
@@ -192,29 +194,16 @@ class Writer:
             words = self.backend.to_device(chunk)
             yield self.planner.plan(words, part, dtype, self.backend), words
 
-    def _behind(self, plans: Iterator[tuple[SegmentPlan, Any]]) -> Iterator[tuple[SegmentTable, Checksums, int]]:
-        """Code each chunk while the next one is planned."""
-        with ThreadPoolExecutor(1, "wcodec-code") as thread:
-            before: Future[tuple[SegmentTable, Checksums, int]] | None = None
-            for plan, words in plans:
-                coding = thread.submit(self._code, plan, words)
-                if before is not None:
-                    yield before.result()
-                before = coding
-            if before is not None:
-                yield before.result()
-
     def _code(self, plan: SegmentPlan, words: Any) -> tuple[SegmentTable, Checksums, int]:
         """Encode and write one chunk. Returns its segment table, checksums, and bytes before."""
-        backend, s, geometry, dtype = self.backend, plan.segments, plan.geometry, plan.dtype
+        backend, geometry = self.backend, plan.geometry
         encoded, sums = backend.encode_with_checksums(plan, words)
-        s.n_units[:], s.n_patches[:] = encoded.n_units, encoded.n_patches
-        done = SegmentPlan(dtype, geometry, s, plan.tables)
+        done = plan.encoded(encoded.n_units, encoded.n_patches)
         payload = backend.to_host(encoded.payload)
         if payload.nbytes != int(done.offsets[-1]):
             raise AssertionError(f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}")
         self.offset += self._write(payload.data)
-        return s, sums, geometry.rows * geometry.cols * dtype.word_nbytes
+        return done.segments, sums, geometry.rows * geometry.cols * plan.dtype.word_nbytes
 
     def _check_name(self, name: str) -> None:
         try:
@@ -264,6 +253,41 @@ class BufferSource:
     def read(self, offset: int, nbytes: int) -> Bytes:
         """`nbytes` bytes from `offset`, without a copy."""
         return self.view[offset : offset + nbytes]
+
+    def read_into(self, offset: int, target: Bytes) -> None:
+        """Fill `target` with bytes from `offset`."""
+        np.copyto(target, self.read(offset, target.size))
+
+
+class FileSource(BufferSource):
+    """A mapped file that can also be read by calls, into the place where bytes are wanted: a map would fault at every page.
+
+    Parameters
+    ----------
+    mapped
+        The file as it is mapped.
+    file
+        The same file, open for reading.
+    """
+
+    def __init__(self, mapped: ByteSource, file: BinaryIO) -> None:
+        super().__init__(mapped.read(0, mapped.nbytes))
+        self._descriptor = file.fileno()
+
+    def read_into(self, offset: int, target: Bytes) -> None:
+        """As `BufferSource.read_into`.
+
+        Raises
+        ------
+        DecodeError
+            ``truncated``: the file has become shorter than it was.
+        """
+        done = 0
+        while done < target.size:
+            n = os.preadv(self._descriptor, [target.data[done:]], offset + done)
+            if n == 0:
+                raise DecodeError("truncated", f"the file ends {target.size - done} bytes early", offset=offset + done)
+            done += n
 
 
 class StreamSource:
@@ -315,7 +339,7 @@ class Decoder:
 
     def __init__(self, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
         self.backend, self.max_nbytes = backend or get_backend(), max_nbytes
-        self._buffers = [np.empty(0, np.uint8)] * (CHUNK_BUFFERS + self.backend.at_once - 1)
+        self._buffers = [np.empty(0, np.uint8)] * (CHUNK_BUFFERS + max(0, self.backend.at_once - 1))
         self._turn = 0
 
     def read_index(self, source: ByteSource) -> Index:
@@ -467,8 +491,8 @@ class _Rectangle(NamedTuple):
 
 
 def ahead(function: Callable[[S], T], items: Iterable[S], n: int) -> Iterator[T]:
-    """``map(function, items)``, with up to `n` calls at once in threads of their own."""
-    if n < 2:
+    """``map(function, items)``, with up to `n` calls at once in threads of their own; with none, in the caller's."""
+    if n < 1:
         yield from map(function, items)
         return
     with ThreadPoolExecutor(n, "wcodec-ahead") as threads:

@@ -160,10 +160,8 @@ def _word_map(dtype: DType) -> NDArray[np.uint64]:
 @lru_cache(maxsize=16)
 def _blank_jobs(geometry: Geometry, n_planes: int) -> Ints:
     jobs = np.zeros((geometry.n_segments, kernels.N_COLUMNS + n_planes * kernels.PLANE_COLUMNS), np.int64)
-    if geometry.n_segments:
-        down, across = np.divmod(np.arange(geometry.n_segments), geometry.grid[1])
-        jobs[:, kernels.ROW], jobs[:, kernels.COL] = down * geometry.segment_rows, across * geometry.segment_cols
-        jobs[:, kernels.HEIGHT], jobs[:, kernels.WIDTH] = geometry.sizes()
+    jobs[:, kernels.ROW], jobs[:, kernels.COL] = geometry.corners()
+    jobs[:, kernels.HEIGHT], jobs[:, kernels.WIDTH] = geometry.sizes()
     return jobs
 
 

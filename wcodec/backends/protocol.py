@@ -80,7 +80,7 @@ class Backend(ABC):
     """
 
     name: ClassVar[str] = ""
-    at_once: ClassVar[int] = 1  #: calls of which one transfers while another computes: so many are worth making at once
+    at_once: ClassVar[int] = 0  #: calls in threads of their own that are worth making at once, as one transfers while another computes
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.codec import BufferSource, Decoder
+from wcodec.codec import BufferSource, Decoder, FileSource
 from wcodec.cuda import dlpack
-from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, FileSource, Pipeline
+from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Pipeline
 from wcodec.errors import DecodeError
 from wcodec.files import AnyPath, File
-from wcodec.reference.container import ByteSource, Index, TensorRecord
+from wcodec.reference.container import Index, TensorRecord
 from wcodec.reference.planes import DType
 
 __all__ = ["DeviceTensor", "Loader", "decode", "decode_async", "load_file"]
@@ -194,7 +194,7 @@ class Loader:
                 self._thread = ThreadPoolExecutor(1, "wcodec-load")
             return self._thread.submit(function, *args)
 
-    def _load(self, source: ByteSource, index: Index, names: Sequence[str] | None) -> dict[str, DeviceTensor]:
+    def _load(self, source: BufferSource, index: Index, names: Sequence[str] | None) -> dict[str, DeviceTensor]:
         records = _chosen(index, names)
         shares = _spread(records, len(self.runtimes))
         with self._lock:
@@ -232,7 +232,7 @@ class Loader:
         return streams, slot
 
     def _tensors(
-        self, pipeline: Pipeline, source: ByteSource, index: Index, records: list[TensorRecord]
+        self, pipeline: Pipeline, source: BufferSource, index: Index, records: list[TensorRecord]
     ) -> Generator[DeviceTensor, None, None]:
         runtime = pipeline.runtime
         try:

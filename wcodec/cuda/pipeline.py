@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.cuda.checksums import crc32_ranges
+from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges, crc32_records
 from wcodec.backends.cuda.decoding import Decoding
-from wcodec.backends.cuda.runtime import Mark, Runtime
+from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import ALIGN, Job
 from wcodec.codec import BufferSource, check_segments, check_tensor
-from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.container import ByteSource, TensorRecord
+from wcodec.reference.container import TensorRecord
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.plan import chunks
 from wcodec.reference.segments import SegmentPlan
@@ -90,8 +88,7 @@ class _Slot:
     payload: Any
     pieces: list[tuple[Piece, _Target]] = field(default_factory=list)
     decoding: Decoding | None = None
-    crcs: Any = None
-    mark: Mark | None = None
+    crcs: list[PendingChecksums] = field(default_factory=list)  #: of the records, and of the words of each piece, if wanted
 
 
 class Pipeline:
@@ -111,7 +108,7 @@ class Pipeline:
         self.runtime, self.n_streams, self.slot_nbytes, self.verify = runtime, streams, slot_nbytes, verify
         self._free: list[_Slot] = []
 
-    def tensors(self, source: ByteSource, records: Iterable[TensorRecord], tables: TablePool) -> Iterator[tuple[TensorRecord, Any]]:
+    def tensors(self, source: BufferSource, records: Iterable[TensorRecord], tables: TablePool) -> Iterator[tuple[TensorRecord, Any]]:
         """Tensors with their memory on the device, uint8, each when it is whole and checked.
 
         Raises
@@ -160,10 +157,10 @@ class Pipeline:
         self._release(slot)
 
     def _release(self, slot: _Slot) -> None:
-        slot.pieces, slot.decoding, slot.crcs, slot.mark = [], None, None, None
+        slot.pieces, slot.decoding, slot.crcs = [], None, []
         self._free.append(slot)
 
-    def _start(self, source: ByteSource, slot: _Slot, readers: ThreadPoolExecutor) -> None:
+    def _start(self, source: BufferSource, slot: _Slot, readers: ThreadPoolExecutor) -> None:
         """Read a set, and queue all that is to be done with it."""
         runtime, some, jobs, at = self.runtime, slot.pieces, list[Job](), 0
         nbytes = sum(_room(p) for p, _ in some)
@@ -185,33 +182,25 @@ class Pipeline:
                     n = min(READ_NBYTES, piece.nbytes - a)
                     reads.append((piece.start + a, slot.pinned[at + a : at + a + n]))
                 at += _room(piece)
-            others = [readers.submit(_read, source, *read) for read in reads[1:]]
+            others = [readers.submit(source.read_into, *read) for read in reads[1:]]
             for read in reads[:1]:  # this thread has nothing else to do
-                _read(source, *read)
+                source.read_into(*read)
             for other in others:
                 other.result()
             runtime.copy_in(slot.payload[:nbytes], slot.pinned[:nbytes])
             slot.decoding = Decoding(runtime, jobs, SCRATCH_OF_SLOT * self.slot_nbytes)
-            slot.crcs = self._queue_crcs(some, jobs, words=False)
+            if self.verify:
+                slot.crcs.append(crc32_records(runtime, [(j.payload, j.plan.offsets) for j in jobs]))
             slot.decoding.queue()
-            slot.crcs += self._queue_crcs(some, jobs, words=True)
-            slot.mark = runtime.mark()
-
-    def _queue_crcs(self, some: list[tuple[Piece, _Target]], jobs: list[Job], words: bool) -> list[Any]:
-        if not self.verify:
-            return []
-        if words:
-            starts, sizes = np.array([j.words for j in jobs], np.uint64), np.array([p.words_nbytes for p, _ in some], np.int64)
-        else:
-            starts = np.concatenate([j.plan.offsets[:-1].astype(np.uint64) + np.uint64(j.payload) for j in jobs])
-            sizes = np.concatenate([np.diff(j.plan.offsets) for j in jobs])
-        return [crc32_ranges(self.runtime, starts, sizes)]
+            if self.verify:
+                starts, sizes = np.array([j.words for j in jobs], np.uint64), np.array([p.words_nbytes for p, _ in some], np.int64)
+                slot.crcs.append(crc32_ranges(runtime, starts, sizes))
 
     def _finish(self, slot: _Slot) -> Iterator[tuple[TensorRecord, Any]]:
         """Wait for a set and check it."""
-        assert slot.mark is not None and slot.decoding is not None  # noqa: PT018
-        slot.mark.synchronize()
+        assert slot.decoding is not None
         with self.runtime.in_use(), self.runtime.on(slot.stream):
+            self.runtime.mark().synchronize()
             status = slot.decoding.status()
             records, words = (c.result() for c in slot.crcs) if slot.crcs else (None, None)
         some, at = slot.pieces, 0
@@ -232,41 +221,3 @@ class Pipeline:
 
 def _room(piece: Piece) -> int:
     return -(-piece.nbytes // ALIGN) * ALIGN
-
-
-class FileSource(BufferSource):
-    """A mapped file whose payload is read by calls, into the place where it is wanted: a map would fault at every page.
-
-    Parameters
-    ----------
-    mapped
-        The file as `File` has it, for the index.
-    file
-        The same file, open for reading.
-    """
-
-    def __init__(self, mapped: ByteSource, file: BinaryIO) -> None:
-        super().__init__(mapped.read(0, mapped.nbytes))
-        self._descriptor = file.fileno()
-
-    def read_into(self, offset: int, target: NDArray[np.uint8]) -> None:
-        """Fill `target` with bytes from `offset`.
-
-        Raises
-        ------
-        DecodeError
-            ``truncated``: the file has become shorter than it was.
-        """
-        done = 0
-        while done < target.size:
-            n = os.preadv(self._descriptor, [target.data[done:]], offset + done)
-            if n == 0:
-                raise DecodeError("truncated", f"the file ends {target.size - done} bytes early", offset=offset + done)
-            done += n
-
-
-def _read(source: ByteSource, offset: int, target: NDArray[np.uint8]) -> None:
-    if isinstance(source, FileSource):
-        source.read_into(offset, target)
-    else:
-        np.copyto(target, source.read(offset, target.size))

@@ -61,6 +61,12 @@ class Geometry:
         heights, widths = self.sizes()
         return -(-heights // self.tile_rows) * -(-widths // self.tile_cols)
 
+    def corners(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row and column of the first word of each segment. Two int64 arrays of length `n_segments`."""
+        n_down, n_across = self.grid
+        rows, cols = np.arange(n_down, dtype=np.int64) * self.segment_rows, np.arange(n_across, dtype=np.int64) * self.segment_cols
+        return np.repeat(rows, n_across), np.tile(cols, n_down)
+
     def rectangle(self, k: int) -> tuple[slice, slice]:
         """Rows and columns of segment `k`; segments are numbered in raster order (R6.4)."""
         i, j = divmod(k, self.grid[1])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.cuda import encoding
-from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges
+from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges, crc32_records
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import Job
@@ -125,8 +125,7 @@ class CudaBackend(Backend):
         return crc32_ranges(self.runtime, np.array([address], np.uint64), np.array([nbytes], np.int64))
 
     def _crc32_of_records(self, payload: Any, offsets: NDArray[np.int64]) -> PendingChecksums:
-        starts = offsets[:-1].astype(np.uint64) + np.uint64(self.runtime.address(payload))
-        return crc32_ranges(self.runtime, starts, np.diff(offsets))
+        return crc32_records(self.runtime, [(self.runtime.address(payload), offsets)])
 
     def checksums(self, payload: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
         with self._on_a_stream():

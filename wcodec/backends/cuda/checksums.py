@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -63,6 +64,12 @@ def _part_nbytes(total: int) -> int:
     while size > LEAST_PART_NBYTES and total < ENOUGH_PARTS * size:
         size //= 2
     return size
+
+
+def crc32_records(runtime: Runtime, payloads: Sequence[tuple[int, NDArray[np.int64]]]) -> PendingChecksums:
+    """As `crc32_ranges`, of the records of payloads: the address of each, and where its records start and the last one ends."""
+    starts = [offsets[:-1].astype(np.uint64) + np.uint64(address) for address, offsets in payloads]
+    return crc32_ranges(runtime, np.concatenate(starts), np.concatenate([np.diff(offsets) for _, offsets in payloads]))
 
 
 def crc32_ranges(runtime: Runtime, addresses: NDArray[np.uint64], sizes: NDArray[np.int64]) -> PendingChecksums:

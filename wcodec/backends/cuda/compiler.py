@@ -29,7 +29,14 @@ class Usage(NamedTuple):
     shared_nbytes: int
 
 
-def _nvrtc() -> Any:
+def load_nvrtc() -> Any:
+    """NVRTC, as CuPy has it.
+
+    Raises
+    ------
+    BackendUnavailable
+        In one line, what is missing and what to install.
+    """
     try:
         from cupy.cuda import nvrtc
 
@@ -68,7 +75,7 @@ def compile_cubin(source: str, arch: int, *options: str) -> bytes:
 
 def compile_with_log(source: str, arch: int, *options: str) -> tuple[bytes, str]:
     """`compile_cubin`, and what NVRTC had to say."""
-    nvrtc = _nvrtc()
+    nvrtc = load_nvrtc()
     program = nvrtc.createProgram(source, "wcodec.cu", (), ())
     try:
         nvrtc.compileProgram(program, (f"--gpu-architecture=sm_{arch}", *OPTIONS, *options))

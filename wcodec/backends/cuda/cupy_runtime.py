@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.backends.cuda.compiler import OPTIONS, load_nvrtc
 from wcodec.backends.cuda.runtime import SOURCES, Runtime, read_source
 from wcodec.errors import BackendUnavailable
 
-INSTALL: Final = "pip install 'wcodec[cuda]'"
 LEAST_CAPABILITY: Final = 75  #: of what NVRTC 13 compiles for
 STAGED_NBYTES: Final = 1 << 20  #: from here on, copies go through pinned memory, which the device reads and writes by itself
 MOST_STAGED_NBYTES: Final = 1 << 25  #: of that memory, of which CuPy takes the next power of two, and keeps it
@@ -51,20 +51,14 @@ def _cupy() -> Any:
         In one line, what is missing and what to do.
     """
     _ask_driver()
-    try:
-        import cupy
-        from cupy.cuda import nvrtc
-    except ImportError as e:
-        raise BackendUnavailable(f"backend 'cuda' needs CuPy ({e}); {INSTALL}") from e
+    load_nvrtc()
+    import cupy
+
     runtime = cupy.cuda.runtime
     try:
         runtime.getDeviceCount()
     except runtime.CUDARuntimeError as e:
         raise BackendUnavailable(f"backend 'cuda' finds no GPU that CuPy {cupy.__version__} can use: {e}") from e
-    try:
-        nvrtc.getVersion()
-    except (ImportError, RuntimeError, OSError) as e:
-        raise BackendUnavailable(f"backend 'cuda' needs NVRTC to compile its kernels ({e}); {INSTALL}") from e
     return cupy
 
 
@@ -211,6 +205,6 @@ class CupyRuntime(Runtime):
             if kernel not in self._functions:
                 source = _SOURCE_OF[kernel]
                 if source not in self._modules:
-                    self._modules[source] = self.cupy.RawModule(code=read_source(source), options=("--std=c++17",))
+                    self._modules[source] = self.cupy.RawModule(code=read_source(source), options=OPTIONS)
                 self._functions[kernel] = self._modules[source].get_function(kernel)
             return self._functions[kernel]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.backends.cuda.worklist import Batches, Ids, Job, Packed, WorkList, used_planes, whole_groups
+from wcodec.backends.cuda.worklist import Batches, Ids, Job, Packed, WorkList, whole_groups
 from wcodec.reference.entropy import MAX_PROB_BITS
 from wcodec.reference.planes import Layout
 from wcodec.reference.segments import Coder, Status
@@ -106,15 +106,11 @@ class Decoding:
             listed = self._packed.add(ids[a:b].astype(np.uint32))
             self._launch("merge_words", b - a, "tensors", "segments", "planes", listed, "status")
 
-    def status_on_device(self) -> Any:
-        """Bits of all segments, u32, when the current stream comes to it."""
-        return self._packed.device(self._status)
-
     def status(self) -> NDArray[np.uint8]:
         """A `Status` for each segment; waits for the kernels."""
         if self.work.segments.size == 0:
             return np.zeros(0, np.uint8)
-        return status_of(self.runtime.download(self.status_on_device()).view(np.uint32))
+        return status_of(self.runtime.download(self._packed.device(self._status)).view(np.uint32))
 
 
 def status_of(bits: NDArray[np.uint32]) -> NDArray[np.uint8]:
@@ -130,9 +126,8 @@ def fused_kernels(work: WorkList) -> Ids:
     tensors = work.tensors[s["tensor"]]
     word_nbytes, pairs = tensors["word_nbytes"], s["layout"] == Layout.PAIRS
     owner, index = planes["segment"], planes["index"]
-    used = used_planes(s["layout"][owner], word_nbytes[owner], index)
     due = np.where(index == 0, Coder.RANS, Coder.RAW)
-    unfit = used & ((planes["coder"] != due) | (planes["prediction"] != 0))
+    unfit = (planes["n_symbols"] > 0) & ((planes["coder"] != due) | (planes["prediction"] != 0))
     suits = np.bincount(owner, unfit, s.size) == 0
     suits &= (s["layout"] != Layout.RAW) & (s["n_tiles"] == 1) & (word_nbytes <= 4)
     suits &= (s["height"] == 1) | (s["width"] == tensors["cols"]) | (s["width"] % np.where(pairs, 8, 4) == 0)

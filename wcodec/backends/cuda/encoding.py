@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from wcodec.backends.cuda.decoding import BLOCK
 from wcodec.backends.cuda.layout import SEGMENT, TENSOR
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.backends.cuda.worklist import Batches, Ids, Job, Packed, WorkList, rectangles, tensor_row, used_planes, whole_groups
+from wcodec.backends.cuda.worklist import Batches, Ids, Job, Packed, WorkList, rectangles, tensor_row, whole_groups
 from wcodec.reference.entropy import UNIT, max_stream_nbytes
 from wcodec.reference.planes import DType, Layout
 from wcodec.reference.segments import Coder, SegmentPlan
@@ -63,13 +63,11 @@ def encode(runtime: Runtime, plan: SegmentPlan, words: Any) -> tuple[Any, NDArra
 def _place_scratch(work: WorkList, plan: SegmentPlan) -> int:
     """Offsets of all scratch; returns its bytes."""
     segments, planes = work.segments, work.planes
-    layout = segments["layout"][planes["segment"]]
-    used = used_planes(layout, np.full(planes.size, plan.dtype.word_nbytes), planes["index"])
     rans, at = planes["coder"] == Coder.RANS, 0
     streams = np.where(rans, max_stream_nbytes(planes["n_symbols"].astype(np.int64)), 0)
     windowed = (segments["layout"] == Layout.PAIRS) & (plan.dtype.word_nbytes > 1)
     rooms: list[tuple[Any, str, Ids]] = [
-        (planes, "symbols", np.where(used, whole_groups(planes["n_symbols"]), 0)),
+        (planes, "symbols", whole_groups(planes["n_symbols"])),
         (planes, "residuals", np.where(rans & (planes["prediction"] != 0), whole_groups(planes["n_symbols"]), 0)),
         (planes, "at", streams),
         (segments, "patches", np.where(windowed, -(-plan.n_elements // 4) * 16, 0)),

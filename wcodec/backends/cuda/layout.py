@@ -20,7 +20,7 @@ TENSOR: Final = _struct([
 ])  # fmt: skip
 SEGMENT: Final = _struct([
     ("words", _U64), ("record", _U64), ("modes", _U64), ("patches", _U64),
-    ("record_nbytes", _U32), ("n_patches", _U32), ("tensor", _U32), ("plane", _U32),
+    ("reserved_2", _U32), ("n_patches", _U32), ("tensor", _U32), ("plane", _U32),
     ("height", _U32), ("width", _U32), ("n_tiles", _U32),
     ("layout", _U8), ("base", _U8), ("fill", _U8), ("reserved", _U8),
 ])  # fmt: skip

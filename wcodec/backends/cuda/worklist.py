@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wcodec.backends.cuda.layout import BATCH, PLANE, SEGMENT, TABLE, TENSOR
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.reference.entropy import GROUP, TablePool
-from wcodec.reference.planes import DType, Layout
+from wcodec.reference.planes import DType
 from wcodec.reference.segments import Coder, SegmentPlan
 from wcodec.reference.tiles import Geometry
 
@@ -101,13 +101,10 @@ def tensor_row(geometry: Geometry, dtype: DType) -> tuple[int, ...]:
 
 def rectangles(geometry: Geometry, dtype: DType, words: int) -> Array:
     """`SEGMENT`s of a geometry, of which only the place in the matrix is filled in."""
-    out = np.zeros(geometry.n_segments, SEGMENT)
-    if out.size:
-        down, across = np.divmod(np.arange(out.size, dtype=np.int64), geometry.grid[1])
-        first = down * geometry.segment_rows * geometry.cols + across * geometry.segment_cols
-        out["words"] = (words + first * dtype.word_nbytes).astype(np.uint64)
-        out["height"], out["width"] = geometry.sizes()
-        out["n_tiles"] = geometry.tile_counts()
+    out, (rows, cols) = np.zeros(geometry.n_segments, SEGMENT), geometry.corners()
+    out["words"] = words + (rows * geometry.cols + cols) * dtype.word_nbytes
+    out["height"], out["width"] = geometry.sizes()
+    out["n_tiles"] = geometry.tile_counts()
     return out
 
 
@@ -182,7 +179,6 @@ def _segments(job: Job, t: int, first_plane: int, encoding: bool) -> Array:
         out["modes"] = plan.modes_offsets[:-1] + job.modes
     else:
         out["record"] = out["modes"] = plan.offsets[:-1] + job.payload
-        out["record_nbytes"] = np.diff(plan.offsets)
         out["patches"], out["n_patches"] = plan.patch_offsets + job.payload, s.n_patches
     return out
 
@@ -197,12 +193,6 @@ def _planes(job: Job, tables: TableRows, first_segment: int, encoding: bool) -> 
     if not encoding:
         out["at"], out["nbytes"] = plan.plane_offsets.T + job.payload, plan.stream_nbytes.T
     return out.reshape(-1)
-
-
-def used_planes(layout: Array, word_nbytes: Array, index: Array) -> NDArray[np.bool_]:
-    """Whether a plane of this index is there (R10.3)."""
-    n_planes = np.where(layout == Layout.PAIRS, np.maximum(2, word_nbytes), word_nbytes)
-    return np.asarray((layout != Layout.RAW) & (index < n_planes), np.bool_)
 
 
 def whole_groups(n_symbols: Array) -> Ids:

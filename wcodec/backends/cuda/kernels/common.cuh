@@ -50,7 +50,7 @@ struct Segment {  // 64 bytes
     u64 record;   // encoding: where the record goes
     u64 modes;    // tile modes, those of each plane with PER_TILE after the other
     u64 patches;  // decoding: its patches, u32 each; encoding: scratch for them
-    u32 record_nbytes, n_patches, tensor, plane;  // plane: index of its first Plane
+    u32 reserved_2, n_patches, tensor, plane;  // plane: index of its first Plane
     u32 height, width, n_tiles;
     u8 layout, base, fill, reserved;
 };
