@@ -27,6 +27,7 @@ enum { MODE_NONE = 0, MODE_LEFT = 1, MODE_TOP = 2, MODE_AVG = 3, MODE_PLANAR = 4
 enum { MAP_IDENTITY = 0, MAP_OFFSET = 1, MAP_EXPONENT_FIRST = 2 };
 enum { LANES = 32, STEPS = 4, GROUP = 128, HEAD_NBYTES = 128, UNIT = 16, MAX_PROB_BITS = 12, MAX_SLOTS = 4096 };
 enum { STATE_LOW = 1 << 16 };
+enum { BLOCK_WARPS = 8, BLOCK_THREADS = 32 * BLOCK_WARPS };  // of all kernels but those for checksums
 
 // Bits of a segment's status; of several, the host reports the lowest.
 enum { BAD_STREAM = 1, BAD_TILE_MODE = 2, BAD_PATCH = 4 };
@@ -96,6 +97,13 @@ DEVICE u32 ceil_div(u32 a, u32 b) { return a / b + (a % b != 0); }  // no overfl
 DEVICE u32 least(u32 a, u32 b) { return a < b ? a : b; }
 DEVICE u32 most(u32 a, u32 b) { return a > b ? a : b; }
 
+// Bits of `a` where the mask has ones, of `b` elsewhere; written so that it becomes one instruction.
+DEVICE u32 choose(u32 mask, u32 a, u32 b) { return ((a ^ b) & mask) ^ b; }
+
+// Four bytes at once, modulo 256.
+DEVICE u32 add_bytes(u32 a, u32 b) { return ((a & 0x7f7f7f7f) + (b & 0x7f7f7f7f)) ^ ((a ^ b) & 0x80808080); }
+DEVICE u32 subtract_bytes(u32 a, u32 b) { return ((a | 0x80808080) - (b & 0x7f7f7f7f)) ^ ((a ^ ~b) & 0x80808080); }
+
 // ---- words -------------------------------------------------------------------------------------------------------------------
 DEVICE u64 load_word(u64 address, u32 nbytes) {
     if (nbytes == 1) return *pointer<const u8>(address);
@@ -126,6 +134,33 @@ DEVICE u64 unmap_word(u64 w, const Tensor &t) {
     const u32 bits = 8 * t.word_nbytes, m = bits - 1 - t.exponent_bits;
     const u64 sign = w >> m & 1, exponent = w >> (m + 1), mantissa = w & ((1ull << m) - 1);
     return sign << (bits - 1) | exponent << m | mantissa;
+}
+
+// The word map (R5.2), done to all words of a register, of 32 or 64 bits. An exponent-first word is a word whose sign went down
+// by the exponent's bits and whose exponent went up by one bit; OFFSET flips the top bit. What a map does not do has a mask of 0.
+struct WordMap {
+    u64 sign, exponent, rest;  // in the mapped word
+    u64 flip;                  // in the word
+    u32 exponent_bits;
+};
+
+template <u32 NBYTES>
+DEVICE WordMap map_of(const Tensor &tensor) {
+    constexpr u64 each = ~0ull / (~0ull >> (64 - 8 * NBYTES)), top = each << (8 * NBYTES - 1);  // each: the lowest bit of each word
+    if (tensor.map != MAP_EXPONENT_FIRST) return {0, 0, ~0ull, tensor.map == MAP_OFFSET ? top : 0, 0};
+    const u32 m = 8 * NBYTES - 1 - tensor.exponent_bits;
+    return {each << m, each * (((1ull << tensor.exponent_bits) - 1) << (m + 1)), each * ((1ull << m) - 1), 0, tensor.exponent_bits};
+}
+
+template <class T>
+DEVICE T apply(const WordMap &map, T x) {
+    x ^= (T)map.flip;
+    return (x >> map.exponent_bits & (T)map.sign) | (x << 1 & (T)map.exponent) | (x & (T)map.rest);
+}
+
+template <class T>
+DEVICE T invert(const WordMap &map, T x) {
+    return ((x & (T)map.sign) << map.exponent_bits | (x & (T)map.exponent) >> 1 | (x & (T)map.rest)) ^ (T)map.flip;
 }
 
 // ---- tiles -------------------------------------------------------------------------------------------------------------------

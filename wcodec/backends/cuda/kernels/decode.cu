@@ -89,9 +89,6 @@ DEVICE Unmap unmap_of(const Tensor &tensor) {
     return unmap;
 }
 
-// Bits of `a` where the mask has ones, of `b` elsewhere; written so that it becomes one instruction.
-DEVICE u32 choose(u32 mask, u32 a, u32 b) { return ((a ^ b) & mask) ^ b; }
-
 DEVICE u32 unmap_bytes(u32 mapped, const Unmap &unmap) {
     return choose(unmap.sign, mapped << unmap.rise, choose(unmap.keep, mapped, mapped >> 1)) ^ unmap.flip;
 }

@@ -1,7 +1,7 @@
 // From planes to segment records: encoding tables, rANS streams (spec: chapter 9), and the records put together (chapter 10).
 #include "common.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / LANES, CHUNK_GROUPS = 4, CHUNK = CHUNK_GROUPS * GROUP, HEAD_WORDS = HEAD_NBYTES / 2 };
+enum { CHUNK_GROUPS = 4, CHUNK = CHUNK_GROUPS * GROUP, HEAD_WORDS = HEAD_NBYTES / 2 };
 
 // What it takes to code a symbol. A state that is to be divided is below freq << (32 - prob_bits), so its product with the
 // reciprocal is below 2^64, and the reciprocal's error, less than 1, adds less than 1 / freq to the quotient: it is exact.
@@ -12,8 +12,8 @@ struct alignas(16) Coder {
 
 // ---- tables ------------------------------------------------------------------------------------------------------------------
 // A block makes the coders of a table, a thread each.
-KERNEL __launch_bounds__(THREADS) build_coders(const Table *tables, u32 n_tables, Coder *coders) {
-    __shared__ u32 warp_sums[WARPS];
+KERNEL __launch_bounds__(BLOCK_THREADS) build_coders(const Table *tables, u32 n_tables, Coder *coders) {
+    __shared__ u32 warp_sums[BLOCK_WARPS];
     if (blockIdx.x >= n_tables) return;
     const Table &table = tables[blockIdx.x];
     const u32 freq = table.freq[threadIdx.x];
@@ -28,7 +28,7 @@ KERNEL __launch_bounds__(THREADS) build_coders(const Table *tables, u32 n_tables
     for (u32 i = 0; i < warp_id(); i++) start += warp_sums[i];
     const u64 whole = 1ull << (32 + table.prob_bits);
     const u64 reciprocal = freq == 0 ? 0 : (whole + freq - 1) / freq;
-    coders[blockIdx.x * THREADS + threadIdx.x] = {(u32)reciprocal, (u32)(reciprocal >> 32), freq, start};
+    coders[blockIdx.x * BLOCK_THREADS + threadIdx.x] = {(u32)reciprocal, (u32)(reciprocal >> 32), freq, start};
 }
 
 // ---- streams -----------------------------------------------------------------------------------------------------------------
@@ -102,14 +102,14 @@ DEVICE u32 encode_plane(const Plane &plane, const Table &table, const Coder *cod
 }
 
 // A block codes a batch of planes, all with one table: a warp a plane at a time.
-KERNEL __launch_bounds__(THREADS) encode_streams(
+KERNEL __launch_bounds__(BLOCK_THREADS) encode_streams(
     const Table *tables, const Coder *coders, const Plane *planes, const Batch *batches, const u32 *list, u32 *lengths) {
-    __shared__ Coder shared_coders[THREADS];
-    __shared__ uint4 staged[WARPS][LANES];
+    __shared__ Coder shared_coders[BLOCK_THREADS];
+    __shared__ uint4 staged[BLOCK_WARPS][LANES];
     const Batch batch = batches[blockIdx.x];
-    shared_coders[threadIdx.x] = coders[(u64)batch.table * THREADS + threadIdx.x];
+    shared_coders[threadIdx.x] = coders[(u64)batch.table * BLOCK_THREADS + threadIdx.x];
     __syncthreads();
-    for (u32 i = warp_id(); i < batch.count; i += WARPS) {
+    for (u32 i = warp_id(); i < batch.count; i += BLOCK_WARPS) {
         const u32 plane = list[batch.first + i];
         const u32 nbytes = encode_plane(planes[plane], tables[batch.table], shared_coders, reinterpret_cast<u32 *>(staged[warp_id()]));
         if (lane_id() == 0) lengths[plane] = nbytes;
@@ -142,7 +142,7 @@ DEVICE uint4 cut(uint4 unit, u32 n) {
 DEVICE u64 put_scratch(u64 to, u64 from, u32 nbytes) {
     const u32 shift = from % UNIT, n_units = ceil_div(nbytes, UNIT), n_sources = ceil_div(shift + nbytes, UNIT);
     const uint4 *source = pointer<const uint4>(from - shift);
-    for (u32 i = threadIdx.x; i < n_units; i += THREADS) {
+    for (u32 i = threadIdx.x; i < n_units; i += BLOCK_THREADS) {
         uint4 unit = source[i];
         if (shift != 0) unit = join(unit, i + 1 < n_sources ? source[i + 1] : make_uint4(0, 0, 0, 0), shift);
         pointer<uint4>(to)[i] = cut(unit, nbytes - i * UNIT);
@@ -153,7 +153,7 @@ DEVICE u64 put_scratch(u64 to, u64 from, u32 nbytes) {
 // As `put_scratch`; no byte beside those to copy is read.
 DEVICE u64 put_bytes(u64 to, u64 from, u32 nbytes) {
     const u32 n_padded = ceil_div(nbytes, UNIT) * UNIT;
-    for (u32 i = threadIdx.x; i < n_padded; i += THREADS) pointer<u8>(to)[i] = i < nbytes ? pointer<const u8>(from)[i] : 0;
+    for (u32 i = threadIdx.x; i < n_padded; i += BLOCK_THREADS) pointer<u8>(to)[i] = i < nbytes ? pointer<const u8>(from)[i] : 0;
     return to + n_padded;
 }
 
@@ -180,11 +180,11 @@ DEVICE uint4 unit_of_words(const Segment &segment, const Tensor &tensor, u32 fir
 
 DEVICE void put_words(u64 to, const Segment &segment, const Tensor &tensor) {
     const u32 words = UNIT / tensor.word_nbytes, n_units = ceil_div(segment.height * segment.width, words);
-    for (u32 i = threadIdx.x; i < n_units; i += THREADS) pointer<uint4>(to)[i] = unit_of_words(segment, tensor, i * words);
+    for (u32 i = threadIdx.x; i < n_units; i += BLOCK_THREADS) pointer<uint4>(to)[i] = unit_of_words(segment, tensor, i * words);
 }
 
 // A block writes the record of a segment (spec: R10.1), from what the kernels before have left in the scratch.
-KERNEL __launch_bounds__(THREADS) assemble(
+KERNEL __launch_bounds__(BLOCK_THREADS) assemble(
     const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
     const u32 *__restrict__ lengths, const u32 *__restrict__ n_patches, const u64 *__restrict__ records) {
     const Segment &segment = segments[blockIdx.x];

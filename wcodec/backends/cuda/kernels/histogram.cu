@@ -4,7 +4,7 @@
 // prediction needs of the row above stays in registers. Bytes of a pack are handled all at once in a u64.
 #include "common.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / LANES, PACK = 8, BINS = 256 };
+enum { PACK = 8, BINS = 256 };
 
 // Histograms that are counted in one pass over the segment. Each bin has copies side by side, which lanes take in turn: equal
 // symbols of neighbouring lanes neither wait for each other nor meet in a bank.
@@ -43,29 +43,6 @@ DEVICE Targets targets_of(const Request &request, const Segment &segment, u32 wo
 }
 
 // ---- packs: the words that fit in 8 bytes ------------------------------------------------------------------------------------
-// The word map (spec: R5.2) of all words of a pack: bits to flip; then those that stay and those that move up by one, and
-// where the sign goes, and how far down that is.
-struct PackMap {
-    u64 flip, stay, up, sign;
-    u32 down;
-};
-
-template <u32 NBYTES>
-DEVICE PackMap pack_map(const Tensor &tensor) {
-    constexpr u32 BITS = 8 * NBYTES;
-    constexpr u64 ALL = ~0ull, WORD = ALL >> (64 - BITS), ONES = ALL / WORD;  // ONES: the lowest bit of each word
-    if (tensor.map == MAP_IDENTITY) return {0, ALL, 0, 0, 0};
-    if (tensor.map == MAP_OFFSET) return {ONES << (BITS - 1), ALL, 0, 0, 0};
-    const u32 exponent_bits = tensor.exponent_bits, mantissa_bits = BITS - 1 - exponent_bits;
-    const u64 mantissa = (1ull << mantissa_bits) - 1, exponent = (1ull << exponent_bits) - 1;
-    return {0, ONES * mantissa, ONES * (exponent << mantissa_bits), ONES << mantissa_bits, exponent_bits};
-}
-
-DEVICE u64 mapped(u64 pack, const PackMap &map) {
-    pack ^= map.flip;
-    return (pack & map.up) << 1 | (pack & map.stay) | (pack >> map.down & map.sign);
-}
-
 // The first n words from an address.
 template <u32 NBYTES>
 DEVICE u64 load_pack(u64 address, u32 n) {
@@ -197,8 +174,8 @@ struct Predictor {
 
 // Residuals of a row, given as it is in memory and as it is mapped.
 template <u32 NBYTES>
-DEVICE u64 residuals_of(Predictor &predictor, const Part &part, u64 pack, const PackMap &map) {
-    const u64 left = mapped(left_of<NBYTES>(part.pack, part.edge), map), first = predictor.first_columns;
+DEVICE u64 residuals_of(Predictor &predictor, const Part &part, u64 pack, const WordMap &map) {
+    const u64 left = apply(map, left_of<NBYTES>(part.pack, part.edge)), first = predictor.first_columns;
     u64 prediction = left & ~first;
     if (predictor.row_in_tile != 0)
         prediction = (predicted(predictor.mode, left, predictor.top, predictor.corner) & ~first) | (predictor.top & first);
@@ -212,7 +189,7 @@ DEVICE u64 residuals_of(Predictor &predictor, const Part &part, u64 pack, const 
 // row is loaded while the one before it is counted.
 template <u32 NBYTES>
 DEVICE void count_strip(
-    u32 *bins, const Targets &targets, const Tensor &tensor, const PackMap &map, const Rows &rows, u32 mode,
+    u32 *bins, const Targets &targets, const Tensor &tensor, const WordMap &map, const Rows &rows, u32 mode,
     u32 strip, u32 row, u32 end) {
     constexpr u32 COUNT = PACK / NBYTES;
     const u32 col = (strip * LANES + lane_id()) * COUNT;
@@ -238,7 +215,7 @@ DEVICE void count_strip(
             address += rows.row_nbytes;
         }
         if (i == start) continue;
-        const u64 pack = mapped(part.pack, map);
+        const u64 pack = apply(map, part.pack);
         const u64 residuals = mode != MODE_NONE ? residuals_of<NBYTES>(predictor, part, pack, map) : pack;
         if (i > row) count_pack<NBYTES>(bins, targets, pack, residuals, n);
     }
@@ -247,9 +224,9 @@ DEVICE void count_strip(
 // The block counts what does not depend on how rows follow one another. A warp takes a band of a strip at a time.
 template <u32 NBYTES>
 DEVICE void count_rows(
-    u32 *bins, const Targets &targets, const Tensor &tensor, const PackMap &map, const Rows &rows, u32 mode) {
-    const u32 n_bands = least(rows.height, WARPS), n_strips = ceil_div(rows.width, LANES * PACK / NBYTES);
-    for (u32 i = warp_id(); i < n_strips * n_bands; i += WARPS) {
+    u32 *bins, const Targets &targets, const Tensor &tensor, const WordMap &map, const Rows &rows, u32 mode) {
+    const u32 n_bands = least(rows.height, BLOCK_WARPS), n_strips = ceil_div(rows.width, LANES * PACK / NBYTES);
+    for (u32 i = warp_id(); i < n_strips * n_bands; i += BLOCK_WARPS) {
         const u32 strip = i / n_bands, band = i % n_bands;
         const u32 row = band * rows.height / n_bands, end = (band + 1) * rows.height / n_bands;
         count_strip<NBYTES>(bins, targets, tensor, map, rows, mode, strip, row, end);
@@ -276,9 +253,9 @@ DEVICE u64 word_at(const Segment &segment, const Tensor &tensor, const Place &pl
 
 // The block counts pairs of neighbours in element order, wherever they are, from element `first`.
 template <u32 NBYTES>
-DEVICE void count_pairs(u32 *bins, const Targets &targets, const Segment &segment, const Tensor &tensor, const PackMap &map, u32 first) {
+DEVICE void count_pairs(u32 *bins, const Targets &targets, const Segment &segment, const Tensor &tensor, const WordMap &map, u32 first) {
     const u32 n = segment.height * segment.width;
-    for (u32 i = first + 2 * threadIdx.x; i < n; i += 2 * THREADS) {
+    for (u32 i = first + 2 * threadIdx.x; i < n; i += 2 * BLOCK_THREADS) {
         const Place place = place_of(segment, tensor, i);
         const bool alone = i + 1 == n;
         u64 pack = word_at<NBYTES>(segment, tensor, place);
@@ -286,7 +263,7 @@ DEVICE void count_pairs(u32 *bins, const Targets &targets, const Segment &segmen
             const Place other = place.col + 1 < place.right ? Place{place.row, place.col + 1, 0} : place_of(segment, tensor, i + 1);
             pack |= word_at<NBYTES>(segment, tensor, other) << 8 * NBYTES;
         }
-        pack = mapped(pack, map);
+        pack = apply(map, pack);
 #pragma unroll 1
         for (u32 k = 0; k < targets.n; k++) {
             const u32 what = target(targets, k);
@@ -300,7 +277,7 @@ DEVICE void count_pairs(u32 *bins, const Targets &targets, const Segment &segmen
 
 // ---- kernel ------------------------------------------------------------------------------------------------------------------
 DEVICE void clear(uint4 *bins, u32 n) {
-    for (u32 i = threadIdx.x; i < n * (BINS * COPIES / 4); i += THREADS) bins[i] = make_uint4(0, 0, 0, 0);
+    for (u32 i = threadIdx.x; i < n * (BINS * COPIES / 4); i += BLOCK_THREADS) bins[i] = make_uint4(0, 0, 0, 0);
 }
 
 // A thread adds up the copies of a bin.
@@ -322,7 +299,7 @@ DEVICE void count_segment(uint4 *bins, const Segment &segment, const Tensor &ten
     const bool together = segment.width == tensor.cols || segment.height == 1;
     const bool flat = mode == MODE_NONE && together && (one_across || !request.pairs);
     const bool even = segment.width % 2 == 0 && (one_across || tensor.tile_cols % 2 == 0);
-    const PackMap map = pack_map<NBYTES>(tensor);
+    const WordMap map = map_of<NBYTES>(tensor);
     const Rows rows = rows_of<NBYTES>(segment, tensor, flat);
     u32 *own = reinterpret_cast<u32 *>(bins) + lane_id() % COPIES;
     counts += (u64)blockIdx.x * n_histograms * BINS;
@@ -343,7 +320,7 @@ DEVICE void count_segment(uint4 *bins, const Segment &segment, const Tensor &ten
 }
 
 // A block counts a segment of the list. Counts: all of the first segment's histograms, of 256 bins each, then the next one's.
-KERNEL __launch_bounds__(THREADS, 4) histograms(
+KERNEL __launch_bounds__(BLOCK_THREADS, 4) histograms(
     const Tensor *tensors, const Segment *segments, const u32 *list, const u32 *which, u32 n_which, u32 mode, u32 pairs, u32 *counts) {
     __shared__ uint4 bins[AT_ONCE * BINS * COPIES / 4];
     const Segment segment = segments[list[blockIdx.x]];

@@ -8,7 +8,7 @@
 #pragma once
 #include "common.cuh"
 
-enum { BLOCK = 256, WARPS = BLOCK / 32, ITEM_NBYTES = 16 };
+enum { ITEM_NBYTES = 16 };
 
 template <u32 NBYTES>
 struct Item {
@@ -53,8 +53,8 @@ DEVICE Grid grid_of(const Segment &segment, const Tensor &tensor) {
     grid.raster = raster;
     grid.row = threadIdx.x * count / grid.width;
     grid.col = threadIdx.x * count % grid.width;
-    grid.step_rows = BLOCK * count / grid.width;
-    grid.step_cols = BLOCK * count % grid.width;
+    grid.step_rows = BLOCK_THREADS * count / grid.width;
+    grid.step_cols = BLOCK_THREADS * count % grid.width;
     return grid;
 }
 
@@ -239,33 +239,6 @@ DEVICE Planes<NBYTES> cut(const Item<NBYTES> &item) {
     return planes;
 }
 
-// The word map (R5.2), done to all words of a register. An exponent-first word is a word whose sign went down by the exponent's
-// bits and whose exponent went up by one bit; OFFSET flips the top bit. What a map does not do has a mask of 0.
-struct WordMap {
-    u64 sign, exponent, rest;  // in the mapped word
-    u64 flip;                  // in the word
-    u32 exponent_bits;
-};
-
-template <u32 NBYTES>
-DEVICE WordMap map_of(const Tensor &tensor) {
-    const u64 each = NBYTES == 1 ? 0x01010101 : NBYTES == 2 ? 0x00010001 : 1, top = each << (8 * NBYTES - 1);
-    if (tensor.map != MAP_EXPONENT_FIRST) return {0, 0, ~0ull, tensor.map == MAP_OFFSET ? top : 0, 0};
-    const u32 m = 8 * NBYTES - 1 - tensor.exponent_bits;
-    return {each << m, each * (((1ull << tensor.exponent_bits) - 1) << (m + 1)), each * ((1ull << m) - 1), 0, tensor.exponent_bits};
-}
-
-template <class T>
-DEVICE T apply(const WordMap &map, T x) {
-    x ^= (T)map.flip;
-    return (x >> map.exponent_bits & (T)map.sign) | (x << 1 & (T)map.exponent) | (x & (T)map.rest);
-}
-
-template <class T>
-DEVICE T invert(const WordMap &map, T x) {
-    return ((x & (T)map.sign) << map.exponent_bits | (x & (T)map.exponent) >> 1 | (x & (T)map.rest)) ^ (T)map.flip;
-}
-
 template <u32 NBYTES, bool INVERSE>
 DEVICE void map_item(const WordMap &map, Item<NBYTES> &item) {
 #pragma unroll
@@ -282,9 +255,6 @@ DEVICE void map_item(const WordMap &map, Item<NBYTES> &item) {
 
 // ---- codes -----------------------------------------------------------------------------------------------------------------
 DEVICE u32 each_byte(u32 byte) { return byte * 0x01010101; }
-DEVICE u32 add_bytes(u32 a, u32 b) { return ((a & 0x7f7f7f7f) + (b & 0x7f7f7f7f)) ^ ((a ^ b) & 0x80808080); }
-DEVICE u32 subtract_bytes(u32 a, u32 b) { return ((a | 0x80808080) - (b & 0x7f7f7f7f)) ^ ((a ^ ~b) & 0x80808080); }
-DEVICE u32 select(u32 mask, u32 a, u32 b) { return (a & mask) | (b & ~mask); }
 
 // Codes, two to a byte, become one a byte.
 template <u32 PARTS>

@@ -7,8 +7,6 @@
 // Bytes are taken in units of 16, 4 or 1: the largest of which rows have a whole number, and at whose multiples they start.
 #include "common.cuh"
 
-enum { BLOCK = 256, WARPS = BLOCK / 32 };
-
 // Threads that share a tile: a warp or the block. All of them call what takes it, with the same arguments.
 struct Team {
     u32 size, rank, n_warps;
@@ -16,7 +14,7 @@ struct Team {
 };
 
 DEVICE void sync(const Team &team) {
-    if (team.size == BLOCK) __syncthreads();
+    if (team.size == BLOCK_THREADS) __syncthreads();
     else __syncwarp();
 }
 
@@ -44,8 +42,6 @@ DEVICE void store(u8 *at, const Bytes<UNIT> &bytes) {
     else *at = (u8)bytes.part[0];
 }
 
-DEVICE u32 add_bytes(u32 a, u32 b) { return ((a & 0x7f7f7f7f) + (b & 0x7f7f7f7f)) ^ ((a ^ b) & 0x80808080); }
-DEVICE u32 subtract_bytes(u32 a, u32 b) { return ((a | 0x80808080) - (b & 0x7f7f7f7f)) ^ ((a ^ ~b) & 0x80808080); }
 DEVICE u32 average_bytes(u32 a, u32 b) { return (a & b) + ((a ^ b) >> 1 & 0x7f7f7f7f); }
 
 #ifdef __CUDA_ARCH__
@@ -345,18 +341,18 @@ DEVICE Job job_of(const Tensor *tensors, const Segment *segments, const Plane *p
 
 // Who shares a tile of a plane: with few tiles, the block does.
 DEVICE Team team_of(const Segment &segment, u32 *scratch) {
-    if (segment.n_tiles < WARPS) return {BLOCK, threadIdx.x, WARPS, scratch};
+    if (segment.n_tiles < BLOCK_WARPS) return {BLOCK_THREADS, threadIdx.x, BLOCK_WARPS, scratch};
     return {32, lane_id(), 1, scratch ? scratch + 32 * warp_id() : nullptr};
 }
 
-KERNEL __launch_bounds__(BLOCK, 4) inverse_prediction(
+KERNEL __launch_bounds__(BLOCK_THREADS, 4) inverse_prediction(
     const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
     const u32 *__restrict__ list, u32 *__restrict__ status) {
-    __shared__ u32 scratch[BLOCK];
+    __shared__ u32 scratch[BLOCK_THREADS];
     const Job job = job_of(tensors, segments, planes, list[blockIdx.x]);
     const Team team = team_of(job.segment, scratch);
     u8 *symbols = pointer<u8>(job.plane.symbols);
-    for (u32 i = team.n_warps == 1 ? warp_id() : 0; i < job.segment.n_tiles; i += WARPS / team.n_warps) {
+    for (u32 i = team.n_warps == 1 ? warp_id() : 0; i < job.segment.n_tiles; i += BLOCK_WARPS / team.n_warps) {
         const Tile tile = tile_of(job.segment, job.tensor, i);
         const u32 mode = job.modes ? job.modes[i] : job.plane.prediction;
         if (mode < N_MODES) undo(team, symbols + tile.first, tile.height, tile.width, mode);
@@ -364,14 +360,14 @@ KERNEL __launch_bounds__(BLOCK, 4) inverse_prediction(
     }
 }
 
-KERNEL __launch_bounds__(BLOCK) forward_prediction(
+KERNEL __launch_bounds__(BLOCK_THREADS) forward_prediction(
     const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
     const u32 *__restrict__ list) {
     const Job job = job_of(tensors, segments, planes, list[blockIdx.x]);
     const Team team = team_of(job.segment, nullptr);
     const u8 *symbols = pointer<const u8>(job.plane.symbols);
     u8 *residuals = pointer<u8>(job.plane.residuals);
-    for (u32 i = team.n_warps == 1 ? warp_id() : 0; i < job.segment.n_tiles; i += WARPS / team.n_warps) {
+    for (u32 i = team.n_warps == 1 ? warp_id() : 0; i < job.segment.n_tiles; i += BLOCK_WARPS / team.n_warps) {
         const Tile tile = tile_of(job.segment, job.tensor, i);
         const u32 mode = job.modes ? job.modes[i] : job.plane.prediction;
         subtract(team, symbols + tile.first, residuals + tile.first, tile.height, tile.width, mode);

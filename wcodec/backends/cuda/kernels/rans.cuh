@@ -12,7 +12,6 @@ enum { BLOCKS_ON_SM = 4 };  // that registers shall suffice for; there are no mo
 #else
 enum { BLOCKS_ON_SM = 5 };
 #endif
-enum { BLOCK_WARPS = 8, BLOCK_THREADS = 32 * BLOCK_WARPS };
 enum { LUT_UNITS = MAX_SLOTS / 4, SLIDE_UNITS = 64, BUFFER_UNITS = 96 };  // units: of 16 bytes
 enum { SLIDE_NBYTES = UNIT * SLIDE_UNITS };
 

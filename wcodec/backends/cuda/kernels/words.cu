@@ -51,7 +51,7 @@ DEVICE u32 index_of(u32 patch) { return patch & 0xffffff; }
 // Whether those that this thread looks at are in range and ascend.
 DEVICE bool patches_are_good(const u32 *patches, u32 count, u32 n) {
     bool good = true;
-    for (u32 i = threadIdx.x; i < count; i += BLOCK) {
+    for (u32 i = threadIdx.x; i < count; i += BLOCK_THREADS) {
         const u32 index = index_of(patches[i]);
         good &= index < n && (i == 0 || index_of(patches[i - 1]) < index);
     }
@@ -61,7 +61,7 @@ DEVICE bool patches_are_good(const u32 *patches, u32 count, u32 n) {
 template <u32 NBYTES>
 DEVICE void apply_patches(const Grid &grid, const Tensor &tensor, const u32 *patches, u32 count) {
     const u32 shift = 8 * NBYTES - 8;
-    for (u32 i = threadIdx.x; i < count; i += BLOCK) {
+    for (u32 i = threadIdx.x; i < count; i += BLOCK_THREADS) {
         const u64 address = locate<NBYTES>(grid, index_of(patches[i])).address;
         const u64 others = map_word(load_word(address, NBYTES), tensor) & ((1ull << shift) - 1);
         store_word(address, NBYTES, unmap_word((u64)(patches[i] >> 24) << shift | others, tensor));
@@ -79,7 +79,7 @@ DEVICE void merge(const Segment &segment, const Tensor &tensor, const Plane *pla
 #pragma unroll
     for (u32 p = 0; p < (NBYTES == 1 ? 2 : NBYTES); ++p) sources[p] = raw || (p == NBYTES && !pairs) ? 0 : source_of(planes[p]);
     const WordMap map = map_of<NBYTES>(tensor);
-    for (u32 i = threadIdx.x * Item<NBYTES>::COUNT; i < grid.n; i += BLOCK * Item<NBYTES>::COUNT) {
+    for (u32 i = threadIdx.x * Item<NBYTES>::COUNT; i < grid.n; i += BLOCK_THREADS * Item<NBYTES>::COUNT) {
         Item<NBYTES> item;
         if (raw) {
             load_bytes<ITEM_NBYTES>(segment.record + (u64)i * NBYTES, item.part);
@@ -94,7 +94,7 @@ DEVICE void merge(const Segment &segment, const Tensor &tensor, const Plane *pla
     else if (threadIdx.x == 0) atomicOr(status, (u32)BAD_PATCH);
 }
 
-KERNEL __launch_bounds__(BLOCK) merge_words(
+KERNEL __launch_bounds__(BLOCK_THREADS) merge_words(
     const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
     const u32 *__restrict__ list, u32 *__restrict__ status) {
     __shared__ u32 bad;
@@ -126,7 +126,7 @@ DEVICE u32 patch_slot(u32 count, u32 &total, u32 *counts) {
     __syncthreads();
     u32 slot = total + sum - count;
 #pragma unroll
-    for (u32 warp = 0; warp < WARPS; ++warp) {
+    for (u32 warp = 0; warp < BLOCK_WARPS; ++warp) {
         if (warp < warp_id()) slot += counts[warp];
         total += counts[warp];
     }
@@ -140,9 +140,9 @@ DEVICE void window_codes(const u32 (&top)[PARTS], u32 base, u32 fill, u32 valid,
 #pragma unroll
     for (u32 k = 0; k < PARTS; ++k) {
         const u32 there = valid >= 4 * k + 4 ? ALL_LANES : valid <= 4 * k ? 0 : (1u << 8 * (valid - 4 * k)) - 1;
-        const u32 code = select(there, subtract_bytes(top[k], base), fill);
+        const u32 code = choose(there, subtract_bytes(top[k], base), fill);
         outside[k] = ((code >> 4 & 0x0f0f0f0f) + 0x0f0f0f0f) & 0x10101010;
-        codes[k] = select((outside[k] >> 4) * 255, fill, code);
+        codes[k] = choose((outside[k] >> 4) * 255, fill, code);
     }
 }
 
@@ -187,7 +187,7 @@ DEVICE u32 split(const Segment &segment, const Tensor &tensor, const Plane *plan
 #pragma unroll
     for (u32 p = 0; p < (NBYTES == 1 ? 2 : NBYTES); ++p) targets[p] = p == NBYTES && !pairs ? 0 : planes[p].symbols;
     Grid grid = grid_of<NBYTES>(segment, tensor);
-    for (u32 first = 0, odd = 0; first < grid.n; first += BLOCK * P::COUNT, odd ^= WARPS) {
+    for (u32 first = 0, odd = 0; first < grid.n; first += BLOCK_THREADS * P::COUNT, odd ^= BLOCK_WARPS) {
         const u32 i = first + threadIdx.x * P::COUNT, valid = i < grid.n ? least(grid.n - i, P::COUNT) : 0;
         P bytes;
         if (valid) {
@@ -215,10 +215,10 @@ DEVICE u32 split(const Segment &segment, const Tensor &tensor, const Plane *plan
     return total;
 }
 
-KERNEL __launch_bounds__(BLOCK) split_words(
+KERNEL __launch_bounds__(BLOCK_THREADS) split_words(
     const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
     const u32 *__restrict__ list, u32 *__restrict__ n_patches) {
-    __shared__ u32 counts[2 * WARPS];
+    __shared__ u32 counts[2 * BLOCK_WARPS];
     const u32 index = list[blockIdx.x];
     const Segment &segment = segments[index];
     const Tensor &tensor = tensors[segment.tensor];
