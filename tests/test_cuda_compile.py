@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import pytest
 
-from wcodec.backends.cuda import compiler
 from wcodec.backends.cuda.compiler import ARCHITECTURES, Usage, compile_cubin, compile_with_usage
 from wcodec.backends.cuda.runtime import KERNELS, SOURCES, read_source
 from wcodec.errors import BackendUnavailable
@@ -24,15 +23,6 @@ class Built(NamedTuple):
     cubin: bytes
     usage: dict[str, Usage]
     warnings: str
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nvrtc() -> None:
-    """Skip where CuPy or NVRTC is not installed."""
-    try:
-        compiler.load_nvrtc()
-    except BackendUnavailable as e:
-        pytest.skip(str(e))
 
 
 @pytest.fixture(scope="module")

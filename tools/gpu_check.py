@@ -275,8 +275,11 @@ def sanitizer() -> str | None:
 
 
 # ---- what runs under compute-sanitizer -----------------------------------------------------------------------------------------
-def reduced(backend_name: str, seconds: float, say: Callable[[str], None] = print) -> int:
-    """Checks of the suite and random plans with spoilt payloads, in turn, until the time is up. Returns how many failed."""
+def reduced(backend_name: str, seconds: float, say: Callable[[str], None] = print, most: int | None = None) -> int:
+    """Checks of the suite and random plans with spoilt payloads, in turn, until the time is up. Returns how many failed.
+
+    `most` of them, if given.
+    """
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import numpy as np
     from plans import make_case
@@ -304,7 +307,7 @@ def reduced(backend_name: str, seconds: float, say: Callable[[str], None] = prin
     for i, c in enumerate(checks):
         work += [(f"random plan {i}", lambda i=i: random_plan(i)), (c.id, c.run)]
     done, wrong = 0, list[str]()
-    for name, check in work:
+    for name, check in work[:most]:
         if time.monotonic() > deadline:
             break
         try:
