@@ -44,7 +44,7 @@ import wcodec
 from wcodec.backends import load_backend
 from wcodec.bench import seconds, speed
 from wcodec.codec import Decoder, Encoder
-from wcodec.files import map_file
+from wcodec.outputs import map_file
 from wcodec.report import percent_text, size_text, table_text
 from wcodec.sources import read_safetensors_header
 

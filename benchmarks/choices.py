@@ -17,7 +17,7 @@ from bench_files import machine
 
 import wcodec
 from wcodec.codec import BufferSource, Encoder
-from wcodec.files import map_file
+from wcodec.outputs import map_file
 from wcodec.reference import container
 from wcodec.reference.container import Index
 from wcodec.sources import SafetensorsHeader, read_safetensors_header

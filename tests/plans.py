@@ -14,9 +14,19 @@ import numpy as np
 from wcodec.backends.protocol import SegmentPlan
 from wcodec.reference import segments as reference
 from wcodec.reference.container import check_geometry, check_segments
-from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool, quantise
+from wcodec.reference.entropy import (
+    MAX_CLASSES,
+    MAX_PROB_BITS,
+    MIN_PROB_BITS,
+    N_CONTEXTS,
+    ContextKind,
+    ContextMap,
+    Table,
+    TablePool,
+    quantise,
+)
 from wcodec.reference.planes import DType, Layout, WordMap
-from wcodec.reference.prediction import N_MODES, PER_TILE
+from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tiles import Geometry
 
@@ -75,6 +85,18 @@ def random_tables(rng: np.random.Generator, n: int = 5) -> TablePool:
     return TablePool(quantise(c, int(rng.integers(MIN_PROB_BITS, MAX_PROB_BITS + 1))) for c in counts)
 
 
+def with_maps(rng: np.random.Generator, tables: TablePool) -> TablePool:
+    """The same tables, and context maps of all kinds over those of equal precision."""
+    maps = []
+    for kind in [*ContextKind, ContextKind(int(rng.integers(1, 4)))]:
+        bits = int(rng.choice([t.prob_bits for t in tables.tables]))
+        alike = [i for i, t in enumerate(tables.tables) if t.prob_bits == bits]
+        n_classes = int(rng.choice([1, 2, 3, MAX_CLASSES, rng.integers(1, MAX_CLASSES + 1)]))
+        class_of = rng.integers(0, n_classes, N_CONTEXTS[kind]).astype(np.uint8)
+        maps.append(ContextMap(kind, class_of.tobytes(), tuple(rng.choice(alike, n_classes).tolist())))
+    return TablePool(tables.tables, maps)
+
+
 def two_symbols(prob_bits: int, rare: int, first: int = 3, second: int = 200) -> Table:
     """A table of two symbols, the first of the given frequency."""
     freq = np.zeros(256, np.int64)
@@ -89,23 +111,43 @@ def random_plan(rng: np.random.Generator, geometry: Geometry, dtype: DType, tabl
     pairs = s.layout == Layout.PAIRS
     if dtype.word_nbytes > 1:
         s.base[:] = np.where(pairs, rng.choice([0, 108, 118, 240, rng.integers(0, 241)], n), 0)
+    of_plane = np.array([m.kind == ContextKind.PLANE for m in tables.maps], bool)
     for p in range(dtype.n_planes):
         used = (s.layout != Layout.RAW) & (pairs | (p < dtype.word_nbytes))
-        s.coder[p] = np.where(used, rng.choice([Coder.RAW, Coder.CONSTANT, Coder.RANS, Coder.RANS, Coder.RANS], n), 0)
-        rans, constant = s.coder[p] == Coder.RANS, s.coder[p] == Coder.CONSTANT
+        maps = np.flatnonzero(~of_plane if p == 0 else np.ones(of_plane.size, bool))
+        coders = [Coder.RAW, Coder.CONSTANT, Coder.RANS, Coder.RANS, Coder.RANS] + [Coder.CONTEXT] * (3 * bool(maps.size))
+        s.coder[p] = np.where(used, rng.choice(coders, n), 0)
+        if p > 0:  # a constant that is made up is no context
+            s.coder[p, (s.coder[p] == Coder.CONTEXT) & (s.coder[0] == Coder.CONSTANT)] = Coder.RANS
+        rans, constant, context = (s.coder[p] == c for c in (Coder.RANS, Coder.CONSTANT, Coder.CONTEXT))
         s.table[p] = np.where(rans, rng.integers(0, len(tables), n), np.where(constant, rng.integers(0, 256, n), 0))
-        s.prediction[p] = np.where(rans & ~pairs, rng.choice([0, 1, 2, 3, 4, PER_TILE, PER_TILE], n), 0)
+        s.table[p, context] = rng.choice(maps, int(context.sum())) if maps.size else 0
+        modes = rng.choice([0, 1, 2, 3, 4, rng.choice(MODES), PER_TILE, PER_TILE], n)
+        s.prediction[p] = np.where((rans | context) & ~pairs, modes, 0)
     plan = SegmentPlan(dtype, geometry, s, tables, rng.integers(0, 16, n).astype(np.uint8))
-    modes = rng.integers(0, N_MODES, int(plan.modes_nbytes.sum())).astype(np.uint8)
-    modes.flags.writeable = False
-    return replace(plan, modes=modes)
+    tile_modes = rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum()))
+    tile_modes.flags.writeable = False
+    return replace(plan, modes=tile_modes, scales=random_scales(rng, plan))
+
+
+def random_scales(rng: np.random.Generator, plan: SegmentPlan) -> np.ndarray[Any, Any]:
+    """Classes of rows and columns for all segments that have them."""
+    heights, widths = plan.geometry.sizes()
+    parts = [
+        reference.pack_scales(rng.integers(0, 4, h).astype(np.uint8), rng.integers(0, 4, w).astype(np.uint8))
+        for h, w, nbytes in zip(heights.tolist(), widths.tolist(), plan.scale_nbytes.tolist(), strict=True)
+        if nbytes
+    ]
+    out = np.concatenate([np.empty(0, np.uint8), *parts])
+    out.flags.writeable = False
+    return out
 
 
 def make_case(rng: np.random.Generator, dtype: DType, geometry: Geometry | None = None, plan: SegmentPlan | None = None) -> Case:
     """A random case of a dtype, or of a plan."""
     geometry = (random_geometry(rng) if geometry is None else geometry) if plan is None else plan.geometry
     check_geometry(geometry)
-    plan = random_plan(rng, geometry, dtype, random_tables(rng)) if plan is None else plan
+    plan = random_plan(rng, geometry, dtype, with_maps(rng, random_tables(rng))) if plan is None else plan
     words = random_words(rng, geometry, dtype)
     words.flags.writeable = False
     return complete(plan, words)
@@ -115,7 +157,7 @@ def complete(plan: SegmentPlan, words: np.ndarray[Any, Any]) -> Case:
     """Encode with the reference; the plan of the result must be one that a file may hold."""
     payload, n_units, n_patches = reference.encode_segments(plan, words)
     decoding = plan.encoded(n_units, n_patches)
-    check_segments(plan.dtype, plan.geometry, decoding.segments, len(plan.tables))
+    check_segments(plan.dtype, plan.geometry, decoding.segments, plan.tables)
     assert payload.size == decoding.offsets[-1]
     return Case(plan, words, aligned(payload), decoding)
 

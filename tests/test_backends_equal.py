@@ -11,15 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 from fences import CANARY, Fence
-from plans import Case, aligned, complete, make_case, only, random_geometry, random_tables, random_words, two_symbols
+from plans import Case, aligned, complete, make_case, only, random_geometry, random_scales, random_tables, random_words, two_symbols
 
 from wcodec.backends import load_backend
+from wcodec.backends.numba_cpu import NumbaBackend
 from wcodec.backends.protocol import Backend, SegmentPlan, Status
+from wcodec.errors import DecodeError
 from wcodec.reference import segments as reference
 from wcodec.reference.checksums import crc32_each
-from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, TablePool
+from wcodec.reference.entropy import (
+    MAX_PROB_BITS,
+    MIN_PROB_BITS,
+    N_CONTEXTS,
+    ContextKind,
+    ContextMap,
+    TablePool,
+    TableReader,
+    quantise,
+    read_tables,
+)
 from wcodec.reference.planes import DTYPES, DType, Layout
-from wcodec.reference.prediction import N_MODES, PER_TILE
+from wcodec.reference.prediction import IS_MODE, MODES, PER_TILE
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 
@@ -90,7 +102,7 @@ def check_bad(backend: Backend, plan: SegmentPlan, payload: np.ndarray[Any, Any]
 def check_histogram(backend: Backend, rng: np.random.Generator, geometry: Geometry, dtype: DType) -> None:
     words, n = random_words(rng, geometry, dtype), geometry.n_segments
     some = np.flatnonzero(rng.random(n) < 0.5)
-    calls: list[dict[str, Any]] = [{"mode": m} for m in range(N_MODES)]
+    calls: list[dict[str, Any]] = [{"mode": int(m)} for m in (0, *rng.choice(MODES[1:5], 2, False), *rng.choice(MODES[5:], 2, False))]
     if dtype.has_pairs:
         bases = [0] if dtype.word_nbytes == 1 else [0, 240, int(rng.integers(0, 241))]
         calls += [{"base": b, "fill": int(rng.integers(0, 16))} for b in bases]
@@ -113,7 +125,7 @@ def spoil(rng: np.random.Generator, case: Case) -> np.ndarray[Any, Any]:
     """A payload with a few wrong bits or bytes, by preference where they are not mere data."""
     payload, plan = case.payload.copy(), case.decoding
     starts = [plan.offsets[:-1], plan.patch_offsets, plan.plane_offsets.reshape(-1), plan.offsets[1:] - 16]
-    for _ in range(int(rng.integers(1, 6))):
+    for _ in range(int(rng.integers(1, 6)) if payload.size else 0):
         at = int(rng.choice(starts[int(rng.integers(0, 4))])) + int(rng.integers(0, 24))
         if rng.random() < 0.3:
             at = int(rng.integers(0, payload.size))
@@ -203,20 +215,73 @@ def test_patches(backend: Backend) -> None:
 
 
 def test_tile_modes(backend: Backend) -> None:
-    """Reserved modes, and that a bad stream goes before them."""
+    """Bytes that are no modes, and that a bad stream goes before them."""
     rng, dtype, geometry = np.random.default_rng(2), BY_NAME["int16"], Geometry(48, 40, 32, 32, 16, 16)
     plan = only(dtype, geometry, random_tables(rng), Layout.BYTES, coder=[Coder.RANS, Coder.RANS], prediction=[PER_TILE, PER_TILE])
-    plan = replace(plan, modes=rng.integers(0, 5, int(plan.modes_nbytes.sum())).astype(np.uint8))
+    plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
     case = complete(plan, random_words(rng, geometry, dtype))
     check_encode(backend, case)
     check_decode(backend, case)
+    for i, value in enumerate(np.flatnonzero(~IS_MODE)):
+        payload = case.payload.copy()
+        payload[i % 8] = value
+        status, _ = decode(backend, case.decoding, aligned(payload))
+        assert status.tolist() == [Status.BAD_TILE_MODE, 0, 0, 0], value
     for value in (5, 255):
-        for i in range(8):
-            payload = case.payload.copy()
-            payload[i] = value
-            assert check_bad(backend, case.decoding, payload) == [Status.BAD_TILE_MODE, 0, 0, 0]
+        payload = case.payload.copy()
+        payload[0] = value
+        assert check_bad(backend, case.decoding, payload) == [Status.BAD_TILE_MODE, 0, 0, 0]
         payload[int(case.decoding.plane_offsets[1, 0]) + 3] ^= 0x40  # the lowest bits may pass for another symbol
         assert check_bad(backend, case.decoding, payload) == [Status.BAD_STREAM, 0, 0, 0]
+
+
+@pytest.mark.parametrize("coder", [Coder.RANS, Coder.CONTEXT])
+def test_faults_of_several_kinds(backend: Backend, coder: Coder) -> None:
+    """A mode that is none goes before bad streams of lower planes with contexts, which it may keep from being decoded."""
+    rng, dtype, geometry = np.random.default_rng(4), BY_NAME["int16"], Geometry(48, 40, 32, 32, 16, 16)
+    tables = random_tables(rng)
+    bits = [t.prob_bits for t in tables.tables]
+    alike = tuple(i for i, b in enumerate(bits) if b == bits[0])
+    class_of = (np.arange(256) % len(alike)).astype(np.uint8).tobytes()
+    pool = TablePool(
+        tables.tables, [ContextMap(ContextKind.POSITION, class_of[:64], alike), ContextMap(ContextKind.PLANE, class_of, alike)]
+    )
+    table = [0, 1 if coder == Coder.CONTEXT else 0]
+    plan = only(dtype, geometry, pool, Layout.BYTES, coder=[Coder.CONTEXT, coder], table=table, prediction=[0, PER_TILE])
+    plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
+    case = complete(plan, random_words(rng, geometry, dtype))
+    check_encode(backend, case)
+    check_decode(backend, case)
+    late = coder == Coder.CONTEXT
+    for plane, bad_mode, expected in [
+        (None, True, Status.BAD_TILE_MODE), (0, False, Status.BAD_STREAM), (0, True, Status.BAD_STREAM),
+        (1, False, Status.BAD_STREAM), (1, True, Status.BAD_TILE_MODE if late else Status.BAD_STREAM),
+    ]:  # fmt: skip
+        payload = case.payload.copy()
+        if bad_mode:
+            payload[int(case.decoding.offsets[1])] = 0x35
+        if plane is not None:
+            payload[int(case.decoding.plane_offsets[plane, 1]) + 3] ^= 0x40
+        assert check_bad(backend, case.decoding, payload) == [0, expected, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["uint8", "bfloat16", "float32"])
+def test_contexts_in_large_segments(backend: Backend, name: str) -> None:
+    """Pairs of segments of many groups, and of unequal ones, with all kinds of maps over 16 tables."""
+    rng, dtype, geometry = np.random.default_rng(11), BY_NAME[name], Geometry(300, 700, 192, 256, 192, 256)
+    tables = TablePool(quantise((1 + 1e5 * rng.random(256) ** 9).astype(np.int64), 12) for _ in range(16))
+    maps = [ContextMap(k, rng.integers(0, 16, n).astype(np.uint8).tobytes(), tuple(range(16))) for k, n in N_CONTEXTS.items()]
+    n = geometry.n_segments
+    for layout in [Layout.BYTES, Layout.PAIRS] if dtype.has_pairs else [Layout.BYTES]:
+        n_planes = dtype.word_nbytes if layout == Layout.BYTES or dtype.word_nbytes > 1 else 2
+        plan = only(dtype, geometry, TablePool(tables.tables, maps), layout, base=100 if layout == Layout.PAIRS and n_planes > 2 else 0)
+        s = plan.segments
+        s.coder[:n_planes] = rng.choice([Coder.RANS, Coder.CONTEXT, Coder.CONTEXT, Coder.CONTEXT], (n_planes, n))
+        s.table[:n_planes] = np.where(np.arange(n_planes)[:, None] == 0, rng.integers(1, 3, n), rng.integers(0, 3, (n_planes, n)))
+        case = complete(replace(plan, scales=random_scales(rng, plan)), random_words(rng, geometry, dtype))
+        check_encode(backend, case)
+        check_decode(backend, case)
+        check_bad(backend, case.decoding, spoil(rng, case))
 
 
 @pytest.mark.parametrize("prob_bits", range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
@@ -256,7 +321,7 @@ def test_nothing(backend: Backend, shape: tuple[int, int], dtype: DType) -> None
 def test_more_than_one_range(backend: Backend, name: str) -> None:
     """Several ranges for each thread, with a ragged last segment row and column."""
     rng, dtype = np.random.default_rng(5), BY_NAME[name]
-    rows = (5 << 20) // 1030 // dtype.word_nbytes
+    rows = (2 << 20) // 1030 // dtype.word_nbytes
     geometry = Geometry(rows, 1030, 128, 256, 32, 64)
     case = make_case(rng, dtype, geometry)
     check_encode(backend, case)
@@ -301,10 +366,50 @@ def test_nothing_outside_is_touched(name: str, at_end: bool) -> None:
         words[:] = case.words.reshape(-1).view(np.uint8)
         matrix = words.view(dtype.word_type).reshape(shape)
         assert (backend.encode_segments(case.plan, matrix).payload == case.payload).all()
-        backend.histogram(matrix, case.plan.geometry, dtype, mode=4)
+        backend.histogram(matrix, case.plan.geometry, dtype, mode=int(rng.choice(MODES)))
         for _ in range(4):
             payload[:] = (
                 case.payload if rng.random() < 0.2 else spoil(rng, case) if rng.random() < 0.5 else rng.integers(0, 256, payload.size)
             )
             backend.decode_segments(case.decoding, payload, out.view(dtype.word_type).reshape(shape))
             backend.checksums(payload, case.decoding.offsets)
+
+
+# ---- tables -------------------------------------------------------------------------------------------------------------
+def test_tables_are_read_as_the_reference_reads_them() -> None:
+    """Good ones, 70 at a time for more than a block of them, and such that are cut or changed: the same tables, or the same error."""
+    backend, rng, refused = NumbaBackend(1), np.random.default_rng(13), 0
+
+    def outcome(read: TableReader, data: bytes, n: int) -> Any:
+        try:
+            tables, end = read(data, 3, n)
+        except DecodeError as e:
+            return str(e)
+        return [(t.prob_bits, t.freq.tolist()) for t in tables], end
+
+    for i in range(400):
+        n = 70 if i % 100 == 0 else int(rng.integers(0, 4))
+        data = bytearray(b"abc" + b"".join(t.serialised for t in random_tables(rng, n).tables) + bytes(i % 3))
+        if i % 2 and len(data) > 3:
+            at = int(rng.integers(3, len(data)))
+            data[at] ^= 1 << int(rng.integers(0, 8))
+            if i % 4 == 1:
+                del data[at:]
+        due = outcome(read_tables, bytes(data), n)
+        refused += isinstance(due, str)
+        assert outcome(backend.read_tables, bytes(data), n) == due
+    assert 100 < refused < 200
+
+
+@pytest.mark.parametrize("coder", [Coder.RANS, Coder.CONTEXT])
+@pytest.mark.parametrize("where", ["table", "beside", "map"])
+def test_tables_that_are_not_there_are_refused(coder: Coder, where: str) -> None:
+    """A number out of range, on a plane beside one with contexts, and in a context map: such plans come from no file."""
+    backend, dtype, geometry = NumbaBackend(1), BY_NAME["int16"], Geometry(32, 32, 16, 16, 16, 16)
+    tables = random_tables(np.random.default_rng(14), 2).tables
+    one_map = ContextMap(ContextKind.POSITION, bytes(64), (2 if where == "map" else 0,))
+    plan = only(dtype, geometry, TablePool(tables, [one_map]), Layout.BYTES, coder=[Coder.CONTEXT if where != "table" else coder, coder])
+    plan.segments.table[1, 3] = {"map": 0, "beside": 2, "table": 2}[where]
+    words = np.zeros((32, 32), np.uint16)
+    with pytest.raises(ValueError, match="not among its 2 tables and 1 maps"):
+        backend.encode_segments(plan, words)

@@ -153,7 +153,7 @@ def test_info(folder: Path) -> None:
     report = json.loads(out)
     assert (status, err) == (0, "")
     assert (report["format"], report["backend"], report["source"], report["metadata_keys"]) == (
-        "0.1",
+        "0.2",
         "reference",
         "safetensors",
         ["format"],
@@ -239,7 +239,7 @@ def test_the_environment_and_verbosity(folder: Path) -> None:
 
 def test_version_and_help() -> None:
     status, out, _ = call("--version")
-    assert (status, out) == (0, f"wcodec {wcodec.__version__} (format 0.1)\n")
+    assert (status, out) == (0, f"wcodec {wcodec.__version__} (format 0.2)\n")
     status, out, _ = call("--help")
     assert status == 0
     for name in ("encode", "decode", "verify", "info", "backends", "conformance", "demo", "bench"):
@@ -316,7 +316,10 @@ BAD_USAGE = [
     ["encode", "model.safetensors", "."],
     ["encode", "model.safetensors", "m", "--segment", "64"],
     ["encode", "model.safetensors", "m", "--segment", "0x64"],
-    ["encode", "model.safetensors", "m", "--tile", "16x16"],
+    ["encode", "model.safetensors", "m", "--tile", "8x16"],
+    ["encode", "model.safetensors", "m", "--preset", "best"],
+    ["encode", "model.safetensors", "m", "--transform", "dft"],
+    ["encode", "model.safetensors", "m", "--coder", "huffman"],
     ["encode", "model.safetensors", "m", "--segment", "64x64", "--tile", "60x64"],
     ["encode", "model.safetensors", "m", "--prob-bits", "13"],
     ["encode", "model.safetensors", "m", "--predictor", "paeth"],

@@ -9,13 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wcodec import conformance, conformance_cases
 from wcodec.backends import Backend, load_backend
+from wcodec.codec import BufferSource
 from wcodec.conformance_cases import Vectors, load, sha256
 from wcodec.conformance_recipes import RECIPES, apply_edits, make, splitmix64
 from wcodec.errors import DECODE_CODES
+from wcodec.reference import container
+from wcodec.reference.entropy import ContextKind
+from wcodec.reference.planes import Layout
+from wcodec.reference.prediction import MODES, PER_TILE
+from wcodec.reference.segments import Coder
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = ROOT / "spec" / "wcodec.md"
@@ -64,7 +71,7 @@ def test_no_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_vectors_are_small():
     total = sum(p.stat().st_size for p in (ROOT / "conformance_vectors").rglob("*") if p.is_file())
-    assert total < 1_000_000
+    assert total < 1_300_000
     assert len(MANIFEST["cases"]) >= 120
 
 
@@ -81,6 +88,40 @@ def test_every_case_is_described():
         assert ("code" in case) == (case["expect"] == "reject")
         assert ("tensors" in case) == (case["expect"] != "reject")
     assert set(flags) == {f for c in MANIFEST["cases"] for f in c["flags"]}
+
+
+def test_bases_of_differences(vectors: Vectors):
+    """Every difference that is decoded has its base, a case of its own that has none."""
+    for case in vectors.cases:
+        differs = any("difference" in t for t in case.row.get("tensors", []))
+        assert not differs or case.checkpoint, case.id
+        assert case.checkpoint is None or (case.checkpoint.expect, case.checkpoint.checkpoint) == ("accept", None)
+    assert {t["difference"] for c in MANIFEST["cases"] for t in c.get("tensors", []) if "difference" in t} == {"xor", "minus"}
+
+
+def test_every_mode_and_context_has_a_case(vectors: Vectors):
+    """Each mode for a whole plane and for a tile; each kind of context in each layout, under tables of each sum."""
+    whole, of_tiles, contexts, sums = set[int](), set[int](), set[tuple[int, int, int]](), set[int]()
+    for case in vectors.cases:
+        if case.expect != "accept":
+            continue
+        index = container.read_index(BufferSource(case.data))
+        for t in index.tensors:
+            plan, s = t.plan(index.tables), t.segments
+            whole |= set(s.prediction.reshape(-1).tolist())
+            for at, n in zip((plan.offsets[:-1] + t.payload_offset).tolist(), plan.modes_nbytes.tolist(), strict=True):
+                of_tiles |= set(case.data[at : at + n])
+            for p, k in np.argwhere(s.coder == Coder.CONTEXT).tolist():
+                context_map = index.tables.maps[int(s.table[p, k])]
+                contexts.add((context_map.kind, int(s.layout[k]), t.dtype.word_nbytes))
+                sums.add(index.tables[context_map.tables[0]].prob_bits)
+    assert whole == {*MODES, PER_TILE}
+    assert of_tiles == set(MODES)
+    assert sums == {9, 10, 11, 12}
+    assert contexts >= {(ContextKind.PLANE, Layout.BYTES, n) for n in (2, 4, 8)} | {(ContextKind.PLANE, Layout.PAIRS, n) for n in (1, 2, 4)}
+    assert contexts >= {(kind, layout, n) for kind in (ContextKind.POSITION, ContextKind.SCALE) for layout in (1, 2) for n in (1, 2)} - {
+        (ContextKind.POSITION, Layout.BYTES, 2)
+    }
 
 
 def test_every_recipe_gives_its_bytes(vectors: Vectors):
@@ -203,11 +244,13 @@ def test_damaged_vectors_fail(tmp_path: Path, vectors: Vectors):
 # ---- a program ---------------------------------------------------------------------------------------------------------
 GOOD = """
 import sys
+from pathlib import Path
 from wcodec.backends import Backend, load_backend
 from wcodec.conformance_cases import decode
 from wcodec.errors import DecodeError
 try:
-    data = decode(load_backend("reference"), open(sys.argv[1], "rb").read()).restored
+    base = Path(sys.argv[3]) if sys.argv[3:] and sys.argv[3] else None
+    data = decode(load_backend("reference"), open(sys.argv[1], "rb").read(), base).restored
 except DecodeError as e:
     sys.exit(str(e))
 open(sys.argv[2], "wb").write(data)
@@ -224,9 +267,9 @@ WRONG = {
 SOME = ["accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"]
 
 
-def command(tmp_path: Path, program: str) -> conformance.Command:
+def command(tmp_path: Path, program: str, more: str = "") -> conformance.Command:
     (tmp_path / "decoder.py").write_text(program)
-    return conformance.Command(f"'{sys.executable}' '{tmp_path / 'decoder.py'}' {{input}} {{output}}")
+    return conformance.Command(f"'{sys.executable}' '{tmp_path / 'decoder.py'}' {{input}} {{output}} {more}")
 
 
 def test_program_passes(tmp_path: Path):
@@ -244,6 +287,25 @@ def test_wrong_program_fails(tmp_path: Path, name: str):
     program, due = WRONG[name]
     report = conformance.run(command(tmp_path, f"import sys\n{program}\n"), select=SOME)
     assert {o.id for o in report.failed} == due
+
+
+OF_BASES = ["accept/difference_xor_w2", "accept/base_difference", "reject/base_other_file", "reject/base_other_hash"]
+
+
+def test_program_that_takes_a_base(tmp_path: Path):
+    report = conformance.run(command(tmp_path, GOOD, "{base}"), select=[*OF_BASES, "accept/base_unused", "reject/base_missing"])
+    assert [str(o) for o in report.failed] == []
+    assert report.totals["passed"] == len(OF_BASES) + 2
+
+
+def test_program_without_a_base_leaves_its_cases_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    line = command(tmp_path, GOOD).template
+    assert conformance.main(["--command", line, "--filter", "base_other_", "--no-sweeps", "--report", str(tmp_path / "r.json")]) == 1
+    checks = {c["id"]: c for c in json.loads((tmp_path / "r.json").read_text())["checks"]}
+    assert {checks[id]["message"] for id in OF_BASES} == {"the command has no {base}"}
+    assert {checks[id]["outcome"] for id in OF_BASES} == {"not run"}
+    assert not any(c["outcome"] == "passed" for c in checks.values())
+    assert ": the command has no {base}\n" in capsys.readouterr().out
 
 
 def test_program_needs_both_places():

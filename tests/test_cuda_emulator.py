@@ -153,10 +153,10 @@ def test_vectors_and_no_parameters() -> None:
     rt.launch("nothing", (1 << 16) + 1, 1)
 
 
-@pytest.mark.parametrize("name", ["TABLE", "TENSOR", "SEGMENT", "PLANE", "BATCH"])
+@pytest.mark.parametrize("name", ["TABLE", "CONTEXT_MAP", "TENSOR", "SEGMENT", "PLANE", "BATCH"])
 def test_structures_are_those_of_layout(tmp_path: Path, name: str) -> None:
     """Sizes and offsets by the compiler are those of the dtype; its fields leave nothing out."""
-    dtype, struct = getattr(layout, name), name.capitalize()
+    dtype, struct = getattr(layout, name), "".join(word.capitalize() for word in name.split("_"))
     entries = [f"sizeof({struct})"]
     expected = [dtype.itemsize]
     for field, (kind, offset) in ((field, entry[:2]) for field, entry in dtype.fields.items()):

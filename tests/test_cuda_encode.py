@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from plans import Case, complete, make_case, only, random_geometry, random_tables, random_words, two_symbols
 
 from wcodec.backends.cuda.layout import BATCH, PLANE, SEGMENT, TABLE, TENSOR
+from wcodec.backends.cuda.worklist import TableRows
 from wcodec.reference import segments as reference
 from wcodec.reference.entropy import GROUP, HEAD_NBYTES, MAX_PROB_BITS, MIN_PROB_BITS, UNIT, Table, TablePool, max_stream_nbytes
 from wcodec.reference.planes import DTYPES, DType, Layout
-from wcodec.reference.prediction import N_MODES, PER_TILE, Mode, predict
+from wcodec.reference.prediction import MODES, PER_TILE, Mode, residuals
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 
@@ -107,7 +108,7 @@ def segment_rows(geometry: Geometry, dtype: DType, words: int) -> Array:
         row["words"] = words + (down.start * geometry.cols + across.start) * dtype.word_nbytes
         row["height"], row["width"] = down.stop - down.start, across.stop - across.start
     rows["n_tiles"] = geometry.tile_counts()
-    rows["modes"] = rows["patches"] = rows["record"] = NOWHERE
+    rows["modes"] = rows["scales"] = rows["patches"] = rows["record"] = NOWHERE
     return rows
 
 
@@ -121,12 +122,15 @@ class Work:
         self.segments = segment_rows(plan.geometry, dtype, device.address(self._kept[0]))
         self.segments["layout"], self.segments["plane"] = plan.segments.layout, dtype.n_planes * np.arange(n)
         self.planes = np.zeros(n * dtype.n_planes, PLANE)
-        self.planes["at"] = self.planes["symbols"] = self.planes["residuals"] = NOWHERE
+        self.planes["at"] = self.planes["symbols"] = self.planes["residuals"] = self.planes["classes"] = NOWHERE
         self.streams: dict[int, Array] = {}
         self.patches = np.zeros(n, np.uint32)
+        rows = TableRows()
+        rows.of(plan.tables, np.arange(len(plan.tables), dtype=np.uint32), np.full(len(plan.tables), Coder.RANS, np.uint8))
+        rows.of(plan.tables, np.arange(len(plan.tables.maps), dtype=np.uint32), np.full(len(plan.tables.maps), Coder.CONTEXT, np.uint8))
         for k in range(n):
             self._add(k)
-        self.tables, self.tensors = device.put(table_rows(plan.tables)), device.put(tensor_row(plan.geometry, dtype))
+        self.tables, self.maps, self.tensors = (device.put(a) for a in (rows.array(), rows.maps(), tensor_row(plan.geometry, dtype)))
         self.on_device = [self.tensors, device.put(self.segments), device.put(self.planes)]
 
     def _keep(self, array: Array) -> int:
@@ -142,6 +146,9 @@ class Work:
         data = patches.astype("<u4").view(np.uint8)
         self.patches[k] = patches.size
         self.segments["modes"][k] = self._keep(device.put(modes)) if modes.size else NOWHERE
+        scales = np.empty(0, np.uint8) if plan.scales is None else plan.scales[plan.scale_offsets[k] : plan.scale_offsets[k + 1]]
+        self.segments["scales"][k] = self._keep(device.put(scales)) if scales.size else NOWHERE
+        self.segments["scales_nbytes"][k] = scales.size
         self.segments["patches"][k] = self._keep(device.units(data, padded(data.size))) if data.size else NOWHERE
         for p, (plane, plane_modes) in enumerate(zip(planes, reference.plane_modes(plan, k, modes), strict=False)):
             i = k * self.n_planes + p
@@ -150,16 +157,20 @@ class Work:
             row["coder"], row["table"], row["prediction"] = (getattr(plan.segments, c)[p, k] for c in ("coder", "table", "prediction"))
             if row["coder"] == Coder.RAW:
                 row["symbols"] = self._keep(device.units(plane, whole_groups(n)))
-            elif row["coder"] == Coder.RANS:
+            elif row["coder"] != Coder.CONSTANT:
                 self.streams[i] = device.room(int(max_stream_nbytes(n)))
                 row["at"], row["nbytes"] = device.address(self.streams[i]), self.streams[i].size
                 predicted = row["prediction"] != Mode.NONE
-                coded = reference.each_tile(plan, k, plane, plane_modes, predict) if predicted else plane
+                coded = reference.each_tile(plan, k, plane, plane_modes, residuals) if predicted else plane
                 row["residuals" if predicted else "symbols"] = self._keep(device.units(coded, whole_groups(n)))
+            if row["coder"] == Coder.CONTEXT:
+                classes = reference.classes_of(plan, p, k, scales, planes[0])
+                assert classes is not None
+                row["classes"] = self._keep(device.put(np.pad(classes, (0, -n % GROUP))))
 
-    def batches(self, rng: np.random.Generator) -> tuple[Array, Array]:
-        """All streams in any order, in batches of random sizes, each with one table."""
-        rans = rng.permutation(np.array(sorted(self.streams), np.int64))
+    def batches(self, rng: np.random.Generator, coder: Coder) -> tuple[Array, Array]:
+        """All streams of a coder in any order, in batches of random sizes, each with one table or map."""
+        rans = rng.permutation(np.array([i for i in sorted(self.streams) if self.planes["coder"][i] == coder], np.int64))
         listed, batches = list[int](), list[tuple[int, int, int, int]]()
         for table in np.unique(self.planes["table"][rans]).tolist():
             ids = rans[self.planes["table"][rans] == table].tolist()
@@ -171,15 +182,17 @@ class Work:
         return np.array(listed, np.uint32), np.array(batches, BATCH)
 
     def encode(self, rng: np.random.Generator) -> Array:
-        """Run `build_coders` and `encode_streams`; returns the lengths of all planes."""
+        """Run `build_coders`, `encode_streams` and `encode_contexts`; returns the lengths of all planes."""
         device, n_tables = self.device, len(self.case.plan.tables)
         coders, lengths = device.room(n_tables * 256 * CODER.itemsize), device.room(4 * self.planes.size)
         device.launch("build_coders", n_tables, self.tables, np.uint32(n_tables), coders)
-        listed, batches = self.batches(rng)
-        if listed.size:
-            device.launch(
-                "encode_streams", batches.size, self.tables, coders, self.on_device[2], device.put(batches), device.put(listed), lengths
-            )
+        for coder, kernel, tables in (
+            (Coder.RANS, "encode_streams", (self.tables,)),
+            (Coder.CONTEXT, "encode_contexts", (self.tables, self.maps)),
+        ):
+            listed, batches = self.batches(rng, coder)
+            if listed.size:
+                device.launch(kernel, batches.size, *tables, coders, self.on_device[2], device.put(batches), device.put(listed), lengths)
         return lengths
 
     def assemble(self, rng: np.random.Generator, lengths: Array) -> list[Array]:
@@ -247,9 +260,9 @@ def histogram_calls(rng: np.random.Generator, dtype: DType) -> Iterator[dict[str
     """All planes under each mode, some planes, and pairs with and without planes."""
     n, fill = dtype.word_nbytes, int(rng.integers(0, 16))
     every = tuple(range(n))
-    for mode in range(N_MODES):
-        yield {"planes": every, "mode": mode, "base": None, "fill": fill}
-    yield {"planes": every[-1:], "mode": int(rng.integers(0, N_MODES)), "base": None, "fill": fill}
+    for mode in Mode:
+        yield {"planes": every, "mode": int(mode), "base": None, "fill": fill}
+    yield {"planes": every[-1:], "mode": int(rng.choice(Mode)), "base": None, "fill": fill}
     if not dtype.has_pairs:
         return
     if n == 1:
@@ -366,7 +379,7 @@ def test_tile_modes_and_patches(device: Device) -> None:
     rng, dtype = np.random.default_rng(6), BY_NAME["int16"]
     geometry = Geometry(70, 50, 48, 32, 16, 16)
     plan = only(dtype, geometry, random_tables(rng), Layout.BYTES, coder=[Coder.RANS, Coder.RANS], prediction=[PER_TILE, PER_TILE])
-    plan = replace(plan, modes=rng.integers(0, N_MODES, int(plan.modes_nbytes.sum())).astype(np.uint8))
+    plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
     check_encode(device, complete(plan, random_words(rng, geometry, dtype)))
     dtype, geometry = BY_NAME["bfloat16"], Geometry(40, 41, 20, 20, 20, 20)
     plan = only(dtype, geometry, random_tables(rng), Layout.PAIRS, base=118, coder=[Coder.RANS, Coder.RAW])

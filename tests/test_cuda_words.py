@@ -64,7 +64,7 @@ class Merging:
         if s.coder[p, k] == Coder.RAW:
             plane["at"] = self._part(int(self.plan.plane_offsets[p, k]), int(self.plan.stream_nbytes[p, k]))
             plane["nbytes"] = self.plan.stream_nbytes[p, k]
-        elif s.coder[p, k] == Coder.RANS:
+        elif s.coder[p, k] != Coder.CONSTANT:
             plane["symbols"] = address(self.memory.put(symbols, pad(symbols.size, 128)))
 
     def run(self, runtime: EmulatedRuntime, chosen: Array, status: int = 0) -> tuple[Array, Array]:

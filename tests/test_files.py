@@ -21,7 +21,8 @@ from inputs import ARRAY_DTYPES, bits, make_array, safetensors_bytes
 import wcodec
 from wcodec.backends import Backend, use_backend
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.files import atomic_output, decode_file, encode_file, verify_file
+from wcodec.files import decode_file, encode_file, verify_file
+from wcodec.outputs import atomic_output
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from test_variants import VARIANTS, host_has
 
-from wcodec.backends import numba_cpu
+from wcodec.backends import numba_jobs
 from wcodec.backends.numba_cpu import NumbaBackend
 from wcodec.backends.numba_ir import VARIANT
+from wcodec.backends.numba_kernels import WITH_CONTEXTS
 from wcodec.backends.numba_vector import KINDS
 from wcodec.backends.protocol import SegmentPlan, Status
 from wcodec.reference.entropy import GROUP, MAX_PROB_BITS, MIN_PROB_BITS
 from wcodec.reference.planes import DTYPES, Layout
-from wcodec.reference.prediction import N_MODES, PER_TILE
+from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -78,7 +79,7 @@ def test_plans_of_all_kinds_are_drawn(plans: list[SegmentPlan]) -> None:
     assert {plan.dtype for plan in plans} == set(DTYPES)
     assert values(plans, "layout") == set(Layout)
     assert values(plans, "coder") == set(Coder)
-    assert values(plans, "prediction") == {*range(N_MODES), PER_TILE}
+    assert values(plans, "prediction") == {*MODES, PER_TILE}
     assert max(values(plans, "n_patches")) > 1000
     assert min(values(plans, "n_units") - {0}) == 8
     bits = {plan.tables[int(i)].prob_bits for plan in plans for i in plan.segments.table[plan.segments.coder == Coder.RANS]}
@@ -89,17 +90,17 @@ def test_plans_of_all_kinds_are_drawn(plans: list[SegmentPlan]) -> None:
 
 
 @pytest.mark.skipif(VARIANT == "plain", reason="plain loops have no fused kernels")
-def test_all_fused_kernels_are_reached(plans: list[SegmentPlan]) -> None:
+def test_all_kernels_are_reached(plans: list[SegmentPlan]) -> None:
     """One or two segments at a time, of several groups; into the output, and by way of scratch."""
     seen, shapes = set[int](), set[tuple[bool, bool]]()
     for plan in plans:
-        kinds = numba_cpu._fused_kinds(plan)
+        kinds = numba_jobs.Jobs.of(plan).kinds
         seen.update(kinds.tolist())
         heights, widths = plan.geometry.sizes()
         for kind, width in zip(kinds[heights * widths >= 4 * GROUP], widths[heights * widths >= 4 * GROUP], strict=True):
-            if kind:
+            if kind > 0:
                 shapes.add((int(width) % (2 * GROUP if KINDS[kind - 1][0] else GROUP) == 0, kinds.size > 1))
-    assert seen == set(range(len(KINDS) + 1))
+    assert seen == {WITH_CONTEXTS, *range(len(KINDS) + 1)}
     assert shapes == {(True, True), (True, False), (False, True), (False, False)}
 
 
@@ -149,8 +150,8 @@ class ScratchTooSmall(NumbaBackend):
     """Takes a group too little for each plane: kernels go on behind the scratch."""
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
-        room = numba_cpu._room
-        with mock.patch.object(numba_cpu, "_room", lambda jobs: room(jobs) - 2 * GROUP):
+        room = numba_jobs.plane_room
+        with mock.patch.object(numba_jobs, "plane_room", lambda geometry: room(geometry) - 2 * GROUP):
             return super().decode_segments(plan, payload, out)
 
 

@@ -13,8 +13,10 @@ import pytest
 from fences import Fence
 from test_variants import VARIANTS, host_has
 
-from wcodec.backends import numba_kernels, numba_prediction
-from wcodec.reference.prediction import PER_TILE, Mode, predict
+from wcodec.backends import numba_context, numba_kernels, numba_prediction
+from wcodec.reference.entropy import ContextKind
+from wcodec.reference.prediction import CENTRE, IS_MODE, PER_TILE, Mode, predict
+from wcodec.reference.segments import Coder
 
 MODES = [m for m in Mode if m != Mode.NONE]
 GUARD, CANARY = 128, 0xA5  # as far as the longest vector could reach
@@ -85,7 +87,11 @@ def test_extremes(values: list[int]) -> None:
 def test_constants_are_those_of_others() -> None:
     p, k = numba_prediction, numba_kernels
     assert (p.LEFT, p.TOP, p.AVG, p.PLANAR, p.PER_TILE) == (Mode.LEFT, Mode.TOP, Mode.AVG, Mode.PLANAR, PER_TILE)
-    assert (p.HEIGHT, p.WIDTH) == (k.HEIGHT, k.WIDTH)
+    assert (p.HEIGHT, p.WIDTH, p.CENTRE) == (k.HEIGHT, k.WIDTH, CENTRE)
+    assert tuple(Coder) == (k.CODER_RAW, k.CODER_CONSTANT, k.CODER_RANS, k.CODER_CONTEXT)
+    assert tuple(ContextKind) == (numba_context.PLANE, numba_context.POSITION, numba_context.SCALE)
+    assert numba_context.SINGLE not in set(ContextKind)
+    assert [k.are_modes(np.array([0x24, i], np.uint8)) for i in range(256)] == IS_MODE.tolist()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -42,13 +42,20 @@ def options(draw: st.DrawFn) -> wcodec.EncodeOptions:
         sides = [_side(draw), _side(draw)]
         segment = sides[0][0], sides[1][0]
         tile = (sides[0][1], sides[1][1]) if draw(st.booleans()) else None
+    predictor = draw(st.sampled_from(["auto", "auto", "none", "left", "top", "avg", "planar"]))
+    transform = draw(st.sampled_from(["auto", "auto", "none", "dct", "adst"]))
+    coder = draw(st.sampled_from(["auto", "auto", "rans", "context", "raw"]))
+    of_bytes = predictor not in ("auto", "none") or transform not in ("auto", "none") or coder == "context"
     return wcodec.EncodeOptions(
         segment,
         tile,
-        draw(st.sampled_from(["auto", "auto", "none", "left", "top", "avg", "planar"])),
-        draw(st.sampled_from(["auto", "auto", "raw", "bytes", "pairs"])),
+        predictor,
+        draw(st.sampled_from(["auto", "bytes"] if of_bytes else ["auto", "auto", "raw", "bytes", "pairs"])),
         draw(st.integers(9, 12)),
-        draw(st.one_of(st.just(0.02), st.floats(-8, 1))),
+        draw(st.one_of(st.none(), st.floats(-8, 1))),
+        draw(st.sampled_from(["fast", "default", "max"])),
+        transform,
+        "auto" if of_bytes and coder == "raw" else coder,
     )
 
 

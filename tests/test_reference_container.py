@@ -17,7 +17,7 @@ from wcodec.reference.container import FOOTER, HEADER, RECORD, TENSOR, read_inde
 
 
 def test_the_header_is_these_32_bytes() -> None:
-    head = bytes.fromhex("89 57 43 4f 44 45 43 0a  0000 0100 00000000  0000000000000000 00000000")
+    head = bytes.fromhex("89 57 43 4f 44 45 43 0a  0000 0200 00000000  0000000000000000 00000000")
     assert write_header() == head + struct.pack("<I", zlib.crc32(head))
 
 
@@ -71,7 +71,7 @@ def test_the_index_is_read_back() -> None:
     assert (t.name, t.shape, t.row_rank, t.dtype.name, t.payload_offset, t.payload_nbytes) == ("ab", (1, 3), 0, "uint8", 32, 16)
     assert index.metadata == {"k": "v"}
     assert index.source_kind is None
-    assert index.version == (0, 1)
+    assert index.version == (0, 2)
     assert write_index(index, index.index_offset) == small_file()[index.index_offset :]
 
 
@@ -127,9 +127,10 @@ def test_a_footer_that_lies_is_refused(offset: int, value: bytes, code: str) -> 
     [
         (lambda h: b"\x88" + h[1:], "bad_magic"),
         (lambda h: b"PK\x03\x04" + h[4:], "bad_magic"),
-        (lambda h: h[:10] + b"\x02" + h[11:], "bad_checksum"),
+        (lambda h: h[:10] + b"\x03" + h[11:], "bad_checksum"),
         (lambda h: _sealed(h[:8] + b"\x01\0" + h[10:28]), "unsupported_version"),
-        (lambda h: _sealed(h[:10] + b"\x02\0" + h[12:28]), "unsupported_version"),
+        (lambda h: _sealed(h[:10] + b"\x01\0" + h[12:28]), "unsupported_version"),
+        (lambda h: _sealed(h[:10] + b"\x03\0" + h[12:28]), "unsupported_version"),
         (lambda h: _sealed(h[:12] + b"\x01" + h[13:28]), "bad_value"),
         (lambda h: _sealed(h[:23] + b"\x01" + h[24:28]), "bad_value"),
     ],

@@ -31,7 +31,16 @@ from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
         {"min_saving": math.nan},
         {"segment": (0, 5)},
         {"segment": (1 << 13, 1 << 12)},
-        {"tile": (16, 16)},
+        {"tile": (8, 16)},
+        {"tile": (1 << 13, 1 << 12)},
+        {"preset": "best"},
+        {"transform": "dst"},
+        {"coder": "huffman"},
+        {"layout": "pairs", "predictor": "top"},
+        {"layout": "raw", "transform": "dct"},
+        {"layout": "pairs", "coder": "context"},
+        {"coder": "raw", "predictor": "left"},
+        {"coder": "raw", "transform": "adst"},
         {"segment": (32, 32), "tile": (16, 0)},
         {"segment": (32, 32), "tile": (16, 24)},
         {"segment": (32, 32), "tile": (8, 32)},
@@ -77,6 +86,32 @@ def test_segments_are_large_wherever_the_matrix_is(shape: tuple[int, ...], dtype
     """A segment costs some 20 bytes, and a stream 107: thousands of small ones would make files grow."""
     _, g = choose_geometry(shape, BY_NAME[dtype], EncodeOptions())
     assert g.n_segments <= 1 + g.rows * g.cols / 8192
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "segment"),
+    [
+        ((512, 384), "bfloat16", (512, 384)),
+        ((30_522, 384), "int8", (1388, 384)),
+        ((4096, 4096), "bfloat16", (512, 1024)),
+        ((4096, 4096), "float32", (256, 1024)),
+        ((4096, 11_008), "int8", (512, 1024)),
+        ((1 << 22,), "bfloat16", (1, 1 << 19)),
+    ],
+)
+def test_segments_of_max_are_large(shape: tuple[int, ...], dtype: str, segment: tuple[int, int]) -> None:
+    _, g = choose_geometry(shape, BY_NAME[dtype], EncodeOptions(preset="max"))
+    assert (g.segment_rows, g.segment_cols) == segment
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (300, 200), (70_000,), (3, 5000), (1 << 20, 64), (5, 7), (), (0, 3)])
+@pytest.mark.parametrize("tile", [(16, 16), (64, 48), (16, 1 << 20), (1 << 12, 1 << 12)])
+@pytest.mark.parametrize("preset", ["fast", "default", "max"])
+def test_a_tile_size_alone_makes_segments_of_whole_tiles(shape: tuple[int, ...], tile: tuple[int, int], preset: str) -> None:
+    _, g = choose_geometry(shape, BY_NAME["int8"], EncodeOptions(tile=tile, preset=preset))
+    assert (g.tile_rows, g.tile_cols) == tile
+    assert (g.segment_rows % tile[0], g.segment_cols % tile[1]) == (0, 0)
+    assert 0 < g.segment_rows * g.segment_cols <= 1 << 24
 
 
 def test_too_many_dimensions_are_refused() -> None:

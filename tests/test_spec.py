@@ -12,10 +12,12 @@ import pytest
 
 from wcodec.codec import BufferSource, decode
 from wcodec.errors import DECODE_CODES
-from wcodec.reference import container
+from wcodec.reference import container, transforms
+from wcodec.reference.entropy import MAX_CLASSES, N_CONTEXTS, ContextKind
 from wcodec.reference.planes import DTYPES, Layout, WordMap
-from wcodec.reference.prediction import Mode
+from wcodec.reference.prediction import MODES, PER_TILE, Mode, mode_name
 from wcodec.reference.segments import Coder
+from wcodec.reference.transforms import Transform
 
 ROOT = Path(__file__).parent.parent
 SPEC = (ROOT / "spec" / "wcodec.md").read_text()
@@ -98,11 +100,38 @@ def test_registries() -> None:
     used = {row[0]: row[1] for row in rows(chapter("Registries")) if len(row) == 3}
     for name, members in (
         ("index records", container.RecordType),
+        ("source kinds", container.SourceKind),
         ("layouts", Layout),
         ("coders", Coder),
-        ("modes", Mode),
+        ("context kinds", ContextKind),
+        ("differences", container.Difference),
+        ("predictions, bits 0 to 3 of a mode", Mode),
+        ("transforms, bits 4 to 6 of a mode", Transform),
     ):
-        assert re.findall(r"(\d+) ([A-Z]+)", used[name]) == [(str(int(m)), m.name) for m in members], name
+        assert re.findall(r"(\d+) (\w+)", used[name].upper()) == [(str(int(m)), m.name) for m in members], name
+    assert f"{PER_TILE} each tile its own" in used["modes"]
+
+
+def test_modes() -> None:
+    """R7.1: a mode is `transform << 4 | prediction`."""
+    assert [(int(t) << 4 | int(p)) for t in Transform for p in Mode] == list(MODES)
+    assert [mode_name(m) for m in (0, 4, 0x10, 0x23)] == ["none", "planar", "dct", "avg+adst"]
+    assert "A mode is `transform << 4 | prediction`." in SPEC
+
+
+@pytest.mark.parametrize("transform", [Transform.DCT, Transform.ADST])
+def test_tables_of_transforms(transform: Transform) -> None:
+    table = re.search(rf"{transform.name}, order ([\d, ]+):\n\n<!-- {transform.name.lower()} -->\n(.*?)<!-- /", SPEC, re.S)
+    assert table
+    assert tuple(int(k) for k in table[1].split(",")) == transforms.ORDER[transform]
+    assert tuple(tuple(map(int, row)) for row in rows(table[2])) == transforms.ROWS[transform]
+
+
+def test_numbers_of_contexts() -> None:
+    text = chapter("Contexts")
+    for kind, n in N_CONTEXTS.items():
+        assert re.search(rf"^  {int(kind)} {kind.name}: .*?{n} contexts", text, re.M), kind
+    assert f"`n_classes` MUST be 1 to {MAX_CLASSES}" in SPEC
 
 
 @pytest.mark.parametrize(

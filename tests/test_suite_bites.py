@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from wcodec import conformance
-from wcodec.backends.protocol import EncodedSegments, SegmentPlan
+from wcodec.backends.protocol import EncodedSegments
 from wcodec.backends.reference import ReferenceBackend
 from wcodec.reference import entropy, prediction, segments, tiles
 from wcodec.reference.planes import Layout
@@ -49,10 +50,10 @@ class IgnoresWordsLeft(ReferenceBackend):
     """Looks at the states, not at the words that are left."""
 
     def decode_segments(self, plan, payload, out):
-        def lenient(streams, n_symbols, ids, pool):
-            symbols, good = entropy_decode(streams, n_symbols, ids, pool)
+        def lenient(streams, *more):
+            symbols, good = entropy_decode(streams, *more)
             shorter = [s[: max(entropy.HEAD_NBYTES, s.size - entropy.UNIT)] for s in streams]
-            _, also = entropy_decode(shorter, n_symbols, ids, pool)
+            _, also = entropy_decode(shorter, *more)
             return symbols, good | also
 
         entropy_decode = entropy.decode_streams
@@ -83,7 +84,7 @@ class RoundsUp(ReferenceBackend):
     def decode_segments(self, plan, payload, out):
         def wrong(residual, mode):
             if mode != prediction.Mode.AVG:
-                return prediction.reconstruct(residual, mode)
+                return original(residual, mode)
             tile = residual.copy()
             tile[0], tile[:, 0] = np.cumsum(tile[0], dtype=np.uint8), np.cumsum(tile[:, 0], dtype=np.uint8)
             for r in range(1, tile.shape[0]):
@@ -91,7 +92,8 @@ class RoundsUp(ReferenceBackend):
                     tile[r, c] += np.uint8((int(tile[r, c - 1]) + int(tile[r - 1, c]) + 1) // 2)
             return tile
 
-        with mock.patch.object(segments, "reconstruct", wrong):
+        original = prediction.reconstruct
+        with mock.patch.object(prediction, "reconstruct", wrong):
             return super().decode_segments(plan, payload, out)
 
 
@@ -152,7 +154,8 @@ class IgnoresTileModes(ReferenceBackend):
     def decode_segments(self, plan, payload, out):
         payload = payload.copy()
         for at, n in zip(plan.offsets.tolist(), plan.modes_nbytes.tolist(), strict=False):
-            np.minimum(payload[at : at + n], 4, out=payload[at : at + n])
+            modes = payload[at : at + n]
+            modes[~prediction.IS_MODE[modes]] = prediction.Mode.PLANAR
         return super().decode_segments(plan, payload, out)
 
 
@@ -227,7 +230,7 @@ class ForgetsFill(ReferenceBackend):
     """Codes words outside of the window as 0, whatever the plan says."""
 
     def encode_segments(self, plan, words):
-        return super().encode_segments(SegmentPlan(plan.dtype, plan.geometry, plan.segments, plan.tables, None, plan.modes), words)
+        return super().encode_segments(replace(plan, fill=None), words)
 
 
 class ForgetsUnits(ReferenceBackend):

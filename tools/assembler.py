@@ -7,70 +7,41 @@ caller) and keeps the offset of each field, so that a case can say which one it 
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-RAW, BYTES, PAIRS = 0, 1, 2  # layouts
-PLAIN, CONSTANT, RANS = 0, 1, 2  # coders; PLAIN is the coder RAW
-NONE, LEFT, TOP, AVG, PLANAR, PER_TILE = 0, 1, 2, 3, 4, 255
-TABLES, SOURCE, METADATA, TENSOR = 1, 2, 3, 4  # index records
+from assembler_coding import (
+    CONSTANT,
+    CONTEXT,
+    DTYPES,
+    MINUS,
+    PLAIN,
+    RANS,
+    RAW,
+    SCALE,
+    MapSpec,
+    Plane,
+    Segment,
+    Symbols,
+    TableSpec,
+    classes_of,
+    differ,
+    exp_golomb,
+    frequencies,
+    in_tiles,
+    rans,
+    scale_bytes,
+    segment_symbols,
+)
 
-#: name: id, bytes of a word, words of an element, word map, bits of the exponent
-DTYPES = {
-    "opaque": (0, 1, 1, "identity", 0),
-    "bool": (1, 1, 1, "identity", 0),
-    "uint8": (2, 1, 1, "identity", 0),
-    "int8": (3, 1, 1, "offset", 0),
-    "uint16": (4, 2, 1, "identity", 0),
-    "int16": (5, 2, 1, "offset", 0),
-    "uint32": (6, 4, 1, "identity", 0),
-    "int32": (7, 4, 1, "offset", 0),
-    "uint64": (8, 8, 1, "identity", 0),
-    "int64": (9, 8, 1, "offset", 0),
-    "float16": (10, 2, 1, "identity", 0),
-    "bfloat16": (11, 2, 1, "exponent_first", 8),
-    "float32": (12, 4, 1, "exponent_first", 8),
-    "float64": (13, 8, 1, "identity", 0),
-    "float8_e4m3fn": (14, 1, 1, "exponent_first", 4),
-    "float8_e5m2": (15, 1, 1, "exponent_first", 5),
-    "float8_e8m0fnu": (16, 1, 1, "identity", 0),
-    "float8_e4m3fnuz": (17, 1, 1, "exponent_first", 4),
-    "float8_e5m2fnuz": (18, 1, 1, "exponent_first", 5),
-    "complex64": (19, 4, 2, "exponent_first", 8),
-    "complex128": (20, 8, 2, "identity", 0),
-}
+TABLES, SOURCE, METADATA, TENSOR, CONTEXTS, BASE, DUPLICATE = 1, 2, 3, 4, 5, 6, 7  # index records
 
 
 # ---- what the caller chooses ---------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Plane:
-    """Coder of a plane; `table` is a table's number, or the constant's value. `modes` holds a mode, or one a tile."""
-
-    coder: int = PLAIN
-    table: int = 0
-    modes: int | tuple[int, ...] = NONE
-
-    @property
-    def prediction(self) -> int:
-        """What stands in the prediction column."""
-        return self.modes if isinstance(self.modes, int) else PER_TILE
-
-
-@dataclass(frozen=True)
-class Segment:
-    """How a segment is stored. `planes` may be shorter than the columns: the others are zeros."""
-
-    layout: int = RAW
-    planes: tuple[Plane, ...] = ()
-    base: int = 0
-    fill: int = 0
-    extra: tuple[int, ...] = ()  #: words put behind the patches as if they were some, whatever the layout
-    also: tuple[int, ...] = ()  #: elements that have a patch although they lie within the window, and a code that is not theirs
-
-
 @dataclass(frozen=True)
 class Tensor:
     """A tensor and all choices about it; one `Segment` in `segments` stands for all. Widths are of columns, by name."""
@@ -88,15 +59,19 @@ class Tensor:
     pad: int = 0  #: byte that pads the parts of a record; 0 in a file after the rules
     spoil: Callable[[int, int, bytes], bytes] | None = None  #: spoils the stream of a segment and plane before it is stored
     recipe: dict[str, Any] = field(default_factory=dict)  #: of `data`, for the manifest
+    difference: int = 0
+    base: bytes = b""  #: what the difference is taken from
+    duplicate_of: int | None = None  #: number of the tensor that this one repeats; only `name`, and for callers `data`, count then
 
+    @property
+    def coded_dtype(self) -> str:
+        """The dtype by whose rules the words are coded (R12.5)."""
+        return f"uint{8 * DTYPES[self.dtype][1]}" if self.difference == MINUS else self.dtype
 
-@dataclass(frozen=True)
-class TableSpec:
-    """A table: frequencies, or ``None`` to make them from the symbols coded under it; order `k` of its codes, or the shortest."""
-
-    prob_bits: int = 12
-    freq: tuple[int, ...] | None = None
-    k: int | None = None
+    @property
+    def n_planes(self) -> int:
+        """Planes of the segment table."""
+        return max(2, DTYPES[self.dtype][1])
 
 
 @dataclass(frozen=True)
@@ -110,6 +85,8 @@ class File:
     records: tuple[Any, ...] | None = None
     coding: int = 0
     deflate: tuple[int, int] = (6, 15)  #: level and window bits of a deflated index
+    maps: tuple[MapSpec, ...] = ()
+    base: tuple[bytes, str] | None = None  #: content hash of another checkpoint, and its name
 
 
 @dataclass
@@ -136,96 +113,7 @@ class Image:
         self.data += other.data
 
 
-# ---- words, planes, prediction -------------------------------------------------------------------------------------------
-def map_word(word: int, dtype: str) -> int:
-    """Chapter 5: the word whose bytes are the planes."""
-    _, nbytes, _, kind, e = DTYPES[dtype]
-    bits = 8 * nbytes
-    if kind == "offset":
-        return word ^ 1 << bits - 1
-    if kind == "exponent_first":
-        m = bits - 1 - e
-        sign, exponent, mantissa = word >> bits - 1, word >> m & (1 << e) - 1, word & (1 << m) - 1
-        return exponent << m + 1 | sign << m | mantissa
-    return word
-
-
-def residuals(tile: list[list[int]], mode: int) -> list[int]:
-    """Chapter 7: a tile in raster order, each value less its prediction, mod 256."""
-    out = []
-    for r, row in enumerate(tile):
-        for c, value in enumerate(row):
-            left, top = row[c - 1] if c else 0, tile[r - 1][c] if r else 0
-            corner = tile[r - 1][c - 1] if r and c else 0
-            if mode == NONE or (r == 0 and c == 0):
-                guess = 0
-            elif r == 0:
-                guess = left
-            elif c == 0:
-                guess = top
-            else:
-                guess = {LEFT: left, TOP: top, AVG: (left + top) // 2, PLANAR: left + top - corner}[mode]
-            out.append((value - guess) % 256)
-    return out
-
-
-def nibble_pairs(codes: list[int], fill: int) -> list[int]:
-    """Two 4-bit codes a symbol, the first in the low half."""
-    codes = [*codes, fill] if len(codes) % 2 else codes
-    return [a | b << 4 for a, b in zip(codes[::2], codes[1::2], strict=True)]
-
-
-def in_tiles(segment: list[list[int]], tile: tuple[int, int]) -> list[list[list[int]]]:
-    """Tiles of a segment in raster order, each a list of rows, clipped at the edges."""
-    height, width = len(segment), len(segment[0])
-    return [[row[c : c + tile[1]] for row in segment[r : r + tile[0]]] for r in range(0, height, tile[0]) for c in range(0, width, tile[1])]
-
-
-def segment_symbols(rows: list[list[int]], t: Tensor, s: Segment) -> tuple[list[list[int]], list[int]]:
-    """Symbols of each plane in element order, after prediction, and the patches. `rows` holds words."""
-    nbytes, tile = DTYPES[t.dtype][1], t.tile or t.segment
-    tiles = in_tiles([[map_word(w, t.dtype) for w in row] for row in rows], tile)
-    if s.layout == PAIRS:
-        words = [w for one in tiles for row in one for w in row]
-        if nbytes == 1:
-            return [nibble_pairs([w >> 4 for w in words], s.fill), nibble_pairs([w & 15 for w in words], 0)], []
-        tops = [w >> 8 * (nbytes - 1) for w in words]
-        inside = [s.base <= v < s.base + 16 for v in tops]
-        codes = [v - s.base if ok else s.fill for v, ok in zip(tops, inside, strict=True)]
-        for i in s.also:
-            inside[i], codes[i] = False, codes[i] ^ 1
-        patches = [v << 24 | i for i, (v, ok) in enumerate(zip(tops, inside, strict=True)) if not ok]
-        return [nibble_pairs(codes, s.fill), *([w >> 8 * p & 255 for w in words] for p in range(nbytes - 2, -1, -1))], patches
-    planes = []
-    for p in range(nbytes):
-        modes = s.planes[p].modes if p < len(s.planes) else NONE
-        each = [modes] * len(tiles) if isinstance(modes, int) else list(modes)
-        cut = [[[w >> 8 * (nbytes - 1 - p) & 255 for w in row] for row in one] for one in tiles]
-        planes.append([v for one, mode in zip(cut, each, strict=True) for v in residuals(one, mode)])
-    return planes, []
-
-
-# ---- entropy coding ------------------------------------------------------------------------------------------------------
-def frequencies(symbols: Sequence[int], prob_bits: int) -> tuple[int, ...]:
-    """A legal table for some symbols of at least two kinds; not the package's choice, and no worse for that."""
-    if len(set(symbols)) < 2:
-        raise ValueError("a table of fewer than two symbols")
-    count = [0] * 256
-    for s in symbols:
-        count[s] += 1
-    freq = [max(1, c * (1 << prob_bits) // len(symbols)) if c else 0 for c in count]
-    while (left := (1 << prob_bits) - sum(freq)) != 0:
-        most = max(range(256), key=lambda s: freq[s])
-        freq[most] += left if left > 0 else -1
-    return tuple(freq)
-
-
-def exp_golomb(value: int, k: int) -> str:
-    """Exp-Golomb code of order k, as a string of bits."""
-    quotient = (value >> k) + 1
-    return "0" * (quotient.bit_length() - 1) + f"{quotient:b}" + (f"{value & (1 << k) - 1:0{k}b}" if k else "")
-
-
+# ---- parts of a file -----------------------------------------------------------------------------------------------------
 def table_image(freq: Sequence[int], prob_bits: int, k: int | None = None) -> Image:
     """A serialised table; `k` of the shortest form if it is not given."""
     used = [s for s in range(256) if freq[s]]
@@ -237,21 +125,6 @@ def table_image(freq: Sequence[int], prob_bits: int, k: int | None = None) -> Im
     image.pack("", "BBBB", prob_bits=prob_bits, first=used[0], last=used[-1], k=order)
     image.put(".codes", int(bits, 2).to_bytes(len(bits) // 8, "big"))
     return image
-
-
-def rans(symbols: list[int], freq: Sequence[int], prob_bits: int) -> bytes:
-    """Chapter 9: an interleaved rANS stream, one symbol after another, last one first."""
-    start = [sum(freq[:s]) for s in range(256)]
-    symbols = symbols + [max(range(256), key=lambda s: (freq[s], -s))] * (-len(symbols) % 128)
-    state, words = [1 << 16] * 32, list[int]()
-    for step in range(len(symbols) // 32 - 1, -1, -1):
-        for lane in range(31, -1, -1):
-            s = symbols[step // 4 * 128 + lane * 4 + step % 4]
-            if state[lane] >= freq[s] << 32 - prob_bits:
-                words.append(state[lane] & 0xFFFF)
-                state[lane] >>= 16
-            state[lane] = (state[lane] // freq[s] << prob_bits) + state[lane] % freq[s] + start[s]
-    return struct.pack("<32I", *state) + struct.pack(f"<{len(words)}H", *reversed(words))
 
 
 def matrix(t: Tensor) -> tuple[int, int]:
@@ -268,37 +141,64 @@ def row_rank(t: Tensor) -> int:
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------------
+@dataclass
+class _Cut:
+    """A segment: what was chosen for it, its words, its symbols, and what is stored as its patches."""
+
+    chosen: Segment
+    rows: list[list[int]]
+    symbols: Symbols
+    patches: list[int]
+
+
 class _Builder:
     def __init__(self, file: File) -> None:
         self.file = file
         self.cut = [self._cut(t) for t in file.tensors]
         self.tables = [self._table(i, t) for i, t in enumerate(file.tables)]
 
-    def _cut(self, t: Tensor) -> list[tuple[Segment, list[list[int]], list[list[int]], list[int]]]:
-        """Each segment's choices, rows of words, symbols and patches."""
+    def _cut(self, t: Tensor) -> list[_Cut]:
         rows, cols = matrix(t)
+        if t.duplicate_of is not None or not rows * cols:
+            return []
         n = DTYPES[t.dtype][1]
-        words = [int.from_bytes(t.data[i : i + n], "little") for i in range(0, len(t.data), n)]
-        pieces = in_tiles([words[r * cols : (r + 1) * cols] for r in range(rows)], t.segment) if rows and cols else []
+        words, base = ([int.from_bytes(data[i : i + n], "little") for i in range(0, len(data), n)] for data in (t.data, t.base))
+        if t.difference:
+            words = [differ(w, b, t.difference, n) for w, b in zip(words, base, strict=True)]
+        pieces = in_tiles([words[r * cols : (r + 1) * cols] for r in range(rows)], t.segment)
         chosen = t.segments * len(pieces) if len(t.segments) == 1 else t.segments
         cuts = []
         for s, p in zip(chosen, pieces, strict=True):
-            symbols, patches = segment_symbols(p, t, s)
-            cuts.append((s, p, symbols, [*patches, *s.extra]))
+            symbols = segment_symbols(p, t.coded_dtype, t.tile or t.segment, s)
+            cuts.append(_Cut(s, p, symbols, [*symbols.patches, *s.extra]))
         return cuts
 
     def _table(self, number: int, spec: TableSpec) -> TableSpec:
+        """A table that has its frequencies: if need be those of all symbols that are coded under it."""
         if spec.freq is not None:
             return spec
-        coded = [v for cut in self.cut for s, _, planes, _ in cut for p, symbols in zip(s.planes, planes, strict=False)
-                 if (p.coder, p.table) == (RANS, number) for v in symbols]  # fmt: skip
+        coded, contexts = list[int](), False
+        for cut in (c for cuts in self.cut for c in cuts):
+            for i, (p, symbols) in enumerate(zip(cut.chosen.planes, cut.symbols.planes, strict=False)):
+                if (p.coder, p.table) == (RANS, number):
+                    coded += symbols
+                elif p.coder == CONTEXT and number in (spec_map := self.file.maps[p.table]).tables:
+                    classes, contexts = classes_of(cut.symbols, i, spec_map, cut.chosen), True
+                    coded += [v for v, k in zip(symbols, classes, strict=True) if spec_map.tables[k] == number]
+        coded += [0, 1] if contexts and len(set(coded)) < 2 else []  # a class may be empty, or of one symbol
         return replace(spec, freq=frequencies(coded, spec.prob_bits))
 
-    def record(self, t: Tensor, prefix: str, k: int, cut: Any) -> tuple[Image, list[int]]:
+    def stream(self, cut: _Cut, plane: Plane, i: int) -> bytes:
+        """The stream of plane `i`."""
+        if plane.coder == RANS:
+            return rans(cut.symbols.planes[i], [self.tables[plane.table]])
+        spec = self.file.maps[plane.table]
+        return rans(cut.symbols.planes[i], [self.tables[k] for k in spec.tables], classes_of(cut.symbols, i, spec, cut.chosen))
+
+    def record(self, t: Tensor, prefix: str, k: int, cut: _Cut) -> tuple[Image, list[int]]:
         """The record of segment `k` and the units of its streams."""
-        s, rows, planes, patches = cut
-        prefix = f"{prefix}.segment[{k}]"
-        out, units, n = Image(), [0] * max(2, DTYPES[t.dtype][1]), DTYPES[t.dtype][1]
+        s, n, prefix = cut.chosen, DTYPES[t.dtype][1], f"{prefix}.segment[{k}]"
+        out, units = Image(), [0] * t.n_planes
 
         def part(name: str, data: bytes) -> None:
             out.put(f"{prefix}.{name}", data)
@@ -306,23 +206,24 @@ class _Builder:
                 out.put(f"{prefix}.{name}.padding", bytes([t.pad]) * (-len(data) % 16))
 
         if s.layout == RAW:
-            part("words", b"".join(w.to_bytes(n, "little") for row in rows for w in row))
-            part("patches", struct.pack(f"<{len(patches)}I", *patches))
+            part("words", b"".join(w.to_bytes(n, "little") for row in cut.rows for w in row))
+            part("patches", struct.pack(f"<{len(cut.patches)}I", *cut.patches))
             return out, units
         part("modes", bytes(m for p in s.planes if not isinstance(p.modes, int) for m in p.modes))
-        for i, symbols in enumerate(planes):
+        if any(p.coder == CONTEXT and self.file.maps[p.table].kind == SCALE for p in s.planes):
+            part("scales", scale_bytes(len(cut.rows), len(cut.rows[0]), s))
+        for i, symbols in enumerate(cut.symbols.planes):
             plane = s.planes[i] if i < len(s.planes) else Plane()
             if plane.coder == CONSTANT and set(symbols) != {plane.table}:
                 raise ValueError(f"plane {i} of {t.name!r} is not constant")
             if plane.coder == PLAIN:
                 part(f"plane[{i}]", bytes(symbols))
-            elif plane.coder == RANS:
-                table = self.tables[plane.table]
-                stream = rans(symbols, table.freq or (), table.prob_bits)
+            elif plane.coder in (RANS, CONTEXT):
+                stream = self.stream(cut, plane, i)
                 stream = stream if t.spoil is None else t.spoil(k, i, stream)
                 part(f"plane[{i}]", stream)
                 units[i] = -(-len(stream) // 16)
-        part("patches", struct.pack(f"<{len(patches)}I", *patches))
+        part("patches", struct.pack(f"<{len(cut.patches)}I", *cut.patches))
         return out, units
 
     def tensor(self, number: int, payload: Image) -> Image:
@@ -340,7 +241,7 @@ class _Builder:
         body.pack(
             prefix, "QQIBBBBIIIIHHHH", payload_offset=start, payload_nbytes=len(payload.data) - start, crc32=zlib.crc32(t.data),
             dtype_id=DTYPES[t.dtype][0], rank=len(t.shape), row_rank=row_rank(t),
-            element_order=0, segment_rows=t.segment[0], segment_cols=t.segment[1], tile_rows=tile[0], tile_cols=tile[1], flags=0,
+            element_order=0, segment_rows=t.segment[0], segment_cols=t.segment[1], tile_rows=tile[0], tile_cols=tile[1], flags=t.difference,
             name_nbytes=len(name), dtype_name_nbytes=len(dtype_name), reserved=0,
         )  # fmt: skip
         for i, d in enumerate(t.shape):
@@ -353,7 +254,7 @@ class _Builder:
             self._columns(t, prefix, body, self.cut[number], units)
         return body
 
-    def _columns(self, t: Tensor, prefix: str, body: Image, cuts: list[Any], units: list[list[int]]) -> None:
+    def _columns(self, t: Tensor, prefix: str, body: Image, cuts: list[_Cut], units: list[list[int]]) -> None:
         def column(name: str, values: list[int]) -> None:
             narrow = 0 if len(set(values)) == 1 else 1 if max(values) < 1 << 8 else 2 if max(values) < 1 << 16 else 4
             width = t.widths.get(name, t.widths.get("all", narrow))
@@ -361,11 +262,11 @@ class _Builder:
             stored = values[:1] if width == 0 else values
             body.put(f"{prefix}.{name}", b"".join(v.to_bytes(width or 4, "little") for v in stored))
 
-        segments = [cut[0] for cut in cuts]
+        segments = [cut.chosen for cut in cuts]
         column("layout", [s.layout for s in segments])
         column("base", [s.base for s in segments])
-        column("n_patches", [len(cut[3]) for cut in cuts])
-        for p in range(max(2, DTYPES[t.dtype][1])):
+        column("n_patches", [len(cut.patches) for cut in cuts])
+        for p in range(t.n_planes):
             planes = [s.planes[p] if p < len(s.planes) else Plane() for s in segments]
             column(f"coder[{p}]", [x.coder for x in planes])
             column(f"table[{p}]", [x.table for x in planes])
@@ -382,6 +283,17 @@ class _Builder:
                 one.fields = {f"table[{i}]{k}": v for k, v in one.fields.items()}
                 body.extend(one)
             return TABLES, 1, body
+        if name == "contexts":
+            body.put("contexts.n", struct.pack("<H", len(self.file.maps)))
+            for i, m in enumerate(self.file.maps):
+                body.pack(f"context[{i}]", "BB", kind=m.kind, n_classes=len(m.tables))
+                body.put(f"context[{i}].class_of", bytes(m.classes))
+                body.put(f"context[{i}].tables", struct.pack(f"<{len(m.tables)}H", *m.tables))
+            return CONTEXTS, 1, body
+        if name == "base" and self.file.base is not None:
+            body.put("base.sha256", self.file.base[0])
+            body.put("base.name", self.file.base[1].encode())
+            return BASE, 1, body
         if name == "source":
             body.put("source.kind", struct.pack("<H", 1))
             body.put("source.header", self.file.source or b"")
@@ -393,13 +305,29 @@ class _Builder:
                     body.put(f"metadata[{i}].{what}_nbytes", struct.pack("<I", len(text.encode())))
                     body.put(f"metadata[{i}].{what}", text.encode())
             return METADATA, 0, body
-        return TENSOR, 1, self.tensor(int(name.removeprefix("tensor")), payload)
+        number = int(name.removeprefix("tensor"))
+        t = self.file.tensors[number]
+        if t.duplicate_of is not None:
+            body.put(f"tensor[{number}].of", struct.pack("<I", t.duplicate_of))
+            body.put(f"tensor[{number}].name", t.name.encode())
+            return DUPLICATE, 1, body
+        return TENSOR, 1, self.tensor(number, payload)
 
     def default_records(self) -> tuple[str, ...]:
         """The records of the file in the usual order."""
         f = self.file
-        front = [n for n, there in (("tables", f.tables), ("source", f.source is not None), ("metadata", f.metadata)) if there]
+        parts = {"tables": f.tables, "contexts": f.maps, "base": f.base, "source": f.source is not None, "metadata": f.metadata}
+        front = [name for name, there in parts.items() if there]
         return (*front, *(f"tensor{i}" for i in range(len(f.tensors))))
+
+
+def content_hash(tensors: Sequence[Tensor]) -> bytes:
+    """R11.4."""
+    data = b""
+    for t in sorted(tensors, key=lambda t: t.name.encode()):
+        head = struct.pack("<I", len(t.name.encode())) + t.name.encode() + bytes([DTYPES[t.dtype][0], len(t.shape)])
+        data += head + struct.pack(f"<{len(t.shape)}Q", *t.shape) + struct.pack("<I", zlib.crc32(t.data))
+    return hashlib.sha256(data).digest()
 
 
 def seal(image: Image, records: bytes, *, coding: int, deflated: bytes | None, data_nbytes: int, n_tensors: int) -> Image:
@@ -425,7 +353,7 @@ def assemble(file: File) -> Image:
     """A whole file."""
     builder, image, index = _Builder(file), Image(), Image()
     image.put("header.magic", b"\x89WCODEC\n")
-    image.pack("header", "HHIQI", major=0, minor=1, flags=0, reserved_0=0, reserved_1=0)
+    image.pack("header", "HHIQI", major=0, minor=2, flags=0, reserved_0=0, reserved_1=0)
     image.put("header.header_crc32", struct.pack("<I", zlib.crc32(image.data)))
     for number, record in enumerate(builder.default_records() if file.records is None else file.records):
         kind, flags, body = builder.body_of(record, image) if isinstance(record, str) else record

@@ -11,11 +11,14 @@ from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
-from assembler import DTYPES, File, Image, Tensor, assemble, matrix
+from assembler import File, Image, Tensor, assemble, matrix
+from assembler_coding import DTYPES, MINUS, XOR
 
 from wcodec.backends.reference import ReferenceBackend
+from wcodec.bases import CodedBase
 from wcodec.codec import Encoder
 from wcodec.conformance_recipes import apply_edits, make
+from wcodec.files import File as OpenFile
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import DTYPES as REGISTRY
 
@@ -29,6 +32,10 @@ FLAGS = {
     "Ragged": "The last segment or tile of a row or column is smaller than the others.",
     "Bracket": "The size stands at or next to one of the format's internal sizes.",
     "Prediction": "A mode other than NONE.",
+    "Transform": "A mode with a transform.",
+    "Contexts": "Context maps.",
+    "Duplicates": "Tensors stored once and named several times.",
+    "Difference": "Differences from another checkpoint, or what they are taken from.",
     "PerTile": "Each tile has a mode of its own.",
     "Patches": "Words outside of the window.",
     "UnusualEncoder": "Legal, and nothing that the project's encoder writes.",
@@ -86,39 +93,57 @@ def _whole(tensors: list[bytes], source: bytes | None, metadata: dict[str, str])
     return more | ({"metadata": metadata} if metadata else {})
 
 
+def _about(t: Tensor) -> dict[str, Any]:
+    """What the manifest says of a duplicate, or of a difference."""
+    more = {} if t.duplicate_of is None else {"duplicate_of": t.duplicate_of}
+    return more | ({"difference": {XOR: "xor", MINUS: "minus"}[t.difference]} if t.difference else {})
+
+
 def _fill(t: Tensor) -> dict[str, Any]:
     """The `fill` of each segment; nothing if a plan does not fix the payload."""
     rows, cols = matrix(t)
-    n = -(-rows // t.segment[0]) * -(-cols // t.segment[1]) if t.data else 0
+    n = -(-rows // t.segment[0]) * -(-cols // t.segment[1]) if t.data and t.duplicate_of is None else 0
     chosen = t.segments * n if len(t.segments) == 1 else t.segments
     return {} if any(s.also for s in chosen) else {"fill": [s.fill for s in chosen]}
 
 
-def assembled(id: str, comment: str, rules: str, flags: str, file: File) -> tuple[Case, Image]:
-    """A case put together by hand; `rules` and `flags` are words in a text."""
+def assembled(id: str, comment: str, rules: str, flags: str, file: File, **more: Any) -> tuple[Case, Image]:
+    """A case put together by hand; `rules` and `flags` are words in a text, `more` goes into the manifest."""
     image = assemble(file)
-    said = [_said(t.name, t.dtype, t.shape, t.data, t.recipe, t.dtype_name) | _fill(t) for t in file.tensors]
+    said = [_said(t.name, t.dtype, t.shape, t.data, t.recipe, t.dtype_name) | _about(t) | _fill(t) for t in file.tensors]
     expect = id.partition("/")[0]
-    more = {"tensors": said} | _whole([t.data for t in file.tensors], file.source, dict(file.metadata))
+    more |= {"tensors": said} | _whole([t.data for t in file.tensors], file.source, dict(file.metadata))
     return Case(id, expect, comment, rules.split(), ["Assembled", *flags.split()], bytes(image.data), more), image
 
 
 def encoded(
     id: str, comment: str, rules: str, flags: str, tensors: list[tuple[Any, ...]], *,
-    metadata: dict[str, str] | None = None, source: bytes | None = None, **options: Any,
+    metadata: dict[str, str] | None = None, source: bytes | None = None, base: Case | None = None, **options: Any,
 ) -> Case:  # fmt: skip
-    """A case written by the encoder. `tensors`: name, dtype, shape, recipe, and for opaque ones the dtype's name."""
-    stream, said, parts = io.BytesIO(), [], []
-    writer = Encoder(EncodeOptions(**options), ReferenceBackend()).start(stream)
+    """A case written by the encoder.
+
+    `tensors`: name, dtype, shape, recipe, and for opaque ones the dtype's name; or a name and the number of the tensor that it repeats.
+    """
+    stream, said, parts = io.BytesIO(), list[dict[str, Any]](), list[bytes]()
+    checkpoint = None if base is None else CodedBase(OpenFile(io.BytesIO(base.data), ReferenceBackend()))
+    writer = Encoder(EncodeOptions(**options), ReferenceBackend()).start(stream, base=checkpoint)
     rows = {d.name: d for d in REGISTRY}
-    for name, dtype, shape, recipe, *dtype_name in tensors:
+    for name, *what in tensors:
+        if len(what) == 1:
+            record = writer.add_duplicate(name, what[0])
+            said.append(said[what[0]] | {"name": name, "duplicate_of": record.duplicate_of})
+            parts.append(parts[what[0]])
+            continue
+        dtype, shape, recipe, *dtype_name = what
         data = make(recipe, n_words(shape, dtype), DTYPES[dtype][1])
         row = rows[dtype]
-        writer.add_words(name, np.frombuffer(data, row.word_type), row, shape, *dtype_name)
-        said.append(_said(name, dtype, shape, data, recipe, *dtype_name))
+        record = writer.add_words(name, np.frombuffer(data, row.word_type), row, shape, *dtype_name)
+        differs = {"difference": record.difference.name.lower()} if record.difference else {}
+        said.append(_said(name, dtype, shape, data, recipe, *dtype_name) | differs)
         parts.append(data)
     writer.finish(metadata, source)
-    more = {"tensors": said, "encode": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
+    more = {} if base is None else {"base_checkpoint": base.id}
+    more |= {"tensors": said, "encode": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
     return Case(
         id, "accept", comment, rules.split(), ["Encoder", *flags.split()], stream.getvalue(), more | _whole(parts, source, metadata or {})
     )

@@ -11,26 +11,8 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from assembler import (
-    AVG,
-    BYTES,
-    CONSTANT,
-    DTYPES,
-    LEFT,
-    NONE,
-    PAIRS,
-    PLAIN,
-    PLANAR,
-    RANS,
-    TOP,
-    File,
-    Image,
-    Plane,
-    Segment,
-    TableSpec,
-    Tensor,
-    assemble,
-)  # fmt: skip
+from assembler import File, Image, Tensor, assemble
+from assembler_coding import AVG, BYTES, CONSTANT, DTYPES, LEFT, NONE, PAIRS, PLAIN, PLANAR, RANS, TOP, Plane, Segment, TableSpec
 from cases import Case, assembled, encoded, n_words, tensor
 
 Recipe = dict[str, Any]
@@ -90,7 +72,7 @@ def dtypes() -> Iterator[Case]:
     for d, (_, nbytes, per, kind, _) in DTYPES.items():
         rules = "R4.31 R5.1 R5.3" + (" R6.2" if per == 2 else "")
         named = ("F4",) if d == "opaque" else ()
-        one = [("w", d, (12, 40), TYPICAL[d], *named)]
+        one = [("w", d, (12, 40) if nbytes < 8 else (7, 21), TYPICAL[d], *named)]
         yield encoded(f"accept/bytes_{d}", f"{d}, word map {kind}, every plane coded.", f"{rules} R5.2 R5.4 R9.8", "", one, layout="bytes", **FORCED)
         short = [("w", d, (5, 7), TYPICAL[d], *named)]
         yield encoded(f"accept/raw_{d}", f"{d}: words of {nbytes} bytes as they are.", f"{rules} R5.5 R10.7", "", short, layout="raw")
@@ -260,7 +242,7 @@ def base_files() -> dict[str, tuple[str, str, str, File]]:
     both = tensor("both", "bfloat16", (33, 18), smooth(103, 18, 40, 77, 3, 15), (48, 18), (
         Segment(BYTES, (R(0, (TOP, LEFT, AVG)), R(1, (PLANAR, NONE, LEFT)))),), (16, 18))  # fmt: skip
     plain = tensor("bytes", "uint8", (20, 30), bell(100, 4, 6), (16, 30), (Segment(BYTES, (R(),)),))
-    coders = tensor("coders", "uint32", (9, 30), smooth(104, 30, 1 << 17, 1300, 0, 0xFF), (8, 30), (Segment(BYTES, (K(0), R(1), P, R(0))),))
+    coders = tensor("coders", "uint32", (9, 14), smooth(104, 14, 1 << 17, 1300, 0, 0xFF), (8, 14), (Segment(BYTES, (K(0), R(1), P, R(0))),))
     source = struct.pack("<Q", 2) + b"{}"
     records = File(
         (tensor("first", "float16", (3, 20), TYPICAL["float16"], (3, 20), (Segment(BYTES, (R(), P)),)),
@@ -384,7 +366,7 @@ def containers() -> Iterator[tuple[Case, Image]]:
     plain = tensor("w", "uint8", (30,), bell(147), (1, 30), (Segment(BYTES, (P,)),))
     last = File((plain,), (TableSpec(freq=_two()),), (("k", "v"),), struct.pack("<Q", 0), ("tables", "tensor0", "metadata", "source"))
     yield assembled("accept/records_late", "METADATA and SOURCE behind the tensor.", "R4.19", "UnusualEncoder", last)
-    unknown = File((plain,), records=((0xFFFF, 0, b""), (0, 0, b"x" * 20), "tensor0", (0x8000, 0, b"private"), (5, 0, b"")))
+    unknown = File((plain,), records=((0xFFFF, 0, b""), (0, 0, b"x" * 20), "tensor0", (0x8000, 0, b"private"), (8, 0, b"")))
     yield assembled("accept/records_unknown", "Records of unknown types that may be skipped, before and behind.", "R4.17 R4.18", "UnusualEncoder", unknown)
     yield assembled("accept/metadata_empty", "A METADATA record of no pairs.", "R4.24", "UnusualEncoder", File((plain,), records=("metadata", "tensor0")))
     flagged = File((plain,), (), (("k", "v"),), records=((3, 1, struct.pack("<IIcIc", 1, 1, b"k", 1, b"v")), "tensor0"))

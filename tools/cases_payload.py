@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from assembler import BYTES, PAIRS, PLAIN, RANS, RAW, File, Plane, Segment, TableSpec, Tensor, assemble
+from assembler import File, Tensor, assemble
+from assembler_coding import BYTES, PAIRS, PLAIN, RANS, RAW, Plane, Segment, TableSpec
 from cases import U32, Base, Bases, Case, assembled, indexed, other_tensor, tensor
 from cases_accept import bell
 
@@ -37,9 +38,9 @@ def columns(b: Bases) -> Iterator[Case]:
     yield column(plain, "layout_3", "unsupported_coder", "Layout 3.", "R5.3", "Reserved", layout=3)
     yield column(plain, "layout_255", "unsupported_coder", "Layout 255.", "R5.3", "Reserved", layout=255)
     yield wide(plain, "layout_3_of_one", "unsupported_coder", "Layout 3 of the first segment alone.", "R5.3", "Reserved", layout=3)
-    for coder in (3, 4, 255):
+    for coder in (3, 5, 255):
         yield column(plain, f"coder_{coder}", "unsupported_coder", f"Coder {coder}.", "R10.5", "Reserved", coder_0=coder)
-    for mode in (5, 16, 17, 254):
+    for mode in (5, 15, 21, 37, 48, 128, 254):
         yield column(plain, f"prediction_{mode}", "unsupported_coder", f"Mode {mode} in the prediction column.", "R7.1", "Reserved", prediction_0=mode)
     half = Tensor("w", "float16", (2, 40), bytes(160), (2, 40), (Segment(PAIRS, (Plane(PLAIN), Plane(PLAIN))),))
     image = assemble(File((half,)))
@@ -159,7 +160,7 @@ def payloads(b: Bases) -> Iterator[Case]:
     yield pairs.spoil("reject/patch_value", "bad_checksum", "Another value of a patch: the tensor's CRC-32 finds it.", "R11.3", "Payload Patches", at=value)
 
     m_at, m_n = tiles.image.fields["tensor[0].segment[0].modes"]
-    for tile, mode in ((0, 5), (5, 255), (2, 16), (m_n - 1, 128)):
+    for tile, mode in ((0, 5), (5, 255), (2, 15), (1, 21), (3, 37), (4, 48), (m_n - 1, 128)):
         text = f"Mode {mode} of tile {tile}."
         yield tiles.spoil(f"reject/tile_mode_{mode}", "unsupported_coder", text, "R10.4", "Payload PerTile Reserved", at={m_at + tile: bytes([mode])})
     ragged_at = tiles.image.fields["tensor[0].segment[1].modes"][0]

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import cases_payload
-from assembler import File, Image, TableSpec, Tensor, assemble, exp_golomb, seal, table_image
+from assembler import File, Image, Tensor, assemble, seal, table_image
+from assembler_coding import TableSpec, exp_golomb
 from cases import U32, U64, Base, Bases, Case, assembled, indexed, rebuilt, reseal, tensor
 from cases_accept import base_files, bell, ratio_file
 
@@ -38,7 +39,8 @@ def header(b: Bases) -> Iterator[Case]:
     yield r("reject/header_crc", "bad_checksum", "header_crc32.", "R4.3", "Checksum", at={28: bytes(4)}, refit=False)
     yield r("reject/header_crc_of_field", "bad_checksum", "A reserved field changed and the CRC-32 not.", "R4.3", "Checksum", at={24: b"\1"}, refit=False)
     yield r("reject/version_0_0", "unsupported_version", "Version 0.0.", "R4.4", fields={"header.minor": 0})
-    yield r("reject/version_0_2", "unsupported_version", "Version 0.2: while major is 0 each minor is another format.", "R4.4", fields={"header.minor": 2})
+    for minor in (1, 3):
+        yield r(f"reject/version_0_{minor}", "unsupported_version", f"Version 0.{minor}: while major is 0 each minor is another format.", "R4.4", fields={"header.minor": minor})
     yield r("reject/version_1_1", "unsupported_version", "Version 1.1.", "R4.4", fields={"header.major": 1})
     yield r("reject/version_2_0", "unsupported_version", "Version 2.0.", "R4.4", fields={"header.major": 2, "header.minor": 0})
     for name, value in (("flags", 1), ("flags", 1 << 31), ("reserved_0", 1), ("reserved_0", 1 << 63), ("reserved_1", 1 << 24)):
@@ -143,7 +145,7 @@ def records(b: Bases) -> Iterator[Case]:
     flags = {"record[0].flags": 0, "record[2].flags": 1, f"{last}.flags": 0}
     yield r("accept/record_flags_of_known", "", "MUST_UNDERSTAND says nothing new on known types: TABLES and TENSOR without it, METADATA with it.", "R4.18", "UnusualEncoder", fields=flags)
     yield r("reject/record_must_understand", "unsupported_record", "An unknown record with MUST_UNDERSTAND.", "R4.18", fields={"record[3].flags": 1})
-    yield r("reject/record_type_5", "unsupported_record", "Context tables, reserved, with MUST_UNDERSTAND.", "R4.18", "Reserved", fields={"record[3].flags": 1, "record[3].type": 5})
+    yield r("reject/record_type_8", "unsupported_record", "The lowest type that is not used, with MUST_UNDERSTAND.", "R4.18", "Bracket", fields={"record[3].flags": 1, "record[3].type": 8})
     for kind in ("tables", "source", "metadata"):
         yield again(f"reject/{kind}_twice", "bad_value", f"Two {kind.upper()} records.", "R4.19", records=(kind, *order))
     yield _late_tables(base)

@@ -12,20 +12,20 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from plans import Case, complete, random_geometry, random_plan, random_tables, random_words, two_symbols
+from plans import Case, complete, random_geometry, random_plan, random_scales, random_tables, random_words, two_symbols, with_maps
 
 from wcodec.reference import entropy
 from wcodec.reference.container import MAX_WINDOW_BASE, check_geometry, check_segments
-from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, TablePool
+from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, N_CONTEXTS, ContextKind, ContextMap, TablePool
 from wcodec.reference.planes import DTYPES, DType, Layout
-from wcodec.reference.prediction import N_MODES, PER_TILE
+from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
 from wcodec.reference.tiles import Geometry
 
 Bytes = NDArray[np.uint8]
 Rng = np.random.Generator
 MIN_UNITS: Final = entropy.HEAD_NBYTES // entropy.UNIT
-WORDS, MODES, PLANES, PATCHES = 0, 1, 2, -1  #: parts of a record: the planes stand between modes and patches
+WORDS, TILE_MODES, SCALES, PLANES, PATCHES = 0, 1, 2, 3, -1  #: parts of a record: the planes stand between scales and patches
 INTACT: Final = 0.2  #: share of the segments that are left alone, to see that their neighbours do not write to them
 WINDOWED: Final = tuple(d for d in DTYPES if d.has_pairs and d.word_nbytes > 1)  #: the only ones with patches
 TABLES: Final = tuple(random_tables(np.random.default_rng(0), 40).tables)  #: making them for each plan would take most of the time
@@ -41,7 +41,7 @@ def draw_case(rng: Rng, small: bool = False) -> Case:
     `small` ones have some sixty segments of up to three groups, for decoders that are slow and like many at once.
     """
     dtype = DTYPES[int(rng.integers(0, len(DTYPES)))] if rng.random() < 0.7 else WINDOWED[int(rng.integers(0, len(WINDOWED)))]
-    tables = TablePool([TABLES[i] for i in rng.choice(len(TABLES), int(rng.integers(1, 6)), replace=False)])
+    tables = with_maps(rng, TablePool([TABLES[i] for i in rng.choice(len(TABLES), int(rng.integers(1, 6)), replace=False)]))
     if small:
         geometry = small_geometry(rng)
         plan = random_plan(rng, geometry, dtype, tables)
@@ -54,8 +54,18 @@ def draw_case(rng: Rng, small: bool = False) -> Case:
         plan = fused_plan(rng, random_plan(rng, geometry, dtype, tables))
     check_geometry(geometry)
     case = complete(plan, random_words(rng, geometry, dtype))
-    decoding = replace(case.decoding, tables=TablePool([*tables.tables, *EXTREMES]))  # a corrupt index can name these too
-    return replace(case, decoding=decoding)
+    return replace(case, decoding=replace(case.decoding, tables=with_extremes(rng, tables)))
+
+
+def with_extremes(rng: Rng, tables: TablePool) -> TablePool:
+    """The pool, and behind its tables and maps some that a corrupt index can name too: of symbols that take a word each."""
+    maps = list(tables.maps)
+    for kind in ContextKind:
+        bits = int(rng.integers(0, len(EXTREMES)))
+        alike = [i for i, t in enumerate(tables.tables) if t.prob_bits == EXTREMES[bits].prob_bits]
+        numbers = (len(tables) + bits, *alike)
+        maps.append(ContextMap(kind, rng.integers(0, len(numbers), N_CONTEXTS[kind]).astype(np.uint8).tobytes(), numbers))
+    return TablePool([*tables.tables, *EXTREMES], maps)
 
 
 def small_geometry(rng: Rng) -> Geometry:
@@ -89,20 +99,21 @@ def fused_plan(rng: Rng, plan: SegmentPlan) -> SegmentPlan:
     s.coder[0], s.table[0] = np.where(there, Coder.RANS, 0), np.where(there, rng.integers(0, len(plan.tables), n), 0)
     raw = rng.random(s.coder[1:].shape) < 0.7
     s.coder[1:][raw] = s.table[1:][raw] = 0
-    return replace(plan, modes=np.empty(0, np.uint8))
+    plan = replace(plan, modes=np.empty(0, np.uint8))  # a new one: the old one keeps its sizes
+    return replace(plan, scales=random_scales(rng, plan))
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
 def part_sizes(plan: SegmentPlan) -> NDArray[np.int64]:
-    """Bytes of each part of each record, shape (3 + n_planes, n): words, modes, planes, patches."""
+    """Bytes of each part of each record, shape (4 + n_planes, n): words, modes, scales, planes, patches."""
     patches = padded(plan.segments.n_patches.astype(np.int64) * 4)
-    return np.vstack([plan.words_nbytes, padded(plan.modes_nbytes), plan.stream_nbytes, patches])
+    return np.vstack([plan.words_nbytes, padded(plan.modes_nbytes), padded(plan.scale_nbytes), plan.stream_nbytes, patches])
 
 
 def cut(plan: SegmentPlan, payload: Bytes) -> list[list[Bytes]]:
     """The parts of each record, to be written to."""
     flat = np.split(payload.copy(), np.cumsum(part_sizes(plan).T.reshape(-1))[:-1])
-    n_parts = 3 + plan.dtype.n_planes
+    n_parts = 4 + plan.dtype.n_planes
     return [flat[k * n_parts : (k + 1) * n_parts] for k in range(plan.geometry.n_segments)]
 
 
@@ -125,7 +136,7 @@ class Wreck:
 
     dtype: DType
     geometry: Geometry
-    n_tables: int
+    tables: TablePool
     s: SegmentTable
     other: SegmentTable  # columns of another plan of the same shape
     parts: list[list[Bytes]]
@@ -133,7 +144,11 @@ class Wreck:
 
     def streams(self, k: int) -> list[int]:
         """Planes that are rANS streams."""
-        return [int(p) for p in np.flatnonzero(self.s.coder[:, k] == Coder.RANS)]
+        return [int(p) for p in np.flatnonzero(np.isin(self.s.coder[:, k], (Coder.RANS, Coder.CONTEXT)))]
+
+    def some_map(self, rng: Rng, p: int) -> int:
+        """A context map that plane `p` may have."""
+        return int(rng.choice([i for i, m in enumerate(self.tables.maps) if p > 0 or m.kind != ContextKind.PLANE]))
 
     def windowed(self, k: int) -> bool:
         """Whether a segment has a window, and so may have patches."""
@@ -198,12 +213,24 @@ def starve(rng: Rng, w: Wreck, k: int) -> bool:
 
 
 def change_table(rng: Rng, w: Wreck, k: int) -> bool:
-    """Other tables, or other constants."""
+    """Other tables, context maps or constants."""
     before = w.s.table[:, k].copy()
-    for p in np.flatnonzero(w.s.coder[:, k] != Coder.RAW):
+    for p in np.flatnonzero(w.s.coder[:, k] != Coder.RAW).tolist():
         if rng.random() < 0.7:
-            w.s.table[p, k] = rng.integers(0, w.n_tables if w.s.coder[p, k] == Coder.RANS else 256)
+            coder = w.s.coder[p, k]
+            most = len(w.tables) if coder == Coder.RANS else 256
+            w.s.table[p, k] = w.some_map(rng, p) if coder == Coder.CONTEXT else rng.integers(0, most)
     return bool((w.s.table[:, k] != before).any())
+
+
+def change_coder(rng: Rng, w: Wreck, k: int) -> bool:
+    """Streams of one table become streams of many, and these such of one."""
+    for p in w.streams(k):
+        if w.s.coder[p, k] == Coder.RANS:
+            w.s.coder[p, k], w.s.table[p, k] = Coder.CONTEXT, w.some_map(rng, p)
+        elif rng.random() < 0.5:
+            w.s.coder[p, k], w.s.table[p, k] = Coder.RANS, rng.integers(0, len(w.tables))
+    return bool(w.streams(k))
 
 
 def change_prediction(rng: Rng, w: Wreck, k: int) -> bool:
@@ -211,17 +238,24 @@ def change_prediction(rng: Rng, w: Wreck, k: int) -> bool:
     before = w.s.prediction[:, k].copy()
     if w.s.layout[k] != Layout.PAIRS:
         for p in w.streams(k):
-            w.s.prediction[p, k] = rng.choice([0, 1, 2, 3, 4, PER_TILE, PER_TILE])
+            w.s.prediction[p, k] = rng.choice([0, 1, 2, 3, 4, rng.choice(MODES), PER_TILE, PER_TILE])
     return bool((w.s.prediction[:, k] != before).any())
 
 
 def change_modes(rng: Rng, w: Wreck, k: int) -> bool:
     """Tile modes that are all legal, or in which one may not be."""
-    modes = w.parts[k][MODES]
-    modes[:] = rng.integers(0, N_MODES, modes.size)
+    modes = w.parts[k][TILE_MODES]
+    modes[:] = rng.choice(MODES, modes.size)
     if modes.size and rng.random() < 0.7:
         modes[int(rng.integers(0, modes.size))] = rng.integers(0, 256)
     return modes.size > 0
+
+
+def change_scales(rng: Rng, w: Wreck, k: int) -> bool:
+    """Other classes of rows and columns."""
+    scales = w.parts[k][SCALES]
+    scales[:] = rng.integers(0, 256, scales.size)
+    return scales.size > 0
 
 
 def change_window(rng: Rng, w: Wreck, k: int) -> bool:
@@ -262,8 +296,8 @@ def redraw(rng: Rng, w: Wreck, k: int) -> bool:
 
 
 KINDS: Final[tuple[Callable[[Rng, Wreck, int], bool], ...]] = (
-    flip_bits, overwrite, swap_streams, resize_stream, starve, change_table, change_prediction, change_modes, change_modes,
-    change_window, change_patches, change_patches, redraw,
+    flip_bits, overwrite, swap_streams, resize_stream, starve, change_table, change_coder, change_prediction, change_modes,
+    change_modes, change_scales, change_window, change_patches, change_patches, redraw,
 )  # fmt: skip
 
 
@@ -273,7 +307,7 @@ def corrupted(rng: Rng, case: Case) -> tuple[SegmentPlan, Bytes, NDArray[np.bool
     n, s = good.geometry.n_segments, SegmentTable(*(getattr(good.segments, f.name).copy() for f in fields(SegmentTable)))
     other = random_plan(rng, good.geometry, good.dtype, good.tables).segments
     most = entropy.max_stream_nbytes(good.plane_nbytes) // entropy.UNIT
-    w = Wreck(good.dtype, good.geometry, len(good.tables), s, other, cut(good, case.payload), most)
+    w = Wreck(good.dtype, good.geometry, good.tables, s, other, cut(good, case.payload), most)
     touched = np.zeros(n, bool)
     for k in np.flatnonzero(rng.random(n) >= INTACT).tolist():
         left = int(rng.choice([1, 1, 1, 2, 3]))
@@ -281,7 +315,7 @@ def corrupted(rng: Rng, case: Case) -> tuple[SegmentPlan, Bytes, NDArray[np.bool
             left -= KINDS[int(rng.integers(0, len(KINDS)))](rng, w, k)
         touched[k] = True
     plan = SegmentPlan(good.dtype, good.geometry, s, good.tables)
-    check_segments(plan.dtype, plan.geometry, s, len(plan.tables))
+    check_segments(plan.dtype, plan.geometry, s, plan.tables)
     sizes = part_sizes(plan)
     parts = [fitted(rng, part, int(sizes[i, k])) for k in range(n) for i, part in enumerate(w.parts[k])]
     return plan, np.concatenate(parts) if parts else np.empty(0, np.uint8), touched

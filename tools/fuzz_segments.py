@@ -1,7 +1,7 @@
 """Corrupt segments into a backend's decoder: ``python tools/fuzz_segments.py [--segments 100000] [--seed N] [--backend numba]``.
 
-Nothing may crash, and nothing may be touched beyond a buffer. The payload (which cannot be written to), the output, tables, and all
-that the numba backend allocates stand against pages that cannot be touched, on one side in half of the runs and on the
+Nothing may crash, and nothing may be touched beyond a buffer. The payload (which cannot be written to), the output, and all that
+the numba backend allocates stand against pages that cannot be touched, on one side in half of the runs and on the
 other side in the others, with canaries in the rest of their pages. Segments that were left alone among the corrupt ones
 must decode as before. A sample is compared with the reference.
 
@@ -41,7 +41,6 @@ from wcodec.backends import load_backend  # noqa: E402
 from wcodec.backends.protocol import Backend, SegmentPlan, Status  # noqa: E402
 from wcodec.reference import segments as reference  # noqa: E402
 from wcodec.reference.checksums import crc32_each  # noqa: E402
-from wcodec.reference.entropy import TablePool  # noqa: E402
 
 ROUNDS: Final = 8  #: corruptions of a case
 CHECK_EVERY: Final = 13  #: rounds from one that is compared with the reference to the next; no multiple of `ROUNDS`
@@ -62,15 +61,6 @@ class _FencedNumpy:
         return getattr(np, name)
 
 
-class _FencedTables(TablePool):
-    """Hands out tables that cannot be written to."""
-
-    heap: Heap
-
-    def stack(self, ids: NDArray[Any], field: str) -> NDArray[Any]:
-        return self.heap.copy(super().stack(ids, field), frozen=True)
-
-
 def _fenced(base: Any, heap: Heap) -> Any:
     """A class whose attributes that are arrays stand behind fences, and with them all else that its `arrays` hands out."""
 
@@ -87,17 +77,16 @@ def _fenced(base: Any, heap: Heap) -> Any:
 @contextmanager
 def fenced_numba(heap: Heap) -> Iterator[None]:
     """Let the numba backend, if it is in use, allocate behind fences. Modules with kernels keep their numpy: numba reads it."""
-    module: Any = sys.modules.get("wcodec.backends.numba_cpu")
-    if module is None:
-        yield
-        return
-    saved = {name: getattr(module, name) for name in ("np", "Work", "Sums") if hasattr(module, name)}
-    for name, value in saved.items():
-        setattr(module, name, _FencedNumpy(heap) if name == "np" else _fenced(value, heap))
+    modules = [sys.modules[name] for name in ("wcodec.backends.numba_cpu", "wcodec.backends.numba_jobs") if name in sys.modules]
+    saved = [{name: getattr(module, name) for name in ("np", "Work", "Sums") if hasattr(module, name)} for module in modules]
+    for module, values in zip(modules, saved, strict=True):
+        for name, value in values.items():
+            setattr(module, name, _FencedNumpy(heap) if name == "np" else _fenced(value, heap))
     try:
         yield
     finally:
-        vars(module).update(saved)
+        for module, values in zip(modules, saved, strict=True):
+            vars(module).update(values)
 
 
 def decode(backend: Backend, heap: Heap, plan: SegmentPlan, payload: NDArray[np.uint8], at_once: bool) -> tuple[Any, Any, Any]:
@@ -107,14 +96,11 @@ def decode(backend: Backend, heap: Heap, plan: SegmentPlan, payload: NDArray[np.
     on_host = backend.target(out) is out
     if not on_host:  # sanitizers see where an emulated device's memory ends
         source, out = backend.to_device(source), backend.target(out)
-    tables = _FencedTables(plan.tables.tables)
-    tables.heap = heap
     both = getattr(backend, "decode_with_checksums", None) if at_once else None
-    fenced = SegmentPlan(plan.dtype, g, plan.segments, tables)
     if both is not None:
-        result, (records, _) = both(fenced, source, out)
+        result, (records, _) = both(plan, source, out)
     else:
-        records, result = backend.checksums(source, plan.offsets), backend.decode_segments(fenced, source, out)
+        records, result = backend.checksums(source, plan.offsets), backend.decode_segments(plan, source, out)
     if not heap.whole:
         raise Fault("canaries beside a buffer were written to")
     return np.array(getattr(result, "status", result)), np.array(records), out if on_host else backend.to_host(out)

@@ -67,7 +67,7 @@ def listing(data: bytes) -> list[str]:
         lines.append(f"                                                       -- {text}")
 
     title("header")
-    fields((8, "magic"), (2, "major 0"), (2, "minor 1"), (4, "flags"), (8, "reserved"), (4, "reserved"), (4, "header_crc32"))
+    fields((8, "magic"), (2, "major 0"), (2, "minor 2"), (4, "flags"), (8, "reserved"), (4, "reserved"), (4, "header_crc32"))
     title("payload of tensor 0: its one segment")
     n_words = int(plan.stream_nbytes[0, 0]) - 128
     for lane in range(0, 32, 4):

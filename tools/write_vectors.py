@@ -19,18 +19,20 @@ TOOLS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]
 
 import cases_accept  # noqa: E402
+import cases_modes  # noqa: E402
 import cases_reject  # noqa: E402
+import cases_reject_modes  # noqa: E402
 from cases import FLAGS, Case, sha256  # noqa: E402
 
 from wcodec.conformance_recipes import RECIPES  # noqa: E402
 
 VECTORS = TOOLS.parent / "conformance_vectors"
 COMMAND = "python tools/write_vectors.py"
-MAX_NBYTES = 1_000_000  #: of all files together
+MAX_NBYTES = 1_300_000  #: of all files together
 
 HEAD = {
     "what": "Conformance vectors of the wcodec format. Run them with `wcodec conformance`, or read this file with any JSON reader.",
-    "format_version": "0.1",
+    "format_version": "0.2",
     "written_by": COMMAND,
     "expect": {
         "accept": "A decoder decodes the file; each tensor has the dtype, shape and bytes given.",
@@ -43,6 +45,8 @@ HEAD = {
         "tensors": "In the order of the file: name, dtype, shape, and nbytes and sha256 of the decoded bytes; `recipe` makes those bytes.",
         "restored_nbytes, restored_sha256": "Of source_header and all decoded tensors, one behind another (R4.22).",
         "source_header, metadata": "Contents of these records, if there are any; the first in hexadecimal.",
+        "base_checkpoint": "The case whose file is the checkpoint that differences refer to (R12.5). A decoder is given it.",
+        "duplicate_of, difference": "Of a tensor: the number of the tensor that it repeats (R4.28); `xor` or `minus` (R12.5).",
         "encode": "Options with which the project's encoder writes this very file from the recipes (chapter 14).",
         "fill": "For files put together by hand: the 4-bit code, a segment each, of words outside of the window and of an odd last word's "
         "missing neighbour. With the columns of the segment table it fixes the payload.",
@@ -56,7 +60,9 @@ HEAD = {
 
 def all_cases() -> list[Case]:
     """All cases, by name."""
-    cases = sorted([*cases_accept.cases(), *cases_reject.cases()], key=lambda c: c.id)
+    cases = sorted(
+        [c for module in (cases_accept, cases_modes, cases_reject, cases_reject_modes) for c in module.cases()], key=lambda c: c.id
+    )
     if len({c.id for c in cases}) != len(cases):
         raise ValueError("two cases have one id")
     unknown = {f for c in cases for f in c.flags} ^ set(FLAGS)

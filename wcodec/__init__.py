@@ -3,6 +3,7 @@
 from wcodec.backends import Backend, available_backends, get_backend, set_backend, use_backend
 from wcodec.codec import Decoder, Encoder, decode, encode
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
+from wcodec.explain import explain
 from wcodec.files import File, load_file, open, save_file
 from wcodec.reference.plan import EncodeOptions
 
@@ -20,6 +21,7 @@ __all__ = [
     "available_backends",
     "decode",
     "encode",
+    "explain",
     "get_backend",
     "load_file",
     "open",

@@ -16,7 +16,7 @@ from wcodec.backends import Backend
 from wcodec.codec import BufferSource, Decoder, Encoder
 from wcodec.demo import usable_backends
 from wcodec.errors import EncodeError
-from wcodec.files import AnyPath, map_file
+from wcodec.outputs import AnyPath, map_file
 from wcodec.report import percent_text, size_text, table_text
 from wcodec.sources import SourceTensor, read_safetensors_header
 

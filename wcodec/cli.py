@@ -22,9 +22,10 @@ from typing import Any, Final, NoReturn
 from wcodec.backends import Backend, backend_names, load_backend
 from wcodec.codec import Progress, ignore_progress
 from wcodec.errors import BackendUnavailable, EncodeError, WcodecError
-from wcodec.files import File, decode_file, encode_file, remove_unfinished, verify_file
+from wcodec.files import File, decode_file, encode_file, verify_file
+from wcodec.outputs import remove_unfinished
 from wcodec.reference.container import VERSION
-from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.plan_options import CODERS, LAYOUTS, PREDICTORS, PRESETS, TRANSFORMS, EncodeOptions
 
 DONE: Final = 0
 BAD_INPUT: Final = 1
@@ -149,13 +150,18 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("input", metavar="IN.wcodec")
     s.add_argument("output", metavar="OUT.safetensors", nargs="?", help="default: IN.safetensors, if there is none yet")
     s.add_argument("--raw", action="store_true", help="if the file was not made from another one, write the tensors' bytes alone")
+    _add_base(s)
     _add_common(s, max_nbytes=True)
     s = add("verify", _verify, "decode all of a file, check every checksum, write nothing")
     s.add_argument("input", metavar="FILE")
+    _add_base(s)
     _add_common(s, max_nbytes=True)
     s = add("info", _info, "show what a file holds and how it is coded")
     s.add_argument("input", metavar="FILE")
+    _add_base(s)
     s.add_argument("--no-bound", dest="bound", action="store_false", help="leave out the order-0 bound, for which all tensors are decoded")
+    s.add_argument("--explain", action="store_true", help="show what each tensor would have cost otherwise")
+    s.add_argument("--plot", metavar="OUT.png", help="with --explain: draw bits a weight of tensors and planes (needs matplotlib)")
     s.add_argument("--json", action="store_true", help="print JSON")
     s = add("backends", _backends, "list the backends: usable or why not, and which one is used")
     s.add_argument("--json", action="store_true", help="print JSON")
@@ -172,12 +178,17 @@ def _parser() -> argparse.ArgumentParser:
 def _add_encode(s: argparse.ArgumentParser) -> None:
     s.add_argument("input", metavar="IN.safetensors")
     s.add_argument("output", metavar="OUT.wcodec", nargs="?", help="default: IN.wcodec, if there is none yet")
+    text = "a .wcodec or safetensors file: tensors that it has too are stored as what they differ in; decoding needs it again"
+    s.add_argument("--base", metavar="BASE", help=text)
     _add_common(s)
+    s.add_argument("--preset", choices=PRESETS, default="default", help="fast: encode speed first; max: size first (default: default)")
     g = s.add_argument_group("what not to leave to the encoder's measure")
-    g.add_argument("--predictor", choices=["auto", "none", "left", "top", "avg", "planar"], default="auto")
-    g.add_argument("--layout", choices=["auto", "raw", "bytes", "pairs"], default="auto")
+    g.add_argument("--predictor", choices=PREDICTORS, default="auto", help="prediction of all coded byte planes")
+    g.add_argument("--transform", choices=TRANSFORMS, default="auto", help="transform of all coded byte planes")
+    g.add_argument("--coder", choices=CODERS, default="auto", help="raw: nothing is coded; rans: no contexts; context: contexts")
+    g.add_argument("--layout", choices=LAYOUTS, default="auto")
     g.add_argument("--segment", metavar="RxC", type=_pair, help="rows and columns of a segment")
-    g.add_argument("--tile", metavar="RxC", type=_pair, help="rows and columns of a tile; each divides the segment's")
+    g.add_argument("--tile", metavar="RxC", type=_pair, help="rows and columns of a tile, from 16; segments are made of whole tiles")
     g.add_argument("--prob-bits", metavar="N", type=int, default=12, help="log2 of the sum of a table's frequencies, 9 to 12")
 
 
@@ -187,6 +198,11 @@ def _add_common(s: argparse.ArgumentParser, max_nbytes: bool = False) -> None:
     g.add_argument("--json", action="store_true", help="print JSON")
     if max_nbytes:
         s.add_argument("--max-nbytes", metavar="N", type=_positive, help="refuse files whose tensors have more bytes than that")
+
+
+def _add_base(s: argparse.ArgumentParser) -> None:
+    text = "the .wcodec or safetensors file that FILE was encoded against (default: the file of its name beside it)"
+    s.add_argument("--base", metavar="BASE", help=text)
 
 
 def _version() -> str:
@@ -218,6 +234,8 @@ def _output(args: argparse.Namespace, old: str, new: str) -> Path:
     if output.exists():
         if source.exists() and output.samefile(source):
             args.error(f"input and output are the same file: {source}")
+        if args.base and os.path.exists(args.base) and output.samefile(args.base):
+            args.error(f"the output would replace the base: {output}")
         if not output.is_file():
             args.error(f"the output is not a regular file: {output}")
         if not named:
@@ -251,6 +269,11 @@ def _decoded_nbytes(path: str, backend: Backend) -> int:
         return f.index.data_nbytes + len(f.index.source_header)
 
 
+def _base_nbytes(args: argparse.Namespace) -> int:
+    """Bytes of a base that is read to find out which one it is: of a ``.wcodec`` file, the index says so."""
+    return 0 if args.base is None or args.base.endswith(".wcodec") else os.stat(args.base).st_size
+
+
 def _say(args: argparse.Namespace, line: str, report: dict[str, Any]) -> None:
     if args.json:
         print(json.dumps(report))
@@ -263,13 +286,16 @@ def _encode(args: argparse.Namespace) -> int:
     from wcodec.report import percent_text, size_text
 
     try:
-        options = EncodeOptions(args.segment, args.tile, args.predictor, args.layout, args.prob_bits)
+        options = EncodeOptions(
+            args.segment, args.tile, args.predictor, args.layout, args.prob_bits,
+            preset=args.preset, transform=args.transform, coder=args.coder,
+        )  # fmt: skip
     except EncodeError as e:
         args.error(str(e))
     output, backend = _output(args, ".safetensors", ".wcodec"), _backend(args)
     start = time.perf_counter()
-    with _progress(args, os.stat(args.input).st_size) as progress:
-        nbytes, stored_nbytes = encode_file(args.input, output, options, backend, progress)
+    with _progress(args, os.stat(args.input).st_size + _base_nbytes(args)) as progress:
+        nbytes, stored_nbytes = encode_file(args.input, output, options, backend, progress, args.base)
     seconds = time.perf_counter() - start
     line = f"{size_text(nbytes)} -> {size_text(stored_nbytes)} ({percent_text(stored_nbytes, nbytes)}), {seconds:.1f} s"
     _say(args, f"{args.input} -> {output.name if args.output is None else args.output}: {line}", {
@@ -284,8 +310,8 @@ def _decode(args: argparse.Namespace) -> int:
 
     output, backend = _output(args, ".wcodec", ".safetensors"), _backend(args)
     start = time.perf_counter()
-    with _progress(args, _decoded_nbytes(args.input, backend)) as progress:
-        stored_nbytes, nbytes = decode_file(args.input, output, backend, progress, args.max_nbytes, args.raw)
+    with _progress(args, _decoded_nbytes(args.input, backend) + _base_nbytes(args)) as progress:
+        stored_nbytes, nbytes = decode_file(args.input, output, backend, progress, args.max_nbytes, args.raw, args.base)
     seconds = time.perf_counter() - start
     line = f"{size_text(stored_nbytes)} -> {size_text(nbytes)}, {seconds:.1f} s"
     _say(args, f"{args.input} -> {output.name if args.output is None else args.output}: {line}", {
@@ -300,8 +326,8 @@ def _verify(args: argparse.Namespace) -> int:
 
     backend = _backend(args)
     start = time.perf_counter()
-    with _progress(args, _decoded_nbytes(args.input, backend)) as progress:
-        stored_nbytes, nbytes = verify_file(args.input, backend, progress, args.max_nbytes)
+    with _progress(args, _decoded_nbytes(args.input, backend) + _base_nbytes(args)) as progress:
+        stored_nbytes, nbytes = verify_file(args.input, backend, progress, args.max_nbytes, args.base)
     seconds = time.perf_counter() - start
     _say(args, f"{args.input}: good, {size_text(stored_nbytes)} -> {size_text(nbytes)}, {seconds:.1f} s", {
         "input": args.input, "good": True, "stored_nbytes": stored_nbytes, "nbytes": nbytes, "seconds": seconds, "backend": backend.name,
@@ -312,8 +338,30 @@ def _verify(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from wcodec.report import as_text, describe
 
-    with File(args.input, _backend(args)) as f, _progress(args, f.index.data_nbytes if args.bound else 0) as progress:
+    if args.explain:
+        return _explain(args)
+    if args.plot:
+        args.error("--plot needs --explain")
+    with File(args.input, _backend(args), base=args.base) as f, _progress(args, f.index.data_nbytes if args.bound else 0) as progress:
         report = {"file": args.input, **describe(f, args.bound, progress)}
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        for line in as_text(report):
+            print(line)
+    return DONE
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from wcodec.explain import as_text, explain_file, plot
+
+    with File(args.input, _backend(args), base=args.base) as f, _progress(args, f.index.data_nbytes) as progress:
+        report = {"file": args.input, **explain_file(f, progress)}
+    if args.plot:
+        try:
+            plot(report, args.plot)
+        except ImportError as e:
+            return _fail(str(e))
     if args.json:
         print(json.dumps(report, indent=1))
     else:

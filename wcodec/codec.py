@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 
@@ -21,12 +22,15 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
 from wcodec.backends.protocol import Checksums
+from wcodec.differences import BaseCheckpoint, BaseTensor, choose_difference, enlarged
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference import container
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.container import ByteSource, Index, TensorRecord
+from wcodec.reference.container import Base, ByteSource, Difference, Index, TensorRecord
+from wcodec.reference.differences import coded_dtype
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.plan import EncodeOptions, Planner, choose_geometry, chunks
+from wcodec.reference.plan_fast import has_grown, stored_raw
 from wcodec.reference.planes import Bytes, DType, Words, dtype_of
 from wcodec.reference.segments import SegmentPlan, SegmentTable, Status
 from wcodec.reference.tiles import Geometry
@@ -92,47 +96,34 @@ class Encoder:
 
     def __init__(self, options: EncodeOptions | None = None, backend: Backend | None = None) -> None:
         self.options, self.backend = options or EncodeOptions(), backend or get_backend()
-        self._rooms: list[_Room] = []
 
-    def start(self, stream: ByteSink, progress: Progress = ignore_progress) -> Writer:
-        """Begin a file on a binary stream, which need not be seekable."""
-        return Writer(stream, self.options, self.backend, progress)
+    def start(self, stream: ByteSink, progress: Progress = ignore_progress, base: BaseCheckpoint | None = None) -> Writer:
+        """Begin a file on a binary stream, which need not be seekable; of differences from a base, where these are smaller."""
+        return Writer(stream, self.options, self.backend, progress, base)
 
     def encode(self, array: NDArray[Any]) -> bytes:
         """One array as a file of one tensor with an empty name. See `encode`."""
-        try:
-            room = self._rooms.pop()  # not one that another thread is writing to
-        except IndexError:
-            room = _Room()
-        room.nbytes = 0
-        writer = self.start(room)
+        parts = _Parts()
+        writer = self.start(parts)
         writer.add("", array)
         writer.finish()
-        data = room.data[: room.nbytes].tobytes()
-        self._rooms.append(room)
-        return data
+        return b"".join(parts)
 
 
-class _Room:
-    """Memory to write to, kept for the next time: new pages cost more than a copy."""
+class _Parts(list[Any]):
+    """What was written, to be put together once: backends do not write again to a payload that someone holds."""
 
-    def __init__(self) -> None:
-        self.data, self.nbytes = np.empty(0, np.uint8), 0
-
-    def write(self, data: Any, /) -> None:
-        """Append bytes."""
-        start, end = self.nbytes, self.nbytes + len(data)
-        if end > self.data.size:
-            self.data = np.concatenate([self.data[:start], np.empty(max(end, 2 * self.data.size) - start, np.uint8)])
-        self.data[start:end] = np.frombuffer(data, np.uint8)
-        self.nbytes = end
+    write = list.append
 
 
 class Writer:
     """A file being written: `add` each tensor, then `finish`. Holds one chunk of words and the index in memory."""
 
-    def __init__(self, stream: ByteSink, options: EncodeOptions, backend: Backend, progress: Progress = ignore_progress) -> None:
-        self.stream, self.options, self.backend, self.progress = stream, options, backend, progress
+    def __init__(
+        self, stream: ByteSink, options: EncodeOptions, backend: Backend, progress: Progress = ignore_progress,
+        base: BaseCheckpoint | None = None,
+    ) -> None:  # fmt: skip
+        self.stream, self.options, self.backend, self.progress, self.base = stream, options, backend, progress, base
         self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
         self.offset = self._write(container.write_header())
 
@@ -168,10 +159,16 @@ class Writer:
         row_rank, geometry = choose_geometry(shape, dtype, self.options)
         if words.size != math.prod(shape) * dtype.words_per_element:
             raise EncodeError("bad_source", f"{words.size} words for shape {shape}", tensor=name)
+        matrix = words.reshape(geometry.rows, geometry.cols)
+        base = None if self.base is None else self.base.tensor(name, dtype, shape, geometry)
+        difference = Difference.NONE if base is None else choose_difference(matrix, base, dtype, self.options.prob_bits, self.backend)
+        if difference != Difference.NONE and self.options.segment is None and self.options.tile is None:
+            geometry = enlarged(geometry)
+        coded = coded_dtype(dtype, difference)
         crc, start = 0, self.offset
-        tables, crcs = [SegmentTable.zeros(0, dtype.n_planes)], [np.empty(0, np.uint32)]
+        tables, crcs = [SegmentTable.zeros(0, coded.n_planes)], [np.empty(0, np.uint32)]
         grid = list(chunks(geometry, dtype.word_nbytes))
-        plans = self._plans(words.reshape(geometry.rows, geometry.cols), geometry, dtype, grid)
+        plans = self._plans(matrix, geometry, coded, grid, base, difference)
         in_a_thread = len(grid) > 1 and self.backend.threads != 1  # coded while the next chunk is planned
         for segments, sums, nbytes in ahead(lambda chunk: self._code(*chunk), plans, int(in_a_thread)):
             tables.append(segments)
@@ -180,25 +177,52 @@ class Writer:
             self.progress(nbytes)
         record = TensorRecord(
             name, dtype, shape, row_rank, geometry, SegmentTable.concatenate(tables), np.concatenate(crcs),
-            start, self.offset - start, crc, dtype_name,
+            start, self.offset - start, crc, dtype_name, difference,
         )  # fmt: skip
         self.tensors.append(record)
         return record
 
-    def _plans(self, matrix: Words, geometry: Geometry, dtype: DType, grid: list[tuple[Ids, Ids]]) -> Iterator[tuple[SegmentPlan, Any]]:
-        """Plan and words of each chunk."""
-        for down, across in grid:
-            part, _ = geometry.select(down, across)
-            r, c = int(down[0]) * geometry.segment_rows, int(across[0]) * geometry.segment_cols
-            chunk = np.require(matrix[r : r + part.rows, c : c + part.cols], dtype.word_type, ["C", "A"])
-            words = self.backend.to_device(chunk)
-            yield self.planner.plan(words, part, dtype, self.backend), words
+    def add_duplicate(self, name: str, of: int) -> TensorRecord:
+        """Add a tensor that is in all but its name the one of that number, counted from 0. Costs a few bytes.
 
-    def _code(self, plan: SegmentPlan, words: Any) -> tuple[SegmentTable, Checksums, int]:
+        Raises
+        ------
+        EncodeError
+            ``bad_name``
+        """
+        self._check_name(name)
+        first = self.tensors[of]
+        of = of if first.duplicate_of is None else first.duplicate_of
+        record = replace(first, name=name, duplicate_of=of)
+        self.tensors.append(record)
+        self.progress(record.nbytes)
+        return record
+
+    def _plans(
+        self, matrix: Words, geometry: Geometry, dtype: DType, grid: list[tuple[Ids, Ids]], base: BaseTensor | None, difference: Difference
+    ) -> Iterator[tuple[SegmentPlan, Any, int | None]]:
+        """Plan and words of each chunk; for differences, these and the CRC-32 of the words before."""
+        backend, room = self.backend, np.empty(0, dtype.word_type)
+        for down, across in grid:
+            piece = rectangle(geometry, down, across)
+            chunk, crc = np.require(matrix[piece.rows, piece.cols], dtype.word_type, ["C", "A"]), None
+            words = backend.to_device(chunk)
+            if base is not None and difference != Difference.NONE:
+                room = room if room.size >= chunk.size else np.empty(chunk.size, dtype.word_type)
+                other = base.words(piece.rows, piece.cols, room[: chunk.size].reshape(chunk.shape))
+                words, crc = backend.subtract_base(words, backend.to_device(other), difference), backend.crc32(chunk)
+            yield self.planner.plan(words, piece.geometry, dtype, backend), words, crc
+
+    def _code(self, plan: SegmentPlan, words: Any, crc: int | None) -> tuple[SegmentTable, Checksums, int]:
         """Encode and write one chunk. Returns its segment table, checksums, and bytes before."""
         backend, geometry = self.backend, plan.geometry
         encoded, sums = backend.encode_with_checksums(plan, words)
         done = plan.encoded(encoded.n_units, encoded.n_patches)
+        if self.options.trusts_sample and (grown := has_grown(done)).any():
+            plan = stored_raw(plan, grown)
+            encoded, sums = backend.encode_with_checksums(plan, words)
+            done = plan.encoded(encoded.n_units, encoded.n_patches)
+        sums = sums if crc is None else sums._replace(words=crc)
         payload = backend.to_host(encoded.payload)
         if payload.nbytes != int(done.offsets[-1]):
             raise AssertionError(f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}")
@@ -237,7 +261,10 @@ class Writer:
             except UnicodeEncodeError:
                 raise EncodeError("bad_name", f"the metadata text {text!r} is not UTF-8") from None
         kind = None if source_header is None else container.SourceKind.SAFETENSORS
-        index = Index(self.tensors, self.planner.pool, metadata or {}, kind, source_header or b"")
+        base = None
+        if self.base is not None and any(t.difference for t in self.tensors):
+            base = Base(self.base.content_hash(), self.base.name.encode(errors="replace").decode())
+        index = Index(self.tensors, self.planner.pool, metadata or {}, kind, source_header or b"", base)
         self.offset += self._write(container.write_index(index, self.offset))
         return self.offset
 
@@ -340,7 +367,7 @@ class Decoder:
     def __init__(self, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
         self.backend, self.max_nbytes = backend or get_backend(), max_nbytes
         self._buffers = [np.empty(0, np.uint8)] * (CHUNK_BUFFERS + max(0, self.backend.at_once - 1))
-        self._turn = 0
+        self._turn, self._spares = 0, list[Bytes]()
 
     def read_index(self, source: ByteSource) -> Index:
         """Read and check all of a file but the payload.
@@ -350,7 +377,7 @@ class Decoder:
         DecodeError
             As `wcodec.reference.container.read_index`; ``resource_limit`` above `max_nbytes`.
         """
-        index = container.read_index(source)
+        index = container.read_index(source, self.backend.read_tables)
         if self.max_nbytes is not None and index.data_nbytes > self.max_nbytes:
             raise DecodeError("resource_limit", f"the tensors have {index.data_nbytes} bytes; the caller allows {self.max_nbytes}")
         return index
@@ -363,13 +390,17 @@ class Decoder:
             raise DecodeError("bad_range", f"this file holds {len(index.tensors)} tensors, not one: use load_file or open")
         return self.tensor(source, index.tensors[0], index.tables, out)
 
-    def tensor(self, source: ByteSource, t: TensorRecord, tables: TablePool, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    def tensor(
+        self, source: ByteSource, t: TensorRecord, tables: TablePool, out: NDArray[Any] | None = None, base: BaseTensor | None = None
+    ) -> NDArray[Any]:
         """A whole tensor, checked against its CRC-32.
 
         Parameters
         ----------
         out
             C-contiguous array of the tensor's shape and dtype to decode into; ``None`` for a new one.
+        base
+            The tensor that one with a difference differs from.
 
         Raises
         ------
@@ -377,6 +408,7 @@ class Decoder:
         ValueError
             `out` has another shape or dtype, or is not contiguous.
         """
+        _check_base(t, base)
         if out is None:
             with _memory(t.nbytes, t.name):
                 out = np.empty(t.shape, t.dtype.numpy)
@@ -385,9 +417,9 @@ class Decoder:
         matrix = out.reshape(-1).view(np.uint8).view(t.dtype.word_type).reshape(t.geometry.rows, t.geometry.cols)
         plan = t.plan(tables)
 
-        def decode(piece: _Rectangle) -> tuple[int, int]:
+        def decode(piece: Rectangle) -> tuple[int, int]:
             chunk = matrix[piece.rows, piece.cols]
-            return self.grid(source, t, plan, piece.down, piece.across, chunk), chunk.nbytes
+            return self.grid(source, t, plan, piece.down, piece.across, chunk, base), chunk.nbytes
 
         crc = 0
         for part, nbytes in ahead(decode, _rectangles(t, _TENSOR_NBYTES), self.backend.at_once):
@@ -395,14 +427,15 @@ class Decoder:
         check_tensor(t, crc)
         return out
 
-    def chunks(self, source: ByteSource, t: TensorRecord, tables: TablePool) -> Iterator[Words]:
+    def chunks(self, source: ByteSource, t: TensorRecord, tables: TablePool, base: BaseTensor | None = None) -> Iterator[Words]:
         """The words of a tensor in order, a chunk at a time. A chunk is overwritten `CHUNK_BUFFERS` chunks later. Raises as `tensor`."""
+        _check_base(t, base)
         crc, plan = 0, t.plan(tables)
 
-        def decode(piece: tuple[_Rectangle, Bytes]) -> tuple[int, Words]:
-            rectangle, buffer = piece
-            chunk = buffer.view(t.dtype.word_type).reshape(rectangle.shape)
-            return self.grid(source, t, plan, rectangle.down, rectangle.across, chunk), chunk
+        def decode(piece: tuple[Rectangle, Bytes]) -> tuple[int, Words]:
+            place, buffer = piece
+            chunk = buffer.view(t.dtype.word_type).reshape(place.shape)
+            return self.grid(source, t, plan, place.down, place.across, chunk, base), chunk
 
         pieces = ((r, self._buffer(math.prod(r.shape) * t.dtype.word_nbytes, t.name)) for r in _rectangles(t, _STREAM_NBYTES))
         for part, chunk in ahead(decode, pieces, self.backend.at_once):
@@ -419,7 +452,7 @@ class Decoder:
         return self._buffers[self._turn][:nbytes]
 
     def grid(
-        self, source: ByteSource, t: TensorRecord, whole: SegmentPlan, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
+        self, source: ByteSource, t: TensorRecord, whole: SegmentPlan, down: Ids, across: Ids, out: Words, base: BaseTensor | None = None
     ) -> int:
         """Decode the segments of some segment rows and columns into `out`, which they fill; reads no others. `whole` is the tensor's plan.
 
@@ -430,20 +463,73 @@ class Decoder:
         Raises
         ------
         DecodeError
-            ``bad_checksum`` of a segment, ``bad_stream``, ``bad_patch``, ``unsupported_coder``
+            ``bad_checksum`` of a segment, ``bad_stream``, ``bad_patch``, ``unsupported_coder``; ``bad_base``: it is missing.
         """
-        geometry, ids = t.geometry.select(down, across)
-        if ids.size == 0:
+        _check_base(t, base)
+        if down.size == 0 or across.size == 0:
             return 0
-        everything, backend = ids.size == t.geometry.n_segments, self.backend
-        plan = whole if everything else SegmentPlan(t.dtype, geometry, t.segments.take(ids), whole.tables)
-        starts = whole.offsets[:-1][ids] + t.payload_offset
-        payload, device = backend.to_device(_gather(source, starts, plan.offsets)), backend.target(out)
+        if (down.size, across.size) == t.geometry.grid:
+            plan, ids, starts = whole, np.arange(whole.n_elements.size), whole.offsets[:-1] + t.payload_offset
+            records = source.read(t.payload_offset, t.payload_nbytes)
+        else:
+            geometry, ids = t.geometry.select(down, across)
+            plan = SegmentPlan(t.coded_dtype, geometry, t.segments.take(ids), whole.tables)
+            starts = whole.offsets[:-1][ids] + t.payload_offset
+            records = _gather(source, starts, plan.offsets)
+        backend = self.backend
+        payload, device = backend.to_device(_aligned(records)), backend.target(out)
         status, sums = backend.decode_with_checksums(plan, payload, device)
         check_segments(t, ids, starts, status, sums.records)
+        crc = sums.words
+        if base is not None and t.difference != Difference.NONE:
+            with self._spare(out.nbytes, t.name) as room:
+                other = _base_words(t.geometry, down, across, base, room.view(out.dtype).reshape(out.shape))
+                crc = backend.add_base(device, backend.to_device(other), t.difference)
         if device is not out:
             backend.to_host(device, out)
-        return sums.words
+        return crc
+
+    @contextmanager
+    def _spare(self, nbytes: int, tensor: str) -> Iterator[Bytes]:
+        """Memory that nobody else uses meanwhile."""
+        try:
+            room = self._spares.pop()
+        except IndexError:
+            room = np.empty(0, np.uint8)
+        if room.size < nbytes:
+            with _memory(nbytes, tensor):
+                room = np.empty(nbytes, np.uint8)
+        yield room[:nbytes]
+        if room.size <= _TENSOR_NBYTES:
+            self._spares.append(room)
+
+
+def _check_base(t: TensorRecord, base: BaseTensor | None) -> None:
+    if t.difference != Difference.NONE and base is None:
+        raise DecodeError("bad_base", "the tensor is a difference from a base, which is not given", tensor=t.name)
+
+
+def _base_words(geometry: Geometry, down: Ids, across: Ids, base: BaseTensor, room: Words) -> Words:
+    """The base's words of some segment rows and columns: in `room`, or where they lie."""
+    runs_down = _runs(down, geometry.segment_rows, geometry.rows)
+    runs_across = _runs(across, geometry.segment_cols, geometry.cols)
+    if len(runs_down) == len(runs_across) == 1:
+        return base.words(runs_down[0], runs_across[0], room)
+    r = 0
+    for rows in runs_down:
+        height, c = rows.stop - rows.start, 0
+        for cols in runs_across:
+            width = cols.stop - cols.start
+            room[r : r + height, c : c + width] = base.words(rows, cols, np.empty((height, width), room.dtype))
+            c += width
+        r += height
+    return room
+
+
+def _runs(ids: Ids, size: int, total: int) -> list[slice]:
+    """Rows (or columns) of words of the runs of neighbours in ascending segment rows (or columns)."""
+    cuts = [0, *(np.flatnonzero(np.diff(ids) > 1) + 1).tolist(), ids.size]
+    return [slice(int(ids[a]) * size, min((int(ids[b - 1]) + 1) * size, total)) for a, b in pairwise(cuts)]
 
 
 def check_segments(t: TensorRecord, ids: Ids, starts: Ids, status: NDArray[np.uint8], crcs: NDArray[np.uint32]) -> None:
@@ -454,12 +540,12 @@ def check_segments(t: TensorRecord, ids: Ids, starts: Ids, status: NDArray[np.ui
     DecodeError
         ``bad_checksum``, ``bad_stream``, ``bad_patch``, ``unsupported_coder``
     """
-    wrong, bad = np.flatnonzero(crcs != t.segment_crc32[ids]), np.flatnonzero(status != Status.OK)
-    if wrong.size:
-        k = int(wrong[0])
+    wrong, bad = crcs != t.segment_crc32[ids], status != Status.OK.value
+    if wrong.any():
+        k = int(np.argmax(wrong))
         raise DecodeError("bad_checksum", f"the CRC-32 of segment {int(ids[k])} does not match", tensor=t.name, offset=int(starts[k]))
-    if bad.size:
-        k = int(bad[0])
+    if bad.any():
+        k = int(np.argmax(bad))
         code, message = _STATUS_ERRORS[Status(int(status[k]))]
         raise DecodeError(code, f"segment {int(ids[k])}: {message}", tensor=t.name, offset=int(starts[k]))
 
@@ -476,11 +562,12 @@ def check_tensor(t: TensorRecord, crc: int) -> None:
         raise DecodeError("bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name)
 
 
-class _Rectangle(NamedTuple):
-    """A chunk of a tensor: segment rows, segment columns, and the rectangle of words that they fill."""
+class Rectangle(NamedTuple):
+    """A chunk of a tensor: segment rows, segment columns, their geometry, and the rectangle of words that they fill."""
 
     down: Ids
     across: Ids
+    geometry: Geometry
     rows: slice
     cols: slice
 
@@ -509,24 +596,30 @@ def ahead(function: Callable[[S], T], items: Iterable[S], n: int) -> Iterator[T]
                 call.cancel()
 
 
-def _rectangles(t: TensorRecord, nbytes: int) -> Iterator[_Rectangle]:
+def rectangle(geometry: Geometry, down: Ids, across: Ids) -> Rectangle:
+    """What neighbouring segment rows and columns fill."""
+    part = geometry if (down.size, across.size) == geometry.grid else geometry.select(down, across)[0]
+    r, c = int(down[0]) * geometry.segment_rows, int(across[0]) * geometry.segment_cols
+    return Rectangle(down, across, part, slice(r, r + part.rows), slice(c, c + part.cols))
+
+
+def _rectangles(t: TensorRecord, nbytes: int) -> Iterator[Rectangle]:
     """Chunks of a tensor of about `nbytes` bytes."""
-    for down, across in chunks(t.geometry, t.dtype.word_nbytes, nbytes):
-        part, _ = t.geometry.select(down, across)
-        r, c = int(down[0]) * t.geometry.segment_rows, int(across[0]) * t.geometry.segment_cols
-        yield _Rectangle(down, across, slice(r, r + part.rows), slice(c, c + part.cols))
+    return (rectangle(t.geometry, down, across) for down, across in chunks(t.geometry, t.dtype.word_nbytes, nbytes))
 
 
 def _gather(source: ByteSource, starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> Bytes:
-    """The records that start at `starts` in a file, one behind another as `offsets` says; aligned to 16 bytes."""
+    """The records that start at `starts` in a file, one behind another as `offsets` says."""
     cut = np.flatnonzero(np.diff(starts) != np.diff(offsets)[:-1]) + 1
     bounds = [0, *cut.tolist(), starts.size]
     pieces = [source.read(int(starts[a]), int(offsets[b] - offsets[a])) for a, b in pairwise(bounds)]
-    payload = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    return payload if payload.ctypes.data % 16 == 0 else _aligned_copy(payload)
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def _aligned_copy(data: Bytes) -> Bytes:
+def _aligned(data: Bytes) -> Bytes:
+    """Bytes, in a place that is a multiple of 16."""
+    if data.ctypes.data % 16 == 0:
+        return data
     room = np.empty(data.size + 15, np.uint8)
     start = -room.ctypes.data % 16
     room[start : start + data.size] = data

@@ -2,7 +2,7 @@
 
     wcodec conformance --backend numba
     wcodec conformance --backend package.module:Class
-    wcodec conformance --command 'their-decoder {input} {output}'
+    wcodec conformance --command 'their-decoder {input} {output} {base}'
 
 The last line is ``214 passed, 0 failed, 0 not run``, with the numbers; the exit status is 0 only if the last two are 0.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -39,6 +40,10 @@ __all__ = ["Outcome", "Report", "main", "run"]
 SWEPT: Final = ("base_bytes", "base_records")  #: files whose prefixes and flips a program gets
 SAMPLE: Final = 32  #: prefixes, and flips, of each: a process apiece is slow
 TIMEOUT_S: Final = 60
+COMMAND_HELP: Final = (
+    "a program that decodes a file into its restored bytes, given the file that it holds differences from, or nothing; "
+    "without {base}, cases of differences are not run"
+)
 
 
 @dataclass(frozen=True)
@@ -108,20 +113,23 @@ class Command:
     ----------
     template
         Command line with ``{input}`` and ``{output}``: a file of the format, and where to write the restored stream,
-        `source_header` and the decoded tensors one behind another (R4.22).
+        `source_header` and the decoded tensors one behind another (R4.22). ``{base}`` is the file that the input holds
+        differences from, nothing if it holds none. Without it, cases that have a base cannot be run.
     """
 
     def __init__(self, template: str) -> None:
         self.template, self.words = template, shlex.split(template)
         if not any("{input}" in w for w in self.words) or not any("{output}" in w for w in self.words):
             raise ValueError(f"the command {template!r} lacks {{input}} or {{output}}")
+        self.takes_base = any("{base}" in w for w in self.words)
 
-    def decode(self, data: bytes) -> tuple[int, bytes | None]:
+    def decode(self, data: bytes, base: Path | None = None) -> tuple[int, bytes | None]:
         """Run the program. Returns its exit status and what it wrote, ``None`` if there is no output file."""
         with tempfile.TemporaryDirectory() as folder:
             source, output = Path(folder) / "input.wcodec", Path(folder) / "restored"
             source.write_bytes(data)
-            line = [w.replace("{input}", str(source)).replace("{output}", str(output)) for w in self.words]
+            places = {"{input}": str(source), "{output}": str(output), "{base}": str(base or "")}
+            line = [re.sub(r"\{(input|output|base)\}", lambda found: places[found[0]], w) for w in self.words]
             try:
                 done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False)
             except subprocess.TimeoutExpired:
@@ -138,7 +146,7 @@ def _is_refused(status: int, output: bytes | None) -> bool:
 
 
 def _check_command(case: Case, command: Command) -> None:
-    status, output = command.decode(case.data)
+    status, output = command.decode(case.data, case.base_path)
     refused = _is_refused(status, output)
     if case.expect == "reject":
         require(refused, f"a nonzero status ({case.row['code']})", "status 0")
@@ -168,7 +176,8 @@ def _sample(most: int, seed: int) -> list[int]:
 
 def _command_checks(vectors: Vectors, command: Command) -> Iterator[Check]:
     for case in vectors.cases:
-        yield Check(case.id, case.rules, partial(_check_command, case, command))
+        cannot = "the command has no {base}" if case.checkpoint and not command.takes_base else ""
+        yield Check(case.id, case.rules, partial(_check_command, case, command), cannot)
 
 
 def _command_sweeps(vectors: Vectors, command: Command) -> Iterator[Check]:
@@ -223,7 +232,7 @@ def run(
     start, vectors = time.perf_counter(), load(folder)
     plain, swept = checks_of(target, vectors)
     wanted = [select] if isinstance(select, str) else list(select)
-    chosen = [c for c in [*plain, *(swept if sweeps else [])] if any(w in c.id for w in wanted)]
+    chosen = [c for c in [*plain, *(swept if sweeps else [])] if any(w in c.id for w in wanted) and not c.cannot]
     left = {c.id for c in chosen}
     report = Report(target.template if isinstance(target, Command) else target.name)
     report.info = {} if isinstance(target, Command) else target.info()
@@ -231,7 +240,7 @@ def run(
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # for programs, whose start is slow; a backend has threads of its own
         outcomes = pool.map(_run_one, chosen) if isinstance(target, Command) else map(_run_one, chosen)
         report.outcomes = list(progress(outcomes, len(chosen)))
-    report.outcomes += [Outcome(c.id, c.rules, "not run", message="left out") for c in [*plain, *swept] if c.id not in left]
+    report.outcomes += [Outcome(c.id, c.rules, "not run", message=c.cannot or "left out") for c in [*plain, *swept] if c.id not in left]
     report.seconds = time.perf_counter() - start
     return report
 
@@ -257,7 +266,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="wcodec conformance", description="Run the conformance vectors against a backend or a program.")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--backend", default="auto", metavar="NAME", help="a backend by name, or as package.module:Class (default: auto)")
-    what.add_argument("--command", metavar="'PROGRAM {input} {output}'", help="a program that decodes a file into its restored bytes")
+    what.add_argument("--command", metavar="'PROGRAM {input} {output} {base}'", help=COMMAND_HELP)
     p.add_argument("--report", type=Path, metavar="OUT.json", help="write what came of each check")
     p.add_argument("--filter", default="", metavar="TEXT", help="run only checks whose id contains this; the others count as not run")
     p.add_argument("--no-sweeps", action="store_true", help="leave out the sweeps; they count as not run")
@@ -279,6 +288,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments.report.write_text(report.as_json() + "\n", encoding="utf-8")
     about = ", ".join(f"{k} {v}" for k, v in report.info.items())
     print(f"{report.target}{f' ({about})' if about else ''}: {report.vectors['cases']} vectors, {report.seconds:.1f} s")
+    for why, n in Counter(o.message for o in report.outcomes if o.outcome == "not run").items():
+        print(f"NOT RUN {n}: {why}")
     print(report.last_line)
     return 0 if report.good else 1
 

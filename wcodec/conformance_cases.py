@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.protocol import Backend
-from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.bases import CodedBase
+from wcodec.codec import Encoder
 from wcodec.conformance_recipes import make
 from wcodec.errors import DecodeError
-from wcodec.reference.container import Index, TensorRecord
+from wcodec.files import File
+from wcodec.reference.container import Difference, Index, TensorRecord
+from wcodec.reference.differences import subtract
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import DTYPES, DType
 
@@ -37,11 +40,12 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its id, the rules that it proves, and what to run."""
+    """One check: its id, the rules that it proves, and what to run; or why it cannot be run."""
 
     id: str
     rules: tuple[str, ...]
     run: Callable[[], None]
+    cannot: str = ""
 
 
 def require(holds: bool, expected: str, got: str) -> None:
@@ -62,6 +66,8 @@ class Case:
         All of the row.
     path
         Of the file.
+    checkpoint
+        The case whose file the decoder is given as the base of differences.
     """
 
     id: str
@@ -69,6 +75,7 @@ class Case:
     rules: tuple[str, ...]
     row: dict[str, Any]
     path: Path
+    checkpoint: Case | None = None
 
     @property
     def name(self) -> str:
@@ -82,6 +89,11 @@ class Case:
         require(sha256(data) == self.row["sha256"], f"{self.path.name} as the manifest has it", "another SHA-256: the vectors are damaged")
         return data
 
+    @property
+    def base_path(self) -> Path | None:
+        """The file of the base of differences."""
+        return None if self.checkpoint is None else self.checkpoint.path
+
     def words(self, i: int) -> NDArray[Any]:
         """Words of tensor `i`, flat, made by its recipe."""
         t = self.row["tensors"][i]
@@ -89,6 +101,13 @@ class Case:
         data = make(t["recipe"], t["nbytes"] // dtype.word_nbytes, dtype.word_nbytes)
         require(sha256(data) == t["sha256"], f"the recipe of tensor {t['name']!r} to give its bytes", "others")
         return np.frombuffer(data, dtype.word_type)
+
+    def coded_words(self, i: int, difference: Difference) -> NDArray[Any]:
+        """What is coded in place of the words of tensor `i` (R12.5)."""
+        if difference == Difference.NONE or self.checkpoint is None:
+            return self.words(i)
+        names = [t["name"] for t in self.checkpoint.row["tensors"]]
+        return subtract(self.words(i), self.checkpoint.words(names.index(self.row["tensors"][i]["name"])), difference)
 
     def dtype(self, i: int) -> DType:
         """Registry row of tensor `i`."""
@@ -124,7 +143,11 @@ def load(folder: Path | None = None) -> Vectors:
     """The vectors of a folder, or of this installation."""
     folder = folder or find_folder()
     rows = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["cases"]
-    return Vectors(folder, tuple(Case(r["id"], r["expect"], tuple(r["rules"]), r, folder / r["file"]) for r in rows))
+    cases = {r["id"]: Case(r["id"], r["expect"], tuple(r["rules"]), r, folder / r["file"]) for r in rows}
+    for id, case in cases.items():
+        if "base_checkpoint" in case.row:
+            cases[id] = replace(case, checkpoint=cases[case.row["base_checkpoint"]])
+    return Vectors(folder, tuple(cases.values()))
 
 
 def sha256(data: Any) -> str:
@@ -146,15 +169,18 @@ class Decoded:
         return self.index.source_header + b"".join(a.tobytes() for a in self.arrays)
 
 
-def decode(backend: Backend, data: bytes) -> Decoded:
-    """Decode all tensors of a file."""
-    decoder, source = Decoder(backend), BufferSource(data)
-    index = decoder.read_index(source)
-    return Decoded(index, [decoder.tensor(source, t, index.tables) for t in index.tensors])
+def decode(backend: Backend, data: bytes, base: Path | None = None) -> Decoded:
+    """Decode all tensors of a file, given the file of its base."""
+    with File(io.BytesIO(data), backend, base=base) as f:
+        return Decoded(f.index, [f.get_tensor(t.name) for t in f.index.tensors])
 
 
 def _described(t: TensorRecord, array: NDArray[Any]) -> dict[str, Any]:
     row = {"name": t.name, "dtype": t.dtype.name, "shape": list(array.shape), "nbytes": array.nbytes, "sha256": sha256(array.tobytes())}
+    if t.duplicate_of is not None:
+        row["duplicate_of"] = t.duplicate_of
+    elif t.difference != Difference.NONE:
+        row["difference"] = t.difference.name.lower()
     return row | ({"dtype_name": t.dtype_name} if t.dtype_name else {})
 
 
@@ -175,7 +201,7 @@ def compare(case: Case, decoded: Decoded) -> None:
 def check_decode(case: Case, backend: Backend) -> None:
     """Accepted, refused with the code, or either."""
     try:
-        decoded = decode(backend, case.data)
+        decoded = decode(backend, case.data, case.base_path)
     except DecodeError as e:
         due = {"accept": "the file to be decoded", "reject": str(case.row.get("code"))}.get(case.expect, e.code)
         require(e.code == due, due, str(e))
@@ -194,9 +220,13 @@ def options_of(row: dict[str, Any]) -> EncodeOptions:
 def check_encode(case: Case, backend: Backend) -> None:
     """The recipes' words, encoded with the options of the case, give the same file."""
     stream = io.BytesIO()
-    writer = Encoder(options_of(case.row["encode"]), backend).start(stream)
+    base = None if case.checkpoint is None else CodedBase(File(io.BytesIO(case.checkpoint.data), backend))
+    writer = Encoder(options_of(case.row["encode"]), backend).start(stream, base=base)
     for i, t in enumerate(case.row["tensors"]):
-        writer.add_words(t["name"], case.words(i), case.dtype(i), tuple(t["shape"]), t.get("dtype_name", ""))
+        if "duplicate_of" in t:
+            writer.add_duplicate(t["name"], t["duplicate_of"])
+        else:
+            writer.add_words(t["name"], case.words(i), case.dtype(i), tuple(t["shape"]), t.get("dtype_name", ""))
     header = case.row.get("source_header")
     writer.finish(case.row.get("metadata"), None if header is None else bytes.fromhex(header))
     got = stream.getvalue()

@@ -6,6 +6,7 @@ on the spot (corrupt payloads, histograms), ``wcodec.reference`` says what is du
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +22,15 @@ from wcodec.codec import BufferSource, Decoder
 from wcodec.conformance_cases import Case, Check, Decoded, Mismatch, Vectors, check_decode, check_encode, decode, require
 from wcodec.conformance_recipes import splitmix64
 from wcodec.errors import DecodeError
+from wcodec.files import File
 from wcodec.reference import segments as reference
 from wcodec.reference.checksums import crc32_each
-from wcodec.reference.container import TensorRecord
+from wcodec.reference.container import Difference, TensorRecord
+from wcodec.reference.differences import subtract
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.planes import DTYPES, Words
-from wcodec.reference.prediction import N_MODES
-from wcodec.reference.segments import SegmentPlan, SegmentTable, Status
+from wcodec.reference.prediction import MODES, N_MODES
+from wcodec.reference.segments import SegmentPlan, SegmentTable, Status, padded
 from wcodec.reference.tiles import Geometry
 
 Bytes = NDArray[np.uint8]
@@ -36,12 +39,17 @@ GUARD: Final = 64  #: bytes before and behind each array that a kernel gets
 CANARY: Final = 0xC5
 MOST_SEGMENTS: Final = 24  #: decoded one by one
 MOST_FLIPS: Final = 500  #: flipped bits of a payload
-FLIPPED: Final = ("base_bytes", "patches_5", "base_records", "base_deflated")  #: small files, one of each structure
+FLIPPED: Final = ("base_bytes", "patches_5", "base_records", "base_deflated", "base_extended")  #: small files, one of each structure
 CORRUPTED: Final = (  #: payloads of all kinds
     "base_bytes", "base_pairs", "base_tiles", "base_both_planes", "base_coders", "base_nibbles", "pairs_complex_patched",
-    "patches_5", "eight_planes", "mixed_layouts", "n_129_bytes",
+    "patches_5", "eight_planes", "mixed_layouts", "n_129_bytes", "base_contexts", "base_modes", "context_position_adst_left",
+    "context_scale_shared",
 )  # fmt: skip
-THREADED: Final = ("base_bytes", "base_pairs", "base_tiles", "mixed_layouts", "auto_bfloat16", "auto_int8", "many_tensors", "auto_tables")
+THREADED: Final = (
+    "base_bytes", "base_pairs", "base_tiles", "mixed_layouts", "auto_bfloat16", "auto_int8", "many_tensors", "auto_tables",
+    "modes_mixed", "context_plane_tiles", "context_scale_parts", "difference_mixed",
+)  # fmt: skip
+DCT_TOP: Final = 0x12  #: a mode
 
 
 # ---- arrays with guards ------------------------------------------------------------------------------------------------
@@ -84,7 +92,7 @@ class Guarded:
 def snapshot(plan: SegmentPlan) -> list[bytes]:
     """All arrays of a plan as bytes."""
     columns = [getattr(plan.segments, f.name) for f in fields(SegmentTable)]
-    return [a.tobytes() for a in (*columns, plan.fill, plan.modes) if a is not None]
+    return [a.tobytes() for a in (*columns, plan.fill, plan.modes, plan.scales) if a is not None]
 
 
 def decode_guarded(
@@ -123,46 +131,59 @@ def _payload(case: Case, t: TensorRecord) -> Bytes:
 
 
 def _matrix(case: Case, i: int, t: TensorRecord) -> Words:
-    return case.words(i).reshape(t.geometry.rows, t.geometry.cols)
+    """What is coded: the words, or their difference from the base's."""
+    return case.coded_words(i, t.difference).reshape(t.geometry.rows, t.geometry.cols)
 
 
 def check_kernels(case: Case, backend: Backend) -> None:
     """Every kernel on every tensor of a case."""
-    decoder, source = Decoder(backend), BufferSource(case.data)
-    index = decoder.read_index(source)
-    for i, t in enumerate(index.tensors):
-        plan, matrix, payload = t.plan(index.tables), _matrix(case, i, t), _payload(case, t)
-        for canary, shift in ((CANARY, 0), (0x3A, t.dtype.word_nbytes)):
-            status, words = decode_guarded(backend, plan, payload, canary, shift, checksums=shift > 0)
-            require(not status.any(), "status OK of all segments", str(status.tolist()[:20]))
-            require(bool((words == matrix).all()), f"the words of tensor {t.name!r}", "others")
-        crcs = backend.checksums(Guarded(backend, payload).array, plan.offsets)
-        require(crcs.tolist() == t.segment_crc32.tolist(), "the CRC-32s of the records", str(crcs.tolist()[:8]))
-        _check_parts(decoder, source, t, index.tables, matrix)
-        if "fill" in case.row["tensors"][i]:
-            _check_encode(backend, t, plan, payload, matrix, np.array(case.row["tensors"][i]["fill"], np.uint8))
-        _check_histograms(backend, t, matrix)
+    with File(io.BytesIO(case.data), backend, base=case.base_path) as f:
+        for i, t in enumerate(f.index.tensors):
+            if t.duplicate_of is None:
+                _check_tensor(case, i, t, f)
 
 
-def _check_parts(decoder: Decoder, source: BufferSource, t: TensorRecord, tables: TablePool, matrix: Words) -> None:
+def _check_tensor(case: Case, i: int, t: TensorRecord, f: File) -> None:
+    backend = f.decoder.backend
+    plan, matrix, payload = t.plan(f.index.tables), _matrix(case, i, t), _payload(case, t)
+    for canary, shift in ((CANARY, 0), (0x3A, t.dtype.word_nbytes)):
+        status, words = decode_guarded(backend, plan, payload, canary, shift, checksums=shift > 0)
+        require(not status.any(), "status OK of all segments", str(status.tolist()[:20]))
+        require(bool((words == matrix).all()), f"the words of tensor {t.name!r}", "others")
+    crcs = backend.checksums(Guarded(backend, payload).array, plan.offsets)
+    require(crcs.tolist() == t.segment_crc32.tolist(), "the CRC-32s of the records", str(crcs.tolist()[:8]))
+    _check_parts(f, t, case.words(i).reshape(matrix.shape))
+    if "fill" in case.row["tensors"][i]:
+        _check_encode(backend, t, plan, payload, matrix, np.array(case.row["tensors"][i]["fill"], np.uint8))
+    _check_histograms(case, backend, t, matrix)
+
+
+def _check_parts(f: File, t: TensorRecord, matrix: Words) -> None:
     """Single segments, and the whole in chunks."""
-    g = t.geometry
+    g, base = t.geometry, f.base_of(t)
     for k in range(0, g.n_segments, -(-g.n_segments // MOST_SEGMENTS)) if g.n_segments > 1 else ():
         rows, cols = g.rectangle(k)
         i, j = divmod(k, g.grid[1])
         out = np.full(matrix[rows, cols].shape, CANARY, t.dtype.word_type)
-        decoder.grid(source, t, t.plan(tables), np.array([i], np.int64), np.array([j], np.int64), out)
+        f.decoder.grid(f.source, t, t.plan(f.index.tables), np.array([i], np.int64), np.array([j], np.int64), out, base)
         require(bool((out == matrix[rows, cols]).all()), f"the words of segment {k} alone", "others")
-    parts = b"".join(part.tobytes() for part in decoder.chunks(source, t, tables))
+    parts = b"".join(part.tobytes() for part in f.chunks(t))
     require(parts == matrix.tobytes(), "the words in chunks", "others")
+
+
+def _pieces(payload: Bytes, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Bytes | None:
+    """Parts of a payload, one behind another; ``None`` if all are empty."""
+    parts = [payload[a : a + n] for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
+    return np.concatenate(parts) if any(p.size for p in parts) else None
 
 
 def _check_encode(backend: Backend, t: TensorRecord, plan: SegmentPlan, payload: Bytes, matrix: Words, fill: Bytes) -> None:
     """`encode_segments` after the plan that the file shows gives the payload of the file."""
     done = plan.segments
     s = replace(done, n_units=np.zeros_like(done.n_units), n_patches=np.zeros_like(done.n_patches))
-    modes = [payload[a : a + n] for a, n in zip(plan.offsets.tolist(), plan.modes_nbytes.tolist(), strict=False)]
-    todo = SegmentPlan(plan.dtype, plan.geometry, s, plan.tables, fill, np.concatenate(modes) if any(m.size for m in modes) else None)
+    modes = _pieces(payload, plan.offsets[:-1], plan.modes_nbytes)
+    scales = _pieces(payload, plan.offsets[:-1] + padded(plan.modes_nbytes), plan.scale_nbytes)
+    todo = SegmentPlan(plan.dtype, plan.geometry, s, plan.tables, fill, modes, scales)
     before = snapshot(todo)
     for shift in (0, t.dtype.word_nbytes):
         words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8), shift=shift)
@@ -180,25 +201,32 @@ def _check_encode(backend: Backend, t: TensorRecord, plan: SegmentPlan, payload:
         require(got.dtype == np.uint8 and got.tobytes() == payload.tobytes(), "the payload of the file", "another")
 
 
-def _check_histograms(backend: Backend, t: TensorRecord, matrix: Words) -> None:
-    """`histogram` of all modes, of windows, of some segments, against the reference."""
+def _modes(case: Case) -> list[int]:
+    """All modes; of cases that are not about transforms, one of each transform."""
+    k = zlib.crc32(case.id.encode()) % N_MODES
+    return [m for m in MODES if m < N_MODES or m % 16 == k or "Transform" in case.row["flags"]]
+
+
+def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Words) -> None:
+    """`histogram` of modes, of windows, of some segments, against the reference."""
     g, n = t.geometry, t.geometry.n_segments
     if n > 64:  # a few dozen segments show as much
         return
     some, last = np.arange(0, n, 2), t.dtype.word_nbytes - 1
-    calls: list[dict[str, Any]] = [{"mode": m} for m in range(N_MODES)] + [{"segments": some}, {"segments": some[:0]}]
-    calls += [{"planes": (0,)}, {"planes": (last,), "segments": some}, {"planes": (last,), "mode": 4}]
-    if t.dtype.has_pairs:
-        bases = (0,) if t.dtype.word_nbytes == 1 else (0, 110, 240)
+    calls: list[dict[str, Any]] = [{"mode": m} for m in _modes(case)] + [{"segments": some}, {"segments": some[:0]}]
+    calls += [{"planes": (0,)}, {"planes": (last,), "segments": some}, {"planes": (last,), "mode": DCT_TOP}]
+    dtype = t.coded_dtype
+    if dtype.has_pairs:
+        bases = (0,) if dtype.word_nbytes == 1 else (0, 110, 240)
         calls += [{"base": b, "fill": f} for b in bases for f in (0, 9)] + [{"base": 0, "fill": 15, "segments": some}]
         if not last:
             calls += [{"base": 0, "fill": 6, "planes": (p,)} for p in (0, 1)]
         else:
             calls += [{"base": 110, "fill": 3, "planes": p} for p in ((), (0,), (0, last))]
     words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8))
-    device = words.array.view(t.dtype.word_type).reshape(matrix.shape)
+    device = words.array.view(dtype.word_type).reshape(matrix.shape)
     for call in calls:
-        got, due = backend.histogram(device, g, t.dtype, **call), reference.histogram(matrix, g, t.dtype, **call)
+        got, due = backend.histogram(device, g, dtype, **call), reference.histogram(matrix, g, dtype, **call)
         words.unchanged("the words")
         require(got.dtype == np.int64 and got.shape == due.shape, f"histograms of int64 {due.shape}", f"{got.dtype} {got.shape}")
         if not np.array_equal(got, due):
@@ -236,6 +264,58 @@ def check_threads(vectors: Vectors, backend: Backend) -> None:
         jobs += [pool.submit(check_encode, c, backend) for c in cases if "encode" in c.row]
         for job in jobs:
             job.result()
+
+
+#: parts of the record of a file's first segment that are spoilt, and what its status is then: a stream of plane 0 comes before a
+#: tile mode, that before a stream that needs plane 0 for its contexts, all of them before a patch
+FAULTS: Final = (
+    ("base_modes", ("modes",), Status.BAD_TILE_MODE),
+    ("base_modes", ("plane 0",), Status.BAD_STREAM),
+    ("base_modes", ("plane 1",), Status.BAD_STREAM),
+    ("base_modes", ("modes", "plane 0"), Status.BAD_STREAM),
+    ("base_modes", ("modes", "plane 1"), Status.BAD_TILE_MODE),
+    ("base_modes", ("modes", "plane 0", "plane 1"), Status.BAD_STREAM),
+    ("base_contexts", ("patches",), Status.BAD_PATCH),
+    ("base_contexts", ("patches", "plane 0"), Status.BAD_STREAM),
+    ("base_contexts", ("patches", "plane 1"), Status.BAD_STREAM),
+    ("context_scale_parts", ("plane 1",), Status.BAD_STREAM),
+    ("context_scale_parts", ("patches", "plane 1"), Status.BAD_STREAM),
+)
+
+
+def check_faults(vectors: Vectors, backend: Backend) -> None:
+    """A segment with several faults has the status of the first one that a decoder meets."""
+    for name, parts, due in FAULTS:
+        case = vectors[f"accept/{name}"]
+        index = Decoder(backend).read_index(BufferSource(case.data))
+        plan, spoilt = index.tensors[0].plan(index.tables), _payload(case, index.tensors[0]).copy()
+        starts = {f"plane {p}": int(plan.plane_offsets[p, 0]) for p in range(plan.dtype.n_planes)}
+        starts |= {"modes": int(plan.offsets[0]), "patches": int(plan.patch_offsets[0])}
+        for part in parts:
+            spoilt[starts[part] : starts[part] + 4] = 255  # no start state that leads to the end, no mode, no index
+        status, _ = decode_guarded(backend, plan, spoilt)
+        require(status[0] == due, f"status {due.name} of {name} with other {', '.join(parts)}", str(status[0]))
+        require(not status[1:].any(), "status OK of the other segments", str(status.tolist()))
+
+
+def check_differences(backend: Backend) -> None:
+    """`subtract_base` and `add_base` are as the reference has them, and each other's inverse."""
+    for nbytes in (1, 2, 4, 8):
+        words, base = (splitmix64(seed, 35 * 8 // nbytes).view(f"<u{nbytes}")[: 35 * 8].reshape(35, -1) for seed in (1, 2))
+        base[::3] = words[::3]
+        base[1::3] = words[1::3] + base.dtype.type(1)
+        for difference in (Difference.XOR, Difference.MINUS):
+            given = [Guarded(backend, np.frombuffer(a.tobytes(), np.uint8), shift=nbytes) for a in (words, base)]
+            devices = [g.array.view(words.dtype).reshape(words.shape) for g in given]
+            coded = backend.subtract_base(devices[0], devices[1], difference)
+            due = subtract(words, base, difference)
+            require(np.array_equal(backend.to_host(coded), due), f"{difference.name} of words of {nbytes} bytes", "others")
+            room = Guarded(backend, np.frombuffer(due.tobytes(), np.uint8), shift=nbytes)
+            crc = backend.add_base(room.array.view(words.dtype).reshape(words.shape), devices[1], difference)
+            require(room.content("the words").tobytes() == words.tobytes(), f"the words, from {difference.name}", "others")
+            require(crc == zlib.crc32(words.tobytes()), "the CRC-32 of the words", str(crc))
+            for g in given:
+                g.unchanged("the words and the base")
 
 
 def check_limit(vectors: Vectors, backend: Backend) -> None:
@@ -320,6 +400,8 @@ def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
             yield Check(f"kernels/{case.name}", case.rules, partial(check_kernels, case, backend))
     yield Check("duty/empty_input", ("R6.4",), partial(check_empty, backend))
     yield Check("duty/threads", (), partial(check_threads, vectors, backend))
+    yield Check("duty/faults", ("R13.1",), partial(check_faults, vectors, backend))
+    yield Check("duty/differences", ("R12.5",), partial(check_differences, backend))
     yield Check("duty/max_nbytes", ("R13.2",), partial(check_limit, vectors, backend))
 
 

@@ -19,6 +19,7 @@ DECODE_CODES: Final[dict[str, str]] = {
     "bad_stream": "malformed: a rANS stream does not end in its final state with every word consumed",
     "bad_patch": "malformed: a patch lies outside its segment or out of order",
     "bad_name": "malformed: a name or text is not UTF-8, or a name occurs twice",
+    "bad_base": "base: the checkpoint that the file holds differences from is not given, or is another one",
     "unsupported_version": "unsupported: the file has a format version that this decoder does not know",
     "unsupported_record": "unsupported: a must-understand record of a type that this decoder does not know",
     "unsupported_coder": "unsupported: a coder, layout, dtype or order id that is reserved for later versions",

@@ -1,21 +1,18 @@
 """Files: `save_file`, `load_file` and `open` as in safetensors, and whole checkpoints to and fro.
 
-Outputs are atomic: written under a temporary name beside the target, renamed when whole.
+Outputs are atomic; see `wcodec.outputs`.
 """
 
 from __future__ import annotations
 
 import builtins
 import contextlib
-import errno
-import math
 import mmap
 import os
-import secrets
 import shutil
-from collections import deque
+import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -23,114 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import CHUNK_BUFFERS, BufferSource, Decoder, Encoder, Progress, StreamSource, ignore_progress
-from wcodec.errors import DecodeError
-from wcodec.reference.container import ByteSource, Index, TensorRecord
+from wcodec.bases import CodedBase, OpenBase, SafetensorsBase
+from wcodec.codec import BufferSource, Decoder, Encoder, Progress, StreamSource, ignore_progress, words_of
+from wcodec.differences import BaseTensor
+from wcodec.duplicates import Duplicates
+from wcodec.errors import DecodeError, EncodeError
+from wcodec.outputs import AnyPath, WriteBehind, atomic_output, map_file
+from wcodec.reference.container import MAGIC, ByteSource, Difference, Index, TensorRecord
 from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.planes import DType, Words
+from wcodec.slices import flat_ids, picks_of, touched
 from wcodec.sources import read_safetensors_header, write_safetensors_header
 
-AnyPath = str | os.PathLike[str]
-
-_BUFFERED: Final = 1 << 20
-_RESERVED: Final = 1 << 24  #: files of fewer bytes take room as they grow
-_unfinished: Final[set[Path]] = set()  #: temporary files of outputs
-
-
-@contextlib.contextmanager
-def _named(temporary: Path, target: Path) -> Iterator[None]:
-    """Errors about the temporary file name the target: that is the name that the caller knows."""
-    try:
-        yield
-    except OSError as e:
-        if e.filename == str(temporary):
-            e.filename = str(target)
-        raise
-
-
-def reserve(f: BinaryIO, nbytes: int) -> None:
-    """Take room for a file on the disk, if that is worth it and the file system can.
-
-    Raises
-    ------
-    OSError
-        The disk is full.
-    """
-    if nbytes < _RESERVED or not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(f.fileno(), 0, nbytes)
-    except OSError as e:
-        if e.errno == errno.ENOSPC:
-            raise
-
-
-@contextlib.contextmanager
-def atomic_output(path: AnyPath, nbytes: int = 0) -> Iterator[BinaryIO]:
-    """Binary file that appears under `path` only if the block ends without an exception.
-
-    Room for `nbytes` bytes is taken on the disk at once, where the file system can: writing is faster then. What is not used is
-    given back.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
-    _unfinished.add(temporary)
-    try:
-        with _named(temporary, target), builtins.open(temporary, "xb", buffering=_BUFFERED) as f:
-            reserve(f, nbytes)
-            yield f
-            f.flush()
-            if os.fstat(f.fileno()).st_size > f.tell():
-                f.truncate()
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
-    finally:
-        _unfinished.discard(temporary)
-
-
-def remove_unfinished() -> None:
-    """Remove what outputs of this process have been written so far, when it is about to end at once."""
-    for temporary in tuple(_unfinished):
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-class WriteBehind:
-    """Writes to a file in a thread of its own, in order, while the caller makes what comes next.
-
-    Use as a context; it ends when all is written. What is given to `write` must not change before `CHUNK_BUFFERS` more writes.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._pending = stream, deque[Future[int]]()
-        self._thread = ThreadPoolExecutor(1, "wcodec-write")
-
-    def write(self, data: Any) -> int:
-        """Write later. Raises what an earlier write has raised."""
-        while len(self._pending) >= CHUNK_BUFFERS - 1:
-            self._pending.popleft().result()
-        self._pending.append(self._thread.submit(self._stream.write, data))
-        return len(data)
-
-    def __enter__(self) -> WriteBehind:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            while kind is None and self._pending:
-                self._pending.popleft().result()
-        finally:
-            self._thread.shutdown(cancel_futures=True)
-
-
-def map_file(path: AnyPath) -> Any:
-    """The bytes of a file, mapped for reading; ``b""`` for an empty one, which cannot be mapped."""
-    with builtins.open(path, "rb") as f:
-        if os.fstat(f.fileno()).st_size == 0:
-            return b""
-        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
 
 
 # ---- arrays to and from files ----------------------------------------------------------------------------------------------
@@ -139,8 +41,9 @@ def save_file(
     path: AnyPath,
     metadata: dict[str, str] | None = None,
     options: EncodeOptions | None = None,
+    base: AnyPath | None = None,
 ) -> int:
-    """Write arrays to a ``.wcodec`` file.
+    """Write arrays to a ``.wcodec`` file. Arrays that are the same are stored once.
 
     Parameters
     ----------
@@ -150,6 +53,9 @@ def save_file(
         Texts to keep with them.
     options
         See `EncodeOptions`.
+    base
+        A ``.wcodec`` or safetensors file: arrays of which it has one of the same name, dtype and shape are stored as what they
+        differ in, where that is smaller. To read them, it is needed again.
 
     Returns
     -------
@@ -158,28 +64,45 @@ def save_file(
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``, ``bad_name``, ``resource_limit``; nothing is left behind.
+        ``unsupported_dtype``, ``bad_name``, ``resource_limit``; ``bad_option``: `path` is the base. Nothing is left behind.
+    DecodeError
+        The base is not well-formed.
     """
     encoder = Encoder(options)
-    with atomic_output(path) as f:
-        writer = encoder.start(f)
+    with _base_for(path, base, encoder.backend) as other, atomic_output(path) as f:
+        writer, seen = encoder.start(f, base=other), Duplicates()
         for name, array in tensors.items():
-            writer.add(name, array)
+            whole = np.asarray(array)
+            dtype, words = words_of(whole)
+            of = seen.find(words, dtype, whole.shape, "", partial(_words, whole))
+            if of is None:
+                writer.add_words(name, words, dtype, whole.shape)
+            else:
+                writer.add_duplicate(name, of)
         return writer.finish(metadata)
 
 
-def load_file(path: AnyPath) -> dict[str, NDArray[Any]]:
+def _words(array: NDArray[Any]) -> Words:
+    return words_of(array)[1]
+
+
+def load_file(path: AnyPath, base: AnyPath | None = None) -> dict[str, NDArray[Any]]:
     """All arrays of a ``.wcodec`` file by name, in the file's order.
+
+    Parameters
+    ----------
+    base
+        See `open`.
 
     Raises
     ------
     DecodeError
     """
-    with open(path) as f:
+    with open(path, base=base) as f:
         return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
 
 
-def open(file: AnyPath | BinaryIO, backend: Backend | None = None) -> File:
+def open(file: AnyPath | BinaryIO, backend: Backend | None = None, base: AnyPath | None = None) -> File:
     """Open a ``.wcodec`` file for reading; only the index is read now.
 
     Parameters
@@ -188,6 +111,9 @@ def open(file: AnyPath | BinaryIO, backend: Backend | None = None) -> File:
         A path, which is mapped, or a seekable binary file object, such as one of ``fsspec``.
     backend
         ``None`` for the one of `wcodec.get_backend`.
+    base
+        The ``.wcodec`` or safetensors file that the file holds differences from, if it does; ``None`` for the one beside it that is
+        called as the base was. It is opened when a tensor needs it.
 
     Raises
     ------
@@ -198,14 +124,28 @@ def open(file: AnyPath | BinaryIO, backend: Backend | None = None) -> File:
     >>> with wcodec.open("model.wcodec") as f:
     ...     rows = f.get_slice("embed.weight")[:64]
     """
-    return File(file, backend)
+    return File(file, backend, base=base)
 
 
 class File:
-    """An open ``.wcodec`` file; see `open`."""
+    """An open ``.wcodec`` file; see `open`.
 
-    def __init__(self, file: AnyPath | BinaryIO, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
-        self._mapped = map_file(file) if isinstance(file, str | os.PathLike) else None
+    Parameters
+    ----------
+    max_nbytes
+        Refuse a file whose tensors have more bytes than that.
+    depth
+        How many files have this one as their base, or as its base, and so on.
+    """
+
+    def __init__(
+        self, file: AnyPath | BinaryIO, backend: Backend | None = None, max_nbytes: int | None = None, base: AnyPath | None = None,
+        depth: int = 0,
+    ) -> None:  # fmt: skip
+        self._path = Path(file) if isinstance(file, str | os.PathLike) else None
+        self._base_path, self._lock, self._depth = base, threading.Lock(), depth
+        self._base: OpenBase | None = None
+        self._mapped = None if self._path is None else map_file(self._path)
         self.source: ByteSource = StreamSource(file) if self._mapped is None else BufferSource(self._mapped)  # type: ignore[arg-type]
         self.decoder = Decoder(backend, max_nbytes)
         try:
@@ -222,7 +162,10 @@ class File:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file. Arrays that were read stay."""
+        """Let go of the file and its base. Arrays that were read stay."""
+        if self._base is not None:
+            self._base.close()
+            self._base = None
         self.source = BufferSource(b"")
         if isinstance(self._mapped, mmap.mmap):
             with contextlib.suppress(BufferError):  # something still looks at it: the last one to go unmaps it
@@ -236,6 +179,27 @@ class File:
     def metadata(self) -> dict[str, str]:
         """Texts kept with the tensors."""
         return dict(self.index.metadata)
+
+    @property
+    def name(self) -> str:
+        """What the file is called; empty of a file object."""
+        return "" if self._path is None else self._path.name
+
+    def reopen(self) -> BinaryIO:
+        """The file, open for reading by calls; of a file object, none.
+
+        Raises
+        ------
+        OSError
+        """
+        if self._path is None:
+            raise FileNotFoundError("the file has no path")
+        return builtins.open(self._path, "rb", buffering=0)
+
+    def find(self, name: str, dtype: DType, shape: tuple[int, ...]) -> TensorRecord | None:
+        """The tensor of this name, dtype and shape, or the one that it duplicates."""
+        t = self._by_name.get(name)
+        return None if t is None or (t.dtype, t.shape) != (dtype, shape) else self.original(t)
 
     def record(self, name: str) -> TensorRecord:
         """What the index says of a tensor.
@@ -253,7 +217,8 @@ class File:
         ------
         KeyError, DecodeError
         """
-        return self.decoder.tensor(self.source, self._by_name[name], self.index.tables, out)
+        t = self.original(self._by_name[name])
+        return self.decoder.tensor(self.source, t, self.index.tables, out, self.base_of(t))
 
     def get_slice(self, name: str) -> Slice:
         """A tensor to take parts of: ``f.get_slice(name)[r0:r1, c0:c1]``.
@@ -262,7 +227,7 @@ class File:
         ------
         KeyError
         """
-        return Slice(self, self._by_name[name])
+        return Slice(self, self.original(self._by_name[name]))
 
     def restored(self, raw: bool = False) -> Iterator[Any]:
         """The original file, a piece at a time: its header, then the tensors (spec: R4.22).
@@ -280,8 +245,72 @@ class File:
         made = self.index.source_kind is None and not raw
         yield write_safetensors_header(self.index.tensors, self.index.metadata) if made else self.index.source_header
         for t in self.index.tensors:
-            for chunk in self.decoder.chunks(self.source, t, self.index.tables):
+            for chunk in self.chunks(t):
                 yield chunk.reshape(-1).view(np.uint8).data
+
+    def chunks(self, t: TensorRecord) -> Iterator[Words]:
+        """The words of a tensor in order; see `Decoder.chunks`."""
+        t = self.original(t)
+        return self.decoder.chunks(self.source, t, self.index.tables, self.base_of(t))
+
+    # ---- duplicates and differences
+    def original(self, t: TensorRecord) -> TensorRecord:
+        """The tensor itself, or the one that it duplicates."""
+        while t.duplicate_of is not None:
+            t = self.index.tensors[t.duplicate_of]
+        return t
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether tensors are differences from a base."""
+        return any(t.difference for t in self.index.tensors)
+
+    def base(self, progress: Progress = ignore_progress) -> OpenBase:
+        """The checkpoint that tensors differ from, opened and checked the first time.
+
+        Raises
+        ------
+        DecodeError
+            ``bad_base``: it is not there, or not the one whose content hash the file names.
+        OSError
+        """
+        with self._lock:
+            if self._base is None:
+                self._base = self._open_base(progress)
+            return self._base
+
+    def _open_base(self, progress: Progress) -> OpenBase:
+        wanted = self.index.base
+        if wanted is None:
+            raise DecodeError("bad_base", "the file has no base")
+        if self._depth >= MAX_BASES:
+            raise DecodeError("bad_base", f"more than {MAX_BASES} checkpoints, each a difference from the next")
+        path = self._hinted(wanted.name) if self._base_path is None else Path(self._base_path)
+        base = open_base(path, self.decoder.backend, progress, self._depth + 1)
+        found = base.content_hash()
+        if found != wanted.sha256:
+            base.close()
+            wants = f"the file holds differences from {wanted.name!r} with {wanted.sha256.hex()[:16]}"
+            raise DecodeError("bad_base", f"{path} has the content hash {found.hex()[:16]}; {wants}: name that one (--base)")
+        return base
+
+    def _hinted(self, name: str) -> Path:
+        """The file that is called as the base was, beside this one. The name is a stranger's: no path."""
+        if self._path is not None and Path(name).name == name and not set("/\\\0") & set(name):
+            with contextlib.suppress(OSError):  # such as of a name that is too long
+                if (path := self._path.parent / name).is_file():
+                    return path
+        raise DecodeError("bad_base", f"the file holds differences from {name!r}, which is not beside it: name the base (--base)")
+
+    def base_of(self, t: TensorRecord) -> BaseTensor | None:
+        """What a tensor that is no duplicate differs from, if it is a difference. Raises as `base`."""
+        if t.difference == Difference.NONE:
+            return None
+        base = self.base()
+        found = base.tensor(t.name, t.dtype, t.shape, t.geometry)
+        if found is None:
+            raise DecodeError("bad_base", f"the base {base.name!r} has no tensor of this name, dtype and shape", tensor=t.name)
+        return found
 
 
 class Slice:
@@ -311,67 +340,58 @@ class Slice:
         DecodeError
         """
         t = self._record
-        picks = _picks(index, t.shape)
+        picks = picks_of(index, t.shape)
         shape = tuple(len(p) for p in picks if isinstance(p, range))
-        rows = _flat_ids(picks[: t.row_rank], t.shape[: t.row_rank])
-        cols = _flat_ids(picks[t.row_rank :], t.shape[t.row_rank :])
+        rows = flat_ids(picks[: t.row_rank], t.shape[: t.row_rank])
+        cols = flat_ids(picks[t.row_rank :], t.shape[t.row_rank :])
         if rows.size == 0 or cols.size == 0:
             return np.empty(shape, t.dtype.numpy)
         n = t.dtype.words_per_element
         cols = (cols[:, None] * n + np.arange(n)).reshape(-1)
-        down, row_at = _touched(rows, t.geometry.segment_rows, t.geometry.rows)
-        across, col_at = _touched(cols, t.geometry.segment_cols, t.geometry.cols)
+        down, row_at = touched(rows, t.geometry.segment_rows, t.geometry.rows)
+        across, col_at = touched(cols, t.geometry.segment_cols, t.geometry.cols)
         part, _ = t.geometry.select(down, across)
         grid = np.empty((part.rows, part.cols), t.dtype.word_type)
-        self._file.decoder.grid(self._file.source, t, t.plan(self._file.index.tables), down, across, grid)
+        file = self._file
+        file.decoder.grid(file.source, t, t.plan(file.index.tables), down, across, grid, file.base_of(t))
         words = np.ascontiguousarray(grid[row_at][:, col_at])
         return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
 
 
-def _picks(index: Any, shape: tuple[int, ...]) -> list[range | int]:
-    """An index, brought to one integer or range for each dimension."""
-    parts = list(index) if isinstance(index, tuple) else [index]
-    dots = [i for i, p in enumerate(parts) if p is Ellipsis]
-    if len(dots) > 1:
-        raise IndexError("an index can only have a single ellipsis ('...')")
-    if len(parts) - len(dots) > len(shape):
-        raise IndexError(f"too many indices: the tensor has {len(shape)} dimensions")
-    at = dots[0] if dots else len(parts)
-    parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + len(dots))
-    picks: list[range | int] = []
-    for part, n in zip(parts, shape, strict=True):
-        if isinstance(part, slice):
-            picks.append(range(n)[part])
-        elif hasattr(part, "__index__") and not isinstance(part, bool | np.ndarray):
-            try:
-                picks.append(range(n)[part])
-            except IndexError:
-                raise IndexError(f"index {part} is out of bounds for a dimension of size {n}") from None
-        else:
-            raise TypeError(f"indices are integers, slices and '...', not {type(part).__name__}")
-    return picks
+# ---- bases -----------------------------------------------------------------------------------------------------------------
+def open_base(path: AnyPath, backend: Backend, progress: Progress = ignore_progress, depth: int = 1) -> OpenBase:
+    """Open a checkpoint that others are coded as differences from.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_base``: neither a ``.wcodec`` nor a safetensors file.
+    OSError
+    """
+    data = map_file(path)
+    try:
+        if data[: len(MAGIC)] == MAGIC:
+            return CodedBase(File(path, backend, depth=depth))
+        return SafetensorsBase(Path(path).name, data, backend, progress)
+    except EncodeError as e:
+        raise DecodeError("bad_base", f"the base {path} is no .wcodec file, and {e.message}", tensor=e.tensor) from None
+    except DecodeError as e:
+        raise DecodeError(e.code, f"in the base {path}: {e.message}", tensor=e.tensor, offset=e.offset) from None
 
 
-def _flat_ids(picks: list[range | int], shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Raster ids of the elements that `picks` takes out of dimensions `shape`."""
-    ids = np.zeros(1, np.int64)
-    for i, pick in enumerate(picks):
-        r = pick if isinstance(pick, range) else range(pick, pick + 1)
-        along = np.arange(r.start, r.stop, r.step, dtype=np.int64) * math.prod(shape[i + 1 :])
-        ids = (ids[:, None] + along).reshape(-1)
-    return ids
-
-
-def _touched(ids: NDArray[np.int64], size: int, total: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | slice]:
-    """Segment rows (or columns) that hold `ids`, ascending, and where the ids lie in them once they are put together."""
-    of = ids // size
-    segments = np.unique(of)
-    sizes = np.minimum(size, total - segments * size)
-    before = np.cumsum(sizes) - sizes
-    at = ids - of * size + before[np.searchsorted(segments, of)]
-    if at.size and (np.diff(at) == 1).all():
-        return segments, slice(int(at[0]), int(at[-1]) + 1)
-    return segments, at
+@contextlib.contextmanager
+def _base_for(target: AnyPath, path: AnyPath | None, backend: Backend, progress: Progress = ignore_progress) -> Iterator[OpenBase | None]:
+    """The base of a file that is about to be written."""
+    if path is None:
+        yield None
+        return
+    if os.path.exists(target) and os.path.samefile(path, target):
+        raise EncodeError("bad_option", f"the output would replace the base {path}")
+    base = open_base(path, backend, progress)
+    try:
+        yield base
+    finally:
+        base.close()
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------------------------
@@ -381,8 +401,14 @@ def encode_file(
     options: EncodeOptions | None = None,
     backend: Backend | None = None,
     progress: Progress = ignore_progress,
+    base: AnyPath | None = None,
 ) -> tuple[int, int]:
     """Encode a safetensors file; `decode_file` restores it byte for byte.
+
+    Parameters
+    ----------
+    base
+        As of `save_file`.
 
     Returns
     -------
@@ -391,17 +417,23 @@ def encode_file(
     Raises
     ------
     EncodeError
-        ``bad_source``: not a well-formed safetensors file. Nothing is left behind.
+        ``bad_source``: not a well-formed safetensors file. ``bad_option``: `target` is the base. Nothing is left behind.
+    DecodeError
+        The base is not well-formed.
     """
     data = map_file(source)
     view = memoryview(data)
     header = read_safetensors_header(view)
-    encoder = Encoder(options, backend)
-    with atomic_output(target) as stream, WriteBehind(stream) as f:
-        writer = encoder.start(f, progress)
+    encoder, seen = Encoder(options, backend), Duplicates()
+    with _base_for(target, base, encoder.backend, progress) as other, atomic_output(target) as stream, WriteBehind(stream) as f:
+        writer = encoder.start(f, progress, other)
         for t in header.tensors:
             words = np.frombuffer(view[t.start : t.stop], t.dtype.word_type)
-            writer.add_words(t.name, words, t.dtype, t.shape, t.dtype_name)
+            of = seen.find(words, t.dtype, t.shape, t.dtype_name, partial(np.frombuffer, view[t.start : t.stop], t.dtype.word_type))
+            if of is None:
+                writer.add_words(t.name, words, t.dtype, t.shape, t.dtype_name)
+            else:
+                writer.add_duplicate(t.name, of)
         return len(data), writer.finish(header.metadata, header.raw)
 
 
@@ -412,6 +444,7 @@ def decode_file(
     progress: Progress = ignore_progress,
     max_nbytes: int | None = None,
     raw: bool = False,
+    base: AnyPath | None = None,
 ) -> tuple[int, int]:
     """Restore the file that `encode_file` read; from one that `save_file` wrote, a safetensors file of its arrays.
 
@@ -421,6 +454,8 @@ def decode_file(
         Refuse files whose tensors decode to more bytes than that.
     raw
         From a file that `save_file` wrote, the bytes of its tensors alone.
+    base
+        As of `open`.
 
     Returns
     -------
@@ -431,7 +466,9 @@ def decode_file(
     DecodeError
         Nothing is left behind. ``resource_limit``: the disk has not the room.
     """
-    with File(source, backend, max_nbytes) as f:
+    with File(source, backend, max_nbytes, base) as f:
+        if f.needs_base:
+            f.base(progress)
         room = shutil.disk_usage(Path(target).absolute().parent).free
         if f.index.data_nbytes > room:
             raise DecodeError("resource_limit", f"the tensors have {f.index.data_nbytes} bytes; the disk has room for {room}")
@@ -445,8 +482,9 @@ def decode_file(
 
 
 def verify_file(
-    source: AnyPath, backend: Backend | None = None, progress: Progress = ignore_progress, max_nbytes: int | None = None
-) -> tuple[int, int]:
+    source: AnyPath, backend: Backend | None = None, progress: Progress = ignore_progress, max_nbytes: int | None = None,
+    base: AnyPath | None = None,
+) -> tuple[int, int]:  # fmt: skip
     """Decode all of a file and check every checksum, keeping nothing.
 
     Returns
@@ -457,7 +495,9 @@ def verify_file(
     ------
     DecodeError
     """
-    with File(source, backend, max_nbytes) as f:
+    with File(source, backend, max_nbytes, base) as f:
+        if f.needs_base:
+            f.base(progress)
         total = 0
         for piece in f.restored():
             total += len(piece)

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.codec import Progress, ignore_progress
+from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.reference.container import TensorRecord, write_tables
+from wcodec.reference.entropy import ContextKind
 from wcodec.reference.planes import Layout
-from wcodec.reference.prediction import N_MODES, PER_TILE, Mode
-from wcodec.reference.segments import Coder
+from wcodec.reference.prediction import MODES, PER_TILE, mode_name
+from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tiles import Geometry
 
 _COUNT_WORDS: Final = 1 << 20  #: words of one histogram: independent of the file's segments, which may be tiny
@@ -35,28 +37,44 @@ def describe(file: File, bound: bool = True, progress: Progress = ignore_progres
     ------
     DecodeError
     """
-    index = file.index
-    tensors = [describe_tensor(file, t, bound, progress) for t in index.tensors]
+    index, base = file.index, file.index.base
+    there = not bound or base_is_there(file)
+    tensors = [describe_tensor(file, t, bound and (there or not t.difference), progress) for t in index.tensors]
     return {
         "format": "{}.{}".format(*index.version),
         "backend": file.decoder.backend.name,
         "nbytes": index.data_nbytes + len(index.source_header),
         "stored_nbytes": index.file_nbytes,
-        "payload_nbytes": sum(t.payload_nbytes for t in index.tensors),
+        "payload_nbytes": sum(t["stored_nbytes"] for t in tensors),
         "index_nbytes": index.index_nbytes,
         "source": None if index.source_kind is None else "safetensors",
+        "base": None if base is None else {"name": base.name, "sha256": base.sha256.hex()},
         "metadata_keys": list(index.metadata),
         "n_unknown_records": index.unknown_records,
         "n_tables": len(index.tables),
         "tables_nbytes": len(write_tables(index.tables)) if len(index.tables) else 0,
+        "n_context_maps": len(index.tables.maps),
         "n_tensors": len(tensors),
         **_totals(tensors),
         "tensors": tensors,
     }
 
 
+def base_is_there(file: File) -> bool:
+    """Whether tensors that are differences can be decoded."""
+    if file.needs_base:
+        try:
+            file.base()
+        except DecodeError as e:
+            if e.code != "bad_base":
+                raise
+            return False
+    return True
+
+
 def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
-    keys = ("layouts", "coders", "predictions", "tile_modes")
+    tensors = [t for t in tensors if t["duplicate_of"] is None]
+    keys = ("layouts", "coders", "predictions", "contexts", "tile_modes")
     totals: dict[str, Any] = {k: dict(sum((Counter(t[k]) for t in tensors), Counter())) for k in keys}
     return {**totals, "n_patches": sum(t["n_patches"] for t in tensors)}
 
@@ -64,32 +82,48 @@ def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
 def describe_tensor(file: File, t: TensorRecord, bound: bool, progress: Progress = ignore_progress) -> dict[str, Any]:
     """One entry of the list ``tensors`` of `describe`."""
     n, plan, segments = math.prod(t.shape), t.plan(file.index.tables), t.segments
+    stored_nbytes = t.payload_nbytes if t.duplicate_of is None else 0
     there = plan.plane_nbytes > 0  # planes that the layout has
-    coded = there & (segments.coder == Coder.RANS)
+    coded = there & ((segments.coder == Coder.RANS) | (segments.coder == Coder.CONTEXT))
     return {
         "name": t.name,
         "dtype": t.dtype_name or t.dtype.safetensors or t.dtype.name,
         "shape": list(t.shape),
         "nbytes": t.nbytes,
-        "stored_nbytes": t.payload_nbytes,
-        "bits_per_weight": 8 * t.payload_nbytes / n if n else None,
+        "stored_nbytes": stored_nbytes,
+        "bits_per_weight": 8 * stored_nbytes / n if n else None,
+        "duplicate_of": None if t.duplicate_of is None else file.index.tensors[t.duplicate_of].name,
+        "difference": t.difference.name.lower(),
         "order0_bits_per_weight": _order0_bits(file, t, progress) / n if bound and n else None,
         "n_segments": t.geometry.n_segments,
         "segment": [t.geometry.segment_rows, t.geometry.segment_cols],
         "tile": [t.geometry.tile_rows, t.geometry.tile_cols],
         "layouts": _names(segments.layout, Layout),
         "coders": _names(segments.coder[there], Coder),
-        "predictions": _names(segments.prediction[coded], Mode),
+        "predictions": _modes(np.bincount(segments.prediction[coded], minlength=256)),
+        "contexts": _contexts(file, segments),
         "tile_modes": _tile_modes(file, t),
         "n_patches": int(segments.n_patches.sum()),
     }
 
 
 def _names(values: NDArray[np.uint8], names: Any) -> dict[str, int]:
-    """How often each value occurs, by name in lower case; `PER_TILE` and values without a name included."""
-    known = {int(m): m.name.lower() for m in names} | {PER_TILE: "per_tile"}
+    """How often each value occurs, by name in lower case; values without a name included."""
+    known = {int(m): m.name.lower() for m in names}
     found, counts = np.unique(values, return_counts=True)
     return {known.get(v, f"reserved_{v}"): c for v, c in zip(found.tolist(), counts.tolist(), strict=True)}
+
+
+def _modes(counts: NDArray[np.int64]) -> dict[str, int]:
+    """How often each mode occurs, by name; `PER_TILE` and bytes that are no mode included."""
+    known = {m: mode_name(m) for m in MODES} | {PER_TILE: "per_tile"}
+    return {known.get(m, f"reserved_{m}"): int(counts[m]) for m in np.flatnonzero(counts).tolist()}
+
+
+def _contexts(file: File, segments: SegmentTable) -> dict[str, int]:
+    """How many planes have context maps of each kind."""
+    numbers = segments.table[segments.coder == Coder.CONTEXT].tolist()
+    return dict(Counter(ContextKind(file.index.tables.maps[i].kind).name.lower() for i in numbers))
 
 
 def _tile_modes(file: File, t: TensorRecord) -> dict[str, int]:
@@ -99,15 +133,14 @@ def _tile_modes(file: File, t: TensorRecord) -> dict[str, int]:
     for k in np.flatnonzero(plan.modes_nbytes).tolist():
         stored = file.source.read(t.payload_offset + int(plan.offsets[k]), int(plan.modes_nbytes[k]))
         counts += np.bincount(stored, minlength=256)
-    found = np.flatnonzero(counts)
-    return {Mode(m).name.lower() if m < N_MODES else f"reserved_{m}": int(counts[m]) for m in found.tolist()}
+    return _modes(counts)
 
 
 def _order0_bits(file: File, t: TensorRecord, progress: Progress) -> float:
     """Order-0 entropy of a tensor in bits: the sum over the byte planes of its mapped words, each as one whole."""
     counts = np.zeros((t.dtype.word_nbytes, 256), np.int64)
     backend = file.decoder.backend
-    for chunk in file.decoder.chunks(file.source, t, file.index.tables):
+    for chunk in file.chunks(t):
         flat = Geometry(1, chunk.size, 1, _COUNT_WORDS, 1, _COUNT_WORDS)
         counts += backend.histogram(backend.to_device(chunk.reshape(1, -1)), flat, t.dtype).sum(axis=0)
         progress(chunk.nbytes)
@@ -162,8 +195,11 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"layouts {_counts_text(report['layouts'])}; coders {_counts_text(report['coders'])};"
-        f" predictions {_counts_text(report['predictions'])}; tiles {_counts_text(report['tile_modes'])}; patches {report['n_patches']}"
+        f" predictions {_counts_text(report['predictions'])}; contexts {_counts_text(report['contexts'])};"
+        f" tiles {_counts_text(report['tile_modes'])}; patches {report['n_patches']}"
     )
+    if report["base"] is not None:
+        yield f"differences from {printable(report['base']['name'])!r}, content hash {report['base']['sha256'][:16]}"
     if report["tensors"]:
         yield ""
         yield from table_text([_HEAD, *map(_row, report["tensors"])], left=2)
@@ -180,8 +216,10 @@ _HEAD: Final = [
     "layouts",
     "coders",
     "predictions",
+    "contexts",
     "tiles",
     "patches",
+    "instead of words",
 ]
 
 
@@ -192,6 +230,13 @@ def _row(t: dict[str, Any]) -> list[str]:
     return [
         printable(t["name"]), printable(t["dtype"]), "x".join(map(str, t["shape"])) or "scalar", size_text(t["nbytes"]),
         percent_text(t["stored_nbytes"], t["nbytes"]), bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]),
-        _counts_text(t["layouts"]), _counts_text(t["coders"]), _counts_text(t["predictions"]), _counts_text(t["tile_modes"]),
-        str(t["n_patches"]),
+        _counts_text(t["layouts"]), _counts_text(t["coders"]), _counts_text(t["predictions"]), _counts_text(t["contexts"]),
+        _counts_text(t["tile_modes"]),
+        str(t["n_patches"]), _instead(t),
     ]  # fmt: skip
+
+
+def _instead(t: dict[str, Any]) -> str:
+    if t["duplicate_of"] is not None:
+        return f"duplicate of {printable(t['duplicate_of'])}"
+    return "-" if t["difference"] == "none" else f"{t['difference']} base"

@@ -11,35 +11,34 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import lru_cache
 from importlib.metadata import version
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import numba
 import numpy as np
 from numba.core import event
 from numpy.typing import NDArray
 
-from wcodec.backends import numba_fused, numba_ir, numba_merge, numba_split, numba_vector
+from wcodec.backends import numba_context, numba_differences, numba_fused, numba_jobs, numba_merge, numba_split, numba_tables
 from wcodec.backends import numba_kernels as kernels
 from wcodec.backends.numba_crc import Sums, crc32_range
 from wcodec.backends.numba_ir import VARIANT
+from wcodec.backends.numba_jobs import Ints, Jobs
+from wcodec.backends.numba_kernels import WITH_CONTEXTS
 from wcodec.backends.numba_streams import VECTOR_BITS, Work
-from wcodec.backends.protocol import Backend, Checksums, DType, EncodedSegments, Geometry, SegmentPlan
+from wcodec.backends.protocol import Backend, Checksums, Difference, DType, EncodedSegments, Geometry, SegmentPlan
 from wcodec.reference import entropy
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.planes import Bytes, Layout, WordMap, Words
-from wcodec.reference.segments import Coder, padded
+from wcodec.reference.entropy import Table
+from wcodec.reference.planes import Bytes, Words
 
 T = TypeVar("T")
-Ints = NDArray[np.int64]
 
 TASK_NBYTES: Final = 1 << 23  #: words that a thread takes at once: enough to be worth it, little enough to share out
 INLINE_NBYTES: Final = 1 << 20  #: less than that is done in the caller's thread: to wake another one takes as long
 KEPT_LOANS: Final = 4  #: payloads whose memory is kept
-KEPT_SEGMENTS: Final = 1024  #: grids of more are not kept
 KEPT_NBYTES: Final = 1 << 26  #: larger scratch is not kept
 KEPT_LOAN_NBYTES: Final = 1 << 28  #: larger payloads are not kept
 
@@ -68,7 +67,7 @@ class _Scratch:
 
     def __init__(self) -> None:
         self.planes, self.stream_words = np.empty(0, np.uint8), np.empty(0, np.uint16)
-        self.four, self.raw_at, self.streams = np.empty(4 * 256, np.uint32), np.empty(8, np.int64), Work()
+        self.four, self.raw_at, self.streams = np.empty(4 * 256, np.uint32), np.empty(16, np.int64), Work()
         self.split = np.zeros(numba_split.N_PARAMS + 8, np.int64)
         self.symbols = np.zeros((2, numba_fused.BLOCK * entropy.GROUP), np.uint8)
         self.merging, self.lanes = np.zeros((2, numba_merge.N_PARAMS), np.int64), np.zeros((2, numba_merge.LANES_NBYTES), np.uint8)
@@ -145,110 +144,6 @@ def _words(words: Words, geometry: Geometry, dtype: DType) -> Words:
     return _bytes(_checked(words, geometry, dtype)).view(dtype.word_type)
 
 
-def _word_map(dtype: DType) -> NDArray[np.uint64]:
-    """Parameters of the dtype's word map, as the kernels take them."""
-    bits = 8 * dtype.word_nbytes
-    up, stay, sign, flip, down = 0, (1 << bits) - 1, 0, 0, 0
-    if dtype.word_map is WordMap.OFFSET:
-        flip = 1 << (bits - 1)
-    elif dtype.word_map is WordMap.EXPONENT_FIRST:
-        m = bits - 1 - dtype.exponent_bits
-        up, stay, sign, down = ((1 << dtype.exponent_bits) - 1) << m, (1 << m) - 1, 1 << m, dtype.exponent_bits
-    return np.array([up, stay, sign, flip, down], np.uint64)
-
-
-@lru_cache(maxsize=16)
-def _blank_jobs(geometry: Geometry, n_planes: int) -> Ints:
-    jobs = np.zeros((geometry.n_segments, kernels.N_COLUMNS + n_planes * kernels.PLANE_COLUMNS), np.int64)
-    jobs[:, kernels.ROW], jobs[:, kernels.COL] = geometry.corners()
-    jobs[:, kernels.HEIGHT], jobs[:, kernels.WIDTH] = geometry.sizes()
-    return jobs
-
-
-def _rectangles(geometry: Geometry, dtype: DType) -> Ints:
-    """Jobs of all segments, of which only the rectangles are filled in."""
-    if geometry.n_segments > KEPT_SEGMENTS:
-        return _blank_jobs.__wrapped__(geometry, dtype.n_planes)
-    return _blank_jobs(geometry, dtype.n_planes).copy()
-
-
-class _Tables(NamedTuple):
-    """The tables that a plan uses. `rows` says for each plane which one, or holds its constant."""
-
-    ids: Ints
-    rows: Ints
-
-    @classmethod
-    def of(cls, plan: SegmentPlan) -> _Tables:
-        rans, rows = plan.segments.coder == Coder.RANS, plan.segments.table.astype(np.int64)
-        ids, inverse = np.unique(rows[rans], return_inverse=True)
-        rows[rans] = inverse.reshape(-1)
-        return cls(ids, rows)
-
-
-def _jobs(plan: SegmentPlan, tables: _Tables, encoding: bool = False) -> Ints:
-    """All that the kernels need to know of each segment, one row each; for encoding, not where anything is in the payload."""
-    s, n_planes = plan.segments, plan.dtype.n_planes
-    jobs = _rectangles(plan.geometry, plan.dtype)
-    columns: dict[int, NDArray[Any]] = {
-        kernels.LAYOUT: s.layout, kernels.BASE: s.base,
-        kernels.N_TILES: plan.geometry.tile_counts(), kernels.MODES_AT: plan.modes_offsets[:-1], kernels.MODES_NBYTES: plan.modes_nbytes,
-    }  # fmt: skip
-    planes: dict[int, NDArray[Any]] = {kernels.CODER: s.coder, kernels.TABLE: tables.rows, kernels.PREDICTION: s.prediction}
-    if plan.fill is not None:
-        columns[kernels.FILL] = plan.fill
-    if not encoding:
-        columns |= {
-            kernels.START: plan.offsets[:-1], kernels.END: plan.offsets[1:],
-            kernels.PATCHES_AT: plan.patch_offsets, kernels.N_PATCHES: s.n_patches,
-        }  # fmt: skip
-        planes |= {kernels.AT: plan.plane_offsets, kernels.NBYTES: plan.stream_nbytes}
-    for column, values in columns.items():
-        jobs[:, column] = values
-    of_planes = jobs[:, kernels.N_COLUMNS :].reshape(-1, n_planes, kernels.PLANE_COLUMNS)
-    for field, values in planes.items():
-        of_planes[:, :, field] = values.T
-    return jobs
-
-
-def _shape(geometry: Geometry, dtype: DType) -> tuple[int, int, int, int]:
-    return geometry.cols, geometry.tile_rows, geometry.tile_cols, dtype.word_nbytes
-
-
-def _room(jobs: Ints) -> int:
-    """Bytes for a plane of the largest segment: whole groups, and one for padding."""
-    largest = int((jobs[:, kernels.HEIGHT] * jobs[:, kernels.WIDTH]).max(initial=0))
-    return (largest // entropy.GROUP + 2) * entropy.GROUP
-
-
-def _coding(plan: SegmentPlan, tables: _Tables) -> tuple[NDArray[np.uint64], Bytes]:
-    """Encoding tables: for each symbol ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32 | start``; those of `numba_vector`."""
-    freq, start = (plan.tables.stack(tables.ids, f).astype(np.uint64).reshape(-1, 256) for f in ("freq", "start"))
-    one = np.uint64(1) << (np.uint64(32) + plan.tables.stack(tables.ids, "prob_bits").astype(np.uint64).reshape(-1, 1))
-    some = np.maximum(freq, np.uint64(1))
-    entries = (freq << np.uint64(20) | start << np.uint64(8)).astype("<u4").view(np.uint8).reshape(-1, 256, 4)
-    if numba_ir.BYTE_LOOKUP:
-        entries = np.ascontiguousarray(entries[:, :, 1:].transpose(0, 2, 1))
-    reciprocals = np.stack([(one + some - np.uint64(1)) // some, freq << np.uint64(32) | start], axis=-1)
-    return reciprocals, entries.reshape(len(freq), entries.shape[1] * entries.shape[2])
-
-
-def _kind(dtype: DType, pairs: bool) -> int:
-    """Number of the vector kernels that suit a layout (`numba_vector.KINDS`, from 1), or 0 for none."""
-    name = dtype.word_map.name.lower().replace("_first", f" {dtype.exponent_bits}")
-    kind = (pairs, dtype.word_nbytes, name)
-    return 1 + numba_vector.KINDS.index(kind) if VARIANT != "plain" and kind in numba_vector.KINDS else 0
-
-
-def _fused_kinds(plan: SegmentPlan) -> Ints:
-    """For each segment the number of the fused kernels that suit it, or 0 for none."""
-    s, geometry = plan.segments, plan.geometry
-    heights, widths = geometry.sizes()
-    suits = (s.layout != Layout.RAW) & (s.coder[0] == Coder.RANS) & ~s.prediction.any(axis=0)
-    suits &= (heights <= geometry.tile_rows) & (widths <= geometry.tile_cols)
-    return np.where(suits, np.where(s.layout == Layout.PAIRS, _kind(plan.dtype, True), _kind(plan.dtype, False)), 0)
-
-
 def _runs(kinds: Ints, first: int, last: int) -> Iterator[tuple[int, int]]:
     """Ranges of segments of the same kind."""
     cuts = first + 1 + np.flatnonzero(np.diff(kinds[first:last]))
@@ -259,14 +154,6 @@ def _sums(plan: SegmentPlan) -> Sums:
     """For all checksums."""
     g = plan.geometry
     return Sums(g.n_segments, (g.rows, g.cols, max(1, min(g.segment_cols, g.cols)), plan.dtype.word_nbytes), True)
-
-
-def _worst_nbytes(plan: SegmentPlan) -> Ints:
-    """The most bytes that each segment's record can take."""
-    s, size = plan.segments, plan.plane_nbytes
-    streams = np.where(s.coder == Coder.RANS, entropy.max_stream_nbytes(size), np.where(s.coder == Coder.RAW, padded(size), 0))
-    patches = np.where((s.layout == Layout.PAIRS) & (plan.dtype.word_nbytes > 1), padded(4 * plan.n_elements), 0)
-    return np.asarray(plan.words_nbytes + padded(plan.modes_nbytes) + streams.sum(axis=0) + patches, np.int64)
 
 
 class NumbaBackend(Backend):
@@ -340,29 +227,30 @@ class NumbaBackend(Backend):
         segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
         mode: int = 0, base: int | None = None, fill: int = 0,
     ) -> NDArray[np.int64]:  # fmt: skip
-        jobs = _rectangles(geometry, dtype)
-        if segments is not None:
-            jobs = np.ascontiguousarray(jobs[segments])
+        jobs, (height, width) = numba_jobs.rectangles(geometry, dtype, segments), numba_jobs.largest(geometry)
         nibbles = base is not None and dtype.word_nbytes == 1
         which = np.array(range(2 if nibbles else dtype.word_nbytes) if planes is None else planes, np.int64)
         counts = np.empty((len(jobs), which.size + (base is not None and not nibbles), 256), np.int64)
-        data, shape, word_map, room = _words(words, geometry, dtype), _shape(geometry, dtype), _word_map(dtype), _room(jobs)
-        raster = bool((jobs[:, kernels.HEIGHT] <= shape[1]).all() and (jobs[:, kernels.WIDTH] <= shape[2]).all())
-        kind, window = _kind(dtype, base is not None) if raster else 0, -1 if base is None else base
+        data, word_map = _words(words, geometry, dtype), numba_jobs.word_map(dtype.id)
+        shape, room = numba_jobs.matrix_shape(geometry, dtype), numba_jobs.plane_room(geometry)
+        raster = height <= geometry.tile_rows and width <= geometry.tile_cols
+        kind, window = numba_jobs.fused_kinds(dtype.id)[base is not None] if raster else 0, -1 if base is None else base
         splitter = numba_split.splitter(kind, nibbles or bool((which > 0).any())) if kind else 0
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
+            scratch.streams.need_transforms({mode})
             if kind:
                 scratch.grow(numba_fused.SHARE + dtype.word_nbytes, room)
                 numba_fused.histogram_fused_range(
                     first, last, jobs, shape, data.view(np.uint8), which, mode, window, fill, scratch.planes, room,
-                    scratch.planes[numba_fused.SHARE * room :], scratch.split, scratch.four, counts, splitter,
+                    scratch.planes[numba_fused.SHARE * room :], scratch.split, scratch.four, scratch.streams.natives, counts, splitter,
                 )  # fmt: skip
             else:
                 scratch.grow(dtype.word_nbytes + 1, room)
                 kernels.histogram_range(
-                    first, last, jobs, shape, word_map, data, which, mode, window, fill, scratch.planes, room, scratch.four, counts
-                )
+                    first, last, jobs, shape, word_map, data, which, mode, window, fill, scratch.planes, room, scratch.four,
+                    scratch.streams.natives, counts,
+                )  # fmt: skip
 
         self._map(step, len(jobs), int((jobs[:, kernels.HEIGHT] * jobs[:, kernels.WIDTH]).sum()) * dtype.word_nbytes)
         return counts
@@ -379,26 +267,35 @@ class NumbaBackend(Backend):
         return encoded, Checksums(sums.records, sums.crc32() if sums.of_words else self.crc32(words))
 
     def _encode(self, plan: SegmentPlan, words: Any, sums: Sums) -> EncodedSegments:
-        n, dtype, tables = plan.geometry.n_segments, plan.dtype, _Tables.of(plan)
-        jobs, worst, (coding, entries) = _jobs(plan, tables, True), _worst_nbytes(plan), _coding(plan, tables)
-        own = np.array([(plan.tables[i].prob_bits, plan.tables[i].padding) for i in tables.ids], np.int64).reshape(-1, 2)
+        n, g, dtype, of_plan = plan.geometry.n_segments, plan.geometry, plan.dtype, Jobs.of(plan, encoding=True)
+        jobs, kinds, tables, _ = of_plan
+        worst, (coding, entries, context_entries) = numba_jobs.worst_nbytes(plan), numba_jobs.coding_tables(tables)
+        own = np.array([(t.prob_bits, t.padding) for t in tables], np.int64).reshape(-1, 2)
         modes = np.empty(0, np.uint8) if plan.modes is None else _bytes(plan.modes)
-        data, shape, word_map = _words(words, plan.geometry, dtype), _shape(plan.geometry, dtype), _word_map(dtype)
-        kinds = _fused_kinds(plan)
-        coded = np.flatnonzero(kinds)
-        kinds[coded[own[tables.rows[0, coded], 0] < VECTOR_BITS]] = 0
-        room, n_units, n_patches = _room(jobs), np.zeros((dtype.n_planes, n), np.uint32), np.zeros(n, np.uint32)
+        data, shape, word_map = _words(words, g, dtype), numba_jobs.matrix_shape(g, dtype), numba_jobs.word_map(dtype.id)
+        maps, used_modes = of_plan.map_arrays(own, 256), numba_jobs.used_modes(plan)
+        scales = np.empty(0, np.uint8) if plan.scales is None else _bytes(plan.scales)
+        coded = np.flatnonzero(kinds > 0)
+        kinds[coded[own[jobs[coded, kernels.N_COLUMNS + kernels.TABLE], 0] < VECTOR_BITS]] = 0
+        room, n_units, n_patches = numba_jobs.plane_room(g), np.zeros((dtype.n_planes, n), np.uint32), np.zeros(n, np.uint32)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(worst)])
         payload = np.asarray(self._loans.borrow(int(starts[-1])))  # each thread writes where its part would start at worst
 
         def step(first: int, last: int, scratch: _Scratch) -> tuple[int, int]:
             scratch.grow(2 * numba_fused.SHARE + dtype.word_nbytes, room, encoding=True)
+            scratch.streams.need_transforms(used_modes)
             start, arrays, crcs = int(starts[first]), scratch.streams.arrays(), sums.arrays()
             at = start
             for a, b in _runs(kinds, first, last):
                 if kinds[a] == 0:
                     at += kernels.encode_range(
                         a, b, jobs, shape, word_map, data, modes, coding, entries, own,
+                        scratch.planes, room, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
+                    )  # fmt: skip
+                elif kinds[a] == WITH_CONTEXTS:
+                    scratch.streams.need_contexts()
+                    at += numba_context.encode_context_range(
+                        a, b, jobs, shape, word_map, data, modes, scales, coding, context_entries, maps,
                         scratch.planes, room, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
                     )  # fmt: skip
                 else:
@@ -426,29 +323,40 @@ class NumbaBackend(Backend):
         return status, Checksums(records, sums.crc32() if sums.of_words else self.crc32(out))
 
     def _decode(self, plan: SegmentPlan, payload: Any, out: Any, sums: Sums) -> NDArray[np.uint8]:
-        dtype, tables = plan.dtype, _Tables.of(plan)
-        jobs, luts = _jobs(plan, tables), np.empty((tables.ids.size, 1 << entropy.MAX_PROB_BITS), np.uint32)
-        kernels.fill_luts(plan.tables.stack(tables.ids, "freq").reshape(-1, 256), luts)
-        own = plan.tables.stack(tables.ids, "prob_bits").astype(np.int64).reshape(-1, 1)
-        room, shape, word_map = _room(jobs), _shape(plan.geometry, dtype), _word_map(dtype)
+        g, dtype, of_plan = plan.geometry, plan.dtype, Jobs.of(plan)
+        jobs, kinds, tables, _ = of_plan
+        luts, own = np.empty((len(tables), 1 << entropy.MAX_PROB_BITS), np.uint32), np.empty((len(tables), 1), np.int64)
+        numba_tables.fill_luts(numba_jobs.frequencies(tables), luts)
+        own[:, 0] = [t.prob_bits for t in tables]
+        maps, used_modes = of_plan.map_arrays(own, 1 << entropy.MAX_PROB_BITS), numba_jobs.used_modes(plan)
+        room, shape, word_map = numba_jobs.plane_room(g), numba_jobs.matrix_shape(g, dtype), numba_jobs.word_map(dtype.id)
         if payload.size < plan.offsets[-1]:
             raise ValueError(f"the payload has {payload.size} bytes; the plan says {plan.offsets[-1]}")
-        source, typed = _bytes(payload), _checked(out, plan.geometry, dtype).reshape(-1)
+        source, typed = _bytes(payload), _checked(out, g, dtype).reshape(-1)
         target = typed.view(np.uint8)
-        status = np.empty(plan.geometry.n_segments, np.uint8)
+        status = np.empty(g.n_segments, np.uint8)
 
-        kinds, longest = _fused_kinds(plan), int(plan.stream_nbytes.max(initial=0))
+        longest = int(plan.stream_nbytes.max(initial=0))
         n_planes = 6 + 2 * dtype.word_nbytes if kinds.any() else dtype.word_nbytes + 1
+        if maps:
+            n_planes = 2 * (numba_context.N_ROOMS + dtype.word_nbytes)
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
             scratch.grow(n_planes, room)
             scratch.streams.grow(longest)
+            scratch.streams.need_transforms(used_modes)
             arrays, crcs = scratch.streams.arrays(), sums.arrays()
             for a, b in _runs(kinds, first, last):
                 if kinds[a] == 0:
                     kernels.decode_range(
                         a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.raw_at, arrays, crcs, typed, status
                     )
+                elif kinds[a] == WITH_CONTEXTS:
+                    scratch.streams.need_contexts()
+                    numba_context.decode_context_range(
+                        a, b, jobs, shape, word_map, source, luts, maps, scratch.planes, room, scratch.raw_at, arrays, crcs,
+                        typed, status,
+                    )  # fmt: skip
                 else:
                     numba_fused.decode_fused_range(
                         a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.planes[6 * room :],
@@ -458,6 +366,40 @@ class NumbaBackend(Backend):
 
         self._map(step, status.size, target.size)
         return status
+
+    def subtract_base(self, words: Any, base: Any, difference: Difference) -> Any:
+        out, top = np.empty(words.shape, words.dtype), 8 * words.itemsize - 1
+        flat, others, coded = (_bytes(a).view(words.dtype) for a in (words, base, out))
+
+        def step(first: int, last: int, _: _Scratch) -> None:
+            if difference == Difference.XOR:
+                numba_differences.xor_range(flat[first:last], others[first:last], coded[first:last])
+            else:
+                numba_differences.subtract_range(flat[first:last], others[first:last], coded[first:last], top)
+
+        self._map(step, out.size, out.nbytes)
+        return out
+
+    def add_base(self, coded: Any, base: Any, difference: Difference) -> int:
+        work = numba_differences.xor_range if difference == Difference.XOR else numba_differences.add_range
+        words, others = (_bytes(a).view(coded.dtype) for a in (coded, base))
+
+        def step(first: int, last: int, _: _Scratch) -> None:
+            work(words[first:last], others[first:last], words[first:last])
+
+        self._map(step, words.size, words.nbytes)
+        return self.crc32(coded)
+
+    def read_tables(self, data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
+        raw, tables, at = np.frombuffer(data, np.uint8), list[Table](), offset
+        while len(tables) < n:
+            some = min(n - len(tables), 64)
+            freq, prob_bits = np.zeros((some, 256), np.int64), np.zeros(some, np.int64)
+            at = numba_tables.read_tables(raw, at, freq, prob_bits)
+            if at < 0:
+                return entropy.read_tables(data, offset, n)  # which says what is wrong
+            tables += map(Table, freq, prob_bits.tolist())
+        return tables, at
 
     def checksums(self, payload: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
         data, offsets = _bytes(payload), np.ascontiguousarray(offsets, np.int64)

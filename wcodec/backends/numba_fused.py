@@ -16,7 +16,7 @@ from wcodec.backends import numba_split as sp
 from wcodec.backends import numba_vector as v
 from wcodec.backends.numba_crc import crc_behind, crc_of_lanes, sum_record, sum_words
 from wcodec.backends.numba_jit import call_2, jit, kernel
-from wcodec.backends.numba_prediction import each_tile
+from wcodec.backends.numba_prediction import make_residuals
 from wcodec.backends.numba_streams import (  # fmt: skip
     DECODE_1,
     DECODE_2,
@@ -98,7 +98,7 @@ def _count_tops(pairs: Any, n: Any, base: Any, code: Any, patches: Any, tops: An
 @kernel
 def histogram_fused_range(
     first: Any, last: Any, jobs: Any, shape: Any, data: Any, which: Any, mode: Any, base: Any, code: Any,
-    planes: Any, room: Any, rows: Any, params: Any, four: Any, counts: Any, splitter: Any,
+    planes: Any, room: Any, rows: Any, params: Any, four: Any, natives: Any, counts: Any, splitter: Any,
 ) -> None:  # fmt: skip
     """As `numba_kernels.histogram_range`, for segments of a single tile."""
     word_nbytes, pairs = shape[3], base >= 0
@@ -121,7 +121,7 @@ def histogram_fused_range(
             if pairs and which[i] == 0:
                 _count_tops(counts[k, 0], n, base, code, patches[:n_patches], own[i])
             elif mode != 0:
-                each_tile(job, shape, plane, work, mode, modes, False)
+                make_residuals(job, shape, plane, work, mode, modes, natives)
                 nk.count(work[:n], four, own[i])
             else:
                 nk.count(plane, four, own[i])

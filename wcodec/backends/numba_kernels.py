@@ -14,21 +14,77 @@ import numpy as np
 
 from wcodec.backends.numba_crc import sum_record, sum_words
 from wcodec.backends.numba_jit import jit, kernel
-from wcodec.backends.numba_prediction import PER_TILE
-from wcodec.backends.numba_prediction import each_tile as _each_tile
+from wcodec.backends.numba_prediction import PER_TILE, make_residuals, restore_tiles
 from wcodec.backends.numba_streams import copy, decode_stream, encode_stream, fill, padded
 
 # Columns of a job. Those of a plane stand behind the others, PLANE_COLUMNS for each plane.
 ROW, COL, HEIGHT, WIDTH, LAYOUT, BASE, FILL, START, N_TILES, MODES_AT, MODES_NBYTES, PATCHES_AT, N_PATCHES, END = range(14)
-N_COLUMNS: Final = 14
+SCALES_AT, SCALES_NBYTES = 14, 15
+N_COLUMNS: Final = 16
 CODER, TABLE, PREDICTION, AT, NBYTES = range(5)
 PLANE_COLUMNS: Final = 5
 
 # Copies of the reference's enumerations: compiled code sees them as constants.
 LAYOUT_RAW, LAYOUT_PAIRS = 0, 2
-CODER_RAW, CODER_CONSTANT, CODER_RANS = 0, 1, 2
+CODER_RAW, CODER_CONSTANT, CODER_RANS, CODER_CONTEXT = 0, 1, 2, 4
 OK, BAD_STREAM, BAD_PATCH, BAD_TILE_MODE = 0, 1, 2, 3
-N_MODES: Final = 5
+WITH_CONTEXTS: Final = -1  #: kind of segments that `numba_context` codes
+
+
+# ---- jobs ------------------------------------------------------------------------------------------------------------
+@kernel
+def fill_jobs(
+    jobs: Any, tile_rows: Any, tile_cols: Any, layout: Any, base: Any, fill: Any, n_patches: Any, coder: Any, table: Any, prediction: Any,
+    modes_nbytes: Any, scale_nbytes: Any, stream_nbytes: Any, offsets: Any, numbers: Any, ids: Any, kinds: Any,
+    of_bytes: Any, of_pairs: Any,
+) -> Any:  # fmt: skip
+    """Fill in jobs of which only the rectangles are, and `kinds`: which of the fused kernels suit each of them, 0, or `WITH_CONTEXTS`.
+
+    The tables that are used get numbers from 0, which `numbers` then holds, and `ids` says which they are. `numbers` comes with a 1
+    for each table of a context map and 0 for the others; `offsets` is empty for encoding. Returns how many tables are used, or -1 if
+    one is not there.
+    """
+    n_planes, n_used, modes_at, scales_at = coder.shape[0], 0, 0, 0
+    for p in range(n_planes):
+        for k in range(len(jobs)):
+            if coder[p, k] == CODER_RANS:
+                if table[p, k] >= numbers.size:
+                    return -1
+                numbers[table[p, k]] = 1
+    for i in range(numbers.size):
+        if numbers[i]:
+            ids[n_used], numbers[i] = i, n_used
+            n_used += 1
+    for k in range(len(jobs)):
+        job, plain, contexts, at = jobs[k], True, False, 0
+        job[LAYOUT], job[BASE] = layout[k], base[k]
+        if fill.size:
+            job[FILL] = fill[k]
+        job[N_TILES] = ((job[HEIGHT] + tile_rows - 1) // tile_rows) * ((job[WIDTH] + tile_cols - 1) // tile_cols)
+        job[MODES_AT], job[MODES_NBYTES], job[SCALES_AT], job[SCALES_NBYTES] = modes_at, modes_nbytes[k], scales_at, scale_nbytes[k]
+        modes_at += modes_nbytes[k]
+        scales_at += scale_nbytes[k]
+        if offsets.size:
+            job[START], job[END], job[N_PATCHES] = offsets[k], offsets[k + 1], n_patches[k]
+            job[PATCHES_AT] = offsets[k + 1] - padded(4 * job[N_PATCHES])
+            at = offsets[k] + padded(modes_nbytes[k]) + padded(scale_nbytes[k])
+        for p in range(n_planes):
+            plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
+            rans = coder[p, k] == CODER_RANS
+            plane[CODER], plane[TABLE], plane[PREDICTION] = coder[p, k], numbers[table[p, k]] if rans else table[p, k], prediction[p, k]
+            plain &= prediction[p, k] == 0
+            contexts |= coder[p, k] == CODER_CONTEXT
+            if offsets.size:
+                plane[AT], plane[NBYTES] = at, stream_nbytes[p, k]
+                at += stream_nbytes[p, k]
+        suits = plain and layout[k] != LAYOUT_RAW and coder[0, k] == CODER_RANS
+        if contexts:
+            kinds[k] = WITH_CONTEXTS
+        elif suits and job[HEIGHT] <= tile_rows and job[WIDTH] <= tile_cols:
+            kinds[k] = of_pairs if layout[k] == LAYOUT_PAIRS else of_bytes
+        else:
+            kinds[k] = 0
+    return n_used
 
 
 # ---- words and planes ------------------------------------------------------------------------------------------------
@@ -176,7 +232,7 @@ def count(symbols: Any, four: Any, counts: Any) -> None:
 @kernel
 def histogram_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any,
-    which: Any, mode: Any, base: Any, fill: Any, planes: Any, room: Any, four: Any, counts: Any,
+    which: Any, mode: Any, base: Any, fill: Any, planes: Any, room: Any, four: Any, natives: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Counts of the symbols of jobs `first` to `last`: of pairs unless `base` is -1, and of byte planes `which`."""
     word_nbytes = shape[3]
@@ -198,7 +254,7 @@ def histogram_range(
         for i in range(which.size):
             plane = planes[which[i] * room : which[i] * room + n]
             if mode != 0:
-                _each_tile(job, shape, plane, work, mode, modes, False)
+                make_residuals(job, shape, plane, work, mode, modes, natives)
                 plane = work[:n]
             count(plane, four, counts[k, at + i])
 
@@ -264,7 +320,7 @@ def encode_range(
                 at = put(symbols[:size], record, at)
             elif plane[CODER] == CODER_RANS:
                 if mode != 0:
-                    _each_tile(job, shape, symbols, work, mode, modes[mode_at:], False)
+                    make_residuals(job, shape, symbols, work, mode, modes[mode_at:], stream_work[6])
                     symbols = work
                     if mode == PER_TILE:
                         mode_at += job[N_TILES]
@@ -281,21 +337,6 @@ def encode_range(
     return at
 
 
-# ---- decoding: tables ------------------------------------------------------------------------------------------------
-@kernel
-def fill_luts(freq: Any, luts: Any) -> None:
-    """Decoding tables, as `wcodec.reference.entropy.Table.lut`, of tables of frequencies; shorter ones end in 0."""
-    for t in range(freq.shape[0]):
-        lut, slot = luts[t], 0
-        for symbol in range(256):
-            f = freq[t, symbol]
-            own = lut[slot : slot + f]
-            for i in range(own.size):
-                own[i] = np.uint32(f << 20 | i << 8 | symbol)
-            slot += f
-        fill(lut[slot:], 0)
-
-
 # ---- decoding --------------------------------------------------------------------------------------------------------
 @jit
 def _patch(patches: Any, n: Any, top: Any) -> Any:
@@ -308,6 +349,15 @@ def _patch(patches: Any, n: Any, top: Any) -> Any:
         top[index] = np.uint8(patches[i] >> np.uint32(24))
         before = index
     return True
+
+
+@jit
+def are_modes(modes: Any) -> Any:
+    """Whether all bytes are modes (R7.1)."""
+    good = True
+    for i in range(modes.size):
+        good &= modes[i] & 15 <= 4 and modes[i] >> 4 <= 2
+    return good
 
 
 @jit
@@ -353,9 +403,8 @@ def _decode_one(
     if not _decode_planes(job, word_nbytes, payload, luts, tables, planes, room, raw_at, work):
         return BAD_STREAM
     modes = payload[at : at + job[MODES_NBYTES]]
-    for i in range(modes.size):
-        if modes[i] >= N_MODES:
-            return BAD_TILE_MODE
+    if not are_modes(modes):
+        return BAD_TILE_MODE
     patches = payload[job[PATCHES_AT] : job[PATCHES_AT] + 4 * job[N_PATCHES]].view(np.uint32)
     if not _patch(patches, job[HEIGHT] * job[WIDTH], planes):
         return BAD_PATCH
@@ -364,7 +413,7 @@ def _decode_one(
         mode = job[N_COLUMNS + p * PLANE_COLUMNS + PREDICTION]
         if mode != 0:
             plane = planes[p * room : (p + 1) * room]
-            _each_tile(job, shape, plane, plane, mode, modes[mode_at:], True)
+            restore_tiles(job, shape, plane, mode, modes[mode_at:], work[6])
             if mode == PER_TILE:
                 mode_at += job[N_TILES]
     _merge(job, shape, planes, room, payload, raw_at, out, word_map)

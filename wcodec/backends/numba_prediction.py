@@ -1,4 +1,4 @@
-"""Prediction: residuals of tiles, and tiles out of residuals. Spec: chapter 7.
+"""Prediction: residuals of tiles, and tiles out of residuals. Spec: chapter 7. Transforms are those of `numba_transform`.
 
 Forwards, every residual depends on given bytes alone: the whole tile is one run of bytes, and the first column is done over
 again. Backwards, LEFT, TOP and PLANAR are sums modulo 256 along the rows or down the columns, and AVG is a chain in each row;
@@ -17,10 +17,11 @@ from numba.core import types
 
 from wcodec.backends import numba_ir as ir
 from wcodec.backends.numba_ir import I1, I8, I16, I32, I64, VARIANT, intrinsic, vector
-from wcodec.backends.numba_jit import jit
-from wcodec.backends.numba_streams import copy
+from wcodec.backends.numba_jit import call_4, jit
+from wcodec.backends.numba_streams import TRANSFORMS, copy
 
 LEFT, TOP, AVG, PLANAR, PER_TILE = 1, 2, 3, 4, 255  #: copies of the reference's constants
+CENTRE: Final = 128
 HEIGHT, WIDTH = 2, 3  #: columns of a job, as `numba_kernels` numbers them
 LANE: Final = 16  #: bytes that one instruction shifts together
 VECTOR: Final = 32  #: bytes of a sum along a row
@@ -420,20 +421,45 @@ def reconstruct_tile(tile: Any, height: Any, width: Any, mode: Any) -> None:
 
 
 @jit
-def each_tile(job: Any, shape: Any, tile: Any, out: Any, mode: Any, modes: Any, inverse: Any) -> None:
-    """Predict or reconstruct all tiles of a plane; `modes` holds a mode for each if `mode` is PER_TILE."""
+def _transform(tile: Any, height: Any, width: Any, mode: Any, inverse: Any, natives: Any) -> None:
+    if mode >> 4:
+        function = natives[TRANSFORMS + 2 * ((mode >> 4) - 1) + inverse]
+        call_4(function, tile.ctypes.data, height, width, CENTRE if mode & 15 == 0 else 0)
+
+
+@jit
+def make_residuals(job: Any, shape: Any, tile: Any, out: Any, mode: Any, modes: Any, natives: Any) -> None:
+    """Residuals, or coefficients, of all tiles of a plane; `modes` holds a mode for each if `mode` is PER_TILE.
+
+    `natives` has the transforms that these name (`numba_streams.Work`), for which a vector's bytes are there behind each tile.
+    """
     _, tile_rows, tile_cols, _ = shape
     height, width, at, i = job[HEIGHT], job[WIDTH], 0, 0
     for r in range(0, height, tile_rows):
         for c in range(0, width, tile_cols):
             h, w = min(tile_rows, height - r), min(tile_cols, width - c)
-            here = modes[i] if mode == PER_TILE else mode
-            if inverse:
-                if here != 0:
-                    reconstruct_tile(tile[at : at + h * w], h, w, here)
-            elif here != 0:
-                predict_tile(tile[at : at + h * w], out[at : at + h * w], h, w, here)
+            here = np.int64(modes[i]) if mode == PER_TILE else mode
+            own, to = tile[at : at + h * w], out[at : at + h * w]
+            if here & 15:
+                predict_tile(own, to, h, w, here & 15)
             else:
-                copy(tile[at : at + h * w], out[at : at + h * w])
+                copy(own, to)
+            _transform(to, h, w, here, 0, natives)
+            at += h * w
+            i += 1
+
+
+@jit
+def restore_tiles(job: Any, shape: Any, tile: Any, mode: Any, modes: Any, natives: Any) -> None:
+    """Inverse of `make_residuals`, in place."""
+    _, tile_rows, tile_cols, _ = shape
+    height, width, at, i = job[HEIGHT], job[WIDTH], 0, 0
+    for r in range(0, height, tile_rows):
+        for c in range(0, width, tile_cols):
+            h, w = min(tile_rows, height - r), min(tile_cols, width - c)
+            here, own = np.int64(modes[i]) if mode == PER_TILE else mode, tile[at : at + h * w]
+            _transform(own, h, w, here, 1, natives)
+            if here & 15:
+                reconstruct_tile(own, h, w, here & 15)
             at += h * w
             i += 1

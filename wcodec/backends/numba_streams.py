@@ -1,6 +1,7 @@
 """One rANS stream at a time: vector kernels where the CPU has them, plain loops elsewhere. Same bytes, same verdicts.
 
-`decode_stream` and `encode_stream` are the ones to use; `numba_ir.VARIANT` has chosen them when this module is imported.
+`decode_stream` and `encode_stream` are the ones to use, and those ``by_class`` for streams whose symbols have classes;
+`numba_ir.VARIANT` has chosen them when this module is imported.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 from wcodec.backends import numba_vector as v
 from wcodec.backends.numba_ir import VARIANT
 from wcodec.backends.numba_jit import call_2, call_4, jit
+from wcodec.backends.numba_transform import transformer
+from wcodec.reference.prediction import MODES, PER_TILE
+from wcodec.reference.transforms import Transform
 
 LANES, GROUP, HEAD_NBYTES, STATE_LOW = 32, 128, 128, 1 << 16
 VECTOR_BITS: Final = 11  #: the vector encoder's quotients need that many; see `numba_vector`
@@ -40,7 +44,8 @@ def padded(nbytes: Any) -> Any:
 
 
 # ---- native functions ----------------------------------------------------------------------------------------------------
-DECODE_1, DECODE_2, ENCODE_1, ENCODE_2, REVERSE = range(5)  # places in `Work.natives`
+# Places in `Work.natives`. Behind TRANSFORMS come DCT, its inverse, ADST, its inverse.
+DECODE_1, DECODE_2, ENCODE_1, ENCODE_2, REVERSE, DECODE_CONTEXT_1, DECODE_CONTEXT_2, ENCODE_CONTEXT, MAP, TRANSFORMS = range(10)
 
 
 @jit
@@ -92,46 +97,108 @@ def _vector_decode(payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: A
 
 
 @jit
-def _decode_group(words: Any, position: Any, states: Any, lut: Any, bits: Any, out: Any) -> Any:
-    """Decode 128 symbols; `words` holds at least 128 from `position`."""
-    p = np.uint64(bits)
-    mask, u16 = (np.uint64(1) << p) - np.uint64(1), np.uint64(16)
-    for j in range(4):
-        for lane in range(LANES):
-            x = np.uint64(states[lane])
-            entry = np.uint64(lut[x & mask])
-            x = (entry >> np.uint64(20)) * (x >> p) + ((entry >> np.uint64(8)) & np.uint64(4095))
-            w = np.uint64(words[position])
-            low = np.uint64(x < np.uint64(STATE_LOW))
-            x = ((x << u16) | w) if low else x
-            position += low
-            states[lane] = np.uint32(x)
-            out[4 * lane + j] = np.uint8(entry)
-    return position
+def _vector_begin_by_class(
+    work: Any, row: Any, payload: Any, at: Any, nbytes: Any, n: Any, luts: Any, parts: Any, classes: Any, bits: Any, out: Any
+) -> None:
+    begin(work, row, payload, at, nbytes, luts, bits)
+    params = work[0][row]
+    params[v.TARGET], params[v.CLASSES], params[v.PARTS] = out.ctypes.data, classes.ctypes.data, parts.ctypes.data
 
 
 @jit
-def _plain_decode(payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: Any, out: Any, work: Any) -> Any:
-    """Where less than a group's most words are left, they are read from `tail`, with zeros behind them: never past the end."""
-    states, tail, stream = work[1][0], work[3], payload[at : at + nbytes]
-    copy(stream[:HEAD_NBYTES].view(np.uint32), states)
-    words = stream[HEAD_NBYTES:].view(np.uint16)
-    position: Any = 0
-    n_words = words.size
-    for g in range((n + GROUP - 1) // GROUP):
-        symbols = out[g * GROUP : (g + 1) * GROUP]
-        if position + GROUP <= n_words:
-            position = np.int64(_decode_group(words, np.uint64(position), states, lut, bits, symbols))
-        else:
-            if position > n_words:
-                return False
-            fill(tail, 0)
-            copy(words[position:], tail)
-            position += np.int64(_decode_group(tail, np.uint64(0), states, lut, bits, symbols))
-    good = position <= n_words and n_words - position < 8
-    for lane in range(LANES):
-        good &= states[lane] == STATE_LOW
-    return good
+def _vector_decode_by_class(work: Any, n: Any, other: Any) -> None:
+    params, groups, others = work[0], (n + GROUP - 1) // GROUP, (other + GROUP - 1) // GROUP
+    both = min(groups, others)
+    if both > 0:
+        decode_groups(work, 0, both, work[6][DECODE_CONTEXT_2])
+    for row in range(2):
+        left = (groups if row == 0 else others) - both
+        if left > 0:
+            params[row, v.TARGET] += both * GROUP
+            params[row, v.CLASSES] += both * GROUP
+            decode_groups(work, row, left, work[6][DECODE_CONTEXT_1])
+
+
+@jit
+def _entry(lut: Any, slot: Any, first: Any, i: Any) -> Any:
+    """Entry of a decoding table for symbol `i` of the group that starts at symbol `first`."""
+    return lut[slot]
+
+
+@jit
+def _entry_of_class(lut: Any, slot: Any, first: Any, i: Any) -> Any:
+    luts, parts, classes = lut
+    return luts[np.uint64(parts[classes[first + i]]) + slot]
+
+
+def _group_decoder(entry_of: Any) -> Any:
+    def decode_group(words: Any, position: Any, states: Any, lut: Any, bits: Any, first: Any, out: Any) -> Any:
+        """Decode 128 symbols; `words` holds at least 128 from `position`."""
+        p = np.uint64(bits)
+        mask, u16 = (np.uint64(1) << p) - np.uint64(1), np.uint64(16)
+        for j in range(4):
+            for lane in range(LANES):
+                x = np.uint64(states[lane])
+                entry = np.uint64(entry_of(lut, x & mask, first, 4 * lane + j))
+                x = (entry >> np.uint64(20)) * (x >> p) + ((entry >> np.uint64(8)) & np.uint64(4095))
+                w = np.uint64(words[position])
+                low = np.uint64(x < np.uint64(STATE_LOW))
+                x = ((x << u16) | w) if low else x
+                position += low
+                states[lane] = np.uint32(x)
+                out[4 * lane + j] = np.uint8(entry)
+        return position
+
+    return jit(decode_group)
+
+
+def _plain_decoder(entry_of: Any) -> Any:
+    decode_group = _group_decoder(entry_of)
+
+    def decode(payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: Any, out: Any, work: Any) -> Any:
+        """Where less than a group's most words are left, they are read from `tail`, with zeros behind them: never past the end."""
+        states, tail, stream = work[1][0], work[3], payload[at : at + nbytes]
+        copy(stream[:HEAD_NBYTES].view(np.uint32), states)
+        words = stream[HEAD_NBYTES:].view(np.uint16)
+        position: Any = 0
+        n_words = words.size
+        for first in range(0, n, GROUP):
+            symbols, start = out[first : first + GROUP], np.uint64(first)
+            if position + GROUP <= n_words:
+                position = np.int64(decode_group(words, np.uint64(position), states, lut, bits, start, symbols))
+            else:
+                if position > n_words:
+                    return False
+                fill(tail, 0)
+                copy(words[position:], tail)
+                position += np.int64(decode_group(tail, np.uint64(0), states, lut, bits, start, symbols))
+        good = position <= n_words and n_words - position < 8
+        for lane in range(LANES):
+            good &= states[lane] == STATE_LOW
+        return good
+
+    return jit(decode)
+
+
+_plain_decode, _decode_with_classes = (_plain_decoder(entry_of) for entry_of in (_entry, _entry_of_class))
+
+
+@jit
+def _plain_begin_by_class(
+    work: Any, row: Any, payload: Any, at: Any, nbytes: Any, n: Any, luts: Any, parts: Any, classes: Any, bits: Any, out: Any
+) -> None:
+    """Decodes the stream at once."""
+    work[0][row, v.LIMIT] = _decode_with_classes(payload, at, nbytes, n, (luts.reshape(-1), parts, classes), bits, out, work)
+
+
+@jit
+def _plain_decode_by_class(work: Any, n: Any, other: Any) -> None:
+    pass
+
+
+@jit
+def _plain_ended_by_class(work: Any, row: Any) -> Any:
+    return work[0][row, v.LIMIT] == 1
 
 
 # ---- encoding --------------------------------------------------------------------------------------------------------
@@ -145,39 +212,69 @@ def _finish(states: Any, n_words: Any, record: Any, at: Any) -> Any:
 
 
 @jit
+def _code(coding: Any, first: Any, i: Any, symbol: Any) -> Any:
+    """What encodes symbol `i` of the group that starts at symbol `first`."""
+    return coding[symbol, 0], coding[symbol, 1]
+
+
+@jit
+def _code_of_class(coding: Any, first: Any, i: Any, symbol: Any) -> Any:
+    codes, parts, classes = coding
+    row = np.uint64(parts[classes[first + i]]) + np.uint64(symbol)
+    return codes[row, 0], codes[row, 1]
+
+
+def _plain_encoder(code_of: Any) -> Any:
+    def encode(symbols: Any, n: Any, coding: Any, bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any) -> Any:
+        """A symbol's code is the reciprocal ``ceil(2 ** (32 + bits) / freq)`` and ``freq << 32 | start``.
+
+        A state below ``freq << 32 - bits`` times the reciprocal's error is below ``2 ** (32 + bits)``, so the quotient is
+        exact, and the product fits.
+        """
+        n_groups, states = (n + GROUP - 1) // GROUP, work[1][0]
+        fill(symbols[n : n_groups * GROUP], padding)
+        fill(states, STATE_LOW)
+        one, u16, u32 = np.uint64(1), np.uint64(16), np.uint64(32)
+        p = np.uint64(bits)
+        room_shift, divide = u32 - p, u32 + p
+        end = np.uint64(n_groups * GROUP)
+        position = end
+        for g in range(n_groups - 1, -1, -1):
+            group, first = symbols[g * GROUP : (g + 1) * GROUP], np.uint64(g * GROUP)
+            for j in range(3, -1, -1):
+                for i in range(LANES):  # lane 31 first: the decoder reads forward
+                    lane = LANES - 1 - i
+                    reciprocal, packed = code_of(coding, first, 4 * lane + j, group[4 * lane + j])
+                    f, x = packed >> u32, np.uint64(states[lane])
+                    words[position - one] = np.uint16(x)  # kept only if the position moves
+                    over = np.uint64(x >= f << room_shift)
+                    position -= over
+                    x >>= over * u16
+                    q = (x * reciprocal) >> divide
+                    states[lane] = np.uint32(x + q * ((one << p) - f) + (packed & np.uint64(0xFFFFFFFF)))
+        n_words = np.int64(end - position)
+        copy(words[np.int64(position) : np.int64(end)], record[at + HEAD_NBYTES : at + HEAD_NBYTES + 2 * n_words].view(np.uint16))
+        return _finish(states, n_words, record, at)
+
+    return jit(encode)
+
+
+_encode, _encode_with_classes = (_plain_encoder(code_of) for code_of in (_code, _code_of_class))
+
+
+@jit
 def _plain_encode(
     symbols: Any, n: Any, coding: Any, entries: Any, bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any
 ) -> Any:
-    """``coding[s]`` is the reciprocal ``ceil(2 ** (32 + bits) / freq)`` and ``freq << 32 | start``.
+    return _encode(symbols, n, coding, bits, padding, words, record, at, work)
 
-    A state below ``freq << 32 - bits`` times the reciprocal's error is below ``2 ** (32 + bits)``, so the quotient is
-    exact, and the product fits.
-    """
-    n_groups, states = (n + GROUP - 1) // GROUP, work[1][0]
-    fill(symbols[n : n_groups * GROUP], padding)
-    fill(states, STATE_LOW)
-    one, u16, u32 = np.uint64(1), np.uint64(16), np.uint64(32)
-    p = np.uint64(bits)
-    room_shift, divide = u32 - p, u32 + p
-    end = np.uint64(n_groups * GROUP)
-    position = end
-    for g in range(n_groups - 1, -1, -1):
-        group = symbols[g * GROUP : (g + 1) * GROUP]
-        for j in range(3, -1, -1):
-            for i in range(LANES):  # lane 31 first: the decoder reads forward
-                lane = LANES - 1 - i
-                s = group[4 * lane + j]
-                reciprocal, packed = coding[s, 0], coding[s, 1]
-                f, x = packed >> u32, np.uint64(states[lane])
-                words[position - one] = np.uint16(x)  # kept only if the position moves
-                over = np.uint64(x >= f << room_shift)
-                position -= over
-                x >>= over * u16
-                q = (x * reciprocal) >> divide
-                states[lane] = np.uint32(x + q * ((one << p) - f) + (packed & np.uint64(0xFFFFFFFF)))
-    n_words = np.int64(end - position)
-    copy(words[np.int64(position) : np.int64(end)], record[at + HEAD_NBYTES : at + HEAD_NBYTES + 2 * n_words].view(np.uint16))
-    return _finish(states, n_words, record, at)
+
+@jit
+def _plain_encode_by_class(
+    symbols: Any, n: Any, coding: Any, entries: Any, parts: Any, classes: Any,
+    bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any,
+) -> Any:  # fmt: skip
+    return _encode_with_classes(symbols, n, (coding.reshape(-1, 2), parts, classes), bits, padding, words, record, at, work)
 
 
 @jit
@@ -217,12 +314,36 @@ def _vector_encode(
     return end_encoding(work, 2, words, record, at)
 
 
+@jit
+def _vector_encode_by_class(
+    symbols: Any, n: Any, coding: Any, entries: Any, parts: Any, classes: Any,
+    bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any,
+) -> Any:  # fmt: skip
+    if bits < VECTOR_BITS:
+        return _plain_encode_by_class(symbols, n, coding, entries, parts, classes, bits, padding, words, record, at, work)
+    n_groups = begin_encoding(work, 2, symbols, n, entries, bits, padding, words)
+    work[0][2, v.CLASSES], work[0][2, v.PARTS] = classes.ctypes.data, parts.ctypes.data
+    encode_groups(work, 2, n_groups, work[6][ENCODE_CONTEXT])
+    return end_encoding(work, 2, words, record, at)
+
+
 #: ``(payload, at, nbytes, n, lut, bits, out, work)``: decode `n` symbols and the rest of the last group into `out`; returns whether the
 #: stream, ``payload[at : at + nbytes]``, ends as it must. Never reads beyond the payload.
 decode_stream: Final = _plain_decode if VARIANT == "plain" else _vector_decode
 #: ``(symbols, n, coding, entries, bits, padding, words, record, at, work)``: encode `n` symbols into a stream at ``record[at]``;
 #: returns where the next part starts. `symbols` has room for whole groups, `words` for a word each and 16 more.
 encode_stream: Final = _plain_encode if VARIANT == "plain" else _vector_encode
+# Symbols under the tables of their classes: one stream or two are begun in rows 0 and 1, decoded, and have ended well or not.
+#: ``(work, row, payload, at, nbytes, n, luts, parts, classes, bits, out)``: otherwise as for `decode_stream`. ``parts[c]``, uint32, is
+#: where class `c` begins in `luts`; `classes` are below 16, and 0 in the rest of the last group.
+begin_by_class: Final = _plain_begin_by_class if VARIANT == "plain" else _vector_begin_by_class
+#: ``(work, n, other)``: decode the streams of these numbers of symbols, 0 for none.
+decode_by_class: Final = _plain_decode_by_class if VARIANT == "plain" else _vector_decode_by_class
+#: ``(work, row)``: whether a stream has ended as it must.
+ended_by_class: Final = _plain_ended_by_class if VARIANT == "plain" else ended
+#: ``(symbols, n, coding, entries, parts, classes, bits, padding, words, record, at, work)``: as `encode_stream`, likewise; `entries`
+#: are words in any case.
+encode_by_class: Final = _plain_encode_by_class if VARIANT == "plain" else _vector_encode_by_class
 
 
 class Work:
@@ -233,9 +354,20 @@ class Work:
         self.states = np.zeros((N_STREAMS, LANES), np.uint32)
         self.spare = np.zeros((N_STREAMS, SPARE_NBYTES), np.uint8)
         self.tail = np.zeros(2 * GROUP, np.uint16)
-        self.natives = np.zeros(5, np.int64)
+        self.natives = np.zeros(TRANSFORMS + 4, np.int64)
         if VARIANT != "plain":
-            self.natives[:] = v.decoder(1), v.decoder(2), v.encoder(1), v.encoder(2), v.reverser()
+            self.natives[: REVERSE + 1] = v.decoder(1), v.decoder(2), v.encoder(1), v.encoder(2), v.reverser()
+
+    def need_contexts(self) -> None:
+        """Compile what codes streams whose symbols have classes."""
+        if VARIANT != "plain":
+            self.natives[DECODE_CONTEXT_1:TRANSFORMS] = v.decoder(1, True), v.decoder(2, True), v.encoder(1, True), v.mapper()
+
+    def need_transforms(self, modes: set[int]) -> None:
+        """Compile the transforms of some modes."""
+        for transform in {Transform(m >> 4) for m in ({*MODES} if PER_TILE in modes else modes)} - {Transform.NONE}:
+            at = TRANSFORMS + 2 * (transform - 1)
+            self.natives[at : at + 2] = [transformer(transform, inverse) for inverse in (False, True)]
 
     def grow(self, stream_nbytes: int) -> None:
         """Make room for copies of streams of that many bytes."""

@@ -25,8 +25,11 @@ SLACK_NBYTES: Final = 2 * (GROUP + WIDTH)
 SOURCE, POSITION, LIMIT, TABLE, BITS, TARGET = range(6)
 # Encoding: the symbols; where words go, the last one of the stream first. POSITION, TABLE and BITS as above.
 SYMBOLS, WORDS = SOURCE, TARGET
+# With contexts: the class of each symbol, a byte each, and of each of 16 classes where in TABLE its part begins, a u32 each.
+CLASSES, PARTS = 6, 7
 N_PARAMS: Final = 8
 REVERSED: Final = 2 * WIDTH  #: words of a vector of `reverser`
+MAPPED: Final = 64  #: bytes of a vector of `mapper`
 
 #: Kinds of words that are split and merged as vectors: nibble pairs or bytes, bytes of a word, map.
 KINDS: Final = (
@@ -37,8 +40,32 @@ KINDS: Final = (
 )  # fmt: skip
 
 
-def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, n_streams: int) -> None:
-    """The decoder's loop: chapter 9.2 of the spec, 8 or 16 lanes at a time."""
+def _runs(*sizes: int) -> list[tuple[int, int]]:
+    """Where each of several runs starts, and its size."""
+    return [(sum(sizes[:i]), n) for i, n in enumerate(sizes)]
+
+
+class _Classes:
+    """Where the part of a table begins that codes each symbol (R9.12); does nothing without contexts."""
+
+    def __init__(self, b: Any, source: Any, parts: Any, contexts: bool) -> None:
+        self.b, self.source, self.contexts = b, ir.pointer(b, source), contexts
+        self.parts = ir.load_16(b, ir.pointer(b, parts)) if contexts else []
+
+    def load(self, at: Any) -> list[Any]:
+        """Classes of the four symbols of each lane, in one vector, from byte `at` on."""
+        return [ir.load(self.b, ir.element(self.b, self.source, I8, at), vector(I32, WIDTH))] if self.contexts else []
+
+    def add(self, four: list[Any], step: int, index: Any) -> Any:
+        """An index into the part of the table of the symbol of a step, as one into the whole table."""
+        for classes in four:
+            own = self.b.lshr(classes, splat(8 * step, I32, WIDTH))
+            return self.b.add(ir.lookup_16(self.b, self.parts, own), index)
+        return index
+
+
+def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, n_streams: int, contexts: bool) -> None:
+    """The decoder's loop: chapter 9.2 of the spec, 8 or 16 lanes at a time; with contexts 9.4."""
 
     def param(s: int, column: int) -> Any:
         return ir.load(b, ir.element(b, params, I64, I64(s * N_PARAMS + column)), I64)
@@ -49,15 +76,19 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
     shift = [ir.broadcast(b, p, WIDTH) for p in bits]
     mask = [ir.broadcast(b, b.sub(b.shl(I32(1), p), I32(1)), WIDTH) for p in bits]
     target = [param(s, TARGET) for s in streams]
+    by_class = [_Classes(b, param(s, CLASSES), param(s, PARTS), contexts) for s in streams]
     first = [ir.load(b, ir.element(b, states, I32, I64(i * WIDTH)), of) for i in range(n_states)]
     loop = ir.Loop(b, n_groups, [*first, *(param(s, POSITION) for s in streams)])
     x, position = loop.values[:n_states], loop.values[n_states:]
-    steps = ir.Loop(b, I64(STEPS), [*x, *position, *[ir.zero(of)] * n_states])
-    x, position, four = steps.values[:n_states], steps.values[n_states:-n_states], steps.values[-n_states:]
+    at = b.mul(loop.index, I64(GROUP))
+    classes = [c for one in by_class for v in range(VECTORS) for c in one.load(b.add(at, I64(4 * WIDTH * v)))]
+    steps = ir.Loop(b, I64(STEPS), [*x, *position, *[ir.zero(of)] * n_states, *classes])
+    x, position, four, classes = (steps.values[k : k + n] for k, n in _runs(n_states, n_streams, n_states, len(classes)))
     for v in range(VECTORS):
         for s in streams:
             i = s * VECTORS + v
-            entry = ir.lookup(b, table[s], b.and_(x[i], mask[s]))
+            index = by_class[s].add(classes[i : i + 1], 0, b.and_(x[i], mask[s]))
+            entry = ir.lookup(b, table[s], index, 32 if contexts else 16)
             bias = b.and_(b.lshr(entry, splat(8, I32, WIDTH)), splat(4095, I32, WIDTH))
             y = b.add(b.mul(b.lshr(entry, splat(20, I32, WIDTH)), b.lshr(x[i], shift[s])), bias)
             low = b.icmp_unsigned("==", b.lshr(y, splat(16, I32, WIDTH)), ir.zero(of))
@@ -66,8 +97,8 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
             x[i] = b.select(low, b.or_(b.shl(y, splat(16, I32, WIDTH)), words), y)
             position[s] = b.add(position[s], ir.popcount(b, low))
             four[i] = b.or_(b.lshr(four[i], splat(8, I32, WIDTH)), b.shl(entry, splat(24, I32, WIDTH)))
-    last = steps.close([*x, *position, *four])
-    x, position, four = last[:n_states], last[n_states:-n_states], last[-n_states:]
+    last = steps.close([*x, *position, *four, *(b.lshr(c, splat(8, I32, WIDTH)) for c in classes)])
+    x, position, four = (last[k : k + n] for k, n in _runs(n_states, n_streams, n_states))
     for i, symbols in enumerate(four):
         to = b.add(target[i // VECTORS], b.mul(loop.index, I64(GROUP)))
         ir.store(b, symbols, ir.element(b, ir.pointer(b, to), I8, I64(4 * WIDTH * (i % VECTORS))))
@@ -83,21 +114,22 @@ class _Entries:
     """Frequencies and starts of symbols: words ``freq << 20 | start << 8`` for each step of some lanes.
 
     Where the CPU permutes bytes of two registers, the table is three planes of 256 bytes and a lookup is six instructions for
-    64 symbols; elsewhere it is 256 words.
+    64 symbols; elsewhere, and with contexts, it is 256 words.
     """
 
-    def __init__(self, b: Any, table: Any) -> None:
-        self.b, self.table, self.planes = b, table, list[list[Any]]()
-        if ir.BYTE_LOOKUP:
+    def __init__(self, b: Any, table: Any, by_class: _Classes) -> None:
+        self.b, self.table, self.by_class, self.planes = b, table, by_class, list[list[Any]]()
+        if ir.BYTE_LOOKUP and not by_class.contexts:
             at = ((ir.element(b, table, I8, I64(256 * p + 64 * i)) for i in range(4)) for p in range(3))
             self.planes = [[ir.load(b, a, vector(I8, 64)) for a in plane] for plane in at]
 
-    def of(self, four: Any) -> list[Any]:
-        """Entries of the four symbols of each lane; the low byte of an entry is unspecified."""
+    def of(self, four: Any, classes: list[Any]) -> list[Any]:
+        """Entries of the four symbols of each lane, and their classes; the low byte of an entry is unspecified."""
         b = self.b
         if not self.planes:
             indices = [b.and_(b.lshr(four, splat(8 * j, I32, WIDTH)), splat(255, I32, WIDTH)) for j in range(STEPS)]
-            return [ir.lookup(b, self.table, index) for index in indices]
+            bits = 32 if self.by_class.contexts else 16
+            return [ir.lookup(b, self.table, self.by_class.add(classes, j, index), bits) for j, index in enumerate(indices)]
         low, middle, high = (ir.lookup_bytes(b, plane, b.bitcast(four, vector(I8, 64))) for plane in self.planes)
         entries = []
         for j in range(STEPS):
@@ -107,7 +139,7 @@ class _Entries:
         return entries
 
 
-def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, n_streams: int) -> None:
+def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, n_streams: int, contexts: bool) -> None:
     """The encoder's loop: chapter 9.3. Lanes stand in the registers in descending order, as they are written.
 
     A state before the division is below ``freq << 32 - bits``, so with 11 bits or more the quotient is below 2^21. The
@@ -119,7 +151,8 @@ def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
 
     streams, of, floats, backwards = range(n_streams), vector(I32, WIDTH), vector(F32, WIDTH), range(WIDTH - 1, -1, -1)
     symbols, target = ([ir.pointer(b, param(s, c)) for s in streams] for c in (SYMBOLS, WORDS))
-    tables = [_Entries(b, ir.pointer(b, param(s, TABLE))) for s in streams]
+    by_class = [_Classes(b, param(s, CLASSES), param(s, PARTS), contexts) for s in streams]
+    tables = [_Entries(b, ir.pointer(b, param(s, TABLE)), by_class[s]) for s in streams]
     bits = [b.trunc(param(s, BITS), I32) for s in streams]
     high = [ir.broadcast(b, b.sub(I32(32), p), WIDTH) for p in bits]
     whole = [ir.broadcast(b, b.shl(I32(1), p), WIDTH) for p in bits]
@@ -133,7 +166,8 @@ def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
     for i in range(n_states):
         at = b.add(group, I64(4 * WIDTH * (i % VECTORS)))
         four = ir.load(b, ir.element(b, symbols[i // VECTORS], I8, at), of)
-        entries.append(tables[i // VECTORS].of(ir.shuffle(b, four, four, backwards)))
+        classes = [ir.shuffle(b, c, c, backwards) for c in by_class[i // VECTORS].load(at)]
+        entries.append(tables[i // VECTORS].of(ir.shuffle(b, four, four, backwards), classes))
     for j in range(STEPS - 1, -1, -1):
         for v in range(VECTORS - 1, -1, -1):
             for s in streams:
@@ -168,18 +202,29 @@ def _reverse(b: Any, params: Any, count: Any) -> None:
     loop.close([])
 
 
+def _map_bytes(b: Any, source: Any, target: Any, table: Any, count: Any) -> None:
+    """Replace each of `count` vectors of 64 bytes by what a table of 256 bytes says. Needs `ir.BYTE_LOOKUP`."""
+    of = vector(I8, MAPPED)
+    parts = [ir.load(b, ir.element(b, table, I8, I64(64 * i)), of) for i in range(4)]
+    loop = ir.Loop(b, count, [])
+    at = b.mul(loop.index, I64(MAPPED))
+    mapped = ir.lookup_bytes(b, parts, ir.load(b, ir.element(b, source, I8, at), of))
+    ir.store(b, mapped, ir.element(b, target, I8, at))
+    loop.close([])
+
+
 # ---- native functions; the rows of `params`, the states and the permutations are given by their addresses --------------------
-def decoder(n_streams: int) -> int:
+def decoder(n_streams: int, contexts: bool = False) -> int:
     """Decodes groups of each stream, going on from states and position: ``(params, states, permutations, n_groups)``."""
 
     def emit(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any) -> None:
         rows, lanes, orders = (ir.pointer(b, a) for a in (params, states, permutations))
-        _decode(b, rows, lanes, orders, n_groups, n_streams)
+        _decode(b, rows, lanes, orders, n_groups, n_streams, contexts)
 
-    return native(f"decode_groups_{n_streams}", emit, 4)
+    return native(f"decode_{'context' if contexts else 'groups'}_{n_streams}", emit, 4)
 
 
-def encoder(n_streams: int) -> int:
+def encoder(n_streams: int, contexts: bool = False) -> int:
     """Encodes groups of each stream, the last one first, going on from states and position: arguments as for `decoder`.
 
     Words come in the same order.
@@ -187,9 +232,9 @@ def encoder(n_streams: int) -> int:
 
     def emit(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any) -> None:
         rows, lanes, orders = (ir.pointer(b, a) for a in (params, states, permutations))
-        _encode(b, rows, lanes, orders, n_groups, n_streams)
+        _encode(b, rows, lanes, orders, n_groups, n_streams, contexts)
 
-    return native(f"encode_groups_{n_streams}", emit, 4)
+    return native(f"encode_{'context' if contexts else 'groups'}_{n_streams}", emit, 4)
 
 
 def reverser() -> int:
@@ -199,3 +244,12 @@ def reverser() -> int:
         _reverse(b, ir.pointer(b, params), n_vectors)
 
     return native("reverse_words", emit, 2)
+
+
+def mapper() -> int:
+    """Looks bytes up in a table: ``(source, target, table, n_vectors)``, vectors of `MAPPED` bytes; 0 if that is not faster than a loop."""
+
+    def emit(b: Any, source: Any, target: Any, table: Any, n_vectors: Any) -> None:
+        _map_bytes(b, ir.pointer(b, source), ir.pointer(b, target), ir.pointer(b, table), n_vectors)
+
+    return native("map_bytes", emit, 4) if ir.BYTE_LOOKUP else 0

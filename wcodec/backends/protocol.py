@@ -8,8 +8,9 @@ Rules, each held by ``wcodec conformance --backend NAME``:
 
 1. The same plan gives the same bytes, status and words as ``wcodec.reference.segments``, on every machine.
 2. A kernel never reads outside of a record nor writes outside of its output, whatever the payload holds.
-3. Content is never an exception: `decode_segments` returns a status for each segment; of several faults, BAD_STREAM goes
-   before BAD_TILE_MODE, and that before BAD_PATCH.
+3. Content is never an exception: `decode_segments` returns a status for each segment. Of several faults, BAD_STREAM goes
+   before BAD_TILE_MODE, and that before BAD_PATCH; but lower planes with coder CONTEXT, which may take their contexts from
+   plane 0, are decoded behind the check of the tile modes, so that their streams are not BAD_STREAM if a mode is none.
 4. Inputs are not changed. Empty input (no segments) works.
 5. Calls from several threads at once work.
 
@@ -24,12 +25,15 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.reference import differences
 from wcodec.reference.checksums import crc32, crc32_each
+from wcodec.reference.container import Difference
+from wcodec.reference.entropy import Table, read_tables
 from wcodec.reference.planes import DType
 from wcodec.reference.segments import SegmentPlan, Status
 from wcodec.reference.tiles import Geometry
 
-__all__ = ["Backend", "Checksums", "DType", "EncodedSegments", "Geometry", "SegmentPlan", "Status"]
+__all__ = ["Backend", "Checksums", "DType", "Difference", "EncodedSegments", "Geometry", "SegmentPlan", "Status"]
 
 
 class EncodedSegments(NamedTuple):
@@ -40,7 +44,7 @@ class EncodedSegments(NamedTuple):
     payload
         uint8, in the backend's memory: the segment records one behind another.
     n_units
-        uint32 of shape (n_planes, n), on the host: 16-byte units of each rANS stream, 0 for other planes.
+        uint32 of shape (n_planes, n), on the host: 16-byte units of each stream (RANS, CONTEXT), 0 for other planes.
     n_patches
         uint32 of shape (n,), on the host.
     """
@@ -128,7 +132,7 @@ class Backend(ABC):
         planes
             Byte planes to count, ascending, 0 for the top one; ``None`` for all.
         mode
-            Prediction mode; counts are of the residuals. Only with `base` None.
+            One of `prediction.MODES`; counts are of what it makes of the bytes. Only with `base` None.
         base
             ``None``: count bytes. Otherwise count the symbols of layout PAIRS with this window base too: for words of more than
             a byte those of plane 0, which come before those of `planes`; for one-byte words, whose base is 0, those of nothing
@@ -160,6 +164,20 @@ class Backend(ABC):
         -------
         uint8 of shape (n,), on the host: a `Status` a segment. Words of a segment that is not OK are unspecified.
         """
+
+    # ---- differences from a base: these will do where the device is the host
+    def subtract_base(self, words: Any, base: Any, difference: Difference) -> Any:
+        """What is coded in place of `words`, a new device array; `base` is one of the same shape and type. Spec: R12.5."""
+        return differences.subtract(words, base, difference)
+
+    def add_base(self, coded: Any, base: Any, difference: Difference) -> int:
+        """Inverse of `subtract_base`: `coded` becomes the words. Returns their CRC-32."""
+        differences.add(coded, base, difference)
+        return self.crc32(coded)
+
+    def read_tables(self, data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
+        """As `wcodec.reference.entropy.read_tables`, which will do; a backend may have a faster one."""
+        return read_tables(data, offset, n)
 
     # ---- checksums: these will do where the device is the host
     def encode_with_checksums(self, plan: SegmentPlan, words: Any) -> tuple[EncodedSegments, Checksums]:

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.codec import BufferSource, Decoder, FileSource
 from wcodec.cuda import dlpack
+from wcodec.cuda.bases import base_memory, n_coded_bases
 from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Pipeline
 from wcodec.errors import DecodeError
-from wcodec.files import AnyPath, File
+from wcodec.files import File
+from wcodec.outputs import AnyPath
 from wcodec.reference.container import Index, TensorRecord
 from wcodec.reference.planes import DType
 
@@ -124,13 +126,15 @@ class Loader:
         self._thread_lock = threading.Lock()
 
     # ---- files
-    def load_file(self, path: AnyPath, names: Sequence[str] | None = None) -> dict[str, DeviceTensor]:
+    def load_file(self, path: AnyPath, names: Sequence[str] | None = None, base: AnyPath | None = None) -> dict[str, DeviceTensor]:
         """Tensors of a file by name, in its order.
 
         Parameters
         ----------
         names
             Those wanted; ``None`` for all.
+        base
+            As of `wcodec.open`; it is decoded to the device too, a few tensors at a time.
 
         Raises
         ------
@@ -139,8 +143,8 @@ class Loader:
         KeyError
             The file has no tensor of a name.
         """
-        with File(path, self._decoder.backend) as f, open(path, "rb", buffering=0) as raw:
-            return self._load(FileSource(f.source, raw), f.index, names)
+        with File(path, self._decoder.backend, base=base) as f, f.reopen() as raw:
+            return self._load(FileSource(f.source, raw), f, f.index, names)
 
     def decode(self, data: Any) -> DeviceTensor:
         """The tensor of the bytes that `wcodec.encode` makes. Raises as `load_file`."""
@@ -148,26 +152,29 @@ class Loader:
         index = self._decoder.read_index(source)
         if len(index.tensors) != 1:
             raise DecodeError("bad_range", f"this file holds {len(index.tensors)} tensors, not one: use load_file")
-        (tensor,) = self._load(source, index, None).values()
+        (tensor,) = self._load(source, None, index, None).values()
         return tensor
 
     def decode_async(self, data: Any) -> Future[DeviceTensor]:
         """`decode` in a thread of its own, calls in order; `data` must not change before the result is there."""
         return self._later(self.decode, data)
 
-    def load_file_async(self, path: AnyPath, names: Sequence[str] | None = None) -> Future[dict[str, DeviceTensor]]:
+    def load_file_async(
+        self, path: AnyPath, names: Sequence[str] | None = None, base: AnyPath | None = None
+    ) -> Future[dict[str, DeviceTensor]]:
         """`load_file` in a thread of its own, calls in order."""
-        return self._later(self.load_file, path, names)
+        return self._later(self.load_file, path, names, base)
 
-    def iterate(self, path: AnyPath, names: Sequence[str] | None = None) -> Iterator[DeviceTensor]:
+    def iterate(self, path: AnyPath, names: Sequence[str] | None = None, base: AnyPath | None = None) -> Iterator[DeviceTensor]:
         """Tensors of a file one after another, each when it is whole: a caller that drops them needs memory for a few alone.
 
         On the first device, with buffers of its own: meanwhile the loader may be used for other things. Raises as `load_file`.
         """
-        with File(path, self._decoder.backend) as f, open(path, "rb", buffering=0) as raw:
+        with File(path, self._decoder.backend, base=base) as f, f.reopen() as raw:
             records = _chosen(f.index, names)
-            pipeline = Pipeline(self.runtimes[0], *self._fit(lambda streams, slot: _most_alive(records, streams, slot)), self.verify)
-            with closing(self._tensors(pipeline, FileSource(f.source, raw), f.index, records)) as tensors:
+            size = self._fit(records, f, lambda streams, slot: _most_alive(records, streams, slot))
+            pipeline = Pipeline(self.runtimes[0], *size, self.verify)
+            with closing(self._tensors(pipeline, FileSource(f.source, raw), f, f.index, records)) as tensors:
                 yield from tensors
 
     def close(self) -> None:
@@ -194,32 +201,39 @@ class Loader:
                 self._thread = ThreadPoolExecutor(1, "wcodec-load")
             return self._thread.submit(function, *args)
 
-    def _load(self, source: BufferSource, index: Index, names: Sequence[str] | None) -> dict[str, DeviceTensor]:
+    def _load(self, source: BufferSource, file: File | None, index: Index, names: Sequence[str] | None) -> dict[str, DeviceTensor]:
         records = _chosen(index, names)
         shares = _spread(records, len(self.runtimes))
         with self._lock:
-            pipelines = [self._pipeline(i, sum(t.nbytes for t in share)) for i, share in enumerate(shares)]
+            pipelines = [self._pipeline(i, share, file) for i, share in enumerate(shares)]
             if len(shares) == 1:
-                done = {t.name: t for t in self._tensors(pipelines[0], source, index, shares[0])}
+                done = {t.name: t for t in self._tensors(pipelines[0], source, file, index, shares[0])}
             else:
                 with ThreadPoolExecutor(len(shares), "wcodec-device") as threads:
-                    parts = threads.map(lambda p, share: list(self._tensors(p, source, index, share)), pipelines, shares)
+                    parts = threads.map(lambda p, share: list(self._tensors(p, source, file, index, share)), pipelines, shares)
                     done = {t.name: t for part in parts for t in part}
         return {t.name: done[t.name] for t in records}
 
-    def _pipeline(self, i: int, tensors_nbytes: int) -> Pipeline:
+    def _pipeline(self, i: int, share: list[TensorRecord], file: File | None) -> Pipeline:
         """The pipeline of a device; the one before, if its buffers fit beside the tensors and need not be smaller."""
-        size, kept = self._fit(lambda streams, slot: tensors_nbytes), self._pipelines[i]
+        nbytes = sum(t.nbytes for t in share)
+        size, kept = self._fit(share, file, lambda streams, slot: nbytes), self._pipelines[i]
         if kept is None or (kept.n_streams, kept.slot_nbytes) != size:
             self._pipelines[i] = None  # its buffers go before others come
             kept = self._pipelines[i] = Pipeline(self.runtimes[i], *size, self.verify)
         return kept
 
-    def _fit(self, alive: Callable[[int, int], int]) -> tuple[int, int]:
-        """Streams and slots whose buffers `max_device_bytes` allows beside the tensors, `alive(streams, slot)` bytes at once."""
+    def _fit(self, records: list[TensorRecord], file: File | None, alive: Callable[[int, int], int]) -> tuple[int, int]:
+        """Streams and slots whose buffers `max_device_bytes` allows beside the tensors, `alive(streams, slot)` bytes at once.
+
+        Tensors of a base come on top, and the buffers of those that decode it.
+        """
         streams, slot = self.streams, SLOT_NBYTES
+        differences = [t for t in records if t.difference]
+        n_bases = n_coded_bases(file) if file is not None and differences and self.max_device_bytes is not None else 0
         while self.max_device_bytes is not None:
-            tensors, buffers = alive(streams, slot), streams * slot * BUFFERS_OF_SLOT
+            tensors, buffers = alive(streams, slot), streams * slot * BUFFERS_OF_SLOT * (1 + n_bases)
+            tensors += max(n_bases, 1) * _most_alive(differences, streams, slot)
             if tensors + buffers <= self.max_device_bytes:
                 break
             if slot > LEAST_SLOT_NBYTES:
@@ -232,14 +246,18 @@ class Loader:
         return streams, slot
 
     def _tensors(
-        self, pipeline: Pipeline, source: BufferSource, index: Index, records: list[TensorRecord]
+        self, pipeline: Pipeline, source: BufferSource, file: File | None, index: Index, records: list[TensorRecord]
     ) -> Generator[DeviceTensor, None, None]:
         runtime = pipeline.runtime
+        bases = None if file is None else base_memory(pipeline, file, records)
         try:
-            for t, memory in pipeline.tensors(source, records, index.tables):  # between which the device in use is the caller's
+            for t, memory in pipeline.tensors(source, records, index.tables, bases):  # between which the device in use is the caller's
                 yield DeviceTensor(t.name, t.shape, t.dtype, memory.view(t.dtype.word_type), runtime.device, runtime)
         except MemoryError as e:
             raise DecodeError("resource_limit", f"there is no memory for the tensors: {e}") from None
+        finally:
+            if bases is not None:
+                bases.close()
 
 
 def _host() -> Any:
@@ -269,11 +287,12 @@ def _most_alive(records: list[TensorRecord], streams: int, slot_nbytes: int) -> 
 
     Under way are `streams` sets and one that is being checked, and the tensor that found no room in the last of them.
     """
-    most = now = payload = first = 0
-    for t in records:
-        now, payload = now + t.nbytes, payload + t.payload_nbytes
-        while payload - records[first].payload_nbytes - t.payload_nbytes > (streams + 1) * slot_nbytes:
-            now, payload, first = now - records[first].nbytes, payload - records[first].payload_nbytes, first + 1
+    sizes = [t.nbytes if t.difference else t.payload_nbytes for t in records]  # that sets are filled by
+    most = now = in_sets = first = 0
+    for t, size in zip(records, sizes, strict=True):
+        now, in_sets = now + t.nbytes, in_sets + size
+        while in_sets - sizes[first] - size > (streams + 1) * slot_nbytes:
+            now, in_sets, first = now - records[first].nbytes, in_sets - sizes[first], first + 1
         most = max(most, now)
     return most + max((t.nbytes for t in records), default=0)
 
@@ -290,9 +309,11 @@ def _loader(device: int | None) -> Loader:
         return _loaders[device]
 
 
-def load_file(path: AnyPath, device: int | None = None, names: Sequence[str] | None = None) -> dict[str, DeviceTensor]:
+def load_file(
+    path: AnyPath, device: int | None = None, names: Sequence[str] | None = None, base: AnyPath | None = None
+) -> dict[str, DeviceTensor]:
     """Tensors of a ``.wcodec`` file in the memory of a GPU. See `Loader.load_file`."""
-    return _loader(device).load_file(path, names)
+    return _loader(device).load_file(path, names, base)
 
 
 def decode(data: Any, device: int | None = None) -> DeviceTensor:

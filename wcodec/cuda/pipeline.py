@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges, crc32_records
 from wcodec.backends.cuda.decoding import Decoding
+from wcodec.backends.cuda.differences import add_base
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import ALIGN, Job
 from wcodec.codec import BufferSource, check_segments, check_tensor
+from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.entropy import TablePool
@@ -64,7 +67,7 @@ def pieces(t: TensorRecord, tables: TablePool, limit: int) -> Iterator[Piece]:
     for down, across in chunks(g, t.dtype.word_nbytes, share):
         part, ids = g.select(down, across)
         first, last = int(ids[0]), int(ids[-1])
-        plan = SegmentPlan(t.dtype, part, t.segments.take(ids), tables)
+        plan = SegmentPlan(t.coded_dtype, part, t.segments.take(ids), tables)
         nbytes = part.rows * part.cols * t.dtype.word_nbytes
         start, end = int(whole.offsets[first]), int(whole.offsets[last + 1])
         yield Piece(t, plan, first, t.payload_offset + start, end - start, word_offset, nbytes, last + 1 == g.n_segments)
@@ -73,9 +76,10 @@ def pieces(t: TensorRecord, tables: TablePool, limit: int) -> Iterator[Piece]:
 
 @dataclass
 class _Target:
-    """A tensor on its way: its memory, and the CRC-32 of what is there so far."""
+    """A tensor on its way: its memory, that of what it differs from, and the CRC-32 of what is there so far."""
 
     memory: Any
+    base: Any
     crc: int = 0
 
 
@@ -108,8 +112,20 @@ class Pipeline:
         self.runtime, self.n_streams, self.slot_nbytes, self.verify = runtime, streams, slot_nbytes, verify
         self._free: list[_Slot] = []
 
-    def tensors(self, source: BufferSource, records: Iterable[TensorRecord], tables: TablePool) -> Iterator[tuple[TensorRecord, Any]]:
+    @cached_property
+    def below(self) -> Pipeline:
+        """One like this for the file that this one's tensors differ from."""
+        return Pipeline(self.runtime, self.n_streams, self.slot_nbytes, self.verify)
+
+    def tensors(
+        self, source: BufferSource, records: Iterable[TensorRecord], tables: TablePool, bases: Iterator[Any] | None = None
+    ) -> Generator[tuple[TensorRecord, Any], None, None]:
         """Tensors with their memory on the device, uint8, each when it is whole and checked.
+
+        Parameters
+        ----------
+        bases
+            Device memory of what each tensor with a difference differs from, in their order.
 
         Raises
         ------
@@ -119,7 +135,7 @@ class Pipeline:
         under_way: deque[_Slot] = deque()
         with ThreadPoolExecutor(self.n_streams, "wcodec-read") as readers:
             try:
-                for some in self._sets(records, tables):
+                for some in self._sets(records, tables, bases):
                     if len(under_way) == self.n_streams:
                         yield from self._finish(under_way.popleft())
                     under_way.append(self._slot(some))
@@ -130,17 +146,22 @@ class Pipeline:
                 for slot in under_way:
                     self._give_up(slot)
 
-    def _sets(self, records: Iterable[TensorRecord], tables: TablePool) -> Iterator[list[tuple[Piece, _Target]]]:
+    def _sets(
+        self, records: Iterable[TensorRecord], tables: TablePool, bases: Iterator[Any] | None
+    ) -> Iterator[list[tuple[Piece, _Target]]]:
         some: list[tuple[Piece, _Target]] = []
         nbytes = 0
         for t in records:
-            target = _Target(self.runtime.empty(t.nbytes))
+            if t.difference and bases is None:
+                raise DecodeError("bad_base", "the tensor is a difference from a base, which is not given", tensor=t.name)
+            target = _Target(self.runtime.empty(t.nbytes), next(bases) if bases is not None and t.difference else None)
             for piece in pieces(t, tables, self.slot_nbytes):
-                if some and nbytes + _room(piece) > self.slot_nbytes:
+                size = piece.words_nbytes if t.difference else _room(piece)  # the base is in memory meanwhile
+                if some and nbytes + size > self.slot_nbytes:
                     yield some
                     some, nbytes = [], 0
                 some.append((piece, target))
-                nbytes += _room(piece)
+                nbytes += size
         if some:
             yield some
 
@@ -192,6 +213,10 @@ class Pipeline:
             if self.verify:
                 slot.crcs.append(crc32_records(runtime, [(j.payload, j.plan.offsets) for j in jobs]))
             slot.decoding.queue()
+            for job, (piece, target) in zip(jobs, some, strict=True):
+                if target.base is not None:
+                    base = runtime.address(target.base) + piece.word_offset
+                    add_base(runtime, job.words, base, piece.words_nbytes, piece.t.dtype.word_nbytes, piece.t.difference)
             if self.verify:
                 starts, sizes = np.array([j.words for j in jobs], np.uint64), np.array([p.words_nbytes for p, _ in some], np.int64)
                 slot.crcs.append(crc32_ranges(runtime, starts, sizes))

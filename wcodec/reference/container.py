@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Final, Protocol
 
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from wcodec.errors import DecodeError
 from wcodec.reference import entropy
 from wcodec.reference.checksums import crc32
-from wcodec.reference.entropy import TablePool, read_tables
-from wcodec.reference.planes import BY_ID, DType, Layout
-from wcodec.reference.prediction import N_MODES, PER_TILE
+from wcodec.reference.entropy import MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap, TablePool, TableReader, read_tables
+from wcodec.reference.planes import BY_ID, BY_NAME, DType, Layout
+from wcodec.reference.prediction import IS_MODE, PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
 from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, MIN_TILE, Geometry, matrix_view
 
 MAGIC: Final = b"\x89WCODEC\n"
 END_MAGIC: Final = b"WCODECFT"
-VERSION: Final = (0, 1)
+VERSION: Final = (0, 2)
 HEADER: Final = struct.Struct("<8sHHIQII")  # magic, major, minor, flags, reserved, reserved, header_crc32
 FOOTER: Final = struct.Struct("<QQQQQIB3sII8s")
 RECORD: Final = struct.Struct("<HHQ")  # type, flags, nbytes
@@ -35,6 +35,10 @@ MUST_UNDERSTAND: Final = 1
 MAX_INDEX_RATIO: Final = 64  #: R4.14: an index inflates at most this much
 MAX_WINDOW_BASE: Final = 240  #: R10.9
 MAX_DATA_NBYTES: Final = (1 << 63) - 1
+UNSIGNED: Final = {n: BY_NAME[f"uint{8 * n}"] for n in (1, 2, 4, 8)}
+_IS_CODER: Final = np.isin(np.arange(256), list(Coder))
+_LAST_LAYOUT: Final = int(max(Layout))
+_HEAD_UNITS: Final = entropy.HEAD_NBYTES // entropy.UNIT
 
 
 class RecordType(IntEnum):
@@ -44,12 +48,39 @@ class RecordType(IntEnum):
     SOURCE = 2
     METADATA = 3
     TENSOR = 4
+    CONTEXTS = 5
+    BASE = 6
+    DUPLICATE = 7
 
 
 class SourceKind(IntEnum):
     """What a SOURCE record restores."""
 
     SAFETENSORS = 1
+
+
+class Difference(IntEnum):
+    """What is coded of a tensor, in place of its words (R12.5): bits 0 and 1 of its flags."""
+
+    NONE = 0
+    XOR = 1  #: ``w ^ b``, b the base's word
+    MINUS = 2  #: ``w - b`` modulo the word, the sign moved to the lowest bit
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which checkpoint the differences of a file refer to (R4.27).
+
+    Attributes
+    ----------
+    sha256
+        32 bytes: the content hash (R11.4) of that checkpoint.
+    name
+        What its file was called; a hint.
+    """
+
+    sha256: bytes
+    name: str
 
 
 class ByteSource(Protocol):
@@ -76,15 +107,28 @@ class TensorRecord:
     payload_nbytes: int
     crc32: int
     dtype_name: str = ""
+    difference: Difference = Difference.NONE
+    duplicate_of: int | None = None
+    _plans: list[SegmentPlan] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the decoded tensor."""
         return self.geometry.rows * self.geometry.cols * self.dtype.word_nbytes
 
+    @property
+    def coded_dtype(self) -> DType:
+        """Dtype by whose rules the words are coded: another one for `Difference.MINUS` (R12.5)."""
+        return UNSIGNED[self.dtype.word_nbytes] if self.difference == Difference.MINUS else self.dtype
+
     def plan(self, tables: TablePool) -> SegmentPlan:
-        """The plan of all segments."""
-        return SegmentPlan(self.dtype, self.geometry, self.segments, tables)
+        """The plan of all segments; the same each time, with what it has found out."""
+        for plan in self._plans:
+            if plan.tables is tables:
+                return plan
+        plan = SegmentPlan(self.coded_dtype, self.geometry, self.segments, tables)
+        self._plans[:] = [plan]
+        return plan
 
 
 @dataclass(frozen=True)
@@ -96,6 +140,7 @@ class Index:
     metadata: dict[str, str] = field(default_factory=dict)
     source_kind: int | None = None
     source_header: bytes = b""
+    base: Base | None = None
     unknown_records: int = 0
     index_offset: int = 0
     index_nbytes: int = 0
@@ -134,13 +179,13 @@ def write_tensor(t: TensorRecord) -> bytes:
     name, dtype_name, g = t.name.encode(), t.dtype_name.encode(), t.geometry
     fixed = TENSOR.pack(
         t.payload_offset, t.payload_nbytes, t.crc32, t.dtype.id, len(t.shape), t.row_rank, 0,
-        g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols, 0, len(name), len(dtype_name), 0,
+        g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols, int(t.difference), len(name), len(dtype_name), 0,
     )  # fmt: skip
     parts = [fixed, struct.pack(f"<{len(t.shape)}Q", *t.shape), name, dtype_name]
     if g.n_segments:
         s = t.segments
         parts += [t.segment_crc32.astype("<u4").tobytes(), _column(s.layout), _column(s.base), _column(s.n_patches)]
-        for p in range(t.dtype.n_planes):
+        for p in range(t.coded_dtype.n_planes):
             parts += [_column(c[p]) for c in (s.coder, s.table, s.prediction, s.n_units)]
     return b"".join(parts)
 
@@ -148,6 +193,19 @@ def write_tensor(t: TensorRecord) -> bytes:
 def write_tables(tables: TablePool) -> bytes:
     """The body of a TABLES record (R4.20)."""
     return struct.pack("<H", len(tables)) + b"".join(t.serialised for t in tables.tables)
+
+
+def write_contexts(tables: TablePool) -> bytes:
+    """The body of a CONTEXTS record (R4.25)."""
+    maps = [bytes([m.kind, len(m.tables)]) + m.class_of + struct.pack(f"<{len(m.tables)}H", *m.tables) for m in tables.maps]
+    return struct.pack("<H", len(maps)) + b"".join(maps)
+
+
+def _write_tensor(t: TensorRecord) -> bytes:
+    """A TENSOR or DUPLICATE record."""
+    if t.duplicate_of is None:
+        return _record(RecordType.TENSOR, write_tensor(t), MUST_UNDERSTAND)
+    return _record(RecordType.DUPLICATE, struct.pack("<I", t.duplicate_of) + t.name.encode(), MUST_UNDERSTAND)
 
 
 def write_metadata(metadata: dict[str, str]) -> bytes:
@@ -161,12 +219,16 @@ def write_index(index: Index, index_offset: int) -> bytes:
     records = []
     if len(index.tables):
         records.append(_record(RecordType.TABLES, write_tables(index.tables), MUST_UNDERSTAND))
+    if len(index.tables.maps):
+        records.append(_record(RecordType.CONTEXTS, write_contexts(index.tables), MUST_UNDERSTAND))
+    if index.base is not None:
+        records.append(_record(RecordType.BASE, index.base.sha256 + index.base.name.encode(), MUST_UNDERSTAND))
     if index.source_kind is not None:
         body = struct.pack("<H", index.source_kind) + index.source_header
         records.append(_record(RecordType.SOURCE, body, MUST_UNDERSTAND))
     if index.metadata:
         records.append(_record(RecordType.METADATA, write_metadata(index.metadata)))
-    records += [_record(RecordType.TENSOR, write_tensor(t), MUST_UNDERSTAND) for t in index.tensors]
+    records += [_write_tensor(t) for t in index.tensors]
     raw = b"".join(records)
     return seal_index(raw, index_offset, index.data_nbytes, len(index.tensors))
 
@@ -199,10 +261,11 @@ class _Cursor:
         return self.end - self.at
 
     def take(self, nbytes: int) -> bytes:
-        if nbytes > self.left:
+        start, end = self.at, self.at + nbytes
+        if end > self.end:
             raise _fail("bad_range", f"a record holds {self.left} more bytes where {nbytes} are due")
-        self.at += nbytes
-        return self.data[self.at - nbytes : self.at]
+        self.at = end
+        return self.data[start:end]
 
     def unpack(self, layout: struct.Struct | str) -> tuple[Any, ...]:
         s = struct.Struct(layout) if isinstance(layout, str) else layout
@@ -287,8 +350,13 @@ def _inflate(stored: bytes, raw_nbytes: int) -> bytes:
     return raw
 
 
-def read_index(source: ByteSource) -> Index:
+def read_index(source: ByteSource, read_tables: TableReader = read_tables) -> Index:
     """Read and check all of a file but its payload.
+
+    Parameters
+    ----------
+    read_tables
+        What does the same as `wcodec.reference.entropy.read_tables`, perhaps faster.
 
     Raises
     ------
@@ -304,14 +372,14 @@ def read_index(source: ByteSource) -> Index:
     if crc32(stored) != foot.index_crc32:
         raise _fail("bad_checksum", "the CRC-32 of the index does not match", offset=foot.index_offset)
     raw = _inflate(stored, foot.index_raw_nbytes) if foot.index_coding else stored
-    index = _Reader(raw, foot.index_offset).read()
+    index = _Reader(raw, foot.index_offset, read_tables).read()
     if len(index.tensors) != foot.n_tensors:
         raise _fail("bad_range", f"{len(index.tensors)} tensors; the footer says {foot.n_tensors}")
     if index.data_nbytes != foot.data_nbytes:
         raise _fail("bad_range", f"{index.data_nbytes} bytes of tensors; the footer says {foot.data_nbytes}")
     tables, tensors = index.tables, index.tensors
     return Index(
-        tensors, tables, index.metadata, index.source_kind, index.source_header, index.unknown_records,
+        tensors, tables, index.metadata, index.source_kind, index.source_header, index.base, index.unknown_records,
         foot.index_offset, foot.index_nbytes, n, version,
     )  # fmt: skip
 
@@ -319,12 +387,12 @@ def read_index(source: ByteSource) -> Index:
 class _Reader:
     """Reads the index records, in order."""
 
-    def __init__(self, raw: bytes, index_offset: int) -> None:
-        self.raw, self.index_offset = raw, index_offset
+    def __init__(self, raw: bytes, index_offset: int, read_tables: TableReader) -> None:
+        self.raw, self.index_offset, self.read_tables = raw, index_offset, read_tables
         self.tensors: list[TensorRecord] = []
         self.names: set[str] = set()
         self.seen: set[int] = set()
-        self.index = Index(self.tensors, TablePool())
+        self.base: Base | None = None
         self.payload_end = HEADER.size
 
     def read(self) -> Index:
@@ -338,12 +406,11 @@ class _Reader:
                 raise _fail("bad_range", f"an index record of type {record} is longer than the index")
             body = _Cursor(self.raw, cursor.at, cursor.at + nbytes)
             cursor.at += nbytes
-            if record in (RecordType.TABLES, RecordType.SOURCE, RecordType.METADATA):
-                if record in self.seen or (record == RecordType.TABLES and self.tensors):
-                    raise _fail("bad_value", f"a second or late index record of type {record}")
-                self.seen.add(record)
+            self._check_place(record)
             if record == RecordType.TABLES:
-                tables = _read_tables(body)
+                tables = _read_tables(body, self.read_tables)
+            elif record == RecordType.CONTEXTS:
+                tables.maps += _read_contexts(body, tables)
             elif record == RecordType.SOURCE:
                 (kind,) = body.unpack("<H")
                 if kind != SourceKind.SAFETENSORS:
@@ -351,19 +418,42 @@ class _Reader:
                 header = body.take(body.left)
             elif record == RecordType.METADATA:
                 metadata = _read_metadata(body)
+            elif record == RecordType.BASE:
+                self.base = Base(body.take(32), body.text(body.left))
             elif record == RecordType.TENSOR:
                 self._add(body, tables)
+            elif record == RecordType.DUPLICATE:
+                self._add_duplicate(body)
             elif flags & MUST_UNDERSTAND:
                 raise _fail("unsupported_record", f"a must-understand index record of type {record}")
             else:
                 unknown += 1
         if self.payload_end != self.index_offset:
             raise _fail("bad_range", "the tensors' payloads do not end where the index starts", offset=self.payload_end)
-        return Index(self.tensors, tables, metadata, kind, header, unknown)
+        return Index(self.tensors, tables, metadata, kind, header, self.base, unknown)
+
+    def _check_place(self, record: int) -> None:
+        """Rules R4.19 on how often and where a record may stand."""
+        first = (RecordType.TABLES, RecordType.CONTEXTS, RecordType.BASE)
+        if record in (*first, RecordType.SOURCE, RecordType.METADATA):
+            late = bool(self.tensors) and record in first
+            if record in self.seen or late or (record == RecordType.TABLES and RecordType.CONTEXTS in self.seen):
+                raise _fail("bad_value", f"a second or late index record of type {record}")
+            self.seen.add(record)
+
+    def _add_duplicate(self, body: _Cursor) -> None:
+        (of,) = body.unpack("<I")
+        name = body.text(body.left)
+        if of >= len(self.tensors):
+            raise _fail("bad_range", f"a duplicate of tensor number {of}, which does not come before it", tensor=name)
+        if name in self.names:
+            raise _fail("bad_name", "two tensors have this name", tensor=name)
+        self.names.add(name)
+        self.tensors.append(replace(self.tensors[of], name=name, duplicate_of=of))
 
     def _add(self, body: _Cursor, tables: TablePool) -> None:
         try:
-            t = _read_tensor(body, len(tables))
+            t = _read_tensor(body, tables, self.base is not None)
         except DecodeError as e:
             name = e.tensor or f"number {len(self.tensors)}"
             raise _fail(e.code, e.message, tensor=name) from None
@@ -378,13 +468,32 @@ class _Reader:
         self.payload_end += t.payload_nbytes
 
 
-def _read_tables(body: _Cursor) -> TablePool:
+def _read_tables(body: _Cursor, read: TableReader) -> TablePool:
     (n,) = body.unpack("<H")
     data = body.take(body.left)
-    tables, at = read_tables(data, 0, n)
+    tables, at = read(data, 0, n)
     if at != len(data):
         raise _fail("bad_range", "bytes are left over behind the tables")
     return TablePool(tables)
+
+
+def _read_contexts(body: _Cursor, tables: TablePool) -> list[ContextMap]:
+    (n,) = body.unpack("<H")
+    maps: list[ContextMap] = []
+    for number in range(n):
+        kind, n_classes = body.unpack("<BB")
+        if kind not in N_CONTEXTS:
+            raise _fail("unsupported_coder", f"context map {number} is of kind {kind}")
+        if not 1 <= n_classes <= MAX_CLASSES:
+            raise _fail("bad_range", f"context map {number} has {n_classes} classes")
+        class_of, ids = body.take(N_CONTEXTS[ContextKind(kind)]), body.unpack(f"<{n_classes}H")
+        if max(class_of) >= n_classes or max(ids) >= len(tables):
+            raise _fail("bad_range", f"context map {number} names a class or table that is not there")
+        if len({tables[i].prob_bits for i in ids}) > 1:
+            raise _fail("bad_value", f"the tables of context map {number} have different sums")
+        maps.append(ContextMap(kind, class_of, ids))
+    body.done("the context maps")
+    return maps
 
 
 def _read_metadata(body: _Cursor) -> dict[str, str]:
@@ -399,7 +508,7 @@ def _read_metadata(body: _Cursor) -> dict[str, str]:
     return pairs
 
 
-def _read_tensor(body: _Cursor, n_tables: int) -> TensorRecord:
+def _read_tensor(body: _Cursor, tables: TablePool, has_base: bool) -> TensorRecord:
     (
         offset, nbytes, crc, dtype_id, rank, row_rank, order, s_rows, s_cols, t_rows, t_cols, flags, n_name, n_dtype, reserved,
     ) = body.unpack(TENSOR)  # fmt: skip
@@ -408,8 +517,10 @@ def _read_tensor(body: _Cursor, n_tables: int) -> TensorRecord:
     shape = tuple(int(d) for d in body.unpack(f"<{rank}Q"))
     name, dtype_name = body.text(n_name), body.text(n_dtype)
     try:
-        if flags or reserved:
+        if flags & ~3 or reserved:
             raise _fail("bad_value", "reserved bits of the tensor record are set")
+        if flags > max(Difference) or (flags and not has_base):
+            raise _fail("bad_value", f"difference {flags}" + ("" if has_base else ", in a file that has no base"))
         if dtype_id not in BY_ID:
             raise _fail("unsupported_coder", f"dtype id {dtype_id}")
         if order != 0:
@@ -425,29 +536,34 @@ def _read_tensor(body: _Cursor, n_tables: int) -> TensorRecord:
         if 4 * n > body.left:
             raise _fail("bad_range", f"{n} segments; the record has room for {body.left // 4} checksums")
         crcs = body.array("<u4", n).astype(np.uint32)
-        segments = _read_columns(body, n, dtype.n_planes) if n else SegmentTable.zeros(0, dtype.n_planes)
+        coded = UNSIGNED[dtype.word_nbytes] if flags == Difference.MINUS else dtype
+        segments = _read_columns(body, n, coded.n_planes) if n else SegmentTable.zeros(0, coded.n_planes)
         body.done("the segment table")
-        check_segments(dtype, geometry, segments, n_tables)
+        t = TensorRecord(name, dtype, shape, row_rank, geometry, segments, crcs, offset, nbytes, crc, dtype_name, Difference(flags))
+        _check_plan(t.plan(tables))
     except DecodeError as e:
         raise _fail(e.code, e.message, tensor=name) from None
-    return TensorRecord(name, dtype, shape, row_rank, geometry, segments, crcs, offset, nbytes, crc, dtype_name)
+    return t
 
 
 def _read_columns(body: _Cursor, n: int, n_planes: int) -> SegmentTable:
-    def column(limit: int, dtype: Any) -> NDArray[Any]:
-        (width,) = body.unpack("<B")
+    def column(limit: int, out: NDArray[Any]) -> None:
+        width = body.take(1)[0]
         if width not in (0, 1, 2, 4):
             raise _fail("bad_value", f"a column of the segment table has width {width}")
-        values = np.broadcast_to(body.array("<u4", 1), n) if width == 0 else body.array(f"<u{width}", n)
-        if int(values.max()) > limit:
-            raise _fail("bad_value", f"a column of the segment table holds {int(values.max())}, more than {limit}")
-        return values.astype(dtype)
+        values: Any = int.from_bytes(body.take(4), "little") if width == 0 else body.array(f"<u{width}", n)
+        most = values if width == 0 else int(values.max())
+        if most > limit:
+            raise _fail("bad_value", f"a column of the segment table holds {most}, more than {limit}")
+        out[:] = values
 
-    u1, u4, most = np.uint8, np.uint32, (1 << 32) - 1
-    layout, base, n_patches = column(255, u1), column(255, u1), column(most, u4)
-    planes = [(column(255, u1), column(most, u4), column(255, u1), column(most, u4)) for _ in range(n_planes)]
-    coder, table, prediction, n_units = (np.stack(c) for c in zip(*planes, strict=True))
-    return SegmentTable(layout, base, n_patches, coder, table, prediction, n_units)
+    s = SegmentTable.zeros(n, n_planes)
+    for one in (s.layout, s.base, s.n_patches):
+        column((1 << 8 * one.itemsize) - 1, one)
+    for p in range(n_planes):
+        for of_planes in (s.coder, s.table, s.prediction, s.n_units):
+            column((1 << 8 * of_planes.itemsize) - 1, of_planes[p])
+    return s
 
 
 def check_geometry(g: Geometry) -> None:
@@ -467,7 +583,7 @@ def check_geometry(g: Geometry) -> None:
             raise _fail("bad_range", f"tiles of {g.tile_rows} x {g.tile_cols} do not fit segments of {g.segment_rows} x {g.segment_cols}")
 
 
-def check_segments(dtype: DType, geometry: Geometry, s: SegmentTable, n_tables: int) -> None:
+def check_segments(dtype: DType, geometry: Geometry, s: SegmentTable, tables: TablePool) -> None:
     """Rules R10.3 to R10.9 on the columns of a segment table: what a kernel may rely on.
 
     Raises
@@ -475,32 +591,36 @@ def check_segments(dtype: DType, geometry: Geometry, s: SegmentTable, n_tables: 
     DecodeError
         ``bad_value``, ``bad_range`` or ``unsupported_coder``
     """
+    _check_plan(SegmentPlan(dtype, geometry, s, tables))
+
+
+def _check_plan(plan: SegmentPlan) -> None:
+    dtype, s, raw, pairs = plan.dtype, plan.segments, plan.is_raw, plan.is_pairs
 
     def require(holds: NDArray[np.bool_], code: str, message: str) -> None:
         if not holds.all():
             raise _fail(code, f"segment {int(np.argwhere(~holds)[0][-1])}: {message}")
 
-    raw, pairs = s.layout == Layout.RAW, s.layout == Layout.PAIRS
-    require(s.layout <= max(Layout), "unsupported_coder", "reserved layout")
-    require(s.coder <= max(Coder), "unsupported_coder", "reserved coder")
-    require((s.prediction < N_MODES) | (s.prediction == PER_TILE), "unsupported_coder", "reserved prediction mode")
+    require(s.layout <= _LAST_LAYOUT, "unsupported_coder", "reserved layout")
+    require(_IS_CODER[s.coder], "unsupported_coder", "reserved coder")
+    require(IS_MODE[s.prediction] | (s.prediction == PER_TILE), "unsupported_coder", "reserved mode")
     if not dtype.has_pairs:
         require(~pairs, "bad_value", "layout PAIRS on a dtype that has none")
     windowed = pairs & (dtype.word_nbytes > 1)
     require(windowed | (s.base == 0), "bad_value", "a window base where there is no window")
     require(s.base <= MAX_WINDOW_BASE, "bad_value", "window base above 240")
-    heights, widths = geometry.sizes()
-    n_elements = heights * widths
-    require(s.n_patches <= np.where(windowed, n_elements, 0), "bad_range", "more patches than words, or where there is no window")
-    unused = raw[None, :] | ((np.arange(dtype.n_planes) >= dtype.word_nbytes)[:, None] & ~pairs[None, :])
-    used = (s.coder | s.prediction).astype(bool) | s.table.astype(bool) | s.n_units.astype(bool)
-    require(~(unused & used), "bad_value", "a plane that is not there has columns that are not 0")
-    rans, constant = s.coder == Coder.RANS, s.coder == Coder.CONSTANT
-    require(rans | (s.prediction == 0), "bad_value", "prediction on a plane that is not RANS")
-    require(~pairs[None, :] | (s.prediction == 0), "bad_value", "prediction with layout PAIRS")
-    limit = np.where(rans, n_tables, np.where(constant, 256, 1))
-    require(s.table < limit, "bad_range", "table or constant out of range")
-    symbols = SegmentPlan(dtype, geometry, s, TablePool()).plane_nbytes
-    most = np.where(rans, entropy.max_stream_nbytes(symbols) // entropy.UNIT, 0)
-    least = np.where(rans, entropy.HEAD_NBYTES // entropy.UNIT, 0)
-    require((s.n_units >= least) & (s.n_units <= most), "bad_range", "the size of a stream is out of range")
+    require(s.n_patches <= plan.n_elements * windowed, "bad_range", "more patches than words, or where there is no window")
+    there = np.array([~raw if p < dtype.word_nbytes else pairs for p in range(dtype.n_planes)])
+    blank = s.coder | s.prediction | s.table | s.n_units == 0
+    require(there | blank, "bad_value", "a plane that is not there has columns that are not 0")
+    plain, streams, context = s.prediction == 0, plan.is_stream, s.coder == Coder.CONTEXT.value
+    require(streams | plain, "bad_value", "a mode on a plane that is no stream")
+    require(~pairs | plain, "bad_value", "a mode with layout PAIRS")
+    limit = np.where(streams, len(plan.tables), np.where(s.coder == Coder.CONSTANT.value, 256, 1))
+    if context.any():
+        np.copyto(limit, len(plan.tables.maps), where=context)
+        of_plane_0 = [i for i, m in enumerate(plan.tables.maps) if m.kind == ContextKind.PLANE]
+        require(~(context[0] & np.isin(s.table[0], of_plane_0)), "bad_value", "plane 0 with itself as context")
+    require(s.table < limit, "bad_range", "table, context map or constant out of range")
+    most = entropy.max_stream_nbytes(plan.plane_nbytes) // entropy.UNIT
+    require((s.n_units <= most * streams) & (s.n_units >= _HEAD_UNITS * streams), "bad_range", "the size of a stream is out of range")

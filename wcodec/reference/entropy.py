@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property, lru_cache
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -96,7 +99,7 @@ class Table:
         """The table as the TABLES record holds it (R9.7): the shortest of all `k`."""
         first, values = self._range
         last, k = first + values.size - 1, int(np.argmin(self._code_bits))
-        bits = "".join(_exp_golomb(v, k) for v in values.tolist())
+        bits = "".join(map(_exp_golomb, values.tolist(), repeat(k)))
         bits += "0" * (-len(bits) % 8)
         return bytes([self.prob_bits, first, last, k]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
 
@@ -106,6 +109,9 @@ def _exp_golomb(value: int, k: int) -> str:
     """Exp-Golomb code of order k: as many zeros as the quotient has bits after its first, the quotient, k low bits."""
     quotient, low = (value >> k) + 1, value & ((1 << k) - 1)
     return "0" * (quotient.bit_length() - 1) + f"{quotient:b}" + (f"{low:0{k}b}" if k else "")
+
+
+TableReader = Callable[[bytes, int, int], tuple[list[Table], int]]  #: `read_tables`, or what does the same
 
 
 def read_tables(data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
@@ -175,11 +181,42 @@ def _find_codes(data: bytes, offset: int, head: tuple[int, int, int, int]) -> tu
     return codes, at
 
 
-class TablePool:
-    """The tables of a file, in order, and their arrays for coding many streams at once."""
+class ContextKind(IntEnum):
+    """Where the context of a symbol comes from (R9.13)."""
 
-    def __init__(self, tables: Iterable[Table] = ()) -> None:
-        self.tables = list(tables)
+    PLANE = 1  #: the symbol of plane 0 at its place
+    POSITION = 2  #: its place in the 8 x 8 blocks of its tile
+    SCALE = 3  #: the classes of its row and column, which the segment record holds
+
+
+N_CONTEXTS: Final = {ContextKind.PLANE: 256, ContextKind.POSITION: 64, ContextKind.SCALE: 16}
+MAX_CLASSES: Final = 16  #: tables that one plane of a segment can use
+
+
+@dataclass(frozen=True)
+class ContextMap:
+    """Which of some tables codes a symbol, by its context (R9.12).
+
+    Attributes
+    ----------
+    kind
+        A `ContextKind`.
+    class_of
+        The class of each context: an index into `tables`. `N_CONTEXTS` bytes.
+    tables
+        Numbers of tables of the pool, all of one `prob_bits`.
+    """
+
+    kind: int
+    class_of: bytes
+    tables: tuple[int, ...]
+
+
+class TablePool:
+    """The tables and context maps of a file, in order, and their arrays for coding many streams at once."""
+
+    def __init__(self, tables: Iterable[Table] = (), maps: Iterable[ContextMap] = ()) -> None:
+        self.tables, self.maps = list(tables), list(maps)
 
     def __len__(self) -> int:
         return len(self.tables)
@@ -229,25 +266,18 @@ def quantise(counts: Counts, prob_bits: int = MAX_PROB_BITS) -> Table:
     counts
         256 counts, at least two of them not 0, of sum below 2^40.
     """
-    total, f = int(counts.sum()), np.zeros(256, np.int64)
-    used = counts > 0
-    f[used] = np.clip((counts[used] << prob_bits) // total, 1, (1 << prob_bits) - 1)
-    freq, missing = f.tolist(), (1 << prob_bits) - int(f.sum())
+    total, f, most = int(counts.sum()), np.zeros(256, np.int64), (1 << prob_bits) - 1
+    used = np.flatnonzero(counts)
+    f[used] = np.clip((counts[used] << prob_bits) // total, 1, most)
+    freq, missing = f.tolist(), most + 1 - int(f.sum())
     step, of, log2 = (1 if missing > 0 else -1), counts.tolist(), _log2_list()
-
-    def entry(i: int) -> tuple[int, int]:
-        return of[i] * (log2[freq[i]] - log2[freq[i] + step]), i
-
-    def may(i: int) -> bool:
-        return 1 <= freq[i] + step < 1 << prob_bits
-
-    heap = [entry(i) for i in np.flatnonzero(used).tolist() if may(i)]
+    heap = [(of[i] * (log2[freq[i]] - log2[freq[i] + step]), i) for i in used.tolist() if 1 <= freq[i] + step <= most]
     heapq.heapify(heap)
     for _ in range(abs(missing)):
         i = heap[0][1]
         freq[i] += step
-        if may(i):
-            heapq.heapreplace(heap, entry(i))
+        if 1 <= freq[i] + step <= most:
+            heapq.heapreplace(heap, (of[i] * (log2[freq[i]] - log2[freq[i] + step]), i))
         else:
             heapq.heappop(heap)
     f[:] = freq
@@ -260,8 +290,52 @@ def max_stream_nbytes(n_symbols: Any) -> Any:
     return HEAD_NBYTES + -(-n_symbols // GROUP) * (2 * GROUP)
 
 
-def encode_streams(symbols: Sequence[Bytes], table_ids: NDArray[Any], pool: TablePool) -> list[Bytes]:
-    """Encode each of `symbols` under its table; groups run backwards (R9.8).
+TableIds = int | np.integer[Any] | Sequence[int] | NDArray[Any]
+
+
+class _Rows:
+    """Which row of stacked tables codes a symbol: that of its stream, or one of several, by the symbol's class."""
+
+    def __init__(self, sizes: Sequence[int], tables: Sequence[TableIds], classes: Sequence[Bytes | None]) -> None:
+        own_tables = [np.atleast_1d(t) for t in tables]
+        self.ids, flat = np.unique(np.concatenate([np.empty(0, np.int64), *own_tables]), return_inverse=True)
+        ends = np.cumsum([0, *(t.size for t in own_tables)])
+        self.first = flat[ends[:-1]]
+        self.lines: NDArray[np.int64] | None = None
+        if any(c is not None for c in classes):
+            most = -(-max(sizes) // GROUP)
+            self.lines = np.repeat(self.first[:, None], most * GROUP, axis=1)
+            for line, own, a, b in zip(self.lines, classes, ends[:-1], ends[1:], strict=True):
+                if own is not None:
+                    line[: own.size] = flat[a:b][own]
+            self.lines = self.lines.reshape(-1, most, LANES, STEPS)
+
+    @classmethod
+    def ordered(
+        cls, order: NDArray[np.int64], sizes: Sequence[int],
+        tables: Sequence[TableIds] | NDArray[Any], classes: Sequence[Bytes | None] | None,
+    ) -> _Rows:  # fmt: skip
+        """For streams in another order."""
+        return cls([sizes[k] for k in order], [tables[k] for k in order], [None if classes is None else classes[k] for k in order])
+
+    def of(self, n: int, group: int, step: int) -> NDArray[np.int64]:
+        """Rows of the first `n` streams for a step: of shape (n, 1), or (n, lanes)."""
+        return self.first[:n, None] if self.lines is None else self.lines[:n, group, :, step]
+
+
+def encode_streams(
+    symbols: Sequence[Bytes], tables: Sequence[TableIds] | NDArray[Any], pool: TablePool, classes: Sequence[Bytes | None] | None = None
+) -> list[Bytes]:
+    """Encode each of `symbols`; groups run backwards (R9.8).
+
+    Parameters
+    ----------
+    symbols
+        uint8 arrays.
+    tables
+        For each the number of its table, or of as many tables as there are classes.
+    classes
+        For each ``None``, or the class of each symbol: uint8.
 
     Returns
     -------
@@ -269,21 +343,22 @@ def encode_streams(symbols: Sequence[Bytes], table_ids: NDArray[Any], pool: Tabl
     """
     n_groups = np.array([-(-s.size // GROUP) for s in symbols], np.int64)
     order = np.argsort(-n_groups, kind="stable")  # longest first: those that take part in a group are a prefix
-    ids, row = np.unique(table_ids[order], return_inverse=True)
-    freq, start = pool.stack(ids, "freq").astype(np.uint64), pool.stack(ids, "start").astype(np.uint64)
-    bits = pool.stack(ids, "prob_bits").astype(np.uint64)[row]
+    rows = _Rows.ordered(order, [s.size for s in symbols], tables, classes)
+    freq, start = pool.stack(rows.ids, "freq").astype(np.uint64), pool.stack(rows.ids, "start").astype(np.uint64)
+    bits = pool.stack(rows.ids, "prob_bits").astype(np.uint64)[rows.first]
     most = int(n_groups.max(initial=0))
     lines = np.empty((len(order), most * GROUP), np.uint8)
-    for line, k, table in zip(lines, order, ids[row], strict=True):
-        line[: symbols[k].size], line[symbols[k].size :] = symbols[k], pool[int(table)].padding
+    for line, k, row in zip(lines, order, rows.first, strict=True):
+        line[: symbols[k].size], line[symbols[k].size :] = symbols[k], pool[int(rows.ids[row])].padding
     states = np.full((len(order), LANES), STATE_LOW, np.uint64)
     words = np.zeros((len(order), most * GROUP), np.uint16)
     position = np.full(len(order), most * GROUP)
     for g in range(most - 1, -1, -1):
         n = int((n_groups > g).sum())
         group = lines[:n, g * GROUP : (g + 1) * GROUP].reshape(n, LANES, STEPS)
-        x, r, p = states[:n], row[:n, None], bits[:n]
+        x, p = states[:n], bits[:n]
         for j in range(STEPS - 1, -1, -1):
+            r = rows.of(n, g, j)
             f, c = freq[r, group[:, :, j]], start[r, group[:, :, j]]
             over = x >= f << (np.uint64(32) - p)  # these lanes shed a word, lane 31 first: the decoder reads forward
             rank = np.cumsum(over, axis=1)
@@ -301,9 +376,13 @@ def encode_streams(symbols: Sequence[Bytes], table_ids: NDArray[Any], pool: Tabl
 
 
 def decode_streams(
-    streams: Sequence[Bytes], n_symbols: NDArray[np.int64], table_ids: NDArray[Any], pool: TablePool
+    streams: Sequence[Bytes],
+    n_symbols: NDArray[np.int64],
+    tables: Sequence[TableIds] | NDArray[Any],
+    pool: TablePool,
+    classes: Sequence[Bytes | None] | None = None,
 ) -> tuple[list[Bytes], NDArray[np.bool_]]:
-    """Decode each stream into its number of symbols (R9.9). Never reads outside of a stream.
+    """Decode each stream into its number of symbols (R9.9). Never reads outside of a stream. Tables and classes as for `encode_streams`.
 
     Returns
     -------
@@ -314,8 +393,8 @@ def decode_streams(
     """
     n_groups = -(-n_symbols // GROUP)
     order = np.argsort(-n_groups, kind="stable")
-    ids, row = np.unique(table_ids[order], return_inverse=True)
-    lut, bits = pool.stack(ids, "lut"), pool.stack(ids, "prob_bits").astype(np.uint32)[row]
+    rows = _Rows.ordered(order, n_symbols.tolist(), tables, classes)
+    lut, bits = pool.stack(rows.ids, "lut"), pool.stack(rows.ids, "prob_bits").astype(np.uint32)[rows.first]
     most = int(n_groups.max(initial=0))
     n_words = np.array([streams[k].size // 2 - 2 * LANES for k in order], np.int64)
     words = np.zeros((len(order), int(n_words.max(initial=0)) + LANES), np.uint32)
@@ -327,9 +406,9 @@ def decode_streams(
     lines = np.zeros((len(order), most, LANES, STEPS), np.uint8)
     for g in range(most):
         n = int((n_groups > g).sum())
-        x, p, r = states[:n], bits[:n], row[:n, None]
+        x, p = states[:n], bits[:n]
         for j in range(STEPS):
-            entry = lut[r, x & ((np.uint32(1) << p) - np.uint32(1))]
+            entry = lut[rows.of(n, g, j), x & ((np.uint32(1) << p) - np.uint32(1))]
             lines[:n, g, :, j] = entry & np.uint32(255)
             x = (entry >> np.uint32(20)) * (x >> p) + ((entry >> np.uint32(8)) & np.uint32(4095))
             low = x < STATE_LOW

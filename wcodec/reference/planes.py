@@ -117,6 +117,7 @@ DTYPES: Final[tuple[DType, ...]] = (
 )
 OPAQUE: Final = DTYPES[0]
 BY_ID: Final = {d.id: d for d in DTYPES}
+BY_NAME: Final = {d.name: d for d in DTYPES}
 BY_SAFETENSORS: Final = {d.safetensors: d for d in DTYPES[1:]}
 _BY_NUMPY: Final = {d.numpy: d for d in DTYPES[1:]}
 

@@ -1,4 +1,4 @@
-"""Prediction: each byte of a tile from its decoded neighbours, modulo 256. Spec: chapter 7."""
+"""Modes of tiles: prediction of each byte from its decoded neighbours, modulo 256, and a transform. Spec: chapters 7 and 8."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.reference import transforms
+from wcodec.reference.transforms import Transform
+
 Bytes = NDArray[np.uint8]
 
 
 class Mode(IntEnum):
-    """Prediction modes (R7.1)."""
+    """Predictions: bits 0 to 3 of a mode (R7.1)."""
 
     NONE = 0
     LEFT = 1
@@ -23,6 +26,38 @@ class Mode(IntEnum):
 
 N_MODES: Final = len(Mode)
 PER_TILE: Final = 255  #: in the prediction column: the segment record holds a mode for each tile (R10.4)
+MODES: Final = tuple(t << 4 | p for t in Transform for p in Mode)  #: all bytes that are modes
+IS_MODE: Final = np.isin(np.arange(256), MODES)
+CENTRE: Final = 128  #: what NONE predicts in front of a transform: bytes become signed (R8.1)
+
+
+def mode_name(mode: int) -> str:
+    """Name of a mode, as in ``planar+dct``.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+    """
+    prediction, transform = Mode(mode & 15).name.lower(), Transform(mode >> 4).name.lower()
+    return prediction if transform == "none" else transform if prediction == "none" else f"{prediction}+{transform}"
+
+
+def residuals(tile: Bytes, mode: int) -> Bytes:
+    """What a mode makes of a tile: its prediction's residuals, transformed. Shapes as for `predict`."""
+    transform = mode >> 4
+    if transform == Transform.NONE:
+        return predict(tile, mode)
+    return transforms.forward(predict(tile, mode & 15) if mode & 15 else tile - np.uint8(CENTRE), transform)
+
+
+def restore(coded: Bytes, mode: int) -> Bytes:
+    """Inverse of `residuals`."""
+    transform = mode >> 4
+    if transform == Transform.NONE:
+        return reconstruct(coded, mode)
+    tile = transforms.inverse(coded, transform)
+    return reconstruct(tile, mode & 15) if mode & 15 else tile + np.uint8(CENTRE)
 
 
 def predict(tile: Bytes, mode: int) -> Bytes:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.reference import entropy
-from wcodec.reference.entropy import TablePool
+from wcodec.reference.entropy import ContextKind, ContextMap, TablePool
 from wcodec.reference.planes import Bytes, DType, Layout, Words, merge, pack_nibbles, split, split_window, unpack_nibbles
-from wcodec.reference.prediction import N_MODES, PER_TILE, Mode, predict, reconstruct
+from wcodec.reference.prediction import IS_MODE, PER_TILE, Mode, residuals, restore
 from wcodec.reference.tiles import Geometry, element_order, tiles
 
 ALIGN: Final = 16  #: bytes; every part of a segment record starts at a multiple of it (R10.2)
@@ -26,6 +26,7 @@ class Coder(IntEnum):
     RAW = 0  #: its bytes
     CONSTANT = 1  #: nothing: the value stands in the column `table`
     RANS = 2  #: an interleaved rANS stream
+    CONTEXT = 4  #: the same, with a table for each class of contexts; the column `table` names a context map
 
 
 class Status(IntEnum):
@@ -85,6 +86,8 @@ class SegmentPlan:
         Encoding only: uint8 of shape (n,), the 4-bit code that stands for a word outside the window.
     modes
         Encoding only: for planes with prediction `PER_TILE`, the modes of all tiles: segment by segment, in each plane by plane.
+    scales
+        Encoding only: the packed classes of rows and columns (R10.10) of the segments that have them, one behind another.
     """
 
     dtype: DType
@@ -93,33 +96,51 @@ class SegmentPlan:
     tables: TablePool
     fill: NDArray[np.uint8] | None = None
     modes: Bytes | None = None
+    scales: Bytes | None = None
 
     def encoded(self, n_units: NDArray[np.uint32], n_patches: NDArray[np.uint32]) -> SegmentPlan:
         """This plan for a decoder, given what encoding has found."""
         return SegmentPlan(self.dtype, self.geometry, replace(self.segments, n_units=n_units, n_patches=n_patches), self.tables)
 
     @cached_property
+    def is_raw(self) -> NDArray[np.bool_]:
+        """Which segments are `Layout.RAW`."""
+        return np.asarray(self.segments.layout == Layout.RAW.value)
+
+    @cached_property
+    def is_pairs(self) -> NDArray[np.bool_]:
+        """Which segments are `Layout.PAIRS`."""
+        return np.asarray(self.segments.layout == Layout.PAIRS.value)
+
+    @cached_property
+    def is_stream(self) -> NDArray[np.bool_]:
+        """Which planes are `Coder.RANS` or `Coder.CONTEXT`, shape (n_planes, n)."""
+        return np.asarray((self.segments.coder == Coder.RANS.value) | (self.segments.coder == Coder.CONTEXT.value))
+
+    @property
     def n_elements(self) -> NDArray[np.int64]:
-        """Words of each segment."""
-        heights, widths = self.geometry.sizes()
-        return heights * widths
+        """Words of each segment; not to be changed."""
+        return self.geometry.n_elements()
 
     @cached_property
     def plane_nbytes(self) -> NDArray[np.int64]:
         """Decoded bytes of each plane of each segment, shape (n_planes, n): also its symbols (R10.3)."""
         n = self.n_elements
-        sizes = np.broadcast_to(n, (self.dtype.n_planes, n.size)).copy()
-        pairs, half = self.segments.layout == Layout.PAIRS, (n + 1) // 2
-        sizes[0, pairs] = half[pairs]
+        sizes, half = np.empty((self.dtype.n_planes, n.size), np.int64), (n + 1) // 2
+        sizes[:] = n
+        np.copyto(sizes[0], half, where=self.is_pairs)
         if self.dtype.word_nbytes == 1:
-            sizes[1] = np.where(pairs, half, 0)
-        sizes[:, self.segments.layout == Layout.RAW] = 0
+            sizes[1] = half * self.is_pairs
+        np.copyto(sizes, 0, where=self.is_raw)
         return sizes
 
     @cached_property
     def modes_nbytes(self) -> NDArray[np.int64]:
         """Bytes of tile modes in each record, without padding (R10.4)."""
-        return np.asarray((self.segments.prediction == PER_TILE).sum(axis=0) * self.geometry.tile_counts(), np.int64)
+        per_tile = self.segments.prediction == PER_TILE
+        if not per_tile.any():
+            return np.zeros(per_tile.shape[1], np.int64)
+        return np.asarray(per_tile.sum(axis=0) * self.geometry.tile_counts(), np.int64)
 
     @cached_property
     def modes_offsets(self) -> NDArray[np.int64]:
@@ -127,42 +148,69 @@ class SegmentPlan:
         return _ends(self.modes_nbytes)
 
     @cached_property
+    def scale_nbytes(self) -> NDArray[np.int64]:
+        """Bytes of the classes of rows and columns in each record, without padding (R10.10)."""
+        context = self.segments.coder == Coder.CONTEXT.value
+        if not self.tables.maps or not context.any():
+            return np.zeros(self.geometry.n_segments, np.int64)
+        by_scale = np.array([m.kind == ContextKind.SCALE for m in self.tables.maps])
+        used = (context & by_scale[np.where(context, self.segments.table, 0)]).any(axis=0)
+        heights, widths = self.geometry.sizes()
+        return np.where(used, (heights + widths + 3) // 4, 0)
+
+    @cached_property
+    def scale_offsets(self) -> NDArray[np.int64]:
+        """Where each segment's classes start in `scales`; one more entry than segments."""
+        return _ends(self.scale_nbytes)
+
+    @cached_property
+    def head_nbytes(self) -> NDArray[np.int64]:
+        """Bytes of each record before its first plane, padded: tile modes, classes of rows and columns."""
+        return padded(self.modes_nbytes) + padded(self.scale_nbytes)
+
+    @cached_property
     def stream_nbytes(self) -> NDArray[np.int64]:
         """Stored bytes of each plane, padded, shape (n_planes, n) (R10.6)."""
-        raw, rans = self.segments.coder == Coder.RAW, self.segments.coder == Coder.RANS
-        units = self.segments.n_units.astype(np.int64) * entropy.UNIT
-        return np.where(raw, padded(self.plane_nbytes), np.where(rans, units, 0))
+        sizes = self.segments.n_units.astype(np.int64) * entropy.UNIT  # 0 of planes that are not streams
+        np.copyto(sizes, padded(self.plane_nbytes), where=self.segments.coder == Coder.RAW.value)
+        return sizes
 
     @cached_property
     def words_nbytes(self) -> NDArray[np.int64]:
         """Bytes of the words of a `Layout.RAW` segment, padded; 0 for the others."""
-        return np.where(self.segments.layout == Layout.RAW, padded(self.n_elements * self.dtype.word_nbytes), 0)
+        return padded(self.n_elements * self.dtype.word_nbytes) * self.is_raw
+
+    @cached_property
+    def patches_nbytes(self) -> NDArray[np.int64]:
+        """Bytes of each segment's patches, padded."""
+        return padded(self.segments.n_patches.astype(np.int64) * 4)
 
     @cached_property
     def plane_offsets(self) -> NDArray[np.int64]:
         """Where each plane's stream starts in the payload, shape (n_planes, n)."""
         before = np.cumsum(self.stream_nbytes, axis=0) - self.stream_nbytes
-        return np.asarray(self.offsets[:-1] + padded(self.modes_nbytes) + before, np.int64)
+        return np.asarray(self.offsets[:-1] + self.head_nbytes + before, np.int64)
 
     @cached_property
     def patch_offsets(self) -> NDArray[np.int64]:
         """Where each segment's patches start in the payload."""
-        return self.offsets[1:] - padded(self.segments.n_patches.astype(np.int64) * 4)
+        return self.offsets[1:] - self.patches_nbytes
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """Where each record starts in the payload, and at the end where the last one stops (R10.1)."""
-        patches = padded(self.segments.n_patches.astype(np.int64) * 4)
-        return _ends(self.words_nbytes + padded(self.modes_nbytes) + self.stream_nbytes.sum(axis=0) + patches)
+        return _ends(self.words_nbytes + self.head_nbytes + self.stream_nbytes.sum(axis=0) + self.patches_nbytes)
 
 
 def padded(nbytes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sizes rounded up to a multiple of 16."""
-    return np.asarray(-(-nbytes // ALIGN) * ALIGN, np.int64)
+    return np.asarray((nbytes + (ALIGN - 1)) & -ALIGN, np.int64)
 
 
 def _ends(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    ends = np.zeros(sizes.size + 1, np.int64)
+    np.cumsum(sizes, out=ends[1:])
+    return ends
 
 
 # ---- encoding ----------------------------------------------------------------------------------------------------------
@@ -207,6 +255,54 @@ def plane_modes(plan: SegmentPlan, k: int, record_modes: Bytes) -> list[Bytes]:
     return out
 
 
+def tables_of(plan: SegmentPlan, p: int, k: int) -> tuple[int, ...]:
+    """Numbers of the tables of a coded plane: one, or one for each class."""
+    number = int(plan.segments.table[p, k])
+    return plan.tables.maps[number].tables if plan.segments.coder[p, k] == Coder.CONTEXT else (number,)
+
+
+def unpack_scales(packed: Bytes, height: int, width: int) -> tuple[Bytes, Bytes]:
+    """Classes of the rows and of the columns of a segment (R10.10): two bits each, four to a byte, the lowest first."""
+    two_bits = (packed[:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & np.uint8(3)).reshape(-1)
+    return two_bits[:height], two_bits[height : height + width]
+
+
+def pack_scales(rows: Bytes, cols: Bytes) -> Bytes:
+    """Inverse of `unpack_scales`."""
+    both = np.concatenate([rows, cols, np.zeros(-(rows.size + cols.size) % 4, np.uint8)]).reshape(-1, 4)
+    return np.asarray(np.bitwise_or.reduce(both << np.arange(0, 8, 2, dtype=np.uint8), axis=1), np.uint8)
+
+
+def contexts_of(plan: SegmentPlan, context_map: ContextMap, p: int, k: int, scales: Bytes, first: Bytes) -> Bytes:
+    """Context of each symbol of plane `p` of segment `k` (R9.13); `scales` is that part of its record, `first` its plane 0."""
+    if context_map.kind == ContextKind.PLANE:
+        if plan.segments.layout[k] == Layout.PAIRS and plan.dtype.word_nbytes > 1:
+            return unpack_nibbles(first, int(plan.n_elements[k]))
+        return first
+    g = plan.geometry
+    rows, cols = g.rectangle(k)
+    height, width = rows.stop - rows.start, cols.stop - cols.start
+    r, c = np.divmod(element_order(height, width, g.tile_rows, g.tile_cols), width)
+    if plan.plane_nbytes[p, k] < r.size:  # two elements a symbol: the first one counts
+        r, c = r[::2], c[::2]
+    if context_map.kind == ContextKind.POSITION:
+        return np.asarray(r % g.tile_rows % 8 * 8 + c % g.tile_cols % 8, np.uint8)
+    of_rows, of_cols = unpack_scales(scales, height, width)
+    return np.asarray(of_rows[r] * np.uint8(4) + of_cols[c], np.uint8)
+
+
+def classes_of(plan: SegmentPlan, p: int, k: int, scales: Bytes, first: Bytes) -> Bytes | None:
+    """Class of each symbol of a plane; ``None`` if it has a single table."""
+    if plan.segments.coder[p, k] != Coder.CONTEXT:
+        return None
+    context_map = plan.tables.maps[int(plan.segments.table[p, k])]
+    return np.frombuffer(context_map.class_of, np.uint8)[contexts_of(plan, context_map, p, k, scales, first)]
+
+
+def _part(data: Bytes | None, offsets: NDArray[np.int64], k: int) -> Bytes:
+    return np.empty(0, np.uint8) if data is None else data[offsets[k] : offsets[k + 1]]
+
+
 def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.uint32], NDArray[np.uint32]]:
     """Encode all segments of a plan.
 
@@ -226,31 +322,33 @@ def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.
     """
     n, segments = plan.geometry.n_segments, plan.segments
     streams: dict[tuple[int, int], Bytes] = {}
-    modes: list[Bytes] = []
+    heads: list[list[Bytes]] = []
     patches: list[NDArray[np.uint32]] = []
-    residuals, where = [], []
+    symbols, tables, classes, where = list[Bytes](), list[tuple[int, ...]](), list[Bytes | None](), list[tuple[int, int]]()
     for k in range(n):
-        modes.append(np.empty(0, np.uint8) if plan.modes is None else plan.modes[plan.modes_offsets[k] : plan.modes_offsets[k + 1]])
+        modes, scales = _part(plan.modes, plan.modes_offsets, k), _part(plan.scales, plan.scale_offsets, k)
+        heads.append([modes, scales])
         if segments.layout[k] == Layout.RAW:
             streams[k, 0] = np.ascontiguousarray(words[plan.geometry.rectangle(k)]).astype(plan.dtype.word_type).view(np.uint8).reshape(-1)
             patches.append(np.empty(0, np.uint32))
             continue
         planes, found = segment_planes(plan, words, k)
         patches.append(found)
-        for p, (plane, plane_mode) in enumerate(zip(planes, plane_modes(plan, k, modes[k]), strict=False)):
+        for p, (plane, plane_mode) in enumerate(zip(planes, plane_modes(plan, k, modes), strict=False)):
             if segments.coder[p, k] == Coder.RAW:
                 streams[k, p] = plane
-            elif segments.coder[p, k] == Coder.RANS:
-                residuals.append(plane if plane_mode.tolist() == [Mode.NONE] else each_tile(plan, k, plane, plane_mode, predict))
+            elif segments.coder[p, k] != Coder.CONSTANT:
+                symbols.append(plane if plane_mode.tolist() == [Mode.NONE] else each_tile(plan, k, plane, plane_mode, residuals))
+                tables.append(tables_of(plan, p, k))
+                classes.append(classes_of(plan, p, k, scales, planes[0]))
                 where.append((k, p))
     n_units = np.zeros(segments.n_units.shape, np.uint32)
-    ids = np.array([segments.table[p, k] for k, p in where], np.int64)
-    for (k, p), stream in zip(where, entropy.encode_streams(residuals, ids, plan.tables), strict=True):
+    for (k, p), stream in zip(where, entropy.encode_streams(symbols, tables, plan.tables, classes), strict=True):
         streams[k, p], n_units[p, k] = stream, stream.size // entropy.UNIT
     parts: list[Bytes] = []
     for k in range(n):
         own = [streams[k, p] for p in range(plan.dtype.n_planes) if (k, p) in streams]
-        for part in (modes[k], *own, patches[k].astype("<u4").view(np.uint8)):
+        for part in (*heads[k], *own, patches[k].astype("<u4").view(np.uint8)):
             parts += [part, np.zeros(-part.size % ALIGN, np.uint8)]
     payload = np.concatenate(parts) if parts else np.empty(0, np.uint8)
     return payload, n_units, np.array([p.size for p in patches], np.uint32)
@@ -279,7 +377,7 @@ def histogram(
             symbols = [*symbols[: int(base is not None)], *(whole[p] for p in wanted)]
         for p, plane in enumerate(symbols):
             if mode != Mode.NONE:
-                plane = each_tile(plan, k, plane, np.array([mode], np.uint8), predict)
+                plane = each_tile(plan, k, plane, np.array([mode], np.uint8), residuals)
             counts[i, p] = np.bincount(plane, minlength=256)
     return counts
 
@@ -292,21 +390,55 @@ def decode_segments(plan: SegmentPlan, payload: Bytes, out: Words) -> NDArray[np
     -------
     uint8 of shape (n,): a `Status` a segment. What `out` holds of a segment that is not `Status.OK` is unspecified.
     """
-    n, segments = plan.geometry.n_segments, plan.segments
-    status = np.zeros(n, np.uint8)
-    where = [(p, k) for p, k in np.argwhere(segments.coder == Coder.RANS).tolist()]
+    status = np.zeros(plan.geometry.n_segments, np.uint8)
+    coded: dict[tuple[int, int], Bytes] = {}
+    rans, context = plan.segments.coder == Coder.RANS, plan.segments.coder == Coder.CONTEXT
+    first = rans | (context & (np.arange(plan.dtype.n_planes) == 0)[:, None])
+    _decode_planes(plan, payload, [(p, k) for p, k in np.argwhere(first).tolist()], coded, status)
+    wrong_modes = {k for k in range(status.size) if not IS_MODE[_head(plan, payload, k)[0]].all()}
+    rest = [(p, k) for p, k in np.argwhere(context & ~first).tolist() if k not in wrong_modes and status[k] == Status.OK]
+    _decode_planes(plan, payload, rest, coded, status)  # plane 0 may hold their contexts
+    status[[k for k in wrong_modes if status[k] == Status.OK]] = Status.BAD_TILE_MODE
+    for k in np.flatnonzero(status == Status.OK).tolist():
+        status[k] = _decode_segment(plan, payload, coded, k, out[plan.geometry.rectangle(k)])
+    return status
+
+
+def _head(plan: SegmentPlan, payload: Bytes, k: int) -> tuple[Bytes, Bytes]:
+    """Tile modes, and classes of rows and columns, of a record."""
+    start = int(plan.offsets[k])
+    behind = start + int(padded(plan.modes_nbytes[k : k + 1])[0])
+    return payload[start : start + int(plan.modes_nbytes[k])], payload[behind : behind + int(plan.scale_nbytes[k])]
+
+
+def _decode_planes(
+    plan: SegmentPlan, payload: Bytes, where: list[tuple[int, int]], coded: dict[tuple[int, int], Bytes], status: NDArray[np.uint8]
+) -> None:
+    """Decode the streams of some planes into `coded`, and restore the bytes behind their modes."""
     at = [int(plan.plane_offsets[p, k]) for p, k in where]
     streams = [payload[a : a + int(plan.stream_nbytes[p, k])] for a, (p, k) in zip(at, where, strict=True)]
-    ids = np.array([segments.table[p, k] for p, k in where], np.int64)
+    classes: list[Bytes | None] = []
+    for p, k in where:
+        first = _plane(plan, payload, coded, 0, k) if p > 0 and plan.segments.coder[p, k] == Coder.CONTEXT else streams[0]
+        classes.append(classes_of(plan, p, k, _head(plan, payload, k)[1], first))
     sizes = np.array([plan.plane_nbytes[p, k] for p, k in where], np.int64)
-    symbols, good = entropy.decode_streams(streams, sizes, ids, plan.tables)
-    coded = dict(zip(where, symbols, strict=True))
-    for k in sorted({k for (_, k), g in zip(where, good, strict=True) if not g}):
-        status[k] = Status.BAD_STREAM
-    for k in range(n):
-        if status[k] == Status.OK:
-            status[k] = _decode_segment(plan, payload, coded, k, out[plan.geometry.rectangle(k)])
-    return status
+    symbols, good = entropy.decode_streams(streams, sizes, [tables_of(plan, p, k) for p, k in where], plan.tables, classes)
+    for (p, k), plane, ends_well in zip(where, symbols, good.tolist(), strict=True):
+        coded[p, k] = plane
+        if not ends_well:
+            status[k] = Status.BAD_STREAM
+            continue
+        modes = plane_modes(plan, k, _head(plan, payload, k)[0])[p]
+        if modes.tolist() != [Mode.NONE] and IS_MODE[modes].all():
+            coded[p, k] = each_tile(plan, k, plane, modes, restore)
+
+
+def _plane(plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, int], Bytes], p: int, k: int) -> Bytes:
+    """The bytes of a plane, however it is stored."""
+    size, at = int(plan.plane_nbytes[p, k]), int(plan.plane_offsets[p, k])
+    if plan.segments.coder[p, k] == Coder.CONSTANT:
+        return np.full(size, plan.segments.table[p, k], np.uint8)
+    return payload[at : at + size] if plan.segments.coder[p, k] == Coder.RAW else coded[p, k]
 
 
 def _decode_segment(plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, int], Bytes], k: int, out: Words) -> Status:
@@ -315,19 +447,7 @@ def _decode_segment(plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, in
         stored = payload[start : start + out.size * dtype.word_nbytes]
         out[...] = stored.view(dtype.word_type).reshape(out.shape)
         return Status.OK
-    record_modes = payload[start : start + int(plan.modes_nbytes[k])]
-    if (record_modes >= N_MODES).any():
-        return Status.BAD_TILE_MODE
-    planes = []
-    for p, modes in enumerate(plane_modes(plan, k, record_modes)):
-        size, at = int(plan.plane_nbytes[p, k]), int(plan.plane_offsets[p, k])
-        if segments.coder[p, k] == Coder.RANS:
-            plane = coded[p, k]
-            planes.append(plane if modes.tolist() == [Mode.NONE] else each_tile(plan, k, plane, modes, reconstruct))
-        elif segments.coder[p, k] == Coder.CONSTANT:
-            planes.append(np.full(size, segments.table[p, k], np.uint8))
-        else:
-            planes.append(payload[at : at + size])
+    planes = [_plane(plan, payload, coded, p, k) for p in range(dtype.n_planes)]
     if segments.layout[k] == Layout.PAIRS:
         patches = payload[plan.patch_offsets[k] :][: 4 * int(segments.n_patches[k])].view("<u4")
         index = (patches & np.uint32(0xFFFFFF)).astype(np.int64)

@@ -54,6 +54,13 @@ class Geometry:
 
     def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Heights and widths of all segments, ragged edges clipped (R6.6). Two int64 arrays of length `n_segments`, not to be changed."""
+        return self._sizes()[:2]
+
+    def n_elements(self) -> NDArray[np.int64]:
+        """Words of each segment. An int64 array of length `n_segments`, not to be changed."""
+        return self._sizes()[2]
+
+    def _sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         return _sizes(self) if self.n_segments <= _KEPT_SEGMENTS else _sizes.__wrapped__(self)
 
     def tile_counts(self) -> NDArray[np.int64]:
@@ -88,11 +95,12 @@ _KEPT_SEGMENTS: Final = 1 << 14  #: sizes of larger grids are not kept
 
 
 @lru_cache(maxsize=8)
-def _sizes(g: Geometry) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _sizes(g: Geometry) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     n_down, n_across = g.grid
     heights = np.minimum(g.segment_rows, g.rows - np.arange(n_down, dtype=np.int64) * g.segment_rows)
     widths = np.minimum(g.segment_cols, g.cols - np.arange(n_across, dtype=np.int64) * g.segment_cols)
-    sizes = np.repeat(heights, n_across), np.tile(widths, n_down)
+    down, across = np.repeat(heights, n_across), np.tile(widths, n_down)
+    sizes = down, across, down * across
     for array in sizes:
         array.flags.writeable = False
     return sizes

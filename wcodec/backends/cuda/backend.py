@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.cuda import encoding
+from wcodec.backends.cuda import differences, encoding
 from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges, crc32_records
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import Job
-from wcodec.backends.protocol import Backend, Checksums, DType, EncodedSegments, Geometry, SegmentPlan
+from wcodec.backends.protocol import Backend, Checksums, Difference, DType, EncodedSegments, Geometry, SegmentPlan
 
 
 class CudaBackend(Backend):
@@ -118,6 +118,21 @@ class CudaBackend(Backend):
         decoding = Decoding(self.runtime, [Job(plan, self.runtime.address(out), self.runtime.address(payload))])
         decoding.queue()
         return decoding
+
+    # ---- differences
+    def subtract_base(self, words: Any, base: Any, difference: Difference) -> Any:
+        with self._on_a_stream():
+            out, addresses = self.empty(words.shape, words.dtype), (self.runtime.address(words), self.runtime.address(base))
+            nbytes, word_nbytes = int(np.prod(words.shape)) * words.dtype.itemsize, words.dtype.itemsize
+            differences.subtract_base(self.runtime, *addresses, self.runtime.address(out), nbytes, word_nbytes, difference)
+            return out
+
+    def add_base(self, coded: Any, base: Any, difference: Difference) -> int:
+        with self._on_a_stream():
+            addresses = self.runtime.address(coded), self.runtime.address(base)
+            nbytes, word_nbytes = int(np.prod(coded.shape)) * coded.dtype.itemsize, coded.dtype.itemsize
+            differences.add_base(self.runtime, *addresses, nbytes, word_nbytes, difference)
+            return int(self._crc32_of(coded).result()[0])
 
     # ---- checksums
     def _crc32_of(self, array: Any) -> PendingChecksums:

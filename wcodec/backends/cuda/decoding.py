@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.backends.cuda.worklist import Batches, Ids, Job, Packed, WorkList, whole_groups
+from wcodec.backends.cuda.worklist import Array, Batches, Ids, Job, Packed, WorkList, whole_groups
 from wcodec.reference.entropy import MAX_PROB_BITS
 from wcodec.reference.planes import Layout
+from wcodec.reference.prediction import Mode
 from wcodec.reference.segments import Coder, Status
 
 BLOCK: Final = 256  #: threads of a block
@@ -22,7 +23,7 @@ LUT_NBYTES: Final = 4 << MAX_PROB_BITS
 #: Kernels by number: 1 and half the bytes of a word (rounded down), 3 more for pairs.
 FUSED: Final = ("", "decode_bytes_1", "decode_bytes_2", "decode_bytes_4", "decode_pairs_1", "decode_pairs_2", "decode_pairs_4")
 
-_BAD_STREAM, _BAD_TILE_MODE, _BAD_PATCH = 1, 2, 4  # bits of a segment's status
+_BAD_STREAM, _BAD_TILE_MODE, _BAD_PATCH, _BAD_LATE_STREAM = 1, 2, 4, 8  # bits of a segment's status
 
 
 class Decoding:
@@ -55,11 +56,12 @@ class Decoding:
         general = np.flatnonzero(kinds == 0)
         if general.size:
             self._take_apart(general)
-        tables, tensors, segments, planes = (packed.add(a) for a in (work.tables, work.tensors, work.segments, work.planes))
+        tables, maps, tensors = (packed.add(a) for a in (work.tables, work.maps, work.tensors))
+        segments, planes = packed.add(work.segments), packed.add(work.planes)
         packed.upload(runtime)
         luts = self._luts = runtime.empty(max(1, work.tables.size) * LUT_NBYTES)
         names: dict[str, Any] = {"luts": luts, "tables": tables, "tensors": tensors, "segments": segments, "planes": planes}
-        names["status"] = self._status
+        names |= {"maps": maps, "status": self._status}
         if work.tables.size:
             runtime.launch("build_luts", work.tables.size, BLOCK, packed.address(tables), np.uint32(work.tables.size), luts)
         for kernel, grid, args in self._launches:
@@ -83,28 +85,45 @@ class Decoding:
     def _take_apart(self, ids: Ids) -> None:
         """Kernels for all other segments, by way of scratch: portions of them, one after another in the same memory."""
         planes = self.work.planes
-        coded = planes["coder"] == Coder.RANS
-        room = np.where(coded, whole_groups(planes["n_symbols"]), 0)
+        context = planes["coder"] == Coder.CONTEXT
+        coded, late = context | (planes["coder"] == Coder.RANS), context & (planes["index"] > 0)
+        symbols = np.where(coded, whole_groups(planes["n_symbols"]), 0)
+        classes = np.where(context, symbols, 0)
+        room = symbols + classes
         of_segment = np.bincount(planes["segment"], room, self.work.segments.size).astype(np.int64)[ids]
-        portions, ends = _portions(of_segment, self.scratch_nbytes), np.cumsum(of_segment)
-        largest = max(int(ends[b - 1] - ends[a] + of_segment[a]) for a, b in portions)
+        parts, ends = portions(of_segment, self.scratch_nbytes), np.cumsum(of_segment)
+        largest = max(int(ends[b - 1] - ends[a] + of_segment[a]) for a, b in parts)
         self._scratch = self.runtime.empty(max(largest, 1))
         base = self.runtime.address(self._scratch)
         of = np.zeros(self.work.segments.size, np.int64)
-        for number, (a, b) in enumerate(portions, 1):
+        for number, (a, b) in enumerate(parts, 1):
             of[ids[a:b]] = number
         portion_of_plane = of[planes["segment"]]
-        for number, (a, b) in enumerate(portions, 1):
-            streams = np.flatnonzero((portion_of_plane == number) & coded)
+        for number, (a, b) in enumerate(parts, 1):
+            of_portion = (portion_of_plane == number) & coded
+            streams = np.flatnonzero(of_portion)
             planes["symbols"][streams] = base + np.cumsum(room[streams]) - room[streams]
-            lists = Batches.of(streams, planes["table"][streams].astype(np.int64))
-            batches, listed = self._packed.add(lists.batches), self._packed.add(lists.ids)
-            self._launch("decode_streams", lists.batches.size, "tables", "luts", "planes", batches, listed, "status")
-            predicted = streams[planes["prediction"][streams] != 0].astype(np.uint32)
-            listed = self._packed.add(predicted)
-            self._launch("inverse_prediction", predicted.size, "tensors", "segments", "planes", listed, "status")
+            planes["classes"][streams] = planes["symbols"][streams] + symbols[streams].astype(np.uint64)
+            self._decode_planes(np.flatnonzero(of_portion & ~late), _BAD_STREAM)
+            self._decode_planes(np.flatnonzero(of_portion & late), _BAD_LATE_STREAM)  # plane 0 may hold their contexts
             listed = self._packed.add(ids[a:b].astype(np.uint32))
             self._launch("merge_words", b - a, "tensors", "segments", "planes", listed, "status")
+
+    def _decode_planes(self, ids: Ids, fault: int) -> None:
+        """From streams to symbols, and from these to bytes; `fault` is the bit for bad streams by contexts."""
+        planes, add = self.work.planes, self._packed.add
+        context = planes["coder"][ids] == Coder.CONTEXT
+        if (streams := ids[~context]).size:
+            lists = Batches.of(streams, planes["table"][streams].astype(np.int64))
+            self._launch("decode_streams", lists.batches.size, "tables", "luts", "planes", add(lists.batches), add(lists.ids), "status")
+        if (streams := ids[context]).size:
+            lists = Batches.of(streams, planes["table"][streams].astype(np.int64))
+            batches, listed = add(lists.batches), add(lists.ids)
+            self._launch("find_classes", streams.size, "maps", "tensors", "segments", "planes", listed, np.uint32(False))
+            self._launch("decode_contexts", lists.batches.size, "maps", "luts", "planes", batches, listed, np.uint32(fault), "status")
+        predicted, transformed = predicted_of(planes, ids)
+        self._launch("inverse_transform", transformed.size, "tensors", "segments", "planes", add(transformed))
+        self._launch("inverse_prediction", predicted.size, "tensors", "segments", "planes", add(predicted), "status")
 
     def status(self) -> NDArray[np.uint8]:
         """A `Status` for each segment; waits for the kernels."""
@@ -114,10 +133,20 @@ class Decoding:
 
 
 def status_of(bits: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """Statuses out of bits: of several faults the one that goes first (`wcodec.backends.protocol`)."""
+    """Statuses out of bits: of several faults the one that goes first (`wcodec.backends.protocol`).
+
+    Streams that are late, as their contexts may come of another plane, are not decoded at all where a tile mode is wrong.
+    """
     out = np.where(bits & _BAD_PATCH, Status.BAD_PATCH, Status.OK)
+    out = np.where(bits & _BAD_LATE_STREAM, Status.BAD_STREAM, out)
     out = np.where(bits & _BAD_TILE_MODE, Status.BAD_TILE_MODE, out)
     return np.where(bits & _BAD_STREAM, Status.BAD_STREAM, out).astype(np.uint8)
+
+
+def predicted_of(planes: Array, ids: Ids) -> tuple[Array, Array]:
+    """Of some planes those that have a prediction or a transform, and those that may have a transform."""
+    prediction = planes["prediction"][ids]
+    return ids[prediction != 0].astype(np.uint32), ids[prediction >= len(Mode)].astype(np.uint32)
 
 
 def fused_kernels(work: WorkList) -> Ids:
@@ -134,7 +163,7 @@ def fused_kernels(work: WorkList) -> Ids:
     return np.asarray(np.where(suits, 1 + word_nbytes // 2 + 3 * pairs, 0), np.int64)
 
 
-def _portions(nbytes: Ids, limit: int) -> list[tuple[int, int]]:
+def portions(nbytes: Ids, limit: int) -> list[tuple[int, int]]:
     """Ranges that take at most `limit` bytes each, or hold one entry."""
     ends, cuts = np.cumsum(nbytes), [0]
     while cuts[-1] < nbytes.size:

@@ -18,11 +18,14 @@ SOURCES: Final[dict[str, tuple[str, ...]]] = {
         "build_luts", "decode_streams",
         "decode_bytes_1", "decode_bytes_2", "decode_bytes_4", "decode_pairs_1", "decode_pairs_2", "decode_pairs_4",
     ),
+    "context": ("find_classes", "decode_contexts"),
     "words": ("merge_words", "split_words"),
     "predict": ("inverse_prediction", "forward_prediction"),
-    "encode": ("build_coders", "encode_streams", "assemble"),
-    "histogram": ("histograms",),
+    "transform": ("inverse_transform", "forward_transform"),
+    "encode": ("build_coders", "encode_streams", "encode_contexts", "assemble"),
+    "histogram": ("histograms", "count_residuals"),
     "checksum": ("crc32_parts", "crc32_join"),
+    "difference": ("subtract_base", "add_base"),
 }  # fmt: skip
 
 

@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.cuda.layout import BATCH, PLANE, SEGMENT, TABLE, TENSOR
+from wcodec.backends.cuda.layout import BATCH, CONTEXT_MAP, PLANE, SEGMENT, TABLE, TENSOR
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.reference.entropy import GROUP, TablePool
+from wcodec.reference.entropy import GROUP, ContextMap, TablePool
 from wcodec.reference.planes import DType
-from wcodec.reference.segments import Coder, SegmentPlan
+from wcodec.reference.segments import Coder, SegmentPlan, padded
 from wcodec.reference.tiles import Geometry
 
 Array = NDArray[Any]
@@ -26,16 +26,17 @@ BLOCKS: Final = 660  #: of decoders, as many as an H200 holds at once: fewer str
 
 
 class Job(NamedTuple):
-    """Segments of one tensor and where they are: device addresses of the matrix, the payload, and the tile modes to encode with."""
+    """Segments of one tensor and where they are: device addresses of the matrix, the payload, and what to encode with: modes, scales."""
 
     plan: SegmentPlan
     words: int
     payload: int = 0
     modes: int = 0
+    scales: int = 0
 
 
 class Batches(NamedTuple):
-    """Ids sorted by table, and the pieces of that list that blocks take."""
+    """Ids sorted by table or context map, and the pieces of that list that blocks take."""
 
     ids: NDArray[np.uint32]
     batches: Array
@@ -109,18 +110,21 @@ def rectangles(geometry: Geometry, dtype: DType, words: int) -> Array:
 
 
 class TableRows:
-    """Rows of the tables that are used, of any number of pools."""
+    """Rows of the tables and context maps that are used, of any number of pools."""
 
     def __init__(self) -> None:
         self._rows: dict[tuple[int, int], int] = {}
         self._tables: list[Any] = []
+        self._map_rows: dict[tuple[int, int], int] = {}
+        self._maps: list[tuple[ContextMap, list[int]]] = []
 
-    def of(self, pool: TablePool, ids: NDArray[np.uint32], rans: NDArray[np.bool_]) -> NDArray[np.uint32]:
-        """`ids`, with rows for ids where `rans` holds."""
-        used, inverse = np.unique(ids[rans], return_inverse=True)
-        rows = np.array([self._row(pool, i) for i in used.tolist()], np.uint32)
+    def of(self, pool: TablePool, ids: NDArray[np.uint32], coder: NDArray[np.uint8]) -> NDArray[np.uint32]:
+        """`ids`, with rows in place of numbers of tables and context maps."""
         out = ids.astype(np.uint32)
-        out[rans] = rows[inverse.reshape(-1)] if rows.size else 0
+        for which, row_of in ((coder == Coder.RANS, self._row), (coder == Coder.CONTEXT, self._map_row)):
+            used, inverse = np.unique(ids[which], return_inverse=True)
+            if used.size:
+                out[which] = np.array([row_of(pool, i) for i in used.tolist()], np.uint32)[inverse.reshape(-1)]
         return out
 
     def _row(self, pool: TablePool, i: int) -> int:
@@ -128,6 +132,21 @@ class TableRows:
         if row == len(self._tables):
             self._tables.append(pool[i])
         return row
+
+    def _map_row(self, pool: TablePool, i: int) -> int:
+        row = self._map_rows.setdefault((id(pool), i), len(self._maps))
+        if row == len(self._maps):
+            self._maps.append((pool.maps[i], [self._row(pool, t) for t in pool.maps[i].tables]))
+        return row
+
+    def maps(self) -> Array:
+        """All context maps, as `CONTEXT_MAP`."""
+        out = np.zeros(len(self._maps), CONTEXT_MAP)
+        for row, (context_map, tables) in zip(out, self._maps, strict=True):
+            row["kind"], row["prob_bits"] = context_map.kind, self._tables[tables[0]].prob_bits
+            row["tables"][: len(tables)] = tables
+            row["class_of"][: len(context_map.class_of)] = np.frombuffer(context_map.class_of, np.uint8)
+        return out
 
     def array(self) -> Array:
         """All tables, as `TABLE`."""
@@ -143,11 +162,12 @@ class WorkList:
 
     Attributes
     ----------
-    tables, tensors, segments, planes
+    tables, maps, tensors, segments, planes
         Arrays of the types of `wcodec.backends.cuda.layout`. Planes stand segment by segment, as many for each as its dtype has.
     """
 
     tables: Array
+    maps: Array
     tensors: Array
     segments: Array
     planes: Array
@@ -165,7 +185,7 @@ class WorkList:
             n_segments += some.size
             n_planes += planes[-1].size
         none = np.zeros(0, SEGMENT), np.zeros(0, PLANE)
-        return cls(tables.array(), tensors, np.concatenate([none[0], *segments]), np.concatenate([none[1], *planes]))
+        return cls(tables.array(), tables.maps(), tensors, np.concatenate([none[0], *segments]), np.concatenate([none[1], *planes]))
 
 
 def _segments(job: Job, t: int, first_plane: int, encoding: bool) -> Array:
@@ -176,9 +196,11 @@ def _segments(job: Job, t: int, first_plane: int, encoding: bool) -> Array:
     if plan.fill is not None:
         out["fill"] = plan.fill
     if encoding:
-        out["modes"] = plan.modes_offsets[:-1] + job.modes
+        out["modes"], out["scales"] = plan.modes_offsets[:-1] + job.modes, plan.scale_offsets[:-1] + job.scales
+        out["scales_nbytes"] = plan.scale_nbytes
     else:
         out["record"] = out["modes"] = plan.offsets[:-1] + job.payload
+        out["scales"] = out["modes"] + padded(plan.modes_nbytes).astype(np.uint64)
         out["patches"], out["n_patches"] = plan.patch_offsets + job.payload, s.n_patches
     return out
 
@@ -188,7 +210,7 @@ def _planes(job: Job, tables: TableRows, first_segment: int, encoding: bool) -> 
     n_planes, n = plan.dtype.n_planes, plan.geometry.n_segments
     out = np.zeros((n, n_planes), PLANE)
     out["n_symbols"], out["coder"], out["prediction"] = plan.plane_nbytes.T, s.coder.T, s.prediction.T
-    out["table"] = tables.of(plan.tables, s.table, s.coder == Coder.RANS).T
+    out["table"] = tables.of(plan.tables, s.table, s.coder).T
     out["segment"], out["index"] = first_segment + np.arange(n)[:, None], np.arange(n_planes)
     if not encoding:
         out["at"], out["nbytes"] = plan.plane_offsets.T + job.payload, plan.stream_nbytes.T

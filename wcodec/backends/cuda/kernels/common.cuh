@@ -22,15 +22,18 @@ typedef long long i64;
 
 // ---- the format's constants (spec: chapters 5 to 10) ---------------------------------------------------------------------
 enum { LAYOUT_RAW = 0, LAYOUT_BYTES = 1, LAYOUT_PAIRS = 2 };
-enum { CODER_RAW = 0, CODER_CONSTANT = 1, CODER_RANS = 2 };
-enum { MODE_NONE = 0, MODE_LEFT = 1, MODE_TOP = 2, MODE_AVG = 3, MODE_PLANAR = 4, N_MODES = 5, PER_TILE = 255 };
+enum { CODER_RAW = 0, CODER_CONSTANT = 1, CODER_RANS = 2, CODER_CONTEXT = 4 };
+enum { CONTEXT_PLANE = 1, CONTEXT_POSITION = 2, CONTEXT_SCALE = 3, N_CONTEXTS = 256, MAX_CLASSES = 16 };
+enum { MODE_NONE = 0, MODE_LEFT = 1, MODE_TOP = 2, MODE_AVG = 3, MODE_PLANAR = 4, N_PREDICTIONS = 5, PER_TILE = 255 };
+enum { TRANSFORM_NONE = 0, TRANSFORM_DCT = 1, TRANSFORM_ADST = 2, N_TRANSFORMS = 3 };
 enum { MAP_IDENTITY = 0, MAP_OFFSET = 1, MAP_EXPONENT_FIRST = 2 };
 enum { LANES = 32, STEPS = 4, GROUP = 128, HEAD_NBYTES = 128, UNIT = 16, MAX_PROB_BITS = 12, MAX_SLOTS = 4096 };
 enum { STATE_LOW = 1 << 16 };
 enum { BLOCK_WARPS = 8, BLOCK_THREADS = 32 * BLOCK_WARPS };  // of all kernels but those for checksums
 
-// Bits of a segment's status; of several, the host reports the lowest.
-enum { BAD_STREAM = 1, BAD_TILE_MODE = 2, BAD_PATCH = 4 };
+// Bits of a segment's status; of several, the host reports the one that goes first (see decoding.py). A late stream is one that is
+// decoded after plane 0, by CODER_CONTEXT: it counts only where all tile modes are right.
+enum { BAD_STREAM = 1, BAD_TILE_MODE = 2, BAD_PATCH = 4, BAD_LATE_STREAM = 8 };
 
 // ---- what the host says ----------------------------------------------------------------------------------------------------
 // All addresses are of device memory. Streams, records and scratch start at multiples of 16; words at multiples of a word.
@@ -40,33 +43,41 @@ struct Table {  // 520 bytes
     u16 freq[256];
 };
 
+struct ContextMap {  // 328 bytes
+    u32 kind, prob_bits;      // prob_bits: of all its tables
+    u32 tables[MAX_CLASSES];  // of each class, the index of a Table
+    u8 class_of[N_CONTEXTS];  // of contexts that the kind doesn't have, 0
+};
+
 struct Tensor {  // 32 bytes
     u64 cols;    // words of a row of the matrix
     u32 tile_rows, tile_cols;
     u32 word_nbytes, map, exponent_bits, n_planes;  // planes: max(2, word_nbytes), of which a segment may use fewer
 };
 
-struct Segment {  // 64 bytes
+struct Segment {  // 72 bytes
     u64 words;    // its first word in the matrix
     u64 record;   // encoding: where the record goes
     u64 modes;    // tile modes, those of each plane with PER_TILE after the other
+    u64 scales;   // classes of its rows and columns (spec: R10.10), if it has them
     u64 patches;  // decoding: its patches, u32 each; encoding: scratch for them
-    u32 reserved_2, n_patches, tensor, plane;  // plane: index of its first Plane
+    u32 scales_nbytes, n_patches, tensor, plane;  // plane: index of its first Plane
     u32 height, width, n_tiles;
     u8 layout, base, fill, reserved;
 };
 
-struct Plane {    // 48 bytes
+struct Plane {    // 56 bytes
     u64 at;        // its bytes in the payload; encoding: scratch for its stream
     u64 symbols;   // scratch for its symbols, whole groups
     u64 residuals; // encoding: scratch for its residuals, whole groups, if it has a prediction
+    u64 classes;   // scratch for the classes of its symbols, whole groups, with CODER_CONTEXT
     u32 nbytes;    // of its bytes in the payload; encoding: of the scratch at `at`
-    u32 n_symbols, table, segment;  // table: index of a Table, or the byte of CODER_CONSTANT
+    u32 n_symbols, table, segment;  // table: index of a Table or a ContextMap, or the byte of CODER_CONSTANT
     u8 coder, prediction, index, reserved;
     u32 reserved_2;
 };
 
-struct Batch {  // 16 bytes: entries `first` to `first + count` of a list, all with one table; the work of a block
+struct Batch {  // 16 bytes: entries `first` to `first + count` of a list, all with one table, or context map; the work of a block
     u32 first, count, table, reserved;
 };
 
@@ -163,7 +174,10 @@ DEVICE T invert(const WordMap &map, T x) {
     return ((x & (T)map.sign) << map.exponent_bits | (x & (T)map.exponent) >> 1 | (x & (T)map.rest)) ^ (T)map.flip;
 }
 
-// ---- tiles -------------------------------------------------------------------------------------------------------------------
+// ---- modes and tiles ---------------------------------------------------------------------------------------------------------
+// A tile's mode is transform << 4 | prediction (spec: R7.1).
+DEVICE bool is_mode(u32 mode) { return (mode & 15) < N_PREDICTIONS && mode >> 4 < N_TRANSFORMS; }
+
 struct Tile {
     u32 row, col, height, width;  // in the segment
     u32 first;                    // its first element, in the order in which elements are coded (spec: R6.9)

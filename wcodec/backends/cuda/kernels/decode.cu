@@ -32,7 +32,7 @@ KERNEL __launch_bounds__(BLOCK_THREADS, BLOCKS_ON_SM)
     __shared__ DecoderMemory memory;
     const Batch batch = batches[blockIdx.x];
     load_lut(memory, luts, batch.table);
-    const Coder coder = coder_of(memory, tables[batch.table].prob_bits);
+    const Coder coder = coder_of(memory.lut, tables[batch.table].prob_bits);
     const u32 warp = uniform_warp_id();
     for (u32 i = warp; i < batch.count; i += BLOCK_WARPS) {
         const Plane &plane = planes[list[batch.first + i]];
@@ -361,7 +361,7 @@ template <u32 NBYTES, bool PAIRS>
 DEVICE void decode_batch(DecoderMemory &memory, const Table *tables, const u32 *luts, const Tensor *tensors, const Segment *segments,
                          const Plane *planes, const Batch &batch, const u32 *list, u32 *status) {
     load_lut(memory, luts, batch.table);
-    const Coder coder = coder_of(memory, tables[batch.table].prob_bits);
+    const Coder coder = coder_of(memory.lut, tables[batch.table].prob_bits);
     const u32 warp = uniform_warp_id();
     for (u32 i = warp; i < batch.count; i += BLOCK_WARPS) {
         const Segment &segment = segments[list[batch.first + i]];

@@ -72,23 +72,38 @@ DEVICE uint4 load_symbols(u64 symbols, u32 first, u32 n_symbols, u32 fill) {
         filled_up(all.z, at + 8, n_symbols, fill), filled_up(all.w, at + 12, n_symbols, fill));
 }
 
+// The coder of the symbol at `shift` of four: that of the table, or of the table of its class, whose first coder `firsts` has.
+template <bool BY_CLASS>
+DEVICE Coder coder_of(const Coder *__restrict__ coders, const u32 *firsts, u32 four, u32 classes, u32 shift) {
+    const u32 symbol = four >> shift & 255u;
+    return BY_CLASS ? coders[firsts[classes >> shift & (MAX_CLASSES - 1u)] + symbol] : coders[symbol];
+}
+
 // A warp codes the symbols of a plane; `staged` is its own. Symbols come by chunks, one ahead, 16 bytes a lane, and are dealt
-// out through shared memory: a lane codes four that follow one another of each group. Returns the bytes of the stream.
-DEVICE u32 encode_plane(const Plane &plane, const Table &table, const Coder *coders, u32 *staged) {
+// out through shared memory, and so are classes: a lane codes four that follow one another of each group. Returns the bytes of
+// the stream.
+template <bool BY_CLASS>
+DEVICE u32 encode_plane(const Plane &plane, const Table &table, const Coder *__restrict__ coders, const u32 *firsts, u32 *staged) {
     const u64 symbols = plane.prediction != MODE_NONE ? plane.residuals : plane.symbols;
     const u32 n_symbols = plane.n_symbols, n_groups = ceil_div(n_symbols, GROUP), fill = (table.padding & 255u) * 0x01010101u;
     Stream stream = {pointer<u16>(plane.at), plane.nbytes / 2, ~lanes_below(), table.prob_bits, 1u << table.prob_bits};
     u32 state = STATE_LOW, chunk = ceil_div(n_groups, CHUNK_GROUPS);
-    uint4 next = load_symbols(symbols, (chunk - 1) * CHUNK, n_symbols, fill);
+    uint4 next = load_symbols(symbols, (chunk - 1) * CHUNK, n_symbols, fill), next_classes = make_uint4(0, 0, 0, 0);
+    if (BY_CLASS) next_classes = load_symbols(plane.classes, (chunk - 1) * CHUNK, n_symbols, 0);
     while (chunk-- > 0) {
         __syncwarp();
         reinterpret_cast<uint4 *>(staged)[lane_id()] = next;
+        if (BY_CLASS) reinterpret_cast<uint4 *>(staged)[LANES + lane_id()] = next_classes;
         __syncwarp();
         if (chunk > 0) next = load_symbols(symbols, (chunk - 1) * CHUNK, n_symbols, fill);
+        if (BY_CLASS && chunk > 0) next_classes = load_symbols(plane.classes, (chunk - 1) * CHUNK, n_symbols, 0);
         for (u32 group = least(CHUNK_GROUPS, n_groups - chunk * CHUNK_GROUPS); group-- > 0;) {
             const u32 four = staged[group * LANES + lane_id()];
-            const Coder fourth = coders[four >> 24], third = coders[four >> 16 & 255u];  // all at once: states don't wait for them
-            const Coder second = coders[four >> 8 & 255u], first = coders[four & 255u];
+            const u32 classes = BY_CLASS ? staged[CHUNK / 4 + group * LANES + lane_id()] : 0;
+            const Coder fourth = coder_of<BY_CLASS>(coders, firsts, four, classes, 24);  // all at once: states don't wait for them
+            const Coder third = coder_of<BY_CLASS>(coders, firsts, four, classes, 16);
+            const Coder second = coder_of<BY_CLASS>(coders, firsts, four, classes, 8);
+            const Coder first = coder_of<BY_CLASS>(coders, firsts, four, classes, 0);
             state = code(stream, state, fourth);
             state = code(stream, state, third);
             state = code(stream, state, second);
@@ -111,7 +126,26 @@ KERNEL __launch_bounds__(BLOCK_THREADS) encode_streams(
     __syncthreads();
     for (u32 i = warp_id(); i < batch.count; i += BLOCK_WARPS) {
         const u32 plane = list[batch.first + i];
-        const u32 nbytes = encode_plane(planes[plane], tables[batch.table], shared_coders, reinterpret_cast<u32 *>(staged[warp_id()]));
+        u32 *own = reinterpret_cast<u32 *>(staged[warp_id()]);
+        const u32 nbytes = encode_plane<false>(planes[plane], tables[batch.table], shared_coders, nullptr, own);
+        if (lane_id() == 0) lengths[plane] = nbytes;
+    }
+}
+
+// The same for planes with a table for each class of contexts, all with one map: more tables than shared memory holds.
+KERNEL __launch_bounds__(BLOCK_THREADS) encode_contexts(
+    const Table *tables, const ContextMap *maps, const Coder *__restrict__ coders, const Plane *planes, const Batch *batches,
+    const u32 *list, u32 *lengths) {
+    __shared__ u32 firsts[MAX_CLASSES];  // coder of each class
+    __shared__ uint4 staged[BLOCK_WARPS][2 * LANES];
+    const Batch batch = batches[blockIdx.x];
+    const ContextMap &map = maps[batch.table];
+    if (threadIdx.x < MAX_CLASSES) firsts[threadIdx.x] = map.tables[threadIdx.x] * BLOCK_THREADS;
+    __syncthreads();
+    for (u32 i = warp_id(); i < batch.count; i += BLOCK_WARPS) {
+        const u32 plane = list[batch.first + i];
+        u32 *own = reinterpret_cast<u32 *>(staged[warp_id()]);
+        const u32 nbytes = encode_plane<true>(planes[plane], tables[map.tables[0]], coders, firsts, own);
         if (lane_id() == 0) lengths[plane] = nbytes;
     }
 }
@@ -198,10 +232,12 @@ KERNEL __launch_bounds__(BLOCK_THREADS) assemble(
     u32 n_modes = 0;
     for (u32 i = 0; i < n_planes; i++) n_modes += planes[segment.plane + i].prediction == PER_TILE ? segment.n_tiles : 0;
     to = put_bytes(to, segment.modes, n_modes);
+    to = put_bytes(to, segment.scales, segment.scales_nbytes);
     for (u32 i = 0; i < n_planes; i++) {
         const Plane &plane = planes[segment.plane + i];
-        const u32 length = plane.coder == CODER_RANS ? lengths[segment.plane + i] : 0;
-        if (plane.coder == CODER_RANS) to = put_scratch(to, plane.at + plane.nbytes - length, length);
+        const bool coded = plane.coder == CODER_RANS || plane.coder == CODER_CONTEXT;
+        const u32 length = coded ? lengths[segment.plane + i] : 0;
+        if (coded) to = put_scratch(to, plane.at + plane.nbytes - length, length);
         if (plane.coder == CODER_RAW) to = put_scratch(to, plane.symbols, plane.n_symbols);
     }
     put_scratch(to, segment.patches, 4 * n_patches[blockIdx.x]);

@@ -331,3 +331,17 @@ KERNEL __launch_bounds__(BLOCK_THREADS, 4) histograms(
     else if (tensor.word_nbytes == 4) count_segment<4>(bins, segment, tensor, request, counts);
     else count_segment<8>(bins, segment, tensor, request, counts);
 }
+
+// A block counts the bytes of the residuals of a plane of the list, in memory; counts are 256 for each.
+KERNEL __launch_bounds__(BLOCK_THREADS) count_residuals(const Plane *planes, const u32 *list, u32 *counts) {
+    __shared__ uint4 bins[BINS * COPIES / 4];
+    const Plane &plane = planes[list[blockIdx.x]];
+    const u32 n = plane.n_symbols;
+    u32 *own = reinterpret_cast<u32 *>(bins) + lane_id() % COPIES;
+    clear(bins, 1);
+    __syncthreads();
+    for (u32 i = threadIdx.x * PACK; i < n; i += BLOCK_THREADS * PACK)
+        count_bytes<1>(own, *pointer<const u64>(plane.residuals + i), least(PACK, n - i));
+    __syncthreads();
+    write(bins, 1, counts + (u64)blockIdx.x * BINS);
+}

@@ -1,22 +1,10 @@
-// Prediction and its inverse (spec: chapter 7). A block takes a plane; its warps take a tile each, or all of them one where tiles
-// are few.
+// Prediction and its inverse (spec: chapter 7); for transforms see transform.cu.
 //
 // A tile is height * width bytes without gaps. The first row is predicted as by LEFT and the first column as by TOP, whatever
 // the mode. So LEFT, TOP and PLANAR are undone by sums modulo 256: of the first column, then of all rows; of the first row,
 // then of all columns; of all columns, then of all rows. AVG has no such form: a wavefront goes over bands of 32 rows.
 // Bytes are taken in units of 16, 4 or 1: the largest of which rows have a whole number, and at whose multiples they start.
-#include "common.cuh"
-
-// Threads that share a tile: a warp or the block. All of them call what takes it, with the same arguments.
-struct Team {
-    u32 size, rank, n_warps;
-    u32 *scratch;  // shared memory: an u32 for each thread
-};
-
-DEVICE void sync(const Team &team) {
-    if (team.size == BLOCK_THREADS) __syncthreads();
-    else __syncwarp();
-}
+#include "tiles.cuh"
 
 // ---- bytes in registers ----------------------------------------------------------------------------------------------------
 template <u32 UNIT>
@@ -264,8 +252,24 @@ DEVICE void undo_average_of_tile(u8 *tile, u32 height, u32 width) {
 }
 
 // ---- inverse ---------------------------------------------------------------------------------------------------------------
+enum : u32 { CENTRES = 0x80808080 };  // what NONE predicts in front of a transform, in each byte
+
+// That of NONE, in front of a transform.
+DEVICE void add_centre(const Team &team, u8 *tile, u32 n) {
+    if (((u64)tile | n) % 4 == 0) {
+        for (u32 i = team.rank * 4; i < n; i += team.size * 4) *(u32 *)(tile + i) ^= CENTRES;
+    } else {
+        for (u32 i = team.rank; i < n; i += team.size) tile[i] ^= CENTRES & 255;
+    }
+}
+
 DEVICE void undo(const Team &team, u8 *tile, u32 height, u32 width, u32 mode) {
     if (mode == MODE_NONE) return;
+    mode &= 15;
+    if (mode == MODE_NONE) {
+        add_centre(team, tile, height * width);
+        return;
+    }
     if (width == 1) width = height, height = 1;
     if (mode == MODE_AVG && height > 1) {
         if (team.rank >= 32) return;
@@ -284,10 +288,10 @@ DEVICE void undo(const Team &team, u8 *tile, u32 height, u32 width, u32 mode) {
 
 // ---- forward ---------------------------------------------------------------------------------------------------------------
 // What is predicted for a unit, and the neighbours that it takes: bytes to the left, above, and above to the left.
-DEVICE u32 prediction_of(u32 left, u32 top, u32 corner, u32 mode) {
-    if (mode == MODE_LEFT) return left;
-    if (mode == MODE_TOP) return top;
-    if (mode == MODE_AVG) return average_bytes(left, top);
+DEVICE u32 prediction_of(u32 left, u32 top, u32 corner, u32 prediction) {
+    if (prediction == MODE_LEFT) return left;
+    if (prediction == MODE_TOP) return top;
+    if (prediction == MODE_AVG) return average_bytes(left, top);
     return add_bytes(left, subtract_bytes(top, corner));
 }
 
@@ -296,17 +300,18 @@ template <u32 UNIT>
 DEVICE void subtract_units(const Team &team, const u8 *tile, u8 *out, u32 height, u32 width, u32 mode) {
     const u32 per_row = width / UNIT, n_units = height * per_row, stride = team.size % per_row;
     u32 column = team.rank % per_row;
+    const u32 prediction = mode & 15;
     for (u32 unit = team.rank; unit < n_units; unit += team.size) {
         const u8 *at = tile + unit * UNIT;
         const u32 bytes = load<UNIT>(at).part[0];
-        u32 predicted = 0;
-        if (mode != MODE_NONE) {
+        u32 predicted = mode == MODE_NONE ? 0 : CENTRES;
+        if (prediction != MODE_NONE) {
             const bool first_row = unit < per_row, first_column = column == 0;
             u32 top = first_row ? 0 : load<UNIT>(at - width).part[0];
             u32 left = first_column ? top & 255 : at[-1], corner = first_column ? left : first_row ? 0 : at[-1 - (i64)width];
             if (UNIT == 4) left |= bytes << 8, corner |= top << 8;
             if (first_row) top = corner = left;
-            predicted = prediction_of(left, top, corner, mode);
+            predicted = prediction_of(left, top, corner, prediction);
         }
         store<UNIT>(out + unit * UNIT, {{subtract_bytes(bytes, predicted)}});
         column += stride;
@@ -320,31 +325,6 @@ DEVICE void subtract(const Team &team, const u8 *tile, u8 *out, u32 height, u32 
 }
 
 // ---- kernels ---------------------------------------------------------------------------------------------------------------
-struct Job {
-    const Segment &segment;
-    const Tensor &tensor;
-    const Plane &plane;
-    const u8 *modes;  // of all tiles; null if they have the plane's
-};
-
-DEVICE Job job_of(const Tensor *tensors, const Segment *segments, const Plane *planes, u32 index) {
-    const Plane &plane = planes[index];
-    const Segment &segment = segments[plane.segment];
-    const u8 *modes = nullptr;
-    if (plane.prediction == PER_TILE) {
-        modes = pointer<const u8>(segment.modes);
-        for (u32 p = 0; p < plane.index; ++p)
-            if (planes[segment.plane + p].prediction == PER_TILE) modes += segment.n_tiles;
-    }
-    return {segment, tensors[segment.tensor], plane, modes};
-}
-
-// Who shares a tile of a plane: with few tiles, the block does.
-DEVICE Team team_of(const Segment &segment, u32 *scratch) {
-    if (segment.n_tiles < BLOCK_WARPS) return {BLOCK_THREADS, threadIdx.x, BLOCK_WARPS, scratch};
-    return {32, lane_id(), 1, scratch ? scratch + 32 * warp_id() : nullptr};
-}
-
 KERNEL __launch_bounds__(BLOCK_THREADS, 4) inverse_prediction(
     const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
     const u32 *__restrict__ list, u32 *__restrict__ status) {
@@ -352,10 +332,10 @@ KERNEL __launch_bounds__(BLOCK_THREADS, 4) inverse_prediction(
     const Job job = job_of(tensors, segments, planes, list[blockIdx.x]);
     const Team team = team_of(job.segment, scratch);
     u8 *symbols = pointer<u8>(job.plane.symbols);
-    for (u32 i = team.n_warps == 1 ? warp_id() : 0; i < job.segment.n_tiles; i += BLOCK_WARPS / team.n_warps) {
+    for (u32 i = first_tile(team); i < job.segment.n_tiles; i += tile_step(team)) {
         const Tile tile = tile_of(job.segment, job.tensor, i);
-        const u32 mode = job.modes ? job.modes[i] : job.plane.prediction;
-        if (mode < N_MODES) undo(team, symbols + tile.first, tile.height, tile.width, mode);
+        const u32 mode = mode_of(job, i);
+        if (is_mode(mode)) undo(team, symbols + tile.first, tile.height, tile.width, mode);
         else if (team.rank == 0) atomicOr(status + job.plane.segment, (u32)BAD_TILE_MODE);
     }
 }
@@ -367,9 +347,9 @@ KERNEL __launch_bounds__(BLOCK_THREADS) forward_prediction(
     const Team team = team_of(job.segment, nullptr);
     const u8 *symbols = pointer<const u8>(job.plane.symbols);
     u8 *residuals = pointer<u8>(job.plane.residuals);
-    for (u32 i = team.n_warps == 1 ? warp_id() : 0; i < job.segment.n_tiles; i += BLOCK_WARPS / team.n_warps) {
+    for (u32 i = first_tile(team); i < job.segment.n_tiles; i += tile_step(team)) {
         const Tile tile = tile_of(job.segment, job.tensor, i);
-        const u32 mode = job.modes ? job.modes[i] : job.plane.prediction;
+        const u32 mode = mode_of(job, i);
         subtract(team, symbols + tile.first, residuals + tile.first, tile.height, tile.width, mode);
     }
 }

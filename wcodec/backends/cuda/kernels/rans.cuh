@@ -64,9 +64,9 @@ struct Stream {
     const uint4 *next;  // the first unit behind those
 };
 
-DEVICE Coder coder_of(const DecoderMemory &memory, u32 prob_bits) {
+DEVICE Coder coder_of(const void *lut, u32 prob_bits) {
     Coder coder;
-    coder.lut = (const u8 *)memory.lut;
+    coder.lut = (const u8 *)lut;
     coder.scale = 1u << (32 - prob_bits);
     coder.slot_shift = 30 - prob_bits;
     coder.below = lanes_below();
@@ -120,16 +120,21 @@ DEVICE void refill(Stream &stream) {
 }
 
 // ---- symbols ----------------------------------------------------------------------------------------------------------------
-// One symbol of each lane: returns the entry of the table, whose low byte it is.
-DEVICE u32 decode_step(Stream &stream, const Coder &coder) {
-    const u64 product = multiply_wide(stream.state, coder.scale);
-    const u32 entry = *(const u32 *)(coder.lut + ((u32)product >> coder.slot_shift));
-    const u32 state = (entry >> 20) * (u32)(product >> 32) + (entry >> 8 & 0xfff);
+// The next state, from the last one's quotient and the entry of its slot; lanes whose states are low take a word.
+DEVICE void advance(Stream &stream, const Coder &coder, u32 quotient, u32 entry) {
+    const u32 state = (entry >> 20) * quotient + (entry >> 8 & 0xfff);
     const bool low = state < STATE_LOW;
     const u32 takers = __ballot_sync(ALL_LANES, low);
     const u32 word = load_shared_u16(stream.position + 2 * __popc(takers & coder.below));
     stream.state = low ? __byte_perm(word, state, 0x5410) : state;
     stream.position += 2 * __popc(takers);
+}
+
+// One symbol of each lane: returns the entry of the table, whose low byte it is.
+DEVICE u32 decode_step(Stream &stream, const Coder &coder) {
+    const u64 product = multiply_wide(stream.state, coder.scale);
+    const u32 entry = *(const u32 *)(coder.lut + ((u32)product >> coder.slot_shift));
+    advance(stream, coder, (u32)(product >> 32), entry);
     return entry;
 }
 

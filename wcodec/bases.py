@@ -1,0 +1,176 @@
+"""Checkpoints that others are coded as differences from, opened: safetensors and ``.wcodec`` files. Spec: R12.5, R12.6."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from wcodec.backends import Backend
+from wcodec.codec import Progress, ignore_progress, rectangle
+from wcodec.differences import BaseCheckpoint, BaseTensor
+from wcodec.errors import DecodeError
+from wcodec.reference.container import TensorRecord
+from wcodec.reference.differences import content_hash
+from wcodec.reference.planes import DType, Words
+from wcodec.reference.tiles import Geometry
+from wcodec.sources import SourceTensor, read_safetensors_header
+
+if TYPE_CHECKING:
+    from wcodec.files import File
+
+_BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that is coded as another matrix, decoded at once
+
+
+class OpenBase(BaseCheckpoint, Protocol):
+    """A base, to be closed."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class SafetensorsBase(OpenBase):
+    """A safetensors file.
+
+    Parameters
+    ----------
+    data
+        The file, mapped.
+    progress
+        Told of the bytes that are read for the content hash.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``: not a well-formed safetensors file.
+    """
+
+    def __init__(self, name: str, data: Any, backend: Backend, progress: Progress = ignore_progress) -> None:
+        self.name, self._view, self._backend, self._progress = name, memoryview(data), backend, progress
+        self._tensors = {t.name: t for t in read_safetensors_header(self._view).tensors}
+
+    def _words(self, t: SourceTensor) -> Words:
+        return np.frombuffer(self._view[t.start : t.stop], t.dtype.word_type) if t.stop > t.start else np.empty(0, t.dtype.word_type)
+
+    def tensor(self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry) -> BaseTensor | None:
+        """As `BaseCheckpoint.tensor`."""
+        words = self.flat_words(name, dtype, shape)
+        return None if words is None else _Mapped(words.reshape(geometry.rows, geometry.cols))
+
+    def flat_words(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Words | None:
+        """All words of a tensor, mapped."""
+        t = self._tensors.get(name)
+        return None if t is None or (t.dtype, t.shape) != (dtype, shape) else self._words(t)
+
+    def content_hash(self) -> bytes:
+        """As `BaseCheckpoint.content_hash`; all of the file is read for it."""
+
+        def crc32(t: SourceTensor) -> int:
+            self._progress(t.stop - t.start)
+            return self._backend.crc32(self._words(t))
+
+        return content_hash((t.name, t.dtype, t.shape, crc32(t)) for t in self._tensors.values())
+
+    def close(self) -> None:
+        """As `OpenBase.close`: the last one to look at the file unmaps it."""
+        self._view, self._tensors = memoryview(b""), {}
+
+
+class _Mapped(BaseTensor):
+    """Words in memory."""
+
+    def __init__(self, matrix: Words) -> None:
+        self._matrix = matrix
+
+    def words(self, rows: slice, cols: slice, room: Words) -> Words:
+        """As `BaseTensor.words`."""
+        piece = self._matrix[rows, cols]
+        if piece.flags.c_contiguous and piece.flags.aligned:
+            return piece
+        np.copyto(room, piece)
+        return room
+
+
+@contextmanager
+def in_base(name: str) -> Iterator[None]:
+    """Errors say that they are about the base."""
+    try:
+        yield
+    except DecodeError as e:
+        raise DecodeError(e.code, f"in the base {name!r}: {e.message}", tensor=e.tensor, offset=e.offset) from None
+
+
+class CodedBase(OpenBase):
+    """A ``.wcodec`` file, which may be a difference from another one."""
+
+    def __init__(self, file: File) -> None:
+        self.file, self.name = file, file.name
+
+    def tensor(self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry) -> BaseTensor | None:
+        """As `BaseCheckpoint.tensor`."""
+        t = self.file.find(name, dtype, shape)
+        with in_base(self.name):
+            return None if t is None else CodedBaseTensor(self.file, t, geometry.cols)
+
+    def content_hash(self) -> bytes:
+        """As `BaseCheckpoint.content_hash`: the index knows all of it."""
+        return content_hash((t.name, t.dtype, t.shape, t.crc32) for t in self.file.index.tensors)
+
+    def close(self) -> None:
+        """As `OpenBase.close`."""
+        self.file.close()
+
+
+class CodedBaseTensor(BaseTensor):
+    """A tensor of a ``.wcodec`` file, as a matrix of any number of columns; decoded where it is asked for."""
+
+    def __init__(self, file: File, t: TensorRecord, n_cols: int) -> None:
+        self._file, self._t, self._n_cols = file, t, n_cols
+        self._plan, self._base = t.plan(file.index.tables), file.base_of(t)
+
+    def words(self, rows: slice, cols: slice, room: Words) -> Words:
+        """As `BaseTensor.words`."""
+        with in_base(self._file.name):
+            if self._t.geometry.cols == self._n_cols:
+                self._decode(rows, cols, room)
+            else:
+                self._reshape(rows, cols, room)
+        return room
+
+    def _decode(self, rows: slice, cols: slice, out: Words) -> None:
+        """A rectangle of the tensor's own matrix."""
+        g = self._t.geometry
+        down = np.arange(rows.start // g.segment_rows, -(-rows.stop // g.segment_rows), dtype=np.int64)
+        across = np.arange(cols.start // g.segment_cols, -(-cols.stop // g.segment_cols), dtype=np.int64)
+        piece = rectangle(g, down, across)
+        whole = (piece.rows, piece.cols) == (rows, cols)
+        room = out if whole else np.empty(piece.shape, out.dtype)
+        self._file.decoder.grid(self._file.source, self._t, self._plan, down, across, room, self._base)
+        if not whole:
+            r, c = rows.start - piece.rows.start, cols.start - piece.cols.start
+            np.copyto(out, room[r : r + out.shape[0], c : c + out.shape[1]])
+
+    def _reshape(self, rows: slice, cols: slice, out: Words) -> None:
+        """A rectangle of a matrix of other columns, some rows at a time."""
+        n, step = self._n_cols, max(1, _BLOCK_NBYTES // (self._n_cols * out.itemsize))
+        for r in range(rows.start, rows.stop, step):
+            last = min(r + step, rows.stop)
+            to = out[r - rows.start : last - rows.start]
+            if last - r == 1:
+                to[0] = self._flat(r * n + cols.start, r * n + cols.stop, out.dtype)
+            else:
+                to[...] = self._flat(r * n, last * n, out.dtype).reshape(-1, n)[:, cols]
+
+    def _flat(self, first: int, end: int, dtype: np.dtype[Any]) -> Words:
+        """Words in raster order: the end of a row, whole rows, the start of one."""
+        width, parts = self._t.geometry.cols, list[Words]()
+        while first < end:
+            r, c = divmod(first, width)
+            n_rows = max(1, (end - first) // width if c == 0 else 1)
+            cols = slice(c, min(width, c + end - first))
+            parts.append(np.empty((n_rows, cols.stop - cols.start), dtype))
+            self._decode(slice(r, r + n_rows), cols, parts[-1])
+            first += parts[-1].size
+        return np.concatenate([p.reshape(-1) for p in parts])

@@ -1,0 +1,54 @@
+"""What a tensor differs in from the one of the same name in another checkpoint, and what that checkpoint is called. Spec: R12.5, R11.4."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+
+from wcodec.reference.container import UNSIGNED, Difference
+from wcodec.reference.planes import DType, Words
+
+
+def coded_dtype(dtype: DType, difference: Difference) -> DType:
+    """Dtype by whose rules a difference is coded."""
+    return UNSIGNED[dtype.word_nbytes] if difference == Difference.MINUS else dtype
+
+
+def subtract(words: Words, base: Words, difference: Difference) -> Words:
+    """What is coded in place of words (R12.5).
+
+    Parameters
+    ----------
+    words, base
+        Unsigned, of the same shape and type.
+
+    Returns
+    -------
+    A new array of the same shape and type.
+    """
+    if difference == Difference.XOR:
+        return np.bitwise_xor(words, base)
+    one, top = words.dtype.type(1), words.dtype.type(8 * words.itemsize - 1)
+    d = np.subtract(words, base)
+    return np.asarray(d << one ^ -(d >> top), words.dtype)
+
+
+def add(coded: Words, base: Words, difference: Difference) -> None:
+    """Inverse of `subtract`: `coded` becomes the words."""
+    if difference == Difference.MINUS:
+        one = coded.dtype.type(1)
+        coded[...] = base + (coded >> one ^ -(coded & one))
+    else:
+        np.bitwise_xor(coded, base, out=coded)
+
+
+def content_hash(tensors: Iterable[tuple[str, DType, tuple[int, ...], int]]) -> bytes:
+    """SHA-256 of what a checkpoint holds, however it is coded (R11.4), from name, dtype, shape and CRC-32 of each tensor."""
+    sha = hashlib.sha256()
+    for name, dtype, shape, crc in sorted(tensors, key=lambda t: t[0].encode()):
+        text = name.encode()
+        sha.update(struct.pack("<I", len(text)) + text + struct.pack(f"<BB{len(shape)}QI", dtype.id, len(shape), *shape, crc))
+    return sha.digest()

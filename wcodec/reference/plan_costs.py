@@ -1,0 +1,150 @@
+"""What choices cost. Spec: chapter 14 (informative).
+
+Costs are in 1/65536 bit where they are sums over symbols, in bytes where they are sums of records. Float64 holds them where
+products of histograms with costs are one matrix product; all are integers below 2^53, so that every machine finds the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.reference import entropy
+from wcodec.reference.entropy import log2_fixed
+from wcodec.reference.planes import DType, Words
+from wcodec.reference.segments import padded
+from wcodec.reference.tiles import Geometry
+
+Counts = NDArray[np.int64]
+Costs = NDArray[np.float64]
+
+BIT: Final = 1 << 16  #: a bit, in the unit of costs
+BYTE: Final = 8 * BIT
+IMPOSSIBLE: Final = float(entropy.NEVER)
+
+
+class Histograms(Protocol):
+    """The one kernel that planning needs, and the way to the host for contexts; see `wcodec.backends.protocol.Backend`."""
+
+    def histogram(
+        self, words: Words, geometry: Geometry, dtype: DType, *,
+        segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
+        mode: int = 0, base: int | None = None, fill: int = 0,
+    ) -> NDArray[np.int64]: ...  # fmt: skip
+
+    def to_host(self, array: Words, out: Words | None = None) -> Words: ...
+
+
+@dataclass
+class Choice:
+    """How one plane of each segment would be stored, and its bytes in the file."""
+
+    coder: NDArray[np.uint8]
+    table: NDArray[np.uint32]
+    prediction: NDArray[np.uint8]
+    nbytes: Counts
+
+    @classmethod
+    def raw(cls, size: Counts) -> Choice:
+        """All stored raw."""
+        n = size.size
+        return cls(np.zeros(n, np.uint8), np.zeros(n, np.uint32), np.zeros(n, np.uint8), padded(size))
+
+    def copy(self) -> Choice:
+        """The same, in memory of its own."""
+        return Choice(*(getattr(self, f.name).copy() for f in fields(self)))
+
+    def take(self, other: Choice, where: NDArray[np.bool_]) -> None:
+        """Take over another choice in some segments."""
+        for f in fields(self):
+            np.copyto(getattr(self, f.name), getattr(other, f.name), where=where)
+
+
+@lru_cache(maxsize=1)
+def _log2_counts() -> Counts:
+    return log2_fixed(1 << 16)
+
+
+def log2_of(n: Counts) -> Counts:
+    """log2 of positive integers, in 1/65536; of the first 16 bits of each."""
+    shift = np.maximum(np.frexp(n.astype(np.float64))[1] - 16, 0).astype(np.int64)
+    return np.asarray(_log2_counts()[n >> shift] + (shift << 16), np.int64)
+
+
+@lru_cache(maxsize=1)
+def _n_log2_n() -> Counts:
+    return np.arange((1 << 16) + 1, dtype=np.int64) * _log2_counts()
+
+
+def ideal_cost(counts: Counts) -> Counts:
+    """Order-0 entropy of each histogram (last axis), summed over its symbols."""
+    total = counts.sum(axis=-1)
+    if int(total.max(initial=0)) <= 1 << 16:
+        terms = _n_log2_n()
+        return np.asarray(terms[total] - terms[counts].sum(axis=-1), np.int64)
+    shift, log2 = int(total.max()).bit_length() - 16, _log2_counts()
+    scaled = log2[counts >> shift] + np.where(counts >> shift > 0, shift << 16, 0)
+    whole = log2[total >> shift] + np.where(total >> shift > 0, shift << 16, 0)
+    return np.asarray(total * whole - (counts * scaled).sum(axis=-1), np.int64)
+
+
+def stream_nbytes(cost: Any) -> Counts:
+    """Bytes of a rANS stream whose symbols have this cost: the start states, the words, padding."""
+    return np.asarray(padded(entropy.HEAD_NBYTES + np.ceil(cost / BYTE).astype(np.int64)), np.int64)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The words that a plan is for; `size` is of each segment."""
+
+    words: Words
+    geometry: Geometry
+    dtype: DType
+    backend: Histograms
+    size: Counts
+
+    def histogram(self, **what: Any) -> Counts:
+        """See `wcodec.backends.protocol.Backend.histogram`."""
+        return self.backend.histogram(self.words, self.geometry, self.dtype, **what)
+
+    def top_rows(self) -> Chunk:
+        """The first sixteenth of the rows of each segment, as segments of a single tile; of flat ones and the last row of segments none."""
+        g = self.geometry
+        height, n_down = g.segment_rows // 16, g.rows // g.segment_rows
+        if height == 0 or n_down == 0:
+            return self
+        words = self.words[: n_down * g.segment_rows].reshape(n_down, g.segment_rows * g.cols)[:, : height * g.cols]
+        part = Geometry(n_down * height, g.cols, height, g.segment_cols, height, g.segment_cols)
+        heights, widths = part.sizes()
+        return replace(self, words=words.copy().reshape(part.rows, g.cols), geometry=part, size=heights * widths)
+
+
+@dataclass
+class Sample:
+    """What is looked at first: a part of the chunk and some of its segments, and their histograms; byte planes worth counting,
+    and nibble planes of one-byte words; whether pairs and bytes come into question."""
+
+    part: Chunk
+    ids: Counts
+    counts: Counts
+    planes: tuple[int, ...]
+    pairs: bool
+    bytes: bool
+    nibbles: tuple[int, ...] = (0, 1)
+
+    def window(self) -> tuple[int, int]:
+        """Base and fill code of nibble pairs."""
+        top = self.counts[:, 0].sum(axis=0)
+        if self.counts.shape[1] == 1:
+            return 0, int(np.argmax(top.reshape(16, 16).sum(axis=1)))
+        return window_of(top)
+
+
+def window_of(top: Counts) -> tuple[int, int]:
+    """The sixteen neighbouring top bytes that occur most, and the code of the most frequent one."""
+    base = int(np.argmax(np.convolve(top, np.ones(16, np.int64), "valid")))
+    return base, int(np.argmax(top[base : base + 16]))

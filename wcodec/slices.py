@@ -1,0 +1,55 @@
+"""Which words of a tensor an index takes, and in which segments they lie."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def picks_of(index: Any, shape: tuple[int, ...]) -> list[range | int]:
+    """An index, brought to one integer or range for each dimension."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    dots = [i for i, p in enumerate(parts) if p is Ellipsis]
+    if len(dots) > 1:
+        raise IndexError("an index can only have a single ellipsis ('...')")
+    if len(parts) - len(dots) > len(shape):
+        raise IndexError(f"too many indices: the tensor has {len(shape)} dimensions")
+    at = dots[0] if dots else len(parts)
+    parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + len(dots))
+    picks: list[range | int] = []
+    for part, n in zip(parts, shape, strict=True):
+        if isinstance(part, slice):
+            picks.append(range(n)[part])
+        elif hasattr(part, "__index__") and not isinstance(part, bool | np.ndarray):
+            try:
+                picks.append(range(n)[part])
+            except IndexError:
+                raise IndexError(f"index {part} is out of bounds for a dimension of size {n}") from None
+        else:
+            raise TypeError(f"indices are integers, slices and '...', not {type(part).__name__}")
+    return picks
+
+
+def flat_ids(picks: list[range | int], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Raster ids of the elements that `picks` takes out of dimensions `shape`."""
+    ids = np.zeros(1, np.int64)
+    for i, pick in enumerate(picks):
+        r = pick if isinstance(pick, range) else range(pick, pick + 1)
+        along = np.arange(r.start, r.stop, r.step, dtype=np.int64) * math.prod(shape[i + 1 :])
+        ids = (ids[:, None] + along).reshape(-1)
+    return ids
+
+
+def touched(ids: NDArray[np.int64], size: int, total: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | slice]:
+    """Segment rows (or columns) that hold `ids`, ascending, and where the ids lie in them once they are put together."""
+    of = ids // size
+    segments = np.unique(of)
+    sizes = np.minimum(size, total - segments * size)
+    before = np.cumsum(sizes) - sizes
+    at = ids - of * size + before[np.searchsorted(segments, of)]
+    if at.size and (np.diff(at) == 1).all():
+        return segments, slice(int(at[0]), int(at[-1]) + 1)
+    return segments, at
