@@ -160,15 +160,20 @@ def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32]
     if not context.any():
         return coder, table, []
     single, n_maps = (coder == Coder.RANS.value) & context.any(axis=0), len(pool.maps)
-    if (table[context] >= n_maps).any():
+    table = table.copy()
+    if single.any():
+        if (table[context] >= n_maps).any():
+            raise _missing(plan)
+        table[single] += np.uint32(n_maps)
+        coder, context = np.where(single, np.uint8(Coder.CONTEXT), coder), context | single
+    named = table[context].tolist()
+    numbers = {number: i for i, number in enumerate(sorted(set(named)))}
+    if not single.any() and max(numbers) >= n_maps:
         raise _missing(plan)
-    numbers, inverse = np.unique(table[context | single] + np.uint64(n_maps) * single[context | single], return_inverse=True)
-    maps = [pool.maps[i] for i in numbers[numbers < n_maps].tolist()]
-    maps += [ContextMap(numba_context.SINGLE, bytes(1), (i - n_maps,)) for i in numbers[numbers >= n_maps].tolist()]
-    if max(i for m in maps for i in m.tables) >= len(pool):
+    maps = [pool.maps[i] if i < n_maps else ContextMap(numba_context.SINGLE, bytes(1), (i - n_maps,)) for i in numbers]
+    if max(max(m.tables) for m in maps) >= len(pool):
         raise _missing(plan)
-    coder, table = np.where(single, np.uint8(Coder.CONTEXT), coder), table.copy()
-    table[context | single] = inverse.reshape(-1)
+    table[context] = [numbers[i] for i in named]
     return coder, table, maps
 
 

@@ -37,7 +37,8 @@ class EncodeOptions:
     ----------
     segment
         Rows and columns of a segment in the matrix view, which is a single row if the last dimensions make fewer than 64
-        columns (spec: R6.2, chapter 14); by default about 32768 words, 16384 of 4 or 8 bytes, 524288 and 262144 in preset ``max``.
+        columns (spec: R6.2, chapter 14); by default about 32768 words, 16384 of 4 or 8 bytes; in preset ``max`` 524288 of a byte,
+        262144 of larger ones.
     tile
         Rows and columns of a tile, at least 16. With `segment` each is a divisor of the segment's, or the whole; without, segments
         are made of whole tiles. By default a segment is one tile.
@@ -189,8 +190,8 @@ def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
 
 
 def _large_segment(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
-    """Near 2^19 words, 2^18 of 4 or 8 bytes: bands of up to 2048 columns, of equal width near 1024 if there are more."""
-    target = 1 << 19 if word_nbytes <= 2 else 1 << 18
+    """Near 2^19 words of a byte, 2^18 of larger ones: bands of up to 2048 columns, of equal width near 1024 if there are more."""
+    target = 1 << 19 if word_nbytes == 1 else 1 << 18
     most_rows = min(rows, max(1, MAX_SEGMENT_ELEMENTS // cols))
     if most_rows == 1:
         return 1, min(cols, target)
