@@ -497,7 +497,7 @@ def test_info_of_differences(files: Path) -> None:
     wcodec.save_file(FINE, "delta.wcodec", base="base.wcodec")
     with wcodec.open("delta.wcodec") as f:
         report = describe(f)
-        assert report["base"] == {"name": "base.wcodec", "sha256": f.index.base.sha256.hex()}  # type: ignore[union-attr]
+        assert report["base"] == {"name": "base.wcodec", "content_hash": f.index.base.sha256.hex()}  # type: ignore[union-attr]
         assert all(t["order0_bits_per_weight"] is not None for t in report["tensors"] if t["shape"] not in ([0, 3],))
         (files / "base.wcodec").unlink()
     with wcodec.open("delta.wcodec") as f:
@@ -607,3 +607,24 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     small, large = peak_memory(tmp_path, 4000), peak_memory(tmp_path, 16_000)  # 33 and 131 MB
     assert large < 500e6
     assert large - small < 70e6
+
+
+def test_no_base_is_written_over(tmp_path: Path) -> None:
+    """Neither the one that is named, nor one that this one needs, nor one that was found by its name."""
+    rng = np.random.default_rng(0)
+    words = [{"w": rng.integers(0, 3, (80, 80)).astype(np.uint16)} for _ in range(3)]
+    a, b, c = (tmp_path / f"{name}.wcodec" for name in "abc")
+    wcodec.save_file(words[0], a)
+    wcodec.save_file(words[0] | {"w": words[0]["w"] ^ 1}, b, base=a)
+    before = a.read_bytes(), b.read_bytes()
+    for target in (a, b):
+        with pytest.raises(wcodec.EncodeError, match=r"bad_option.*replace the base"):
+            wcodec.save_file(words[2], target, base=b)
+    wcodec.save_file(words[0] | {"w": words[0]["w"] ^ 3}, c, base=b)
+    for target in (a, b):
+        with pytest.raises(wcodec.EncodeError, match=r"bad_option.*replace the base"):
+            decode_file(c, target)
+    assert (a.read_bytes(), b.read_bytes()) == before
+    a.unlink()
+    with pytest.raises(wcodec.DecodeError, match=r"bad_base.*put it there, or name a restored safetensors file"):
+        wcodec.load_file(c)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,20 @@ def test_all_backends_write_the_same(tmp_path: Path) -> None:
     for name in ("reference", "numba"):
         encode_file(tmp_path / "in", tmp_path / name, None, load_backend(name))
     assert (tmp_path / "reference").read_bytes() == (tmp_path / "numba").read_bytes()
+
+
+def test_many_duplicates_share_a_plan(tmp_path: Path) -> None:
+    """Each adds its name, not the columns of all segments; a duplicate of a duplicate is one of the first."""
+    options, stream = wcodec.EncodeOptions(segment=(1, 1)), io.BytesIO()
+    writer = Encoder(options).start(stream)
+    writer.add("0", np.zeros((40, 50), np.uint8))
+    for i in range(1, 300):
+        writer.add_duplicate(str(i), i - 1)
+    writer.finish()
+    with wcodec.File(io.BytesIO(stream.getvalue())) as file:
+        plans = {id(t.plan(file.index.tables)) for t in file.index.tensors}
+        assert len(plans) == 1
+        assert {t.duplicate_of for t in file.index.tensors[1:]} == {0}
+        tensors = describe(file)["tensors"]
+        assert [t["duplicate_of"] for t in tensors] == [None] + ["0"] * 299
+        assert {t["order0_bits_per_weight"] for t in tensors} == {0.0}

@@ -22,6 +22,9 @@ from wcodec import EncodeOptions, cli
 from wcodec.backends import load_backend
 from wcodec.codec import Encoder
 from wcodec.explain import as_text, candidates, plot
+from wcodec.reference.plan import Planner
+from wcodec.reference.planes import DType
+from wcodec.reference.tiles import Geometry
 
 REFERENCE = load_backend("reference")
 
@@ -81,10 +84,35 @@ def test_what_is_left_on_the_table() -> None:
     assert explained(array, preset="max")["left"] < 0.05
 
 
+def test_tiny_segments_are_not_planned_with() -> None:
+    """Each of the planner's histograms of a million segments would have 2 GB and more."""
+    array = make_array(BY_NAME["uint16"], (1000, 1000), "gaussian")
+    coded = Encoder(EncodeOptions(segment=(1, 1), layout="raw"), load_backend("numba")).encode(array)
+    seen = list[int]()
+    plan = Planner.plan
+
+    def noted(self: Planner, words: Any, geometry: Geometry, dtype: DType, backend: Any) -> Any:
+        seen.append(geometry.n_segments)
+        return plan(self, words, geometry, dtype, backend)
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Planner, "plan", noted)
+        (t,) = wcodec.explain(coded, load_backend("numba"))["tensors"]
+    assert t["segment"] == [1, 1]
+    assert 0 < max(seen) <= 2 * array.size // 4096
+    assert t["costs"]["default"] < 16
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "uint16"])
+def test_tiny_segments_have_the_costs_of_default_ones(dtype: str) -> None:
+    array = make_array(BY_NAME[dtype], (90, 100), "gaussian")
+    assert explained(array, segment=(3, 16), layout="raw")["costs"] == explained(array)["costs"]
+
+
 def test_tensors_without_words() -> None:
     t = explained(np.zeros((0, 3), np.float32))
     assert (t["bits_per_weight"], t["left"], t["nbytes"]) == (0, 0, 0)
-    assert "0 B" in "".join(as_text({"nbytes": 0, "stored_nbytes": 0, "left_nbytes": 0, "tensors": [t]}))
+    assert "0 B" in "".join(as_text({"nbytes": 0, "stored_nbytes": 0, "left_nbytes": 0, "base_error": None, "tensors": [t]}))
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------
@@ -154,3 +182,91 @@ def test_the_figure_needs_matplotlib(path: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_figure_of_nothing_is_bad_usage(path: Path, tmp_path: Path) -> None:
     assert call("info", "--plot", tmp_path / "x.png", path)[0] == 2
+
+
+def test_explaining_without_bounds_is_bad_usage(path: Path) -> None:
+    status, out, err = call("info", "--explain", "--no-bound", path)
+    assert (status, out) == (2, "")
+    assert "--no-bound" in err
+
+
+def test_matplotlib_is_asked_for_first(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(sys.modules["wcodec.explain"], "explain_file", lambda *_: pytest.fail("explained"))
+    assert call("info", "--explain", "--plot", tmp_path / "x.png", path)[0] == 1
+
+
+def test_half_a_figure_is_not_left(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def savefig(_: Any, f: Any, **__: Any) -> None:
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    target = tmp_path / "x.png"
+    target.write_bytes(b"old")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    assert call("--backend", "reference", "info", "--explain", "--plot", target, path)[0] == 1
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_figure_replaces_neither_input_nor_base_nor_directory(delta: Path) -> None:
+    base, here = delta.with_name("base.wcodec"), {p: p.read_bytes() for p in delta.parent.iterdir()}
+    link = delta.with_name("link.png")
+    link.symlink_to(base)
+    for target in (delta, base, link, delta.parent / "." / delta.name, delta.parent):
+        for named in ((), ("--base", base)):
+            status, out, err = call("info", "--explain", "--plot", target, *named, delta)
+            assert (status, out) == (2, ""), target
+            assert "the figure" in err
+    link.unlink()
+    assert {p: p.read_bytes() for p in delta.parent.iterdir()} == here
+    assert call("info", "--explain", "--plot", delta.parent / "no" / "x.png", delta)[0] == 1
+
+
+# ---- differences and duplicates ------------------------------------------------------------------------------------------------
+@pytest.fixture
+def delta(tmp_path: Path) -> Path:
+    """A file of a difference, a tensor of its own, and duplicates of both; its base beside it."""
+    array = make_array(BY_NAME["bfloat16"], (64, 80), "gaussian")
+    moved = array.copy()
+    moved[3, 5] = 1
+    wcodec.save_file({"w": array}, tmp_path / "base.wcodec")
+    own = make_array(BY_NAME["int8"], (80, 70), "gaussian")
+    wcodec.save_file({"w": moved, "own": own, "again": own, "twin": moved}, tmp_path / "x.wcodec", base=tmp_path / "base.wcodec")
+    return tmp_path / "x.wcodec"
+
+
+def rows_of(report: dict[str, Any]) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split() for line in as_text(report) if line}
+
+
+def test_differences_and_duplicates(delta: Path) -> None:
+    report = wcodec.explain(delta, REFERENCE)
+    w, own, again, twin = report["tensors"]
+    assert w["chosen"]["difference"] in ("xor", "minus")
+    assert (w["best"], w["left"], w["left_nbytes"]) == (None, None, None)
+    assert w["order0_bits_per_weight"] > w["bits_per_weight"]
+    assert own["chosen"]["difference"] == "none"
+    assert report["left_nbytes"] == own["left_nbytes"]
+    assert again["duplicate_of"] == "own"
+    assert (again["stored_nbytes"], again["costs"], again["best"], again["left"], again["planes"]) == (0, {}, None, None, [])
+    assert (twin["duplicate_of"], twin["left"]) == ("w", None)
+    rows = rows_of(report)
+    assert rows["w"][2] == w["chosen"]["difference"]
+    assert rows["w"][-2:] == ["-", "-"]
+    assert rows["again"][2:5] == ["duplicate", "of", "own"]
+    assert rows["own"][-2] == own["best"]
+
+
+def test_without_the_base_the_rest_is_explained(delta: Path, tmp_path: Path) -> None:
+    before = wcodec.explain(delta, REFERENCE)
+    assert before["base_error"] is None
+    delta.with_name("base.wcodec").unlink()
+    report = wcodec.explain(delta, REFERENCE)
+    w, own, *_ = report["tensors"]
+    assert own == before["tensors"][1]
+    assert (w["costs"], w["best"], w["order0_bits_per_weight"]) == ({}, None, None)
+    assert w["bits_per_weight"] == before["tensors"][0]["bits_per_weight"]
+    assert "base.wcodec" in report["base_error"]
+    status, out, err = call("--backend", "reference", "info", "--explain", "--plot", tmp_path / "x.png", delta)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[1].startswith("without the base")

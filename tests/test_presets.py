@@ -388,3 +388,16 @@ def test_bad_choices_are_bad_usage(checkpoint: Path, tmp_path: Path, wrong: list
     assert status == 2
     assert "error:" in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("array", "options"),
+    [
+        (np.random.default_rng(0).integers(0, 256, 8000, np.uint8).view("c8"), {"predictor": "avg"}),
+        (np.random.default_rng(0).integers(0, 256, (33, 33), np.uint8), {"preset": "max", "transform": "adst", "tile": (16, 16)}),
+    ],
+)
+def test_classes_without_symbols(array: Any, options: dict[str, Any]) -> None:
+    """Pairs of classes that no word has need no table."""
+    data = wcodec.encode(array, wcodec.EncodeOptions(coder="context", **options))
+    assert wcodec.decode(data).tobytes() == array.tobytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -27,6 +28,9 @@ _BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that is coded as another matrix, 
 class OpenBase(BaseCheckpoint, Protocol):
     """A base, to be closed."""
 
+    def paths(self) -> Iterator[Path]:
+        """Its file, and those that this one needs. Raises as `wcodec.files.File.base`."""
+
     def close(self) -> None:
         """Let go of the file."""
 
@@ -47,8 +51,8 @@ class SafetensorsBase(OpenBase):
         ``bad_source``: not a well-formed safetensors file.
     """
 
-    def __init__(self, name: str, data: Any, backend: Backend, progress: Progress = ignore_progress) -> None:
-        self.name, self._view, self._backend, self._progress = name, memoryview(data), backend, progress
+    def __init__(self, path: Path, data: Any, backend: Backend, progress: Progress = ignore_progress) -> None:
+        self.path, self.name, self._view, self._backend, self._progress = path, path.name, memoryview(data), backend, progress
         self._tensors = {t.name: t for t in read_safetensors_header(self._view).tensors}
 
     def _words(self, t: SourceTensor) -> Words:
@@ -72,6 +76,10 @@ class SafetensorsBase(OpenBase):
             return self._backend.crc32(self._words(t))
 
         return content_hash((t.name, t.dtype, t.shape, crc32(t)) for t in self._tensors.values())
+
+    def paths(self) -> Iterator[Path]:
+        """As `OpenBase.paths`."""
+        yield self.path
 
     def close(self) -> None:
         """As `OpenBase.close`: the last one to look at the file unmaps it."""
@@ -112,11 +120,20 @@ class CodedBase(OpenBase):
         """As `BaseCheckpoint.tensor`."""
         t = self.file.find(name, dtype, shape)
         with in_base(self.name):
+            if t is not None and t.difference and t.geometry.cols != geometry.cols:  # each level would decode the next many times
+                raise DecodeError("bad_base", "a difference whose matrix has other columns", tensor=name)
             return None if t is None else CodedBaseTensor(self.file, t, geometry.cols)
 
     def content_hash(self) -> bytes:
         """As `BaseCheckpoint.content_hash`: the index knows all of it."""
         return content_hash((t.name, t.dtype, t.shape, t.crc32) for t in self.file.index.tensors)
+
+    def paths(self) -> Iterator[Path]:
+        """As `OpenBase.paths`."""
+        if self.file.path is not None:
+            yield self.file.path
+        if self.file.needs_base:
+            yield from self.file.base().paths()
 
     def close(self) -> None:
         """As `OpenBase.close`."""

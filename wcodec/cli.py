@@ -218,7 +218,9 @@ def _positive(text: str) -> int:
 
 
 def _pair(text: str) -> tuple[int, int]:
-    rows, _, cols = text.partition("x")
+    rows, x, cols = text.partition("x")
+    if not x:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form ROWSxCOLS, such as 64x64")
     return _positive(rows), _positive(cols)
 
 
@@ -353,21 +355,43 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from wcodec.explain import as_text, explain_file, plot
+    from wcodec.explain import as_text, explain_file, figure_class, plot
 
-    with File(args.input, _backend(args), base=args.base) as f, _progress(args, f.index.data_nbytes) as progress:
-        report = {"file": args.input, **explain_file(f, progress)}
-    if args.plot:
+    if not args.bound:
+        args.error("--explain decodes all tensors; it has no --no-bound")
+    target = _plot_target(args, args.input, args.base) if args.plot else None
+    if target:
         try:
-            plot(report, args.plot)
+            figure_class()
         except ImportError as e:
             return _fail(str(e))
+    with File(args.input, _backend(args), base=args.base) as f:
+        if target and f.index.base is not None and args.base is None:
+            _plot_target(args, os.path.join(os.path.dirname(args.input), f.index.base.name))
+        with _progress(args, f.index.data_nbytes) as progress:
+            report = {"file": args.input, **explain_file(f, progress)}
+    if target:
+        plot(report, target)
     if args.json:
         print(json.dumps(report, indent=1))
     else:
         for line in as_text(report):
             print(line)
     return DONE
+
+
+def _plot_target(args: argparse.Namespace, *kept: str | None) -> str:
+    """Where the figure goes. Leaves with 2 where it would destroy one of the files to be kept, or a device."""
+    target: str = os.path.realpath(args.plot)
+    if os.path.exists(target):
+        for path in kept:
+            if path and os.path.exists(path) and os.path.samefile(path, target):
+                args.error(f"the figure would replace {path}")
+        if not os.path.isfile(target):
+            args.error(f"the figure's path is not a regular file: {args.plot}")
+    if not os.path.isdir(os.path.dirname(target)):
+        raise OSError(errno.ENOENT, "there is no such directory", os.path.dirname(target))
+    return target
 
 
 def _backends(args: argparse.Namespace) -> int:

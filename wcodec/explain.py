@@ -6,8 +6,9 @@ import builtins
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.codec import Progress, ignore_progress
+from wcodec.errors import DecodeError
 from wcodec.files import File
+from wcodec.outputs import atomic_output
 from wcodec.reference.container import TensorRecord, write_contexts, write_tables
-from wcodec.reference.plan import EncodeOptions, Planner
+from wcodec.reference.plan import EncodeOptions, Planner, choose_geometry
 from wcodec.reference.planes import DType
 from wcodec.reference.prediction import MODES, Mode, mode_name
 from wcodec.reference.tiles import Geometry
@@ -27,12 +30,18 @@ from wcodec.report import describe_tensor, percent_text, printable, size_text, t
 AnyPath = str | os.PathLike[str]
 
 _COUNT_WORDS: Final = 1 << 20  #: words of one histogram
+_LEAST_WORDS: Final = 4096  #: of a segment: the histograms of smaller ones would fill the memory
 _OF_MODES: Final = {
     mode_name(m): EncodeOptions(
         layout="bytes", predictor=Mode(m & 15).name.lower(), transform=Transform(m >> 4).name.lower(), coder="rans", min_saving=0
     )
     for m in MODES
 }
+
+_OF_DUPLICATES: Final[dict[str, Any]] = {
+    "stored_nbytes": 0, "bits_per_weight": 0.0, "order0_bits_per_weight": None, "planes": [], "costs": {}, "best": None, "left": None,
+    "left_nbytes": None,
+}  # fmt: skip
 
 
 def explain(
@@ -55,7 +64,11 @@ def explain(
     -------
     As `wcodec info --explain --json` prints it. All figures of tensors are bits a weight: of ``planes`` what is stored of each byte
     plane (``null`` in other layouts) and its order-0 entropy; ``costs`` are the planner's, the tables that the tensor alone would
-    need included, with the segments of the file; ``best`` is the least of them, ``left`` what it would have saved.
+    need included, with the segments of the file, or the encoder's own where those have fewer than 4096 words; ``best`` is the least
+    of them, ``left`` what it would have saved.
+
+    Entropies and costs of a difference are those of the words themselves, so that its ``best`` and ``left`` are ``null``. Without
+    the base it has neither; ``base_error`` says why. A duplicate has none of all this.
 
     Raises
     ------
@@ -71,13 +84,35 @@ def explain(
 
 def explain_file(file: File, progress: Progress = ignore_progress) -> dict[str, Any]:
     """As `explain`, of an open file."""
-    tensors = [explain_tensor(file, t, progress) for t in file.index.tensors if t.duplicate_of is None]
+    missing = _base_error(file.base) if file.needs_base else None
+    errors, tensors = list[str](), list[dict[str, Any]]()
+    for t in file.index.tensors:
+        if t.duplicate_of is not None:
+            original = tensors[t.duplicate_of]
+            tensors.append({**original, **_OF_DUPLICATES, "name": t.name, "duplicate_of": original["name"]})
+            progress(t.nbytes)
+            continue
+        error = (missing or _base_error(partial(file.base_of, t))) if t.difference else None
+        errors += [error] if error else []
+        tensors.append(explain_tensor(file, t, progress, error is None))
     return {
         "nbytes": file.index.data_nbytes,
         "stored_nbytes": sum(t["stored_nbytes"] for t in tensors),
-        "left_nbytes": sum(t["left_nbytes"] for t in tensors),
+        "left_nbytes": sum(t["left_nbytes"] or 0 for t in tensors),
+        "base_error": errors[0] if errors else None,
         "tensors": tensors,
     }
+
+
+def _base_error(look: Callable[[], object]) -> str | None:
+    """Why there is no base to be had; ``None`` if there is one."""
+    try:
+        look()
+    except DecodeError as e:
+        if e.code != "bad_base":
+            raise
+        return e.message
+    return None
 
 
 def candidates(dtype: DType) -> dict[str, EncodeOptions]:
@@ -87,34 +122,55 @@ def candidates(dtype: DType) -> dict[str, EncodeOptions]:
     return {**pairs, **_OF_MODES, "contexts": contexts, "default": EncodeOptions(), "max": EncodeOptions(preset="max")}
 
 
-def explain_tensor(file: File, t: TensorRecord, progress: Progress = ignore_progress) -> dict[str, Any]:
-    """One entry of the list ``tensors`` of `explain`."""
-    n, backend = math.prod(t.shape), file.decoder.backend
+def explain_tensor(file: File, t: TensorRecord, progress: Progress = ignore_progress, decodable: bool = True) -> dict[str, Any]:
+    """One entry of the list ``tensors`` of `explain`; without costs and bounds if it is not `decodable`."""
+    n, own = math.prod(t.shape), describe_tensor(file, t, bound=False)
+    bits = 8 / n if n else 0.0
+    costs, order0 = dict[str, int](), [None] * t.dtype.word_nbytes
+    if decodable:
+        costs, counts = _look(file, t, progress)
+        order0 = (_entropy_bits(counts) * bits / 8).tolist()
+    else:
+        progress(t.nbytes)
+    best = min(costs, key=lambda name: costs[name]) if decodable and not t.difference else None
+    left_nbytes = None if best is None else max(0, own["stored_nbytes"] - costs[best])
+    return {
+        **{k: own[k] for k in ("name", "dtype", "shape", "nbytes", "stored_nbytes", "duplicate_of", "difference", "segment", "tile")},
+        "chosen": {k: own[k] for k in ("difference", "layouts", "coders", "predictions", "contexts", "tile_modes")},
+        "bits_per_weight": own["stored_nbytes"] * bits,
+        "order0_bits_per_weight": sum(order0) if decodable else None,
+        "planes": [{"stored": s, "order0": o} for s, o in zip(_stored_bits(file, t, bits), order0, strict=True)],
+        "costs": {name: nbytes * bits for name, nbytes in costs.items()},
+        "best": best,
+        "left": None if left_nbytes is None else left_nbytes * bits,
+        "left_nbytes": left_nbytes,
+    }
+
+
+def _look(file: File, t: TensorRecord, progress: Progress) -> tuple[dict[str, int], NDArray[np.int64]]:
+    """Bytes that a tensor's words would have had in each way, and how often each byte occurs in each plane."""
+    backend = file.decoder.backend
     planners = {name: (Planner(options), [0]) for name, options in candidates(t.dtype).items()}
     counts = np.zeros((t.dtype.word_nbytes, 256), np.int64)
     for chunk in file.chunks(t):
-        words, part = backend.to_device(chunk), replace(t.geometry, rows=chunk.shape[0], cols=chunk.shape[1])
+        words = backend.to_device(chunk)
         for planner, nbytes in planners.values():
-            planner.plan(words, part, t.dtype, backend)
+            part = _geometry(t, chunk.shape, planner.options)
+            planner.plan(words.reshape(part.rows, part.cols), part, t.dtype, backend)
             nbytes[0] += int(planner.nbytes.sum())
         flat = Geometry(1, chunk.size, 1, _COUNT_WORDS, 1, _COUNT_WORDS)
         counts += backend.histogram(words.reshape(1, -1), flat, t.dtype).sum(axis=0)
         progress(chunk.nbytes)
-    costs = {"raw": t.nbytes} | {name: nbytes[0] + _tables_nbytes(planner) for name, (planner, nbytes) in planners.items()}
-    best, bits = min(costs, key=lambda name: costs[name]), 8 / n if n else 0.0
-    own = describe_tensor(file, t, bound=False)
-    order0 = (_entropy_bits(counts) / n if n else np.zeros(len(counts))).tolist()
-    return {
-        **{k: own[k] for k in ("name", "dtype", "shape", "nbytes", "stored_nbytes", "difference", "segment", "tile")},
-        "chosen": {k: own[k] for k in ("layouts", "coders", "predictions", "contexts", "tile_modes")},
-        "bits_per_weight": own["stored_nbytes"] * bits,
-        "order0_bits_per_weight": sum(order0),
-        "planes": [{"stored": s, "order0": o} for s, o in zip(_stored_bits(file, t, bits), order0, strict=True)],
-        "costs": {name: nbytes * bits for name, nbytes in costs.items()},
-        "best": best,
-        "left": max(0, own["stored_nbytes"] - costs[best]) * bits,
-        "left_nbytes": max(0, own["stored_nbytes"] - costs[best]),
-    }
+    return {"raw": t.nbytes} | {name: nbytes[0] + _tables_nbytes(planner) for name, (planner, nbytes) in planners.items()}, counts
+
+
+def _geometry(t: TensorRecord, shape: tuple[int, ...], options: EncodeOptions) -> Geometry:
+    """Segments of some rows of a tensor: those of the file, or the encoder's where those are tiny."""
+    g = t.geometry
+    n_words = min(g.rows, g.segment_rows) * min(g.cols, g.segment_cols)
+    if n_words >= min(_LEAST_WORDS, g.rows * g.cols):
+        return replace(g, rows=shape[0], cols=shape[1])
+    return choose_geometry((shape[0], shape[1] // t.dtype.words_per_element), t.dtype, options)[1]
 
 
 def _tables_nbytes(planner: Planner) -> int:
@@ -146,6 +202,8 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
         f"{size_text(report['nbytes'])} in {size_text(report['stored_nbytes'])}; {size_text(left)}"
         f" ({percent_text(left, report['nbytes'])}) left on the table. All figures are bits a weight."
     )
+    if report["base_error"]:
+        yield f"without the base, tensors that are differences have no costs: {printable(report['base_error'])}"
     if not report["tensors"]:
         return
     head = ["tensor", "dtype", "chosen", "stored", "order-0", "pairs", "none", "prediction", "transform", "contexts", "max", "best", "left"]
@@ -154,24 +212,26 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _row(t: dict[str, Any]) -> list[str]:
-    costs = t["costs"]
+    costs, modes = t["costs"], [mode_name(m) for m in MODES]
 
     def least(names: list[str]) -> str:
-        name = min(names, key=lambda n: costs[n])
-        return f"{name}:{costs[name]:.3f}"
+        name = min(names, key=lambda n: costs.get(n, math.inf))
+        return f"{name}:{costs[name]:.3f}" if name in costs else "-"
 
-    modes = [mode_name(m) for m in MODES]
-    chosen = [k for k in (*t["chosen"]["layouts"], *t["chosen"]["predictions"], *t["chosen"]["contexts"]) if k != "none"]
+    def bits(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    chosen = [t["chosen"]["difference"], *t["chosen"]["layouts"], *t["chosen"]["predictions"], *t["chosen"]["contexts"]]
+    text = " ".join(k for k in chosen if k != "none") if t["duplicate_of"] is None else f"duplicate of {printable(t['duplicate_of'])}"
     return [
-        printable(t["name"]), printable(t["dtype"]), " ".join(chosen) or "-", f"{t['bits_per_weight']:.3f}",
-        f"{t['order0_bits_per_weight']:.3f}", f"{costs['pairs']:.3f}" if "pairs" in costs else "-", f"{costs['none']:.3f}",
-        least(modes[1 : len(Mode)]), least(modes[len(Mode) :]), f"{costs['contexts']:.3f}", f"{costs['max']:.3f}", t["best"],
-        f"{t['left']:.3f}",
+        printable(t["name"]), printable(t["dtype"]), text or "-", bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]),
+        bits(costs.get("pairs")), bits(costs.get("none")), least(modes[1 : len(Mode)]), least(modes[len(Mode) :]),
+        bits(costs.get("contexts")), bits(costs.get("max")), t["best"] or "-", bits(t["left"]),
     ]  # fmt: skip
 
 
-def plot(report: dict[str, Any], path: AnyPath) -> None:
-    """Draw bits a weight of each tensor and plane, the order-0 bounds beside, into a PNG file.
+def figure_class() -> Any:
+    """Matplotlib's class of figures.
 
     Raises
     ------
@@ -182,14 +242,27 @@ def plot(report: dict[str, Any], path: AnyPath) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("a plot needs matplotlib; pip install 'wcodec[plot]'") from None
+    return Figure
+
+
+def plot(report: dict[str, Any], path: AnyPath) -> None:
+    """Draw bits a weight of each tensor and plane, the order-0 bounds beside, into a PNG file.
+
+    Raises
+    ------
+    ImportError
+        As `figure_class`.
+    OSError
+        Nothing is left behind.
+    """
     tensors = report["tensors"]
-    figure = Figure(figsize=(9, max(2.0, 1.5 + 0.3 * len(tensors))), layout="constrained")
+    figure = figure_class()(figsize=(9, max(2.0, 1.5 + 0.3 * len(tensors))), layout="constrained")
     axes, n_planes = figure.add_subplot(), max((len(t["planes"]) for t in tensors), default=0)
     y = np.arange(len(tensors))
     for shift, what, alpha in ((0.2, "order0", 0.45), (-0.2, "stored", 1.0)):
         at = np.zeros(len(tensors))
         for p in range(n_planes):
-            width = np.array([t["planes"][p][what] if p < len(t["planes"]) else 0.0 for t in tensors])
+            width = np.array([(t["planes"][p][what] or 0.0) if p < len(t["planes"]) else 0.0 for t in tensors])
             label = f"plane {p}, {'stored' if what == 'stored' else 'order-0 bound'}"
             axes.barh(y + shift, width, 0.38, left=at, color=f"C{p}", alpha=alpha, label=label)
             at += width
@@ -198,4 +271,5 @@ def plot(report: dict[str, Any], path: AnyPath) -> None:
     axes.set_xlabel("bits a weight")
     if n_planes:
         figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    figure.savefig(path, format="png", dpi=120)
+    with atomic_output(path) as f:
+        figure.savefig(f, format="png", dpi=120)

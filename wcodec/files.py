@@ -142,10 +142,10 @@ class File:
         self, file: AnyPath | BinaryIO, backend: Backend | None = None, max_nbytes: int | None = None, base: AnyPath | None = None,
         depth: int = 0,
     ) -> None:  # fmt: skip
-        self._path = Path(file) if isinstance(file, str | os.PathLike) else None
+        self.path = Path(file) if isinstance(file, str | os.PathLike) else None
         self._base_path, self._lock, self._depth = base, threading.Lock(), depth
         self._base: OpenBase | None = None
-        self._mapped = None if self._path is None else map_file(self._path)
+        self._mapped = None if self.path is None else map_file(self.path)
         self.source: ByteSource = StreamSource(file) if self._mapped is None else BufferSource(self._mapped)  # type: ignore[arg-type]
         self.decoder = Decoder(backend, max_nbytes)
         try:
@@ -183,7 +183,7 @@ class File:
     @property
     def name(self) -> str:
         """What the file is called; empty of a file object."""
-        return "" if self._path is None else self._path.name
+        return "" if self.path is None else self.path.name
 
     def reopen(self) -> BinaryIO:
         """The file, open for reading by calls; of a file object, none.
@@ -192,9 +192,9 @@ class File:
         ------
         OSError
         """
-        if self._path is None:
+        if self.path is None:
             raise FileNotFoundError("the file has no path")
-        return builtins.open(self._path, "rb", buffering=0)
+        return builtins.open(self.path, "rb", buffering=0)
 
     def find(self, name: str, dtype: DType, shape: tuple[int, ...]) -> TensorRecord | None:
         """The tensor of this name, dtype and shape, or the one that it duplicates."""
@@ -296,11 +296,12 @@ class File:
 
     def _hinted(self, name: str) -> Path:
         """The file that is called as the base was, beside this one. The name is a stranger's: no path."""
-        if self._path is not None and Path(name).name == name and not set("/\\\0") & set(name):
+        if self.path is not None and Path(name).name == name and not set("/\\\0") & set(name):
             with contextlib.suppress(OSError):  # such as of a name that is too long
-                if (path := self._path.parent / name).is_file():
+                if (path := self.path.parent / name).is_file():
                     return path
-        raise DecodeError("bad_base", f"the file holds differences from {name!r}, which is not beside it: name the base (--base)")
+        to_do = "put it there, or name a restored safetensors file as the base" if self._depth else "name the base (--base)"
+        raise DecodeError("bad_base", f"the file holds differences from {name!r}, which is not beside it: {to_do}")
 
     def base_of(self, t: TensorRecord) -> BaseTensor | None:
         """What a tensor that is no duplicate differs from, if it is a difference. Raises as `base`."""
@@ -372,11 +373,25 @@ def open_base(path: AnyPath, backend: Backend, progress: Progress = ignore_progr
     try:
         if data[: len(MAGIC)] == MAGIC:
             return CodedBase(File(path, backend, depth=depth))
-        return SafetensorsBase(Path(path).name, data, backend, progress)
+        return SafetensorsBase(Path(path), data, backend, progress)
     except EncodeError as e:
         raise DecodeError("bad_base", f"the base {path} is no .wcodec file, and {e.message}", tensor=e.tensor) from None
     except DecodeError as e:
         raise DecodeError(e.code, f"in the base {path}: {e.message}", tensor=e.tensor, offset=e.offset) from None
+
+
+def _keep(base: OpenBase, target: AnyPath) -> None:
+    """Refuse to write over a base, or what it needs in turn.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_option``
+    """
+    if os.path.exists(target):
+        for path in base.paths():
+            if os.path.samefile(path, target):
+                raise EncodeError("bad_option", f"the output would replace the base {path}")
 
 
 @contextlib.contextmanager
@@ -385,10 +400,9 @@ def _base_for(target: AnyPath, path: AnyPath | None, backend: Backend, progress:
     if path is None:
         yield None
         return
-    if os.path.exists(target) and os.path.samefile(path, target):
-        raise EncodeError("bad_option", f"the output would replace the base {path}")
     base = open_base(path, backend, progress)
     try:
+        _keep(base, target)
         yield base
     finally:
         base.close()
@@ -465,10 +479,12 @@ def decode_file(
     ------
     DecodeError
         Nothing is left behind. ``resource_limit``: the disk has not the room.
+    EncodeError
+        ``bad_option``: the target would replace the base.
     """
     with File(source, backend, max_nbytes, base) as f:
         if f.needs_base:
-            f.base(progress)
+            _keep(f.base(progress), target)
         room = shutil.disk_usage(Path(target).absolute().parent).free
         if f.index.data_nbytes > room:
             raise DecodeError("resource_limit", f"the tensors have {f.index.data_nbytes} bytes; the disk has room for {room}")

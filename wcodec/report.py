@@ -39,7 +39,14 @@ def describe(file: File, bound: bool = True, progress: Progress = ignore_progres
     """
     index, base = file.index, file.index.base
     there = not bound or base_is_there(file)
-    tensors = [describe_tensor(file, t, bound and (there or not t.difference), progress) for t in index.tensors]
+    tensors = list[dict[str, Any]]()
+    for t in index.tensors:
+        if t.duplicate_of is None:
+            tensors.append(describe_tensor(file, t, bound and (there or not t.difference), progress))
+        else:
+            original = tensors[t.duplicate_of]
+            tensors.append({**original, "name": t.name, "stored_nbytes": 0, "bits_per_weight": 0.0, "duplicate_of": original["name"]})
+            progress(t.nbytes if bound else 0)
     return {
         "format": "{}.{}".format(*index.version),
         "backend": file.decoder.backend.name,
@@ -48,7 +55,7 @@ def describe(file: File, bound: bool = True, progress: Progress = ignore_progres
         "payload_nbytes": sum(t["stored_nbytes"] for t in tensors),
         "index_nbytes": index.index_nbytes,
         "source": None if index.source_kind is None else "safetensors",
-        "base": None if base is None else {"name": base.name, "sha256": base.sha256.hex()},
+        "base": None if base is None else {"name": base.name, "content_hash": base.sha256.hex()},
         "metadata_keys": list(index.metadata),
         "n_unknown_records": index.unknown_records,
         "n_tables": len(index.tables),
@@ -82,7 +89,7 @@ def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
 def describe_tensor(file: File, t: TensorRecord, bound: bool, progress: Progress = ignore_progress) -> dict[str, Any]:
     """One entry of the list ``tensors`` of `describe`."""
     n, plan, segments = math.prod(t.shape), t.plan(file.index.tables), t.segments
-    stored_nbytes = t.payload_nbytes if t.duplicate_of is None else 0
+    stored_nbytes = t.payload_nbytes
     there = plan.plane_nbytes > 0  # planes that the layout has
     coded = there & ((segments.coder == Coder.RANS) | (segments.coder == Coder.CONTEXT))
     return {
@@ -92,7 +99,7 @@ def describe_tensor(file: File, t: TensorRecord, bound: bool, progress: Progress
         "nbytes": t.nbytes,
         "stored_nbytes": stored_nbytes,
         "bits_per_weight": 8 * stored_nbytes / n if n else None,
-        "duplicate_of": None if t.duplicate_of is None else file.index.tensors[t.duplicate_of].name,
+        "duplicate_of": None,
         "difference": t.difference.name.lower(),
         "order0_bits_per_weight": _order0_bits(file, t, progress) / n if bound and n else None,
         "n_segments": t.geometry.n_segments,
@@ -199,7 +206,7 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
         f" tiles {_counts_text(report['tile_modes'])}; patches {report['n_patches']}"
     )
     if report["base"] is not None:
-        yield f"differences from {printable(report['base']['name'])!r}, content hash {report['base']['sha256'][:16]}"
+        yield f"differences from {printable(report['base']['name'])!r}, content hash {report['base']['content_hash'][:16]}"
     if report["tensors"]:
         yield ""
         yield from table_text([_HEAD, *map(_row, report["tensors"])], left=2)

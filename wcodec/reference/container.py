@@ -116,6 +116,12 @@ class TensorRecord:
         """Bytes of the decoded tensor."""
         return self.geometry.rows * self.geometry.cols * self.dtype.word_nbytes
 
+    def duplicate(self, name: str, of: int) -> TensorRecord:
+        """The record of a duplicate of this tensor, which is number `of`; both have one plan."""
+        record = replace(self, name=name, duplicate_of=of)
+        record._plans.extend(self._plans)
+        return record
+
     @property
     def coded_dtype(self) -> DType:
         """Dtype by whose rules the words are coded: another one for `Difference.MINUS` (R12.5)."""
@@ -449,7 +455,10 @@ class _Reader:
         if name in self.names:
             raise _fail("bad_name", "two tensors have this name", tensor=name)
         self.names.add(name)
-        self.tensors.append(replace(self.tensors[of], name=name, duplicate_of=of))
+        original = self.tensors[of]
+        if original.duplicate_of is not None:
+            of, original = original.duplicate_of, self.tensors[original.duplicate_of]
+        self.tensors.append(original.duplicate(name, of))
 
     def _add(self, body: _Cursor, tables: TablePool) -> None:
         try:

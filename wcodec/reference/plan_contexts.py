@@ -191,7 +191,7 @@ class Clusters:
         """Make each new table again from the histograms that it has, twice."""
         for _ in range(2):
             for i in range(self.n_given, len(self.tables)):
-                mine = self.number == i
+                mine = (self.number == i) & (self.counts > 0).any(axis=1)  # nothing costs nothing, wherever it is
                 if mine.any():
                     self.tables[i] = self._table(mine)
                     self.cost[mine] = self.counts[mine] @ self.tables[i].cost
