@@ -153,7 +153,9 @@ class File:
         except BaseException:
             self.close()
             raise
-        self._by_name = {t.name: t for t in self.index.tensors}
+        self._by_name, self._originals = {t.name: t for t in self.index.tensors}, dict[str, TensorRecord]()
+        for t in self.index.tensors:
+            self._originals[t.name] = t if t.duplicate_of is None else self._originals[self.index.tensors[t.duplicate_of].name]
 
     def __enter__(self) -> File:
         return self
@@ -256,9 +258,7 @@ class File:
     # ---- duplicates and differences
     def original(self, t: TensorRecord) -> TensorRecord:
         """The tensor itself, or the one that it duplicates."""
-        while t.duplicate_of is not None:
-            t = self.index.tensors[t.duplicate_of]
-        return t
+        return self._originals[t.name]
 
     @property
     def needs_base(self) -> bool:

@@ -455,10 +455,7 @@ class _Reader:
         if name in self.names:
             raise _fail("bad_name", "two tensors have this name", tensor=name)
         self.names.add(name)
-        original = self.tensors[of]
-        if original.duplicate_of is not None:
-            of, original = original.duplicate_of, self.tensors[original.duplicate_of]
-        self.tensors.append(original.duplicate(name, of))
+        self.tensors.append(self.tensors[of].duplicate(name, of))
 
     def _add(self, body: _Cursor, tables: TablePool) -> None:
         try:

@@ -64,7 +64,7 @@ class EncodeOptions:
     Raises
     ------
     EncodeError
-        ``bad_option``: out of range, or a mode or coder that another option rules out.
+        ``bad_option``: out of range, or a mode or contexts that another option rules out.
     """
 
     segment: tuple[int, int] | None = None
@@ -86,7 +86,6 @@ class EncodeOptions:
         _require(low <= self.prob_bits <= high, f"prob_bits {self.prob_bits} is not {low} to {high}")
         _require(-64 <= self.saving <= 1, f"min_saving {self.min_saving} is not -64 to 1")
         bytes_only = [f"{k} {v}" for k, v in (("predictor", self.predictor), ("transform", self.transform)) if v not in ("auto", "none")]
-        _require(self.layout != "raw" or self.coder != "rans", "coder rans needs layout bytes or pairs, not raw")
         bytes_only += ["coder context"] * (self.coder == "context")
         for name in bytes_only:
             _require(self.layout in ("auto", "bytes"), f"{name} needs layout bytes, not {self.layout}")
