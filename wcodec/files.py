@@ -25,10 +25,11 @@ from wcodec.codec import BufferSource, Decoder, Encoder, Progress, StreamSource,
 from wcodec.differences import BaseTensor
 from wcodec.duplicates import Duplicates
 from wcodec.errors import DecodeError, EncodeError
+from wcodec.extract import extract
 from wcodec.outputs import AnyPath, WriteBehind, atomic_output, map_file
 from wcodec.reference.container import MAGIC, ByteSource, Difference, Index, TensorRecord
 from wcodec.reference.plan import EncodeOptions
-from wcodec.reference.planes import DType, Words
+from wcodec.reference.planes import Bytes, DType, Words
 from wcodec.slices import flat_ids, picks_of, touched
 from wcodec.sources import read_safetensors_header, write_safetensors_header
 
@@ -230,6 +231,20 @@ class File:
         KeyError
         """
         return Slice(self, self.original(self._by_name[name]))
+
+    def extract(self, name: str) -> Bytes:
+        """A tensor as a file of its own: uint8, the bytes that `wcodec.decode` takes. Nothing is decoded, but a difference is.
+
+        Raises
+        ------
+        KeyError
+        DecodeError
+            Of a tensor that differs from a base.
+        """
+        t = self.original(self._by_name[name])
+        if t.difference != Difference.NONE:
+            return np.frombuffer(Encoder(backend=self.decoder.backend).encode(self.get_tensor(name)), np.uint8)
+        return extract(self.source, t, self.index.tables)
 
     def restored(self, raw: bool = False) -> Iterator[Any]:
         """The original file, a piece at a time: its header, then the tensors (spec: R4.22).
