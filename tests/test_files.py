@@ -112,6 +112,7 @@ BAD_SOURCES = {
     "a fractional dimension": with_header(entry(shape=[2.0])),
     "a true dimension": with_header(entry(shape=[2, True])),
     "offsets beyond the file": with_header(entry(data_offsets=[0, 3], shape=[3])),
+    "a number of many digits": with_header(HEADER.replace(b"[2]", b"[" + b"9" * 5000 + b"]")),
     "offsets the wrong way": with_header(entry(data_offsets=[2, 0])),
     "a size unlike the shape": with_header(entry(shape=[3])),
     "a huge shape": with_header(entry(shape=[1 << 62, 1 << 62])),

@@ -31,6 +31,8 @@ class SourceTensor:
         The name in the header if `dtype` is opaque, else empty.
     start, stop
         Bytes of the file.
+    stated_shape
+        The shape in the header.
     """
 
     name: str
@@ -39,6 +41,17 @@ class SourceTensor:
     dtype_name: str
     start: int
     stop: int
+    stated_shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.stop - self.start
+
+    @property
+    def stated_dtype(self) -> str:
+        """The dtype in the header."""
+        return self.dtype_name or self.dtype.safetensors
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,11 @@ class SafetensorsHeader:
     raw: bytes
     tensors: list[SourceTensor]
     metadata: dict[str, str]
+
+    @property
+    def end(self) -> int:
+        """Bytes of the file that the header describes."""
+        return self.tensors[-1].stop if self.tensors else len(self.raw)
 
 
 def _bad(message: str, tensor: str | None = None) -> EncodeError:
@@ -80,24 +98,44 @@ def read_safetensors_header(data: memoryview) -> SafetensorsHeader:
     if nbytes > min(MAX_HEADER_NBYTES, len(data) - 8):
         raise _bad(f"not a safetensors file: its first 8 bytes announce a header of {nbytes} bytes")
     raw = bytes(data[: 8 + nbytes])
+    header = parse_safetensors_header(raw)
+    if header.end > len(data):
+        late = next(t for t in header.tensors if t.stop > len(data))
+        raise _bad(f"data_offsets {late.start - len(raw)} and {late.stop - len(raw)} leave the file", late.name)
+    if header.end != len(data):
+        raise _bad(f"{len(data) - header.end} bytes follow the last tensor")
+    return header
+
+
+def parse_safetensors_header(raw: bytes) -> SafetensorsHeader:
+    """Check the header of a safetensors file without the file.
+
+    Parameters
+    ----------
+    raw
+        The first bytes of the file: the header's size and the header.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``: not a header, or one whose tensors overlap or leave gaps.
+    """
     try:
         header = json.loads(raw[8:].decode(), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, a number of thousands of digits
         raise _bad(f"not a safetensors file: its header is not JSON ({type(e).__name__})") from None
     if not isinstance(header, dict):
         raise _bad("the header is not a JSON object")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _bad("__metadata__ is not a map of texts")
-    tensors = [_read_entry(name, entry, len(raw), len(data)) for name, entry in header.items()]
+    tensors = [_read_entry(name, entry, len(raw)) for name, entry in header.items()]
     tensors.sort(key=lambda t: (t.start, t.stop))
     end = len(raw)
     for t in tensors:
         if t.start != end:
             raise _bad("the tensor does not start where the one before ends", t.name)
         end = t.stop
-    if end != len(data):
-        raise _bad(f"{len(data) - end} bytes follow the last tensor")
     return SafetensorsHeader(raw, tensors, metadata)
 
 
@@ -105,21 +143,21 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def _read_entry(name: str, entry: Any, first: int, file_nbytes: int) -> SourceTensor:
+def _read_entry(name: str, entry: Any, first: int) -> SourceTensor:
     try:
         dtype_name, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise _bad("the entry lacks dtype, shape or two data_offsets", name) from None
     if not isinstance(dtype_name, str) or not isinstance(shape, list) or not all(map(_is_size, [*shape, start, stop])):
         raise _bad("dtype, shape or data_offsets of the wrong type", name)
-    if not start <= stop <= file_nbytes - first:
-        raise _bad(f"data_offsets {start} and {stop} leave the file", name)
+    if start > stop:
+        raise _bad(f"data_offsets {start} and {stop} are the wrong way round", name)
     dtype = BY_SAFETENSORS.get(dtype_name)
     if dtype is None:
-        return SourceTensor(name, OPAQUE, (stop - start,), dtype_name, first + start, first + stop)
+        return SourceTensor(name, OPAQUE, (stop - start,), dtype_name, first + start, first + stop, tuple(shape))
     if math.prod(shape) * dtype.nbytes != stop - start:
         raise _bad(f"{stop - start} bytes for a {dtype_name} tensor of shape {shape}", name)
-    return SourceTensor(name, dtype, tuple(shape), "", first + start, first + stop)
+    return SourceTensor(name, dtype, tuple(shape), "", first + start, first + stop, tuple(shape))
 
 
 def write_safetensors_header(tensors: Iterable[TensorRecord], metadata: Mapping[str, str]) -> bytes:
