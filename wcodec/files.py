@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import math
 import mmap
 import os
 import shutil
@@ -33,6 +34,7 @@ from wcodec.reference.planes import Bytes, DType, Words
 from wcodec.slices import flat_ids, picks_of, touched
 from wcodec.sources import read_safetensors_header, write_safetensors_header
 
+Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
 
 
@@ -103,13 +105,13 @@ def load_file(path: AnyPath, base: AnyPath | None = None) -> dict[str, NDArray[A
         return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
 
 
-def open(file: AnyPath | BinaryIO, backend: Backend | None = None, base: AnyPath | None = None) -> File:
+def open(file: AnyPath | BinaryIO | Buffer, backend: Backend | None = None, base: AnyPath | None = None) -> File:
     """Open a ``.wcodec`` file for reading; only the index is read now.
 
     Parameters
     ----------
     file
-        A path, which is mapped, or a seekable binary file object, such as one of ``fsspec``.
+        A path, which is mapped, or a seekable binary file object, such as one of ``fsspec``, or the bytes of a file.
     backend
         ``None`` for the one of `wcodec.get_backend`.
     base
@@ -140,14 +142,18 @@ class File:
     """
 
     def __init__(
-        self, file: AnyPath | BinaryIO, backend: Backend | None = None, max_nbytes: int | None = None, base: AnyPath | None = None,
+        self, file: AnyPath | BinaryIO | Buffer, backend: Backend | None = None, max_nbytes: int | None = None, base: AnyPath | None = None,
         depth: int = 0,
     ) -> None:  # fmt: skip
         self.path = Path(file) if isinstance(file, str | os.PathLike) else None
         self._base_path, self._lock, self._depth = base, threading.Lock(), depth
         self._base: OpenBase | None = None
         self._mapped = None if self.path is None else map_file(self.path)
-        self.source: ByteSource = StreamSource(file) if self._mapped is None else BufferSource(self._mapped)  # type: ignore[arg-type]
+        self.source: ByteSource
+        if self._mapped is None and hasattr(file, "read"):
+            self.source = StreamSource(file)  # type: ignore[arg-type]
+        else:
+            self.source = BufferSource(file if self._mapped is None else self._mapped)
         self.decoder = Decoder(backend, max_nbytes)
         try:
             self.index: Index = self.decoder.read_index(self.source)
@@ -360,6 +366,28 @@ class Slice:
         shape = tuple(len(p) for p in picks if isinstance(p, range))
         rows = flat_ids(picks[: t.row_rank], t.shape[: t.row_rank])
         cols = flat_ids(picks[t.row_rank :], t.shape[t.row_rank :])
+        return self._part(rows, cols, shape)
+
+    def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Entries of the first dimension by their numbers, ascending and not negative: ``whole[ids]``.
+
+        Raises
+        ------
+        IndexError
+        DecodeError
+        """
+        t = self._record
+        if not t.shape or (ids.size and not 0 <= int(ids[0]) <= int(ids[-1]) < t.shape[0]):
+            raise IndexError(f"an id is out of bounds for the shape {t.shape}")
+        shape = (ids.size, *t.shape[1:])
+        if t.row_rank == 0:
+            return np.asarray(self[...][ids])
+        n = math.prod(t.shape[1 : t.row_rank])
+        return self._part((ids[:, None] * n + np.arange(n)).reshape(-1), np.arange(math.prod(t.shape[t.row_rank :])), shape)
+
+    def _part(self, rows: NDArray[np.int64], cols: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[Any]:
+        """Rows and columns of the matrix view, by their numbers in elements."""
+        t = self._record
         if rows.size == 0 or cols.size == 0:
             return np.empty(shape, t.dtype.numpy)
         n = t.dtype.words_per_element

@@ -1,0 +1,176 @@
+"""A weight held compressed: a file of one tensor as a uint8 tensor, and how it is decoded."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from wcodec.backends import Backend, get_backend
+from wcodec.codec import Encoder
+from wcodec.errors import DecodeError, EncodeError
+from wcodec.files import File
+from wcodec.reference.container import TensorRecord
+from wcodec.reference.plan import EncodeOptions
+from wcodec.torch import dtypes
+from wcodec.torch.scratch import ahead_of
+
+PART_NBYTES: Final = 1 << 24  #: decoded at once where rows are picked
+
+
+class Held:
+    """A weight as a wcodec file of one tensor in memory (spec: chapter 4).
+
+    Parameters
+    ----------
+    stream
+        The file: uint8 of one dimension.
+    name
+        What errors call it.
+
+    Raises
+    ------
+    DecodeError
+        The stream is no file of one tensor.
+    """
+
+    def __init__(self, stream: torch.Tensor, name: str = "") -> None:
+        self.stream, self.name = stream, name
+        self.successor: weakref.ref[Held] | None = None
+        self._file: File | None = None
+        t = self.record
+        self.shape, self.nbytes, self.dtype = t.shape, t.nbytes, dtypes.torch_dtype(t.dtype)
+
+    # ---- what it is
+    def file(self) -> File:
+        """The stream, opened for the backend in use."""
+        backend = self._backend()
+        if self._file is None or self._file.decoder.backend is not backend:
+            try:
+                file = File(self.stream.numpy(), backend)
+            except DecodeError as e:
+                raise self._named(e) from None
+            if len(file.index.tensors) != 1:
+                raise DecodeError("bad_range", f"a stream of {len(file.index.tensors)} tensors, not one", tensor=self.name or None)
+            self._file = file
+        return self._file
+
+    def _backend(self) -> Backend:
+        return get_backend()
+
+    @property
+    def record(self) -> TensorRecord:
+        """What the stream says of its tensor."""
+        return self.file().index.tensors[0]
+
+    def _named(self, e: DecodeError) -> DecodeError:
+        return DecodeError(e.code, e.message, tensor=self.name or e.tensor, offset=e.offset)
+
+    # ---- decoding
+    def decode_into(self, buffer: torch.Tensor) -> None:
+        """Decode into the first bytes of a uint8 tensor, checked against all CRC-32s.
+
+        Raises
+        ------
+        DecodeError
+        """
+        file, t = self.file(), self.record
+        out = buffer[: self.nbytes].numpy().view(t.dtype.numpy).reshape(t.shape)
+        try:
+            file.get_tensor(t.name, out)
+        except DecodeError as e:
+            raise self._named(e) from None
+
+    def dense(self) -> torch.Tensor:
+        """The weight, in memory of its own."""
+        buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=self.stream.device)
+        self.decode_into(buffer)
+        return self.view(buffer)
+
+    def view(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The weight that lies at the start of a buffer."""
+        return buffer[: self.nbytes].view(self.dtype).view(self.shape)
+
+    def lease(self) -> torch.Tensor:
+        """A buffer that starts with the weight, to be given back to `give_back`."""
+        return ahead_of(self.stream.device).decoded(self)
+
+    def give_back(self, buffer: torch.Tensor) -> None:
+        """End a lease."""
+        ahead_of(self.stream.device).buffers.give(buffer)
+
+    def take(self, ids: torch.Tensor) -> torch.Tensor:
+        """Entries of the first dimension, ``dense()[ids]``: only the segments that hold them are decoded.
+
+        Parameters
+        ----------
+        ids
+            int64 of one dimension, ascending, none twice.
+
+        Raises
+        ------
+        DecodeError, IndexError
+        """
+        file, t = self.file(), self.record
+        part, rows = file.get_slice(t.name), ids.numpy()
+        out = torch.empty((ids.numel(), *self.shape[1:]), dtype=self.dtype)
+        row_nbytes = max(1, self.nbytes // max(self.shape[0], 1))
+        try:
+            for some in _portions(rows, max(1, PART_NBYTES // row_nbytes)):
+                out[some] = dtypes.from_array(part.take(rows[some]), t.dtype)
+        except DecodeError as e:
+            raise self._named(e) from None
+        return out
+
+    # ---- changing
+    def replace(self, dense: torch.Tensor, options: EncodeOptions | None = None) -> None:
+        """Hold another weight of the same shape and dtype from now on."""
+        self.stream, self._file = encode(dense, options).to(self.stream.device), None
+
+    def copy(self) -> Held:
+        """Another one with the same content, which may change for itself."""
+        return type(self)(self.stream.clone(), self.name)
+
+    def to(self, device: torch.device) -> Held:
+        """The same on another device."""
+        return hold(self.stream.to(device), self.name)
+
+
+def _portions(rows: np.ndarray[Any, Any], span: int) -> Sequence[slice]:
+    """Ranges of ascending ids that are less than `span` apart from first to last."""
+    cuts, start = [], 0
+    while start < rows.size:
+        stop = int(np.searchsorted(rows, rows[start] + span))
+        cuts.append(slice(start, stop))
+        start = stop
+    return cuts
+
+
+def encode(dense: torch.Tensor, options: EncodeOptions | None = None) -> torch.Tensor:
+    """A tensor as a stream: uint8 of one dimension, on the tensor's device.
+
+    Raises
+    ------
+    EncodeError
+        ``unsupported_dtype``
+    """
+    array = dtypes.to_array(dense)
+    return torch.frombuffer(bytearray(Encoder(options).encode(array)), dtype=torch.uint8).to(dense.device)
+
+
+def hold(stream: torch.Tensor, name: str = "") -> Held:
+    """A stream on any device, held.
+
+    Raises
+    ------
+    DecodeError
+        It is no file of one tensor.
+    EncodeError
+        ``bad_source``: the tensor is not uint8 of one dimension.
+    """
+    if stream.dtype != torch.uint8 or stream.dim() != 1:
+        raise EncodeError("bad_source", "a stream is a uint8 tensor of one dimension", tensor=name or None)
+    return Held(stream.contiguous(), name)

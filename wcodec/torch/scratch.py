@@ -1,0 +1,186 @@
+"""Memory that compressed weights are decoded into, and the thread that decodes the next one ahead.
+
+One set of buffers serves all models of the process on a device: a weight is decoded, used, and its buffer handed on. While one
+weight is in use, the one that came behind it the last time is decoded by a thread (CPU) or on a stream of its own (GPU).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, Protocol
+
+import torch
+
+KEPT: Final = 2  #: buffers that are kept for the next weights: one in use, one being decoded ahead
+_ROUND: Final = 1 << 16  #: buffers are a multiple of that
+
+
+class Buffers:
+    """Flat uint8 tensors on one device that are handed out and come back.
+
+    Parameters
+    ----------
+    device
+        Where.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._free, self._lock = device, list[torch.Tensor](), threading.Lock()
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        """A buffer of at least so many bytes that nobody else has."""
+        with self._lock:
+            fits = [b for b in self._free if b.numel() >= nbytes]
+            best = min(fits, key=torch.Tensor.numel, default=None)
+            if best is None and self._free:
+                best = max(self._free, key=torch.Tensor.numel)  # too small: it goes before a larger one comes
+            if best is not None:
+                self._free = [b for b in self._free if b is not best]
+            if fits:
+                assert best is not None
+                return best
+        del best
+        return torch.empty(-(-max(nbytes, 1) // _ROUND) * _ROUND, dtype=torch.uint8, device=self.device)
+
+    def give(self, buffer: torch.Tensor) -> None:
+        """Hand a buffer back, which nobody uses any more."""
+        with self._lock:
+            self._free = sorted([*self._free, buffer], key=torch.Tensor.numel)[-KEPT:]
+
+    def clear(self) -> None:
+        """Let go of all that is not in use."""
+        with self._lock:
+            self._free = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept and not in use."""
+        return sum(b.numel() for b in self._free)
+
+
+class Decodable(Protocol):
+    """A weight that can be decoded into a buffer."""
+
+    nbytes: int
+    successor: weakref.ref[Any] | None  #: what was decoded behind it the last time
+
+    def decode_into(self, buffer: torch.Tensor) -> None:
+        """Fill the first `nbytes` bytes."""
+
+
+class Ahead:
+    """Decodes weights into buffers, and guesses which one is next: the one that was the last time.
+
+    Parameters
+    ----------
+    buffers
+        Where to.
+    """
+
+    def __init__(self, buffers: Buffers) -> None:
+        self.buffers, self._lock = buffers, threading.Lock()
+        self._last: weakref.ref[Any] | None = None
+        self._pending: tuple[Decodable, Future[torch.Tensor]] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+
+    def decoded(self, held: Decodable) -> torch.Tensor:
+        """A buffer that starts with the decoded weight; to be given back. Starts to decode the next one.
+
+        Raises
+        ------
+        DecodeError
+        """
+        with self._lock:
+            pending, self._pending = self._pending, None
+            last, self._last = self._last, weakref.ref(held)
+            before = None if last is None else last()
+            if before is not None and before is not held:
+                before.successor = weakref.ref(held)
+        buffer = None
+        if pending is not None:
+            of, future = pending
+            if of is held:
+                buffer = future.result()
+            else:
+                _when_done(future, self.buffers.give)
+        if buffer is None:
+            buffer = self._decode(held)
+        self._start_next(held)
+        return buffer
+
+    def _decode(self, held: Decodable) -> torch.Tensor:
+        buffer = self.buffers.take(held.nbytes)
+        held.decode_into(buffer)
+        return buffer
+
+    def _start_next(self, held: Decodable) -> None:
+        following = None if held.successor is None else held.successor()
+        if following is None or following is held:
+            return
+        with self._lock:
+            if self._pending is None:
+                if self._thread is None:
+                    self._thread = ThreadPoolExecutor(1, "wcodec-next")
+                scope = contextvars.copy_context()  # which backend the caller has chosen
+                self._pending = following, self._thread.submit(scope.run, self._decode, following)
+
+    def clear(self) -> None:
+        """Let go of what was decoded ahead, and of the thread."""
+        with self._lock:
+            pending, self._pending, self._last = self._pending, None, None
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown(cancel_futures=True)
+        if pending is not None and not pending[1].cancelled() and pending[1].exception() is None:
+            self.buffers.give(pending[1].result())
+
+
+def _when_done(future: Future[torch.Tensor], give: Callable[[torch.Tensor], None]) -> None:
+    """Hand back the buffer of a guess that was wrong; what went wrong with it will be met when its weight is used."""
+
+    def finish(done: Future[torch.Tensor]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            give(done.result())
+
+    if not future.cancel():
+        future.add_done_callback(finish)
+
+
+_ahead: Final[dict[torch.device, Ahead]] = {}
+_ahead_lock: Final = threading.Lock()
+
+
+def _forget() -> None:
+    """In a process that was forked: threads stayed behind, and what they had under way."""
+    _ahead.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def ahead_of(device: torch.device) -> Ahead:
+    """What decodes for a device."""
+    with _ahead_lock:
+        if device not in _ahead:
+            _ahead[device] = Ahead(Buffers(device))
+        return _ahead[device]
+
+
+def release_scratch() -> None:
+    """Give back the memory that compressed weights are decoded into; it is taken anew when one is used."""
+    with _ahead_lock:
+        some = list(_ahead.values())
+    for ahead in some:
+        ahead.clear()
+        ahead.buffers.clear()
+
+
+def scratch_nbytes() -> int:
+    """Bytes that are kept to decode weights into, on all devices, of buffers that are not in use."""
+    with _ahead_lock:
+        return sum(a.buffers.nbytes for a in _ahead.values())
