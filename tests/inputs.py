@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.reference.planes import BY_NAME as BY_NAME
 from wcodec.reference.planes import DTYPES, DType
 
 #: Rows of the registry that arrays can have.
 ARRAY_DTYPES: tuple[DType, ...] = DTYPES[1:]
-BY_NAME: dict[str, DType] = {d.name: d for d in DTYPES}
 KINDS = ("uniform", "gaussian", "constant", "ramp", "few", "outliers")
 
 

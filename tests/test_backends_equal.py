@@ -30,14 +30,13 @@ from wcodec.reference.entropy import (
     quantise,
     read_tables,
 )
-from wcodec.reference.planes import DTYPES, DType, Layout
+from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
 from wcodec.reference.prediction import IS_MODE, MODES, PER_TILE
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 
 BACKENDS = ["numba", "cuda_emulator.backend:EmulatedCuda"]
 GUARD = 64  #: canary words on both sides of an output
-BY_NAME = {d.name: d for d in DTYPES}
 SHAPES_OF_WORDS = ["uint8", "int8", "float8_e4m3fn", "float8_e5m2", "uint16", "int16", "bfloat16", "int32", "float32", "float64", "int64"]
 
 

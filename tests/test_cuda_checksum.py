@@ -189,7 +189,7 @@ def test_sanitizers_find_nothing() -> None:
 
 def main() -> None:
     """Ranges in memory that ends where they do, with sanitizers on."""
-    runtime = EmulatedRuntime(sanitize=True, order="shuffled", seed=4)
+    runtime = EmulatedRuntime.sanitized()
     for nbytes in [*range(1, 140, 3), 4096, 4097, 8191, 70_001]:
         check(runtime, runtime.upload(random_bytes(nbytes)), [0, nbytes // 2], [nbytes, nbytes - nbytes // 2])
     print("OK")

@@ -11,19 +11,18 @@ from cuda_emulator import EmulatedRuntime
 from cuda_emulator.backend import EmulatedCuda
 from plans import complete, make_case, only, random_geometry, random_scales, random_tables, random_words, with_maps
 from test_backends_equal import check_bad, check_encode
-from test_cuda_decode import all_precisions, batches_of, luts_of, random_symbols, spoilt_stream
+from test_cuda_decode import all_precisions, check_kernel, random_symbols, spoilt_stream, whole_groups
 
 from wcodec.backends.cuda.layout import PLANE
 from wcodec.backends.cuda.worklist import Job, TableRows, WorkList
 from wcodec.backends.protocol import SegmentPlan, Status
 from wcodec.reference import segments as reference
 from wcodec.reference.entropy import GROUP, MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap, TablePool, decode_streams, encode_streams
-from wcodec.reference.planes import DTYPES, DType, Layout
+from wcodec.reference.planes import BY_NAME, DType, Layout
 from wcodec.reference.prediction import PER_TILE
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 
-BY_NAME = {d.name: d for d in DTYPES}
 BAD_LATE_STREAM = 8  # as in common.cuh
 KINDS = [(d, layout) for d in ("int8", "float8_e5m2", "bfloat16", "float32", "float64") for layout in (Layout.BYTES, Layout.PAIRS)]
 KINDS = [(n, layout) for n, layout in KINDS if layout == Layout.BYTES or BY_NAME[n].has_pairs]
@@ -125,26 +124,13 @@ def random_streams(rng: np.random.Generator, sizes: list[int]) -> Streams:
 
 def check_streams(runtime: EmulatedRuntime, rng: np.random.Generator, some: Streams, at_end: bool = True) -> Array:
     """Symbols, and what is said of the streams, are the reference's. Returns which are good."""
-    memory, rows = Memory(at_end), TableRows()
-    whole = -(-some.n_symbols // GROUP) * GROUP
+    memory, rows, whole = Memory(at_end), TableRows(), whole_groups(some.n_symbols)
     padded = [np.pad(c, (0, int(n) - c.size)) for c, n in zip(some.classes, whole, strict=True)]
-    expected, good = decode_streams(some.streams, whole, [some.pool.maps[m].tables for m in some.maps], some.pool, padded)
-    planes, rooms = np.zeros(len(some.streams), PLANE), [memory.room(int(n)) for n in whole]
+    expected = decode_streams(some.streams, whole, [some.pool.maps[m].tables for m in some.maps], some.pool, padded)
+    planes = np.zeros(len(some.streams), PLANE)
     planes["table"] = rows.of(some.pool, some.maps.astype(np.uint32), np.full(some.maps.size, Coder.CONTEXT, np.uint8))
-    planes["at"], planes["nbytes"] = [address(memory.put(s)) for s in some.streams], [s.size for s in some.streams]
-    planes["symbols"], planes["classes"] = [address(r) for r in rooms], [address(memory.put(c)) for c in padded]
-    planes["n_symbols"], planes["segment"] = some.n_symbols, rng.permutation(planes.size)
-    batches, listed = batches_of(rng, np.arange(planes.size), planes["table"])
-    luts = luts_of(runtime, memory, rows.array())
-    status = memory.room(4 * planes.size).view(np.uint32)
-    status[:] = 64
-    args = [memory.put(rows.maps()), luts, *(memory.put(a) for a in (planes, batches, listed))]
-    runtime.launch("decode_contexts", batches.size, BLOCK, *args, np.uint32(BAD_LATE_STREAM), status)
-    memory.check()
-    np.testing.assert_array_equal(status[planes["segment"]], np.where(good, 64, 64 | BAD_LATE_STREAM))
-    for k in np.flatnonzero(good).tolist():
-        np.testing.assert_array_equal(rooms[k], expected[k], f"stream {k}")
-    return good
+    planes["classes"] = [address(memory.put(c)) for c in padded]
+    return check_kernel(runtime, rng, memory, "decode_contexts", some, planes, rows.array(), expected, BAD_LATE_STREAM, rows.maps())
 
 
 @pytest.mark.parametrize("at_end", [True, False])
@@ -207,7 +193,7 @@ def test_sanitizers_find_nothing() -> None:
 
 def main() -> None:
     """The tests above in a process with sanitizers on."""
-    runtime = EmulatedRuntime(sanitize=True, order="shuffled", seed=4)
+    runtime = EmulatedRuntime.sanitized()
     for kind in ContextKind:
         for name, layout in KINDS:
             test_classes(runtime, name, layout, kind)

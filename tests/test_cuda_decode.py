@@ -17,11 +17,10 @@ from wcodec.backends.cuda.layout import BATCH, PLANE, TABLE
 from wcodec.backends.protocol import Status
 from wcodec.reference import segments as reference
 from wcodec.reference.entropy import GROUP, MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool, decode_streams, encode_streams
-from wcodec.reference.planes import DTYPES, DType, Layout
+from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 
-BY_NAME = {d.name: d for d in DTYPES}
 SLOTS = 1 << MAX_PROB_BITS
 BAD_STREAM, BAD_PATCH = 1, 4  # as in common.cuh
 BYTES = [d for d in DTYPES if d.word_nbytes <= 4]
@@ -118,25 +117,53 @@ def random_streams(rng: np.random.Generator, sizes: Iterable[int], pool: TablePo
 
 def check_streams(runtime: EmulatedRuntime, rng: np.random.Generator, some: Streams, at_end: bool = True) -> Array:
     """Symbols, those that fill up the last groups too, and what is said of the streams, are the reference's. Returns which are good."""
-    memory = Memory(at_end)
-    whole = -(-some.n_symbols // GROUP) * GROUP
-    expected, good = decode_streams(some.streams, whole, some.tables, some.pool)
-    rows = table_rows(some.pool)
-    planes, rooms = np.zeros(len(some.streams), PLANE), [memory.room(int(n)) for n in whole]
-    planes["at"] = [address(memory.put(s)) for s in some.streams]
-    planes["nbytes"], planes["symbols"] = [s.size for s in some.streams], [address(r) for r in rooms]
-    planes["n_symbols"], planes["table"], planes["segment"] = some.n_symbols, some.tables, rng.permutation(planes.size)
-    planes["coder"] = Coder.RANS
-    batches, listed = batches_of(rng, np.arange(planes.size), some.tables)
+    memory, rows, whole = Memory(at_end), table_rows(some.pool), whole_groups(some.n_symbols)
+    expected = decode_streams(some.streams, whole, some.tables, some.pool)
+    planes = np.zeros(len(some.streams), PLANE)
+    planes["table"], planes["coder"] = some.tables, Coder.RANS
+    return check_kernel(runtime, rng, memory, "decode_streams", some, planes, rows, expected, BAD_STREAM)
+
+
+def whole_groups(n_symbols: Array) -> Array:
+    """Numbers of symbols with those that fill up the last groups."""
+    return -(-n_symbols // GROUP) * GROUP
+
+
+def check_kernel(
+    runtime: EmulatedRuntime, rng: np.random.Generator, memory: Memory, kernel: str, some: Any, planes: Array, rows: Array,
+    expected: tuple[list[Array], Array], bad: int, maps: Array | None = None,
+) -> Array:  # fmt: skip
+    """A kernel finds symbols, and which streams are good, as expected. Returns the latter.
+
+    Parameters
+    ----------
+    some
+        Streams, with `streams` and `n_symbols`.
+    planes
+        Their `PLANE`s, as far as they are not filled in here.
+    rows
+        `TABLE`s.
+    bad
+        What a bad stream sets in the status of its segment.
+    maps
+        Context maps, if the kernel takes some; it is told what to set too.
+    """
+    symbols, good = expected
+    rooms, before = [memory.room(s.size) for s in symbols], 64
+    planes["at"], planes["nbytes"] = [address(memory.put(s)) for s in some.streams], [s.size for s in some.streams]
+    planes["symbols"], planes["n_symbols"] = [address(r) for r in rooms], some.n_symbols
+    planes["segment"] = rng.permutation(planes.size)
+    batches, listed = batches_of(rng, np.arange(planes.size), planes["table"])
     luts = luts_of(runtime, memory, rows)
     status = memory.room(4 * planes.size).view(np.uint32)
-    status[:] = 8
-    args = [memory.put(rows), luts, *(memory.put(a) for a in (planes, batches, listed))]
-    runtime.launch("decode_streams", batches.size, BLOCK, *args, status)
+    status[:] = before
+    first, last = (rows, []) if maps is None else (maps, [np.uint32(bad)])
+    args = [memory.put(first), luts, *(memory.put(a) for a in (planes, batches, listed)), *last]
+    runtime.launch(kernel, batches.size, BLOCK, *args, status)
     memory.check()
-    np.testing.assert_array_equal(status[planes["segment"]], np.where(good, 8, 8 | BAD_STREAM))
+    np.testing.assert_array_equal(status[planes["segment"]], np.where(good, before, before | bad))
     for k in np.flatnonzero(good).tolist():
-        np.testing.assert_array_equal(rooms[k], expected[k], f"stream {k}")
+        np.testing.assert_array_equal(rooms[k], symbols[k], f"stream {k}")
     return good
 
 
@@ -483,7 +510,7 @@ def test_sanitizers_find_nothing() -> None:
 
 def main() -> None:
     """The tests above in a process with sanitizers on."""
-    runtime = EmulatedRuntime(sanitize=True, order="shuffled", seed=4)
+    runtime = EmulatedRuntime.sanitized()
     test_luts(runtime)
     test_streams(runtime, True)
     test_most_words(runtime)

@@ -19,13 +19,12 @@ from wcodec.backends.cuda.layout import BATCH, PLANE, SEGMENT, TABLE, TENSOR
 from wcodec.backends.cuda.worklist import TableRows
 from wcodec.reference import segments as reference
 from wcodec.reference.entropy import GROUP, HEAD_NBYTES, MAX_PROB_BITS, MIN_PROB_BITS, UNIT, Table, TablePool, max_stream_nbytes
-from wcodec.reference.planes import DTYPES, DType, Layout
+from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
 from wcodec.reference.prediction import MODES, PER_TILE, Mode, residuals
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 
 BLOCK = 256
-BY_NAME = {d.name: d for d in DTYPES}
 CODER = np.dtype([("reciprocal", "<u8"), ("freq", "<u4"), ("start", "<u4")])
 #: Strips of several warps, words together or not, tiles of odd and even sides, odd numbers of words, single rows and columns.
 GEOMETRIES = [
@@ -422,7 +421,7 @@ def test_sanitizers_find_nothing() -> None:
 
 def main() -> None:
     """In memory that ends where it should, with sanitizers on."""
-    device = Device(EmulatedRuntime(sanitize=True, order="shuffled", seed=4), fenced=False)
+    device = Device(EmulatedRuntime.sanitized(), fenced=False)
     for dtype, seed in itertools.product(DTYPES, range(2)):
         rng = np.random.default_rng([seed, dtype.id])
         check_encode(device, make_case(rng, dtype), seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,12 @@ from cuda_cases import RUNTIMES, Array, Memory, address, check_sanitized, launch
 from cuda_emulator import CANARY, EmulatedRuntime
 from plans import random_geometry
 
-from wcodec.reference.planes import DTYPES
-from wcodec.reference.prediction import N_MODES, PER_TILE, Mode, predict
+from wcodec.reference.planes import BY_NAME
+from wcodec.reference.prediction import N_MODES, PER_TILE, Mode, predict, residuals
 from wcodec.reference.tiles import Geometry, tiles
 
 BAD_TILE_MODE = 2  # as in common.cuh
-FLOAT32 = next(d for d in DTYPES if d.name == "float32")
+FLOAT32 = BY_NAME["float32"]
 MODES = [Mode.LEFT, Mode.TOP, Mode.AVG, Mode.PLANAR]
 
 
@@ -45,8 +46,13 @@ class Case:
     residuals: dict[tuple[int, int], Array]
 
 
-def make_case(rng: np.random.Generator, geometry: Geometry, choices: list[int]) -> Case:
-    """Random symbols, predictions out of `choices`, and what the reference predicts."""
+def make_case(
+    rng: np.random.Generator, geometry: Geometry, choices: list[int], modes: Sequence[int] = range(N_MODES), values: tuple[int, ...] = ()
+) -> Case:
+    """Random symbols, planes' modes out of `choices` and tiles' out of `modes`, and what the reference makes of them.
+
+    Symbols are out of `values`, if there are any.
+    """
     n, counts = geometry.n_segments, geometry.tile_counts()
     case = Case(geometry, rng.choice(choices, (n, FLOAT32.n_planes)), {}, {}, {})
     for k in range(n):
@@ -54,11 +60,12 @@ def make_case(rng: np.random.Generator, geometry: Geometry, choices: list[int]) 
         shape = rows.stop - rows.start, cols.stop - cols.start
         for p in range(FLOAT32.n_planes):
             own = case.prediction[k, p]
-            case.modes[k, p] = (rng.integers(0, N_MODES, counts[k]) if own == PER_TILE else np.full(counts[k], own)).astype(np.uint8)
-            of_tiles = [rng.integers(0, 256, (r.stop - r.start, c.stop - c.start), np.uint8) for r, c in tile_slices(geometry, shape)]
+            case.modes[k, p] = (rng.choice(modes, counts[k]) if own == PER_TILE else np.full(counts[k], own)).astype(np.uint8)
+            sizes = [(r.stop - r.start, c.stop - c.start) for r, c in tile_slices(geometry, shape)]
+            of_tiles = [rng.choice(values, s).astype(np.uint8) if values else rng.integers(0, 256, s, np.uint8) for s in sizes]
             case.symbols[k, p] = np.concatenate([t.reshape(-1) for t in of_tiles])
-            predicted = [predict(t, int(m)).reshape(-1) for t, m in zip(of_tiles, case.modes[k, p], strict=True)]
-            case.residuals[k, p] = np.concatenate(predicted)
+            coded = [residuals(t, int(m)).reshape(-1) for t, m in zip(of_tiles, case.modes[k, p], strict=True)]
+            case.residuals[k, p] = np.concatenate(coded)
     return case
 
 
@@ -220,7 +227,7 @@ def test_sanitizers_find_nothing() -> None:
 
 def main() -> None:
     """The tests above in a process with sanitizers on."""
-    runtime = EmulatedRuntime(sanitize=True, order="shuffled", seed=4)
+    runtime = EmulatedRuntime.sanitized()
     for seed in range(12):
         test_random(runtime, seed, seed % 2 == 0)
     for mode in MODES:

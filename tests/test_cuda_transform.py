@@ -9,11 +9,11 @@ import pytest
 from cuda_cases import BLOCK, RUNTIMES, Array, address, check_sanitized, launch, runtime_id
 from cuda_emulator import EmulatedRuntime
 from plans import random_geometry
-from test_cuda_predict import FLOAT32, Case, Structures, tile_slices
+from test_cuda_predict import FLOAT32, Case, Structures, make_case, tile_slices
 
 from wcodec.backends.cuda.runtime import KERNELS
-from wcodec.reference.planes import DTYPES
-from wcodec.reference.prediction import IS_MODE, MODES, PER_TILE, residuals
+from wcodec.reference.planes import BY_NAME
+from wcodec.reference.prediction import IS_MODE, MODES, PER_TILE
 from wcodec.reference.segments import histogram
 from wcodec.reference.tiles import Geometry
 from wcodec.reference.transforms import ORDER, ROWS, Transform
@@ -38,24 +38,6 @@ def test_steps_are_those_of_the_reference(transform: Transform) -> None:
     assert heads
     assert int(heads[1]) == len(rows)
     assert tuple(int(digit) for digit in reversed(heads[2])) == ORDER[transform]
-
-
-def make_case(rng: np.random.Generator, geometry: Geometry, choices: list[int], values: tuple[int, ...] = ()) -> Case:
-    """Random symbols, modes out of `choices`, and what the reference makes of them; symbols out of `values` if there are any."""
-    n, counts = geometry.n_segments, geometry.tile_counts()
-    case = Case(geometry, rng.choice(choices, (n, FLOAT32.n_planes)), {}, {}, {})
-    for k in range(n):
-        rows, cols = geometry.rectangle(k)
-        shape = rows.stop - rows.start, cols.stop - cols.start
-        for p in range(FLOAT32.n_planes):
-            own = case.prediction[k, p]
-            case.modes[k, p] = (rng.choice(MODES, counts[k]) if own == PER_TILE else np.full(counts[k], own)).astype(np.uint8)
-            sizes = [(r.stop - r.start, c.stop - c.start) for r, c in tile_slices(geometry, shape)]
-            of_tiles = [rng.choice(values, s).astype(np.uint8) if values else rng.integers(0, 256, s, np.uint8) for s in sizes]
-            case.symbols[k, p] = np.concatenate([t.reshape(-1) for t in of_tiles])
-            coded = [residuals(t, int(m)).reshape(-1) for t, m in zip(of_tiles, case.modes[k, p], strict=True)]
-            case.residuals[k, p] = np.concatenate(coded)
-    return case
 
 
 def check_both(runtime: EmulatedRuntime, case: Case, chosen: Array | None = None, at_end: bool = True) -> None:
@@ -87,7 +69,7 @@ def test_random(runtime: EmulatedRuntime, seed: int, at_end: bool) -> None:
     """Any geometry, any modes, any planes."""
     rng = np.random.default_rng(seed)
     for _ in range(3):
-        case = make_case(rng, random_geometry(rng), [0, 3, 16, 18, 36, PER_TILE, PER_TILE])
+        case = make_case(rng, random_geometry(rng), [0, 3, 16, 18, 36, PER_TILE, PER_TILE], MODES)
         ids = np.flatnonzero(case.prediction.reshape(-1))
         check_both(runtime, case, rng.permutation(ids)[: rng.integers(0, ids.size + 1)], at_end)
 
@@ -107,14 +89,14 @@ def test_tiles(mode: int) -> None:
 def test_extremes(runtime: EmulatedRuntime, mode: int) -> None:
     """Values at both ends, which wrap at many a step."""
     geometry = Geometry(40, 48, 40, 48, 40, 48)
-    check_both(runtime, make_case(np.random.default_rng(mode), geometry, [mode], (0, 255, 127, 128)))
+    check_both(runtime, make_case(np.random.default_rng(mode), geometry, [mode], values=(0, 255, 127, 128)))
 
 
 @pytest.mark.parametrize("geometry", [Geometry(130, 171, 64, 64, 16, 16), Geometry(40, 40, 40, 40, 40, 40)], ids=["many", "one"])
 def test_bytes_that_are_no_modes(runtime: EmulatedRuntime, geometry: Geometry) -> None:
     """Each of them is refused where there are tiles enough, and no other; its tile stays as it was."""
     rng = np.random.default_rng(2)
-    case = make_case(rng, geometry, [PER_TILE])
+    case = make_case(rng, geometry, [PER_TILE], MODES)
     wrong = iter(rng.permutation(np.flatnonzero(~IS_MODE)).tolist())
     expected, bad = {key: symbols.copy() for key, symbols in case.symbols.items()}, set()
     for (k, p), modes in case.modes.items():
@@ -159,7 +141,7 @@ def test_histograms(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     from wcodec.backends.cuda import encoding
 
-    backend, rng, dtype = EmulatedCuda(), np.random.default_rng(4), next(d for d in DTYPES if d.name == name)
+    backend, rng, dtype = EmulatedCuda(), np.random.default_rng(4), BY_NAME[name]
     for limit, mode in zip((1 << 20, 5000, 1), (16, 33, 36), strict=True):
         monkeypatch.setattr(encoding, "SCRATCH_NBYTES", limit)
         geometry = random_geometry(rng)
@@ -179,7 +161,7 @@ def test_sanitizers_find_nothing() -> None:
 
 def main() -> None:
     """The tests above in a process with sanitizers on."""
-    runtime = EmulatedRuntime(sanitize=True, order="shuffled", seed=4)
+    runtime = EmulatedRuntime.sanitized()
     for seed in range(4):
         test_random(runtime, seed, seed % 2 == 0)
     for mode in (16, 32):

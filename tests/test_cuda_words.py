@@ -12,11 +12,10 @@ from plans import Case, complete, make_case, only, random_geometry, random_table
 
 from wcodec.backends.protocol import SegmentPlan, Status
 from wcodec.reference import segments as reference
-from wcodec.reference.planes import DTYPES, DType, Layout, WordMap, unmap_words
+from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout, WordMap, unmap_words
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 
-BY_NAME = {d.name: d for d in DTYPES}
 BAD_PATCH = 4  # as in common.cuh
 WINDOWED = [d for d in DTYPES if d.has_pairs and d.word_nbytes > 1]
 F64_SPLIT = replace(BY_NAME["float64"], word_map=WordMap.EXPONENT_FIRST, exponent_bits=11)  # in no registry, yet the kernels can
@@ -264,7 +263,7 @@ def test_sanitizers_find_nothing() -> None:
 
 def main() -> None:
     """The tests above in a process with sanitizers on."""
-    runtime = EmulatedRuntime(sanitize=True, order="shuffled", seed=4)
+    runtime = EmulatedRuntime.sanitized()
     for dtype in [*DTYPES, F64_SPLIT]:
         test_merge(runtime, dtype, True)
         test_split(runtime, dtype, False)

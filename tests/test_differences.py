@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from cuda_emulator.streams import LazyRuntime
 from fences import Fence
 from inputs import ARRAY_DTYPES, BY_NAME, bits, make_array, safetensors_bytes
 from test_cli import assert_one_line_of_error, call
+from test_files import peak_of, reads_proc
 
 import wcodec
 from wcodec import codec
@@ -569,26 +567,11 @@ def test_the_cuda_backend(files: Path) -> None:
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------------------------
-SCRIPT = """
-import sys, threading, time
-from wcodec.backends import load_backend
-from wcodec.files import decode_file, encode_file
-peak, done = 0, False
-def watch():
-    global peak
-    while not done:
-        with open("/proc/self/status") as f:
-            peak = max(peak, next(int(line.split()[1]) for line in f if line.startswith("RssAnon")))
-        time.sleep(0.002)
-thread = threading.Thread(target=watch)
-thread.start()
+STEPS = """
 backend = load_backend("numba")
 encode_file("base", "base.wcodec", None, backend)
 encode_file("in", "coded", None, backend, base="base.wcodec")
 decode_file("coded", "out", backend)
-done = True
-thread.join()
-print(peak * 1024)
 """
 
 
@@ -597,12 +580,12 @@ def peak_memory(folder: Path, n_rows: int) -> int:
     block = make_array(BY_NAME["bfloat16"], (500, 4096), "gaussian")
     for name, array in (("base", block), ("in", nudged(block))):
         safetensors.numpy.save_file({"w": np.tile(array, (n_rows // 500, 1))}, folder / name)
-    run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, capture_output=True, text=True, check=True, env=os.environ)
+    peak = peak_of(STEPS, folder)
     assert (folder / "in").read_bytes() == (folder / "out").read_bytes()
-    return int(run.stdout)
+    return peak
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@reads_proc
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     small, large = peak_memory(tmp_path, 4000), peak_memory(tmp_path, 16_000)  # 33 and 131 MB
     assert large < 500e6

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import struct
 import sys
 import zlib
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from inputs import BY_NAME, make_array
+from test_cli import call
 
 import wcodec
-from wcodec import EncodeOptions, cli
+from wcodec import EncodeOptions
 from wcodec.backends import load_backend
 from wcodec.codec import Encoder
 from wcodec.explain import as_text, candidates, plot
@@ -122,16 +121,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {k: make_array(BY_NAME[k], (40, 70), "gaussian") for k in ("bfloat16", "int8")}
     wcodec.save_file({**arrays, "w\x1b$": np.arange(5000, dtype=np.uint8).reshape(50, 100), "again": arrays["int8"]}, target)
     return target
-
-
-def call(*args: object) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            status = cli.main([str(a) for a in args])
-        except SystemExit as e:
-            status = int(e.code or 0)
-    return status, out.getvalue(), err.getvalue()
 
 
 def test_the_command_prints_a_line_a_tensor(path: Path) -> None:

@@ -361,15 +361,8 @@ def test_1000_tiny_tensors_hardly_grow(backend: Backend, tmp_path: Path) -> None
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------------------
-def peak_memory(folder: Path, n_rows: int) -> int:
-    """Peak of anonymous memory, in bytes, of a process that encodes and decodes a file: mapped inputs do not count."""
-    block = np.random.default_rng(9).standard_normal((1000, 4096), np.float32).astype(ml_dtypes.bfloat16).tobytes()
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [n_rows, 4096], "data_offsets": [0, n_rows * 8192]}}).encode()
-    with (folder / "in").open("wb") as f:
-        f.write(struct.pack("<Q", len(header)) + header)
-        for _ in range(n_rows // 1000):
-            f.write(block)
-    script = """
+reads_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+WATCHED = """
 import sys, threading, time
 from wcodec.backends import load_backend
 from wcodec.files import decode_file, encode_file
@@ -382,19 +375,38 @@ def watch():
         time.sleep(0.002)
 thread = threading.Thread(target=watch)
 thread.start()
-encode_file("in", "coded", None, load_backend("numba"))
-decode_file("coded", "out", load_backend("numba"))
+{}
 done = True
 thread.join()
 print(peak * 1024)
 """
-    run = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True, env=os.environ)
+
+
+def peak_of(steps: str, folder: Path) -> int:
+    """Peak of anonymous memory, in bytes, of a process that takes some steps there."""
+    command = [sys.executable, "-c", WATCHED.format(steps)]
+    return int(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env=os.environ).stdout)
+
+
+def peak_memory(folder: Path, n_rows: int) -> int:
+    """Peak of anonymous memory, in bytes, of a process that encodes and decodes a file: mapped inputs do not count."""
+    block = np.random.default_rng(9).standard_normal((1000, 4096), np.float32).astype(ml_dtypes.bfloat16).tobytes()
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [n_rows, 4096], "data_offsets": [0, n_rows * 8192]}}).encode()
+    with (folder / "in").open("wb") as f:
+        f.write(struct.pack("<Q", len(header)) + header)
+        for _ in range(n_rows // 1000):
+            f.write(block)
+    steps = """
+encode_file("in", "coded", None, load_backend("numba"))
+decode_file("coded", "out", load_backend("numba"))
+"""
+    peak = peak_of(steps, folder)
     digests = [hashlib.sha256((folder / n).read_bytes()).digest() for n in ("in", "out")]
     assert digests[0] == digests[1]
-    return int(run.stdout)
+    return peak
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@reads_proc
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     small, large = peak_memory(tmp_path, 8000), peak_memory(tmp_path, 32_000)  # 66 and 262 MB
     assert large < 500e6

@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from test_variants import VARIANTS, host_has
+from test_variants import VARIANTS, skip_unless_it_runs
 
 from wcodec.backends import numba_jobs
 from wcodec.backends.numba_cpu import NumbaBackend
@@ -38,8 +38,7 @@ def fuzz(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Compl
 
 @pytest.mark.parametrize("variant", ["native", *VARIANTS])
 def test_corrupt_segments_touch_nothing_outside(variant: str) -> None:
-    if variant == "avx2" and not host_has("avx2"):
-        pytest.skip("this CPU has no AVX2")
+    skip_unless_it_runs(variant)
     run = fuzz("--segments", str(SHARE), "--json", env=VARIANTS.get(variant))
     assert run.returncode == 0, run.stderr[-2000:]
     result = json.loads(run.stdout)

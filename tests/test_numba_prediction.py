@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 from fences import Fence
-from test_variants import VARIANTS, host_has
+from test_variants import VARIANTS, check_tests
 
 from wcodec.backends import numba_context, numba_kernels, numba_prediction
 from wcodec.reference.entropy import ContextKind
@@ -97,17 +94,4 @@ def test_constants_are_those_of_others() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_other_variants(variant: str) -> None:
     """The tests above, as another CPU runs them."""
-    if variant == "avx2" and not host_has("avx2"):
-        pytest.skip("this CPU has no AVX2")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "test_predict or test_reconstruct or test_extremes",
-        __file__,
-    ]
-    run = subprocess.run(command, env={**os.environ, **VARIANTS[variant]}, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    check_tests(variant, __file__, "test_predict or test_reconstruct or test_extremes")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 from fences import CANARY, Fence
-from test_variants import VARIANTS, host_has
+from test_variants import VARIANTS, check_tests
 
 from wcodec.backends.numba_streams import TRANSFORMS, Work
 from wcodec.backends.numba_transform import LANES, transformer
@@ -71,8 +68,4 @@ def test_only_what_a_plan_needs_is_compiled(modes: set[int], compiled: str) -> N
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_other_variants(variant: str) -> None:
     """The tests above, as another CPU runs them."""
-    if variant == "avx2" and not host_has("avx2"):
-        pytest.skip("this CPU has no AVX2")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "test_forward_and_back", __file__]
-    run = subprocess.run(command, env={**os.environ, **VARIANTS[variant]}, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    check_tests(variant, __file__, "test_forward_and_back")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zlib
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,10 @@ import numpy as np
 import pytest
 from inputs import BY_NAME, bits, make_array, safetensors_bytes
 from numpy.typing import NDArray
+from test_cli import call
 
 import wcodec
-from wcodec import EncodeOptions, cli
+from wcodec import EncodeOptions
 from wcodec.backends import load_backend
 from wcodec.codec import BufferSource, Decoder, Encoder
 from wcodec.reference import plan_contexts, plan_fast
@@ -327,16 +326,6 @@ def test_a_last_row_of_segments_that_fast_does_not_look_at() -> None:
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------------
-def call(*args: object) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            status = cli.main([str(a) for a in args])
-        except SystemExit as e:
-            status = int(e.code or 0)
-    return status, out.getvalue(), err.getvalue()
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     w = scaled_weights(200, 300).astype(ml_dtypes.bfloat16)

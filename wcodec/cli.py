@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -283,6 +283,15 @@ def _say(args: argparse.Namespace, line: str, report: dict[str, Any]) -> None:
         print(line)
 
 
+def _show(args: argparse.Namespace, report: Any, lines: Iterable[str]) -> None:
+    """Print a report as JSON, or its lines: these are made only if they are wanted."""
+    if args.json:
+        print(json.dumps(report, indent=1))
+    else:
+        for line in lines:
+            print(line)
+
+
 # ---- subcommands -------------------------------------------------------------------------------------------------------------
 def _encode(args: argparse.Namespace) -> int:
     from wcodec.report import percent_text, size_text
@@ -346,11 +355,7 @@ def _info(args: argparse.Namespace) -> int:
         args.error("--plot needs --explain")
     with File(args.input, _backend(args), base=args.base) as f, _progress(args, f.index.data_nbytes if args.bound else 0) as progress:
         report = {"file": args.input, **describe(f, args.bound, progress)}
-    if args.json:
-        print(json.dumps(report, indent=1))
-    else:
-        for line in as_text(report):
-            print(line)
+    _show(args, report, as_text(report))
     return DONE
 
 
@@ -372,11 +377,7 @@ def _explain(args: argparse.Namespace) -> int:
             report = {"file": args.input, **explain_file(f, progress)}
     if target:
         plot(report, target)
-    if args.json:
-        print(json.dumps(report, indent=1))
-    else:
-        for line in as_text(report):
-            print(line)
+    _show(args, report, as_text(report))
     return DONE
 
 
@@ -436,9 +437,5 @@ def _bench(args: argparse.Namespace) -> int:
         print("wcodec:", line, file=sys.stderr)
 
     report = bench_file(args.input, args.backend, args.threads, args.rounds, args.sample_nbytes, show)
-    if args.json:
-        print(json.dumps(report, indent=1))
-    else:
-        for line in as_text(report):
-            print(line)
+    _show(args, report, as_text(report))
     return DONE if report["same"] else _fail("the tensors did not come back the same")

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, BinaryIO, Final, NamedTuple, Protocol, TypeVar
 
@@ -26,8 +25,7 @@ from wcodec.differences import BaseCheckpoint, BaseTensor, choose_difference, en
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference import container
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.container import Base, ByteSource, Difference, Index, TensorRecord
-from wcodec.reference.differences import coded_dtype
+from wcodec.reference.container import Base, ByteSource, Difference, Index, TensorRecord, coded_dtype
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.plan import EncodeOptions, Planner, choose_geometry, chunks
 from wcodec.reference.plan_fast import has_grown, stored_raw
@@ -193,7 +191,7 @@ class Writer:
         self._check_name(name)
         first = self.tensors[of]
         of = of if first.duplicate_of is None else first.duplicate_of
-        record = replace(first, name=name, duplicate_of=of)
+        record = first.duplicate(name, of)
         self.tensors.append(record)
         self.progress(record.nbytes)
         return record
@@ -216,14 +214,16 @@ class Writer:
     def _code(self, plan: SegmentPlan, words: Any, crc: int | None) -> tuple[SegmentTable, Checksums, int]:
         """Encode and write one chunk. Returns its segment table, checksums, and bytes before."""
         backend, geometry = self.backend, plan.geometry
-        encoded, sums = backend.encode_with_checksums(plan, words)
-        done = plan.encoded(encoded.n_units, encoded.n_patches)
-        if self.options.trusts_sample and (grown := has_grown(done)).any():
-            plan = stored_raw(plan, grown)
+
+        def encode(plan: SegmentPlan) -> tuple[Any, Checksums, SegmentPlan]:
             encoded, sums = backend.encode_with_checksums(plan, words)
-            done = plan.encoded(encoded.n_units, encoded.n_patches)
+            return encoded.payload, sums, plan.encoded(encoded.n_units, encoded.n_patches)
+
+        coded, sums, done = encode(plan)
+        if self.options.trusts_sample and (grown := has_grown(done)).any():
+            coded, sums, done = encode(stored_raw(plan, grown))
         sums = sums if crc is None else sums._replace(words=crc)
-        payload = backend.to_host(encoded.payload)
+        payload = backend.to_host(coded)
         if payload.nbytes != int(done.offsets[-1]):
             raise AssertionError(f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}")
         self.offset += self._write(payload.data)

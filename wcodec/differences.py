@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.reference import entropy
-from wcodec.reference.container import Difference
-from wcodec.reference.differences import coded_dtype
+from wcodec.reference.container import Difference, coded_dtype
 from wcodec.reference.planes import DType, Words
 from wcodec.reference.tiles import Geometry
 

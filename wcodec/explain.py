@@ -6,7 +6,7 @@ import builtins
 import io
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO, Final
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.codec import Progress, ignore_progress
-from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.outputs import atomic_output
 from wcodec.reference.container import TensorRecord, write_contexts, write_tables
@@ -25,11 +24,10 @@ from wcodec.reference.planes import DType
 from wcodec.reference.prediction import MODES, Mode, mode_name
 from wcodec.reference.tiles import Geometry
 from wcodec.reference.transforms import Transform
-from wcodec.report import describe_tensor, percent_text, printable, size_text, table_text
+from wcodec.report import base_error, describe_tensor, entropies, percent_text, plane_counts, printable, size_text, table_text
 
 AnyPath = str | os.PathLike[str]
 
-_COUNT_WORDS: Final = 1 << 20  #: words of one histogram
 _LEAST_WORDS: Final = 4096  #: of a segment: the histograms of smaller ones would fill the memory
 _OF_MODES: Final = {
     mode_name(m): EncodeOptions(
@@ -84,7 +82,7 @@ def explain(
 
 def explain_file(file: File, progress: Progress = ignore_progress) -> dict[str, Any]:
     """As `explain`, of an open file."""
-    missing = _base_error(file.base) if file.needs_base else None
+    missing = base_error(file.base) if file.needs_base else None
     errors, tensors = list[str](), list[dict[str, Any]]()
     for t in file.index.tensors:
         if t.duplicate_of is not None:
@@ -92,7 +90,7 @@ def explain_file(file: File, progress: Progress = ignore_progress) -> dict[str, 
             tensors.append({**original, **_OF_DUPLICATES, "name": t.name, "duplicate_of": original["name"]})
             progress(t.nbytes)
             continue
-        error = (missing or _base_error(partial(file.base_of, t))) if t.difference else None
+        error = (missing or base_error(partial(file.base_of, t))) if t.difference else None
         errors += [error] if error else []
         tensors.append(explain_tensor(file, t, progress, error is None))
     return {
@@ -102,17 +100,6 @@ def explain_file(file: File, progress: Progress = ignore_progress) -> dict[str, 
         "base_error": errors[0] if errors else None,
         "tensors": tensors,
     }
-
-
-def _base_error(look: Callable[[], object]) -> str | None:
-    """Why there is no base to be had; ``None`` if there is one."""
-    try:
-        look()
-    except DecodeError as e:
-        if e.code != "bad_base":
-            raise
-        return e.message
-    return None
 
 
 def candidates(dtype: DType) -> dict[str, EncodeOptions]:
@@ -129,7 +116,7 @@ def explain_tensor(file: File, t: TensorRecord, progress: Progress = ignore_prog
     costs, order0 = dict[str, int](), [None] * t.dtype.word_nbytes
     if decodable:
         costs, counts = _look(file, t, progress)
-        order0 = (_entropy_bits(counts) * bits / 8).tolist()
+        order0 = (entropies(counts).sum(axis=1) * bits / 8).tolist()
     else:
         progress(t.nbytes)
     best = min(costs, key=lambda name: costs[name]) if decodable and not t.difference else None
@@ -158,8 +145,7 @@ def _look(file: File, t: TensorRecord, progress: Progress) -> tuple[dict[str, in
             part = _geometry(t, chunk.shape, planner.options)
             planner.plan(words.reshape(part.rows, part.cols), part, t.dtype, backend)
             nbytes[0] += int(planner.nbytes.sum())
-        flat = Geometry(1, chunk.size, 1, _COUNT_WORDS, 1, _COUNT_WORDS)
-        counts += backend.histogram(words.reshape(1, -1), flat, t.dtype).sum(axis=0)
+        counts += plane_counts(backend, words, chunk.size, t.dtype)
         progress(chunk.nbytes)
     return {"raw": t.nbytes} | {name: nbytes[0] + _tables_nbytes(planner) for name, (planner, nbytes) in planners.items()}, counts
 
@@ -176,12 +162,6 @@ def _geometry(t: TensorRecord, shape: tuple[int, ...], options: EncodeOptions) -
 def _tables_nbytes(planner: Planner) -> int:
     """Bytes of the tables and context maps that a planner has made, their counts aside."""
     return len(write_tables(planner.pool)) + len(write_contexts(planner.pool)) - 4
-
-
-def _entropy_bits(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Order-0 entropy of each plane, in bits in all."""
-    total = counts.sum(axis=1, keepdims=True)
-    return np.asarray((counts * (np.log2(np.maximum(total, 1)) - np.log2(np.maximum(counts, 1)))).sum(axis=1), np.float64)
 
 
 def _stored_bits(file: File, t: TensorRecord, bits: float) -> list[float]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.backends import Backend
 from wcodec.codec import Progress, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.reference.container import TensorRecord, write_tables
 from wcodec.reference.entropy import ContextKind
-from wcodec.reference.planes import Layout
+from wcodec.reference.planes import DType, Layout
 from wcodec.reference.prediction import MODES, PER_TILE, mode_name
 from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tiles import Geometry
@@ -38,7 +39,7 @@ def describe(file: File, bound: bool = True, progress: Progress = ignore_progres
     DecodeError
     """
     index, base = file.index, file.index.base
-    there = not bound or base_is_there(file)
+    there = not bound or not file.needs_base or base_error(file.base) is None
     tensors = list[dict[str, Any]]()
     for t in index.tensors:
         if t.duplicate_of is None:
@@ -67,16 +68,15 @@ def describe(file: File, bound: bool = True, progress: Progress = ignore_progres
     }
 
 
-def base_is_there(file: File) -> bool:
-    """Whether tensors that are differences can be decoded."""
-    if file.needs_base:
-        try:
-            file.base()
-        except DecodeError as e:
-            if e.code != "bad_base":
-                raise
-            return False
-    return True
+def base_error(look: Callable[[], object]) -> str | None:
+    """Why there is no base to be had; ``None`` if `look` finds one."""
+    try:
+        look()
+    except DecodeError as e:
+        if e.code != "bad_base":
+            raise
+        return e.message
+    return None
 
 
 def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def describe_tensor(file: File, t: TensorRecord, bound: bool, progress: Progress
     n, plan, segments = math.prod(t.shape), t.plan(file.index.tables), t.segments
     stored_nbytes = t.payload_nbytes
     there = plan.plane_nbytes > 0  # planes that the layout has
-    coded = there & ((segments.coder == Coder.RANS) | (segments.coder == Coder.CONTEXT))
+    coded = there & plan.is_stream
     return {
         "name": t.name,
         "dtype": t.dtype_name or t.dtype.safetensors or t.dtype.name,
@@ -148,12 +148,21 @@ def _order0_bits(file: File, t: TensorRecord, progress: Progress) -> float:
     counts = np.zeros((t.dtype.word_nbytes, 256), np.int64)
     backend = file.decoder.backend
     for chunk in file.chunks(t):
-        flat = Geometry(1, chunk.size, 1, _COUNT_WORDS, 1, _COUNT_WORDS)
-        counts += backend.histogram(backend.to_device(chunk.reshape(1, -1)), flat, t.dtype).sum(axis=0)
+        counts += plane_counts(backend, backend.to_device(chunk), chunk.size, t.dtype)
         progress(chunk.nbytes)
+    return float(entropies(counts).sum())
+
+
+def plane_counts(backend: Backend, words: Any, n: int, dtype: DType) -> NDArray[np.int64]:
+    """How often each byte occurs in each plane of `n` words, which are on the backend's device: of shape (word_nbytes, 256)."""
+    flat = Geometry(1, n, 1, _COUNT_WORDS, 1, _COUNT_WORDS)
+    return np.asarray(backend.histogram(words.reshape(1, -1), flat, dtype).sum(axis=0), np.int64)
+
+
+def entropies(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What each symbol adds to the order-0 entropy of its plane, in bits in all, from counts of shape (n_planes, 256)."""
     total = counts.sum(axis=1, keepdims=True)
-    logs = np.log2(np.maximum(total, 1)) - np.log2(np.maximum(counts, 1))
-    return float((counts * logs).sum())
+    return np.asarray(counts * (np.log2(np.maximum(total, 1)) - np.log2(np.maximum(counts, 1))), np.float64)
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------------

@@ -132,6 +132,11 @@ class EmulatedRuntime(Runtime):
         self._sources = {kernel: source for source in sources.values() for kernel in source[1]}
         self._by_kernel: dict[str, _Library] = {}
 
+    @classmethod
+    def sanitized(cls) -> EmulatedRuntime:
+        """One with sanitizers, in an order that nothing may rely on."""
+        return cls(sanitize=True, order="shuffled", seed=4)
+
     def info(self) -> dict[str, str]:
         return {"device": "emulated on the CPU", "memory": f"{self.free_nbytes() >> 20} MiB", "order": self._order}
 

@@ -67,6 +67,11 @@ class Difference(IntEnum):
     MINUS = 2  #: ``w - b`` modulo the word, the sign moved to the lowest bit
 
 
+def coded_dtype(dtype: DType, difference: Difference) -> DType:
+    """Dtype by whose rules words are coded: another one for `Difference.MINUS` (R12.5)."""
+    return UNSIGNED[dtype.word_nbytes] if difference == Difference.MINUS else dtype
+
+
 @dataclass(frozen=True)
 class Base:
     """Which checkpoint the differences of a file refer to (R4.27).
@@ -124,8 +129,8 @@ class TensorRecord:
 
     @property
     def coded_dtype(self) -> DType:
-        """Dtype by whose rules the words are coded: another one for `Difference.MINUS` (R12.5)."""
-        return UNSIGNED[self.dtype.word_nbytes] if self.difference == Difference.MINUS else self.dtype
+        """As the function `coded_dtype`, of this tensor."""
+        return coded_dtype(self.dtype, self.difference)
 
     def plan(self, tables: TablePool) -> SegmentPlan:
         """The plan of all segments; the same each time, with what it has found out."""
@@ -542,10 +547,11 @@ def _read_tensor(body: _Cursor, tables: TablePool, has_base: bool) -> TensorReco
         if 4 * n > body.left:
             raise _fail("bad_range", f"{n} segments; the record has room for {body.left // 4} checksums")
         crcs = body.array("<u4", n).astype(np.uint32)
-        coded = UNSIGNED[dtype.word_nbytes] if flags == Difference.MINUS else dtype
+        difference = Difference(flags)
+        coded = coded_dtype(dtype, difference)
         segments = _read_columns(body, n, coded.n_planes) if n else SegmentTable.zeros(0, coded.n_planes)
         body.done("the segment table")
-        t = TensorRecord(name, dtype, shape, row_rank, geometry, segments, crcs, offset, nbytes, crc, dtype_name, Difference(flags))
+        t = TensorRecord(name, dtype, shape, row_rank, geometry, segments, crcs, offset, nbytes, crc, dtype_name, difference)
         _check_plan(t.plan(tables))
     except DecodeError as e:
         raise _fail(e.code, e.message, tensor=name) from None

@@ -8,13 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from wcodec.reference.container import UNSIGNED, Difference
+from wcodec.reference.container import Difference
 from wcodec.reference.planes import DType, Words
-
-
-def coded_dtype(dtype: DType, difference: Difference) -> DType:
-    """Dtype by whose rules a difference is coded."""
-    return UNSIGNED[dtype.word_nbytes] if difference == Difference.MINUS else dtype
 
 
 def subtract(words: Words, base: Words, difference: Difference) -> Words:

@@ -63,13 +63,6 @@ class _Pairs:
         return sum((c.nbytes for c in self.planes), padded(4 * self.n_patches))
 
 
-def _store(table: SegmentTable, planes: list[Choice], where: NDArray[np.bool_]) -> None:
-    """Write choices into a segment table."""
-    for p, choice in enumerate(planes):
-        for column, value in ((table.coder, choice.coder), (table.table, choice.table), (table.prediction, choice.prediction)):
-            np.copyto(column[p], value, where=where)
-
-
 @dataclass
 class _Draft:
     """A plan while it is made: `nbytes` of each segment's record, `tile_modes` of byte planes, `scales` of each segment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ TileModes = dict[int, list[NDArray[np.uint8]]]  #: of planes, for each segment t
 
 TRIED: Final = 64  #: parts of segments that predictions are tried on, about
 GLANCED: Final = 4  #: of these, parts that a transform is tried on before any other
+PREDICTED: Final = range(1, N_MODES)  #: modes without a transform
 TRANSFORMED: Final = tuple(m for m in MODES if m >= 16)
 MAX_TRANSFORMED: Final = 3  #: modes with a transform that are tried on all words
 
@@ -45,10 +47,11 @@ class Modes:
             return [list(allowed or ()) for _ in range(n)]
         some = np.arange(0, sample.ids.size, max(1, sample.ids.size // TRIED))
         before = self._before(sample, some)
-        won = self._won(sample, some, before, range(1, N_MODES))
+        costs = self._costs(sample, some, PREDICTED)
+        won = self._won(before, costs, PREDICTED)
         if allowed is None and (any(won) or (chunk.dtype.numpy.kind in "iu" and self._glance(sample, some[:GLANCED]))):
-            best = np.minimum(before, self._costs(sample, some, range(1, N_MODES)).min(axis=0))
-            for mine, more in zip(won, self._won(sample, some, best, TRANSFORMED), strict=True):
+            best = np.minimum(before, costs.min(axis=0))
+            for mine, more in zip(won, self._won(best, self._costs(sample, some, TRANSFORMED), TRANSFORMED), strict=True):
                 mine += more[:MAX_TRANSFORMED]
         winners: list[list[int]] = [[] for _ in range(n)]
         for p, modes in zip(sample.planes, won, strict=True):
@@ -57,24 +60,24 @@ class Modes:
 
     def _glance(self, sample: Sample, some: Counts) -> bool:
         """Whether a transform saves enough in a few parts; floats are not looked at, for an exponent that is smooth is predicted well."""
-        return any(self._won(sample, some, self._before(sample, some), TRANSFORMED[:1]))
+        first = TRANSFORMED[:1]
+        return any(self._won(self._before(sample, some), self._costs(sample, some, first), first))
 
     def _before(self, sample: Sample, some: Counts) -> Counts:
         """What each plane of some parts costs without a mode."""
         whole = ideal_cost(sample.counts[some][:, sample.planes].sum(axis=0))
         return np.minimum(whole, int(sample.part.size[sample.ids[some]].sum()) * BYTE)
 
-    def _costs(self, sample: Sample, some: Counts, modes: Any) -> Counts:
+    def _costs(self, sample: Sample, some: Counts, modes: Sequence[int]) -> Counts:
         """What each plane of some parts costs in each mode: of shape (modes, planes)."""
         ids = sample.ids[some]
         counts = [sample.part.histogram(segments=ids, planes=sample.planes, mode=m).sum(axis=0) for m in modes]
         return ideal_cost(np.stack(counts))
 
-    def _won(self, sample: Sample, some: Counts, before: Counts, modes: Any) -> list[list[int]]:
-        """Modes that save enough of `before`, the best first."""
-        after, modes = self._costs(sample, some, modes), np.array(modes)
-        order = np.argsort(after, axis=0, kind="stable")
-        return [modes[o[a[o] * 100 < b * self.look]].tolist() for o, a, b in zip(order.T, after.T, before, strict=True)]
+    def _won(self, before: Counts, after: Counts, modes: Sequence[int]) -> list[list[int]]:
+        """Modes with costs `after`, of shape (modes, planes), that save enough of `before`, the best first."""
+        order, of = np.argsort(after, axis=0, kind="stable"), np.array(modes)
+        return [of[o[a[o] * 100 < b * self.look]].tolist() for o, a, b in zip(order.T, after.T, before, strict=True)]
 
     def predict(self, chunk: Chunk, plain: list[Choice], winners: list[list[int]], tile_modes: TileModes) -> list[Choice]:
         """Choices of byte planes with modes where they make them smaller; fills `tile_modes` where tiles differ."""
