@@ -1,0 +1,256 @@
+"""Checkpoints of one file or several, read a tensor at a time: `WCodecCheckpoint`; whole: `load_wcodec_checkpoint`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import torch
+
+from wcodec.errors import DecodeError
+from wcodec.outputs import AnyPath
+from wcodec.torch import dtypes
+from wcodec.torch.reader import Device, Reader
+
+Storage: TypeAlias = Any  #: torch.UntypedStorage, or one of the older typed ones
+MapLocation: TypeAlias = Device | Mapping[str, str] | Callable[[Storage, str], Storage | None] | None
+
+SUFFIX: Final = ".wcodec"
+INDEX_SUFFIX: Final = ".wcodec.index.json"
+_LARGEST_INDEX: Final = 1 << 28
+
+
+class WCodecCheckpoint(Mapping[str, torch.Tensor]):
+    """The tensors of a ``.wcodec`` file, or of a folder of them, by name; each is decoded when it is asked for, every time anew.
+
+    A mapping, so that ``model.load_state_dict(checkpoint)`` takes it. Iteration is in the order of the files; `items` and `values`
+    decode one tensor ahead in a thread: whoever drops tensors needs memory for two.
+
+    Parameters
+    ----------
+    path
+        A file, or a folder: of the shards that its ``*.wcodec.index.json`` names, or of all its ``*.wcodec``.
+    map_location
+        Where tensors go, as in `torch.load`: a device; ``None`` for the CPU; a dict with a device for ``"cpu"``, where all tensors
+        come from; or a function that is called with a storage on the CPU and ``"cpu"``, and returns the storage to use, or ``None``
+        for the same.
+    base
+        The file that the file, or each of the shards, holds differences from; or a folder with those that the shards name.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file, or none in the folder.
+    DecodeError
+        ``bad_name``: two shards have a tensor of one name, or the index names a path elsewhere. ``bad_value``: an index that is none.
+        ``bad_range``: a tensor of the index is not in its shard. And what `wcodec.open` raises.
+    BackendUnavailable
+        As `load_file`.
+    """
+
+    def __init__(self, path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None) -> None:
+        self.path, self._closing = Path(path), contextlib.ExitStack()
+        device, self._relocate = _located(map_location)
+        self._where = dict[str, Reader]()
+        with contextlib.ExitStack() as opened:
+            self._readers = [opened.enter_context(_open(shard, device, base)) for shard in _shards(self.path)]
+            wanted = _weight_map(self.path)
+            for reader in self._readers:
+                self._add(reader, wanted)
+            for name, shard in wanted.items():
+                if name not in self._where:
+                    raise DecodeError("bad_range", f"the index says that the tensor is in {shard}, which does not hold it", tensor=name)
+            self._closing = opened.pop_all()
+
+    def _add(self, reader: Reader, wanted: dict[str, str]) -> None:
+        for name in reader.keys():  # noqa: SIM118
+            if wanted and wanted.get(name) != reader.name:
+                continue
+            if name in self._where:
+                raise DecodeError("bad_name", f"{self._where[name].name} and {reader.name} both have this tensor", tensor=name)
+            self._where[name] = reader
+
+    def close(self) -> None:
+        """Let go of the files. Tensors that were read stay."""
+        self._closing.close()
+
+    def __enter__(self) -> WCodecCheckpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- what it holds
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shapes by name. Nothing is decoded."""
+        return {name: torch.Size(r.record(name).shape) for name, r in self._where.items()}
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """PyTorch's dtypes by name. Nothing is decoded."""
+        return {name: dtypes.torch_dtype(r.record(name).dtype) for name, r in self._where.items()}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Texts kept with the tensors; where shards differ in one, that of the first."""
+        return {k: v for reader in reversed(self._readers) for k, v in reader.file.metadata().items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, decoded."""
+        return sum(r.record(name).nbytes for name, r in self._where.items())
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of the files."""
+        return sum(r.file.index.file_nbytes for r in self._readers)
+
+    # ---- tensors
+    def __getitem__(self, name: str) -> torch.Tensor:
+        reader = self._where.get(name)
+        if reader is None:
+            raise KeyError(f"{self.path.name} has no tensor {name!r}")
+        return self._relocate(reader.tensor(name))
+
+    def items(self) -> ItemsView[str, torch.Tensor]:
+        """Names and tensors, one decoded ahead."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[torch.Tensor]:
+        """Tensors, one decoded ahead."""
+        return _Values(self)
+
+    def iterate(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As ``iter(self.items())``. Raises `DecodeError`."""
+        for reader, names in self._of_readers():
+            for name, tensor in reader.iterate(names):
+                yield name, self._relocate(tensor)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, decoded with all threads.
+
+        Raises
+        ------
+        DecodeError
+        """
+        found = dict[str, torch.Tensor]()
+        for reader, names in self._of_readers():
+            found.update((name, self._relocate(tensor)) for name, tensor in reader.tensors(names).items())
+        return found
+
+    def _of_readers(self) -> Iterator[tuple[Reader, list[str]]]:
+        for reader in self._readers:
+            yield reader, [name for name, where in self._where.items() if where is reader]
+
+
+class _Items(ItemsView[str, torch.Tensor]):
+    def __init__(self, checkpoint: WCodecCheckpoint) -> None:
+        super().__init__(checkpoint)
+        self._checkpoint = checkpoint
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self._checkpoint.iterate()
+
+
+class _Values(ValuesView[torch.Tensor]):
+    def __init__(self, checkpoint: WCodecCheckpoint) -> None:
+        super().__init__(checkpoint)
+        self._checkpoint = checkpoint
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (tensor for _, tensor in self._checkpoint.iterate())
+
+
+def load_wcodec_checkpoint(path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None) -> dict[str, torch.Tensor]:
+    """All tensors of a ``.wcodec`` file, or of a folder of them, by name: as `torch.load` gives a state dict that was saved.
+
+    Parameters and errors are those of `WCodecCheckpoint`.
+
+    Examples
+    --------
+    >>> model.load_state_dict(load_wcodec_checkpoint("model.wcodec", map_location="cuda"))
+    """
+    with WCodecCheckpoint(path, map_location, base) as checkpoint:
+        return checkpoint.state_dict()
+
+
+# ---- files of a folder -------------------------------------------------------------------------------------------------------
+def _shards(path: Path) -> list[Path]:
+    """The files of a checkpoint, in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    names = set(_weight_map(path).values()) or {p.name for p in path.glob(f"*{SUFFIX}")}
+    if not names:
+        raise FileNotFoundError(f"the folder {path} holds no {SUFFIX} file")
+    return [path / name for name in sorted(names)]
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Names of files by those of their tensors, as the index of a folder says; empty without one. The index is a stranger's."""
+    found = sorted(path.glob(f"*{INDEX_SUFFIX}")) if path.is_dir() else []
+    if len(found) > 1:
+        raise DecodeError("bad_value", f"{path.name} holds two indexes: {found[0].name} and {found[1].name}")
+    if not found:
+        return {}
+    index = found[0]
+    if index.stat().st_size > _LARGEST_INDEX:
+        raise DecodeError("resource_limit", f"{index.name} has more than {_LARGEST_INDEX} bytes")
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, RecursionError, KeyError, TypeError) as e:
+        raise DecodeError("bad_value", f"{index.name} is no index with a weight_map ({type(e).__name__})") from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DecodeError("bad_value", f"the weight_map of {index.name} is empty, or no object")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _is_plain(file) or not file.endswith(SUFFIX):
+            raise DecodeError("bad_name", f"{index.name} names {file!r}, not a {SUFFIX} file beside it", tensor=name)
+    return weight_map
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the same folder."""
+    return Path(name).name == name and not set("/\\\0") & set(name)
+
+
+def _open(shard: Path, device: torch.device, base: AnyPath | None) -> Reader:
+    if base is None or not os.path.isdir(base):
+        return Reader(shard, device, base)
+    reader = Reader(shard, device)
+    wanted = reader.file.index.base
+    if wanted is None:
+        return reader
+    reader.close()
+    if not _is_plain(wanted.name):
+        raise DecodeError("bad_base", f"in {shard.name}: the base is called {wanted.name!r}, which is no file name")
+    return Reader(shard, device, Path(base) / wanted.name)
+
+
+# ---- map_location ------------------------------------------------------------------------------------------------------------
+def _located(map_location: MapLocation) -> tuple[torch.device, Callable[[torch.Tensor], torch.Tensor]]:
+    """The device to decode for, and what to do with each tensor then."""
+    if isinstance(map_location, Mapping):
+        map_location = map_location.get("cpu", "cpu")
+    if map_location is None or isinstance(map_location, str | int | torch.device):
+        return torch.device("cpu" if map_location is None else map_location), lambda tensor: tensor
+    function = map_location
+
+    def relocate(tensor: torch.Tensor) -> torch.Tensor:
+        storage: Storage | None = function(tensor.untyped_storage(), "cpu")
+        if storage is None:
+            return tensor
+        untyped: torch.UntypedStorage = getattr(storage, "_untyped_storage", storage)
+        return torch.empty(0, dtype=tensor.dtype, device=untyped.device).set_(untyped, 0, tensor.shape, tensor.stride())
+
+    return torch.device("cpu"), relocate

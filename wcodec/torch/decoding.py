@@ -1,0 +1,190 @@
+"""Many tensors of a file decoded at once, into memory that is there: a piece of a tensor a thread, small tensors beside each other."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
+from itertools import count
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wcodec.backends import Backend
+from wcodec.codec import Decoder, Rectangle, check_tensor, rectangle
+from wcodec.differences import BaseTensor
+from wcodec.errors import DecodeError
+from wcodec.files import File
+from wcodec.reference.checksums import crc32_combine
+from wcodec.reference.container import TensorRecord
+from wcodec.reference.plan import chunks
+from wcodec.reference.planes import Words
+from wcodec.reference.segments import SegmentPlan
+from wcodec.torch import dtypes
+
+PIECE_NBYTES: Final = 1 << 23  #: words that a thread decodes at once: enough to be worth a call, little enough to share out
+AHEAD_NBYTES: Final = 1 << 25  #: of the file that the system is asked to read before they are wanted
+HUGE_NBYTES: Final = 1 << 22  #: tensors from that size on are given huge pages: a fault for each small one costs more than decoding
+
+Target = tuple[TensorRecord, NDArray[Any]]  #: a tensor that is no duplicate, and a C-contiguous array of its shape and dtype
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------------------
+def empty(t: TensorRecord) -> torch.Tensor:
+    """A new CPU tensor for what a record describes.
+
+    Raises
+    ------
+    DecodeError
+        ``resource_limit``
+    """
+    try:
+        out = torch.empty(t.shape, dtype=dtypes.torch_dtype(t.dtype))
+    except (RuntimeError, MemoryError):  # PyTorch's allocator raises the first
+        raise DecodeError("resource_limit", f"there is no memory for {t.nbytes} bytes", tensor=t.name) from None
+    _want_huge_pages(out.data_ptr(), t.nbytes)
+    return out
+
+
+@lru_cache(maxsize=1)
+def _madvise() -> Any:
+    if not (sys.platform == "linux" and hasattr(mmap, "MADV_HUGEPAGE")):
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_int
+    return function
+
+
+def _want_huge_pages(address: int, nbytes: int) -> None:
+    """Ask for huge pages. Advice, as NumPy gives it for its arrays: where the system takes none, all goes on without."""
+    madvise = _madvise()
+    if madvise is not None and nbytes >= HUGE_NBYTES:
+        page = mmap.PAGESIZE
+        start, end = -(-address // page) * page, (address + nbytes) // page * page
+        madvise(start, end - start, mmap.MADV_HUGEPAGE)
+
+
+# ---- decoding ----------------------------------------------------------------------------------------------------------------
+class _Tensor(NamedTuple):
+    """A tensor to decode: its plan, words and base."""
+
+    record: TensorRecord
+    plan: SegmentPlan
+    matrix: Words
+    base: BaseTensor | None
+
+
+class _Piece(NamedTuple):
+    """What a thread decodes at once, and where its records are in the file."""
+
+    tensor: _Tensor
+    place: Rectangle
+    start: int
+    stop: int
+
+
+def decode_into(file: File, targets: Iterable[Target]) -> None:
+    """Decode tensors, checked against all their CRC-32s.
+
+    A backend that computes on the CPU gets as many threads as it has, each with pieces of its own; others get one tensor at a time.
+
+    Raises
+    ------
+    DecodeError
+    """
+    backend = file.decoder.backend
+    n_threads = (backend.threads or _n_cores()) if backend.at_once == 0 else 1
+    if n_threads == 1:
+        for t, out in targets:
+            file.decoder.tensor(file.source, t, file.index.tables, out, file.base_of(t))
+        return
+    tensors = [_tensor(file, *target) for target in targets]
+    pieces = [piece for tensor in tensors for piece in _pieces(tensor)]
+    crcs = _decode(file, pieces, min(n_threads, len(pieces)))
+    of_tensors = dict.fromkeys(map(id, tensors), 0)
+    for piece, (crc, nbytes) in zip(pieces, crcs, strict=True):
+        of_tensors[id(piece.tensor)] = crc32_combine(of_tensors[id(piece.tensor)], crc, nbytes)
+    for tensor in tensors:
+        check_tensor(tensor.record, of_tensors[id(tensor)])
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=8)
+def _of_one_thread(backend: type[Backend]) -> Backend:
+    """A backend whose calls stay in the thread that makes them."""
+    return backend(1)
+
+
+def _tensor(file: File, t: TensorRecord, out: NDArray[Any]) -> _Tensor:
+    matrix = out.reshape(-1).view(np.uint8).view(t.dtype.word_type).reshape(t.geometry.rows, t.geometry.cols)
+    return _Tensor(t, t.plan(file.index.tables), matrix, file.base_of(t))
+
+
+def _pieces(tensor: _Tensor) -> Iterator[_Piece]:
+    t = tensor.record
+    n_across, offsets = t.geometry.grid[1], tensor.plan.offsets
+    for down, across in chunks(t.geometry, t.dtype.word_nbytes, PIECE_NBYTES):
+        first, last = int(down[0]) * n_across + int(across[0]), int(down[-1]) * n_across + int(across[-1])
+        ends = t.payload_offset + int(offsets[first]), t.payload_offset + int(offsets[last + 1])
+        yield _Piece(tensor, rectangle(t.geometry, down, across), *ends)
+
+
+def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int, int]]:
+    """CRC-32 and bytes of the words of each piece, decoded."""
+    decoder, turns, ahead = Decoder(_of_one_thread(type(file.decoder.backend))), count(), _ReadAhead(file, pieces)
+    sums, failed = [(0, 0)] * len(pieces), dict[int, BaseException]()
+
+    def work() -> None:
+        nonlocal turns
+        while (i := next(turns)) < len(pieces):
+            (t, plan, matrix, base), place, *_ = pieces[i]
+            out = matrix[place.rows, place.cols]
+            ahead.advance(i)
+            try:
+                sums[i] = decoder.grid(file.source, t, plan, place.down, place.across, out, base), out.nbytes
+            except BaseException as e:
+                failed[i], turns = e, count(len(pieces))  # nobody begins another piece
+
+    with ahead, ThreadPoolExecutor(max(n_threads - 1, 1), "wcodec-load") as threads:
+        helpers = [threads.submit(work) for _ in range(n_threads - 1)]
+        try:
+            work()  # the caller's thread takes part
+        finally:
+            turns = count(len(pieces))
+            wait(helpers)
+    if failed:
+        raise failed[min(failed)]
+    return sums
+
+
+class _ReadAhead:
+    """Has the system read a mapped file before threads want it: a fault in a file that is not in memory waits for the disk."""
+
+    def __init__(self, file: File, pieces: list[_Piece]) -> None:
+        self._pieces, self._next, self._asked = pieces, 0, 0
+        self._file = file.reopen() if file.path is not None and hasattr(os, "posix_fadvise") else None
+
+    def __enter__(self) -> _ReadAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def advance(self, i: int) -> None:
+        """Ask for what follows piece `i`. Threads may ask for the same twice, which does no harm."""
+        if self._file is None:
+            return
+        end = self._pieces[i].stop + AHEAD_NBYTES
+        while self._next < len(self._pieces) and self._pieces[self._next].start < end:
+            piece, self._next = self._pieces[self._next], self._next + 1
+            os.posix_fadvise(self._file.fileno(), piece.start, piece.stop - piece.start, os.POSIX_FADV_WILLNEED)

@@ -1,0 +1,168 @@
+"""Tensors to and from files: `save_file`, `load_file` and `safe_open`, as in ``safetensors.torch``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import BinaryIO
+
+import torch
+
+from wcodec.codec import Encoder, words_of
+from wcodec.duplicates import Duplicates
+from wcodec.files import _base_for
+from wcodec.outputs import AnyPath, atomic_output
+from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.planes import Words
+from wcodec.torch.dtypes import to_array
+from wcodec.torch.reader import Device, Reader, TensorSlice
+
+
+def save_file(
+    tensors: Mapping[str, torch.Tensor],
+    path: AnyPath,
+    metadata: dict[str, str] | None = None,
+    options: EncodeOptions | None = None,
+    base: AnyPath | None = None,
+) -> int:
+    """Write tensors to a ``.wcodec`` file. Tensors that are the same, such as tied weights, are stored once.
+
+    Tensors may share memory in any way: each is stored as what it shows. One at a time is copied to the host or made contiguous,
+    where it is not.
+
+    Parameters
+    ----------
+    tensors
+        By name. Gradients are not kept.
+    metadata, options, base
+        As of `wcodec.save_file`.
+
+    Returns
+    -------
+    Bytes of the file.
+
+    Raises
+    ------
+    EncodeError
+        ``unsupported_dtype``: also of sparse, quantised and ``meta`` tensors, and those of subclasses; and as `wcodec.save_file`.
+        Nothing is left behind.
+    DecodeError
+        The base is not well-formed.
+    """
+    encoder = Encoder(options)
+    with _base_for(path, base, encoder.backend) as other, atomic_output(path) as f:
+        writer, seen = encoder.start(f, base=other), Duplicates()
+        for name, tensor in tensors.items():
+            array = to_array(tensor, name)
+            dtype, words = words_of(array)
+            of = seen.find(words, dtype, array.shape, "", partial(_words, tensor))
+            if of is None:
+                writer.add_words(name, words, dtype, array.shape)
+            else:
+                writer.add_duplicate(name, of)
+        return writer.finish(metadata)
+
+
+def _words(tensor: torch.Tensor) -> Words:
+    return words_of(to_array(tensor))[1]
+
+
+def load_file(
+    path: AnyPath | BinaryIO, device: Device = "cpu", base: AnyPath | None = None, names: Sequence[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """Tensors of a ``.wcodec`` file by name, in the file's order; each in memory of its own.
+
+    On the CPU they are decoded where they stay. On a GPU, records go there as they are and are decoded there, unless another backend
+    than ``"cuda"`` was chosen (`wcodec.set_backend`). For other devices tensors are decoded on the CPU and moved.
+
+    Parameters
+    ----------
+    path
+        A path, or a seekable binary file object, such as one of ``fsspec``.
+    device
+        As `torch.device` takes it.
+    base
+        The file that this one holds differences from, if it does; see `wcodec.open`.
+    names
+        Those wanted, in this order; ``None`` for all.
+
+    Raises
+    ------
+    BackendUnavailable
+        The device is a GPU, and PyTorch for CUDA, CuPy or a driver is missing.
+    DecodeError
+        With the file's name and the tensor's.
+    KeyError
+        The file has no tensor of a name.
+    """
+    with Reader(path, device, base) as reader:
+        return reader.tensors(names)
+
+
+class safe_open:  # noqa: N801 (its name in safetensors)
+    """A ``.wcodec`` file open for reading; only the index is read now. As ``safetensors.safe_open``.
+
+    Parameters
+    ----------
+    filename, device, base
+        As of `load_file`.
+    framework
+        ``"pt"``; `wcodec.open` gives NumPy arrays.
+
+    Raises
+    ------
+    BackendUnavailable, DecodeError
+        As `load_file`.
+    ValueError
+        Another framework.
+
+    Examples
+    --------
+    >>> with safe_open("model.wcodec", "pt") as f:
+    ...     rows = f.get_slice("embed.weight")[:64]
+    """
+
+    def __init__(self, filename: AnyPath | BinaryIO, framework: str = "pt", device: Device = "cpu", base: AnyPath | None = None) -> None:
+        if framework not in ("pt", "torch", "pytorch"):
+            raise ValueError(f"framework {framework!r}: wcodec.torch gives tensors of PyTorch ('pt'); wcodec.open gives NumPy arrays")
+        self._reader = Reader(filename, device, base)
+
+    def __enter__(self) -> safe_open:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, in the file's order."""
+        return self._reader.keys()
+
+    def offset_keys(self) -> list[str]:
+        """Names of the tensors in the order in which they lie in the file: the same."""
+        return self._reader.keys()
+
+    def metadata(self) -> dict[str, str]:
+        """Texts kept with the tensors."""
+        return self._reader.file.metadata()
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """Decode a tensor, checked against its CRC-32.
+
+        Raises
+        ------
+        KeyError, DecodeError
+        """
+        return self._reader.tensor(name)
+
+    def get_tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name. Raises as `get_tensor`."""
+        return self._reader.tensors()
+
+    def get_slice(self, name: str) -> TensorSlice:
+        """A tensor to take parts of: ``f.get_slice(name)[64:128]`` reads and decodes the segments that it touches.
+
+        Raises
+        ------
+        KeyError
+        """
+        return self._reader.slice(name)

@@ -1,0 +1,223 @@
+"""An open ``.wcodec`` file whose tensors come as those of PyTorch, on any device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+
+from wcodec.backends import get_backend, load_backend
+from wcodec.errors import BackendUnavailable, DecodeError
+from wcodec.files import File, Slice
+from wcodec.outputs import AnyPath
+from wcodec.reference.container import TensorRecord
+from wcodec.torch import dtypes
+from wcodec.torch.decoding import decode_into, empty
+
+Device: TypeAlias = str | int | torch.device
+T = TypeVar("T")
+
+
+# ---- devices -----------------------------------------------------------------------------------------------------------------
+def decodes_itself(device: torch.device) -> bool:
+    """Whether tensors for a device are decoded there. Else they are decoded on the host and moved.
+
+    That is so for GPUs, unless another backend was chosen than ``"auto"`` would take.
+
+    Raises
+    ------
+    BackendUnavailable
+        It would be, and cannot.
+    """
+    if device.type != "cuda" or get_backend().name != load_backend("auto").name:
+        return False
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(f"device {str(device)!r}: this PyTorch finds no GPU; install one that is built for CUDA, and wcodec[cuda]")
+    return True
+
+
+def from_device(t: Any) -> torch.Tensor:
+    """The tensor in the memory of a `wcodec.cuda.DeviceTensor`, through DLPack as signed integers, which all know."""
+    flat: torch.Tensor = torch.from_dlpack(t.words.view(f"i{t.dtype.word_nbytes}"))
+    return flat.view(dtypes.torch_dtype(t.dtype)).view(t.shape)
+
+
+@contextlib.contextmanager
+def in_file(name: str) -> Iterator[None]:
+    """Errors say in which file."""
+    try:
+        yield
+    except DecodeError as e:
+        message = f"in {name}: {e.message}" if name else e.message
+        raise DecodeError(e.code, message, tensor=e.tensor, offset=e.offset) from None
+
+
+def one_ahead(function: Callable[[str], T], names: Sequence[str]) -> Iterator[tuple[str, T]]:
+    """Names and what `function` makes of them, one made in a thread while the caller has the one before."""
+    coming = deque[tuple[str, Future[T]]]()
+    with ThreadPoolExecutor(1, "wcodec-ahead") as thread:
+        try:
+            for name in names:
+                coming.append((name, thread.submit(function, name)))
+                if len(coming) == 2:
+                    first, made = coming.popleft()
+                    yield first, made.result()
+            while coming:
+                first, made = coming.popleft()
+                yield first, made.result()
+        finally:
+            for _, made in coming:
+                made.cancel()
+
+
+class Reader:
+    """An open ``.wcodec`` file. Use as a context, or `close` it.
+
+    Parameters
+    ----------
+    path
+        A path, or a seekable binary file object, whose tensors are decoded on the host.
+    device
+        Where tensors go.
+    base
+        As of `wcodec.open`.
+
+    Raises
+    ------
+    BackendUnavailable
+        The device is a GPU, and what decodes there is missing.
+    DecodeError
+    """
+
+    def __init__(self, path: AnyPath | BinaryIO, device: Device = "cpu", base: AnyPath | None = None) -> None:
+        self.path = path if isinstance(path, str | os.PathLike) else None
+        self.name = "" if self.path is None else os.path.basename(self.path)
+        self.device, self._base = torch.device(device), base
+        self._decodes_itself = decodes_itself(self.device) and self.path is not None
+        with in_file(self.name):
+            self.file = File(path, base=base)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file. Tensors that were read stay."""
+        self.file.close()
+
+    # ---- what it holds
+    def keys(self) -> list[str]:
+        """Names of the tensors, in the file's order."""
+        return self.file.keys()
+
+    def record(self, name: str) -> TensorRecord:
+        """What the index says of a tensor.
+
+        Raises
+        ------
+        KeyError
+        """
+        try:
+            return self.file.record(name)
+        except KeyError:
+            raise KeyError(f"{self.name or 'the file'} has no tensor {name!r}") from None
+
+    # ---- tensors
+    def tensors(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+        """Tensors by name, in the order of `names`, or all in that of the file.
+
+        Raises
+        ------
+        KeyError, DecodeError
+        """
+        names = self.keys() if names is None else list(names)
+        records = {name: self.record(name) for name in names}
+        if self.device.type == "meta":
+            return {n: torch.empty(t.shape, dtype=dtypes.torch_dtype(t.dtype), device="meta") for n, t in records.items()}
+        with in_file(self.name):
+            return self._from_device(list(records)) if self._decodes_itself else self._from_host(records)
+
+    def _from_device(self, names: list[str]) -> dict[str, torch.Tensor]:
+        import wcodec.cuda
+
+        assert self.path is not None
+        found = wcodec.cuda.load_file(self.path, _number(self.device), names, self._base)
+        return {name: from_device(t) for name, t in found.items()}
+
+    def _from_host(self, records: dict[str, TensorRecord]) -> dict[str, torch.Tensor]:
+        out = {name: empty(t) for name, t in records.items()}
+        decode_into(self.file, [(self.file.original(t), dtypes.out_array(out[name], t.dtype)) for name, t in records.items()])
+        return out if self.device.type == "cpu" else {name: out.pop(name).to(self.device) for name in records}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor. Raises as `tensors`."""
+        return self.tensors([name])[name]
+
+    def iterate(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors one after another, each decoded while the caller has the one before: memory for two, if they are dropped.
+
+        Raises as `tensors`.
+        """
+        names = self.keys() if names is None else list(names)
+        if self._decodes_itself:
+            import wcodec.cuda
+
+            assert self.path is not None
+            with in_file(self.name), wcodec.cuda.Loader(_number(self.device)) as loader:
+                for t in loader.iterate(self.path, names, self._base):
+                    yield t.name, from_device(t)
+        else:
+            yield from one_ahead(self.tensor, names)
+
+    def slice(self, name: str) -> TensorSlice:
+        """A tensor to take parts of.
+
+        Raises
+        ------
+        KeyError
+        """
+        self.record(name)
+        return TensorSlice(self, name)
+
+
+class TensorSlice:
+    """A tensor of which parts are read: ``s[64:128]``. Only segments that a part touches are read and decoded, on the host.
+
+    The CRC-32 of each segment is checked; that of the tensor needs all of them.
+    """
+
+    def __init__(self, reader: Reader, name: str) -> None:
+        self._reader, self._name = reader, name
+        self._slice: Slice = reader.file.get_slice(name)
+
+    def get_shape(self) -> list[int]:
+        """Shape of the whole tensor."""
+        return self._slice.get_shape()
+
+    def get_dtype(self) -> str:
+        """Name of the dtype as in safetensors, such as ``"BF16"``."""
+        return self._slice.get_dtype()
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """Part of the tensor by integers, slices and ``...``.
+
+        Raises
+        ------
+        IndexError, TypeError, DecodeError
+        """
+        with in_file(self._reader.name):
+            array = self._slice[index]
+        part = dtypes.from_array(np.ascontiguousarray(array).reshape(array.shape), self._reader.record(self._name).dtype)
+        return part.to(self._reader.device)
+
+
+def _number(device: torch.device) -> int:
+    return int(torch.cuda.current_device() if device.index is None else device.index)
