@@ -1,4 +1,6 @@
-"""wcodec for PyTorch: files to and from tensors, checkpoints, shards of tensor parallelism. Needs the extra ``wcodec[torch]``.
+"""wcodec for PyTorch: files to and from tensors, checkpoints, shards of tensor parallelism, and weights that stay compressed.
+
+Needs the extra ``wcodec[torch]``.
 
 >>> import wcodec.torch
 >>> wcodec.torch.save_file(model.state_dict(), "model.wcodec")
@@ -13,6 +15,19 @@ except ImportError as e:
     raise ImportError("wcodec.torch needs PyTorch: pip install 'wcodec[torch]'") from e
 
 from wcodec.torch.checkpoint import WCodecCheckpoint, load_wcodec_checkpoint
+from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.files import load_file, safe_open, save_file
+from wcodec.torch.models import compress_model, decompress_model
+from wcodec.torch.sharding import load_shard
 
-__all__ = ["WCodecCheckpoint", "load_file", "load_wcodec_checkpoint", "safe_open", "save_file"]
+__all__ = [
+    "CompressedTensor",
+    "WCodecCheckpoint",
+    "compress_model",
+    "decompress_model",
+    "load_file",
+    "load_shard",
+    "load_wcodec_checkpoint",
+    "safe_open",
+    "save_file",
+]

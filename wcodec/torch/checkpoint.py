@@ -134,7 +134,7 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
 
     def iterate(self) -> Iterator[tuple[str, torch.Tensor]]:
         """As ``iter(self.items())``. Raises `DecodeError`."""
-        for reader, names in self._of_readers():
+        for reader, names in self.readers():
             for name, tensor in reader.iterate(names):
                 yield name, self._relocate(tensor)
 
@@ -146,11 +146,12 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
         DecodeError
         """
         found = dict[str, torch.Tensor]()
-        for reader, names in self._of_readers():
+        for reader, names in self.readers():
             found.update((name, self._relocate(tensor)) for name, tensor in reader.tensors(names).items())
         return found
 
-    def _of_readers(self) -> Iterator[tuple[Reader, list[str]]]:
+    def readers(self) -> Iterator[tuple[Reader, list[str]]]:
+        """The open files, and the names of the tensors that each is asked for."""
         for reader in self._readers:
             yield reader, [name for name, where in self._where.items() if where is reader]
 

@@ -88,6 +88,11 @@ class Reader:
     base
         As of `wcodec.open`.
 
+    Attributes
+    ----------
+    decodes_itself
+        Whether whole tensors are decoded on the device.
+
     Raises
     ------
     BackendUnavailable
@@ -99,7 +104,7 @@ class Reader:
         self.path = path if isinstance(path, str | os.PathLike) else None
         self.name = "" if self.path is None else os.path.basename(self.path)
         self.device, self._base = torch.device(device), base
-        self._decodes_itself = decodes_itself(self.device) and self.path is not None
+        self.decodes_itself = decodes_itself(self.device) and self.path is not None
         with in_file(self.name):
             self.file = File(path, base=base)
 
@@ -143,7 +148,7 @@ class Reader:
         if self.device.type == "meta":
             return {n: torch.empty(t.shape, dtype=dtypes.torch_dtype(t.dtype), device="meta") for n, t in records.items()}
         with in_file(self.name):
-            return self._from_device(list(records)) if self._decodes_itself else self._from_host(records)
+            return self._from_device(list(records)) if self.decodes_itself else self._from_host(records)
 
     def _from_device(self, names: list[str]) -> dict[str, torch.Tensor]:
         import wcodec.cuda
@@ -167,7 +172,7 @@ class Reader:
         Raises as `tensors`.
         """
         names = self.keys() if names is None else list(names)
-        if self._decodes_itself:
+        if self.decodes_itself:
             import wcodec.cuda
 
             assert self.path is not None
