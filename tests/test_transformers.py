@@ -1,0 +1,130 @@
+"""Models from compressed weights say what they say from plain ones: the same bits of logits, the same tokens, in each form and mode."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+import transformers
+from test_real_weights import PACKAGES, packaged
+from tiny_models import MODELS, compressed, logits, same_state, streams, tokens
+from transformers import AutoModel, AutoTokenizer
+
+from wcodec.torch.models import model_memory
+from wcodec.transformers import WCodecConfig, WCodecModel
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CASES = [(name, dtype) for name in MODELS for dtype in DTYPES]
+
+
+class Case:
+    """A model in all forms, and what it says uncompressed."""
+
+    def __init__(self, name: str, dtype: str, folder: Path) -> None:
+        self.name, self.auto, self.least = name, tiny_models.auto_class(name), MODELS[name][3]
+        self.directories = tiny_models.directories(tiny_models.make(name, DTYPES[dtype]), folder)
+        self.plain = {a: self.auto.from_pretrained(self.directories["plain"], attn_implementation=a) for a in ("eager", "sdpa")}
+        self.logits = {a: logits(m, name) for a, m in self.plain.items()}
+        self.tokens = tokens(self.plain["sdpa"], name) if name != "bert" else None
+
+    def load(self, form: str, resident: bool, **how: Any) -> Any:
+        """From a form: by the auto class where that can, else by `WCodecModel`."""
+        if form == "wcodec":
+            return WCodecModel.from_pretrained(self.directories[form], resident=resident, **how)
+        coding = {"quantization_config": WCodecConfig(resident=True)} if resident else {}
+        return self.auto.from_pretrained(self.directories[form], **coding, **how)
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Each model in each precision."""
+    name, dtype = request.param
+    return Case(name, dtype, tmp_path_factory.mktemp(name))
+
+
+def test_weights_are_coded(case: Case) -> None:
+    """What is compared below is compressed: nearly all of each model is in streams."""
+    found = streams(case.directories["hub"])
+    assert len(found) >= case.least
+    total, plain = (sum(f.stat().st_size for f in case.directories[d].glob("*.safetensors")) for d in ("hub", "plain"))
+    assert total < 0.95 * plain
+
+
+@pytest.mark.parametrize("form", ["hub", "wcodec"])
+def test_decoded_while_loading(case: Case, form: str) -> None:
+    """The model is an ordinary one, with the same weights; logits and tokens are the same."""
+    model = case.load(form, resident=False)
+    assert type(model) is type(case.plain["sdpa"])
+    assert not compressed(model)
+    assert not model.is_quantized
+    assert all(p.requires_grad for p in model.parameters())
+    same_state(model, case.plain["sdpa"])
+    assert torch.equal(logits(model, case.name), case.logits["sdpa"])
+    if case.tokens is not None and form == "hub":
+        assert tokens(model, case.name) == case.tokens
+
+
+@pytest.mark.parametrize("form", ["hub", "wcodec", "plain"])
+def test_resident(case: Case, form: str) -> None:
+    """The weights are held compressed, also if they were stored plain; logits and tokens are the same."""
+    model = case.load(form, resident=True)
+    assert type(model) is type(case.plain["sdpa"])
+    assert model_memory(model).held < 0.96 * model_memory(model).dense
+    same_state(model, case.plain["sdpa"])
+    assert torch.equal(logits(model, case.name), case.logits["sdpa"])
+    if case.tokens is not None and form == "hub":
+        assert tokens(model, case.name) == case.tokens
+
+
+def test_resident_weights(case: Case) -> None:
+    """All weights that are worth it are held compressed, stacked experts as well; tied ones stay one."""
+    held, plain = compressed(case.load("hub", resident=True)), dict(case.plain["sdpa"].named_parameters())
+    large = {n for n, p in plain.items() if p.dim() >= 2 and p.numel() * p.element_size() > 8000}
+    assert large <= held.keys() <= {n for n, p in plain.items() if p.dim() >= 2}
+    assert not any(p.requires_grad for p in held.values())
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_eager_attention(case: Case, resident: bool) -> None:
+    """The same with the other attention."""
+    model = case.load("hub", resident, attn_implementation="eager")
+    assert torch.equal(logits(model, case.name), case.logits["eager"])
+
+
+# ---- real weights ----------------------------------------------------------------------------------------------------------
+SENTENCES = ["Weights are numbers with a long tail of small ones.", "The same sentence again."]
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The published all-MiniLM-L6-v2 in all forms."""
+    source, folder = packaged(PACKAGES["fp32"], ".safetensors").parent, tmp_path_factory.mktemp("minilm")
+    shutil.copytree(source, folder / "plain", symlinks=False)
+    return {"plain": folder / "plain"} | {f: tiny_models.encode(folder / "plain", folder / f, f) for f in ("hub", "wcodec")}
+
+
+@torch.no_grad()
+def embed(model: Any, directory: Path) -> torch.Tensor:
+    """The mean of the last hidden states."""
+    given = AutoTokenizer.from_pretrained(directory)(SENTENCES, padding=True, return_tensors="pt")
+    hidden, mask = model(**given).last_hidden_state, given["attention_mask"][..., None]
+    out: torch.Tensor = (hidden * mask).sum(1) / mask.sum(1)
+    return out
+
+
+def test_minilm(minilm: dict[str, Path]) -> None:
+    """Sentences are embedded identically, in both modes, from each form; ``config.json`` names no dtype."""
+    plain = AutoModel.from_pretrained(minilm["plain"])
+    want = embed(plain, minilm["plain"])
+    assert want.shape == (2, 384)
+    for resident in (False, True):
+        coding = WCodecConfig(resident=resident)
+        for directory, load in ((minilm["hub"], AutoModel), (minilm["wcodec"], WCodecModel)):
+            model = load.from_pretrained(directory, quantization_config=coding)
+            assert type(model) is transformers.BertModel
+            assert bool(compressed(model)) == resident
+            assert torch.equal(embed(model, directory), want)

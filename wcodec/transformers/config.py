@@ -1,0 +1,60 @@
+"""`WCodecConfig`: what stands as ``quantization_config`` in ``config.json`` of a directory in hub form, and how to load it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from transformers.utils.quantization_config import MetalConfig
+
+from wcodec.configs import METHOD
+from wcodec.hub import VERSION_TEXT
+from wcodec.reference.plan import EncodeOptions
+
+_STORED: Final = ("format_version", "dtype", "resident", "preset")
+
+
+# transformers lets the configuration that a caller gives override that of the directory, and does so silently, only where both are
+# of a few classes of its own (AutoHfQuantizer.merge_quantization_configs). That is all that this one has of its base.
+class WCodecConfig(MetalConfig):
+    """How weights are stored and held.
+
+    Parameters
+    ----------
+    resident
+        Keep weights of two or more dimensions compressed in memory, and decode them as they are used; by default they are decoded
+        while they are loaded, and the model is an ordinary one.
+    preset
+        ``"fast"``, ``"default"`` or ``"max"``: how weights are compressed where that is to be done, by ``save_pretrained`` or while a
+        plain directory is loaded.
+    format_version
+        Of the streams in the directory.
+    dtype
+        What ``dtype="auto"`` means where ``config.json`` has no dtype; ``None`` for what the weights say.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_option``: there is no such preset.
+    """
+
+    def __init__(
+        self, resident: bool = False, preset: str = "default", format_version: str = VERSION_TEXT, dtype: str | None = None
+    ) -> None:
+        self.quant_method, self.resident, self.preset = METHOD, resident, preset
+        self.format_version, self.dtype = format_version, dtype
+        EncodeOptions(preset=preset)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """From what stands in ``config.json``; keys that mean nothing here are left alone."""
+        config = cls(**{k: v for k, v in {**config_dict, **kwargs}.items() if k in _STORED})
+        return (config, {k: v for k, v in kwargs.items() if k not in _STORED}) if return_unused_kwargs else config
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What the caller's configuration says and the directory's does not."""
+        return {"resident": self.resident, "preset": self.preset}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is stored: nothing of how this model was loaded."""
+        stored = {"quant_method": METHOD, "format_version": self.format_version}
+        return stored if self.dtype is None else {**stored, "dtype": self.dtype}

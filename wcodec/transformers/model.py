@@ -1,0 +1,155 @@
+"""`WCodecModel`: a model from a directory in any form."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import transformers
+from transformers import AutoConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module, resolve_trust_remote_code
+from transformers.models.auto.auto_factory import _get_model_class
+
+from wcodec.configs import METHOD
+from wcodec.torch.reader import Reader
+from wcodec.transformers.config import WCodecConfig
+from wcodec.transformers.sources import WCODEC, StreamSlice, stored_dtype, weight_files
+
+
+class WCodecModel:
+    """Makes models of transformers from directories in wcodec form, in hub form, or plain. See `from_pretrained`."""
+
+    def __init__(self) -> None:
+        raise TypeError("WCodecModel is no class of models: call WCodecModel.from_pretrained(directory)")
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | os.PathLike[str], *model_args: Any, auto_class: Any = None, resident: bool = False, preset: str = "default",
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """Load a model. It is the one that transformers makes of the plain directory, bit for bit.
+
+        Parameters
+        ----------
+        directory
+            With ``config.json`` and weights in any form: ``.wcodec`` files, safetensors files in hub form, or plain ones. A name that is
+            no directory goes to transformers as it is.
+        auto_class
+            Such as ``AutoModelForCausalLM``, to pick the class of the model; by default it is the one that ``config.json`` names.
+        resident, preset
+            See `WCodecConfig`.
+        **kwargs
+            As of ``from_pretrained`` of transformers.
+
+        Returns
+        -------
+        A model of a class of transformers. ``save_pretrained`` writes hub form if any of it was compressed or `resident` is true.
+
+        Raises
+        ------
+        DecodeError
+            The weights are damaged, or of a format version that this wcodec does not know.
+        ValueError
+            The class of the model cannot be told.
+        """
+        config, kwargs = _config(directory, kwargs)
+        coding = kwargs.pop("quantization_config", None)
+        if coding is None:
+            coding = WCodecConfig(resident=resident, preset=preset)
+        elif resident or preset != "default":
+            raise ValueError("resident and preset stand in the quantization_config: give them there")
+        model_class = _model_class(config, auto_class, directory, kwargs)
+        files = weight_files(_folder(directory, kwargs), WCODEC, kwargs.get("variant"))
+        if files:
+            return _from_wcodec(model_class, directory, files, config, coding, model_args, kwargs)
+        if _method(config) == METHOD or coding.resident:
+            kwargs["quantization_config"] = coding
+        return model_class.from_pretrained(directory, *model_args, config=config, **kwargs)
+
+
+#: What says where files are.
+_WHERE: Final = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "trust_remote_code")
+
+
+def _config(directory: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model's configuration, and the arguments that are not meant for it."""
+    config = kwargs.pop("config", None)
+    if config is not None and not isinstance(config, str | os.PathLike):
+        return config, kwargs
+    for_model = {k: kwargs.pop(k) for k in ("dtype", "torch_dtype", "quantization_config") if k in kwargs}
+    where = {k: kwargs[k] for k in _WHERE if k in kwargs}
+    config, rest = AutoConfig.from_pretrained(config or directory, return_unused_kwargs=True, **kwargs)
+    return config, {**where, **rest, **for_model}
+
+
+def _folder(directory: Any, kwargs: dict[str, Any]) -> Path:
+    return Path(directory, kwargs.get("subfolder") or "")
+
+
+def _method(config: Any) -> str | None:
+    """The quantization method that the configuration names."""
+    stored = getattr(config, "quantization_config", None)
+    return stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+
+
+def _model_class(config: Any, auto_class: Any, directory: Any, kwargs: dict[str, Any]) -> Any:
+    """The class of the model: of transformers, or of code that comes with the directory, if the caller trusts it."""
+    architectures = getattr(config, "architectures", None) or []
+    remote = _remote_class(config, auto_class, architectures)
+    local = None
+    if auto_class is not None:
+        local = _get_model_class(config, auto_class._model_mapping) if type(config) in auto_class._model_mapping else None
+    elif architectures:
+        local = getattr(transformers, architectures[0], None)
+    trust = resolve_trust_remote_code(kwargs.get("trust_remote_code"), str(directory), local is not None, remote is not None)
+    if remote is not None and trust:
+        where = {k: kwargs[k] for k in _WHERE if k in kwargs and k != "trust_remote_code"}
+        return get_class_from_dynamic_module(remote, str(directory), **where)
+    if local is None:
+        what = f"{auto_class.__name__} has no class for it" if auto_class is not None else f"config.json names {architectures or 'none'}"
+        raise ValueError(f"which class the model of {type(config).__name__} has cannot be told: {what}; give another auto_class")
+    return local
+
+
+def _remote_class(config: Any, auto_class: Any, architectures: list[str]) -> str | None:
+    """The reference to a class in code that comes with the directory, such as ``modeling_x.XForCausalLM``."""
+    references: dict[str, Any] = getattr(config, "auto_map", None) or {}
+    if auto_class is not None:
+        return references.get(auto_class.__name__)
+    named = (r for k, r in references.items() if k.startswith("AutoModel") and isinstance(r, str))
+    return next((r for r in named if r.rpartition(".")[2] in architectures[:1]), None)
+
+
+_PARALLEL: Final = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
+
+
+def _from_wcodec(
+    model_class: Any, directory: Any, files: list[Path], config: Any, coding: WCodecConfig, model_args: Any, kwargs: dict[str, Any]
+) -> Any:
+    """A model from ``.wcodec`` files. Their tensors go to the loader as the streams of the hub form would; if another quantization or
+    another process takes a part in it, they go there decoded, of each as much as is asked for."""
+    streams = _method(config) in (None, METHOD) and not any(kwargs.get(k) is not None for k in _PARALLEL)
+    if streams:
+        config.quantization_config = {**coding.to_dict(), **coding.get_loading_attributes()}
+    elif coding.resident:
+        raise ValueError("resident=True does not go together with another quantization, nor with a model in parts")
+    if getattr(config, "dtype", None) is None:
+        config.dtype = stored_dtype(_folder(directory, kwargs), kwargs.get("variant"))
+    with ExitStack() as open_files:
+        state = dict[str, Any]()
+        for path in files:
+            reader = open_files.enter_context(Reader(path))
+            state.update({name: StreamSlice(reader.file, name) if streams else reader.slice(name) for name in reader.keys()})  # noqa: SIM118
+        elsewhere = {k: v for k, v in kwargs.items() if k not in ("variant", "subfolder")}
+        out = model_class.from_pretrained(None, *model_args, config=config, state_dict=state, **elsewhere)
+    model = out[0] if isinstance(out, tuple) else out
+    model.config.name_or_path = model.name_or_path = str(directory)
+    if model.can_generate() and hasattr(model, "adjust_generation_fn"):
+        given = {k: kwargs.get(k) for k in ("cache_dir", "proxies", "token", "revision", "trust_remote_code")}
+        model.adjust_generation_fn(
+            kwargs.get("generation_config"), False, None, directory, **given, force_download=False, local_files_only=True,
+            subfolder=kwargs.get("subfolder") or "",
+        )  # fmt: skip
+    return out

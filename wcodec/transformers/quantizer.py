@@ -1,0 +1,193 @@
+"""`WCodecHfQuantizer`: how ``from_pretrained`` and ``save_pretrained`` of transformers come to compressed weights.
+
+transformers knows one interface for weights that are stored in another way, its quantizers. Nothing is quantized here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightConverter
+from transformers.modeling_utils import unwrap_model
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from wcodec import hub
+from wcodec.configs import METHOD
+from wcodec.reference.plan import EncodeOptions
+from wcodec.torch.compressed import CompressedTensor
+from wcodec.torch.models import decompress_model
+from wcodec.transformers.config import WCodecConfig
+from wcodec.transformers.conversion import AnyConverter, CodedConverter, Coding, Decode, Stream
+from wcodec.transformers.sources import stored_dtype
+
+PARALLEL: Final = ("tp_size", "fsdp_size", "pp_size", "ep_size", "dp_replicate_size")
+
+
+def register() -> None:
+    """Tell transformers of the quantization method ``wcodec``, unless it knows."""
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config(METHOD)(WCodecConfig)
+        register_quantizer(METHOD)(WCodecHfQuantizer)
+
+
+class WCodecHfQuantizer(HfQuantizer):
+    """Decodes weights while a model is loaded, or has it hold them compressed, and encodes them when it is saved.
+
+    Parameters
+    ----------
+    quantization_config
+        See `WCodecConfig`.
+    """
+
+    requires_calibration = False
+    quantization_config: WCodecConfig
+
+    # ---- before loading
+    def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
+        """Check what is known before anything is loaded.
+
+        Raises
+        ------
+        DecodeError
+            ``unsupported_version``, ``bad_value``: of the format version that ``config.json`` names.
+        ValueError
+            Weights that are to stay compressed would be moved to and fro between memories.
+        """
+        hub.parse_version(self.quantization_config.format_version)
+        places = set(map(str, device_map.values())) if isinstance(device_map, dict) else set()
+        if self.quantization_config.resident and ("disk" in places or ("cpu" in places and len(places) > 1)):
+            raise ValueError(
+                "resident=True holds all weights compressed on the devices that compute; this device_map puts some on others "
+                f"({', '.join(sorted(places))}): leave resident=True out, or give a device_map or max_memory without offloading"
+            )
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """The first sight of the model's configuration: what ``dtype="auto"`` is, where it has no dtype."""
+        if self.pre_quantized and getattr(config, "dtype", None) is None:
+            path = config.name_or_path
+            config.dtype = self.quantization_config.dtype or (stored_dtype(Path(path)) if path and Path(path).is_dir() else None)
+        return config
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Refuse to take the dtype of streams for that of the model."""
+        if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+            raise ValueError("config.json does not say which dtype the model has: give from_pretrained one, such as dtype=torch.bfloat16")
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
+        plan = getattr(model.config, "distributed_config", None)
+        sizes = {name: getattr(plan, name, None) or 1 for name in PARALLEL}
+        if any(n > 1 for n in sizes.values()):
+            given = ", ".join(f"{name}={n}" for name, n in sizes.items() if n > 1)
+            raise ValueError(
+                f"from_pretrained cannot cut compressed weights into the parts of several processes ({given}): "
+                "bring the model into the wcodec form (wcodec encode) and load each part with wcodec.torch.load_shard"
+            )
+        return model
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Has all tensors of the checkpoint go through converters that decode."""
+        config = self.quantization_config
+        coding = Coding(self.pre_quantized, config.resident, _weights(model), config.preset)
+        coded = [CodedConverter.around(c, coding) if isinstance(c, WeightConverter) else c for c in weight_conversions]
+        return [AnyConverter(coding, [c for c in coded if isinstance(c, CodedConverter)]), *coded]
+
+    # ---- while loading
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """What to cast a tensor of the checkpoint to as it is read: what may be a stream is cast when it is decoded."""
+        if not _may_be_stream(param):
+            return dtype
+        if isinstance(converter, CodedConverter):
+            converter.cast = dtype
+        else:
+            converter.quantization_operation = Decode(dtype)
+        return None
+
+    # ---- the loaded model
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        if not self.quantization_config.resident:  # an ordinary model
+            model.is_quantized = False
+            for module in _models(model):
+                if hasattr(module.config, "_is_quantized"):
+                    del module.config._is_quantized
+        return model
+
+    def dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        """Make it a plain model: its weights are decoded, and saved as they are.
+
+        Parameters
+        ----------
+        dtype
+            To cast weights to; ``None`` to leave them as they are.
+        """
+        self._dequantize(model)
+        self.remove_quantization_config(model)
+        return model if dtype is None else model.to(dtype)
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        held = [name for name, p in model.named_parameters() if isinstance(p, CompressedTensor)]
+        decompress_model(model)
+        for parameter in map(model.get_parameter, held):
+            parameter.requires_grad_(parameter.is_floating_point())  # as the loader makes them
+        return model
+
+    def remove_quantization_config(self, model: Any) -> None:
+        """Take away what makes ``save_pretrained`` encode."""
+        super().remove_quantization_config(model)
+        conversions = getattr(model, "_weight_conversions", None) or []
+        plain = [c.plain() if isinstance(c, CodedConverter) else c for c in conversions]
+        model._weight_conversions = [c for c in plain if c is not None]
+        for module in _models(model):
+            for name in ("quantization_config", "_is_quantized"):
+                if hasattr(module.config, name):
+                    delattr(module.config, name)
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
+        """What to save, ``None`` for all that the model holds, and the metadata of the files."""
+        metadata = {hub.VERSION_KEY: hub.VERSION_TEXT}
+        if not self.quantization_config.resident:
+            return None, metadata
+        options = EncodeOptions(preset=self.quantization_config.preset)
+        state = unwrap_model(model).state_dict()
+        return {k: Stream.of(t, options) if isinstance(t, CompressedTensor) else t for k, t in state.items()}, metadata
+
+    # ---- what it can do
+    def is_serializable(self) -> bool:
+        """``save_pretrained`` writes hub form."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters can be trained; without `resident` so can the model."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether ``generate`` may compile the model by itself."""
+        return not self.quantization_config.resident
+
+
+def _models(model: Any) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, PreTrainedModel)]
+
+
+def _weights(model: torch.nn.Module) -> frozenset[str]:
+    """Names of the parameters that can be held compressed. Those of recurrent layers cannot: kernels read their memory."""
+    return frozenset(
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if not isinstance(module, torch.nn.RNNBase)
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+        if parameter.dim() >= 2
+    )
+
+
+def _may_be_stream(param: Any) -> bool:
+    """Of a tensor, or of the slice of one in a file."""
+    if isinstance(param, torch.Tensor):
+        return bool(param.dtype == torch.uint8 and param.dim() == 1)
+    return bool(param.get_dtype() == "U8" and len(param.get_shape()) == 1)

@@ -1,0 +1,107 @@
+"""What lies in a model's directory: its form, its dtype, and tensors of ``.wcodec`` files as the loader of transformers takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from wcodec import hub
+from wcodec.codec import BufferSource, Decoder
+from wcodec.files import File
+from wcodec.outputs import map_file
+from wcodec.reference.planes import DType
+from wcodec.sources import read_safetensors_header
+from wcodec.torch import dtypes
+
+WCODEC: Final = ".wcodec"
+SAFETENSORS: Final = ".safetensors"
+_STEM: Final = "model"  #: of the file with the weights, as transformers and wcodec name it
+
+
+class StreamSlice:
+    """A tensor of a ``.wcodec`` file, to be read as the stream that it would be in hub form.
+
+    Parameters
+    ----------
+    file, name
+        Which one.
+    """
+
+    def __init__(self, file: File, name: str) -> None:
+        self.file, self.name = file, name
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """The stream; nothing is decoded.
+
+        Raises
+        ------
+        TypeError
+            For any index but ``...``.
+        """
+        if index is not Ellipsis:
+            raise TypeError("a stream is read as a whole")
+        return torch.from_numpy(np.array(self.file.extract(self.name)))
+
+    def get_dtype(self) -> str:
+        """As of any stream."""
+        return "U8"
+
+    def get_shape(self) -> list[int]:
+        """As of any stream, one dimension. How long it is shows when it is read."""
+        return [-1]
+
+
+def weight_files(directory: Path, suffix: str, variant: str | None = None) -> list[Path]:
+    """The files of a suffix that hold a model's weights, in the order of their names; none if there are none.
+
+    Raises
+    ------
+    FileNotFoundError
+        One that the index names is missing.
+    """
+    tail = f".{variant}" if variant else ""
+    if (whole := directory / f"{_STEM}{tail}{suffix}").is_file():
+        return [whole]
+    index = directory / f"{_STEM}{suffix}.index{tail}.json"
+    if not index.is_file():
+        return []
+    files = [directory / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+    missing = [f.name for f in files if not f.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{index} names files that are not there: {', '.join(missing)}")
+    return files
+
+
+def stored_dtype(directory: Path, variant: str | None = None) -> torch.dtype | None:
+    """What transformers would take for the dtype of a plain model whose ``config.json`` names none: that of the first weight of
+    the first file, by their names, that has one in which a model can be made. ``None`` if there is no such weight, or no file.
+
+    Raises
+    ------
+    DecodeError
+    """
+    for suffix, rows in ((WCODEC, _wcodec_rows), (SAFETENSORS, _hub_rows)):
+        for path in weight_files(directory, suffix, variant)[:1]:
+            for row in rows(path):
+                dtype = dtypes.torch_dtype(row)
+                if dtype.is_floating_point and dtype.itemsize > 1:
+                    return dtype
+    return None
+
+
+def _wcodec_rows(path: Path) -> Iterator[DType]:
+    with File(path) as f:
+        yield from (t.dtype for t in sorted(f.index.tensors, key=lambda t: t.name))
+
+
+def _hub_rows(path: Path) -> Iterator[DType]:
+    view, decoder = memoryview(map_file(path)), Decoder()
+    for t in sorted(read_safetensors_header(view).tensors, key=lambda t: t.name):
+        data = np.frombuffer(view[t.start : t.stop], np.uint8) if t.nbytes else np.empty(0, np.uint8)
+        is_stream = t.stated_dtype == "U8" and len(t.stated_shape) == 1 and hub.is_stream(data)
+        yield from (r.dtype for r in decoder.read_index(BufferSource(data)).tensors) if is_stream else [t.dtype]
