@@ -39,7 +39,7 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
         come from; or a function that is called with a storage on the CPU and ``"cpu"``, and returns the storage to use, or ``None``
         for the same.
     base
-        The file that the file, or each of the shards, holds differences from; or a folder with those that the shards name.
+        The file that the file, or each of the shards, holds differences from; or a folder with one that is called as each of them.
 
     Raises
     ------
@@ -226,16 +226,10 @@ def _is_plain(name: str) -> bool:
 
 
 def _open(shard: Path, device: torch.device, base: AnyPath | None) -> Reader:
-    if base is None or not os.path.isdir(base):
-        return Reader(shard, device, base)
-    reader = Reader(shard, device)
-    wanted = reader.file.index.base
-    if wanted is None:
-        return reader
-    reader.close()
-    if not _is_plain(wanted.name):
-        raise DecodeError("bad_base", f"in {shard.name}: the base is called {wanted.name!r}, which is no file name")
-    return Reader(shard, device, Path(base) / wanted.name)
+    if base is not None and os.path.isdir(base):
+        found = (Path(base) / (shard.name.removesuffix(SUFFIX) + suffix) for suffix in (".safetensors", SUFFIX))
+        return Reader(shard, device, next((path for path in found if path.is_file()), None))
+    return Reader(shard, device, base)
 
 
 # ---- map_location ------------------------------------------------------------------------------------------------------------
