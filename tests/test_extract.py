@@ -67,3 +67,20 @@ def test_from_a_file_object_and_of_a_difference(tmp_path: Path) -> None:
         assert np.array_equal(wcodec.decode(f.extract("w")), old)
         with pytest.raises(KeyError):
             f.extract("v")
+
+
+@pytest.mark.parametrize("shape", [(700, 64), (300, 5), (9, 30, 64), (300, 2, 3, 8), (50,)])
+@pytest.mark.parametrize("dtype", [np.float16, np.complex64])
+def test_entries_of_the_first_dimension(backend: Backend, shape: tuple[int, ...], dtype: type) -> None:
+    rng = np.random.default_rng(3)
+    array = rng.standard_normal(shape).astype(dtype)
+    with wcodec.open(wcodec.encode(array, EncodeOptions(segment=(16, 64), tile=(16, 64)) if shape == (700, 64) else None)) as f:
+        part = f.get_slice("")
+        for n in (0, 1, 7, 40):
+            ids = np.sort(rng.choice(shape[0], min(n, shape[0]), replace=False))
+            assert np.array_equal(part.take(ids), array[ids])
+        for wrong in ([shape[0]], [-1, 0]):
+            with pytest.raises(IndexError):
+                part.take(np.array(wrong))
+    with wcodec.open(bytearray(wcodec.encode(np.array(1.5)))) as f, pytest.raises(IndexError):
+        f.get_slice("").take(np.array([0]))

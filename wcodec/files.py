@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import math
 import mmap
 import os
 import shutil
@@ -31,7 +30,7 @@ from wcodec.outputs import AnyPath, WriteBehind, atomic_output, map_file
 from wcodec.reference.container import MAGIC, ByteSource, Difference, Index, TensorRecord
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Bytes, DType, Words
-from wcodec.slices import flat_ids, picks_of, touched
+from wcodec.slices import entries_of, flat_ids, picks_of, touched
 from wcodec.sources import read_safetensors_header, write_safetensors_header
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
@@ -377,13 +376,7 @@ class Slice:
         DecodeError
         """
         t = self._record
-        if not t.shape or (ids.size and not 0 <= int(ids[0]) <= int(ids[-1]) < t.shape[0]):
-            raise IndexError(f"an id is out of bounds for the shape {t.shape}")
-        shape = (ids.size, *t.shape[1:])
-        if t.row_rank == 0:
-            return np.asarray(self[...][ids])
-        n = math.prod(t.shape[1 : t.row_rank])
-        return self._part((ids[:, None] * n + np.arange(n)).reshape(-1), np.arange(math.prod(t.shape[t.row_rank :])), shape)
+        return self._part(*entries_of(ids, t.shape, t.row_rank), (ids.size, *t.shape[1:]))
 
     def _part(self, rows: NDArray[np.int64], cols: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[Any]:
         """Rows and columns of the matrix view, by their numbers in elements."""

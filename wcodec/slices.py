@@ -53,3 +53,19 @@ def touched(ids: NDArray[np.int64], size: int, total: int) -> tuple[NDArray[np.i
     if at.size and (np.diff(at) == 1).all():
         return segments, slice(int(at[0]), int(at[-1]) + 1)
     return segments, at
+
+
+def entries_of(ids: NDArray[np.int64], shape: tuple[int, ...], row_rank: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of the matrix view that hold entries of the first dimension, both in elements.
+
+    Raises
+    ------
+    IndexError
+        An id is negative or too large; ids have to ascend.
+    """
+    if not shape or (ids.size and not 0 <= int(ids[0]) <= int(ids[-1]) < shape[0]):
+        raise IndexError(f"an id is out of bounds for the shape {shape}")
+    n_rows, n_cols = math.prod(shape[1 : max(row_rank, 1)]), math.prod(shape[max(row_rank, 1) :])
+    if row_rank == 0:
+        return np.zeros(1, np.int64), (ids[:, None] * n_cols + np.arange(n_cols)).reshape(-1)
+    return (ids[:, None] * n_rows + np.arange(n_rows)).reshape(-1), np.arange(n_cols)

@@ -170,6 +170,9 @@ class EmulatedRuntime(Runtime):
     def stream(self) -> Any:
         return object()
 
+    def external_stream(self, handle: int) -> Any:
+        return self.stream()
+
     def on(self, stream: Any) -> AbstractContextManager[Any]:
         return nullcontext(stream)
 

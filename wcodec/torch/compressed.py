@@ -35,6 +35,7 @@ class CompressedTensor(torch.Tensor):
 
     _held: Held | None
     _swapped: bool
+    _stream: torch.Tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -49,9 +50,10 @@ class CompressedTensor(torch.Tensor):
         strides = torch.empty(shape, device="meta").stride()
         if swapped:
             shape, strides = _swap(shape), _swap(strides)
-        out: CompressedTensor = torch.Tensor._make_wrapper_subclass(
-            cls, shape, strides=strides, dtype=dtype, device=stream.device, requires_grad=False
-        )
+        with torch.inference_mode(False):  # a weight outlives the call that it is made in, and views of it go with it
+            out: CompressedTensor = torch.Tensor._make_wrapper_subclass(
+                cls, shape, strides=strides, dtype=dtype, device=stream.device, requires_grad=False
+            )
         out._held, out._swapped = held if isinstance(held, Held) else None, swapped
         out._stream = stream
         return out
@@ -120,12 +122,13 @@ class CompressedTensor(torch.Tensor):
     @data.setter
     def data(self, value: torch.Tensor) -> None:
         other = value if isinstance(value, CompressedTensor) else CompressedTensor.from_dense(value)
-        torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
+        torch.Tensor.data.__set__(self, other)
         self._held, self._swapped, self._stream = other._held, other._swapped, other._stream
 
     # ---- what reads memory that is not there
     def numpy(self, *, force: bool = False) -> np.ndarray[Any, Any]:
-        return self.decode().numpy(force=force)
+        array: np.ndarray[Any, Any] = self.decode().numpy(force=force)
+        return array
 
     def tolist(self) -> Any:
         return self.decode().tolist()
@@ -166,6 +169,9 @@ class CompressedTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func.is_view and torch.is_inference_mode_enabled():  # of a tensor of before, PyTorch takes no view made in that mode
+            with torch.inference_mode(False), torch.no_grad():
+                return cls.__torch_dispatch__(func, types, args, kwargs)
         handler = _HANDLERS.get(func)
         if handler is not None:
             out = handler(*args, **(kwargs or {}))

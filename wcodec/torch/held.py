@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from wcodec.backends import Backend, get_backend
+from wcodec.backends import get_backend
 from wcodec.codec import Encoder
-from wcodec.errors import DecodeError, EncodeError
+from wcodec.errors import BackendUnavailable, DecodeError, EncodeError
 from wcodec.files import File
-from wcodec.reference.container import TensorRecord
+from wcodec.reference.container import Index, TensorRecord
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch import dtypes
 from wcodec.torch.scratch import ahead_of
@@ -39,35 +40,31 @@ class Held:
 
     def __init__(self, stream: torch.Tensor, name: str = "") -> None:
         self.stream, self.name = stream, name
+        self.version = 0
         self.successor: weakref.ref[Held] | None = None
         self._file: File | None = None
-        t = self.record
+        t = self._read_record()
         self.shape, self.nbytes, self.dtype = t.shape, t.nbytes, dtypes.torch_dtype(t.dtype)
 
     # ---- what it is
-    def file(self) -> File:
+    def _read_record(self) -> TensorRecord:
+        with self.naming():
+            return only_tensor(self._opened().index)
+
+    def _opened(self) -> File:
         """The stream, opened for the backend in use."""
-        backend = self._backend()
+        backend = get_backend()
         if self._file is None or self._file.decoder.backend is not backend:
-            try:
-                file = File(self.stream.numpy(), backend)
-            except DecodeError as e:
-                raise self._named(e) from None
-            if len(file.index.tensors) != 1:
-                raise DecodeError("bad_range", f"a stream of {len(file.index.tensors)} tensors, not one", tensor=self.name or None)
-            self._file = file
+            self._file = File(self.stream.numpy(), backend)
         return self._file
 
-    def _backend(self) -> Backend:
-        return get_backend()
-
-    @property
-    def record(self) -> TensorRecord:
-        """What the stream says of its tensor."""
-        return self.file().index.tensors[0]
-
-    def _named(self, e: DecodeError) -> DecodeError:
-        return DecodeError(e.code, e.message, tensor=self.name or e.tensor, offset=e.offset)
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Errors about the stream name the weight."""
+        try:
+            yield
+        except DecodeError as e:
+            raise DecodeError(e.code, e.message, tensor=self.name or e.tensor, offset=e.offset) from None
 
     # ---- decoding
     def decode_into(self, buffer: torch.Tensor) -> None:
@@ -77,12 +74,10 @@ class Held:
         ------
         DecodeError
         """
-        file, t = self.file(), self.record
-        out = buffer[: self.nbytes].numpy().view(t.dtype.numpy).reshape(t.shape)
-        try:
-            file.get_tensor(t.name, out)
-        except DecodeError as e:
-            raise self._named(e) from None
+        with self.naming():
+            file = self._opened()
+            t = only_tensor(file.index)
+            file.get_tensor(t.name, dtypes.out_array(self.view(buffer), t.dtype))
 
     def dense(self) -> torch.Tensor:
         """The weight, in memory of its own."""
@@ -114,21 +109,26 @@ class Held:
         ------
         DecodeError, IndexError
         """
-        file, t = self.file(), self.record
-        part, rows = file.get_slice(t.name), ids.numpy()
         out = torch.empty((ids.numel(), *self.shape[1:]), dtype=self.dtype)
-        row_nbytes = max(1, self.nbytes // max(self.shape[0], 1))
-        try:
-            for some in _portions(rows, max(1, PART_NBYTES // row_nbytes)):
+        with self.naming():
+            file = self._opened()
+            t = only_tensor(file.index)
+            part, rows = file.get_slice(t.name), ids.numpy()
+            for some in portions(rows, self.rows_at_once):
                 out[some] = dtypes.from_array(part.take(rows[some]), t.dtype)
-        except DecodeError as e:
-            raise self._named(e) from None
         return out
+
+    @property
+    def rows_at_once(self) -> int:
+        """Entries of the first dimension that `take` decodes at once."""
+        return max(1, PART_NBYTES * max(self.shape[0], 1) // max(self.nbytes, 1))
 
     # ---- changing
     def replace(self, dense: torch.Tensor, options: EncodeOptions | None = None) -> None:
         """Hold another weight of the same shape and dtype from now on."""
-        self.stream, self._file = encode(dense, options).to(self.stream.device), None
+        self.stream = encode(dense, options).to(self.stream.device)
+        self._file = None
+        self.version += 1
 
     def copy(self) -> Held:
         """Another one with the same content, which may change for itself."""
@@ -139,7 +139,7 @@ class Held:
         return hold(self.stream.to(device), self.name)
 
 
-def _portions(rows: np.ndarray[Any, Any], span: int) -> Sequence[slice]:
+def portions(rows: np.ndarray[Any, Any], span: int) -> Sequence[slice]:
     """Ranges of ascending ids that are less than `span` apart from first to last."""
     cuts, start = [], 0
     while start < rows.size:
@@ -147,6 +147,22 @@ def _portions(rows: np.ndarray[Any, Any], span: int) -> Sequence[slice]:
         cuts.append(slice(start, stop))
         start = stop
     return cuts
+
+
+def only_tensor(index: Index) -> TensorRecord:
+    """The tensor of a stream.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_range``: there is none, or there are more. ``bad_base``: it is a difference.
+    """
+    if len(index.tensors) != 1:
+        raise DecodeError("bad_range", f"a stream holds one tensor; this one holds {len(index.tensors)}")
+    (t,) = index.tensors
+    if t.difference:
+        raise DecodeError("bad_base", "the stream holds a difference from a base")
+    return t
 
 
 def encode(dense: torch.Tensor, options: EncodeOptions | None = None) -> torch.Tensor:
@@ -170,7 +186,15 @@ def hold(stream: torch.Tensor, name: str = "") -> Held:
         It is no file of one tensor.
     EncodeError
         ``bad_source``: the tensor is not uint8 of one dimension.
+    BackendUnavailable
+        On a device that wcodec has no backend for, or lacks what one needs.
     """
     if stream.dtype != torch.uint8 or stream.dim() != 1:
         raise EncodeError("bad_source", "a stream is a uint8 tensor of one dimension", tensor=name or None)
-    return Held(stream.contiguous(), name)
+    if stream.device.type == "cpu":
+        return Held(stream.contiguous(), name)
+    if stream.device.type == "cuda":
+        from wcodec.torch.device import DeviceHeld
+
+        return DeviceHeld(stream.contiguous(), name)
+    raise BackendUnavailable(f"compressed weights cannot be decoded on {stream.device}: move the model to a CPU or an NVIDIA GPU")

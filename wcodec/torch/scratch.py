@@ -67,6 +67,7 @@ class Decodable(Protocol):
     """A weight that can be decoded into a buffer."""
 
     nbytes: int
+    version: int  #: goes up when its content changes
     successor: weakref.ref[Any] | None  #: what was decoded behind it the last time
 
     def decode_into(self, buffer: torch.Tensor) -> None:
@@ -85,7 +86,7 @@ class Ahead:
     def __init__(self, buffers: Buffers) -> None:
         self.buffers, self._lock = buffers, threading.Lock()
         self._last: weakref.ref[Any] | None = None
-        self._pending: tuple[Decodable, Future[torch.Tensor]] | None = None
+        self._pending: tuple[Decodable, int, Future[torch.Tensor]] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def decoded(self, held: Decodable) -> torch.Tensor:
@@ -97,14 +98,11 @@ class Ahead:
         """
         with self._lock:
             pending, self._pending = self._pending, None
-            last, self._last = self._last, weakref.ref(held)
-            before = None if last is None else last()
-            if before is not None and before is not held:
-                before.successor = weakref.ref(held)
+            self._follow(held)
         buffer = None
         if pending is not None:
-            of, future = pending
-            if of is held:
+            of, version, future = pending
+            if of is held and version == held.version:
                 buffer = future.result()
             else:
                 _when_done(future, self.buffers.give)
@@ -112,6 +110,13 @@ class Ahead:
             buffer = self._decode(held)
         self._start_next(held)
         return buffer
+
+    def _follow(self, held: Decodable) -> None:
+        """Note which weight comes behind which; with the lock held."""
+        last, self._last = self._last, weakref.ref(held)
+        before = None if last is None else last()
+        if before is not None and before is not held:
+            before.successor = weakref.ref(held)
 
     def _decode(self, held: Decodable) -> torch.Tensor:
         buffer = self.buffers.take(held.nbytes)
@@ -127,7 +132,7 @@ class Ahead:
                 if self._thread is None:
                     self._thread = ThreadPoolExecutor(1, "wcodec-next")
                 scope = contextvars.copy_context()  # which backend the caller has chosen
-                self._pending = following, self._thread.submit(scope.run, self._decode, following)
+                self._pending = following, following.version, self._thread.submit(scope.run, self._decode, following)
 
     def clear(self) -> None:
         """Let go of what was decoded ahead, and of the thread."""
@@ -136,8 +141,8 @@ class Ahead:
             thread, self._thread = self._thread, None
         if thread is not None:
             thread.shutdown(cancel_futures=True)
-        if pending is not None and not pending[1].cancelled() and pending[1].exception() is None:
-            self.buffers.give(pending[1].result())
+        if pending is not None:
+            _when_done(pending[2], self.buffers.give)
 
 
 def _when_done(future: Future[torch.Tensor], give: Callable[[torch.Tensor], None]) -> None:
@@ -167,7 +172,12 @@ def ahead_of(device: torch.device) -> Ahead:
     """What decodes for a device."""
     with _ahead_lock:
         if device not in _ahead:
-            _ahead[device] = Ahead(Buffers(device))
+            if device.type == "cuda":
+                from wcodec.torch.device import DeviceAhead
+
+                _ahead[device] = DeviceAhead(Buffers(device))
+            else:
+                _ahead[device] = Ahead(Buffers(device))
         return _ahead[device]
 
 

@@ -185,6 +185,9 @@ class CupyRuntime(Runtime):
         with self.in_use():
             return self.cupy.cuda.Stream(non_blocking=True)
 
+    def external_stream(self, handle: int) -> Any:
+        return self.cupy.cuda.ExternalStream(handle, self.device)
+
     def on(self, stream: Any) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = stream
         return context

@@ -45,9 +45,20 @@ class Decoding:
         self._scratch: Any = None
         self._luts: Any = None
         self._status = self._packed.add(np.zeros(self.work.segments.size, np.uint32))
+        self._names: dict[str, Any] = {}
 
     def queue(self) -> None:
         """Upload the work list and launch all kernels on the current stream."""
+        self.prepare()
+        self.launch()
+
+    @property
+    def needs_scratch(self) -> bool:
+        """Whether symbols go by way of device memory, which is kept from `prepare` on."""
+        return self._scratch is not None
+
+    def prepare(self) -> None:
+        """Upload the work list and build what kernels look up, on the current stream."""
         if self.work.segments.size == 0:
             return
         runtime, work, packed = self.runtime, self.work, self._packed
@@ -60,13 +71,16 @@ class Decoding:
         segments, planes = packed.add(work.segments), packed.add(work.planes)
         packed.upload(runtime)
         luts = self._luts = runtime.empty(max(1, work.tables.size) * LUT_NBYTES)
-        names: dict[str, Any] = {"luts": luts, "tables": tables, "tensors": tensors, "segments": segments, "planes": planes}
-        names |= {"maps": maps, "status": self._status}
+        self._names = {"luts": luts, "tables": tables, "tensors": tensors, "segments": segments, "planes": planes}
+        self._names |= {"maps": maps, "status": self._status}
         if work.tables.size:
             runtime.launch("build_luts", work.tables.size, BLOCK, packed.address(tables), np.uint32(work.tables.size), luts)
+
+    def launch(self) -> None:
+        """Launch the kernels on the current stream: again and again, if the payload stays. Faults that are met are kept."""
         for kernel, grid, args in self._launches:
-            given = [names.get(a, a) if isinstance(a, str) else a for a in args]
-            runtime.launch(kernel, grid, BLOCK, *(packed.address(a) if isinstance(a, int) else a for a in given))
+            given = [self._names.get(a, a) if isinstance(a, str) else a for a in args]
+            self.runtime.launch(kernel, grid, BLOCK, *(self._packed.address(a) if isinstance(a, int) else a for a in given))
 
     def _launch(self, kernel: str, grid: int, *args: Any) -> None:
         """Later: a string stands for a structure, an int for an array of the upload."""

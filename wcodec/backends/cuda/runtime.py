@@ -97,6 +97,10 @@ class Runtime(ABC):
         """A new stream of work."""
 
     @abstractmethod
+    def external_stream(self, handle: int) -> Any:
+        """A stream of another library, which names it by the driver's handle."""
+
+    @abstractmethod
     def on(self, stream: Any) -> AbstractContextManager[Any]:
         """Make a stream the current one of the calling thread for a ``with`` block."""
 

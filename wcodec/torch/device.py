@@ -1,0 +1,195 @@
+"""Weights held compressed on a GPU: decoded there, the next one on a stream of its own while this one is used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from wcodec.backends import load_backend
+from wcodec.backends.cuda.runtime import Runtime
+from wcodec.codec import Decoder
+from wcodec.cuda.resident import ResidentTensor
+from wcodec.errors import DecodeError
+from wcodec.reference.container import Index, TensorRecord
+from wcodec.reference.planes import Bytes
+from wcodec.slices import entries_of, touched
+from wcodec.torch.held import Held, only_tensor, portions
+from wcodec.torch.scratch import Ahead, Buffers, Decodable
+
+ALIGNED: Final = 16  #: of payloads (spec: chapter 4)
+
+
+class TensorSource:
+    """The bytes of a tensor on any device, copied to the host as they are read: a `ByteSource`."""
+
+    def __init__(self, stream: torch.Tensor) -> None:
+        self.stream, self.nbytes = stream, stream.numel()
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """`nbytes` bytes from `offset`."""
+        host: Bytes = self.stream[offset : offset + nbytes].cpu().numpy()
+        return host
+
+
+def runtime_of(device: torch.device) -> Runtime:
+    """What drives a GPU.
+
+    Raises
+    ------
+    BackendUnavailable
+        CuPy or NVRTC is missing, with what to install.
+    """
+    number = 0 if device.index is None else device.index
+    with _runtimes_lock:
+        if number not in _runtimes:
+            from wcodec.backends.cuda.cupy_runtime import CupyRuntime
+
+            _runtimes[number] = CupyRuntime(number)
+        return _runtimes[number]
+
+
+_runtimes: Final[dict[int, Runtime]] = {}
+_runtimes_lock: Final = threading.Lock()
+
+
+class DeviceHeld(Held):
+    """A weight as a wcodec file of one tensor in device memory; see `Held`.
+
+    What is checked is checked when it is first decoded: bytes in device memory are taken to stay as they are.
+    """
+
+    def __init__(self, stream: torch.Tensor, name: str = "") -> None:
+        if stream.data_ptr() % ALIGNED:
+            stream = stream.clone()
+        self._index: Index | None = None
+        self._resident: ResidentTensor | None = None
+        super().__init__(stream, name)
+
+    def _read_record(self) -> TensorRecord:
+        with self.naming():
+            self._index = Decoder(load_backend("reference")).read_index(TensorSource(self.stream))
+            t = only_tensor(self._index)
+            payload = self.stream.data_ptr() + t.payload_offset
+            self._resident = ResidentTensor(self._runtime(), t, self._index.tables, payload)
+        return t
+
+    def _runtime(self) -> Runtime:
+        return runtime_of(self.stream.device)
+
+    @contextmanager
+    def _on_its_stream(self) -> Iterator[ResidentTensor]:
+        """The tensor, with the stream of PyTorch that is current the runtime's too."""
+        if self._resident is None:
+            self._read_record()
+        assert self._resident is not None
+        runtime = self._resident.runtime
+        with self.naming(), runtime.in_use(), runtime.on(runtime.external_stream(current_stream(self.stream.device))):
+            yield self._resident
+
+    def decode_into(self, buffer: torch.Tensor) -> None:
+        """As `Held.decode_into`, on the current stream; only the first time is it waited for."""
+        with self._on_its_stream() as resident:
+            resident.decode(buffer.data_ptr())
+
+    def take(self, ids: torch.Tensor) -> torch.Tensor:
+        """As `Held.take`; `ids` on the host."""
+        out = torch.empty((ids.numel(), *self.shape[1:]), dtype=self.dtype, device=self.stream.device)
+        rows = ids.numpy()
+        for some in portions(rows, self.rows_at_once):
+            out[some] = self._part(rows[some])
+        return out
+
+    def _part(self, ids: np.ndarray[Any, Any]) -> torch.Tensor:
+        with self._on_its_stream() as resident:
+            t, n = resident.t, resident.t.dtype.words_per_element
+            rows, cols = entries_of(ids, t.shape, t.row_rank)
+            cols = (cols[:, None] * n + np.arange(n)).reshape(-1)
+            down, row_at = touched(rows, t.geometry.segment_rows, t.geometry.rows)
+            across, col_at = touched(cols, t.geometry.segment_cols, t.geometry.cols)
+            geometry, segments = t.geometry.select(down, across)
+            offsets = t.plan(resident.tables).offsets + t.payload_offset
+            records = torch.cat([self.stream[a:b] for a, b in _runs(offsets, segments)])
+            words = torch.empty(geometry.rows * geometry.cols * t.dtype.word_nbytes, dtype=torch.uint8, device=self.stream.device)
+            resident.decode_part(down, across, records.data_ptr(), words.data_ptr())
+            grid = words.view(geometry.rows, geometry.cols, t.dtype.word_nbytes)
+            picked = grid[self._index_of(row_at)][:, self._index_of(col_at)]
+        return picked.reshape(-1).view(self.dtype).view(ids.size, *self.shape[1:])
+
+    def _index_of(self, at: slice | np.ndarray[Any, Any]) -> slice | torch.Tensor:
+        return at if isinstance(at, slice) else torch.from_numpy(at).to(self.stream.device)
+
+    def replace(self, dense: torch.Tensor, options: Any = None) -> None:
+        self._resident = None
+        super().replace(dense, options)
+
+
+def _runs(offsets: np.ndarray[Any, Any], segments: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """Byte ranges of the records of ascending segments, neighbours together."""
+    cuts = np.flatnonzero(np.diff(segments) > 1) + 1
+    return [(int(offsets[run[0]]), int(offsets[run[-1] + 1])) for run in np.split(segments, cuts)]
+
+
+def current_stream(device: torch.device) -> int:
+    """PyTorch's current stream, as the driver knows it; on a CPU, where an emulator runs, none."""
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+
+
+class DeviceAhead(Ahead):
+    """As `Ahead`; what is next is decoded on a stream of its own, and who uses it lets the current stream wait for it.
+
+    A buffer that comes back may still be read by what was queued: whoever gets it next waits for that on the device.
+    """
+
+    def __init__(self, buffers: Buffers) -> None:
+        super().__init__(buffers)
+        self._side = torch.cuda.Stream(buffers.device)
+        self._next: tuple[Decodable, int, torch.Tensor, torch.cuda.Event] | None = None
+
+    def decoded(self, held: Decodable) -> torch.Tensor:
+        with self._lock:
+            pending, self._next = self._next, None
+            self._follow(held)
+        if pending is not None and pending[0] is held and pending[1] == held.version:
+            _, _, buffer, ready = pending
+            torch.cuda.current_stream(self.buffers.device).wait_event(ready)
+        else:
+            if pending is not None:
+                self._give_after(pending)
+            buffer = self._decode(held)
+        following = None if held.successor is None else held.successor()
+        if following is not None and following is not held:
+            self._queue(following)
+        return buffer
+
+    def _give_after(self, pending: tuple[Decodable, int, torch.Tensor, torch.cuda.Event]) -> None:
+        torch.cuda.current_stream(self.buffers.device).wait_event(pending[3])
+        self.buffers.give(pending[2])
+
+    def _queue(self, following: Decodable) -> None:
+        """Decode on the side, behind all that is queued so far: the buffer may be in use until then."""
+        buffer = self.buffers.take(following.nbytes)
+        buffer.record_stream(self._side)
+        self._side.wait_stream(torch.cuda.current_stream(self.buffers.device))
+        with torch.cuda.stream(self._side):
+            try:
+                following.decode_into(buffer)
+            except DecodeError:  # it will be met again when the weight is used
+                self.buffers.give(buffer)
+                return
+            ready = torch.cuda.Event()
+            ready.record(self._side)
+        with self._lock:
+            stale, self._next = self._next, (following, following.version, buffer, ready)
+        if stale is not None:
+            self._give_after(stale)
+
+    def clear(self) -> None:
+        with self._lock:
+            pending, self._next, self._last = self._next, None, None
+        if pending is not None:
+            self._give_after(pending)
