@@ -314,6 +314,23 @@ BAD_USAGE = [
     ["encode", "model.safetensors", "link"],
     ["encode", "model.safetensors", "/dev/null"],
     ["encode", "model.safetensors", "."],
+    ["encode", "."],
+    ["encode", ".", "."],
+    ["encode", ".", "m"],
+    ["encode", ".", ".."],
+    ["encode", ".", "model.safetensors"],
+    ["encode", "--form", "hub", "model.safetensors"],
+    ["encode", "--form", "hub", "model.safetensors", "model.safetensors"],
+    ["encode", "--form", "hub", "model.safetensors", "."],
+    ["encode", "--form", "hub", "model.safetensors", "m", "--base", "model.safetensors"],
+    ["encode", "--form", "zip", "model.safetensors", "m"],
+    ["decode", "."],
+    ["decode", ".", "m"],
+    ["decode", ".", "m", "--raw"],
+    ["decode", "model.safetensors"],
+    ["decode", "model.safetensors", "m", "--base", "model.safetensors"],
+    ["info", ".", "--explain"],
+    ["info", "model.safetensors", "--explain"],
     ["encode", "model.safetensors", "m", "--segment", "64"],
     ["encode", "model.safetensors", "m", "--segment", "0x64"],
     ["encode", "model.safetensors", "m", "--tile", "8x16"],
@@ -353,7 +370,15 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
         (["decode", "missing", "m"], "missing: No such file or directory"),
         (["verify", "missing"], "missing: No such file or directory"),
         (["info", "missing"], "missing: No such file or directory"),
-        (["encode", ".", "m"], r"\.: Is a directory"),
+        (["encode", "empty_directory", "m"], "bad_source: there is no .safetensors file in 'empty_directory'"),
+        (["decode", "empty_directory", "m"], "bad_magic: there is neither "),
+        (["verify", "empty_directory"], "bad_magic: there is neither "),
+        (["info", "empty_directory"], "bad_magic: there is neither "),
+        (["encode", "hub.safetensors", "m"], "bad_source: the file is in hub form already"),
+        (["encode", "--form", "hub", "hub.safetensors", "m"], "bad_source: the file is in hub form already"),
+        (["encode", "--form", "hub", "missing", "m"], "missing: No such file or directory"),
+        (["decode", "hub.safetensors", "m", "--max-nbytes", "100"], "resource_limit: "),
+        (["verify", "hub.safetensors", "--max-nbytes", "100"], "resource_limit: "),
         (["encode", "model.safetensors", "no/such/m"], "no/such: there is no such directory"),
         (["encode", "model.safetensors", "model.safetensors/m"], "model.safetensors: there is no such directory"),
         (["decode", "model.safetensors", "m"], "bad_magic: "),
@@ -376,11 +401,13 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
 )
 def test_bad_input(folder: Path, args: list[str], message: str) -> None:
     call("encode", "model.safetensors", "coded", "-q")
+    call("encode", "model.safetensors", "hub.safetensors", "--form", "hub", "-q")
     (folder / "empty").touch()
+    (folder / "empty_directory").mkdir()
     status, out, err = call(*args)
     assert (status, out) == (1, "")
     assert_one_line_of_error(err, message)
-    assert names(folder) == ["coded", "empty", "model.safetensors"]
+    assert names(folder) == ["coded", "empty", "empty_directory", "hub.safetensors", "model.safetensors"]
 
 
 def refused(folder: Path, data: bytes, label: object) -> str:

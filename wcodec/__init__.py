@@ -2,6 +2,7 @@
 
 from wcodec.backends import Backend, available_backends, get_backend, set_backend, use_backend
 from wcodec.codec import Decoder, Encoder, decode, encode
+from wcodec.directories import encode_safetensors_to_wcodec
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
 from wcodec.explain import explain
 from wcodec.files import File, load_file, open, save_file
@@ -21,6 +22,7 @@ __all__ = [
     "available_backends",
     "decode",
     "encode",
+    "encode_safetensors_to_wcodec",
     "explain",
     "get_backend",
     "load_file",

@@ -23,7 +23,8 @@ from wcodec.backends import Backend, backend_names, load_backend
 from wcodec.codec import Progress, ignore_progress
 from wcodec.errors import BackendUnavailable, EncodeError, WcodecError
 from wcodec.files import File, decode_file, encode_file, verify_file
-from wcodec.outputs import remove_unfinished
+from wcodec.hub import is_coded, is_hub, read_plain_header
+from wcodec.outputs import map_file, remove_unfinished
 from wcodec.reference.container import VERSION
 from wcodec.reference.plan_options import CODERS, LAYOUTS, PREDICTORS, PRESETS, TRANSFORMS, EncodeOptions
 
@@ -145,19 +146,20 @@ def _parser() -> argparse.ArgumentParser:
         s.set_defaults(run=run, error=s.error)
         return s
 
-    _add_encode(add("encode", _encode, "encode a safetensors file"))
-    s = add("decode", _decode, "restore the file that was encoded, byte for byte")
-    s.add_argument("input", metavar="IN.wcodec")
-    s.add_argument("output", metavar="OUT.safetensors", nargs="?", help="default: IN.safetensors, if there is none yet")
+    _add_encode(add("encode", _encode, "encode a safetensors file, or the directory of a model"))
+    s = add("decode", _decode, "restore the file or directory that was encoded, byte for byte")
+    s.add_argument("input", metavar="IN", help="a .wcodec file, a safetensors file in hub form, or a directory of them")
+    text = "default of IN.wcodec: IN.safetensors, if there is none yet; others must be named"
+    s.add_argument("output", metavar="OUT", nargs="?", help=text)
     s.add_argument("--raw", action="store_true", help="if the file was not made from another one, write the tensors' bytes alone")
     _add_base(s)
     _add_common(s, max_nbytes=True)
-    s = add("verify", _verify, "decode all of a file, check every checksum, write nothing")
-    s.add_argument("input", metavar="FILE")
+    s = add("verify", _verify, "decode all of a file or directory, check every checksum, write nothing")
+    s.add_argument("input", metavar="IN")
     _add_base(s)
     _add_common(s, max_nbytes=True)
-    s = add("info", _info, "show what a file holds and how it is coded")
-    s.add_argument("input", metavar="FILE")
+    s = add("info", _info, "show what a file or directory holds and how it is coded")
+    s.add_argument("input", metavar="IN")
     _add_base(s)
     s.add_argument("--no-bound", dest="bound", action="store_false", help="leave out the order-0 bound, for which all tensors are decoded")
     s.add_argument("--explain", action="store_true", help="show what each tensor would have cost otherwise")
@@ -176,9 +178,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_encode(s: argparse.ArgumentParser) -> None:
-    s.add_argument("input", metavar="IN.safetensors")
-    s.add_argument("output", metavar="OUT.wcodec", nargs="?", help="default: IN.wcodec, if there is none yet")
-    text = "a .wcodec or safetensors file: tensors that it has too are stored as what they differ in; decoding needs it again"
+    s.add_argument("input", metavar="IN", help="a safetensors file, or the directory of a model")
+    s.add_argument("output", metavar="OUT", nargs="?", help="default of a file: IN.wcodec, if there is none yet; a directory must be named")
+    text = "wcodec: .wcodec files; hub: safetensors files that transformers loads (import wcodec.transformers) (default: wcodec)"
+    s.add_argument("--form", choices=("wcodec", "hub"), default="wcodec", help=text)
+    text = "a .wcodec or safetensors file, or a directory of them: tensors that it has too are stored as differences; decoding needs it"
     s.add_argument("--base", metavar="BASE", help=text)
     _add_common(s)
     s.add_argument("--preset", choices=PRESETS, default="default", help="fast: encode speed first; max: size first (default: default)")
@@ -292,6 +296,11 @@ def _show(args: argparse.Namespace, report: Any, lines: Iterable[str]) -> None:
             print(line)
 
 
+def _is_directory_or_hub(path: str) -> bool:
+    """Whether an input is a directory or a safetensors file, which `wcodec.cli_directories` sees to."""
+    return os.path.isdir(path) or (os.path.isfile(path) and not is_coded(path) and (path.endswith(".safetensors") or is_hub(path)))
+
+
 # ---- subcommands -------------------------------------------------------------------------------------------------------------
 def _encode(args: argparse.Namespace) -> int:
     from wcodec.report import percent_text, size_text
@@ -303,7 +312,12 @@ def _encode(args: argparse.Namespace) -> int:
         )  # fmt: skip
     except EncodeError as e:
         args.error(str(e))
+    if args.form == "hub" or os.path.isdir(args.input):
+        from wcodec.cli_directories import encode
+
+        return encode(args, options)
     output, backend = _output(args, ".safetensors", ".wcodec"), _backend(args)
+    read_plain_header(memoryview(map_file(args.input)))
     start = time.perf_counter()
     with _progress(args, os.stat(args.input).st_size + _base_nbytes(args)) as progress:
         nbytes, stored_nbytes = encode_file(args.input, output, options, backend, progress, args.base)
@@ -319,6 +333,10 @@ def _encode(args: argparse.Namespace) -> int:
 def _decode(args: argparse.Namespace) -> int:
     from wcodec.report import size_text
 
+    if _is_directory_or_hub(args.input):
+        from wcodec.cli_directories import decode
+
+        return decode(args)
     output, backend = _output(args, ".wcodec", ".safetensors"), _backend(args)
     start = time.perf_counter()
     with _progress(args, _decoded_nbytes(args.input, backend) + _base_nbytes(args)) as progress:
@@ -335,6 +353,10 @@ def _decode(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from wcodec.report import size_text
 
+    if _is_directory_or_hub(args.input):
+        from wcodec.cli_directories import verify
+
+        return verify(args)
     backend = _backend(args)
     start = time.perf_counter()
     with _progress(args, _decoded_nbytes(args.input, backend) + _base_nbytes(args)) as progress:
@@ -349,6 +371,10 @@ def _verify(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from wcodec.report import as_text, describe
 
+    if _is_directory_or_hub(args.input):
+        from wcodec.cli_directories import info
+
+        return info(args)
     if args.explain:
         return _explain(args)
     if args.plot:

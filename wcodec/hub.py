@@ -61,12 +61,30 @@ def is_hub(file: AnyPath | SafetensorsHeader) -> bool:
     """
     if isinstance(file, SafetensorsHeader):
         return VERSION_KEY in file.metadata
-    view = memoryview(map_file(file))
     try:
-        header = read_safetensors_header(view)
-    except EncodeError:
+        return has_hub_form(file)
+    except DecodeError:
         return False
+
+
+def has_hub_form(path: AnyPath) -> bool:
+    """As `is_hub`, of a file that has to be a well-formed safetensors file.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_magic``, ``truncated``, ``bad_value``, ``bad_range``
+    OSError
+    """
+    view = memoryview(map_file(path))
+    header = _read_hub_header(view)
     return is_hub(header) or any(_looks_like_stream(t, view) for t in header.tensors)
+
+
+def is_coded(path: AnyPath) -> bool:
+    """Whether a file begins as a ``.wcodec`` file does."""
+    with open(path, "rb") as f:
+        return f.read(len(MAGIC)) == MAGIC
 
 
 def _looks_like_stream(t: SourceTensor, view: memoryview) -> bool:

@@ -1,0 +1,492 @@
+"""Directories of models: weights are encoded, all else is carried along, and the whole comes back byte for byte. Spec: hub.md.
+
+Names of files come from the file system; an index of shards is a text that is changed, never a list of files to open.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from wcodec.backends import Backend, get_backend, load_backend
+from wcodec.codec import Progress, ignore_progress
+from wcodec.configs import add_entry, is_of_transformers, read_config, remove_entry, rename_shards, shard_names
+from wcodec.errors import DecodeError, EncodeError
+from wcodec.files import File, decode_file, encode_file, verify_file
+from wcodec.hub import (
+    VERSION_TEXT,
+    HubFile,
+    check_room,
+    decode_hub_file,
+    encode_hub_file,
+    has_hub_form,
+    is_hub,
+    read_plain_header,
+    verify_hub_file,
+)
+from wcodec.jobs import STATE, Job, Plan, Report, check_places, copying, in_file, scan, writing
+from wcodec.outputs import AnyPath, map_file
+from wcodec.reference.plan import EncodeOptions
+
+FORMS: Final = ("wcodec", "hub")
+PLAIN: Final = ".safetensors"
+CODED: Final = ".wcodec"
+INDEX: Final = ".index.json"
+
+
+def _bad_source(message: str) -> EncodeError:
+    return EncodeError("bad_source", message)
+
+
+def _bad_value(message: str) -> DecodeError:
+    return DecodeError("bad_value", message)
+
+
+def _parent(name: str) -> str:
+    return PurePosixPath(name).parent.as_posix()
+
+
+def _is_config(name: str) -> bool:
+    return PurePosixPath(name).name == "config.json"
+
+
+def _swapped(name: str, old: str, new: str) -> str:
+    return name[: -len(old)] + new
+
+
+# ---- bases -------------------------------------------------------------------------------------------------------------------
+def _base_of(base: Path | None, name: str) -> Path | None:
+    """The file of a base directory that one of these weights differs from: the one of the same name."""
+    if base is not None:
+        stem = name[: -len(PLAIN)] if name.endswith(PLAIN) else name[: -len(CODED)]
+        for path in (base / (stem + PLAIN), base / (stem + CODED)):
+            if path.is_file():
+                return path
+    return None
+
+
+def _check_base(base: AnyPath | None, names: list[str]) -> Path | None:
+    """Refuse what is no directory with a file of the same name as one of these weights."""
+    if base is None:
+        return None
+    if not os.path.isdir(base):
+        raise EncodeError("bad_option", f"the base of a directory is a directory; {str(base)!r} is none")
+    if not any(_base_of(Path(base), name) for name in names):
+        raise EncodeError("bad_option", f"the base {str(base)!r} has no file that is called as one of these: {names[0]!r}")
+    return Path(base)
+
+
+def _base_nbytes(base: Path | None) -> int:
+    """Bytes of progress to find out which base it is: those of a safetensors file."""
+    return base.stat().st_size if base is not None and base.suffix == PLAIN else 0
+
+
+# ---- encoding ----------------------------------------------------------------------------------------------------------------
+def plan_encode(
+    source: AnyPath,
+    target: AnyPath,
+    form: str = "wcodec",
+    options: EncodeOptions | None = None,
+    backend: Backend | None = None,
+    base: AnyPath | None = None,
+) -> Plan:
+    """What `encode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
+    if form not in FORMS:
+        raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
+    if form == "hub" and base is not None:
+        raise EncodeError("bad_option", "there is no hub form of differences from a base")
+    check_places(source, target)
+    files, folders = scan(Path(source), _bad_source)
+    weights = [name for name in files if name.endswith(PLAIN)]
+    for name in files:
+        if name.endswith((CODED, CODED + INDEX)):
+            raise _bad_source(f"{name!r} is encoded already: the input is a directory of plain safetensors files")
+        if PurePosixPath(name).name == STATE:
+            raise _bad_source(f"{name!r}: the directory is unfinished; run what writes it again")
+    if not weights:
+        raise _bad_source(f"there is no .safetensors file in {str(source)!r}")
+    for name in weights:
+        with in_file(name):
+            read_plain_header(memoryview(map_file(files[name])))
+    options, backend = options or EncodeOptions(), backend or get_backend()
+    maker = _Encoding(files, form, options, backend, _check_base(base, weights))
+    jobs = [maker.job(name) for name in files]
+    if not any(j.is_coded for j in jobs):
+        raise _bad_source(f"no weights in {str(source)!r} are for transformers, which the hub form is for; use --form wcodec")
+    key = {"run": "encode", "format": VERSION_TEXT, "form": form, "options": asdict(options), "base": base and str(Path(base).resolve())}
+    return Plan(Path(target), jobs, folders, {**key, "source": str(Path(source).resolve())})
+
+
+@dataclass
+class _Encoding:
+    """Makes the jobs of `plan_encode`."""
+
+    files: dict[str, Path]
+    form: str
+    options: EncodeOptions
+    backend: Backend
+    base: Path | None
+
+    def job(self, name: str) -> Job:
+        """What becomes of a file."""
+        path = self.files[name]
+        if name.endswith(PLAIN) and self._is_coded(name):
+            return self._weights(name, path)
+        if name.endswith(PLAIN) and is_hub(path):
+            raise _bad_source(f"{name!r} has a tensor that looks like a stream, and is not for transformers")
+        nbytes = path.stat().st_size
+        if self.form == "wcodec" and name.endswith(PLAIN + INDEX):
+            with in_file(name):
+                raw = path.read_bytes()
+                text = rename_shards(raw, PLAIN.encode(), CODED.encode())
+                if text is None:
+                    raise _bad_source(f"the index names files that end in {CODED} already")
+            return Job((path,), _swapped(name, PLAIN + INDEX, CODED + INDEX), name, len(raw), False, writing(text, len(raw), len(text)))
+        if self.form == "hub" and _is_config(name) and self._has_coded(_parent(name)):
+            with in_file(name):
+                raw = path.read_bytes()
+                text = add_entry(raw)
+            return Job((path,), name, name, len(raw), False, writing(text, len(raw), len(text)))
+        return Job((path,), name, name, nbytes, False, copying(path))
+
+    def _weights(self, name: str, path: Path) -> Job:
+        nbytes = path.stat().st_size
+        if self.form == "hub":
+
+            def to_hub(target: Path, progress: Progress) -> tuple[int, int]:
+                return encode_hub_file(path, target, self.options, self.backend, progress)
+
+            return Job((path,), name, name, nbytes, True, to_hub)
+        base = _base_of(self.base, name)
+
+        def encode(target: Path, progress: Progress) -> tuple[int, int]:
+            return encode_file(path, target, self.options, self.backend, progress, base)
+
+        sources = (path,) if base is None else (path, base)
+        return Job(sources, _swapped(name, PLAIN, CODED), name, nbytes + _base_nbytes(base), True, encode)
+
+    def _has_coded(self, folder: str) -> bool:
+        return any(n.endswith(PLAIN) and _parent(n) == folder and self._is_coded(n) for n in self.files)
+
+    def _is_coded(self, name: str) -> bool:
+        """Whether weights are encoded; in hub form not those of other libraries than transformers, such as adapters of peft."""
+        if self.form != "hub":
+            return True
+        if PurePosixPath(name).name.startswith("adapter_"):
+            return False
+        config = PurePosixPath(name).with_name("config.json").as_posix()
+        if config not in self.files:
+            return True
+        with in_file(config):
+            return is_of_transformers(read_config(self.files[config].read_bytes()))
+
+
+def encode_directory(
+    source: AnyPath,
+    target: AnyPath,
+    form: str = "wcodec",
+    options: EncodeOptions | None = None,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    base: AnyPath | None = None,
+) -> Report:
+    """Encode the safetensors files of a directory, and carry all other files along; `decode_directory` gives the directory back.
+
+    A run that was interrupted goes on where it stopped. ``.git`` and ``.cache`` are left out; links to files are followed.
+
+    Parameters
+    ----------
+    form
+        ``"wcodec"``: ``.wcodec`` files, the index of shards renamed with them. ``"hub"``: safetensors files in hub form under the
+        same names, and an entry in ``config.json``, so that transformers loads them; adapters, and weights beside a ``config.json``
+        of another library, are copied.
+    base
+        A directory: files of the same names are bases of form ``"wcodec"``; see `wcodec.save_file`.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``: no plain model directory; nothing has been written. ``bad_option``: as for the form, the target or the base.
+    DecodeError
+        A base is not well-formed.
+    """
+    return plan_encode(source, target, form, options, backend, base).run(progress)
+
+
+# ---- decoding ----------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class CodedFile:
+    """An encoded file of a directory, opened and checked as far as its index.
+
+    Attributes
+    ----------
+    data_nbytes, nbytes
+        Decoded bytes of its tensors, and of the file that it restores.
+    """
+
+    name: str
+    path: Path
+    is_hub: bool
+    data_nbytes: int
+    nbytes: int
+    stored_nbytes: int
+    base: Path | None
+
+
+def coded_files(
+    source: AnyPath, files: dict[str, Path], backend: Backend, max_nbytes: int | None = None, base: AnyPath | None = None
+) -> dict[str, CodedFile]:
+    """Those of the files of a directory that are encoded, by name.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_magic``: there are none. ``resource_limit``: they decode to more than `max_nbytes`. Others: one is damaged.
+    """
+    names = [name for name in files if name.endswith((PLAIN, CODED))]
+    folder, found = _check_base(base, names) if names else None, dict[str, CodedFile]()
+    for name in names:
+        with in_file(name):
+            coded = _open(name, files[name], backend, _base_of(folder, name))
+        if coded is not None:
+            found[name] = coded
+    if not found:
+        raise DecodeError("bad_magic", f"there is neither a .wcodec file nor a safetensors file in hub form in {str(source)!r}")
+    total = sum(c.data_nbytes for c in found.values())
+    if max_nbytes is not None and total > max_nbytes:
+        raise DecodeError("resource_limit", f"the tensors have {total} bytes; the caller allows {max_nbytes}")
+    return found
+
+
+def _open(name: str, path: Path, backend: Backend, base: Path | None) -> CodedFile | None:
+    if name.endswith(CODED):
+        with File(path, backend) as f:
+            data_nbytes = f.index.data_nbytes
+            return CodedFile(name, path, False, data_nbytes, data_nbytes + len(f.index.source_header), f.index.file_nbytes, base)
+    if not has_hub_form(path):
+        return None
+    hub = HubFile(path, backend)
+    return CodedFile(name, path, True, hub.data_nbytes, hub.nbytes, hub.stored_nbytes, None)
+
+
+def scan_coded(source: AnyPath) -> tuple[dict[str, Path], list[str]]:
+    """Files and directories of an encoded directory; see `scan`.
+
+    Raises
+    ------
+    DecodeError
+        ``truncated``: a run that was to write it has not ended.
+    """
+    files, folders = scan(Path(source), _bad_value)
+    for name in files:
+        if PurePosixPath(name).name == STATE:
+            raise DecodeError("truncated", f"{name!r}: the directory is unfinished; run what writes it again")
+    return files, folders
+
+
+def plan_decode(
+    source: AnyPath, target: AnyPath, backend: Backend | None = None, max_nbytes: int | None = None, base: AnyPath | None = None
+) -> Plan:
+    """What `decode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
+    check_places(source, target)
+    backend = backend or get_backend()
+    files, folders = scan_coded(source)
+    coded = coded_files(source, files, backend, max_nbytes, base)
+    jobs = [_decoding(name, path, coded, backend) for name, path in files.items()]
+    names = dict[str, str]()
+    for j in jobs:
+        if (other := names.setdefault(j.name, j.label)) != j.label or j.name in folders:
+            raise _bad_value(f"{j.label!r} and {other if other != j.label else j.name!r} would both become {j.name!r}")
+    key = {"run": "decode", "format": VERSION_TEXT, "source": str(Path(source).resolve()), "base": base and str(Path(base).resolve())}
+    return Plan(Path(target), jobs, folders, key)
+
+
+def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backend) -> Job:
+    """What becomes of a file."""
+    if name in coded:
+        return _weights(coded[name], backend)
+    if name.endswith(CODED + INDEX):
+        with in_file(name):
+            raw = path.read_bytes()
+            text = rename_shards(raw, CODED.encode(), PLAIN.encode())
+            if text is None:
+                raise _bad_value(f"the index names files that end in {PLAIN}")
+        return Job((path,), _swapped(name, CODED + INDEX, PLAIN + INDEX), name, len(text), False, writing(text, len(text), len(raw)))
+    if _is_config(name) and any(c.is_hub and _parent(c.name) == _parent(name) for c in coded.values()):
+        with in_file(name):
+            raw = path.read_bytes()
+            text = remove_entry(raw)
+        return Job((path,), name, name, len(text), False, writing(text, len(text), len(raw)))
+    return Job((path,), name, name, path.stat().st_size, False, copying(path))
+
+
+def _weights(c: CodedFile, backend: Backend) -> Job:
+    def from_hub(target: Path, progress: Progress) -> tuple[int, int]:
+        return decode_hub_file(c.path, target, backend, progress)[::-1]
+
+    def decode(target: Path, progress: Progress) -> tuple[int, int]:
+        return decode_file(c.path, target, backend, progress, base=c.base)[::-1]
+
+    if c.is_hub:
+        return Job((c.path,), c.name, c.name, c.nbytes, True, from_hub)
+    sources = (c.path,) if c.base is None else (c.path, c.base)
+    return Job(sources, _swapped(c.name, CODED, PLAIN), c.name, c.nbytes + _base_nbytes(c.base), True, decode)
+
+
+def decode_directory(
+    source: AnyPath,
+    target: AnyPath,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    max_nbytes: int | None = None,
+    base: AnyPath | None = None,
+) -> Report:
+    """Give back the directory that `encode_directory` read, of either form; ``.wcodec`` files of others become safetensors files too.
+
+    A run that was interrupted goes on where it stopped.
+
+    Parameters
+    ----------
+    max_nbytes
+        Refuse a directory whose tensors decode to more bytes than that.
+    base
+        As of `encode_directory`.
+
+    Raises
+    ------
+    DecodeError
+        A file is damaged; what its place is stays empty. ``resource_limit``: the disk has not the room.
+    EncodeError
+        ``bad_option``: as for the target or the base.
+    """
+    plan = plan_decode(source, target, backend, max_nbytes, base)
+    check_plan_room(plan)
+    return plan.run(progress)
+
+
+def check_plan_room(plan: Plan) -> None:
+    """Refuse to decode more than the disk has room for. Raises `DecodeError`: ``resource_limit``."""
+    place = plan.target.absolute()
+    while not place.exists():
+        place = place.parent
+    check_room(place / STATE, plan.nbytes)
+
+
+def verify_directory(
+    source: AnyPath,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    max_nbytes: int | None = None,
+    base: AnyPath | None = None,
+) -> Report:
+    """Decode all encoded files of a directory, check every checksum and that the shards of indexes are there, keeping nothing.
+
+    Raises
+    ------
+    DecodeError, EncodeError
+        As `decode_directory`. ``truncated``: a shard is missing.
+    """
+    backend = backend or get_backend()
+    files, _ = scan_coded(source)
+    coded = coded_files(source, files, backend, max_nbytes, base)
+    for name, path in files.items():
+        if name.endswith((PLAIN + INDEX, CODED + INDEX)):
+            with in_file(name):
+                here = {PurePosixPath(n).name for n in files if _parent(n) == _parent(name)}
+                for missing in sorted(shard_names(path.read_bytes()) - here):
+                    raise DecodeError("truncated", f"the index names {missing!r}, which is not there")
+        elif _is_config(name):
+            _decoding(name, path, coded, backend)
+    nbytes = stored_nbytes = 0
+    for c in coded.values():
+        check: Callable[..., tuple[int, int]] = verify_hub_file if c.is_hub else partial(verify_file, base=c.base)
+        with in_file(c.name):
+            stored, plain = check(c.path, backend, progress)
+        nbytes, stored_nbytes = nbytes + plain, stored_nbytes + stored
+    return Report(len(coded), 0, 0, nbytes, stored_nbytes)
+
+
+# ---- in one call -------------------------------------------------------------------------------------------------------------
+def encode_safetensors_to_wcodec(
+    src: AnyPath,
+    dst: AnyPath,
+    *,
+    form: str = "wcodec",
+    preset: str = "default",
+    options: EncodeOptions | None = None,
+    backend: Backend | str | None = None,
+    base: AnyPath | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Encode a safetensors file, or a directory of a model with all that is in it.
+
+    Parameters
+    ----------
+    src
+        A ``.safetensors`` file; or a directory, shards and all, as `encode_directory` takes it.
+    dst
+        The file or directory to be written.
+    form
+        ``"wcodec"``: ``.wcodec`` files. ``"hub"``: safetensors files in hub form, for transformers.
+    preset
+        ``"fast"``, ``"default"`` or ``"max"``.
+    options
+        More choices than the preset, instead of it; see `EncodeOptions`.
+    backend
+        A backend or its name; ``None`` for the one of `wcodec.get_backend`.
+    base
+        A checkpoint to store differences from; of a directory, a directory. See `wcodec.save_file`.
+    progress
+        Called with the number of bytes that were just done.
+
+    Returns
+    -------
+    How many files were encoded, copied and skipped as done before, and their bytes.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``, ``bad_option``, ``bad_name``, ``resource_limit``
+    DecodeError
+        The base is not well-formed.
+    BackendUnavailable
+
+    Examples
+    --------
+    >>> wcodec.encode_safetensors_to_wcodec("all-MiniLM-L6-v2", "all-MiniLM-L6-v2-wcodec", form="hub")
+    """
+    if options is not None and preset != "default":
+        raise EncodeError("bad_option", "preset and options: give the preset as EncodeOptions(preset=...)")
+    chosen = options or EncodeOptions(preset=preset)
+    used = load_backend(backend) if isinstance(backend, str) else backend or get_backend()
+    told: Callable[[int], Any] = progress or ignore_progress
+    if os.path.isdir(src):
+        return encode_directory(src, dst, form, chosen, used, told, base)
+    nbytes, stored_nbytes = encode_one(src, dst, form, chosen, used, told, base)
+    return Report(1, 0, 0, nbytes, stored_nbytes)
+
+
+def encode_one(
+    source: AnyPath,
+    target: AnyPath,
+    form: str,
+    options: EncodeOptions,
+    backend: Backend,
+    progress: Progress = ignore_progress,
+    base: AnyPath | None = None,
+) -> tuple[int, int]:
+    """Encode one safetensors file in either form. Returns and raises as `encode_file` and `encode_hub_file`."""
+    if form not in FORMS:
+        raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
+    if os.path.isdir(target):
+        raise EncodeError("bad_option", f"the output {str(target)!r} is a directory, the input is a file")
+    if form == "wcodec":
+        read_plain_header(memoryview(map_file(source)))
+        return encode_file(source, target, options, backend, progress, base)
+    if base is not None:
+        raise EncodeError("bad_option", "there is no hub form of differences from a base")
+    return encode_hub_file(source, target, options, backend, progress)
