@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from wcodec import hub
-from wcodec.files import encode_file
+from wcodec.directories import encode_directory
 from wcodec.torch.compressed import CompressedTensor
 
 _DECODER = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}
@@ -61,20 +58,7 @@ def auto_class(name: str) -> Any:
 
 def encode(source: Path, target: Path, form: str) -> Path:
     """A model's directory in another form."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
-    for path in source.glob("*.safetensors"):
-        if form == "hub":
-            hub.encode_hub_file(path, target / path.name)
-        else:
-            encode_file(path, target / f"{path.stem}.wcodec")
-    for path in source.glob("*.safetensors.index.json"):
-        name = path.name if form == "hub" else path.name.replace(".safetensors", ".wcodec")
-        text = path.read_text() if form == "hub" else path.read_text().replace(".safetensors", ".wcodec")
-        (target / name).write_text(text)
-    if form == "hub":
-        config = json.loads((source / "config.json").read_text())
-        stored = {"quant_method": "wcodec", "format_version": hub.VERSION_TEXT}
-        (target / "config.json").write_text(json.dumps({"quantization_config": stored, **config}, indent=2))
+    encode_directory(source, target, form)
     return target
 
 

@@ -55,16 +55,18 @@ class WCodecModel:
             The class of the model cannot be told.
         """
         config, kwargs = _config(directory, kwargs)
-        coding = kwargs.pop("quantization_config", None)
-        if coding is None:
-            coding = WCodecConfig(resident=resident, preset=preset)
-        elif resident or preset != "default":
+        given = kwargs.pop("quantization_config", None)
+        if given is not None and (resident or preset != "default"):
             raise ValueError("resident and preset stand in the quantization_config: give them there")
+        coding = given if isinstance(given, WCodecConfig) else WCodecConfig(resident=resident, preset=preset)
+        foreign = given is not coding and given is not None
+        if foreign:
+            kwargs["quantization_config"] = given
         model_class = _model_class(config, auto_class, directory, kwargs)
         files = weight_files(_folder(directory, kwargs), WCODEC, kwargs.get("variant"))
         if files:
-            return _from_wcodec(model_class, directory, files, config, coding, model_args, kwargs)
-        if _method(config) == METHOD or coding.resident:
+            return _from_wcodec(model_class, directory, files, config, None if foreign else coding, model_args, kwargs)
+        if not foreign and (_method(config) == METHOD or coding.resident):
             kwargs["quantization_config"] = coding
         return model_class.from_pretrained(directory, *model_args, config=config, **kwargs)
 
@@ -126,14 +128,14 @@ _PARALLEL: Final = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
 
 def _from_wcodec(
-    model_class: Any, directory: Any, files: list[Path], config: Any, coding: WCodecConfig, model_args: Any, kwargs: dict[str, Any]
+    model_class: Any, directory: Any, files: list[Path], config: Any, coding: WCodecConfig | None, model_args: Any, kwargs: dict[str, Any]
 ) -> Any:
     """A model from ``.wcodec`` files. Their tensors go to the loader as the streams of the hub form would; if another quantization or
     another process takes a part in it, they go there decoded, of each as much as is asked for."""
-    streams = _method(config) in (None, METHOD) and not any(kwargs.get(k) is not None for k in _PARALLEL)
-    if streams:
+    streams = coding is not None and _method(config) in (None, METHOD) and not any(kwargs.get(k) is not None for k in _PARALLEL)
+    if coding is not None and streams:
         config.quantization_config = {**coding.to_dict(), **coding.get_loading_attributes()}
-    elif coding.resident:
+    elif coding is not None and coding.resident:
         raise ValueError("resident=True does not go together with another quantization, nor with a model in parts")
     if getattr(config, "dtype", None) is None:
         config.dtype = stored_dtype(_folder(directory, kwargs), kwargs.get("variant"))
