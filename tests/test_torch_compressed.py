@@ -8,6 +8,7 @@ import io
 import pickle
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ import wcodec
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.torch import scratch
 from wcodec.torch.compressed import CompressedTensor
+from wcodec.torch.files import save_file
 from wcodec.torch.held import hold
-from wcodec.torch.models import compress_model, decompress_model, model_memory
+from wcodec.torch.models import compress_model, decompress_model, load_compressed, model_memory
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -493,3 +495,69 @@ def test_damage_that_is_met_ahead() -> None:
             layers[1](x)
         layers[1].weight.held.stream[100] ^= 1
         layers(x)
+
+
+# ---- from files ------------------------------------------------------------------------------------------------------------
+def test_loaded_as_they_are(tmp_path: Path) -> None:
+    dense = Net()
+    dense.register_buffer("ids", torch.arange(4000).reshape(40, 100))
+    save_file(dense.state_dict(), tmp_path / "m.wcodec")
+    with torch.device("meta"):
+        small = Net()
+        small.head.weight = small.embed.weight
+        small.register_buffer("ids", torch.zeros(40, 100, dtype=torch.int64))
+    small = small.bfloat16()
+    assert load_compressed(small, tmp_path / "m.wcodec") == ([], [])
+    assert model_memory(small).n_compressed == 4
+    assert small.head.weight is small.embed.weight
+    assert small.up.weight.held.name == "up.weight"
+    assert type(small.ids) is torch.Tensor
+    assert torch.equal(small.ids, dense.ids)
+    assert torch.equal(small(IDS), dense(IDS))
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), dense.parameters(), strict=True))
+    other = Net()  # dense until now, on the CPU
+    load_compressed(other, tmp_path / "m.wcodec", min_nbytes=40000, strict=False)
+    assert {n for n, p in other.named_parameters() if isinstance(p, CompressedTensor)} == {
+        "embed.weight",
+        "conv.weight",
+        "up.weight",
+        "down.weight",
+    }
+    assert torch.equal(other(IDS), dense(IDS))
+
+
+def test_loading_what_does_not_fit(tmp_path: Path) -> None:
+    state = Net().state_dict()
+    save_file({n: t for n, t in state.items() if n != "up.bias"} | {"more": torch.ones(3)}, tmp_path / "m.wcodec")
+    model = Net()
+    with pytest.raises(RuntimeError, match="does not have: more"):
+        load_compressed(model, tmp_path / "m.wcodec")
+    assert load_compressed(model, tmp_path / "m.wcodec", strict=False) == (["up.bias"], ["more"])
+    save_file({n: t for n, t in state.items() if n != "up.bias"}, tmp_path / "n.wcodec")
+    with pytest.raises(RuntimeError, match=r"lacks up\.bias"):
+        load_compressed(Net(), tmp_path / "n.wcodec")
+    save_file({**state, "up.weight": torch.zeros(128, 128)}, tmp_path / "o.wcodec")
+    with pytest.raises(RuntimeError, match=r"size mismatch for up\.weight"):
+        load_compressed(Net(), tmp_path / "o.wcodec")
+
+
+def test_loading_differences(tmp_path: Path) -> None:
+    dense = Net(torch.float32)
+    save_file(dense.state_dict(), tmp_path / "base.wcodec")
+    with torch.no_grad():
+        dense.up.weight[3] += 1
+    save_file(dense.state_dict(), tmp_path / "tuned.wcodec", base=tmp_path / "base.wcodec")
+    small = Net(torch.float32)
+    load_compressed(small, tmp_path / "tuned.wcodec")
+    assert torch.equal(small(IDS), dense(IDS))
+
+
+def test_loading_a_damaged_file(tmp_path: Path) -> None:
+    save_file(Net().state_dict(), tmp_path / "m.wcodec")
+    data = bytearray((tmp_path / "m.wcodec").read_bytes())
+    data[40] ^= 1  # in the payload of the first tensor
+    (tmp_path / "m.wcodec").write_bytes(data)
+    model = Net()
+    load_compressed(model, tmp_path / "m.wcodec")
+    with pytest.raises(DecodeError, match=r"bad_checksum.*'embed\.weight'"):
+        model(IDS)

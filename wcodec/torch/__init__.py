@@ -14,10 +14,12 @@ try:
 except ImportError as e:
     raise ImportError("wcodec.torch needs PyTorch: pip install 'wcodec[torch]'") from e
 
+from wcodec.directories import encode_safetensors_to_wcodec
 from wcodec.torch.checkpoint import WCodecCheckpoint, load_wcodec_checkpoint
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.files import load_file, safe_open, save_file
-from wcodec.torch.models import compress_model, decompress_model
+from wcodec.torch.models import compress_model, decompress_model, load_compressed, model_memory
+from wcodec.torch.scratch import release_scratch, scratch_nbytes
 from wcodec.torch.sharding import load_shard
 
 __all__ = [
@@ -25,9 +27,14 @@ __all__ = [
     "WCodecCheckpoint",
     "compress_model",
     "decompress_model",
+    "encode_safetensors_to_wcodec",
+    "load_compressed",
     "load_file",
     "load_shard",
     "load_wcodec_checkpoint",
+    "model_memory",
+    "release_scratch",
     "safe_open",
     "save_file",
+    "scratch_nbytes",
 ]

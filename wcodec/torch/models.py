@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
+from wcodec.codec import FileSource
 from wcodec.errors import EncodeError
+from wcodec.extract import extract
+from wcodec.outputs import AnyPath
 from wcodec.reference.plan import EncodeOptions
+from wcodec.torch.checkpoint import WCodecCheckpoint
 from wcodec.torch.compressed import CompressedTensor
+from wcodec.torch.reader import Device, Reader
+from wcodec.torch.scratch import return_freed_memory
 
 MIN_NBYTES: Final = 4096  #: smaller weights stay as they are
 
@@ -87,6 +93,7 @@ def compress_model(
                 setattr(module, leaf, small)
         if progress is not None:
             progress(nbytes)
+    return_freed_memory()
     return model
 
 
@@ -95,6 +102,106 @@ def compressed_parameter(tensor: torch.Tensor, options: EncodeOptions | None = N
     small = torch.nn.Parameter(CompressedTensor.from_dense(tensor, options, name), requires_grad=False)
     small.__dict__.update({k: v for k, v in tensor.__dict__.items() if k not in small.__dict__})
     return small
+
+
+class Keys(NamedTuple):
+    """What did not match between a model and a checkpoint; as of ``load_state_dict``."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def load_compressed(
+    model: torch.nn.Module, path: AnyPath, device: Device | None = None, *, min_nbytes: int = MIN_NBYTES, strict: bool = True,
+    base: AnyPath | None = None,
+) -> Keys:  # fmt: skip
+    """Put the weights of a ``.wcodec`` checkpoint into a model as they are: compressed, without decoding them.
+
+    What `compress_model` would not take (biases, norms, buffers) is decoded. Parameters become those of the checkpoint, as
+    ``load_state_dict(assign=True)`` does it: the model may have been made on the device ``meta``. Tied ones stay tied.
+
+    Parameters
+    ----------
+    path, base
+        As of `WCodecCheckpoint`.
+    device
+        Where to hold and decode them; ``None`` for where each parameter is, and the CPU for those on ``meta``.
+    strict
+        Whether all names have to match.
+
+    Returns
+    -------
+    Names without a tensor in the checkpoint, and tensors without a name in the model. With `strict`, both are empty.
+
+    Raises
+    ------
+    DecodeError, EncodeError, BackendUnavailable
+    RuntimeError
+        With `strict`, names that do not match. A shape that does not match.
+    """
+    places = _places(model)
+    missing, unexpected = set(places), list[str]()
+    with WCodecCheckpoint(path, base=base) as checkpoint, torch.no_grad():
+        if strict and (wrong := sorted(set(checkpoint) - set(places))):
+            raise RuntimeError(f"tensors that the model does not have: {_some(wrong)}")
+        for reader, names in checkpoint.readers():
+            with reader.file.reopen() as raw:
+                source = FileSource(reader.file.source, raw)
+                for name in names:
+                    if name not in places:
+                        unexpected.append(name)
+                        continue
+                    place, original = places[name], (reader.name, reader.file.original(reader.record(name)).name)
+                    if place.loaded != original:  # not only tied, but stored once
+                        _load(place, reader, source, name, device, min_nbytes)
+                        place.loaded = original
+                    missing -= {name for name, _, _ in place.where}
+    if strict and missing:
+        raise RuntimeError(f"the checkpoint lacks {_some(sorted(missing))}")
+    return Keys(sorted(missing), unexpected)
+
+
+@dataclass
+class _Place:
+    """A parameter or buffer of a model, and all names that it has there."""
+
+    tensor: torch.Tensor
+    where: list[tuple[str, torch.nn.Module, str]]
+    is_buffer: bool
+    loaded: tuple[str, str] | None = None
+
+
+def _places(model: torch.nn.Module) -> dict[str, _Place]:
+    by_id: dict[int, _Place] = {}
+    for prefix, module in model.named_modules():
+        persistent = ((n, b) for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set)
+        for leaf, tensor in [*module._parameters.items(), *persistent]:
+            if tensor is not None:
+                place = by_id.setdefault(id(tensor), _Place(tensor, [], leaf in module._buffers))
+                place.where.append((f"{prefix}.{leaf}" if prefix else leaf, module, leaf))
+    return {name: place for place in by_id.values() for name, _, _ in place.where}
+
+
+def _load(place: _Place, reader: Reader, source: FileSource, name: str, device: Device | None, min_nbytes: int) -> None:
+    """Put a tensor into its places."""
+    t, old = reader.record(name), place.tensor
+    if tuple(t.shape) != tuple(old.shape):
+        raise RuntimeError(f"size mismatch for {name}: {tuple(t.shape)} in the checkpoint, {tuple(old.shape)} in the model")
+    goes_to = torch.device(device) if device is not None else torch.device("cpu") if old.is_meta else old.device
+    recurrent = any(isinstance(module, torch.nn.RNNBase) for _, module, _ in place.where)
+    new: torch.Tensor
+    if place.is_buffer or recurrent or len(t.shape) < 2 or t.nbytes < min_nbytes or t.payload_nbytes >= t.nbytes or t.difference:
+        new = reader.tensor(name).to(goes_to)
+        new = new if place.is_buffer else torch.nn.Parameter(new, requires_grad=old.requires_grad and new.is_floating_point())
+    else:
+        stream = torch.from_numpy(extract(source, reader.file.original(t), reader.file.index.tables)).to(goes_to)
+        new = torch.nn.Parameter(CompressedTensor.from_stream(stream, name), requires_grad=False)
+    for _, module, leaf in place.where:
+        setattr(module, leaf, new)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def decompress_model(model: torch.nn.Module) -> torch.nn.Module:

@@ -7,6 +7,7 @@ weight is in use, the one that came behind it the last time is decoded by a thre
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import os
 import threading
 import weakref
@@ -194,3 +195,10 @@ def scratch_nbytes() -> int:
     """Bytes that are kept to decode weights into, on all devices, of buffers that are not in use."""
     with _ahead_lock:
         return sum(a.buffers.nbytes for a in _ahead.values())
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system: glibc keeps that of dense weights of up to 32 MB, which may be as much as the model."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,94 @@
+"""Run by test_torch_memory.py in a process of its own: a model whose weights stay compressed, and the memory that they take.
+
+    python torch_memory.py FILE MODE
+
+makes ``FILE`` if it is not there: bf16 weights, Gaussian, of 1 GB. Prints JSON: bytes of weights, and what the process took for them at
+its peak, loading included. MODE: ``load`` (from the file), or ``compress`` (a dense model, layer by layer).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import wcodec
+from wcodec.torch import compress_model, load_compressed, model_memory
+
+HIDDEN, INNER, LAYERS = 2048, 5632, 12
+
+
+class Block(torch.nn.Module):
+    """The products of a decoder layer."""
+
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.q, self.o = (torch.nn.Linear(hidden, hidden, bias=False, dtype=torch.bfloat16) for _ in range(2))
+        self.gate, self.up = (torch.nn.Linear(hidden, inner, bias=False, dtype=torch.bfloat16) for _ in range(2))
+        self.down = torch.nn.Linear(inner, hidden, bias=False, dtype=torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.rms_norm(x + self.o(self.q(x)), x.shape[-1:])
+        return x + self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+def write(path: Path) -> None:
+    """The checkpoint: the same Gaussian numbers in another order for each weight."""
+    numbers = (np.random.default_rng(1).standard_normal(HIDDEN * INNER + 4096, np.float32) * 0.02).view(np.uint32)
+    words = ((numbers + 0x8000) >> 16).astype(np.uint16)
+    with torch.device("meta"):
+        model = torch.nn.Sequential(*[Block(HIDDEN, INNER) for _ in range(LAYERS)])
+    from wcodec.reference.planes import BY_NAME
+
+    with path.open("wb") as f:
+        writer = wcodec.Encoder().start(f)
+        for i, (name, p) in enumerate(model.named_parameters()):
+            writer.add_words(name, words[13 * i : 13 * i + p.numel()], BY_NAME["bfloat16"], tuple(p.shape))
+        writer.finish()
+
+
+def status(key: str) -> int:
+    """A line of the process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def main(path: Path, mode: str) -> None:
+    """See the module."""
+    torch.set_num_threads(1)
+    if not path.exists():
+        write(path)
+    x = torch.randn(1, HIDDEN).bfloat16()
+    with torch.no_grad():
+        compress_model(Block(HIDDEN, 64))(x)  # compiles kernels, takes buffers that do not grow with the model
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        if mode == "load":
+            with torch.device("meta"):
+                model = torch.nn.Sequential(*[Block(HIDDEN, INNER) for _ in range(LAYERS)])
+            load_compressed(model, path)
+        else:
+            with wcodec.open(path) as f:
+                name = f.keys()[-1]
+            dense = wcodec.torch.load_file(path, names=[name])[name]
+            model = torch.nn.Sequential(*[compress_model(_block(dense)) for _ in range(LAYERS)])
+        y = model(x)
+        assert y.isfinite().all()
+        assert torch.equal(model(x), y)
+    memory = model_memory(model)
+    print(json.dumps({"dense": memory.dense, "held": memory.held, "n": memory.n_compressed, "peak": status("VmHWM") - before}))
+
+
+def _block(dense: torch.Tensor) -> Block:
+    """A dense layer of numbers that are there."""
+    block = Block(HIDDEN, INNER)
+    for p in block.parameters():
+        p.data.copy_(dense.reshape(-1)[: p.numel()].reshape(p.shape))
+    return block
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
