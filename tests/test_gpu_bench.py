@@ -313,12 +313,16 @@ def test_one_bad_step_does_not_stop_the_others(scripts: Modules, tmp_path: Path,
     monkeypatch.setattr(check.Checker, "conformance", broken)
     monkeypatch.setattr(check.Checker, "tests", lambda self: check.Result("tests", "timed out", "..."))
     monkeypatch.setattr(check.Checker, "speed", lambda self: check.Result("speed", "passed", "7 marks met"))
+    monkeypatch.setattr(check.Checker, "models", lambda self: check.Result("models", "not there", "torch not installed"))
     monkeypatch.setattr(check, "sanitizer", lambda: None)
     only = [a for name in check.STEPS[1:] for a in ("--only", name)]
     assert check.main(["--out", str(tmp_path), "--backend", "numba", *only]) == 1
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     outcomes = {s["name"]: s["outcome"] for s in report["steps"]}
-    assert outcomes == {"conformance": "failed", "tests": "timed out", "speed": "passed", "memcheck": "not there", "racecheck": "not there"}
+    assert outcomes == {
+        "conformance": "failed", "tests": "timed out", "speed": "passed", "models": "not there", "memcheck": "not there",
+        "racecheck": "not there",
+    }  # fmt: skip
     assert not report["good"]
     assert check.main(["--out", str(tmp_path), "--only", "speed", "--only", "memcheck"]) == 0, "what is not there is no failure"
     assert check.main(["--out", str(tmp_path), "--only", "speed", "--seconds", "1"]) == 1, "what is left out is one"
@@ -336,14 +340,23 @@ def test_the_commands_are_understood(scripts: Modules, checker: Any, monkeypatch
     """The suite's, and the benchmark's where there is no GPU; pytest's, where there is nothing to run."""
     seen = list[list[str]]()
     monkeypatch.setattr(checker, "run", lambda command, *_, **__: seen.append(command) or scripts.gpu_check.Run(1, "", 0.0))
-    assert {checker.conformance().outcome, checker.tests().outcome, checker.speed().outcome} == {"failed"}
-    conformance, tests, speed = seen
+    assert {checker.conformance().outcome, checker.tests().outcome, checker.speed().outcome, checker.models().outcome} == {"failed"}
+    conformance, tests, speed, models = seen
     monkeypatch.undo()
     done = checker.run([*conformance, "--filter", "accept/base_bytes"], 120)
     assert done.last.startswith("1 passed, 0 failed")
     assert json.loads((checker.out / "conformance.json").read_text())["target"] == "numba"
     assert "tests/test_gpu.py" in tests
     assert scripts.gpu.parse(speed[2:]).seconds > 100
+    assert checker.run(models, 120).status == 2, "there is no GPU, and that is said"
+    tiny = "--device cpu --hidden 64 --inner 128 --layers 2 --vocab 300 --heads 4 --kv-heads 2 --prompt 5 --tokens 4 --rounds 1"
+    on_a_cpu = checker.run([*models[:2], *tiny.split(), "--out", str(checker.out)], 300)
+    assert on_a_cpu.status == 0, on_a_cpu.output
+    (written,) = checker.out.glob("*-models-cpu.json")
+    report = json.loads(written.read_text())
+    assert report["same_tokens"]
+    assert report["n_compressed"] == 2 * 7 + 2
+    assert report["held_nbytes"] < report["dense_nbytes"]
 
 
 def test_tests_of_a_gpu_run(checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@
     python tools/gpu_check.py --only speed      # one step, or several
 
 Steps: ``devices``, ``conformance`` (the whole suite on the device), ``tests`` (those marked ``gpu``), ``speed`` (benchmarks/gpu.py),
-``memcheck`` and ``racecheck`` (compute-sanitizer over a part of the suite and random plans, with memory straight from the driver, where
-what lies outside of an array is outside of everything). wcodec need not be installed. Each step is a process of its own with a time
+``models`` (benchmarks/bench_models.py: a model of the shape of Llama-3-8B whose weights stay compressed), ``memcheck`` and ``racecheck``
+(compute-sanitizer over a part of the suite and random plans, with memory straight from the driver, where what lies outside of an array
+is outside of everything). wcodec need not be installed. Each step is a process of its own with a time
 limit; whatever becomes of it, the next one runs. ``--out`` (default: $OUT or benchmarks/results) gets gpu-check.json, gpu-check.log with
 all that was printed, conformance.json, and the results of the benchmark. The exit status is 0 only if no step failed or was left out;
 a machine without compute-sanitizer, or one whose GPU it does not support, is no failure, but is said.
@@ -15,6 +16,7 @@ a machine without compute-sanitizer, or one whose GPU it does not support, is no
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -205,6 +207,16 @@ class Checker:
             detail += f"; FAILED: {'; '.join(f['step'] for f in report['failures'])}"
         return Result("speed", _failed(run), detail if written else run.last, command=command)
 
+    def models(self) -> Result:
+        """A large model, compressed and not, if PyTorch and transformers are there; a smaller one if the memory is."""
+        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        if missing:
+            return Result("models", "not there", f"{' and '.join(missing)} not installed: no model was run")
+        command = [sys.executable, "benchmarks/bench_models.py", "--device", "cuda", "--rounds", "5", "--out", str(self.out)]
+        run = self.run(command, min(600.0, max(60.0, self.left() - 2 * SANITIZED_S)), show=True)
+        said = [line for line in run.output.splitlines() if "tokens" in line or "held compressed" in line]
+        return Result("models", _failed(run), "; ".join(said) or run.last, command=command)
+
     def memcheck(self) -> Result:
         """Accesses outside of memory."""
         return self.sanitized("memcheck")
@@ -233,7 +245,7 @@ class Checker:
         return Result(name, outcome, "; ".join(found) or run.last, command=command)
 
 
-STEPS = ("devices", "conformance", "tests", "speed", "memcheck", "racecheck")
+STEPS = ("devices", "conformance", "tests", "speed", "models", "memcheck", "racecheck")
 
 
 def _end(p: subprocess.Popen[str]) -> None:
