@@ -104,7 +104,7 @@ def check_payload(held: Held) -> None:
         ``bad_checksum``; of a weight on a GPU, which is decoded for it, what decoding may give.
     """
     if held.stream.device.type != "cpu":
-        held.give_back(held.lease())
+        held.dense()
         return
     source = BufferSource(held.stream.numpy())
     index = Decoder().read_index(source)

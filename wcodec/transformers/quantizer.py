@@ -84,8 +84,8 @@ class WCodecHfQuantizer(HfQuantizer):
         if any(n > 1 for n in sizes.values()):
             given = ", ".join(f"{name}={n}" for name, n in sizes.items() if n > 1)
             raise ValueError(
-                f"from_pretrained cannot cut compressed weights into the parts of several processes ({given}): "
-                "bring the model into the wcodec form (wcodec encode) and load each part with wcodec.torch.load_shard"
+                f"weights in hub form cannot be cut into the parts of several processes ({given}): bring the model into the wcodec form "
+                "(wcodec encode), and load that by WCodecModel.from_pretrained, or the tensors of a part by wcodec.torch.load_shard"
             )
         return model
 

@@ -45,7 +45,7 @@ class StreamSlice:
         """
         if index is not Ellipsis:
             raise TypeError("a stream is read as a whole")
-        return torch.from_numpy(np.array(self.file.extract(self.name)))
+        return torch.from_numpy(np.require(self.file.extract(self.name), requirements=["W"]))
 
     def get_dtype(self) -> str:
         """As of any stream."""
