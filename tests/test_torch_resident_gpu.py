@@ -1,4 +1,4 @@
-"""Weights held compressed on a GPU: the same bits as dense ones there, while others are decoded on a stream beside. For ``make gpu-check``."""
+"""Weights held compressed on a GPU: the same bits as dense ones there, while others are decoded on a stream beside."""
 
 from __future__ import annotations
 

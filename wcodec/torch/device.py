@@ -139,15 +139,34 @@ def current_stream(device: torch.device) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
+class DeviceBuffers(Buffers):
+    """As `Buffers`. What was queued may still read a buffer that comes back: the stream that takes it next waits for that."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._read: dict[int, torch.cuda.Event] = {}  #: by address: when all that read a buffer is done
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        buffer, stream = super().take(nbytes), torch.cuda.current_stream(self.device)
+        done = self._read.pop(buffer.data_ptr(), None)
+        if done is not None:
+            stream.wait_event(done)
+        buffer.record_stream(stream)
+        return buffer
+
+    def give(self, buffer: torch.Tensor) -> None:
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self.device))
+        self._read[buffer.data_ptr()] = done
+        super().give(buffer)
+
+
 class DeviceAhead(Ahead):
-    """As `Ahead`; what is next is decoded on a stream of its own, and who uses it lets the current stream wait for it.
+    """As `Ahead`; what is next is decoded on a stream of its own, and who uses it lets the current stream wait for it."""
 
-    A buffer that comes back may still be read by what was queued: whoever gets it next waits for that on the device.
-    """
-
-    def __init__(self, buffers: Buffers) -> None:
-        super().__init__(buffers)
-        self._side = torch.cuda.Stream(buffers.device)
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(DeviceBuffers(device))
+        self._side = torch.cuda.Stream(device)
         self._next: tuple[Decodable, int, torch.Tensor, torch.cuda.Event] | None = None
 
     def decoded(self, held: Decodable) -> torch.Tensor:

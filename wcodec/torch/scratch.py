@@ -176,7 +176,7 @@ def ahead_of(device: torch.device) -> Ahead:
             if device.type == "cuda":
                 from wcodec.torch.device import DeviceAhead
 
-                _ahead[device] = DeviceAhead(Buffers(device))
+                _ahead[device] = DeviceAhead(device)
             else:
                 _ahead[device] = Ahead(Buffers(device))
         return _ahead[device]
