@@ -12,6 +12,9 @@ from wcodec.backends import Backend, load_backend, use_backend
 
 BACKENDS = ("reference", "numba")
 
+# PyTorch reads it when it is imported: its threads would wait, spinning, for those of the tests that run beside each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # CI runs the same examples each time; elsewhere new ones are tried. Compiling makes single examples slow: no deadline.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
