@@ -23,6 +23,7 @@ import wcodec.cuda
 from wcodec.backends import Backend, use_backend
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError
 from wcodec.files import encode_file
+from wcodec.hub import encode_hub_file
 from wcodec.reference.planes import DTYPES, DType
 from wcodec.torch import WCodecCheckpoint, decoding, load_file, load_wcodec_checkpoint, safe_open, save_file
 from wcodec.torch.dtypes import from_array, row_of, to_array, torch_dtype
@@ -427,6 +428,22 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DecodeError, match=r"in model.wcodec: format version 7.3; this decoder knows 0.2") as e:
             read(tmp_path / "model.wcodec")
         assert e.value.code == "unsupported_version"
+
+
+def test_safetensors_files_are_pointed_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors_bytes([("w", "BF16", [300, 200], raw(weights(300, 200)))]))
+    with pytest.raises(DecodeError, match=r"in model\.safetensors: .* not compressed: safetensors\.torch\.load_file reads it") as e:
+        load_file(path)
+    assert e.value.code == "bad_magic"
+    encode_hub_file(path, tmp_path / "hub.safetensors")
+    with pytest.raises(DecodeError, match=r"in hub form: wcodec\.transformers loads its directory"):
+        WCodecCheckpoint(tmp_path / "hub.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no \.wcodec file; wcodec\.transformers loads"):
+        WCodecCheckpoint(tmp_path)
+    path.write_bytes(b"neither of both, but long enough to be one")
+    with pytest.raises(DecodeError, match="magic"):
+        load_file(path)
 
 
 def index_with(folder: Path, weight_map: Any) -> None:

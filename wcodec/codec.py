@@ -332,16 +332,17 @@ class StreamSource:
         DecodeError
             ``truncated``: the file has become shorter than it was.
         """
-        out, done = np.empty(nbytes, np.uint8), 0
+        if nbytes == 0:
+            return np.empty(0, np.uint8)
+        pieces, done = list[bytes](), 0
         with self.lock:
             self.stream.seek(offset)
             while done < nbytes:
-                piece = self.stream.read(nbytes - done)
-                if not piece:
+                pieces.append(self.stream.read(nbytes - done))
+                if not pieces[-1]:
                     raise DecodeError("truncated", f"the file ends {nbytes - done} bytes early", offset=offset + done)
-                out[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
-                done += len(piece)
-        return out
+                done += len(pieces[-1])
+        return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), np.uint8)
 
 
 # ---- decoding ----------------------------------------------------------------------------------------------------------

@@ -194,7 +194,9 @@ def _shards(path: Path) -> list[Path]:
         return [path]
     names = set(_weight_map(path).values()) or {p.name for p in path.glob(f"*{SUFFIX}")}
     if not names:
-        raise FileNotFoundError(f"the folder {path} holds no {SUFFIX} file")
+        others = any(path.glob("*.safetensors"))
+        to_do = "; wcodec.transformers loads directories with safetensors files, in hub form or plain" if others else ""
+        raise FileNotFoundError(f"the folder {path} holds no {SUFFIX} file{to_do}")
     return [path / name for name in sorted(names)]
 
 

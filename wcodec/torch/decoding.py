@@ -29,7 +29,7 @@ from wcodec.reference.segments import SegmentPlan
 from wcodec.torch import dtypes
 
 PIECE_NBYTES: Final = 1 << 23  #: words that a thread decodes at once: enough to be worth a call, little enough to share out
-AHEAD_NBYTES: Final = 1 << 25  #: of the file that the system is asked to read before they are wanted
+AHEAD_NBYTES: Final = 1 << 26  #: of the file that the system is asked to read before they are wanted
 HUGE_NBYTES: Final = 1 << 22  #: tensors from that size on are given huge pages: a fault for each small one costs more than decoding
 
 Target = tuple[TensorRecord, NDArray[Any]]  #: a tensor that is no duplicate, and a C-contiguous array of its shape and dtype

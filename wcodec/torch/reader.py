@@ -15,6 +15,7 @@ import torch
 from wcodec.backends import get_backend, load_backend
 from wcodec.errors import BackendUnavailable, DecodeError
 from wcodec.files import File, Slice
+from wcodec.hub import is_hub
 from wcodec.outputs import AnyPath
 from wcodec.reference.container import TensorRecord
 from wcodec.torch import dtypes
@@ -56,6 +57,20 @@ def in_file(name: str) -> Iterator[None]:
     except DecodeError as e:
         message = f"in {name}: {e.message}" if name else e.message
         raise DecodeError(e.code, message, tensor=e.tensor, offset=e.offset) from None
+
+
+@contextlib.contextmanager
+def _explained(path: AnyPath | None) -> Iterator[None]:
+    """A file of safetensors is no ``.wcodec`` file, but there is something to do about it."""
+    try:
+        yield
+    except DecodeError as e:
+        if e.code != "bad_magic" or path is None or _start(path)[8:9] != b"{":
+            raise
+        what = "that is not compressed: safetensors.torch.load_file reads it"
+        if is_hub(path):
+            what = "in hub form: wcodec.transformers loads its directory, and `wcodec decode` makes a plain one of it"
+        raise DecodeError(e.code, f"this is a safetensors file {what}", offset=e.offset) from None
 
 
 def one_ahead(function: Callable[[str], T], names: Sequence[str]) -> Iterator[tuple[str, T]]:
@@ -105,7 +120,7 @@ class Reader:
         self.name = "" if self.path is None else os.path.basename(self.path)
         self.device, self._base = torch.device(device), base
         self.decodes_itself = decodes_itself(self.device) and self.path is not None
-        with in_file(self.name):
+        with in_file(self.name), _explained(self.path):
             self.file = File(path, base=base)
 
     def __enter__(self) -> Reader:
@@ -222,6 +237,11 @@ class TensorSlice:
             array = self._slice[index]
         part = dtypes.from_array(np.ascontiguousarray(array).reshape(array.shape), self._reader.record(self._name).dtype)
         return part.to(self._reader.device)
+
+
+def _start(path: AnyPath) -> bytes:
+    with open(path, "rb") as f:
+        return f.read(9)
 
 
 def _number(device: torch.device) -> int:
