@@ -272,6 +272,12 @@ def test_code_of_its_own(how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         same_state(AutoModel.from_pretrained(tmp_path / "saved", trust_remote_code=True), model)
         with pytest.raises(ValueError, match="trust_remote_code"):
             load.from_pretrained(tmp_path / form, trust_remote_code=False, **how)
+    for form in ("plain", "hub"):  # bytes where the model has float32: they are cast
+        path = tmp_path / form / "model.safetensors"
+        save_file({**load_file(path), "lstm.bias_ih_l0": torch.arange(256).to(torch.uint8)}, path, {"format": "pt"})
+    want, other = (AutoModel.from_pretrained(tmp_path / f, trust_remote_code=True, **h) for f, h in (("plain", {}), ("hub", how)))
+    assert want.lstm.bias_ih_l0.dtype == torch.float32
+    same_state(other, want)
 
 
 # ---- placement -----------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import transformers
 from safetensors import safe_open
 from tiny_models import MODELS, compressed, dense, inputs, logits, same_state, streams, tokens
 
-from wcodec.torch.models import model_memory
+from wcodec.torch.models import compress_model, model_memory
 from wcodec.transformers import WCodecConfig, WCodecModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
@@ -217,6 +217,17 @@ def test_copies(all_forms: Any, how: Any, tmp_path: Path) -> None:
         assert compressed(other).keys() == compressed(model).keys()
         other.save_pretrained(tmp_path)
         assert streams(tmp_path).keys() == streams(all_forms["mixtral"]["hub"]).keys()
+
+
+def test_compressed_later(all_forms: Any, tmp_path: Path) -> None:
+    """A model that was decoded, and compressed by `compress_model` then, is saved as one that was held compressed from the start."""
+    forms = all_forms["t5"]
+    model = compress_model(transformers.AutoModelForSeq2SeqLM.from_pretrained(forms["hub"]))
+    model.save_pretrained(tmp_path / "hub")
+    assert streams(tmp_path / "hub").keys() == streams(forms["hub"]).keys()
+    same_state(transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hub"), model)
+    model.dequantize().save_pretrained(tmp_path / "plain")
+    assert (tmp_path / "plain" / "model.safetensors").read_bytes() == (forms["plain"] / "model.safetensors").read_bytes()
 
 
 def adapted(model: Any, *more: str) -> Any:

@@ -219,11 +219,8 @@ class CodedConverter(WeightConverter):
         tensor = value[0] if isinstance(value, list) else value
         if name not in self.coding.weights or isinstance(tensor, CompressedTensor):
             return value
-        nbytes = tensor.numel() * tensor.element_size()
-        if nbytes < hub.LEAST_NBYTES:
-            return value
-        small = CompressedTensor.from_dense(tensor, self.coding.options, name)
-        return frozen(small) if small.stream.numel() < nbytes else value
+        stream = to_stream(tensor, self.coding.options)
+        return value if stream is tensor else frozen(CompressedTensor.from_stream(stream, name))
 
     # ---- saving
     def reverse_transform(self) -> EncodingConverter:

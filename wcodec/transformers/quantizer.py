@@ -149,10 +149,10 @@ class WCodecHfQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
         """What to save, ``None`` for all that the model holds, and the metadata of the files."""
         metadata = {hub.VERSION_KEY: hub.VERSION_TEXT}
-        if not self.quantization_config.resident:
+        state = unwrap_model(model).state_dict()
+        if not any(isinstance(t, CompressedTensor) for t in state.values()):
             return None, metadata
         options = EncodeOptions(preset=self.quantization_config.preset)
-        state = unwrap_model(model).state_dict()
         return {k: Stream.of(t, options) if isinstance(t, CompressedTensor) else t for k, t in state.items()}, metadata
 
     # ---- what it can do
