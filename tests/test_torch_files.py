@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,43 @@ def test_only_what_is_wanted_is_read(tmp_path: Path) -> None:
         assert f.n_read < 0.15 * nbytes
     with pytest.raises(KeyError, match="no tensor 'e'"):
         load_file(tmp_path / "x", names=["a", "e"])
+
+
+def test_a_file_may_go_once_it_is_open(tmp_path: Path) -> None:
+    w = weights(600, 800)
+    save_file({"w": w}, tmp_path / "a")
+    with use_backend("numba", 2), WCodecCheckpoint(tmp_path / "a") as c:
+        (tmp_path / "a").unlink()
+        assert same(c["w"], w)
+
+
+class Failing(io.BytesIO):
+    """A file object whose reads fail from a place on, or end there."""
+
+    def __init__(self, data: bytes, first: int, error: bool) -> None:
+        super().__init__(data)
+        self._first, self._error = first, error
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._first <= self.tell() < len(self.getbuffer()) - (1 << 16):
+            if self._error:
+                raise OSError("the disk is gone")
+            return b""
+        return super().read(size)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_reads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    save_file({f"t{i}": weights(300, 400, seed=i) for i in range(9)}, tmp_path / "a")
+    data = (tmp_path / "a").read_bytes()
+    monkeypatch.setattr(decoding, "AHEAD_NBYTES", 1 << 18)
+    with use_backend("numba", threads):
+        with pytest.raises(OSError, match="the disk is gone"):
+            load_file(Failing(data, len(data) // 2, True))
+        with pytest.raises(DecodeError, match=r"ends .* bytes early") as e:
+            load_file(Failing(data, len(data) // 2, False))
+        assert e.value.code == "truncated"
+    assert not [t.name for t in threading.enumerate() if t.name.startswith(("wcodec-read", "wcodec-load"))]
 
 
 # ---- safe_open ---------------------------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ import ctypes
 import mmap
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from functools import lru_cache
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -22,14 +24,14 @@ from wcodec.differences import BaseTensor
 from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.container import TensorRecord
+from wcodec.reference.container import ByteSource, TensorRecord
 from wcodec.reference.plan import chunks
-from wcodec.reference.planes import Words
+from wcodec.reference.planes import Bytes, Words
 from wcodec.reference.segments import SegmentPlan
 from wcodec.torch import dtypes
 
 PIECE_NBYTES: Final = 1 << 23  #: words that a thread decodes at once: enough to be worth a call, little enough to share out
-AHEAD_NBYTES: Final = 1 << 26  #: of the file that the system is asked to read before they are wanted
+AHEAD_NBYTES: Final = 1 << 26  #: of the file that are read before they are wanted
 HUGE_NBYTES: Final = 1 << 22  #: tensors from that size on are given huge pages: a fault for each small one costs more than decoding
 
 Target = tuple[TensorRecord, NDArray[Any]]  #: a tensor that is no duplicate, and a C-contiguous array of its shape and dtype
@@ -140,7 +142,7 @@ def _pieces(tensor: _Tensor) -> Iterator[_Piece]:
 
 def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int, int]]:
     """CRC-32 and bytes of the words of each piece, decoded."""
-    decoder, turns, ahead = Decoder(_of_one_thread(type(file.decoder.backend))), count(), _ReadAhead(file, pieces)
+    decoder, turns = Decoder(_of_one_thread(type(file.decoder.backend))), count()
     sums, failed = [(0, 0)] * len(pieces), dict[int, BaseException]()
 
     def work() -> None:
@@ -148,13 +150,13 @@ def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int,
         while (i := next(turns)) < len(pieces):
             (t, plan, matrix, base), place, *_ = pieces[i]
             out = matrix[place.rows, place.cols]
-            ahead.advance(i)
             try:
-                sums[i] = decoder.grid(file.source, t, plan, place.down, place.across, out, base), out.nbytes
+                sums[i] = decoder.grid(ahead.source(i), t, plan, place.down, place.across, out, base), out.nbytes
             except BaseException as e:
                 failed[i], turns = e, count(len(pieces))  # nobody begins another piece
 
-    with ahead, ThreadPoolExecutor(max(n_threads - 1, 1), "wcodec-load") as threads:
+    ahead: _Ahead = _Mapped(file, pieces) if file.path is not None else _Fetched(file, pieces)
+    with closing(ahead), ThreadPoolExecutor(max(n_threads - 1, 1), "wcodec-load") as threads:
         helpers = [threads.submit(work) for _ in range(n_threads - 1)]
         try:
             work()  # the caller's thread takes part
@@ -166,25 +168,79 @@ def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int,
     return sums
 
 
-class _ReadAhead:
-    """Has the system read a mapped file before threads want it: a fault in a file that is not in memory waits for the disk."""
+# ---- reading ahead -----------------------------------------------------------------------------------------------------------
+class _Ahead:
+    """Reads a file before threads want it: they would wait for the disk, and the disk for them."""
 
     def __init__(self, file: File, pieces: list[_Piece]) -> None:
-        self._pieces, self._next, self._asked = pieces, 0, 0
-        self._file = file.reopen() if file.path is not None and hasattr(os, "posix_fadvise") else None
+        self._file, self._pieces, self._next, self._lock = file, pieces, 0, threading.Lock()
 
-    def __enter__(self) -> _ReadAhead:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def advance(self, i: int) -> None:
-        """Ask for what follows piece `i`. Threads may ask for the same twice, which does no harm."""
-        if self._file is None:
-            return
+    def source(self, i: int) -> ByteSource:
+        """What to read piece `i` from; begins to read what follows it."""
         end = self._pieces[i].stop + AHEAD_NBYTES
-        while self._next < len(self._pieces) and self._pieces[self._next].start < end:
-            piece, self._next = self._pieces[self._next], self._next + 1
-            os.posix_fadvise(self._file.fileno(), piece.start, piece.stop - piece.start, os.POSIX_FADV_WILLNEED)
+        with self._lock:
+            while self._next < len(self._pieces) and (self._next <= i or self._pieces[self._next].start < end):
+                self._begin(self._next)
+                self._next += 1
+        return self._source(i)
+
+    def _begin(self, i: int) -> None:
+        raise NotImplementedError
+
+    def _source(self, i: int) -> ByteSource:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Stop reading."""
+
+
+class _Mapped(_Ahead):
+    """A mapped file: the system is told what will be wanted."""
+
+    def __init__(self, file: File, pieces: list[_Piece]) -> None:
+        super().__init__(file, pieces)
+        self._raw: BinaryIO | None = None
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # it may have another name by now; it is mapped, and all goes on without advice
+                self._raw = file.reopen()
+
+    def _begin(self, i: int) -> None:
+        if self._raw is not None:
+            start, stop = self._pieces[i].start, self._pieces[i].stop
+            os.posix_fadvise(self._raw.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
+
+    def _source(self, i: int) -> ByteSource:
+        return self._file.source
+
+    def close(self) -> None:
+        if self._raw is not None:
+            self._raw.close()
+
+
+class _Fetched(_Ahead):
+    """A file object: a thread reads from it, and threads that decode take what it has read."""
+
+    def __init__(self, file: File, pieces: list[_Piece]) -> None:
+        super().__init__(file, pieces)
+        self._thread, self._coming = ThreadPoolExecutor(1, "wcodec-read"), dict[int, Future[Bytes]]()
+
+    def _begin(self, i: int) -> None:
+        start, stop = self._pieces[i].start, self._pieces[i].stop
+        self._coming[i] = self._thread.submit(self._file.source.read, start, stop - start)
+
+    def _source(self, i: int) -> ByteSource:
+        return _Coming(self._pieces[i], self._coming.pop(i))
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+class _Coming(ByteSource):
+    """The bytes of one piece, as soon as they are there."""
+
+    def __init__(self, piece: _Piece, data: Future[Bytes]) -> None:
+        self._start, self._data, self.nbytes = piece.start, data, piece.stop
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """As of the file, within the piece. Raises what reading it raised."""
+        return self._data.result()[offset - self._start : offset - self._start + nbytes]
