@@ -38,7 +38,7 @@ bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/sass.py
 
 # With the packages of a Python that is there, if it has all of them; a machine with a GPU may reach no registry.
-GPU_PACKAGES := numpy, ml_dtypes, numba, cupy, pytest, hypothesis, safetensors
+GPU_PACKAGES := numpy, ml_dtypes, numba, cupy, pytest, hypothesis, safetensors, torch, transformers
 gpu-check:
 	@if $(PYTHON) -c 'import $(GPU_PACKAGES)' 2>/dev/null; then $(PYTHON) tools/gpu_check.py; \
 	else $(MAKE) --no-print-directory $(VENV)/.stamp-gpu && $(BIN)/python tools/gpu_check.py; fi

@@ -125,9 +125,9 @@ def test_what_form_hub_holds(tmp_path: Path, model: Path) -> None:
     assert found.keys() == MODEL.keys()
     changed = {n for n in MODEL if found[n] != MODEL[n]}
     assert changed == {*SHARDS, "text_encoder/model.safetensors", "config.json", "text_encoder/config.json"}
-    assert found["config.json"] == b"{" + ENTRY + CONFIG[1:]
-    assert found["text_encoder/config.json"] == b" \n{" + ENTRY + b'"model_type":"y"}'
-    assert json.loads(found["config.json"])["quantization_config"] == {"quant_method": "wcodec", "format_version": "0.2"}
+    with_dtype = ENTRY.replace(b'"}', b'", "dtype": "%s"}')
+    assert found["config.json"] == b"{" + with_dtype % b"float32" + CONFIG[1:], "of the first weight by name that is float"
+    assert found["text_encoder/config.json"] == b" \n{" + with_dtype % b"float32" + b'"model_type":"y"}'
     for name in SHARDS:
         assert is_hub(tmp_path / "coded" / name)
     index = json.loads(found[INDEX_NAME])
@@ -588,6 +588,10 @@ def test_the_entry_comes_out_as_it_went_in(raw: bytes) -> None:
     assert json.loads(added) == {"quantization_config": {"quant_method": "wcodec", "format_version": "0.2"}, **json.loads(raw)}
     assert remove_entry(added) == raw
     assert remove_entry(raw) == raw
+    assert json.loads(add_entry(raw, "float16"))["quantization_config"]["dtype"] == "float16"
+    assert remove_entry(add_entry(raw, "float16")) == raw
+    named = raw.replace(b"{", b'{"torch_dtype": "float32",', 1)
+    assert add_entry(named, "float16") == add_entry(named)
 
 
 def test_a_config_that_was_written_anew() -> None:

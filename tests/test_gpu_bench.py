@@ -364,9 +364,12 @@ def test_tests_of_a_gpu_run(checker: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("WCODEC_GPU_TESTS", "emulated")
     others = importlib.import_module("test_gpu").__all__
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-k 'not ({' or '.join(others)})'")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # PyTorch has no emulator of GPUs
     result = checker.tests()
     assert result.outcome == "passed", (checker.out / "log").read_text()
     assert int(result.detail.split()[0]) > 20
+    assert result.detail.endswith("without torch and transformers, whose tests were not run")
+    assert not any("torch" in a or "transformers" in a for a in result.command)
 
 
 def test_nothing_of_the_kernels_is_left_out() -> None:

@@ -10,8 +10,8 @@ from wcodec.hub import VERSION_TEXT, parse_version
 
 METHOD: Final = "wcodec"  #: ``quant_method`` of a model in hub form
 KEY: Final = "quantization_config"
-ENTRY: Final = {"quant_method": METHOD, "format_version": VERSION_TEXT}
-_INSERTED: Final = f'\n  "{KEY}": {json.dumps(ENTRY)},'
+_BEGINNING: Final = f'\n  "{KEY}": '
+_KEYS: Final = {"quant_method", "format_version", "dtype"}
 _MARKS: Final = ("model_type", "architectures", "transformers_version")  #: keys of a config.json that transformers wrote
 
 
@@ -38,8 +38,14 @@ def is_of_transformers(config: dict[str, Any]) -> bool:
     return any(mark in config for mark in _MARKS)
 
 
-def add_entry(raw: bytes) -> bytes:
+def add_entry(raw: bytes, dtype: str | None = None) -> bytes:
     """Say in the text of a ``config.json`` that the weights are in hub form. `remove_entry` gives the same bytes back.
+
+    Parameters
+    ----------
+    dtype
+        Of the weights, such as ``"bfloat16"``: noted where the configuration names none, for then transformers takes that of the first
+        weight, which in hub form is a stream.
 
     Raises
     ------
@@ -52,9 +58,12 @@ def add_entry(raw: bytes) -> bytes:
         raise EncodeError("bad_source", f"the model is quantized by {by} already; use --form wcodec")
     if not config:
         raise EncodeError("bad_source", "the object is empty")
+    entry = {"quant_method": METHOD, "format_version": VERSION_TEXT}
+    if dtype is not None and not {"dtype", "torch_dtype"} & set(config):
+        entry["dtype"] = dtype
     text = raw.decode()
     at = text.index("{") + 1
-    return (text[:at] + _INSERTED + text[at:]).encode()
+    return (text[:at] + _BEGINNING + json.dumps(entry) + "," + text[at:]).encode()
 
 
 def remove_entry(raw: bytes) -> bytes:
@@ -76,8 +85,9 @@ def remove_entry(raw: bytes) -> bytes:
     if "format_version" in entry:
         parse_version(entry["format_version"])
     at = text.index("{") + 1
-    if text.startswith(_INSERTED, at) and KEY not in json.loads(text[:at] + text[at + len(_INSERTED) :]):
-        return (text[:at] + text[at + len(_INSERTED) :]).encode()
+    inserted = _BEGINNING + json.dumps(entry) + ","
+    if set(entry) <= _KEYS and text.startswith(inserted, at) and KEY not in json.loads(text[:at] + text[at + len(inserted) :]):
+        return (text[:at] + text[at + len(inserted) :]).encode()
     del config[KEY]
     return (json.dumps(config, indent=2) + "\n").encode()  # as save_pretrained writes it
 

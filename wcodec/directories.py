@@ -149,7 +149,7 @@ class _Encoding:
         if self.form == "hub" and _is_config(name) and self._has_coded(_parent(name)):
             with in_file(name):
                 raw = path.read_bytes()
-                text = add_entry(raw)
+                text = add_entry(raw, self._dtype(_parent(name)))
             return Job((path,), name, name, len(raw), False, writing(text, len(raw), len(text)))
         return Job((path,), name, name, nbytes, False, copying(path))
 
@@ -168,6 +168,16 @@ class _Encoding:
 
         sources = (path,) if base is None else (path, base)
         return Job(sources, _swapped(name, PLAIN, CODED), name, nbytes + _base_nbytes(base), True, encode)
+
+    def _dtype(self, folder: str) -> str | None:
+        """Dtype of the first of the weights of a folder, by names of files and tensors, in which a model can be: as transformers asks."""
+        for name in sorted(n for n in self.files if n.endswith(PLAIN) and _parent(n) == folder and self._is_coded(n)):
+            with in_file(name):
+                header = read_plain_header(memoryview(map_file(self.files[name])))
+            for t in sorted(header.tensors, key=lambda t: t.name):
+                if t.dtype.safetensors in ("F16", "BF16", "F32", "F64"):
+                    return t.dtype.name
+        return None
 
     def _has_coded(self, folder: str) -> bool:
         return any(n.endswith(PLAIN) and _parent(n) == folder and self._is_coded(n) for n in self.files)
