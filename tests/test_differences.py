@@ -371,10 +371,18 @@ def forge(path: Path, name: str, array: Array, sha256: bytes | None = None) -> N
         writer.finish()
 
 
-def test_a_base_that_has_itself_as_base(files: Path) -> None:
-    forge(files / "loop.wcodec", "loop.wcodec", BASE["bfloat16"])
+def test_bases_of_each_other(files: Path) -> None:
+    forge(files / "loop.wcodec", "other.wcodec", BASE["bfloat16"])
+    forge(files / "other.wcodec", "loop.wcodec", BASE["bfloat16"])
     with pytest.raises(DecodeError, match=f"more than {MAX_BASES} checkpoints") as e:
         verify_file("loop.wcodec")
+    assert e.value.code == "bad_base"
+
+
+def test_a_base_of_the_same_name_is_not_the_file_itself(files: Path) -> None:
+    forge(files / "model.wcodec", "model.wcodec", BASE["bfloat16"])
+    with pytest.raises(DecodeError, match=r"'model\.wcodec', which is not beside it: name the base \(--base\)") as e:
+        verify_file("model.wcodec")
     assert e.value.code == "bad_base"
 
 

@@ -532,8 +532,15 @@ def test_a_shard_that_is_missing(tmp_path: Path, model: Path, form: str) -> None
     encode_directory(model, tmp_path / "coded", form)
     name = SHARDS[1] if form == "hub" else SHARDS[1].replace(".safetensors", ".wcodec")
     (tmp_path / "coded" / name).unlink()
-    with pytest.raises(DecodeError, match=f"truncated: in '.*index.json': the index names '{name}', which is not there"):
-        verify_directory(tmp_path / "coded")
+    message = f"in '.*index.json': the index names '{name}', which is not there"
+    for look in (verify_directory, lambda d: decode_directory(d, tmp_path / "back")):
+        with pytest.raises(DecodeError, match=f"truncated: {message}"):
+            look(tmp_path / "coded")
+    (model / SHARDS[1]).unlink()
+    with pytest.raises(EncodeError, match=f"bad_source: in '.*index.json': the index names '{SHARDS[1]}', which is not there"):
+        encode_directory(model, tmp_path / "again", form)
+    assert not (tmp_path / "back").exists()
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize("index", [b"{}", b"[]", b'{"weight_map": {"a": 7}}', b'{"weight_map": {"a": []}}', b'{"weight_map": []}', b"\xff"])
@@ -725,7 +732,7 @@ def test_the_command(here: Path, form: str) -> None:
 def test_the_command_goes_on(here: Path) -> None:
     n = interrupted(here)
     status, out, _ = call("encode", "model", "out")
-    assert (status, f"4 files encoded, 8 copied, {n} of them done before, " in out) == (0, True)
+    assert (status, f"4 files encoded, 8 copied, {n} of these 12 done before, " in out) == (0, True)
 
 
 def test_the_command_with_a_base(here: Path) -> None:

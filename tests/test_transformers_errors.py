@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import compressed, logits, same_state, streams
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+import wcodec.torch
 from wcodec import DecodeError, EncodeError
 from wcodec.directories import decode_directory
 from wcodec.reference.container import HEADER
@@ -352,3 +353,55 @@ def test_decode_what_was_saved(forms: Any, how: Any, tmp_path: Path) -> None:
     model, want = (AutoModelForCausalLM.from_pretrained(d) for d in (tmp_path / "plain", forms["mixtral"]["plain"]))
     assert not hasattr(model, "hf_quantizer")
     same_state(model, want)
+
+
+# ---- indexes of strangers ------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def sharded(forms: Any, tmp_path: Path) -> Path:
+    """The wcodec form of a model in several shards."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(forms["llama"]["plain"])
+    found = tiny_models.directories(model, tmp_path, max_shard_size="100KB")
+    assert len(list(found["wcodec"].glob("*.wcodec"))) > 1
+    return found["wcodec"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 5}}', '{"weight_map": [1]}', "[" * 9999])
+def test_an_index_that_is_none(sharded: Path, text: str) -> None:
+    (sharded / "model.wcodec.index.json").write_text(text)
+    with pytest.raises(DecodeError, match=r"bad_value|bad_name"):
+        WCodecModel.from_pretrained(sharded)
+
+
+@pytest.mark.parametrize("place", ["../elsewhere/", "{tmp}/elsewhere/"])
+def test_an_index_that_names_a_path(sharded: Path, tmp_path: Path, place: str) -> None:
+    shutil.copytree(sharded, tmp_path / "elsewhere")
+    index = sharded / "model.wcodec.index.json"
+    index.write_text(index.read_text().replace('"model-00001', f'"{place.format(tmp=tmp_path)}model-00001'))
+    with pytest.raises(DecodeError, match="bad_name"):
+        WCodecModel.from_pretrained(sharded)
+
+
+def test_a_tensor_in_another_shard_than_the_index_says(sharded: Path) -> None:
+    """The index decides between two of one name, and is wrong if the shard has none."""
+    plain = WCodecModel.from_pretrained(sharded)
+    index = json.loads((sharded / "model.wcodec.index.json").read_text())
+    name = "lm_head.weight"
+    other = next(f for n, f in sorted(index["weight_map"].items()) if f != index["weight_map"][name])
+    tensors = wcodec.torch.load_file(sharded / other)
+    wcodec.torch.save_file({**tensors, name: torch.zeros_like(plain.lm_head.weight)}, sharded / other)
+    tiny_models.same_state(WCodecModel.from_pretrained(sharded), plain)
+    index["weight_map"]["model.norm.weight"] = other if index["weight_map"]["model.norm.weight"] != other else index["weight_map"][name]
+    (sharded / "model.wcodec.index.json").write_text(json.dumps(index))
+    with pytest.raises(DecodeError, match=r"bad_range.*'model\.norm\.weight'"):
+        WCodecModel.from_pretrained(sharded)
+
+
+def test_a_configuration_of_the_caller_stays_as_it_is(forms: Any) -> None:
+    config = transformers.AutoConfig.from_pretrained(forms["llama"]["plain"])
+    before = config.to_dict()
+    WCodecModel.from_pretrained(forms["llama"]["wcodec"], config=config, resident=True)
+    assert config.to_dict() == before
+    with pytest.raises(ValueError, match="resident=True"):
+        WCodecModel.from_pretrained(forms["llama"]["plain"], preset="max")
+    with pytest.raises(DecodeError, match=r"bad_value.*nonsense"):
+        WCodecConfig(dtype="nonsense")

@@ -46,7 +46,7 @@ def _say_report(args: argparse.Namespace, report: Report, start: float, backend:
     seconds, encoded, target = time.perf_counter() - start, done == "encoded", getattr(args, "output", None)
     counts = [f"{report.n_coded} file{'s' * (report.n_coded != 1)} {done}"]
     counts += [f"{report.n_copied} copied"] if report.n_copied else []
-    counts += [f"{report.n_skipped} of them done before"] if report.n_skipped else []
+    counts += [f"{report.n_skipped} of these {report.n_coded + report.n_copied} done before"] if report.n_skipped else []
     sizes = [size_text(report.nbytes), size_text(report.stored_nbytes)]
     line = f"{', '.join(counts)}, {' -> '.join(sizes if encoded else sizes[::-1])}"
     line += f" ({percent_text(report.stored_nbytes, report.nbytes)})" if encoded else ""

@@ -108,7 +108,12 @@ def plan_encode(
         if PurePosixPath(name).name == STATE:
             raise _bad_source(f"{name!r}: the directory is unfinished; run what writes it again")
     if not weights:
-        raise _bad_source(f"there is no .safetensors file in {str(source)!r}")
+        others = next((f", but {n!r}: save the model as safetensors first" for n in files if n.endswith((".bin", ".pt", ".pth"))), "")
+        raise _bad_source(f"there is no .safetensors file in {str(source)!r}{others}")
+    try:
+        _check_indexes(files)
+    except DecodeError as e:
+        raise _bad_source(e.message) from None
     for name in weights:
         with in_file(name):
             read_plain_header(memoryview(map_file(files[name])))
@@ -311,8 +316,33 @@ def plan_decode(
     for j in jobs:
         if (other := names.setdefault(j.name, j.label)) != j.label or j.name in folders:
             raise _bad_value(f"{j.label!r} and {other if other != j.label else j.name!r} would both become {j.name!r}")
+    _check_indexes(files)
     key = {"run": "decode", "format": VERSION_TEXT, "source": str(Path(source).resolve()), "base": base and str(Path(base).resolve())}
     return Plan(Path(target), jobs, folders, key)
+
+
+def _check_indexes(files: dict[str, Path], strict: bool = False) -> None:
+    """Whether all shards are there that indexes name. Without `strict`, an index that is none, and names of files elsewhere, are let
+    pass as the texts that they are.
+
+    Raises
+    ------
+    DecodeError
+        ``truncated``; ``bad_value``: not an index.
+    """
+    for name, path in files.items():
+        if name.endswith((PLAIN + INDEX, CODED + INDEX)):
+            with in_file(name):
+                here = {PurePosixPath(n).name for n in files if _parent(n) == _parent(name)}
+                try:
+                    missing = sorted(shard_names(path.read_bytes()) - here)
+                except DecodeError:
+                    if strict:
+                        raise
+                    continue
+                for other in missing:
+                    if strict or "/" not in other:
+                        raise DecodeError("truncated", f"the index names {other!r}, which is not there")
 
 
 def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backend) -> Job:
@@ -403,13 +433,9 @@ def verify_directory(
     backend = backend or get_backend()
     files, _ = scan_coded(source)
     coded = coded_files(source, files, backend, max_nbytes, base)
+    _check_indexes(files, strict=True)
     for name, path in files.items():
-        if name.endswith((PLAIN + INDEX, CODED + INDEX)):
-            with in_file(name):
-                here = {PurePosixPath(n).name for n in files if _parent(n) == _parent(name)}
-                for missing in sorted(shard_names(path.read_bytes()) - here):
-                    raise DecodeError("truncated", f"the index names {missing!r}, which is not there")
-        elif _is_config(name):
+        if _is_config(name):
             _decoding(name, path, coded, backend)
     nbytes = stored_nbytes = 0
     for c in coded.values():

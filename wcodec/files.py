@@ -318,7 +318,7 @@ class File:
         """The file that is called as the base was, beside this one. The name is a stranger's: no path."""
         if self.path is not None and Path(name).name == name and not set("/\\\0") & set(name):
             with contextlib.suppress(OSError):  # such as of a name that is too long
-                if (path := self.path.parent / name).is_file():
+                if (path := self.path.parent / name).is_file() and not path.samefile(self.path):
                     return path
         to_do = "put it there, or name a restored safetensors file as the base" if self._depth else "name the base (--base)"
         raise DecodeError("bad_base", f"the file holds differences from {name!r}, which is not beside it: {to_do}")

@@ -61,10 +61,10 @@ def entries_of(ids: NDArray[np.int64], shape: tuple[int, ...], row_rank: int) ->
     Raises
     ------
     IndexError
-        An id is negative or too large; ids have to ascend.
+        An id is negative or too large, or less than the one before.
     """
-    if not shape or (ids.size and not 0 <= int(ids[0]) <= int(ids[-1]) < shape[0]):
-        raise IndexError(f"an id is out of bounds for the shape {shape}")
+    if not shape or (ids.size and not 0 <= int(ids[0]) <= int(ids[-1]) < shape[0]) or (np.diff(ids) < 0).any():
+        raise IndexError(f"ids do not ascend, or one is out of bounds for the shape {shape}")
     n_rows, n_cols = math.prod(shape[1 : max(row_rank, 1)]), math.prod(shape[max(row_rank, 1) :])
     if row_rank == 0:
         return np.zeros(1, np.int64), (ids[:, None] * n_cols + np.arange(n_cols)).reshape(-1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +18,7 @@ from wcodec.reference.entropy import TablePool
 from wcodec.reference.segments import SegmentPlan
 
 Ids = NDArray[np.int64]
+MOST_PREPARED: Final = 4  #: addresses that a tensor is ready to be decoded to
 
 
 class ResidentTensor:
@@ -33,7 +37,7 @@ class ResidentTensor:
 
     def __init__(self, runtime: Runtime, t: TensorRecord, tables: TablePool, payload: int) -> None:
         self.runtime, self.t, self.tables, self.payload = runtime, t, tables, payload
-        self._checked = False
+        self._checked, self._lock = False, threading.Lock()
         self._prepared: dict[int, Decoding] = {}
 
     def decode(self, words: int) -> None:
@@ -43,21 +47,27 @@ class ResidentTensor:
         ------
         DecodeError
         """
-        plan = self.t.plan(self.tables)
+        with self._lock:
+            plan, decoding = self.t.plan(self.tables), self._prepare(words)
+            decoding.launch()
+            if not self._checked:
+                self._check(plan, decoding, words)
+                self._checked = True
+            elif decoding.needs_scratch:
+                self.runtime.mark().synchronize()  # before its memory goes
+
+    def _prepare(self, words: int) -> Decoding:
+        """What is launched to decode to an address: the same as the last time, but for kernels that need memory of their own."""
         decoding = self._prepared.get(words)
         if decoding is None:
-            decoding = Decoding(self.runtime, [Job(plan, words, self.payload)])
+            decoding = Decoding(self.runtime, [Job(self.t.plan(self.tables), words, self.payload)])
             decoding.prepare()
             if not decoding.needs_scratch:  # which would be kept with it
-                if len(self._prepared) > 3:
-                    self._prepared.clear()  # buffers have moved: what was prepared for others is of no use
+                if len(self._prepared) == MOST_PREPARED:  # buffers have moved: what was prepared for others is of no use
+                    self.runtime.finish()
+                    self._prepared.clear()
                 self._prepared[words] = decoding
-        decoding.launch()
-        if not self._checked:
-            self._check(plan, decoding, words)
-            self._checked = True
-        elif decoding.needs_scratch:
-            self.runtime.mark().synchronize()  # before its memory goes
+        return decoding
 
     def _check(self, plan: SegmentPlan, decoding: Decoding, words: int) -> None:
         records = crc32_records(self.runtime, [(self.payload, plan.offsets)])

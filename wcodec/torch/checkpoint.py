@@ -207,7 +207,24 @@ def _weight_map(path: Path) -> dict[str, str]:
         raise DecodeError("bad_value", f"{path.name} holds two indexes: {found[0].name} and {found[1].name}")
     if not found:
         return {}
-    index = found[0]
+    return read_weight_map(found[0], SUFFIX)
+
+
+def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
+    """Names of files by those of their tensors.
+
+    Parameters
+    ----------
+    index
+        Such as ``model.wcodec.index.json``: a stranger's.
+    suffix
+        What the files have to end in.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_value``: not an index. ``bad_name``: it names a file elsewhere, or of another kind. ``resource_limit``
+    """
     if index.stat().st_size > _LARGEST_INDEX:
         raise DecodeError("resource_limit", f"{index.name} has more than {_LARGEST_INDEX} bytes")
     try:
@@ -217,8 +234,8 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise DecodeError("bad_value", f"the weight_map of {index.name} is empty, or no object")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not _is_plain(file) or not file.endswith(SUFFIX):
-            raise DecodeError("bad_name", f"{index.name} names {file!r}, not a {SUFFIX} file beside it", tensor=name)
+        if not isinstance(file, str) or not _is_plain(file) or not file.endswith(suffix):
+            raise DecodeError("bad_name", f"{index.name} names {file!r}, not a {suffix} file beside it", tensor=name)
     return weight_map
 
 

@@ -1,9 +1,13 @@
 """`CompressedTensor`: a tensor that is held compressed and decoded by each operation that reads it.
 
 It stands where a weight stood, in any module: it has the weight's shape, dtype and device, operators of PyTorch take it, autograd
-keeps it (not what was decoded) for the backward pass, and what comes out has the bits that the dense weight would have given, since
-the same kernels get the same operands. What only turns or hands on a weight stays compressed; an embedding or an expert of a stack
-decodes no more than the rows that it picks.
+keeps it (not what was decoded) for the backward pass, and what comes out has the bits that the dense weight would have given if it were
+frozen, since the same kernels get the same operands. What only turns or hands on a weight stays compressed; an embedding or an expert
+of a stack decodes no more than the rows that it picks.
+
+Operations that write to the whole tensor, such as ``w.mul_(2)`` or ``w[3] = 0``, compress it anew. A view (``w[3]``, ``w.view(-1)``) is a
+copy: what is written to it does not reach the weight. ``model.to(...)`` has to swap the tensors of parameters, which PyTorch refuses
+while an autograd graph or a weak reference holds one.
 
 See "Extending PyTorch", section on tensor subclasses with ``__torch_dispatch__``.
 """
@@ -11,6 +15,7 @@ See "Extending PyTorch", section on tensor subclasses with ``__torch_dispatch__`
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +25,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch.held import Held, encode, hold
+from wcodec.torch.scratch import ROUND
 
 aten: Final = torch.ops.aten
 
@@ -88,7 +94,7 @@ class CompressedTensor(torch.Tensor):
         EncodeError
             ``unsupported_dtype``
         """
-        return cls(hold(encode(tensor.detach(), options), name))
+        return cls(hold(encode(tensor.detach(), options, name), name, options))
 
     # ---- what is in it
     @property
@@ -121,7 +127,9 @@ class CompressedTensor(torch.Tensor):
 
     @data.setter
     def data(self, value: torch.Tensor) -> None:
-        other = value if isinstance(value, CompressedTensor) else CompressedTensor.from_dense(value)
+        other = value
+        if not isinstance(other, CompressedTensor):
+            other = CompressedTensor.from_dense(value, self.held.options, self.held.name)
         torch.Tensor.data.__set__(self, other)
         self._held, self._swapped, self._stream = other._held, other._swapped, other._stream
 
@@ -133,8 +141,24 @@ class CompressedTensor(torch.Tensor):
     def tolist(self) -> Any:
         return self.decode().tolist()
 
+    def __dlpack__(self, **how: Any) -> Any:
+        return self.decode().__dlpack__(**how)
+
+    def share_memory_(self) -> CompressedTensor:
+        """Move what is held to memory that other processes can map."""
+        self.stream.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        return bool(self.stream.is_shared())
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        dense = self.decode()
+        dense[index] = value
+        self.held.replace(dense.transpose(-2, -1) if self._swapped else dense)
+
     def data_ptr(self) -> int:
-        raise RuntimeError("a compressed tensor has no memory to point at: use .decode(), or .stream for what is held")
+        raise NotImplementedError("a compressed tensor has no memory to point at: use .decode(), or .stream for what is held")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         held = f"{self.stream.numel()} bytes compressed"
@@ -145,23 +169,29 @@ class CompressedTensor(torch.Tensor):
         if id(self) not in memo:
             out = CompressedTensor(self.held.copy(), self._swapped)
             out.requires_grad_(self.requires_grad)
-            out.__dict__.update({k: v for k, v in self.__dict__.items() if k not in _OWN})
+            out.__dict__.update(_extra(self))
             memo[id(self)] = out
         return memo[id(self)]  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        extra = {k: v for k, v in self.__dict__.items() if k not in _OWN}
-        return rebuild, (self.stream, self.held.name, self._swapped, self.requires_grad, extra)
+        stream = self.stream
+        if stream.untyped_storage().nbytes() > stream.numel():  # of which a pickle would hold all
+            stream = stream.clone()
+        options = None if self.held.options is None else asdict(self.held.options)
+        return rebuild, (stream, self.held.name, self._swapped, self.requires_grad, _extra(self), options)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         shape = tuple(self.shape)
-        return ["stream"], (self._swapped, _swap(shape) if self._swapped else shape, self.dtype)
+        name = "" if self._held is None else self._held.name
+        return ["stream"], (self._swapped, _swap(shape) if self._swapped else shape, self.dtype, name)
 
     @staticmethod
     def __tensor_unflatten__(inner: dict[str, Any], meta: Any, outer_size: Any, outer_stride: Any) -> CompressedTensor:
-        swapped, shape, dtype = meta
+        swapped, shape, dtype, name = meta
         stream = inner["stream"]
-        return CompressedTensor(hold(stream), swapped) if type(stream) is torch.Tensor else CompressedTensor(stream, swapped, shape, dtype)
+        if type(stream) is torch.Tensor:
+            return CompressedTensor(hold(stream, name), swapped)
+        return CompressedTensor(stream, swapped, shape, dtype)
 
     def _stable_hash_for_caching(self) -> str:
         """What graphs of ``torch.compile`` are kept by."""
@@ -180,12 +210,19 @@ class CompressedTensor(torch.Tensor):
         return _on_dense(func, args, kwargs or {})
 
 
-_OWN: Final = {"_held", "_swapped", "_stream"}
+OWN: Final = {"_held", "_swapped", "_stream", "_is_param"}  #: attributes that are not a user's
 
 
-def rebuild(stream: torch.Tensor, name: str, swapped: bool, requires_grad: bool, extra: dict[str, Any]) -> CompressedTensor:
+def _extra(w: CompressedTensor) -> dict[str, Any]:
+    """What goes along with copies: what was noted on the tensor, and that it is a parameter."""
+    return {k: v for k, v in w.__dict__.items() if k not in OWN or k == "_is_param"}
+
+
+def rebuild(
+    stream: torch.Tensor, name: str, swapped: bool, requires_grad: bool, extra: dict[str, Any], options: dict[str, Any] | None
+) -> CompressedTensor:
     """What a pickle of a compressed tensor calls."""
-    out = CompressedTensor(hold(stream, name), swapped)
+    out = CompressedTensor(hold(stream, name, None if options is None else EncodeOptions(**options)), swapped)
     out.__dict__.update(extra)
     out.requires_grad_(requires_grad)
     return out
@@ -224,13 +261,23 @@ def _(stream: torch.Tensor, shape: list[int], dtype: torch.dtype) -> torch.Tenso
     return torch.empty(shape, dtype=dtype, device=stream.device)
 
 
-def _changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[CompressedTensor]:
-    """The compressed tensors that an operation writes to."""
-    written = list[Any]()
+def _targets(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """What an operation writes to, tensors in lists one by one."""
+    found = list[Any]()
     for i, declared in enumerate(func._schema.arguments):
         if declared.alias_info is not None and declared.alias_info.is_write:
-            written.append(args[i] if i < len(args) else kwargs.get(declared.name))
-    return [w for w in tree_flatten(written)[0] if isinstance(w, CompressedTensor)]
+            found.append(args[i] if i < len(args) else kwargs.get(declared.name))
+    return list(tree_flatten(found)[0])
+
+
+def _changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[CompressedTensor]:
+    """The compressed tensors among them."""
+    return [w for w in _targets(func, args, kwargs) if isinstance(w, CompressedTensor)]
+
+
+def _written(func: Any, given: Any, named: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """What stood for these when the operation ran."""
+    return [d for d, w in zip(_targets(func, given, named), _targets(func, args, kwargs), strict=True) if isinstance(w, CompressedTensor)]
 
 
 def _on_dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -248,19 +295,50 @@ def _on_dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             out = held.view(leases[id(held)][1])
         return out.transpose(-2, -1) if w._swapped else out
 
-    lent = set[int]()
+    kept = set[int]()
     try:
-        out = func(*tree_map_only(CompressedTensor, dense, args), **tree_map_only(CompressedTensor, dense, kwargs))
+        given, named = tree_map_only(CompressedTensor, dense, args), tree_map_only(CompressedTensor, dense, kwargs)
+        out = func(*given, **named)
         if changed := _changed(func, args, kwargs):
-            for w in changed:
-                w.held.replace(w.held.view(leases[id(w.held)][1]))
+            for w, written in zip(changed, _written(func, given, named, args, kwargs), strict=True):
+                _replace(w, written, w.held.view(leases[id(w.held)][1]))
             return changed[0] if isinstance(out, torch.Tensor) else out
-        lent = {t.untyped_storage().data_ptr() for t in tree_flatten(out)[0] if leases and isinstance(t, torch.Tensor)}
+        if leases:
+            out = tree_map_only(torch.Tensor, lambda t: _own(t, leases, kept), out)
     finally:
         for held, buffer in leases.values():
-            if buffer.untyped_storage().data_ptr() not in lent:  # a view of the weight keeps its buffer
+            if id(buffer) not in kept:
                 held.give_back(buffer)
     return out
+
+
+def _own(out: torch.Tensor, leases: dict[int, tuple[Held, torch.Tensor]], kept: set[int]) -> torch.Tensor:
+    """A result that may be a view of a decoded weight: it keeps the buffer, or a copy if that is much too large."""
+    if out.layout is not torch.strided:
+        return out
+    storage = out.untyped_storage().data_ptr()
+    for held, buffer in leases.values():
+        if storage and storage == buffer.untyped_storage().data_ptr():
+            if buffer.numel() <= held.nbytes + ROUND:
+                kept.add(id(buffer))
+                return out
+            own = buffer[: held.nbytes].clone().view(out.dtype)
+            return own.as_strided(out.shape, out.stride(), out.storage_offset())
+    return out
+
+
+def _replace(w: CompressedTensor, written: torch.Tensor, whole: torch.Tensor) -> None:
+    """Compress anew what an operation has written to.
+
+    Raises
+    ------
+    RuntimeError
+        It has changed the shape, or put other memory in its place.
+    """
+    due = whole.transpose(-2, -1) if w._swapped else whole
+    if (written.shape, written.stride(), written.data_ptr()) != (due.shape, due.stride(), due.data_ptr()):
+        raise RuntimeError("the shape of a compressed tensor cannot be changed in place: change that of a copy (.decode())")
+    w.held.replace(whole)
 
 
 # ---- operations that need not decode, or not all ---------------------------------------------------------------------------
@@ -282,7 +360,13 @@ def _alias(w: Any) -> Any:
 
 @_handles(aten.clone.default)
 def _clone(w: Any, *, memory_format: Any = None) -> Any:
-    return NotImplemented if w._held is None else CompressedTensor(w._held.copy(), w._swapped)
+    return NotImplemented if w._held is None or _turns(w, memory_format) else CompressedTensor(w._held.copy(), w._swapped)
+
+
+def _turns(w: Any, memory_format: Any) -> bool:
+    """Whether a copy has to lie in memory in another order."""
+    keeps = memory_format in (None, torch.preserve_format) or (memory_format is torch.contiguous_format and not w._swapped)
+    return not keeps
 
 
 @_handles(aten.t.default)
@@ -293,13 +377,16 @@ def _t(w: Any) -> Any:
 @_handles(aten.transpose.int)
 def _transpose(w: Any, a: int, b: int) -> Any:
     n = w.dim()
-    return _like(w, not w._swapped) if n > 1 and {a % n, b % n} == {n - 2, n - 1} else NotImplemented
+    in_range = n > 1 and -n <= a < n and -n <= b < n
+    return _like(w, not w._swapped) if in_range and {a % n, b % n} == {n - 2, n - 1} else NotImplemented
 
 
 @_handles(aten._to_copy.default)
-def _to_copy(w: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Any:
-    """To another device compressed; to another dtype dense."""
-    if w._held is None or (dtype is not None and dtype != w.dtype):
+def _to_copy(w: Any, *, dtype: Any = None, device: Any = None, memory_format: Any = None, **_: Any) -> Any:
+    """To another device compressed; to another dtype dense, and to ``meta`` nothing."""
+    if device is not None and torch.device(device).type == "meta":
+        return torch.empty_strided(w.shape, w.stride(), dtype=dtype or w.dtype, device="meta")
+    if w._held is None or (dtype is not None and dtype != w.dtype) or _turns(w, memory_format):
         return NotImplemented
     held = w._held.copy() if device is None or torch.device(device) == w.device else w._held.to(torch.device(device))
     return CompressedTensor(held, w._swapped)
@@ -317,51 +404,46 @@ def _copy(to: Any, source: Any, non_blocking: bool = False) -> Any:
 
 
 def _rows(w: Any, ids: torch.Tensor) -> torch.Tensor:
-    """``dense[ids]`` for ids of any shape; negative ones count from the end."""
-    n = w.shape[0]
+    """``dense[ids]`` of the weight as it is held, for ids of any shape; negative ones count from the end."""
+    n = w._held.shape[0]
     flat = ids.detach().reshape(-1).to("cpu", torch.int64)
     if flat.numel() and not (-n <= int(flat.min()) and int(flat.max()) < n):
         raise IndexError(f"index out of range: {n} rows")
     some, inverse = torch.unique(flat % n if n else flat, return_inverse=True)
     rows = w._held.take(some)
-    return rows[inverse].reshape(*ids.shape, *w.shape[1:])
+    rows = rows[inverse.to(rows.device)].reshape(*ids.shape, *w._held.shape[1:])
+    return rows.transpose(-2, -1) if w._swapped else rows
 
 
-def _can_pick(w: Any) -> bool:
-    return isinstance(w, CompressedTensor) and w._held is not None and w.dim() > 0 and not (w._swapped and w.dim() == 2)
-
-
-def _turn(w: Any, part: torch.Tensor) -> torch.Tensor:
-    return part.transpose(-2, -1) if w._swapped else part
+def _picks(w: Any, ids: Any, negative: bool) -> bool:
+    """Whether ids pick rows of a weight as it is held; what PyTorch refuses is left to PyTorch."""
+    if not isinstance(w, CompressedTensor) or w._held is None or w.dim() < (3 if w._swapped else 1):
+        return False
+    if not isinstance(ids, torch.Tensor) or type(ids) is not torch.Tensor or ids.dtype not in (torch.int64, torch.int32):
+        return False
+    return negative or ids.numel() == 0 or int(ids.min()) >= 0
 
 
 @_handles(aten.embedding.default)
 def _embedding(w: Any, ids: torch.Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False) -> Any:
-    return _rows(w, ids) if _can_pick(w) and not w._swapped else NotImplemented
+    return _rows(w, ids) if w.dim() == 2 and _picks(w, ids, negative=False) else NotImplemented
 
 
 @_handles(aten.select.int)
 def _select(w: Any, dim: int, index: int) -> Any:
-    if not _can_pick(w) or dim % w.dim() != 0:
-        return NotImplemented
-    return _turn(w, _dense_rows(w, torch.tensor(index)))
+    ids = torch.tensor(index)
+    return _rows(w, ids) if dim in (0, -w.dim()) and _picks(w, ids, negative=True) else NotImplemented
 
 
 @_handles(aten.index.Tensor)
 def _index(w: Any, indices: Any) -> Any:
-    if not _can_pick(w) or len(indices) != 1 or indices[0] is None or indices[0].dtype not in (torch.int64, torch.int32):
-        return NotImplemented
-    return _turn(w, _dense_rows(w, indices[0]))
+    return _rows(w, indices[0]) if len(indices) == 1 and _picks(w, indices[0], negative=True) else NotImplemented
 
 
 @_handles(aten.index_select.default)
 def _index_select(w: Any, dim: int, index: torch.Tensor) -> Any:
-    return _turn(w, _dense_rows(w, index)) if _can_pick(w) and dim % w.dim() == 0 else NotImplemented
-
-
-def _dense_rows(w: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Rows of the weight as it is held, before it is turned."""
-    return _rows(_like(w, False), ids)
+    in_one = isinstance(index, torch.Tensor) and index.dim() == 1 and dim in (0, -w.dim())
+    return _rows(w, index) if in_one and _picks(w, index, negative=False) else NotImplemented
 
 
 torch.serialization.add_safe_globals([rebuild])  # so that torch.load takes them: a stream is data, checked when it is decoded

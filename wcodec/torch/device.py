@@ -15,7 +15,8 @@ from wcodec.backends.cuda.runtime import Runtime
 from wcodec.codec import Decoder
 from wcodec.cuda.resident import ResidentTensor
 from wcodec.errors import DecodeError
-from wcodec.reference.container import Index, TensorRecord
+from wcodec.reference.container import TensorRecord
+from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Bytes
 from wcodec.slices import entries_of, touched
 from wcodec.torch.held import Held, only_tensor, portions
@@ -63,20 +64,22 @@ class DeviceHeld(Held):
     What is checked is checked when it is first decoded: bytes in device memory are taken to stay as they are.
     """
 
-    def __init__(self, stream: torch.Tensor, name: str = "") -> None:
-        if stream.data_ptr() % ALIGNED:
-            stream = stream.clone()
-        self._index: Index | None = None
-        self._resident: ResidentTensor | None = None
-        super().__init__(stream, name)
+    def __init__(self, stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> None:
+        self._resident: tuple[torch.Tensor, ResidentTensor] | None = None  #: and the stream that it decodes, which may change
+        super().__init__(stream.clone() if stream.data_ptr() % ALIGNED else stream, name, options)
 
     def _read_record(self) -> TensorRecord:
-        with self.naming():
-            self._index = Decoder(load_backend("reference")).read_index(TensorSource(self.stream))
-            t = only_tensor(self._index)
-            payload = self.stream.data_ptr() + t.payload_offset
-            self._resident = ResidentTensor(self._runtime(), t, self._index.tables, payload)
-        return t
+        return self._opened_there().t
+
+    def _opened_there(self) -> ResidentTensor:
+        stream, opened = self.stream, self._resident
+        if opened is None or opened[0] is not stream:
+            with self.naming():
+                index = Decoder(load_backend("reference")).read_index(TensorSource(stream))
+                t = only_tensor(index)
+            resident = ResidentTensor(self._runtime(), t, index.tables, stream.data_ptr() + t.payload_offset)
+            opened = self._resident = stream, resident
+        return opened[1]
 
     def _runtime(self) -> Runtime:
         return runtime_of(self.stream.device)
@@ -84,12 +87,10 @@ class DeviceHeld(Held):
     @contextmanager
     def _on_its_stream(self) -> Iterator[ResidentTensor]:
         """The tensor, with the stream of PyTorch that is current the runtime's too."""
-        if self._resident is None:
-            self._read_record()
-        assert self._resident is not None
-        runtime = self._resident.runtime
+        resident = self._opened_there()
+        runtime = resident.runtime
         with self.naming(), runtime.in_use(), runtime.on(runtime.external_stream(current_stream(self.stream.device))):
-            yield self._resident
+            yield resident
 
     def decode_into(self, buffer: torch.Tensor) -> None:
         """As `Held.decode_into`, on the current stream; only the first time is it waited for."""
@@ -100,6 +101,8 @@ class DeviceHeld(Held):
         """As `Held.take`; `ids` on the host."""
         out = torch.empty((ids.numel(), *self.shape[1:]), dtype=self.dtype, device=self.stream.device)
         rows = ids.numpy()
+        if out.numel() == 0:
+            rows = rows[:0]
         for some in portions(rows, self.rows_at_once):
             out[some] = self._part(rows[some])
         return out
@@ -123,9 +126,11 @@ class DeviceHeld(Held):
     def _index_of(self, at: slice | np.ndarray[Any, Any]) -> slice | torch.Tensor:
         return at if isinstance(at, slice) else torch.from_numpy(at).to(self.stream.device)
 
-    def replace(self, dense: torch.Tensor, options: Any = None) -> None:
-        self._resident = None
-        super().replace(dense, options)
+    def replace(self, dense: torch.Tensor) -> None:
+        old = self._resident, self.stream
+        super().replace(dense)
+        self._runtime().finish()  # another stream may still decode what was there
+        del old
 
 
 def _runs(offsets: np.ndarray[Any, Any], segments: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
@@ -175,7 +180,9 @@ class DeviceAhead(Ahead):
             self._follow(held)
         if pending is not None and pending[0] is held and pending[1] == held.version:
             _, _, buffer, ready = pending
-            torch.cuda.current_stream(self.buffers.device).wait_event(ready)
+            current = torch.cuda.current_stream(self.buffers.device)
+            current.wait_event(ready)
+            buffer.record_stream(current)
         else:
             if pending is not None:
                 self._give_after(pending)
@@ -191,13 +198,16 @@ class DeviceAhead(Ahead):
 
     def _queue(self, following: Decodable) -> None:
         """Decode on the side, behind all that is queued so far: the buffer may be in use until then."""
-        buffer = self.buffers.take(following.nbytes)
+        try:
+            buffer = self.buffers.take(following.nbytes)
+        except torch.cuda.OutOfMemoryError:  # then it is decoded when it is used, and other memory is free
+            return
         buffer.record_stream(self._side)
         self._side.wait_stream(torch.cuda.current_stream(self.buffers.device))
         with torch.cuda.stream(self._side):
             try:
                 following.decode_into(buffer)
-            except DecodeError:  # it will be met again when the weight is used
+            except (DecodeError, MemoryError):  # it will be met again when the weight is used
                 self.buffers.give(buffer)
                 return
             ready = torch.cuda.Event()

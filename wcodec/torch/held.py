@@ -31,6 +31,8 @@ class Held:
         The file: uint8 of one dimension.
     name
         What errors call it.
+    options
+        How it is compressed when it changes; ``None`` for the default preset.
 
     Raises
     ------
@@ -38,11 +40,11 @@ class Held:
         The stream is no file of one tensor.
     """
 
-    def __init__(self, stream: torch.Tensor, name: str = "") -> None:
-        self.stream, self.name = stream, name
+    def __init__(self, stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> None:
+        self.stream, self.name, self.options = stream, name, options
         self.version = 0
         self.successor: weakref.ref[Held] | None = None
-        self._file: File | None = None
+        self._file: tuple[torch.Tensor, int, File] | None = None  #: what was opened, for which stream and memory: these may change
         t = self._read_record()
         self.shape, self.nbytes, self.dtype = t.shape, t.nbytes, dtypes.torch_dtype(t.dtype)
 
@@ -53,10 +55,11 @@ class Held:
 
     def _opened(self) -> File:
         """The stream, opened for the backend in use."""
-        backend = get_backend()
-        if self._file is None or self._file.decoder.backend is not backend:
-            self._file = File(self.stream.numpy(), backend)
-        return self._file
+        backend, stream, opened = get_backend(), self.stream, self._file
+        where = stream.data_ptr()  # which another one becomes when it is shared with other processes
+        if opened is None or opened[0] is not stream or opened[1] != where or opened[2].decoder.backend is not backend:
+            opened = self._file = stream, where, File(stream.numpy(), backend)
+        return opened[2]
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -64,7 +67,7 @@ class Held:
         try:
             yield
         except DecodeError as e:
-            raise DecodeError(e.code, e.message, tensor=self.name or e.tensor, offset=e.offset) from None
+            raise DecodeError(e.code, e.message, tensor=self.name or e.tensor or None, offset=e.offset) from None
 
     # ---- decoding
     def decode_into(self, buffer: torch.Tensor) -> None:
@@ -124,19 +127,23 @@ class Held:
         return max(1, PART_NBYTES * max(self.shape[0], 1) // max(self.nbytes, 1))
 
     # ---- changing
-    def replace(self, dense: torch.Tensor, options: EncodeOptions | None = None) -> None:
-        """Hold another weight of the same shape and dtype from now on."""
-        self.stream = encode(dense, options).to(self.stream.device)
-        self._file = None
+    def replace(self, dense: torch.Tensor) -> None:
+        """Hold another weight of the same shape and dtype from now on, compressed as this one was.
+
+        Raises
+        ------
+        EncodeError
+        """
+        self.stream = encode(dense, self.options, self.name).to(self.stream.device)
         self.version += 1
 
     def copy(self) -> Held:
         """Another one with the same content, which may change for itself."""
-        return type(self)(self.stream.clone(), self.name)
+        return type(self)(self.stream.clone(), self.name, self.options)
 
     def to(self, device: torch.device) -> Held:
         """The same on another device."""
-        return hold(self.stream.to(device), self.name)
+        return hold(self.stream.to(device), self.name, self.options)
 
 
 def portions(rows: np.ndarray[Any, Any], span: int) -> Sequence[slice]:
@@ -165,7 +172,7 @@ def only_tensor(index: Index) -> TensorRecord:
     return t
 
 
-def encode(dense: torch.Tensor, options: EncodeOptions | None = None) -> torch.Tensor:
+def encode(dense: torch.Tensor, options: EncodeOptions | None = None, name: str = "") -> torch.Tensor:
     """A tensor as a stream: uint8 of one dimension, on the tensor's device.
 
     Raises
@@ -173,11 +180,11 @@ def encode(dense: torch.Tensor, options: EncodeOptions | None = None) -> torch.T
     EncodeError
         ``unsupported_dtype``
     """
-    array = dtypes.to_array(dense)
+    array = dtypes.to_array(dense, name or None)
     return torch.frombuffer(bytearray(Encoder(options).encode(array)), dtype=torch.uint8).to(dense.device)
 
 
-def hold(stream: torch.Tensor, name: str = "") -> Held:
+def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> Held:
     """A stream on any device, held.
 
     Raises
@@ -192,9 +199,9 @@ def hold(stream: torch.Tensor, name: str = "") -> Held:
     if stream.dtype != torch.uint8 or stream.dim() != 1:
         raise EncodeError("bad_source", "a stream is a uint8 tensor of one dimension", tensor=name or None)
     if stream.device.type == "cpu":
-        return Held(stream.contiguous(), name)
+        return Held(stream.contiguous(), name, options)
     if stream.device.type == "cuda":
         from wcodec.torch.device import DeviceHeld
 
-        return DeviceHeld(stream.contiguous(), name)
+        return DeviceHeld(stream.contiguous(), name, options)
     raise BackendUnavailable(f"compressed weights cannot be decoded on {stream.device}: move the model to a CPU or an NVIDIA GPU")

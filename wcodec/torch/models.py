@@ -14,7 +14,7 @@ from wcodec.extract import extract
 from wcodec.outputs import AnyPath
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch.checkpoint import WCodecCheckpoint
-from wcodec.torch.compressed import CompressedTensor
+from wcodec.torch.compressed import OWN, CompressedTensor
 from wcodec.torch.reader import Device, Reader
 from wcodec.torch.scratch import return_freed_memory
 
@@ -99,9 +99,13 @@ def compress_model(
 
 def compressed_parameter(tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "") -> torch.nn.Parameter:
     """A tensor as a frozen parameter that is held compressed, with what was noted on it."""
-    small = torch.nn.Parameter(CompressedTensor.from_dense(tensor, options, name), requires_grad=False)
-    small.__dict__.update({k: v for k, v in tensor.__dict__.items() if k not in small.__dict__})
-    return small
+    return noted(torch.nn.Parameter(CompressedTensor.from_dense(tensor, options, name), requires_grad=False), tensor)
+
+
+def noted(new: torch.nn.Parameter, old: torch.Tensor) -> torch.nn.Parameter:
+    """A parameter in place of another one, with the attributes that users have set on that."""
+    new.__dict__.update({k: v for k, v in old.__dict__.items() if k not in OWN and k not in new.__dict__})
+    return new
 
 
 class Keys(NamedTuple):
@@ -127,7 +131,7 @@ def load_compressed(
     device
         Where to hold and decode them; ``None`` for where each parameter is, and the CPU for those on ``meta``.
     strict
-        Whether all names have to match.
+        Whether all names have to match, and nothing may be left on ``meta``: buffers that checkpoints do not hold would be.
 
     Returns
     -------
@@ -137,7 +141,7 @@ def load_compressed(
     ------
     DecodeError, EncodeError, BackendUnavailable
     RuntimeError
-        With `strict`, names that do not match. A shape that does not match.
+        With `strict`, names that do not match, or what is still on ``meta``. A shape that does not match.
     """
     places = _places(model)
     missing, unexpected = set(places), list[str]()
@@ -158,6 +162,10 @@ def load_compressed(
                     missing -= {name for name, _, _ in place.where}
     if strict and missing:
         raise RuntimeError(f"the checkpoint lacks {_some(sorted(missing))}")
+    nowhere = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    if strict and nowhere:
+        to_do = "make the model with its buffers (accelerate.init_empty_weights does), or by WCodecModel.from_pretrained"
+        raise RuntimeError(f"still on the device meta, as checkpoints do not hold them: {_some(nowhere)}; {to_do}")
     return Keys(sorted(missing), unexpected)
 
 
@@ -215,7 +223,8 @@ def decompress_model(model: torch.nn.Module) -> torch.nn.Module:
     for _, module, leaf, parameter in _weights(model):
         if isinstance(parameter, CompressedTensor):
             if id(parameter) not in done:
-                done[id(parameter)] = torch.nn.Parameter(parameter.decode().contiguous(), requires_grad=parameter.requires_grad)
+                dense = torch.nn.Parameter(parameter.decode().contiguous(), requires_grad=parameter.requires_grad)
+                done[id(parameter)] = noted(dense, parameter)
             setattr(module, leaf, done[id(parameter)])
     return model
 

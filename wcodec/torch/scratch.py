@@ -6,19 +6,20 @@ weight is in use, the one that came behind it the last time is decoded by a thre
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import ctypes
 import os
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Final, Protocol
 
 import torch
 
 KEPT: Final = 2  #: buffers that are kept for the next weights: one in use, one being decoded ahead
-_ROUND: Final = 1 << 16  #: buffers are a multiple of that
+ROUND: Final = 1 << 16  #: buffers are a multiple of that
 
 
 class Buffers:
@@ -46,7 +47,7 @@ class Buffers:
                 assert best is not None
                 return best
         del best
-        return torch.empty(-(-max(nbytes, 1) // _ROUND) * _ROUND, dtype=torch.uint8, device=self.device)
+        return torch.empty(-(-max(nbytes, 1) // ROUND) * ROUND, dtype=torch.uint8, device=self.device)
 
     def give(self, buffer: torch.Tensor) -> None:
         """Hand a buffer back, which nobody uses any more."""
@@ -87,7 +88,7 @@ class Ahead:
     def __init__(self, buffers: Buffers) -> None:
         self.buffers, self._lock = buffers, threading.Lock()
         self._last: weakref.ref[Any] | None = None
-        self._pending: tuple[Decodable, int, Future[torch.Tensor]] | None = None
+        self._pending: tuple[weakref.ref[Any], int, Future[torch.Tensor]] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def decoded(self, held: Decodable) -> torch.Tensor:
@@ -103,8 +104,9 @@ class Ahead:
         buffer = None
         if pending is not None:
             of, version, future = pending
-            if of is held and version == held.version:
-                buffer = future.result()
+            if of() is held and version == held.version:
+                with contextlib.suppress(CancelledError):  # by `clear`
+                    buffer = future.result()
             else:
                 _when_done(future, self.buffers.give)
         if buffer is None:
@@ -133,7 +135,7 @@ class Ahead:
                 if self._thread is None:
                     self._thread = ThreadPoolExecutor(1, "wcodec-next")
                 scope = contextvars.copy_context()  # which backend the caller has chosen
-                self._pending = following, following.version, self._thread.submit(scope.run, self._decode, following)
+                self._pending = weakref.ref(following), following.version, self._thread.submit(scope.run, self._decode, following)
 
     def clear(self) -> None:
         """Let go of what was decoded ahead, and of the thread."""
@@ -164,9 +166,10 @@ _ahead_lock: Final = threading.Lock()
 def _forget() -> None:
     """In a process that was forked: threads stayed behind, and what they had under way."""
     _ahead.clear()
+    _ahead_lock.release()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(before=_ahead_lock.acquire, after_in_parent=_ahead_lock.release, after_in_child=_forget)
 
 
 def ahead_of(device: torch.device) -> Ahead:

@@ -152,6 +152,8 @@ def load_shard(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size}")
+    if not isinstance(plan, Mapping):
+        raise TypeError(f"the plan is a dict of styles by names, such as model.tp_plan, not {plan!r}")
     for style in plan.values():
         if style not in STYLES:
             raise ValueError(f"unknown style {style!r}; there are {', '.join(sorted(STYLES))}")

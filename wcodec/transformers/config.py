@@ -7,9 +7,11 @@ from typing import Any, Final
 from transformers.utils.quantization_config import MetalConfig
 
 from wcodec.configs import METHOD
+from wcodec.errors import DecodeError
 from wcodec.hub import VERSION_TEXT
 from wcodec.reference.plan import EncodeOptions
 
+_DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
 _STORED: Final = ("format_version", "dtype", "resident", "preset")
 
 
@@ -35,6 +37,8 @@ class WCodecConfig(MetalConfig):
     ------
     EncodeError
         ``bad_option``: there is no such preset.
+    DecodeError
+        ``bad_value``: no such dtype.
     """
 
     def __init__(
@@ -43,6 +47,8 @@ class WCodecConfig(MetalConfig):
         self.quant_method, self.resident, self.preset = METHOD, resident, preset
         self.format_version, self.dtype = format_version, dtype
         EncodeOptions(preset=preset)
+        if dtype is not None and dtype not in _DTYPES:
+            raise DecodeError("bad_value", f"the quantization_config names the dtype {dtype!r}, in which no model can be made")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:

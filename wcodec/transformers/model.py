@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module, res
 from transformers.models.auto.auto_factory import _get_model_class
 
 from wcodec.configs import METHOD
+from wcodec.errors import DecodeError
 from wcodec.torch.reader import Reader
 from wcodec.transformers.config import WCodecConfig
 from wcodec.transformers.sources import WCODEC, StreamSlice, stored_dtype, weight_files
@@ -68,6 +70,8 @@ class WCodecModel:
             return _from_wcodec(model_class, directory, files, config, None if foreign else coding, model_args, kwargs)
         if not foreign and (_method(config) == METHOD or coding.resident):
             kwargs["quantization_config"] = coding
+        elif not foreign and coding.preset != "default":
+            raise ValueError("preset says how to compress, and of a plain model nothing is, unless resident=True")
         return model_class.from_pretrained(directory, *model_args, config=config, **kwargs)
 
 
@@ -128,10 +132,17 @@ _PARALLEL: Final = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
 
 def _from_wcodec(
-    model_class: Any, directory: Any, files: list[Path], config: Any, coding: WCodecConfig | None, model_args: Any, kwargs: dict[str, Any]
+    model_class: Any,
+    directory: Any,
+    files: dict[Path, set[str] | None],
+    config: Any,
+    coding: WCodecConfig | None,
+    model_args: Any,
+    kwargs: dict[str, Any],
 ) -> Any:
     """A model from ``.wcodec`` files. Their tensors go to the loader as the streams of the hub form would; if another quantization or
     another process takes a part in it, they go there decoded, of each as much as is asked for."""
+    config = copy.deepcopy(config)  # a caller's, perhaps
     streams = coding is not None and _method(config) in (None, METHOD) and not any(kwargs.get(k) is not None for k in _PARALLEL)
     if coding is not None and streams:
         config.quantization_config = {**coding.to_dict(), **coding.get_loading_attributes()}
@@ -141,9 +152,14 @@ def _from_wcodec(
         config.dtype = stored_dtype(_folder(directory, kwargs), kwargs.get("variant"))
     with ExitStack() as open_files:
         state = dict[str, Any]()
-        for path in files:
+        for path, named in files.items():
             reader = open_files.enter_context(Reader(path))
-            state.update({name: StreamSlice(reader.file, name) if streams else reader.slice(name) for name in reader.keys()})  # noqa: SIM118
+            names = reader.keys() if named is None else [name for name in reader.keys() if name in named]  # noqa: SIM118
+            if named is not None and (lacking := named.difference(names)):
+                raise DecodeError(
+                    "bad_range", f"the index says that the tensor is in {path.name}, which does not hold it", tensor=min(lacking)
+                )
+            state.update({name: StreamSlice(reader.file, name) if streams else reader.slice(name) for name in names})
         elsewhere = {k: v for k, v in kwargs.items() if k not in ("variant", "subfolder")}
         out = model_class.from_pretrained(None, *model_args, config=config, state_dict=state, **elsewhere)
     model = out[0] if isinstance(out, tuple) else out

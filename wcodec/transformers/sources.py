@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ from wcodec.outputs import map_file
 from wcodec.reference.planes import DType
 from wcodec.sources import read_safetensors_header
 from wcodec.torch import dtypes
+from wcodec.torch.checkpoint import read_weight_map
 
 WCODEC: Final = ".wcodec"
 SAFETENSORS: Final = ".safetensors"
@@ -56,21 +56,28 @@ class StreamSlice:
         return [-1]
 
 
-def weight_files(directory: Path, suffix: str, variant: str | None = None) -> list[Path]:
-    """The files of a suffix that hold a model's weights, in the order of their names; none if there are none.
+def weight_files(directory: Path, suffix: str, variant: str | None = None) -> dict[Path, set[str] | None]:
+    """The files of a suffix that hold a model's weights, in the order of their names, and the tensors that the index says are in each;
+    ``None`` for all, of a single file. None if there are none.
 
     Raises
     ------
+    DecodeError
+        As `read_weight_map`.
     FileNotFoundError
         One that the index names is missing.
     """
     tail = f".{variant}" if variant else ""
     if (whole := directory / f"{_STEM}{tail}{suffix}").is_file():
-        return [whole]
+        return {whole: None}
     index = directory / f"{_STEM}{suffix}.index{tail}.json"
     if not index.is_file():
-        return []
-    files = [directory / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
+        return {}
+    files: dict[Path, set[str] | None] = {}
+    for name, file in sorted(read_weight_map(index, suffix).items(), key=lambda pair: pair[1]):
+        names = files.setdefault(directory / file, set())
+        assert names is not None
+        names.add(name)
     missing = [f.name for f in files if not f.is_file()]
     if missing:
         raise FileNotFoundError(f"{index} names files that are not there: {', '.join(missing)}")
@@ -86,7 +93,7 @@ def stored_dtype(directory: Path, variant: str | None = None) -> torch.dtype | N
     DecodeError
     """
     for suffix, rows in ((WCODEC, _wcodec_rows), (SAFETENSORS, _hub_rows)):
-        for path in weight_files(directory, suffix, variant)[:1]:
+        for path in list(weight_files(directory, suffix, variant))[:1]:
             for row in rows(path):
                 dtype = dtypes.torch_dtype(row)
                 if dtype.is_floating_point and dtype.itemsize > 1:

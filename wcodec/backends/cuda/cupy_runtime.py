@@ -195,6 +195,9 @@ class CupyRuntime(Runtime):
     def mark(self) -> Any:
         return self.cupy.cuda.get_current_stream().record(self.cupy.cuda.Event(disable_timing=True))
 
+    def finish(self) -> None:
+        self.cupy.cuda.Device(self.device).synchronize()
+
     def wait_for(self, mark: Any) -> None:
         self.cupy.cuda.get_current_stream().wait_event(mark)
 

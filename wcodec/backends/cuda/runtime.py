@@ -108,6 +108,10 @@ class Runtime(ABC):
     def mark(self) -> Mark:
         """The point that the current stream is at."""
 
+    def finish(self) -> None:
+        """Wait for all work of the device, whoever has queued it."""
+        self.mark().synchronize()
+
     @abstractmethod
     def wait_for(self, mark: Any) -> None:
         """Let the current stream wait for a point of another one."""
