@@ -154,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--raw", action="store_true", help="if the file was not made from another one, write the tensors' bytes alone")
     _add_base(s)
     _add_common(s, max_nbytes=True)
+    _add_repack(add("repack", _repack, "encode the tensors of a .wcodec file anew, with other choices"))
     s = add("verify", _verify, "decode all of a file or directory, check every checksum, write nothing")
     s.add_argument("input", metavar="IN")
     _add_base(s)
@@ -177,6 +178,14 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
+def _add_repack(s: argparse.ArgumentParser) -> None:
+    s.add_argument("input", metavar="IN.wcodec")
+    s.add_argument("output", metavar="OUT.wcodec")
+    _add_base(s)
+    _add_common(s)
+    _add_choices(s, ("fixed", *CODERS), "fixed: nibble codes and bytes as they are, 12 bits a bfloat16 weight; ")
+
+
 def _add_encode(s: argparse.ArgumentParser) -> None:
     s.add_argument("input", metavar="IN", help="a safetensors file, or the directory of a model")
     s.add_argument("output", metavar="OUT", nargs="?", help="default of a file: IN.wcodec, if there is none yet; a directory must be named")
@@ -185,11 +194,15 @@ def _add_encode(s: argparse.ArgumentParser) -> None:
     text = "a .wcodec or safetensors file, or a directory of them: tensors that it has too are stored as differences; decoding needs it"
     s.add_argument("--base", metavar="BASE", help=text)
     _add_common(s)
+    _add_choices(s, CODERS)
+
+
+def _add_choices(s: argparse.ArgumentParser, coders: tuple[str, ...], more: str = "") -> None:
     s.add_argument("--preset", choices=PRESETS, default="default", help="fast: encode speed first; max: size first (default: default)")
     g = s.add_argument_group("what not to leave to the encoder's measure")
     g.add_argument("--predictor", choices=PREDICTORS, default="auto", help="prediction of all coded byte planes")
     g.add_argument("--transform", choices=TRANSFORMS, default="auto", help="transform of all coded byte planes")
-    g.add_argument("--coder", choices=CODERS, default="auto", help="raw: nothing is coded; rans: no contexts; context: contexts")
+    g.add_argument("--coder", choices=coders, default="auto", help=f"{more}raw: nothing is coded; rans: no contexts; context: contexts")
     g.add_argument("--layout", choices=LAYOUTS, default="auto")
     g.add_argument("--segment", metavar="RxC", type=_pair, help="rows and columns of a segment")
     g.add_argument("--tile", metavar="RxC", type=_pair, help="rows and columns of a tile, from 16; segments are made of whole tiles")
@@ -302,16 +315,42 @@ def _is_directory_or_hub(path: str) -> bool:
 
 
 # ---- subcommands -------------------------------------------------------------------------------------------------------------
-def _encode(args: argparse.Namespace) -> int:
-    from wcodec.report import percent_text, size_text
-
+def _options(args: argparse.Namespace) -> EncodeOptions:
+    """What was chosen; leaves with 2 where that does not go together."""
+    fixed = args.coder == "fixed"
+    if fixed and args.layout not in ("auto", "pairs"):
+        args.error(f"coder fixed is of layout pairs, not {args.layout}")
     try:
-        options = EncodeOptions(
-            args.segment, args.tile, args.predictor, args.layout, args.prob_bits,
-            preset=args.preset, transform=args.transform, coder=args.coder,
+        return EncodeOptions(
+            args.segment, args.tile, args.predictor, "pairs" if fixed else args.layout, args.prob_bits,
+            preset=args.preset, transform=args.transform, coder="raw" if fixed else args.coder,
         )  # fmt: skip
     except EncodeError as e:
         args.error(str(e))
+        raise
+
+
+def _repack(args: argparse.Namespace) -> int:
+    from wcodec.repack import repack_file
+    from wcodec.report import percent_text, size_text
+
+    options, output, backend = _options(args), _output(args, ".wcodec", ".wcodec"), _backend(args)
+    start = time.perf_counter()
+    with _progress(args, _decoded_nbytes(args.input, backend)) as progress:
+        nbytes, stored_nbytes = repack_file(args.input, output, options, backend, progress, args.base)
+    seconds = time.perf_counter() - start
+    line = f"{size_text(nbytes)} -> {size_text(stored_nbytes)} ({percent_text(stored_nbytes, nbytes)}), {seconds:.1f} s"
+    _say(args, f"{args.input} -> {args.output}: {line}", {
+        "input": args.input, "output": str(output), "nbytes": nbytes, "stored_nbytes": stored_nbytes, "seconds": seconds,
+        "backend": backend.name,
+    })  # fmt: skip
+    return DONE
+
+
+def _encode(args: argparse.Namespace) -> int:
+    from wcodec.report import percent_text, size_text
+
+    options = _options(args)
     if args.form == "hub" or os.path.isdir(args.input):
         from wcodec.cli_directories import encode
 

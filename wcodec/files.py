@@ -71,7 +71,7 @@ def save_file(
         The base is not well-formed.
     """
     encoder = Encoder(options)
-    with _base_for(path, base, encoder.backend) as other, atomic_output(path) as f:
+    with base_for(path, base, encoder.backend) as other, atomic_output(path) as f:
         writer, seen = encoder.start(f, base=other), Duplicates()
         for name, array in tensors.items():
             whole = np.asarray(array)
@@ -431,7 +431,7 @@ def _keep(base: OpenBase, target: AnyPath) -> None:
 
 
 @contextlib.contextmanager
-def _base_for(target: AnyPath, path: AnyPath | None, backend: Backend, progress: Progress = ignore_progress) -> Iterator[OpenBase | None]:
+def base_for(target: AnyPath, path: AnyPath | None, backend: Backend, progress: Progress = ignore_progress) -> Iterator[OpenBase | None]:
     """The base of a file that is about to be written."""
     if path is None:
         yield None
@@ -475,7 +475,7 @@ def encode_file(
     view = memoryview(data)
     header = read_safetensors_header(view)
     encoder, seen = Encoder(options, backend), Duplicates()
-    with _base_for(target, base, encoder.backend, progress) as other, atomic_output(target) as stream, WriteBehind(stream) as f:
+    with base_for(target, base, encoder.backend, progress) as other, atomic_output(target) as stream, WriteBehind(stream) as f:
         writer = encoder.start(f, progress, other)
         for t in header.tensors:
             words = np.frombuffer(view[t.start : t.stop], t.dtype.word_type)

@@ -10,7 +10,7 @@ import torch
 
 from wcodec.codec import Encoder, words_of
 from wcodec.duplicates import Duplicates
-from wcodec.files import _base_for
+from wcodec.files import base_for
 from wcodec.outputs import AnyPath, atomic_output
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Words
@@ -50,7 +50,7 @@ def save_file(
         The base is not well-formed.
     """
     encoder = Encoder(options)
-    with _base_for(path, base, encoder.backend) as other, atomic_output(path) as f:
+    with base_for(path, base, encoder.backend) as other, atomic_output(path) as f:
         writer, seen = encoder.start(f, base=other), Duplicates()
         for name, tensor in tensors.items():
             array = to_array(tensor, name)
