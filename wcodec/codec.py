@@ -469,22 +469,19 @@ class Decoder:
         _check_base(t, base)
         if down.size == 0 or across.size == 0:
             return 0
-        if (down.size, across.size) == t.geometry.grid:
-            plan, ids, starts = whole, np.arange(whole.n_elements.size), whole.offsets[:-1] + t.payload_offset
-            records = source.read(t.payload_offset, t.payload_nbytes)
-        else:
-            geometry, ids = t.geometry.select(down, across)
-            plan = SegmentPlan(t.coded_dtype, geometry, t.segments.take(ids), whole.tables)
-            starts = whole.offsets[:-1][ids] + t.payload_offset
-            records = _gather(source, starts, plan.offsets)
+        return self.part(source, t, part_of(t, whole, down, across), out, base)
+
+    def part(self, source: ByteSource, t: TensorRecord, part: Part, out: Words, base: BaseTensor | None = None) -> int:
+        """As `grid`, of a part that was planned before: who decodes it again and again spares that."""
+        records = _gather(source, part.starts, part.plan.offsets)
         backend = self.backend
         payload, device = backend.to_device(_aligned(records)), backend.target(out)
-        status, sums = backend.decode_with_checksums(plan, payload, device)
-        check_segments(t, ids, starts, status, sums.records)
+        status, sums = backend.decode_with_checksums(part.plan, payload, device)
+        check_segments(t, part.ids, part.starts, status, sums.records)
         crc = sums.words
         if base is not None and t.difference != Difference.NONE:
             with self._spare(out.nbytes, t.name) as room:
-                other = _base_words(t.geometry, down, across, base, room.view(out.dtype).reshape(out.shape))
+                other = _base_words(t.geometry, part.down, part.across, base, room.view(out.dtype).reshape(out.shape))
                 crc = backend.add_base(device, backend.to_device(other), t.difference)
         if device is not out:
             backend.to_host(device, out)
@@ -503,6 +500,26 @@ class Decoder:
         yield room[:nbytes]
         if room.size <= _TENSOR_NBYTES:
             self._spares.append(room)
+
+
+class Part(NamedTuple):
+    """Some segment rows and columns of a tensor, planned: their ids, where their records start in the file, and how they are coded."""
+
+    down: Ids
+    across: Ids
+    ids: Ids
+    starts: NDArray[np.int64]
+    plan: SegmentPlan
+
+
+def part_of(t: TensorRecord, whole: SegmentPlan, down: Ids, across: Ids) -> Part:
+    """Plan some segment rows and columns of a tensor; `whole` is the tensor's plan."""
+    if (down.size, across.size) == t.geometry.grid:
+        ids, plan = np.arange(whole.n_elements.size), whole
+    else:
+        geometry, ids = t.geometry.select(down, across)
+        plan = SegmentPlan(t.coded_dtype, geometry, t.segments.take(ids), whole.tables)
+    return Part(down, across, ids, whole.offsets[:-1][ids] + t.payload_offset, plan)
 
 
 def _check_base(t: TensorRecord, base: BaseTensor | None) -> None:

@@ -18,6 +18,7 @@ from wcodec.directories import encode_safetensors_to_wcodec
 from wcodec.torch.checkpoint import WCodecCheckpoint, load_wcodec_checkpoint
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.files import load_file, safe_open, save_file
+from wcodec.torch.layers import WCodecLinear
 from wcodec.torch.models import compress_model, decompress_model, load_compressed, model_memory
 from wcodec.torch.scratch import release_scratch, scratch_nbytes
 from wcodec.torch.sharding import load_shard
@@ -25,6 +26,7 @@ from wcodec.torch.sharding import load_shard
 __all__ = [
     "CompressedTensor",
     "WCodecCheckpoint",
+    "WCodecLinear",
     "compress_model",
     "decompress_model",
     "encode_safetensors_to_wcodec",

@@ -5,6 +5,9 @@ keeps it (not what was decoded) for the backward pass, and what comes out has th
 frozen, since the same kernels get the same operands. What only turns or hands on a weight stays compressed; an embedding or an expert
 of a stack decodes no more than the rows that it picks.
 
+A matrix in fused mode is multiplied as it is decoded, tile by tile (`wcodec.torch.products`): no memory holds all of it. These are the
+same products, but summed by kernels of other shapes, so the last bits of results may differ. Other operations are as without it.
+
 Operations that write to the whole tensor, such as ``w.mul_(2)`` or ``w[3] = 0``, compress it anew. A view (``w[3]``, ``w.view(-1)``) is a
 copy: what is written to it does not reach the weight. ``model.to(...)`` has to swap the tensors of parameters, which PyTorch refuses
 while an autograd graph or a weak reference holds one.
@@ -21,10 +24,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from wcodec.reference.plan import EncodeOptions
-from wcodec.torch.held import Held, encode, hold
+from wcodec.torch import products
+from wcodec.torch.held import Held, call, encode, held_of, hold
 from wcodec.torch.scratch import ROUND
 
 aten: Final = torch.ops.aten
@@ -37,8 +40,11 @@ class CompressedTensor(torch.Tensor):
     ----------
     stream
         uint8 of one dimension, on the tensor's device: a wcodec file of one tensor (spec: chapter 4).
+    fused
+        Whether products with a matrix are taken tile by tile.
     """
 
+    fused: bool
     _held: Held | None
     _swapped: bool
     _stream: torch.Tensor
@@ -48,8 +54,9 @@ class CompressedTensor(torch.Tensor):
     # ---- making one
     @staticmethod
     def __new__(
-        cls, held: Held | torch.Tensor, swapped: bool = False, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
-    ) -> CompressedTensor:
+        cls, held: Held | torch.Tensor, swapped: bool = False, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None,
+        fused: bool = False,
+    ) -> CompressedTensor:  # fmt: skip
         stream = held.stream if isinstance(held, Held) else held
         if isinstance(held, Held):
             shape, dtype = held.shape, held.dtype
@@ -60,7 +67,7 @@ class CompressedTensor(torch.Tensor):
             out: CompressedTensor = torch.Tensor._make_wrapper_subclass(
                 cls, shape, strides=strides, dtype=dtype, device=stream.device, requires_grad=False
             )
-        out._held, out._swapped = held if isinstance(held, Held) else None, swapped
+        out._held, out._swapped, out.fused = held if isinstance(held, Held) else None, swapped, fused
         out._stream = stream
         return out
 
@@ -68,7 +75,7 @@ class CompressedTensor(torch.Tensor):
         pass
 
     @classmethod
-    def from_stream(cls, stream: torch.Tensor, name: str = "") -> CompressedTensor:
+    def from_stream(cls, stream: torch.Tensor, name: str = "", fused: bool = False) -> CompressedTensor:
         """The tensor of a stream, which is read only as far as its index.
 
         Parameters
@@ -77,16 +84,20 @@ class CompressedTensor(torch.Tensor):
             uint8 of one dimension, on any device; it is not copied.
         name
             What errors call the tensor.
+        fused
+            See the class.
 
         Raises
         ------
         DecodeError
             It is no wcodec file of one tensor.
         """
-        return cls(hold(stream, name))
+        return cls(hold(stream, name), fused=fused)
 
     @classmethod
-    def from_dense(cls, tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "") -> CompressedTensor:
+    def from_dense(
+        cls, tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: bool = False
+    ) -> CompressedTensor:
         """Compress a tensor.
 
         Raises
@@ -94,7 +105,7 @@ class CompressedTensor(torch.Tensor):
         EncodeError
             ``unsupported_dtype``
         """
-        return cls(hold(encode(tensor.detach(), options, name), name, options))
+        return cls(hold(encode(tensor.detach(), options, name), name, options), fused=fused)
 
     # ---- what is in it
     @property
@@ -129,9 +140,9 @@ class CompressedTensor(torch.Tensor):
     def data(self, value: torch.Tensor) -> None:
         other = value
         if not isinstance(other, CompressedTensor):
-            other = CompressedTensor.from_dense(value, self.held.options, self.held.name)
+            other = CompressedTensor.from_dense(value, self.held.options, self.held.name, self.fused)
         torch.Tensor.data.__set__(self, other)
-        self._held, self._swapped, self._stream = other._held, other._swapped, other._stream
+        self._held, self._swapped, self._stream, self.fused = other._held, other._swapped, other._stream, other.fused
 
     # ---- what reads memory that is not there
     def numpy(self, *, force: bool = False) -> np.ndarray[Any, Any]:
@@ -161,13 +172,13 @@ class CompressedTensor(torch.Tensor):
         raise NotImplementedError("a compressed tensor has no memory to point at: use .decode(), or .stream for what is held")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        held = f"{self.stream.numel()} bytes compressed"
+        held = f"{self.stream.numel()} bytes compressed" + (", fused" if self.fused else "")
         return f"CompressedTensor(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device}, {held})"
 
     # ---- copying, pickling, tracing
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedTensor:
         if id(self) not in memo:
-            out = CompressedTensor(self.held.copy(), self._swapped)
+            out = CompressedTensor(self.held.copy(), self._swapped, fused=self.fused)
             out.requires_grad_(self.requires_grad)
             out.__dict__.update(_extra(self))
             memo[id(self)] = out
@@ -178,24 +189,27 @@ class CompressedTensor(torch.Tensor):
         if stream.untyped_storage().nbytes() > stream.numel():  # of which a pickle would hold all
             stream = stream.clone()
         options = None if self.held.options is None else asdict(self.held.options)
-        return rebuild, (stream, self.held.name, self._swapped, self.requires_grad, _extra(self), options)
+        return rebuild, (stream, self.held.name, self._swapped, self.requires_grad, _extra(self), options, self.fused)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         shape = tuple(self.shape)
         name = "" if self._held is None else self._held.name
-        return ["stream"], (self._swapped, _swap(shape) if self._swapped else shape, self.dtype, name)
+        if name:
+            call(self.stream, name)
+        return ["stream"], (self._swapped, _swap(shape) if self._swapped else shape, self.dtype, name, self.fused)
 
     @staticmethod
     def __tensor_unflatten__(inner: dict[str, Any], meta: Any, outer_size: Any, outer_stride: Any) -> CompressedTensor:
-        swapped, shape, dtype, name = meta
+        swapped, shape, dtype, name, fused = meta
         stream = inner["stream"]
         if type(stream) is torch.Tensor:
-            return CompressedTensor(hold(stream, name), swapped)
-        return CompressedTensor(stream, swapped, shape, dtype)
+            return CompressedTensor(hold(stream, name), swapped, fused=fused)
+        return CompressedTensor(stream, swapped, shape, dtype, fused)
 
     def _stable_hash_for_caching(self) -> str:
         """What graphs of ``torch.compile`` are kept by."""
-        return repr((type(self).__name__, tuple(self.shape), self.dtype, str(self.device), self._swapped, self.stream.numel()))
+        what = tuple(self.shape), self.dtype, str(self.device), self._swapped, self.fused, self.stream.numel()
+        return repr((type(self).__name__, *what))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -210,7 +224,7 @@ class CompressedTensor(torch.Tensor):
         return _on_dense(func, args, kwargs or {})
 
 
-OWN: Final = {"_held", "_swapped", "_stream", "_is_param"}  #: attributes that are not a user's
+OWN: Final = {"_held", "_swapped", "_stream", "fused", "_is_param"}  #: attributes that are not a user's
 
 
 def _extra(w: CompressedTensor) -> dict[str, Any]:
@@ -219,10 +233,11 @@ def _extra(w: CompressedTensor) -> dict[str, Any]:
 
 
 def rebuild(
-    stream: torch.Tensor, name: str, swapped: bool, requires_grad: bool, extra: dict[str, Any], options: dict[str, Any] | None
-) -> CompressedTensor:
+    stream: torch.Tensor, name: str, swapped: bool, requires_grad: bool, extra: dict[str, Any], options: dict[str, Any] | None,
+    fused: bool = False,
+) -> CompressedTensor:  # fmt: skip
     """What a pickle of a compressed tensor calls."""
-    out = CompressedTensor(hold(stream, name, None if options is None else EncodeOptions(**options)), swapped)
+    out = CompressedTensor(hold(stream, name, None if options is None else EncodeOptions(**options)), swapped, fused=fused)
     out.__dict__.update(extra)
     out.requires_grad_(requires_grad)
     return out
@@ -236,24 +251,21 @@ def _like(w: CompressedTensor, swapped: bool | None = None) -> CompressedTensor:
     """Another view of the same content."""
     swapped = w._swapped if swapped is None else swapped
     if w._held is not None:
-        return CompressedTensor(w._held, swapped)
+        return CompressedTensor(w._held, swapped, fused=w.fused)
+    return CompressedTensor(w._stream, swapped, _shape_held(w), w.dtype, w.fused)
+
+
+def _shape_held(w: CompressedTensor) -> tuple[int, ...]:
+    """Shape of the weight as it is in the stream."""
     shape = tuple(w.shape)
-    return CompressedTensor(w._stream, swapped, _swap(shape) if w._swapped else shape, w.dtype)
+    return _swap(shape) if w._swapped else shape
 
 
 # ---- operations on what is decoded ---------------------------------------------------------------------------------------
-_of_graphs: Final = WeakTensorKeyDictionary()  #: streams that graphs decode, as they are held
-
-
 @torch.library.custom_op("wcodec::decode", mutates_args=())
 def decode_op(stream: torch.Tensor, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     """A stream, decoded: what stands in graphs of ``torch.compile``."""
-    held = _of_graphs.get(stream)
-    if held is None:
-        held = _of_graphs[stream] = hold(stream)
-    if held.shape != tuple(shape) or held.dtype != dtype:
-        raise RuntimeError(f"the stream holds a {held.dtype} tensor of shape {held.shape}, not {dtype} of {tuple(shape)}")
-    return held.dense()
+    return held_of(stream, shape, dtype).dense()
 
 
 @decode_op.register_fake
@@ -286,8 +298,7 @@ def _on_dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     def dense(w: CompressedTensor) -> torch.Tensor:
         if w._held is None:
-            shape = tuple(w.shape)
-            out = torch.ops.wcodec.decode(w._stream, list(_swap(shape) if w._swapped else shape), w.dtype)
+            out = torch.ops.wcodec.decode(w._stream, list(_shape_held(w)), w.dtype)
         else:
             held = w._held
             if id(held) not in leases:
@@ -360,7 +371,7 @@ def _alias(w: Any) -> Any:
 
 @_handles(aten.clone.default)
 def _clone(w: Any, *, memory_format: Any = None) -> Any:
-    return NotImplemented if w._held is None or _turns(w, memory_format) else CompressedTensor(w._held.copy(), w._swapped)
+    return NotImplemented if w._held is None or _turns(w, memory_format) else CompressedTensor(w._held.copy(), w._swapped, fused=w.fused)
 
 
 def _turns(w: Any, memory_format: Any) -> bool:
@@ -389,7 +400,7 @@ def _to_copy(w: Any, *, dtype: Any = None, device: Any = None, memory_format: An
     if w._held is None or (dtype is not None and dtype != w.dtype) or _turns(w, memory_format):
         return NotImplemented
     held = w._held.copy() if device is None or torch.device(device) == w.device else w._held.to(torch.device(device))
-    return CompressedTensor(held, w._swapped)
+    return CompressedTensor(held, w._swapped, fused=w.fused)
 
 
 @_handles(aten.copy_.default)
@@ -444,6 +455,46 @@ def _index(w: Any, indices: Any) -> Any:
 def _index_select(w: Any, dim: int, index: torch.Tensor) -> Any:
     in_one = isinstance(index, torch.Tensor) and index.dim() == 1 and dim in (0, -w.dim())
     return _rows(w, index) if in_one and _picks(w, index, negative=False) else NotImplemented
+
+
+# ---- products in fused mode ------------------------------------------------------------------------------------------------
+def _multiplies(w: Any, *others: Any) -> bool:
+    """Whether a weight and the other operands are multiplied tile by tile; what PyTorch refuses is left to PyTorch."""
+    if not isinstance(w, CompressedTensor) or not w.fused or w.dim() != 2 or w.dtype not in products.FLOATS:
+        return False
+    some = [t for t in others if t is not None]
+    return all(not isinstance(t, CompressedTensor) and t.dtype == w.dtype and t.device == w.device and t.dim() for t in some)
+
+
+def _times(x: Any, w: CompressedTensor, bias: Any = None) -> Any:
+    """``x @ w + bias`` of operands that `_multiplies` has found fit, shapes included."""
+    if w._held is not None:
+        return (products.times_transposed if w._swapped else products.times)(w._held, x, bias)
+    if w._swapped:
+        return torch.ops.wcodec.linear(x, w._stream, _shape_held(w), w.dtype, bias)
+    out = torch.ops.wcodec.linear_grad_input(x, w._stream, _shape_held(w), w.dtype)
+    return out if bias is None else out + bias
+
+
+@_handles(aten.linear.default)
+def _linear(x: Any, w: Any, bias: Any = None) -> Any:
+    fits = _multiplies(w, x, bias) and x.shape[-1] == w.shape[1] and (bias is None or bias.shape == w.shape[:1])
+    return _times(x, _like(w, not w._swapped), bias) if fits else NotImplemented
+
+
+@_handles(aten.mm.default, aten.matmul.default)
+def _matmul(a: Any, b: Any) -> Any:
+    if _multiplies(b, a) and a.shape[-1] == b.shape[0]:
+        return _times(a, b)
+    if _multiplies(a, b) and b.dim() == 2 and a.shape[1] == b.shape[0]:
+        return _times(b.t(), _like(a, not a._swapped)).t().contiguous()
+    return NotImplemented
+
+
+@_handles(aten.addmm.default)
+def _addmm(bias: Any, x: Any, w: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    fits = beta == alpha == 1 and _multiplies(w, x, bias) and x.shape[-1] == w.shape[0] and bias.shape == w.shape[1:]
+    return _times(x, w, bias) if fits else NotImplemented
 
 
 torch.serialization.add_safe_globals([rebuild])  # so that torch.load takes them: a stream is data, checked when it is decoded

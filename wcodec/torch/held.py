@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from wcodec.backends import get_backend
 from wcodec.codec import Encoder
@@ -18,6 +19,7 @@ from wcodec.reference.container import Index, TensorRecord
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch import dtypes
 from wcodec.torch.scratch import ahead_of
+from wcodec.torch.tiles import Tiling, row_tiles, tiling_of
 
 PART_NBYTES: Final = 1 << 24  #: decoded at once where rows are picked
 
@@ -45,6 +47,7 @@ class Held:
         self.version = 0
         self.successor: weakref.ref[Held] | None = None
         self._file: tuple[torch.Tensor, int, File] | None = None  #: what was opened, for which stream and memory: these may change
+        self._tiling: tuple[File, Tiling] | None = None  #: of what was opened
         t = self._read_record()
         self.shape, self.nbytes, self.dtype = t.shape, t.nbytes, dtypes.torch_dtype(t.dtype)
 
@@ -120,6 +123,20 @@ class Held:
             for some in portions(rows, self.rows_at_once):
                 out[some] = dtypes.from_array(part.take(rows[some]), t.dtype)
         return out
+
+    def row_tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """The rows of a matrix on the CPU in order, some at a time; see `wcodec.torch.tiles.row_tiles`.
+
+        Raises
+        ------
+        DecodeError
+        """
+        with self.naming():
+            file, tiling = self._opened(), self._tiling
+            t = only_tensor(file.index)
+            if tiling is None or tiling[0] is not file:
+                tiling = self._tiling = file, tiling_of(file, t)
+            yield from row_tiles(file, t, tiling[1], self.dtype)
 
     @property
     def rows_at_once(self) -> int:
@@ -205,3 +222,31 @@ def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = N
 
         return DeviceHeld(stream.contiguous(), name, options)
     raise BackendUnavailable(f"compressed weights cannot be decoded on {stream.device}: move the model to a CPU or an NVIDIA GPU")
+
+
+# ---- streams of graphs -------------------------------------------------------------------------------------------------------
+_held: Final = WeakTensorKeyDictionary()  #: streams that operators get, as they are held
+_names: Final = WeakTensorKeyDictionary()  #: what the weights are called whose streams graphs get
+
+
+def call(stream: torch.Tensor, name: str) -> None:
+    """Say what errors of operators on a stream call the weight."""
+    _names[stream] = name
+
+
+def held_of(stream: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> Held:
+    """What an operator of PyTorch reads: its index and plans are kept for as long as the stream is there.
+
+    Raises
+    ------
+    DecodeError
+        It is no file of one tensor.
+    RuntimeError
+        Its tensor has another shape or dtype.
+    """
+    held: Held | None = _held.get(stream)
+    if held is None:
+        held = _held[stream] = hold(stream.detach(), _names.get(stream, ""))  # what is kept must not keep the key
+    if held.shape != tuple(shape) or held.dtype != dtype:
+        raise RuntimeError(f"the stream holds a {held.dtype} tensor of shape {held.shape}, not {dtype} of {tuple(shape)}")
+    return held

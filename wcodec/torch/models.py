@@ -42,9 +42,9 @@ class Memory:
 
 def compress_model(
     model: torch.nn.Module, preset: str = "default", *, options: EncodeOptions | None = None, min_nbytes: int = MIN_NBYTES,
-    skip: Callable[[str, torch.nn.Parameter], bool] | None = None, progress: Callable[[int], object] | None = None,
+    skip: Callable[[str, torch.nn.Parameter], bool] | None = None, progress: Callable[[int], object] | None = None, fused: bool = False,
 ) -> torch.nn.Module:  # fmt: skip
-    """Hold the weights of a model compressed from now on. They are decoded as they are used; results have the same bits.
+    """Hold the weights of a model compressed from now on. They are decoded as they are used; without `fused`, results have the same bits.
 
     All parameters of two or more dimensions are taken: of linear and convolution layers, embeddings, stacks of experts. Tied ones
     stay tied. They are frozen: gradients go through them to activations and adapters, not into them.
@@ -61,6 +61,9 @@ def compress_model(
         Called with name and parameter; true for those to leave alone.
     progress
         Called with the number of bytes of each weight that was looked at.
+    fused
+        Whether matrices are multiplied tile by tile as they are decoded, none of them ever there as a whole. The same products are
+        summed by kernels of other shapes: the last bits of results may differ.
 
     Returns
     -------
@@ -87,7 +90,7 @@ def compress_model(
             continue
         nbytes = parameter.numel() * parameter.element_size()
         if nbytes >= min_nbytes:
-            small = compressed_parameter(parameter, options, name)
+            small = compressed_parameter(parameter, options, name, fused)
             if small.stream.numel() < nbytes:
                 done[id(parameter)] = small
                 setattr(module, leaf, small)
@@ -97,9 +100,11 @@ def compress_model(
     return model
 
 
-def compressed_parameter(tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "") -> torch.nn.Parameter:
+def compressed_parameter(
+    tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: bool = False
+) -> torch.nn.Parameter:
     """A tensor as a frozen parameter that is held compressed, with what was noted on it."""
-    return noted(torch.nn.Parameter(CompressedTensor.from_dense(tensor, options, name), requires_grad=False), tensor)
+    return noted(torch.nn.Parameter(CompressedTensor.from_dense(tensor, options, name, fused), requires_grad=False), tensor)
 
 
 def noted(new: torch.nn.Parameter, old: torch.Tensor) -> torch.nn.Parameter:
@@ -117,7 +122,7 @@ class Keys(NamedTuple):
 
 def load_compressed(
     model: torch.nn.Module, path: AnyPath, device: Device | None = None, *, min_nbytes: int = MIN_NBYTES, strict: bool = True,
-    base: AnyPath | None = None,
+    base: AnyPath | None = None, fused: bool = False,
 ) -> Keys:  # fmt: skip
     """Put the weights of a ``.wcodec`` checkpoint into a model as they are: compressed, without decoding them.
 
@@ -132,6 +137,8 @@ def load_compressed(
         Where to hold and decode them; ``None`` for where each parameter is, and the CPU for those on ``meta``.
     strict
         Whether all names have to match, and nothing may be left on ``meta``: buffers that checkpoints do not hold would be.
+    fused
+        As of `compress_model`.
 
     Returns
     -------
@@ -157,7 +164,7 @@ def load_compressed(
                         continue
                     place, original = places[name], (reader.name, reader.file.original(reader.record(name)).name)
                     if place.loaded != original:  # not only tied, but stored once
-                        _load(place, reader, source, name, device, min_nbytes)
+                        _load(place, reader, source, name, device, min_nbytes, fused)
                         place.loaded = original
                     missing -= {name for name, _, _ in place.where}
     if strict and missing:
@@ -190,7 +197,7 @@ def _places(model: torch.nn.Module) -> dict[str, _Place]:
     return {name: place for place in by_id.values() for name, _, _ in place.where}
 
 
-def _load(place: _Place, reader: Reader, source: FileSource, name: str, device: Device | None, min_nbytes: int) -> None:
+def _load(place: _Place, reader: Reader, source: FileSource, name: str, device: Device | None, min_nbytes: int, fused: bool) -> None:
     """Put a tensor into its places."""
     t, old = reader.record(name), place.tensor
     if tuple(t.shape) != tuple(old.shape):
@@ -203,7 +210,7 @@ def _load(place: _Place, reader: Reader, source: FileSource, name: str, device: 
         new = new if place.is_buffer else torch.nn.Parameter(new, requires_grad=old.requires_grad and new.is_floating_point())
     else:
         stream = torch.from_numpy(extract(source, reader.file.original(t), reader.file.index.tables)).to(goes_to)
-        new = torch.nn.Parameter(CompressedTensor.from_stream(stream, name), requires_grad=False)
+        new = torch.nn.Parameter(CompressedTensor.from_stream(stream, name, fused), requires_grad=False)
     for _, module, leaf in place.where:
         setattr(module, leaf, new)
 

@@ -160,12 +160,14 @@ def _when_done(future: Future[torch.Tensor], give: Callable[[torch.Tensor], None
 
 
 _ahead: Final[dict[torch.device, Ahead]] = {}
+_tiles: Final[dict[torch.device, Buffers]] = {}
 _ahead_lock: Final = threading.Lock()
 
 
 def _forget() -> None:
     """In a process that was forked: threads stayed behind, and what they had under way."""
     _ahead.clear()
+    _tiles.clear()
     _ahead_lock.release()
 
 
@@ -185,10 +187,18 @@ def ahead_of(device: torch.device) -> Ahead:
         return _ahead[device]
 
 
+def tile_buffers(device: torch.device) -> Buffers:
+    """Memory for parts of weights that are multiplied as they are decoded; apart from that for whole ones, which is much larger."""
+    with _ahead_lock:
+        return _tiles.setdefault(device, Buffers(device))
+
+
 def release_scratch() -> None:
     """Give back the memory that compressed weights are decoded into; it is taken anew when one is used."""
     with _ahead_lock:
-        some = list(_ahead.values())
+        some, tiles = list(_ahead.values()), list(_tiles.values())
+    for buffers in tiles:
+        buffers.clear()
     for ahead in some:
         ahead.clear()
         ahead.buffers.clear()
@@ -197,7 +207,7 @@ def release_scratch() -> None:
 def scratch_nbytes() -> int:
     """Bytes that are kept to decode weights into, on all devices, of buffers that are not in use."""
     with _ahead_lock:
-        return sum(a.buffers.nbytes for a in _ahead.values())
+        return sum(b.nbytes for b in [*(a.buffers for a in _ahead.values()), *_tiles.values()])
 
 
 def return_freed_memory() -> None:
