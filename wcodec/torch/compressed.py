@@ -380,7 +380,7 @@ def _turns(w: Any, memory_format: Any) -> bool:
     return not keeps
 
 
-@_handles(aten.t.default)
+@_handles(aten.t.default, aten.mT.default, aten.numpy_T.default)
 def _t(w: Any) -> Any:
     return _like(w, not w._swapped) if w.dim() == 2 else NotImplemented
 

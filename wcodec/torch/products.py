@@ -174,8 +174,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 def _linear_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     (stream,) = ctx.saved_tensors
     to_x = torch.ops.wcodec.linear_grad_input(grad, stream, ctx.shape, ctx.dtype) if ctx.needs_input_grad[0] else None
-    to_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[4] else None
-    return to_x, None, None, None, to_bias
+    wanted = any(ctx.needs_input_grad[4:])  # which ends earlier where no bias was given
+    return to_x, None, None, None, grad.reshape(-1, grad.shape[-1]).sum(0) if wanted else None
 
 
 def _grad_input_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
