@@ -3,12 +3,15 @@
     python benchmarks/bench_models.py                    # on the CPU: a Llama-shaped model of 0.3 GB
     python benchmarks/bench_models.py --device cuda      # on a GPU: one of the shape of Llama-3-8B
     python benchmarks/bench_models.py --hidden 2048 --inner 5632 --layers 12 --vocab 32000
+    python benchmarks/bench_models.py --fused            # the compressed weights in fused mode too
 
 The model is made on the device: bf16, Gaussian weights of standard deviation 0.02. A prompt is read, then tokens are taken greedily,
 with a cache of keys and values, one sequence, ``generate`` of transformers; then the weights are compressed in place, and the same is
-done again: the tokens have to be the same. "First" is the time of the prompt and one token, "tokens/s" that of the tokens behind it;
-medians of ``--rounds`` runs after one that is not counted. On a GPU, memory is the most that PyTorch and CuPy have held since the model
-was there; on a CPU, bytes of weights as they are held, and of the memory that they are decoded into. Results go to ``--out`` as JSON.
+done again: the tokens have to be the same. ``--fused`` does it once more with products taken tile by tile, and says how many tokens
+are the same: the last bits of these products may differ, and with random weights the next token hangs on little. "First" is the time
+of the prompt and one token, "tokens/s" that of the tokens behind it; medians of ``--rounds`` runs after one that is not counted. On a
+GPU, memory is the most that PyTorch and CuPy have held since the model was there; on a CPU, bytes of weights as they are held, and of
+the memory that they are decoded into. Results go to ``--out`` as JSON.
 """
 
 from __future__ import annotations
@@ -124,7 +127,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report["resident"]["device_nbytes"] = device_memory(device)
     report["scratch_nbytes"] = wcodec.torch.scratch_nbytes()
     report["same_tokens"] = bool(torch.equal(got, due))
+    if args.fused:
+        report["fused"] = run_fused(model, prompt, due, args)
     return report
+
+
+def run_fused(model: Any, prompt: torch.Tensor, due: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
+    """The same with the compressed weights in fused mode."""
+    for p in model.parameters():
+        if isinstance(p, wcodec.torch.CompressedTensor):
+            p.fused = True
+    wcodec.torch.release_scratch()
+    free(prompt.device)
+    device_memory(prompt.device, reset=True)
+    found, got = measure(model, prompt, args.tokens, args.rounds)
+    found |= {"device_nbytes": device_memory(prompt.device), "scratch_nbytes": wcodec.torch.scratch_nbytes()}
+    new = slice(prompt.shape[1], None)
+    return {**found, "n_same_tokens": int((got == due)[:, new].sum())}
 
 
 def free(device: torch.device) -> None:
@@ -147,11 +166,17 @@ def about(device: torch.device) -> dict[str, Any]:
 def lines(report: dict[str, Any]) -> list[str]:
     """The report, to be read."""
     out = [f"{report['dense_nbytes'] / 1e9:.2f} GB of weights, {report['held_nbytes'] / 1e9:.2f} GB held compressed"]
-    for name in ("plain", "resident"):
+    names = ["plain", "resident", *(["fused"] if "fused" in report else [])]
+    for name in names:
         r = report[name]
         memory = "" if r["device_nbytes"] is None else f", {r['device_nbytes'] / 1e9:.2f} GB of the device"
         out.append(f"{name}: {r['tokens_s']:.2f} tokens/s, first token after {r['first_s']:.3f} s{memory}")
-    out.append(f"resident / plain: {report['resident']['tokens_s'] / report['plain']['tokens_s']:.2f} of the tokens/s")
+    rates = {name: report[name]["tokens_s"] / report["plain"]["tokens_s"] for name in names[1:]}
+    out += [f"{name} / plain: {rate:.2f} of the tokens/s" for name, rate in rates.items()]
+    if "fused" in report:
+        fused = report["fused"]
+        out.append(f"scratch: {report['scratch_nbytes'] / 1e6:.1f} MB resident, {fused['scratch_nbytes'] / 1e6:.1f} MB fused")
+        out.append(f"fused: {fused['n_same_tokens']} of {report['tokens']} tokens as plain")
     out.append("the same tokens" if report["same_tokens"] else "FAILED: other tokens")
     return out
 
@@ -165,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--prompt", type=int, default=128, help="tokens of the prompt (default: 128)")
     p.add_argument("--tokens", type=int, default=32, help="tokens to generate (default: 32)")
     p.add_argument("--rounds", type=int, default=7, help="runs of each (default: 7)")
+    p.add_argument("--fused", action="store_true", help="measure fused mode too")
     p.add_argument("--preset", default="default", help="of the compression (default: default)")
     p.add_argument("--out", type=Path, default=Path(os.environ["OUT"]) if os.environ.get("OUT") else HERE / "results")
     args = p.parse_args(argv)

@@ -24,6 +24,7 @@ import wcodec
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, load_compressed, save_file, scratch
 from wcodec.torch import held as held_module
+from wcodec.torch import products as products_module
 from wcodec.torch import tiles as tiles_module
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -305,6 +306,7 @@ def test_scratch_is_a_tile() -> None:
     scratch.release_scratch()
     assert scratch.scratch_nbytes() == 0
     operate(weight(2, 2000), w)
+    torch.ops.wcodec.decode(w.stream, [3000, 2000], w.dtype)
     stream = weakref.ref(w.stream)
     del w
     gc.collect()
@@ -348,6 +350,29 @@ def test_peak_of_a_product_with_64_mb(mode: str) -> None:
         assert taken < 12_000_000 + 6 * n * tiles_module.TILE_NBYTES, "tiles, the same in float32, payloads and plans"
     else:
         assert taken > 60_000_000, "otherwise nothing was measured"
+
+
+def test_where_weights_are_decoded_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: into scratch, all of it."""
+    monkeypatch.setattr(products_module, "by_tiles", lambda held: False)
+    dense, bias = weight(300, 96), weight(300)
+    w, x, back = fused(dense), weight(2, 5, 96), weight(5, 300)
+    for _ in range(2):
+        assert torch.equal(F.linear(x, w, bias), F.linear(x, dense, bias))
+        assert torch.equal(back @ w, F.linear(back, dense.t()))
+    assert torch.equal(operate(x.float(), fused((dense * 500).to(torch.int8))), F.linear(x.float(), (dense * 500).to(torch.int8).float()))
+
+
+def test_autocast() -> None:
+    dense = weight(64, 96, dtype=torch.float32)
+    w, x, back = fused(dense), torch.randn(3, 96), torch.randn(3, 64)
+    y, grad = operate(x, w), torch.ops.wcodec.linear_grad_input(back, w.stream, [64, 96], w.dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(operate(x, w), y), "the operator takes its operands as they are"
+        assert torch.equal(torch.ops.wcodec.linear_grad_input(back, w.stream, [64, 96], w.dtype), grad)
+        got, due = F.linear(x, w), F.linear(x, dense)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, due), "the layer as it is with a dense weight, which is cast"
 
 
 # ---- weights in modules -----------------------------------------------------------------------------------------------------

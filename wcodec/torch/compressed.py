@@ -41,7 +41,7 @@ class CompressedTensor(torch.Tensor):
     stream
         uint8 of one dimension, on the tensor's device: a wcodec file of one tensor (spec: chapter 4).
     fused
-        Whether products with a matrix are taken tile by tile.
+        Whether products with a matrix are taken tile by tile. May be set.
     """
 
     fused: bool
@@ -463,7 +463,8 @@ def _multiplies(w: Any, *others: Any) -> bool:
     if not isinstance(w, CompressedTensor) or not w.fused or w.dim() != 2 or w.dtype not in products.FLOATS:
         return False
     some = [t for t in others if t is not None]
-    return all(not isinstance(t, CompressedTensor) and t.dtype == w.dtype and t.device == w.device and t.dim() for t in some)
+    alike = all((t.dtype, t.device, t.layout) == (w.dtype, w.device, torch.strided) and t.dim() > 0 for t in some)
+    return alike and not any(isinstance(t, CompressedTensor) for t in some)
 
 
 def _times(x: Any, w: CompressedTensor, bias: Any = None) -> Any:

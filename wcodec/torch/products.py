@@ -38,8 +38,13 @@ def times_transposed(held: Held, x: torch.Tensor, bias: torch.Tensor | None = No
     ------
     DecodeError
     """
+    with torch.autocast(x.device.type, enabled=False):  # which would take tiles to another dtype, one by one
+        return _times_transposed(held, x, bias)
+
+
+def _times_transposed(held: Held, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     n, k = held.shape
-    if held.stream.device.type == "cuda":
+    if not by_tiles(held):
         with _decoded(held) as dense:
             return F.linear(x, dense.to(x.dtype), bias)
     flat, out = x.reshape(-1, k) if k else x.new_zeros(x.shape[:-1].numel(), 0), x.new_empty(*x.shape[:-1], n)
@@ -72,8 +77,13 @@ def times(held: Held, x: torch.Tensor, bias: torch.Tensor | None = None) -> torc
     ------
     DecodeError
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return _times(held, x, bias)
+
+
+def _times(held: Held, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     n, k = held.shape
-    if held.stream.device.type == "cuda":
+    if not by_tiles(held):
         with _decoded(held) as dense:
             return F.linear(x, dense.to(x.dtype).t(), bias)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -84,6 +94,11 @@ def times(held: Held, x: torch.Tensor, bias: torch.Tensor | None = None) -> torc
         for first, tile in held.row_tiles():
             total.addmm_(flat[:, first : first + tile.shape[0]], tile.to(wide))
     return total.to(x.dtype).view(*x.shape[:-1], k)
+
+
+def by_tiles(held: Held) -> bool:
+    """Whether a weight is multiplied tile by tile, not decoded first: on the CPU."""
+    return bool(held.stream.device.type == "cpu")
 
 
 @contextmanager
