@@ -26,6 +26,7 @@ SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "histogram": ("histograms", "count_residuals"),
     "checksum": ("crc32_parts", "crc32_join"),
     "difference": ("subtract_base", "add_base"),
+    "fixed": ("count_exponents", "count_patches", "list_patches", "pack_fixed", "unpack_fixed", "restore_patches"),
 }  # fmt: skip
 
 
