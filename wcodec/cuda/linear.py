@@ -12,7 +12,7 @@ from wcodec.cuda.fixed import BLOCK, TILE_COLS, TILE_ROWS, WARPS, FixedWeight
 BATCHES: Final = (8, 16, 32, 64)  #: rows of x that the kernels are made for
 MOST_BATCH: Final = BATCHES[-1]
 BLOCKS_A_PROCESSOR: Final = 2  #: that are wanted, for enough loads under way
-ROUNDS: Final = {8: 4, 16: 2, 32: 1, 64: 1}  #: tiles that a warp has ahead; a part is a multiple of them
+ROUNDS: Final = {8: 2, 16: 2, 32: 1, 64: 1}  #: tiles that a warp has ahead; a part is a multiple of them
 LEAST_PART_TILES: Final = 4  #: columns of a part, or its start and its end take longer than what is between
 
 

@@ -6,8 +6,8 @@
 // its fields are all 0, which is +0, and it stands in a list, sorted by row and column, with its value.
 //
 // Order. A tile is 16 rows of 64 columns, 4 fragments of 16 x 16; tiles stand row by row of tiles. Lane 4 g + t has 4 pairs of
-// each fragment, as `mma.m16n8k16` wants them: pairs 0 and 2 of row g, 1 and 3 of row g + 8. Fragment f has columns 32 (f / 2) + 4 (f % 2) and
-// on: lane t has from 8 t on, two in pairs 0 and 1, the next two in pairs 2 and 3. So what a lane needs of x for two fragments
+// each fragment, as `mma.m16n8k16` wants them: pairs 0 and 2 of row g, 1 and 3 of row g + 8. Of fragment f, it has the columns from
+// 32 (f / 2) + 8 t + 4 (f % 2) on: two in pairs 0 and 1, the next two in pairs 2 and 3. So what a lane needs of x for two fragments
 // are 8 values that stand together. Rows and columns that the matrix does not have are filled up with +0.
 //
 // Packing. The fields of a pair leave 8 of 32 bits free. Three words have pairs 0, 1 and 2 in place, and in their free bits

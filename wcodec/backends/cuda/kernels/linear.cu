@@ -13,19 +13,21 @@
 enum { BLOCK_ROWS = TILE_ROWS * BLOCK_WARPS, PART_VECTORS = 1024 };
 
 struct Product {
-    u64 x, y, bias;                // bias: or 0
-    u64 tiles, starts, patches;    // of W
-    u32 n_rows, n_cols, base;      // of W
-    u32 n_batch;                   // rows of x
+    u64 x, y, bias;              // bias: or 0
+    u64 tiles, starts, patches;  // of W
+    u32 n_rows, n_cols, base;    // of W
+    u32 n_batch;                 // rows of x
 };
 
+DEVICE float load_bias(const Product &p, u32 row) { return p.bias ? low_bf16(pointer<const u16>(p.bias)[row]) : -0.0f; }
 DEVICE u32 load_x(const Product &p, u32 row, u32 col) { return pointer<const u16>(p.x)[(u64)row * p.n_cols + col]; }
 
 // ---- the end of a sum ----------------------------------------------------------------------------------------------------------
 // A weight as it is in the tiles.
 DEVICE float load_weight(const Product &p, u32 row, u32 col) {
     const u64 tile = (u64)(row / TILE_ROWS) * ceil_div(p.n_cols, TILE_COLS) + col / TILE_COLS;
-    const u32 lane = 4 * (row % 8) + col % 32 / 8, fragment = col % TILE_COLS / 32 * 2 + col % 8 / 4, pair = row % TILE_ROWS / 8 + col % 4 / 2 * 2;
+    const u32 lane = 4 * (row % 8) + col % 32 / 8, fragment = col % TILE_COLS / 32 * 2 + col % 8 / 4;
+    const u32 pair = row % TILE_ROWS / 8 + col % 4 / 2 * 2;
     const u32 *at = pointer<const u32>(p.tiles) + tile * (4 * TILE_VECTORS);
     const u32 words[3] = {at[word_index(lane, fragment, 0)], at[word_index(lane, fragment, 1)], at[word_index(lane, fragment, 2)]};
     u32 pairs[4];
@@ -34,44 +36,70 @@ DEVICE float load_weight(const Product &p, u32 row, u32 col) {
     return __uint_as_float(word_of(fields, p.base) << 16);
 }
 
-// The sum without +0 for patches, which are between `first` and `end` of the list.
-DEVICE float sum_without_patches(const Product &p, u32 row, u32 batch, u32 first, u32 end) {
+// A sum with the patches in their places.
+DEVICE float exact_sum(const Product &p, u32 row, u32 batch, u32 first, u32 end) {
     float sum = 0;
-    u32 next = first;
 #pragma unroll 1
     for (u32 col = 0; col < p.n_cols; col++) {
-        if (next < end && pointer<const Patch>(p.patches)[next].column == col) next++;
-        else sum += load_weight(p, row, col) * low_bf16(load_x(p, batch, col));
+        const Patch *patch = pointer<const Patch>(p.patches) + first;
+        const bool patched = first < end && patch->column == col;
+        const float weight = patched ? __uint_as_float(patch->value) : load_weight(p, row, col);
+        first += patched;
+        sum += weight * low_bf16(load_x(p, batch, col));
     }
     return sum;
 }
 
-// Add patches and bias, round, store.
-DEVICE void finish(const Product &p, u32 row, u32 batch, float sum) {
-    if (row >= p.n_rows || batch >= p.n_batch) return;
-    const u32 first = pointer<const u32>(p.starts)[row], end = pointer<const u32>(p.starts)[row + 1];
-    float patched = 0;
-    bool finite = true;
-#pragma unroll 1
-    for (u32 i = first; i < end; i++) {
-        const Patch patch = pointer<const Patch>(p.patches)[i];
-        const float factor = low_bf16(load_x(p, batch, least(patch.column, p.n_cols - 1)));
-        finite &= is_finite(factor);
-        patched += __uint_as_float(patch.value) * factor;
+// What a lane needs for the end of its sums: of its rows, g and g + 8 of the tile.
+struct Ends {
+    u32 first[2], end[2];  // of their patches
+};
+
+DEVICE Ends load_ends(const Product &p, u32 row_tile) {
+    Ends ends = {};
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+        const u32 row = row_tile * TILE_ROWS + (lane_id() >> 2) + 8 * i;
+        if (row >= p.n_rows) continue;
+        ends.first[i] = pointer<const u32>(p.starts)[row];
+        ends.end[i] = pointer<const u32>(p.starts)[row + 1];
     }
-    if (!finite) sum = sum_without_patches(p, row, batch, first, end);
-    sum += patched;
-    if (p.bias) sum += low_bf16(pointer<const u16>(p.bias)[row]);
-    pointer<u16>(p.y)[(u64)batch * p.n_rows + row] = to_bf16(sum);
+    return ends;
 }
 
-// The four sums that a lane has of a fragment's product with 8 rows of x, one after another: that takes few registers.
-DEVICE void finish_fragment(const Product &p, u32 row_tile, u32 group, float4 sums) {
-    const u32 row = row_tile * TILE_ROWS + (lane_id() >> 2), batch = 8 * group + 2 * (lane_id() & 3u);
+// Add patches and bias, round, store: a lane's sums of products with groups of 8 rows of x, from `first` on.
+template <u32 GROUPS>
+DEVICE void finish(const Product &p, u32 row_tile, u32 first, const Ends &ends, float (&sums)[GROUPS][4]) {
+    const u32 batch = 8 * first + 2 * (lane_id() & 3u), row = row_tile * TILE_ROWS + (lane_id() >> 2);
+    u32 not_finite = 0;  // set of sums, 4 each group
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
 #pragma unroll 1
-    for (u32 i = 0; i < 4; i++) {
-        finish(p, row + 8 * (i >> 1), batch + (i & 1), sums.x);
-        sums = make_float4(sums.y, sums.z, sums.w, 0);
+        for (u32 at = ends.first[i]; at < ends.end[i]; at++) {
+            const Patch patch = pointer<const Patch>(p.patches)[at];
+            const u32 col = least(patch.column, p.n_cols - 1);
+#pragma unroll
+            for (u32 k = 0; k < 2 * GROUPS; k++) {
+                const u32 of_batch = batch + k / 2 * 8 + k % 2;
+                const float factor = of_batch < p.n_batch ? low_bf16(load_x(p, of_batch, col)) : 0;
+                sums[k / 2][2 * i + k % 2] += __uint_as_float(patch.value) * factor;
+                if (!is_finite(factor)) not_finite |= 1u << (k / 2 * 4 + 2 * i + k % 2);
+            }
+        }
+    }
+    u16 *out = pointer<u16>(p.y) + (u64)batch * p.n_rows + row;
+#pragma unroll
+    for (u32 k = 0; k < 4 * GROUPS; k++) {
+        const u32 above = k / 4 * 8 + k % 2, below = k % 4 / 2 * 8;  // rows of y and of W from the first ones
+        if (batch + above < p.n_batch && row + below < p.n_rows)
+            out[(u64)above * p.n_rows + below] = to_bf16(sums[k / 4][k % 4] + load_bias(p, row + below));
+    }
+#pragma unroll 1
+    for (; not_finite; not_finite &= not_finite - 1) {
+        const u32 k = __ffs((int)not_finite) - 1, above = k / 4 * 8 + k % 2, lower = k % 4 / 2;
+        const u32 begin = lower ? ends.first[1] : ends.first[0], end = lower ? ends.end[1] : ends.end[0];
+        const float sum = exact_sum(p, row + 8 * lower, batch + above, begin, end);
+        out[(u64)above * p.n_rows + 8 * lower] = to_bf16(sum + load_bias(p, row + 8 * lower));
     }
 }
 
@@ -152,7 +180,6 @@ DEVICE void linear(const Product &p, u32 n_parts, u32 part_tiles, u64 parts) {
     constexpr u32 STAGE_TILES = PART_VECTORS / (2 * LANES * GROUPS);  // that x in shared memory is wide
     static_assert(STAGE_TILES % AHEAD == 0, "x is staged for whole rounds of tiles");
     __shared__ uint4 staged[2][PART_VECTORS];
-    static_assert(GROUPS * BLOCK_THREADS <= 2 * PART_VECTORS, "sums take the place of x");
     const u32 n_row_tiles = ceil_div(p.n_rows, TILE_ROWS), across = ceil_div(p.n_cols, TILE_COLS);
     const u32 row_tile = blockIdx.x / n_parts * BLOCK_WARPS + warp_id(), part = blockIdx.x % n_parts;
     const u32 first = part * part_tiles, end = least(across, first + part_tiles), end_col = least(p.n_cols, end * TILE_COLS);
@@ -164,6 +191,8 @@ DEVICE void linear(const Product &p, u32 n_parts, u32 part_tiles, u64 parts) {
 #pragma unroll
     for (u32 i = 0; i < AHEAD; i++) ahead[i] = load_tile(tiles, least(first + i, across - 1));
     stage_x<GROUPS>(staged[0], p, first * TILE_COLS, end_col);
+    Ends ends = {};
+    if (has_rows && n_parts == 1) ends = load_ends(p, row_tile);  // long before they are needed
     float sums[GROUPS][4] = {};
     u32 stage = 0;
 #pragma unroll 1
@@ -187,25 +216,14 @@ DEVICE void linear(const Product &p, u32 n_parts, u32 part_tiles, u64 parts) {
         }
         tile = next;
     }
-    if (n_parts > 1 && has_rows) {
-        float4 *out = pointer<float4>(parts) + ((u64)part * n_row_tiles + row_tile) * (GROUPS * LANES) + lane_id();
-#pragma unroll
-        for (u32 i = 0; i < GROUPS; i++) out[i * LANES] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
-    }
-    if (n_parts > 1) return;
-    __syncthreads();  // nobody is at x any more: its memory takes the sums, which each lane finds there by a number
-    uint4 *kept = staged[0] + threadIdx.x;
-#pragma unroll
-    for (u32 i = 0; i < GROUPS; i++)
-        kept[i * BLOCK_THREADS] = make_uint4(
-            __float_as_uint(sums[i][0]), __float_as_uint(sums[i][1]), __float_as_uint(sums[i][2]), __float_as_uint(sums[i][3]));
     if (!has_rows) return;
-#pragma unroll 1
-    for (u32 i = 0; i < GROUPS; i++) {
-        const uint4 four = kept[i * BLOCK_THREADS];
-        const float4 own = make_float4(__uint_as_float(four.x), __uint_as_float(four.y), __uint_as_float(four.z), __uint_as_float(four.w));
-        finish_fragment(p, row_tile, i, own);
+    if (n_parts == 1) {
+        finish<GROUPS>(p, row_tile, 0, ends, sums);
+        return;
     }
+    float4 *out = pointer<float4>(parts) + ((u64)part * n_row_tiles + row_tile) * (GROUPS * LANES) + lane_id();
+#pragma unroll
+    for (u32 i = 0; i < GROUPS; i++) out[i * LANES] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
 }
 
 // Bounds of 2 blocks a multiprocessor let a thread have 128 registers; with none, fewer are used and some are spilt.
@@ -217,7 +235,7 @@ DEVICE void linear(const Product &p, u32 n_parts, u32 part_tiles, u64 parts) {
         linear<groups, ahead>(p, n_parts, part_tiles, parts);                                                     \
     }
 
-LINEAR(linear_8, 1, 4)
+LINEAR(linear_8, 1, 2)
 LINEAR(linear_16, 2, 2)
 LINEAR(linear_32, 4, 1)
 LINEAR(linear_64, 8, 1)
@@ -226,17 +244,20 @@ LINEAR(linear_64, 8, 1)
 KERNEL __launch_bounds__(BLOCK_THREADS, 2)
 add_parts(u64 x, u64 tiles, u64 starts, u64 patches, u64 bias, u64 y, u32 n_rows, u32 n_cols, u32 base, u32 n_batch, u32 n_parts,
           u32 groups, u64 parts) {
+    const Product p = {x, y, bias, tiles, starts, patches, n_rows, n_cols, base, n_batch};
     const u32 n_row_tiles = ceil_div(n_rows, TILE_ROWS);
     const u64 n_warps = (u64)n_row_tiles * groups, warp = (u64)blockIdx.x * BLOCK_WARPS + warp_id();
     if (warp >= n_warps) return;
+    const u32 row_tile = (u32)(warp / groups);
+    const Ends ends = load_ends(p, row_tile);
     const float4 *at = pointer<const float4>(parts) + warp * LANES + lane_id();
-    float4 sums = *at;
-    for (u32 i = 1; i < n_parts; i++) {
+    float sums[1][4] = {};
+    for (u32 i = 0; i < n_parts; i++) {
         const float4 part = at[i * n_warps * LANES];
-        sums.x += part.x;
-        sums.y += part.y;
-        sums.z += part.z;
-        sums.w += part.w;
+        sums[0][0] += part.x;
+        sums[0][1] += part.y;
+        sums[0][2] += part.z;
+        sums[0][3] += part.w;
     }
-    finish_fragment({x, y, bias, tiles, starts, patches, n_rows, n_cols, base, n_batch}, (u32)(warp / groups), (u32)(warp % groups), sums);
+    finish<1>(p, row_tile, (u32)(warp % groups), ends, sums);
 }
