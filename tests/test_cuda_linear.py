@@ -152,6 +152,7 @@ def test_not_finite(runtime: EmulatedRuntime, where: str) -> None:
         x[2, 5] = 0  # times Inf
     if where in ("x", "both"):
         x[0, 3], x[1, 70], x[4, 135], x[5, 1], x[5, 2] = INF, 0x8000 | INF, NAN, INF, 0x8000 | INF
+        bias[4], bias[8] = 0x8000 | INF, INF
         x[6, [13, 46]], x[7, [13, 100, 119]] = INF, INF  # signs of weights decide
         words[::2, 13] = 0x7000
         words[::3, 3], words[1::3, 3], words[::4, 70], words[1::4, 70] = 0, 0x7000, 0xF000, 0x0001

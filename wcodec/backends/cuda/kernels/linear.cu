@@ -192,7 +192,7 @@ DEVICE void linear(const Product &p, u32 n_parts, u32 part_tiles, u64 parts) {
     for (u32 i = 0; i < AHEAD; i++) ahead[i] = load_tile(tiles, least(first + i, across - 1));
     stage_x<GROUPS>(staged[0], p, first * TILE_COLS, end_col);
     Ends ends = {};
-    if (has_rows && n_parts == 1) ends = load_ends(p, row_tile);  // long before they are needed
+    if (n_parts == 1) ends = load_ends(p, row_tile);  // long before they are needed
     float sums[GROUPS][4] = {};
     u32 stage = 0;
 #pragma unroll 1
