@@ -36,6 +36,7 @@ bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/bench_files.py
 	$(BIN)/python benchmarks/bench_codecs.py
 	$(BIN)/python benchmarks/sass.py
+	$(BIN)/python benchmarks/sass_linear.py
 
 # With the packages of a Python that is there, if it has all of them; a machine with a GPU may reach no registry.
 GPU_PACKAGES := numpy, ml_dtypes, numba, cupy, pytest, hypothesis, safetensors, torch, transformers

@@ -127,7 +127,7 @@ void run_thread() {
 const char *name_of(Operation operation) {
     static const char *const names[] = {
         "__syncwarp", "__ballot_sync", "__any_sync", "__all_sync", "__shfl_sync", "__shfl_up_sync",
-        "__shfl_down_sync", "__shfl_xor_sync", "__reduce_add_sync",
+        "__shfl_down_sync", "__shfl_xor_sync", "__reduce_add_sync", "mma.sync",
     };
     return names[static_cast<u32>(operation)];
 }

@@ -26,7 +26,7 @@ struct Position {
 
 extern Position position;  // of the fiber that runs
 
-enum class Operation : u32 { sync, ballot, any, all, shuffle, shuffle_up, shuffle_down, shuffle_xor, reduce };
+enum class Operation : u32 { sync, ballot, any, all, shuffle, shuffle_up, shuffle_down, shuffle_xor, reduce, multiply };
 
 // What the lanes of a warp gave to a collective.
 struct Exchange {
@@ -178,6 +178,44 @@ static inline unsigned __reduce_add_sync(unsigned mask, unsigned value, EMULATOR
     unsigned sum = 0;
     for (cuda_host::u64 v : exchange.values) sum += (unsigned)v;
     return sum;
+}
+
+// What `mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32` does, d += a b, with the fragments of the PTX ISA, 9.7.14.5.8: of A, lane
+// 4 g + t has rows g and g + 8, columns 2 t, 2 t + 1 and these plus 8; of B, column g, rows like those columns; of D, rows like A's,
+// columns 2 t and 2 t + 1.
+static inline void emulator_multiply_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], EMULATOR_PLACE) {
+    using namespace cuda_host;
+    const u64 given[3] = {(u64)a[1] << 32 | a[0], (u64)a[3] << 32 | a[2], (u64)b[1] << 32 | b[0]};
+    u64 all[3][WARP_SIZE];
+    for (int i = 0; i < 3; ++i) {
+        const Exchange &exchange = arrive(Operation::multiply, WHOLE_WARP, given[i], file, line);
+        for (u32 from = 0; from < WARP_SIZE; ++from) all[i][from] = exchange.values[from];
+    }
+    const auto half_of = [](u64 registers, u32 half) {  // of 4 in 2 registers, as fp32
+        const u32 bits = (u32)(registers >> 16 * half & 0xffffu) << 16;
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        return value;
+    };
+    const u32 g = lane() / 4, t = lane() % 4;
+    for (u32 i = 0; i < 4; ++i) {
+        const u32 row = g + 8 * (i / 2), column = 2 * t + i % 2;
+        for (u32 k = 0; k < 16; ++k) {
+            const u32 owner = k % 8 / 2;
+            d[i] += half_of(all[k / 8][row % 8 * 4 + owner], row / 8 * 2 + k % 2) * half_of(all[2][column * 4 + owner], k / 8 * 2 + k % 2);
+        }
+    }
+}
+
+static inline float __uint_as_float(unsigned bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+static inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
 }
 
 static inline void __threadfence() {}

@@ -113,6 +113,9 @@ class CupyRuntime(Runtime):
             free, _ = self.cupy.cuda.runtime.memGetInfo()
             return int(free) + int(self.cupy.get_default_memory_pool().free_bytes())
 
+    def n_processors(self) -> int:
+        return int(self.properties["multiProcessorCount"])
+
     def in_use(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.cupy.cuda.Device(self.device)
         return context

@@ -26,6 +26,8 @@ SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "histogram": ("histograms", "count_residuals"),
     "checksum": ("crc32_parts", "crc32_join"),
     "difference": ("subtract_base", "add_base"),
+    "fixed": ("count_exponents", "count_patches", "list_patches", "pack_fixed", "unpack_fixed", "restore_patches"),
+    "linear": ("linear_8", "linear_16", "linear_32", "linear_64", "add_parts"),
 }  # fmt: skip
 
 
@@ -53,6 +55,10 @@ class Runtime(ABC):
     @abstractmethod
     def free_nbytes(self) -> int:
         """Device memory that can still be taken."""
+
+    def n_processors(self) -> int:
+        """Multiprocessors of the device."""
+        return 1
 
     def in_use(self) -> AbstractContextManager[Any]:
         """Make the device the calling thread's for a ``with`` block."""
