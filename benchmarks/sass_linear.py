@@ -27,7 +27,7 @@ LANE_WEIGHTS = 32  #: of a tile
 TILE_PRODUCTS = 4  #: matrix instructions of a tile, a group
 MULTIPLY_ADD = ("IMAD", "IMAD32I", "FFMA", "FMUL", "HFMA2", "HMUL2", "FADD")
 
-PROCESSORS, CLOCK_HZ, COPY_NBYTES = 132, 1.98e9, 4.3e12  #: an H200, as gpu-check's copies measure it
+PROCESSORS, CLOCK_HZ, COPY_NBYTES = 132, 1.98e9, 4.3e12  #: an H200: assumed, not measured here
 ISSUE, ALU, FMA = 128, 64, 64
 NEEDED = COPY_NBYTES / 1.5 / PROCESSORS / CLOCK_HZ  #: weights a clock and multiprocessor that memory gives
 
