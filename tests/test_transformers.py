@@ -128,3 +128,27 @@ def test_minilm(minilm: dict[str, Path]) -> None:
             assert type(model) is transformers.BertModel
             assert bool(compressed(model)) == resident
             assert torch.equal(embed(model, directory), want)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "t5"])
+def test_fused(name: str, tmp_path: Path) -> None:
+    """Matrices are multiplied as they are decoded: the same weights, and logits as close as sums in another order are."""
+    case = Case(name, "bf16", tmp_path)
+    coding = {"quantization_config": WCodecConfig(resident=True, fused=True)}
+    models = [
+        case.auto.from_pretrained(case.directories["hub"], **coding),
+        case.auto.from_pretrained(case.directories["plain"], **coding),
+        WCodecModel.from_pretrained(case.directories["wcodec"], resident=True, fused=True),
+    ]
+    for model in models:
+        same_state(model, case.plain["sdpa"])
+        assert compressed(model)
+        assert all(p.fused for p in compressed(model).values())
+        due = case.logits["sdpa"].float()
+        assert (logits(model, name).float() - due).abs().max() <= 0.02 * due.abs().max()
+    models[0].save_pretrained(tmp_path / "again")
+    same_state(case.auto.from_pretrained(tmp_path / "again"), case.plain["sdpa"])
+    with pytest.raises(ValueError, match="resident=True"):
+        WCodecConfig(fused=True)
+    with pytest.raises(ValueError, match="give them there"):
+        WCodecModel.from_pretrained(case.directories["hub"], fused=True, **coding)

@@ -12,7 +12,7 @@ from wcodec.hub import VERSION_TEXT
 from wcodec.reference.plan import EncodeOptions
 
 _DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
-_STORED: Final = ("format_version", "dtype", "resident", "preset")
+_STORED: Final = ("format_version", "dtype", "resident", "preset", "fused")
 
 
 # transformers lets the configuration that a caller gives override that of the directory, and does so silently, only where both are
@@ -33,8 +33,13 @@ class WCodecConfig(MetalConfig):
     dtype
         What ``dtype="auto"`` means where ``config.json`` has no dtype; ``None`` for what the weights say.
 
+    fused
+        With `resident`: matrices are multiplied tile by tile as they are decoded; see `wcodec.torch.compress_model`.
+
     Raises
     ------
+    ValueError
+        `fused` without `resident`.
     EncodeError
         ``bad_option``: there is no such preset.
     DecodeError
@@ -42,9 +47,16 @@ class WCodecConfig(MetalConfig):
     """
 
     def __init__(
-        self, resident: bool = False, preset: str = "default", format_version: str = VERSION_TEXT, dtype: str | None = None
+        self,
+        resident: bool = False,
+        preset: str = "default",
+        format_version: str = VERSION_TEXT,
+        dtype: str | None = None,
+        fused: bool = False,
     ) -> None:
-        self.quant_method, self.resident, self.preset = METHOD, resident, preset
+        self.quant_method, self.resident, self.preset, self.fused = METHOD, resident, preset, fused
+        if fused and not resident:
+            raise ValueError("fused=True multiplies by weights that stay compressed: it needs resident=True")
         self.format_version, self.dtype = format_version, dtype
         EncodeOptions(preset=preset)
         if dtype is not None and dtype not in _DTYPES:
@@ -58,7 +70,7 @@ class WCodecConfig(MetalConfig):
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What the caller's configuration says and the directory's does not."""
-        return {"resident": self.resident, "preset": self.preset}
+        return {"resident": self.resident, "preset": self.preset, "fused": self.fused}
 
     def to_dict(self) -> dict[str, Any]:
         """What is stored: nothing of how this model was loaded."""

@@ -32,8 +32,8 @@ class Coding:
     ----------
     decodes
         Whether the checkpoint may hold streams.
-    resident
-        Whether to hold weights compressed.
+    resident, fused
+        Whether to hold weights compressed, and to multiply by them as they are decoded.
     weights
         Names of the parameters that can be held so.
     preset
@@ -42,6 +42,7 @@ class Coding:
 
     decodes: bool
     resident: bool
+    fused: bool
     weights: frozenset[str]
     preset: str
 
@@ -220,7 +221,7 @@ class CodedConverter(WeightConverter):
         if name not in self.coding.weights or isinstance(tensor, CompressedTensor):
             return value
         stream = to_stream(tensor, self.coding.options)
-        return value if stream is tensor else frozen(CompressedTensor.from_stream(stream, name))
+        return value if stream is tensor else frozen(CompressedTensor.from_stream(stream, name, self.coding.fused))
 
     # ---- saving
     def reverse_transform(self) -> EncodingConverter:
@@ -259,7 +260,7 @@ class AnyConverter(CodedConverter):
         if not self.coding.resident or target not in self.coding.weights or self.cast not in (None, held.dtype):
             return super()._decoded(held)
         check_payload(held)
-        return frozen(CompressedTensor(held))
+        return frozen(CompressedTensor(held, fused=self.coding.fused))
 
 
 class EncodingConverter(WeightConverter):

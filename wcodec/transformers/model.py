@@ -29,7 +29,7 @@ class WCodecModel:
     @classmethod
     def from_pretrained(
         cls, directory: str | os.PathLike[str], *model_args: Any, auto_class: Any = None, resident: bool = False, preset: str = "default",
-        **kwargs: Any,
+        fused: bool = False, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Load a model. It is the one that transformers makes of the plain directory, bit for bit.
 
@@ -40,7 +40,7 @@ class WCodecModel:
             no directory goes to transformers as it is.
         auto_class
             Such as ``AutoModelForCausalLM``, to pick the class of the model; by default it is the one that ``config.json`` names.
-        resident, preset
+        resident, preset, fused
             See `WCodecConfig`.
         **kwargs
             As of ``from_pretrained`` of transformers.
@@ -58,9 +58,9 @@ class WCodecModel:
         """
         config, kwargs = _config(directory, kwargs)
         given = kwargs.pop("quantization_config", None)
-        if given is not None and (resident or preset != "default"):
-            raise ValueError("resident and preset stand in the quantization_config: give them there")
-        coding = given if isinstance(given, WCodecConfig) else WCodecConfig(resident=resident, preset=preset)
+        if given is not None and (resident or fused or preset != "default"):
+            raise ValueError("resident, fused and preset stand in the quantization_config: give them there")
+        coding = given if isinstance(given, WCodecConfig) else WCodecConfig(resident, preset, fused=fused)
         foreign = given is not coding and given is not None
         if foreign:
             kwargs["quantization_config"] = given

@@ -92,7 +92,7 @@ class WCodecHfQuantizer(HfQuantizer):
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """Has all tensors of the checkpoint go through converters that decode."""
         config = self.quantization_config
-        coding = Coding(self.pre_quantized, config.resident, _weights(model), config.preset)
+        coding = Coding(self.pre_quantized, config.resident, config.fused, _weights(model), config.preset)
         coded = [CodedConverter.around(c, coding) if isinstance(c, WeightConverter) else c for c in weight_conversions]
         return [AnyConverter(coding, [c for c in coded if isinstance(c, CodedConverter)]), *coded]
 
