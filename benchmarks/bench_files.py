@@ -121,9 +121,15 @@ def make_llama(path: Path, gb: float) -> Path:
 
 def run_command(args: list[str]) -> tuple[float, int]:
     """Wall seconds and peak of anonymous memory of ``wcodec`` with these arguments."""
-    start, peak = time.perf_counter(), 0
+    start = time.perf_counter()
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    p = subprocess.Popen([sys.executable, "-m", "wcodec", *args, "-q"], env=env)
+    peak = watched(subprocess.Popen([sys.executable, "-m", "wcodec", *args, "-q"], env=env), f"wcodec {' '.join(args)}")
+    return time.perf_counter() - start, peak
+
+
+def watched(p: subprocess.Popen[bytes], what: str) -> int:
+    """Peak of anonymous memory of a process, which is waited for and has to end well."""
+    peak = 0
     while p.poll() is None:
         try:
             with open(f"/proc/{p.pid}/status") as f:
@@ -132,8 +138,8 @@ def run_command(args: list[str]) -> tuple[float, int]:
             break
         time.sleep(0.002)
     if p.wait():
-        raise SystemExit(f"wcodec {' '.join(args)} failed")
-    return time.perf_counter() - start, peak
+        raise SystemExit(f"{what} failed")
+    return peak
 
 
 def bench_file(source: Path, folder: Path, backend: str, threads: int, repeats: int) -> dict[str, Any]:

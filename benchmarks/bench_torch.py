@@ -40,7 +40,7 @@ from typing import Any, TypeVar
 import numpy as np
 import safetensors.torch
 import torch
-from bench_files import HERE, machine, make_llama
+from bench_files import HERE, machine, make_llama, watched
 
 import wcodec
 from wcodec.files import encode_file
@@ -142,17 +142,7 @@ def summary(title: str, seconds: dict[str, list[float]], nbytes: int) -> dict[st
 
 def peak_memory(kind: str, path: Path) -> int:
     """Peak of anonymous memory of a process that loads a file."""
-    p, peak = subprocess.Popen([sys.executable, __file__, "--child", kind, str(path)]), 0
-    while p.poll() is None:
-        try:
-            with open(f"/proc/{p.pid}/status") as f:
-                peak = max(peak, *(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon")), 0)
-        except (FileNotFoundError, ProcessLookupError):
-            break
-        time.sleep(0.002)
-    if p.wait():
-        raise SystemExit(f"the process that loads by {kind} failed")
-    return peak
+    return watched(subprocess.Popen([sys.executable, __file__, "--child", kind, str(path)]), f"the process that loads by {kind}")
 
 
 def child(kind: str, path: str) -> None:

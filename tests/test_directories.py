@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable
@@ -15,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from inputs import BY_NAME, bits, make_array, safetensors_bytes
+from test_cli import call
 
 import wcodec
-from wcodec import cli
 from wcodec.backends import Backend
 from wcodec.configs import add_entry, remove_entry, rename_shards
 from wcodec.directories import decode_directory, encode_directory, plan_encode, verify_directory
@@ -682,17 +680,6 @@ def test_bad_calls(tmp_path: Path, model: Path) -> None:
     with pytest.raises(FileNotFoundError):
         wcodec.encode_safetensors_to_wcodec(tmp_path / "missing", tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hub.safetensors", "model"]
-
-
-def call(*args: object) -> tuple[int, str, str]:
-    """The command in this process: status, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = cli.main([str(a) for a in args])
-        except SystemExit as e:
-            status = int(e.code or 0)
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from inputs import ARRAY_DTYPES, BY_NAME, bits, make_array, safetensors_bytes
+from test_files import peak_of, reads_proc
 
 import wcodec
 from wcodec.backends import Backend, use_backend
@@ -471,32 +469,18 @@ def peak_memory(folder: Path, n_rows: int) -> int:
             f.write(block)
         for _ in range(n_rows // 2000):
             f.write(rng.bytes(len(block)))
-    script = """
-import sys, threading, time
-from wcodec.backends import load_backend
+    steps = """
 from wcodec.hub import decode_hub_file, encode_hub_file
-peak, done = 0, False
-def watch():
-    global peak
-    while not done:
-        with open("/proc/self/status") as f:
-            peak = max(peak, next(int(line.split()[1]) for line in f if line.startswith("RssAnon")))
-        time.sleep(0.002)
-thread = threading.Thread(target=watch)
-thread.start()
 encode_hub_file("in", "hub", None, load_backend("numba"))
 decode_hub_file("hub", "out", load_backend("numba"))
-done = True
-thread.join()
-print(peak * 1024)
 """
-    run = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True, env=os.environ)
+    peak = peak_of(steps, folder)
     assert (folder / "in").read_bytes() == (folder / "out").read_bytes()
     assert split((folder / "hub").read_bytes())[0]["noise"]["dtype"] == "I64", "the streams were moved"
-    return int(run.stdout)
+    return peak
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@reads_proc
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     small, large = peak_memory(tmp_path, 8000), peak_memory(tmp_path, 24_000)  # 66 and 197 MB
     assert large < 500e6

@@ -11,7 +11,6 @@ import pickle
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 from test_files import reads_proc
+from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
 
 import wcodec
 from wcodec.errors import DecodeError, EncodeError
@@ -31,16 +31,6 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # (rows, columns): the prime and the ragged, 1 in both places, one segment, several bands, several rows of segments
 SHAPES = [(1, 1), (1, 300), (300, 1), (17, 33), (33, 17), (33, 1000), (1000, 33), (300, 1000), (1000, 300)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Other tests run beside this one: threads of PyTorch would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=[1 << 20, 1 << 14], ids=["large tiles", "small tiles"])

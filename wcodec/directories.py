@@ -20,7 +20,6 @@ from wcodec.files import File, decode_file, encode_file, verify_file
 from wcodec.hub import (
     VERSION_TEXT,
     HubFile,
-    check_room,
     decode_hub_file,
     encode_hub_file,
     has_hub_form,
@@ -29,7 +28,7 @@ from wcodec.hub import (
     verify_hub_file,
 )
 from wcodec.jobs import STATE, Job, Plan, Report, check_places, copying, in_file, scan, writing
-from wcodec.outputs import AnyPath, map_file
+from wcodec.outputs import AnyPath, check_room, map_file
 from wcodec.reference.plan import EncodeOptions
 
 FORMS: Final = ("wcodec", "hub")

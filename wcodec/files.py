@@ -9,24 +9,23 @@ import builtins
 import contextlib
 import mmap
 import os
-import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.bases import CodedBase, OpenBase, SafetensorsBase
-from wcodec.codec import BufferSource, Decoder, Encoder, Progress, StreamSource, ignore_progress, words_of
+from wcodec.codec import BufferSource, Decoder, Encoder, Progress, StreamSource, Writer, ignore_progress, words_of
 from wcodec.differences import BaseTensor
-from wcodec.duplicates import Duplicates
+from wcodec.duplicates import Again, Duplicates
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.extract import extract
-from wcodec.outputs import AnyPath, WriteBehind, atomic_output, map_file
+from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_room, map_file
 from wcodec.reference.container import MAGIC, ByteSource, Difference, Index, TensorRecord
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Bytes, DType, Words
@@ -34,6 +33,7 @@ from wcodec.slices import entries_of, flat_ids, picks_of, touched
 from wcodec.sources import read_safetensors_header, write_safetensors_header
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
+T = TypeVar("T")
 MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
 
 
@@ -70,22 +70,37 @@ def save_file(
     DecodeError
         The base is not well-formed.
     """
+    return write_arrays(tensors, lambda array, _: np.asarray(array), path, metadata, options, base)
+
+
+def write_arrays(
+    tensors: Mapping[str, T], array_of: Callable[[T, str], NDArray[Any]], path: AnyPath, metadata: dict[str, str] | None,
+    options: EncodeOptions | None, base: AnyPath | None,
+) -> int:  # fmt: skip
+    """`save_file` for tensors of any library: `array_of` is called with one and its name, and again where it may have a twin."""
     encoder = Encoder(options)
     with base_for(path, base, encoder.backend) as other, atomic_output(path) as f:
         writer, seen = encoder.start(f, base=other), Duplicates()
-        for name, array in tensors.items():
-            whole = np.asarray(array)
-            dtype, words = words_of(whole)
-            of = seen.find(words, dtype, whole.shape, "", partial(_words, whole))
-            if of is None:
-                writer.add_words(name, words, dtype, whole.shape)
-            else:
-                writer.add_duplicate(name, of)
+        for name, tensor in tensors.items():
+            array = array_of(tensor, name)
+            dtype, words = words_of(array)
+            _add(writer, seen, name, words, dtype, array.shape, "", partial(_words, array_of, tensor, name))
         return writer.finish(metadata)
 
 
-def _words(array: NDArray[Any]) -> Words:
-    return words_of(array)[1]
+def _words(array_of: Callable[[T, str], NDArray[Any]], tensor: T, name: str) -> Words:
+    return words_of(array_of(tensor, name))[1]
+
+
+def _add(
+    writer: Writer, seen: Duplicates, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str, again: Again
+) -> None:
+    """Write a tensor, or that it is an earlier one again; see `Duplicates.find`."""
+    of = seen.find(words, dtype, shape, dtype_name, again)
+    if of is None:
+        writer.add_words(name, words, dtype, shape, dtype_name)
+    else:
+        writer.add_duplicate(name, of)
 
 
 def load_file(path: AnyPath, base: AnyPath | None = None) -> dict[str, NDArray[Any]]:
@@ -479,11 +494,8 @@ def encode_file(
         writer = encoder.start(f, progress, other)
         for t in header.tensors:
             words = np.frombuffer(view[t.start : t.stop], t.dtype.word_type)
-            of = seen.find(words, t.dtype, t.shape, t.dtype_name, partial(np.frombuffer, view[t.start : t.stop], t.dtype.word_type))
-            if of is None:
-                writer.add_words(t.name, words, t.dtype, t.shape, t.dtype_name)
-            else:
-                writer.add_duplicate(t.name, of)
+            again = partial(np.frombuffer, view[t.start : t.stop], t.dtype.word_type)
+            _add(writer, seen, t.name, words, t.dtype, t.shape, t.dtype_name, again)
         return len(data), writer.finish(header.metadata, header.raw)
 
 
@@ -521,9 +533,7 @@ def decode_file(
     with File(source, backend, max_nbytes, base) as f:
         if f.needs_base:
             _keep(f.base(progress), target)
-        room = shutil.disk_usage(Path(target).absolute().parent).free
-        if f.index.data_nbytes > room:
-            raise DecodeError("resource_limit", f"the tensors have {f.index.data_nbytes} bytes; the disk has room for {room}")
+        check_room(target, f.index.data_nbytes)
         total = 0
         with atomic_output(target, f.index.data_nbytes) as stream, WriteBehind(stream) as out:
             for piece in f.restored(raw):

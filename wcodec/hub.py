@@ -9,11 +9,9 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend
 from wcodec.codec import BufferSource, Decoder, Encoder, Progress, ignore_progress
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.outputs import AnyPath, WriteBehind, atomic_output, map_file
+from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_room, map_file
 from wcodec.reference.container import MAGIC, VERSION, Index
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Words
@@ -464,19 +462,6 @@ def _read_hub_header(view: memoryview) -> SafetensorsHeader:
         code, more = ("truncated", "it names tensors up to there") if header.end > len(view) else ("bad_range", "the tensors end before")
         raise DecodeError(code, f"the header describes {header.end} bytes, the file has {len(view)}: {more}", offset=len(view))
     return header
-
-
-def check_room(target: AnyPath, nbytes: int) -> None:
-    """Refuse to write more bytes than the disk has room for.
-
-    Raises
-    ------
-    DecodeError
-        ``resource_limit``
-    """
-    room = shutil.disk_usage(Path(target).absolute().parent).free
-    if nbytes > room:
-        raise DecodeError("resource_limit", f"the tensors have {nbytes} bytes; the disk has room for {room}")
 
 
 def decode_hub_file(

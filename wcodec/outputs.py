@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import secrets
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from wcodec.codec import CHUNK_BUFFERS
+from wcodec.errors import DecodeError
 
 AnyPath = str | os.PathLike[str]
 
@@ -51,6 +53,19 @@ def reserve(f: BinaryIO, nbytes: int) -> None:
     except OSError as e:
         if e.errno == errno.ENOSPC:
             raise
+
+
+def check_room(target: AnyPath, nbytes: int) -> None:
+    """Refuse to write more bytes than the disk has room for.
+
+    Raises
+    ------
+    DecodeError
+        ``resource_limit``
+    """
+    room = shutil.disk_usage(Path(target).absolute().parent).free
+    if nbytes > room:
+        raise DecodeError("resource_limit", f"the tensors have {nbytes} bytes; the disk has room for {room}")
 
 
 @contextlib.contextmanager

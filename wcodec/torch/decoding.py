@@ -7,6 +7,7 @@ import mmap
 import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
@@ -169,7 +170,7 @@ def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int,
 
 
 # ---- reading ahead -----------------------------------------------------------------------------------------------------------
-class _Ahead:
+class _Ahead(ABC):
     """Reads a file before threads want it: they would wait for the disk, and the disk for them."""
 
     def __init__(self, file: File, pieces: list[_Piece]) -> None:
@@ -184,11 +185,13 @@ class _Ahead:
                 self._next += 1
         return self._source(i)
 
+    @abstractmethod
     def _begin(self, i: int) -> None:
-        raise NotImplementedError
+        """Begin to read piece `i`."""
 
+    @abstractmethod
     def _source(self, i: int) -> ByteSource:
-        raise NotImplementedError
+        """What to read piece `i` from, once that has begun."""
 
     def close(self) -> None:
         """Stop reading."""

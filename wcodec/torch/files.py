@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import BinaryIO
 
 import torch
 
-from wcodec.codec import Encoder, words_of
-from wcodec.duplicates import Duplicates
-from wcodec.files import base_for
-from wcodec.outputs import AnyPath, atomic_output
+from wcodec.files import write_arrays
+from wcodec.outputs import AnyPath
 from wcodec.reference.plan import EncodeOptions
-from wcodec.reference.planes import Words
 from wcodec.torch.dtypes import to_array
 from wcodec.torch.reader import Device, Reader, TensorSlice
 
@@ -49,22 +45,7 @@ def save_file(
     DecodeError
         The base is not well-formed.
     """
-    encoder = Encoder(options)
-    with base_for(path, base, encoder.backend) as other, atomic_output(path) as f:
-        writer, seen = encoder.start(f, base=other), Duplicates()
-        for name, tensor in tensors.items():
-            array = to_array(tensor, name)
-            dtype, words = words_of(array)
-            of = seen.find(words, dtype, array.shape, "", partial(_words, tensor))
-            if of is None:
-                writer.add_words(name, words, dtype, array.shape)
-            else:
-                writer.add_duplicate(name, of)
-        return writer.finish(metadata)
-
-
-def _words(tensor: torch.Tensor) -> Words:
-    return words_of(to_array(tensor))[1]
+    return write_arrays(tensors, to_array, path, metadata, options, base)
 
 
 def load_file(
