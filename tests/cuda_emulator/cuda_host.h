@@ -180,10 +180,10 @@ static inline unsigned __reduce_add_sync(unsigned mask, unsigned value, EMULATOR
     return sum;
 }
 
-// What `mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32` does, d += a b, with the fragments of the PTX ISA, 9.7.14.5.8: of A, lane
+// What `mma.sync.aligned.m16n8k16.row.col.f32.T.T.f32` does for T bf16 or f16, d += a b, with the fragments of the PTX ISA, 9.7.14.5.8: of A, lane
 // 4 g + t has rows g and g + 8, columns 2 t, 2 t + 1 and these plus 8; of B, column g, rows like those columns; of D, rows like A's,
 // columns 2 t and 2 t + 1.
-static inline void emulator_multiply_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], EMULATOR_PLACE) {
+static inline void emulator_multiply(float (*to_float)(unsigned), float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], EMULATOR_PLACE) {
     using namespace cuda_host;
     const u64 given[3] = {(u64)a[1] << 32 | a[0], (u64)a[3] << 32 | a[2], (u64)b[1] << 32 | b[0]};
     u64 all[3][WARP_SIZE];
@@ -191,12 +191,7 @@ static inline void emulator_multiply_bf16(float (&d)[4], const unsigned (&a)[4],
         const Exchange &exchange = arrive(Operation::multiply, WHOLE_WARP, given[i], file, line);
         for (u32 from = 0; from < WARP_SIZE; ++from) all[i][from] = exchange.values[from];
     }
-    const auto half_of = [](u64 registers, u32 half) {  // of 4 in 2 registers, as fp32
-        const u32 bits = (u32)(registers >> 16 * half & 0xffffu) << 16;
-        float value;
-        memcpy(&value, &bits, sizeof value);
-        return value;
-    };
+    const auto half_of = [&](u64 registers, u32 half) { return to_float((u32)(registers >> 16 * half & 0xffffu)); };  // of 4 in 2 registers
     const u32 g = lane() / 4, t = lane() % 4;
     for (u32 i = 0; i < 4; ++i) {
         const u32 row = g + 8 * (i / 2), column = 2 * t + i % 2;

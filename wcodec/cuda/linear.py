@@ -1,4 +1,4 @@
-"""Products with fixed-rate weights: y = x W^T + bias, by ``kernels/linear.cu``."""
+"""Products with operands: y = (x W^T) scale + bias, by ``kernels/linear.cuh``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from wcodec.backends.cuda.runtime import Runtime
-from wcodec.cuda.fixed import BLOCK, TILE_COLS, TILE_ROWS, WARPS, FixedWeight
+from wcodec.cuda.operand import BLOCK, WARPS, Operand
 
 BATCHES: Final = (8, 16, 32, 64)  #: rows of x that the kernels are made for
 MOST_BATCH: Final = BATCHES[-1]
+ROW_TILE: Final = 16  #: rows of W that a warp has
+TILE_COLS: Final = 32
+SEGMENT_TILES: Final = 32  #: a segment is so many tiles wide
+STAGE_TILES: Final = {8: 16, 16: 8, 32: 8, 64: 4}  #: tiles that x in shared memory is wide; a part is a multiple of them
 BLOCKS_A_PROCESSOR: Final = 2  #: that are wanted, for enough loads under way
-ROUNDS: Final = {8: 2, 16: 2, 32: 1, 64: 1}  #: tiles that a warp has ahead; a part is a multiple of them
-LEAST_PART_TILES: Final = 4  #: columns of a part, or its start and its end take longer than what is between
+FACTORS: Final = ("bf16", "fp16")  #: types of x, bias and y
 
 
 class LinearPlan(NamedTuple):
@@ -38,13 +40,15 @@ class LinearPlan(NamedTuple):
     workspace_nbytes: int
 
 
-def plan_linear(shape: tuple[int, int], batch: int, n_processors: int, n_parts: int | None = None) -> LinearPlan:
+def plan_linear(shape: tuple[int, int], coded: bool, batch: int, n_processors: int, n_parts: int | None = None) -> LinearPlan:
     """Choose kernel, grid and parts.
 
     Parameters
     ----------
     shape
         Rows and columns of W.
+    coded
+        Whether symbols of W are coded: parts are whole segments then.
     batch
         Rows of x, 1 to `MOST_BATCH`.
     n_processors
@@ -60,71 +64,78 @@ def plan_linear(shape: tuple[int, int], batch: int, n_processors: int, n_parts: 
     if not 1 <= batch <= MOST_BATCH:
         raise ValueError(f"a batch of {batch} rows; 1 to {MOST_BATCH} can be multiplied at once")
     variant = next(b for b in BATCHES if b >= batch)
-    row_tiles, col_tiles = -(-shape[0] // TILE_ROWS), -(-shape[1] // TILE_COLS)
-    row_blocks, step = -(-row_tiles // WARPS), ROUNDS[variant]
+    row_tiles, col_tiles = -(-shape[0] // ROW_TILE), -(-shape[1] // TILE_COLS)
+    row_blocks, step = -(-row_tiles // WARPS), SEGMENT_TILES if coded else STAGE_TILES[variant]
     if n_parts is None:
-        n_parts = max(1, min(BLOCKS_A_PROCESSOR * n_processors // row_blocks, col_tiles // LEAST_PART_TILES))
+        n_parts = max(1, BLOCKS_A_PROCESSOR * n_processors // row_blocks)
     part_tiles = -(-col_tiles // n_parts)
-    if n_parts > 1:
-        part_tiles = -(-part_tiles // step) * step
+    part_tiles = -(-part_tiles // step) * step
     n_parts = -(-col_tiles // part_tiles)
-    nbytes = n_parts * row_tiles * TILE_ROWS * variant * 4 if n_parts > 1 else 0
+    nbytes = n_parts * row_tiles * ROW_TILE * variant * 4 if n_parts > 1 else 0
     return LinearPlan(variant, row_blocks * n_parts, n_parts, part_tiles, nbytes)
 
 
 def linear(
-    runtime: Runtime,
     x: int,
     batch: int,
-    weight: FixedWeight,
-    bias: int,
+    weight: Operand,
     y: int,
     *,
+    bias: int = 0,
+    scale: int = 0,
+    factors: str = "bf16",
     plan: LinearPlan | None = None,
-    workspace: Any = None,
+    workspace: int | None = None,
 ) -> Any:
     """Queue a product on the current stream. Sums are fp32, and the same from run to run with the same plan.
 
     Parameters
     ----------
     x
-        Device address of bf16 words, row by row, of shape (batch, columns of W). Faster at a multiple of 16, if the number of
-        columns is one of 8.
-    bias
-        Device address of bf16 words, one for each row of W; 0 for none.
+        Device address of words of type `factors`, row by row, of shape (batch, columns of W). Faster at a multiple of 16, if the
+        number of columns is one of 8.
     y
-        Device address for bf16 words, row by row, of shape (batch, rows of W).
+        Device address for words of that type, row by row, of shape (batch, rows of W).
+    bias
+        Device address of words of that type, one for each row of W; 0 for none.
+    scale
+        Device address of fp32 factors for sums, one for each row of W; 0 for none.
+    factors
+        "bf16", or "fp16" for weights of a byte.
     plan
         By default, that of `plan_linear`.
     workspace
-        Device array of `LinearPlan.workspace_nbytes` at least; by default, a new one.
+        Device address of `LinearPlan.workspace_nbytes`, a multiple of 16; by default, memory is taken from the runtime.
 
     Returns
     -------
     Any
-        The workspace, which must live until the work is done; ``None`` if there is none.
+        The workspace that was taken, which must live until the work is done, or ``None``.
 
     Raises
     ------
     ValueError
-        No kernel takes so many rows of x, or the workspace is too small.
+        No kernel takes so many rows of x, or these types.
     """
-    rows, cols = weight.shape
+    if factors not in FACTORS or (weight.weights, factors) == ("bf16", "fp16"):
+        raise ValueError(f"{weight.weights} weights are not multiplied by {factors}")
+    runtime, (rows, _) = weight.runtime, weight.shape
     if plan is None:
-        plan = plan_linear(weight.shape, batch, runtime.n_processors())
+        plan = plan_linear(weight.shape, weight.coded, batch, runtime.n_processors())
     if not 1 <= batch <= plan.batch:
         raise ValueError(f"a batch of {batch} rows; the plan is for 1 to {plan.batch}")
-    if workspace is None and plan.workspace_nbytes:
-        workspace = runtime.empty(plan.workspace_nbytes)
-    if plan.workspace_nbytes and workspace.nbytes < plan.workspace_nbytes:
-        raise ValueError(f"a workspace of {workspace.nbytes} bytes; {plan.workspace_nbytes} are needed")
-    parts = np.uint64(runtime.address(workspace) if plan.workspace_nbytes else 0)
-    tensors = np.uint64(x), weight.tiles, weight.starts, weight.patches, np.uint64(bias), np.uint64(y)
-    sizes = np.uint32(rows), np.uint32(cols), np.uint32(weight.base), np.uint32(batch), np.uint32(plan.n_parts)
+    taken = None
     with runtime.in_use():
-        runtime.launch(f"linear_{plan.batch}", plan.grid, BLOCK, *tensors, *sizes, np.uint32(plan.part_tiles), parts)
+        if plan.workspace_nbytes and workspace is None:
+            taken = runtime.empty(plan.workspace_nbytes)
+            workspace = runtime.address(taken)
+        parts, ends = np.uint64(workspace or 0), (np.uint64(y), np.uint64(bias), np.uint64(scale))
+        kernel = f"linear_{weight.weights}_{factors}_{'coded' if weight.coded else 'raw'}_{plan.batch}"
+        sizes = np.uint32(batch), np.uint32(plan.n_parts), np.uint32(plan.part_tiles)
+        runtime.launch(kernel, plan.grid, BLOCK, *weight.args, np.uint64(x), *ends, *sizes, parts)
         if plan.n_parts > 1:
             groups = plan.batch // 8
-            blocks = -(-weight.n_row_tiles * groups // WARPS)
-            runtime.launch("add_parts", blocks, BLOCK, *tensors, *sizes, np.uint32(groups), parts)
-    return workspace if plan.workspace_nbytes else None
+            blocks = -(-(-(-rows // ROW_TILE) * groups) // WARPS)
+            counts = np.uint32(rows), np.uint32(batch), np.uint32(plan.n_parts), np.uint32(groups)
+            runtime.launch(f"add_parts_{factors}", blocks, BLOCK, *ends, *counts, parts)
+    return taken

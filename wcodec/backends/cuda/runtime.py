@@ -26,8 +26,13 @@ SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "histogram": ("histograms", "count_residuals"),
     "checksum": ("crc32_parts", "crc32_join"),
     "difference": ("subtract_base", "add_base"),
-    "fixed": ("count_exponents", "count_patches", "list_patches", "pack_fixed", "unpack_fixed", "restore_patches"),
-    "linear": ("linear_8", "linear_16", "linear_32", "linear_64", "add_parts"),
+    "operand": ("expand_bf16", "expand_int8", "expand_e4m3", "expand_e5m2", "add_parts_bf16", "add_parts_fp16"),
+    **{
+        f"linear_{weights}_{factors}": tuple(f"linear_{weights}_{factors}_{form}_{batch}" for form in ("raw", "coded") for batch in (8, 16, 32, 64))
+        for weights, factors in (
+            ("bf16", "bf16"), ("int8", "bf16"), ("int8", "fp16"), ("e4m3", "bf16"), ("e4m3", "fp16"), ("e5m2", "bf16"), ("e5m2", "fp16"),
+        )
+    },
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ typedef unsigned long long u64;
 typedef long long i64;
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 #define KERNEL extern "C" __global__ void
 #define ALL_LANES 0xffffffffu
 

@@ -1,23 +1,89 @@
-// The few operations of matrix kernels that need PTX: products of fragments, products of two bf16 at once, copies to shared memory
-// that do not wait. Each has a form in C++, for GPUs before sm_80, which lack them, and for the CPU.
+// Operations of matrix kernels that need PTX: products of fragments, arithmetic on two 16-bit floats at once, copies to shared memory
+// that do not wait. Each has a form in C++, for GPUs before sm_80, which lack some of them, and for the CPU.
 #pragma once
 
 #include "common.cuh"
 
-DEVICE float low_bf16(u32 pair) { return __uint_as_float(pair << 16); }
-DEVICE float high_bf16(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+// ---- 16-bit floats -------------------------------------------------------------------------------------------------------------
+// What a kernel's factors and results are: `Bf16` or `Fp16`.
+struct Bf16 {
+    static DEVICE_MEMBER float to_float(u32 word) { return __uint_as_float(word << 16); }
 
-// The nearest bf16, ties to even; one NaN for all.
-DEVICE u16 to_bf16(float value) {
-    const u32 bits = __float_as_uint(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
-    return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+    // The nearest, ties to even; one NaN for all.
+    static DEVICE_MEMBER u32 nearest(float value) {
+        const u32 bits = __float_as_uint(value);
+        if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+        return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    }
+};
+
+struct Fp16 {
+    static DEVICE_MEMBER float to_float(u32 word) {
+#ifdef __CUDA_ARCH__
+        float value;
+        asm("{.reg .b16 half; cvt.u16.u32 half, %1; cvt.f32.f16 %0, half;}" : "=f"(value) : "r"(word));
+        return value;
+#else
+        const u32 sign = (word & 0x8000u) << 16, exponent = word >> 10 & 31u, mantissa = word & 0x3ffu;
+        if (exponent == 0) return __uint_as_float(sign | __float_as_uint((float)mantissa * 0x1p-24f));
+        return __uint_as_float(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | mantissa << 13);
+#endif
+    }
+
+    static DEVICE_MEMBER u32 nearest(float value) {
+#ifdef __CUDA_ARCH__
+        u32 word;
+        asm("{.reg .b16 half; cvt.rn.f16.f32 half, %1; cvt.u32.u16 %0, half;}" : "=r"(word) : "f"(value));
+        return word;
+#else
+        const u32 bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+        if (size > 0x7f800000u) return 0x7fff;
+        if (size >= 0x477ff000u) return sign | 0x7c00u;  // 65520 and more
+        if (size < 0x38800000u) {                        // subnormal: adding 2^-1 leaves multiples of 2^-24
+            const float shifted = __uint_as_float(size) + 0.5f;
+            return sign | (__float_as_uint(shifted) - 0x3f000000u);
+        }
+        return sign | (size + 0xfffu + (size >> 13 & 1u) - 0x38000000u) >> 13;
+#endif
+    }
+};
+
+template <class Float>
+DEVICE float low_half(u32 pair) { return Float::to_float(pair & 0xffffu); }
+template <class Float>
+DEVICE float high_half(u32 pair) { return Float::to_float(pair >> 16); }
+
+// ---- pairs of them: a b + c, where that needs no rounding, but of a product that is 0 the sign is any ---------------------------
+template <class Float>
+DEVICE u32 multiply_add_in_floats(u32 a, u32 b, u32 c) {
+    const float low = low_half<Float>(a) * low_half<Float>(b) + low_half<Float>(c);
+    const float high = high_half<Float>(a) * high_half<Float>(b) + high_half<Float>(c);
+    return Float::nearest(low) | Float::nearest(high) << 16;
 }
 
-DEVICE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
+DEVICE u32 multiply_add(Bf16, u32 a, u32 b, u32 c) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    u32 out;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+    return out;
+#else
+    return multiply_add_in_floats<Bf16>(a, b, c);
+#endif
+}
+
+DEVICE u32 multiply_add(Fp16, u32 a, u32 b, u32 c) {
+#ifdef __CUDA_ARCH__
+    u32 out;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+    return out;
+#else
+    return multiply_add_in_floats<Fp16>(a, b, c);
+#endif
+}
 
 // ---- d += a b ----------------------------------------------------------------------------------------------------------------
-// a: 16 x 16 bf16, b: 16 x 8 bf16, d: 16 x 8 fp32, in the fragments of mma.m16n8k16. The whole warp comes here.
+// a: 16 x 16, b: 16 x 8, d: 16 x 8 fp32, in the fragments of mma.m16n8k16. The whole warp comes here.
+template <class Float>
 DEVICE void multiply_by_shuffles(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     const u32 row = lane_id() & ~3u, column = 8 * (lane_id() & 3u);  // of lanes that have this lane's row of a, and its first column of b
 #pragma unroll
@@ -26,36 +92,37 @@ DEVICE void multiply_by_shuffles(float (&d)[4], const u32 (&a)[4], const u32 (&b
         for (u32 k = 0; k < 4; k++) {  // pairs of rows of b
             const u32 upper = __shfl_sync(ALL_LANES, a[2 * half], row + k), lower = __shfl_sync(ALL_LANES, a[2 * half + 1], row + k);
             const u32 left = __shfl_sync(ALL_LANES, b[half], column + k), right = __shfl_sync(ALL_LANES, b[half], column + 4 + k);
-            d[0] += low_bf16(upper) * low_bf16(left) + high_bf16(upper) * high_bf16(left);
-            d[1] += low_bf16(upper) * low_bf16(right) + high_bf16(upper) * high_bf16(right);
-            d[2] += low_bf16(lower) * low_bf16(left) + high_bf16(lower) * high_bf16(left);
-            d[3] += low_bf16(lower) * low_bf16(right) + high_bf16(lower) * high_bf16(right);
+            d[0] += low_half<Float>(upper) * low_half<Float>(left) + high_half<Float>(upper) * high_half<Float>(left);
+            d[1] += low_half<Float>(upper) * low_half<Float>(right) + high_half<Float>(upper) * high_half<Float>(right);
+            d[2] += low_half<Float>(lower) * low_half<Float>(left) + high_half<Float>(lower) * high_half<Float>(left);
+            d[3] += low_half<Float>(lower) * low_half<Float>(right) + high_half<Float>(lower) * high_half<Float>(right);
         }
     }
 }
 
-DEVICE void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#define MATRIX_INSTRUCTION(type)                                                                                                  \
+    asm volatile(                                                                                                                 \
+        "mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                          \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+
+DEVICE void multiply(Bf16, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #if !defined(__CUDA_ARCH__)
-    emulator_multiply_bf16(d, a, b);
+    emulator_multiply(Bf16::to_float, d, a, b);
 #elif __CUDA_ARCH__ >= 800
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    MATRIX_INSTRUCTION("bf16");
 #else
-    multiply_by_shuffles(d, a, b);
+    multiply_by_shuffles<Bf16>(d, a, b);
 #endif
 }
 
-// Two bf16 times two others, one of which is a power of two, where the products are no subnormals: exact.
-DEVICE u32 scale_pair(u32 pair, u32 scales) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    u32 out;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(pair), "r"(scales), "r"(0x80008000u));  // -0 is added: zeros keep their sign
-    return out;
+DEVICE void multiply(Fp16, float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#if !defined(__CUDA_ARCH__)
+    emulator_multiply(Fp16::to_float, d, a, b);
+#elif __CUDA_ARCH__ >= 800
+    MATRIX_INSTRUCTION("f16");
 #else
-    const float low = low_bf16(pair) * low_bf16(scales), high = high_bf16(pair) * high_bf16(scales);
-    return __float_as_uint(low) >> 16 | (__float_as_uint(high) & 0xffff0000u);
+    multiply_by_shuffles<Fp16>(d, a, b);
 #endif
 }
 

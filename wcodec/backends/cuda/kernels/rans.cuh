@@ -74,9 +74,9 @@ DEVICE Coder coder_of(const void *lut, u32 prob_bits) {
 }
 
 // A table's entries, for the whole block.
-DEVICE void load_lut(DecoderMemory &memory, const u32 *luts, u32 table) {
+DEVICE void load_lut(uint4 *to, const u32 *luts, u32 table) {
     const uint4 *source = (const uint4 *)luts + (u64)table * LUT_UNITS;
-    for (u32 i = threadIdx.x; i < LUT_UNITS; i += BLOCK_THREADS) memory.lut[i] = source[i];
+    for (u32 i = threadIdx.x; i < LUT_UNITS; i += BLOCK_THREADS) to[i] = source[i];
     __syncthreads();
 }
 

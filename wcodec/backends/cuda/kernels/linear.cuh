@@ -1,0 +1,345 @@
+// y = (x W^T) scale + bias, with W an operand (operand.cuh); x, y and bias are bf16 or fp16, x and y row by row; scale is fp32, one for
+// each row of W; sums are fp32.
+//
+// A warp has 16 rows of W and goes along their tiles, which are read once, straight to registers, some tiles ahead. A block's 8
+// warps share x, a part of whose columns at a time is in shared memory, while the next part is on its way. Where W has few rows,
+// its columns are split among blocks; their sums go to memory and `add_parts` adds them, in order. So a result depends on the
+// number of parts, and on nothing else that could differ from run to run.
+#include "operand.cuh"
+
+enum { ROW_TILE = 2 * BAND_ROWS };
+
+struct Product {
+    u64 x, y, bias, scale;  // bias, scale: or 0
+    u32 n_rows, n_cols;     // of W
+    u32 n_batch;            // rows of x
+};
+
+template <u32 GROUPS>
+using Sums = float[GROUPS][4];  // with groups of 8 rows of x
+
+// ---- the end of a sum ----------------------------------------------------------------------------------------------------------
+template <class Float>
+DEVICE float load_bias(const Product &p, u32 row) { return p.bias ? Float::to_float(pointer<const u16>(p.bias)[row]) : -0.0f; }
+DEVICE float load_scale(const Product &p, u32 row) { return p.scale ? pointer<const float>(p.scale)[row] : 1.0f; }
+
+// Scale, add the bias, round, store: a lane's sums of products with groups of 8 rows of x, from `first` on.
+template <class Float, u32 GROUPS>
+DEVICE void finish(const Product &p, u32 row_tile, u32 first, const Sums<GROUPS> &sums) {
+    const u32 batch = 8 * first + 2 * (lane_id() & 3u), row = row_tile * ROW_TILE + (lane_id() >> 2);
+#pragma unroll
+    for (u32 lower = 0; lower < 2; lower++) {
+        const u32 own = row + 8 * lower;
+        if (own >= p.n_rows) continue;
+        const float scale = load_scale(p, own), bias = load_bias<Float>(p, own);
+#pragma unroll
+        for (u32 k = 0; k < 2 * GROUPS; k++) {
+            const u32 of_batch = batch + k / 2 * 8 + k % 2;
+            if (of_batch < p.n_batch)
+                pointer<u16>(p.y)[(u64)of_batch * p.n_rows + own] = (u16)Float::nearest(sums[k / 2][2 * lower + k % 2] * scale + bias);
+        }
+    }
+}
+
+// ---- x in shared memory ----------------------------------------------------------------------------------------------------------
+DEVICE u32 load_x(const Product &p, u32 row, u32 col) { return pointer<const u16>(p.x)[(u64)row * p.n_cols + col]; }
+
+// Eight columns of a row of x from `col` on, with zeros from `end` on.
+DEVICE uint4 gather_x(const Product &p, u32 row, u32 col, u32 end) {
+    u32 words[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        words[i] = 0;
+        if (row < p.n_batch && col + 2 * i < end) words[i] = load_x(p, row, col + 2 * i);
+        if (row < p.n_batch && col + 2 * i + 1 < end) words[i] |= load_x(p, row, col + 2 * i + 1) << 16;
+    }
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// A part of x, columns from `first` on, zeros from `end` on: for each 32 columns and 8 rows, there are 8 columns a lane, as
+// `multiply_tile` wants them.
+template <u32 GROUPS, u32 VECTORS>
+DEVICE void stage_x(uint4 *part, const Product &p, u32 first, u32 end) {
+    const bool together = p.x % 16 == 0 && p.n_cols % 8 == 0;
+#pragma unroll
+    for (u32 i = threadIdx.x; i < VECTORS; i += BLOCK_THREADS) {
+        const u32 row = i / LANES % GROUPS * 8 + i % LANES / 4, col = first + i / (LANES * GROUPS) * TILE_COLS + i % 4 * 8;
+        if (together) {
+            const bool wanted = row < p.n_batch && col < end;
+            copy_vector(part + i, pointer<const uint4>(p.x + (wanted ? 2 * ((u64)row * p.n_cols + col) : 0)), wanted);
+        } else {
+            part[i] = gather_x(p, row, col, end);
+        }
+    }
+}
+
+// ---- where tiles come from -------------------------------------------------------------------------------------------------------
+// The segments of two bands that are multiplied. Tiles are numbered along the whole matrix.
+struct Current {
+    u32 base[2];
+    Patches patches[2];
+    u32 first, due;  // the segment's first tile; the tile that has the next patch
+};
+
+DEVICE u32 tile_of_patch(const Patches &patches, const Band &band, u32 first) {
+    const u32 element = element_of(patches);
+    return element == NEVER ? (u32)NEVER : first + element / tile_words(band);
+}
+
+DEVICE void await_patches(Current &current, const Band (&bands)[2]) {
+    current.due = least(tile_of_patch(current.patches[0], bands[0], current.first), tile_of_patch(current.patches[1], bands[1], current.first));
+}
+
+template <class Weights>
+DEVICE void enter_segment(Current &current, const Band (&bands)[2], const Record (&records)[2], u32 tile) {
+    current.first = tile / SEGMENT_TILES * SEGMENT_TILES;
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) {
+        current.base[b] = base_of(records[b]);
+        if constexpr (Weights::HAS_PATCHES)
+            current.patches[b] = patches_of(bands[b], records[b], (tile - current.first) * tile_words(bands[b]));
+    }
+    if constexpr (Weights::HAS_PATCHES) await_patches(current, bands);
+}
+
+// Raw planes: tiles are loaded AHEAD before they are used, whatever segments they are in.
+template <class Weights, u32 COUNT>
+struct RawTiles {
+    enum { AHEAD = COUNT };
+    Piece<Weights> pieces[COUNT][2];
+    Cursor<Weights> cursors[2];
+    Record following[2];  // of the segment behind
+    u32 tile, end;        // the next to load; behind the last whole one
+};
+
+template <class Weights, u32 COUNT>
+DEVICE void follow(RawTiles<Weights, COUNT> &tiles, const Band (&bands)[2], u32 segment) {
+#pragma unroll
+    for (u32 b = 0; b < 2; b++)
+        if (segment * SEGMENT_TILES < tiles.end) tiles.following[b] = record_of(bands[b], segment);
+}
+
+template <class Weights, u32 COUNT>
+DEVICE void load_tile(RawTiles<Weights, COUNT> &tiles, const Band (&bands)[2], u32 i) {
+    if (tiles.tile >= tiles.end) return;
+    if (i == 0 && tiles.tile % SEGMENT_TILES == 0) {  // parts start at multiples of COUNT, which divides a segment
+    #pragma unroll
+    for (u32 b = 0; b < 2; b++) tiles.cursors[b] = cursor_at<Weights>(bands[b], tiles.following[b], 0);
+        follow(tiles, bands, tiles.tile / SEGMENT_TILES + 1);
+    }
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) tiles.pieces[i][b] = load_piece(tiles.cursors[b], true);
+    ++tiles.tile;
+}
+
+template <class Weights, u32 COUNT>
+DEVICE void start(RawTiles<Weights, COUNT> &tiles, const Band (&bands)[2], u32 first, u32 end) {
+    tiles.tile = first, tiles.end = end;
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) tiles.pieces[i][0] = tiles.pieces[i][1] = {};
+    if (first >= end) return;
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) {
+        tiles.following[b] = record_of(bands[b], first / SEGMENT_TILES);
+        tiles.cursors[b] = cursor_at<Weights>(bands[b], tiles.following[b], first % SEGMENT_TILES);
+    }
+    if (first % SEGMENT_TILES) follow(tiles, bands, first / SEGMENT_TILES + 1);
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) load_tile(tiles, bands, i);
+}
+
+template <class Weights, u32 COUNT>
+DEVICE void enter(RawTiles<Weights, COUNT> &, const Band (&)[2], const Record (&)[2], u32) {}
+
+template <class Weights, u32 COUNT>
+DEVICE void take_tile(RawTiles<Weights, COUNT> &tiles, const Band (&bands)[2], u32 i, Piece<Weights> (&out)[2]) {
+    out[0] = tiles.pieces[i][0], out[1] = tiles.pieces[i][1];
+    load_tile(tiles, bands, i);
+}
+
+// Plane 0 is a stream of symbols in some segments, or all. Parts are whole segments.
+template <class Weights>
+struct CodedTiles {
+    enum { AHEAD = 1 };
+    Coder coder;
+    uint4 *buffer;  // of the warp, for two streams
+    Stream streams[2];
+    bool coded[2];
+    Cursor<Weights> cursors[2];
+    Piece<Weights> pieces[2];
+    u32 left, end;  // whole tiles of the segment that are not loaded yet; of the matrix
+};
+
+template <class Weights>
+DEVICE void load_tile(CodedTiles<Weights> &tiles) {
+    if (tiles.left == 0) return;
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) tiles.pieces[b] = load_piece(tiles.cursors[b], !tiles.coded[b]);
+    --tiles.left;
+}
+
+template <class Weights>
+DEVICE void start(CodedTiles<Weights> &tiles, const Band (&)[2], u32, u32 end) { tiles.end = end; }
+
+template <class Weights>
+DEVICE void enter(CodedTiles<Weights> &tiles, const Band (&bands)[2], const Record (&records)[2], u32 tile) {
+    tiles.left = least(tiles.end, tile + SEGMENT_TILES) - least(tiles.end, tile);
+    __syncwarp();  // all lanes are done with the buffer
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) {
+        tiles.coded[b] = is_coded(records[b]);
+        tiles.cursors[b] = cursor_at<Weights>(bands[b], records[b], 0);
+        if (tiles.coded[b]) tiles.streams[b] = stream_of(bands[b], records[b], tiles.buffer + b * BUFFER_UNITS);
+    }
+    load_tile(tiles);
+}
+
+template <class Weights>
+DEVICE void take_tile(CodedTiles<Weights> &tiles, const Band (&)[2], u32, Piece<Weights> (&out)[2]) {
+    out[0] = tiles.pieces[0], out[1] = tiles.pieces[1];
+    load_tile(tiles);
+    if (tiles.coded[0] && tiles.coded[1]) {
+        decode_two(tiles.streams[0], tiles.streams[1], tiles.coder, out[0].codes, out[1].codes);
+        return;
+    }
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) {
+        if (!tiles.coded[b]) continue;
+        refill(tiles.streams[b]);
+        out[b].codes = decode_group(tiles.streams[b], tiles.coder);
+    }
+}
+
+// ---- products ----------------------------------------------------------------------------------------------------------------------
+// Words of two bands times 32 columns of x.
+template <class Weights, class Float, u32 GROUPS>
+DEVICE void multiply_tile(Sums<GROUPS> &sums, const Eight<Weights> (&words)[2], const uint4 *x) {
+    u32 upper[4], lower[4];
+    Weights::widen(Float(), upper, words[0].data);
+    Weights::widen(Float(), lower, words[1].data);
+#pragma unroll
+    for (u32 group = 0; group < GROUPS; group++) {
+        const uint4 eight = x[group * LANES + lane_id()];
+        multiply(Float(), sums[group], {upper[0], lower[0], upper[1], lower[1]}, {eight.x, eight.y});
+        multiply(Float(), sums[group], {upper[2], lower[2], upper[3], lower[3]}, {eight.z, eight.w});
+    }
+}
+
+template <class Weights>
+DEVICE void merge_tile(Eight<Weights> (&words)[2], const Piece<Weights> (&pieces)[2], Current &current, const Band (&bands)[2], u32 tile) {
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) words[b] = merge_piece<Weights>(pieces[b], current.base[b]);
+    if constexpr (Weights::HAS_PATCHES) {
+        if (current.due > tile) return;
+#pragma unroll
+    #pragma unroll
+    for (u32 b = 0; b < 2; b++)
+            apply_patches(current.patches[b], bands[b], (tile - current.first) * tile_words(bands[b]), TILE_COLS, words[b].data);
+        await_patches(current, bands);
+    }
+}
+
+// The block's rows of W, and one part of its columns, `part_tiles` tiles wide. Sums go to y, or to `parts` if there are several.
+template <class Weights, class Float, u32 GROUPS, u32 VECTORS, class Tiles>
+DEVICE void linear(const Operand &operand, const Product &p, Tiles &tiles, u32 n_parts, u32 part_tiles, u64 parts) {
+    constexpr u32 STAGE_TILES = VECTORS / (LANES * GROUPS);  // that x in shared memory is wide
+    static_assert(STAGE_TILES % Tiles::AHEAD == 0 && SEGMENT_TILES % STAGE_TILES == 0, "segments are whole stages, stages whole rounds");
+    __shared__ uint4 staged[2][VECTORS];
+    const u32 n_row_tiles = ceil_div(p.n_rows, ROW_TILE), n_tiles = ceil_div(p.n_cols, TILE_COLS);
+    const u32 row_tile = blockIdx.x / n_parts * BLOCK_WARPS + warp_id(), part = blockIdx.x % n_parts;
+    const u32 first = part * part_tiles, end = least(n_tiles, first + part_tiles), end_col = least(p.n_cols, end * TILE_COLS);
+    const u32 whole = least(end, tiles_of(p.n_cols)), edge_width = p.n_cols % TILE_COLS;  // all but the last tile are whole
+    const bool has_rows = row_tile < n_row_tiles;
+    const Band bands[2] = {band_of(operand, 2 * row_tile), band_of(operand, 2 * row_tile + 1)};
+
+    if (has_rows) start(tiles, bands, first, whole);
+    stage_x<GROUPS, VECTORS>(staged[0], p, first * TILE_COLS, end_col);
+    Current current = {};
+    Sums<GROUPS> sums = {};
+    u32 stage = 0;
+#pragma unroll 1
+    for (u32 tile = first; tile < end; stage ^= 1) {
+        await_copies();
+        __syncthreads();  // this stage is there, and nobody is at the other one any more
+        const u32 next = tile + STAGE_TILES;
+        if (next < end) stage_x<GROUPS, VECTORS>(staged[stage ^ 1], p, next * TILE_COLS, end_col);
+        if (has_rows) {
+            if (tile == first || tile % SEGMENT_TILES == 0) {
+                const Record records[2] = {record_of(bands[0], tile / SEGMENT_TILES), record_of(bands[1], tile / SEGMENT_TILES)};
+                enter_segment<Weights>(current, bands, records, tile);
+                enter(tiles, bands, records, tile);
+            }
+            const uint4 *x = staged[stage];
+            const u32 stop = least(next, whole);
+#pragma unroll 1
+            while (tile < stop) {
+#pragma unroll
+                for (u32 i = 0; i < Tiles::AHEAD; i++) {
+                    if (i > 0 && tile >= stop) break;
+                    Piece<Weights> pieces[2];
+                    Eight<Weights> words[2];
+                    take_tile(tiles, bands, i, pieces);
+                    merge_tile(words, pieces, current, bands, tile);
+                    multiply_tile<Weights, Float, GROUPS>(sums, words, x);
+                    x += LANES * GROUPS;
+                    ++tile;
+                }
+            }
+            if (edge_width && tile == tiles_of(p.n_cols) && tile < least(next, end)) {
+                Eight<Weights> words[2];
+#pragma unroll
+            #pragma unroll
+    for (u32 b = 0; b < 2; b++) {
+                    const u32 from = (tile - current.first) * tile_words(bands[b]);
+                    words[b] = gather_words<Weights>(bands[b], record_of(bands[b], tile / SEGMENT_TILES), from, edge_width, current.patches[b]);
+                }
+                multiply_tile<Weights, Float, GROUPS>(sums, words, x);
+            }
+        }
+        tile = next;
+    }
+    if (!has_rows) return;
+    if (n_parts == 1) {
+        finish<Float, GROUPS>(p, row_tile, 0, sums);
+        return;
+    }
+    float4 *out = pointer<float4>(parts) + ((u64)part * n_row_tiles + row_tile) * (GROUPS * LANES) + lane_id();
+#pragma unroll
+    for (u32 i = 0; i < GROUPS; i++) out[i * LANES] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+}
+
+template <class Weights, class Float, u32 GROUPS, u32 VECTORS, u32 AHEAD>
+DEVICE void linear_raw(const Operand &operand, const Product &p, u32 n_parts, u32 part_tiles, u64 parts) {
+    RawTiles<Weights, AHEAD> tiles;
+    linear<Weights, Float, GROUPS, VECTORS>(operand, p, tiles, n_parts, part_tiles, parts);
+}
+
+template <class Weights, class Float, u32 GROUPS>
+DEVICE void linear_coded(const Operand &operand, const Product &p, u32 n_parts, u32 part_tiles, u64 parts) {
+    __shared__ uint4 lut[LUT_UNITS], words[BLOCK_WARPS][2 * BUFFER_UNITS];
+    load_lut(lut, pointer<const u32>(operand.luts), 0);
+    CodedTiles<Weights> tiles = {};
+    tiles.coder = coder_of(lut, operand.prob_bits);
+    tiles.buffer = words[uniform_warp_id()];
+    linear<Weights, Float, GROUPS, BLOCK_THREADS>(operand, p, tiles, n_parts, part_tiles, parts);
+}
+
+// A source defines WEIGHTS and FLOAT, and NAME to name kernels after them.
+#define LINEAR(name, call)                                                                                              \
+    KERNEL __launch_bounds__(BLOCK_THREADS, 2)                                                                          \
+    name(u64 payload, u64 records, u64 luts, u32 n_rows, u32 n_cols, u32 prob_bits, u64 x, u64 y, u64 bias, u64 scale,  \
+         u32 n_batch, u32 n_parts, u32 part_tiles, u64 parts) {                                                         \
+        const Operand operand = {payload, records, luts, n_rows, n_cols, prob_bits};                                    \
+        const Product p = {x, y, bias, scale, n_rows, n_cols, n_batch};                                                 \
+        call(operand, p, n_parts, part_tiles, parts);                                                                   \
+    }
+
+#define LINEARS(raw_8, raw_16, raw_32, raw_64, coded_8, coded_16, coded_32, coded_64)      \
+    LINEAR(raw_8, (linear_raw<WEIGHTS, FLOAT, 1, 512, 4>))                                 \
+    LINEAR(raw_16, (linear_raw<WEIGHTS, FLOAT, 2, 512, 4>))                                \
+    LINEAR(raw_32, (linear_raw<WEIGHTS, FLOAT, 4, 1024, 4>))                               \
+    LINEAR(raw_64, (linear_raw<WEIGHTS, FLOAT, 8, 1024, 2>))                               \
+    LINEAR(coded_8, (linear_coded<WEIGHTS, FLOAT, 1>))                                     \
+    LINEAR(coded_16, (linear_coded<WEIGHTS, FLOAT, 2>))                                    \
+    LINEAR(coded_32, (linear_coded<WEIGHTS, FLOAT, 4>))                                    \
+    LINEAR(coded_64, (linear_coded<WEIGHTS, FLOAT, 8>))
