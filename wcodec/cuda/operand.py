@@ -19,7 +19,7 @@ BLOCK: Final = 256  #: threads of a block
 WARPS: Final = BLOCK // 32
 RECORD: Final = np.dtype([("codes", "<u4"), ("lower", "<u4"), ("patches", "<u4"), ("info", "<u4")])  #: of ``kernels/operand.cuh``
 MOST_SIDE: Final = (1 << 31) - 1
-MOST_UNITS: Final = 1 << 32  #: of a payload, of 16 bytes
+MOST_NBYTES: Final = 1 << 32  #: of a payload
 
 #: What kernels call the weights' dtypes.
 WEIGHTS: Final = {"bfloat16": "bf16", "int8": "int8", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
@@ -54,7 +54,7 @@ class Operand:
 
     def __init__(self, runtime: Runtime, t: TensorRecord, tables: TablePool, payload: int) -> None:
         problem = operand_problem(t)
-        if problem is None and (max(t.shape) > MOST_SIDE or t.payload_nbytes // ALIGN >= MOST_UNITS):
+        if problem is None and (max(t.shape) > MOST_SIDE or t.payload_nbytes >= MOST_NBYTES):
             problem = "it is too large"
         if problem is not None:
             raise ValueError(f"no operand: {problem}")

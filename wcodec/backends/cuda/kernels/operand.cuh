@@ -88,7 +88,7 @@ struct WeightsE5m2 {
 // ---- bands ---------------------------------------------------------------------------------------------------------------------
 struct Band {
     u64 payload, records;  // records: of its first segment
-    u32 height;
+    u32 height, n_words;   // of a tile
 };
 
 DEVICE u32 tiles_of(u32 n_cols) { return n_cols / TILE_COLS; }  // whole ones
@@ -97,10 +97,9 @@ DEVICE u32 tiles_of(u32 n_cols) { return n_cols / TILE_COLS; }  // whole ones
 DEVICE Band band_of(const Operand &operand, u32 number) {
     const u32 band = least(number, ceil_div(operand.n_rows, BAND_ROWS) - 1), across = ceil_div(operand.n_cols, SEGMENT_TILES * TILE_COLS);
     const u64 records = operand.records + (u64)band * across * sizeof(Record);
-    return {operand.payload, records, least(BAND_ROWS, operand.n_rows - BAND_ROWS * band)};
+    const u32 height = least(BAND_ROWS, operand.n_rows - BAND_ROWS * band);
+    return {operand.payload, records, height, TILE_COLS * height};
 }
-
-DEVICE u32 tile_words(const Band &band) { return TILE_COLS * band.height; }
 
 DEVICE Record record_of(const Band &band, u32 segment) {
     const uint4 all = *pointer<const uint4>(band.records + (u64)segment * sizeof(Record));
@@ -114,25 +113,25 @@ DEVICE bool is_coded(const Record &record) { return record.info >> 8 & 1u; }
 // ---- patches -------------------------------------------------------------------------------------------------------------------
 // Those of a segment, one after another; the same in all lanes.
 struct Patches {
-    u32 unit, next, count;  // where they are; number of the next one, and of all
-    u32 patch;              // the next one: value << 24 | element; NEVER if there is none
+    u32 at, left;  // which u32 of the payload the next one is; how many there are, with it
+    u32 patch;     // the next one: value << 24 | element
 };
 
 DEVICE void look_at_patch(Patches &patches, u64 payload) {
-    const bool any = patches.next < patches.count;
-    patches.patch = any ? pointer<const u32>(payload + (u64)UNIT * patches.unit)[patches.next] : (u32)NEVER;
+    if (patches.left) patches.patch = pointer<const u32>(payload)[patches.at];
 }
 
-DEVICE u32 element_of(const Patches &patches) { return patches.next < patches.count ? patches.patch & 0xffffffu : (u32)NEVER; }
+DEVICE u32 element_of(const Patches &patches) { return patches.left ? patches.patch & 0xffffffu : (u32)NEVER; }
 
 DEVICE void take_patch(Patches &patches, u64 payload) {
-    ++patches.next;
+    ++patches.at;
+    --patches.left;
     look_at_patch(patches, payload);
 }
 
 // Those from an element on.
 DEVICE Patches patches_of(const Band &band, const Record &record, u32 element) {
-    Patches patches = {record.patches, 0, record.info >> 16, NEVER};
+    Patches patches = {UNIT / 4 * record.patches, record.info >> 16, 0};
     look_at_patch(patches, band.payload);
 #pragma unroll 1
     while (element_of(patches) < element) take_patch(patches, band.payload);
@@ -167,39 +166,39 @@ DEVICE Eight<Weights> merge_piece(const Piece<Weights> &piece, u32 base) {
     return merge<Weights::NBYTES, true>(piece.codes, piece.lower, base, Weights::unmap());
 }
 
-// Where the lane's bytes of the next whole tile of a segment are. Lanes that have no row take those of one that has.
+// Where the lane's bytes of a whole tile are. Lanes that have no row take those of one that has.
 template <class Weights>
-struct Cursor {
+struct Place {
+    enum : u32 { RATIO = Shape<Weights::NBYTES, true>::RAW_NBYTES / 4 };  // bytes of the lower plane for one of plane 0
     u64 codes, lower;
-    u32 step;  // bytes of a tile of plane 0
 };
 
+// `tile` is counted from the segment's first on.
 template <class Weights>
-DEVICE Cursor<Weights> cursor_at(const Band &band, const Record &record, u32 tile) {
-    constexpr u32 RATIO = Shape<Weights::NBYTES, true>::RAW_NBYTES / 4;  // bytes of the lower plane for one of plane 0
-    const u32 step = tile_words(band) / 2, from = tile * step + 4 * least(lane_id(), 4 * band.height - 1);
-    return {address_in(band, record.codes) + from, address_in(band, record.lower) + RATIO * from, step};
+DEVICE Place<Weights> place_of(const Band &band, const Record &record, u32 tile) {
+    const u32 from = tile * (band.n_words / 2) + 4 * least(lane_id(), 4 * band.height - 1);
+    return {address_in(band, record.codes) + from, address_in(band, record.lower) + Place<Weights>::RATIO * from};
 }
 
+// Go on by some bytes of plane 0.
 template <class Weights>
-DEVICE void load_lower(Piece<Weights> &piece, u64 at) {
+DEVICE void advance(Place<Weights> &place, u32 nbytes) {
+    place.codes += nbytes;
+    place.lower += Place<Weights>::RATIO * nbytes;
+}
+
+// The tile that is some bytes of plane 0 behind a place; plane 0 only if it is raw.
+template <class Weights>
+DEVICE Piece<Weights> load_piece(const Place<Weights> &place, u32 nbytes, bool raw) {
+    const u64 lower = place.lower + Place<Weights>::RATIO * nbytes;
+    Piece<Weights> piece = {};
+    if (raw) piece.codes = __ldcs(pointer<const u32>(place.codes + nbytes));
     if constexpr (Weights::NBYTES == 2) {
-        const uint2 both = __ldcs(pointer<const uint2>(at));
+        const uint2 both = __ldcs(pointer<const uint2>(lower));
         piece.lower.data[0] = both.x, piece.lower.data[1] = both.y;
     } else {
-        piece.lower.data[0] = __ldcs(pointer<const u32>(at));
+        piece.lower.data[0] = __ldcs(pointer<const u32>(lower));
     }
-}
-
-// The next tile's; plane 0 only if it is raw.
-template <class Weights>
-DEVICE Piece<Weights> load_piece(Cursor<Weights> &cursor, bool raw) {
-    constexpr u32 RATIO = Shape<Weights::NBYTES, true>::RAW_NBYTES / 4;
-    Piece<Weights> piece = {};
-    if (raw) piece.codes = __ldcs(pointer<const u32>(cursor.codes));
-    load_lower<Weights>(piece, cursor.lower);
-    cursor.codes += cursor.step;
-    cursor.lower += RATIO * cursor.step;
     return piece;
 }
 
@@ -208,25 +207,26 @@ template <class Weights>
 DEVICE Eight<Weights> gather_words(const Band &band, const Record &record, u32 first, u32 width, Patches &patches) {
     constexpr u32 SIZE = Shape<Weights::NBYTES, true>::SIZE;
     const u32 row = lane_id() / 4, left = lane_id() % 4 * LANE_WORDS;
+    const u32 n = row < band.height && left < width ? least(LANE_WORDS, width - left) : 0;
+    const u64 codes = address_in(band, record.codes), lower = address_in(band, record.lower);
     Piece<Weights> piece = {};
-    u32 kept[4] = {};  // mask
-#pragma unroll
-    for (u32 k = 0; k < LANE_WORDS; k++) {
-        if (row >= band.height || left + k >= width) continue;
+#pragma unroll 1
+    for (u32 k = n; k-- > 0;) {  // from the last on: each pushes the others up
         const u32 element = first + row * width + left + k, high = 4 * (element % 2);
-        piece.codes |= (*pointer<const u8>(address_in(band, record.codes) + element / 2) >> high & 15u) << 4 * k;
+        piece.codes = piece.codes << 4 | (*pointer<const u8>(codes + element / 2) >> high & 15u);
         if constexpr (Weights::NBYTES == 2) {
-            piece.lower.data[k / 4] |= (u32)*pointer<const u8>(address_in(band, record.lower) + element) << 8 * (k % 4);
-            kept[k / 2] |= 0xffffu << 16 * (k % 2);
+            piece.lower.data[1] = __funnelshift_l(piece.lower.data[0], piece.lower.data[1], 8);
+            piece.lower.data[0] = piece.lower.data[0] << 8 | *pointer<const u8>(lower + element);
         } else {
-            piece.lower.data[0] |= (*pointer<const u8>(address_in(band, record.lower) + element / 2) >> high & 15u) << 4 * k;
-            kept[k / 4] |= 0xffu << 8 * (k % 4);
+            piece.lower.data[0] = piece.lower.data[0] << 4 | (*pointer<const u8>(lower + element / 2) >> high & 15u);
         }
     }
     Eight<Weights> words = merge_piece<Weights>(piece, base_of(record));
     if constexpr (Weights::HAS_PATCHES) apply_patches(patches, band, first, width, words.data);
+    const u32 n_bits = 8 * Weights::NBYTES * n;
 #pragma unroll
-    for (u32 i = 0; i < SIZE; i++) words.data[i] &= kept[i];
+    for (u32 i = 0; i < SIZE; i++)
+        words.data[i] &= n_bits <= 32 * i ? 0 : n_bits >= 32 * i + 32 ? 0xffffffffu : (1u << (n_bits - 32 * i)) - 1;
     return words;
 }
 
