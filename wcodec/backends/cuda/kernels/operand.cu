@@ -4,7 +4,8 @@
 // ---- from operands to words ------------------------------------------------------------------------------------------------------
 // Eight words of a row, at a multiple of a word.
 template <class Weights>
-DEVICE void store_eight(u64 address, const Eight<Weights> &words, u32 n) {
+DEVICE void store_eight(u64 address, Eight<Weights> words, u32 n) {
+    if constexpr (Weights::IS_OFFSET) words.data[0] ^= 0x80808080u, words.data[1] ^= 0x80808080u;
     if (n == LANE_WORDS && address % (LANE_WORDS * Weights::NBYTES) == 0) store_vectors<Weights::NBYTES, true>(address, words);
     else store_words<Weights::NBYTES, true>(address, words, n);
 }

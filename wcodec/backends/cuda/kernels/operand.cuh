@@ -24,66 +24,101 @@ struct Record {                 // 16 bytes: of a segment, band by band
     u32 info;                   // base, whether plane 0 is a stream << 8, number of patches << 16
 };
 
-// ---- kinds of weights ----------------------------------------------------------------------------------------------------------
-// Each has the inverse of its word map, and makes of 8 merged words 4 pairs of `Float`, in order. All are exact, if the words are
-// finite numbers. The powers of two put exponents right: biases differ.
+// ---- a lane's words of a tile ----------------------------------------------------------------------------------------------------
+// Its bytes of both planes.
+template <class Weights>
+struct Piece {
+    u32 codes;
+    Lower<Weights::NBYTES, true> lower;
+};
+
+template <class Weights>
+using Eight = Words<Weights::NBYTES, true>;
+
+// Bytes 0 to 3 and 4 to 7 of the even and the odd ones.
+DEVICE Words<1, true> in_order(u32 even, u32 odd) { return {{__byte_perm(even, odd, 0x5140), __byte_perm(even, odd, 0x7362)}}; }
+
 DEVICE u32 spread_low(u32 bytes) { return __byte_perm(bytes, 0, 0x1404); }   // bytes 0 and 1, each as the high one of a half
 DEVICE u32 spread_high(u32 bytes) { return __byte_perm(bytes, 0, 0x3424); }  // bytes 2 and 3
 
+// Kinds of weights. `merge` makes 8 words of a piece, in order; `widen` makes of them 4 pairs of bf16 or fp16. All are exact, if the
+// words are finite numbers.
 struct WeightsBf16 {
-    enum { NBYTES = 2, HAS_PATCHES = 1 };
-    static DEVICE_MEMBER Unmap unmap() { return {0, 0, 0, 0x80808080u, 1, 0}; }
+    enum { NBYTES = 2, HAS_PATCHES = 1, IS_OFFSET = 0 };
+    static DEVICE_MEMBER Words<2, true> merge(u32 codes, const Lower<2, true> &lower, u32 base) {
+        return ::merge<2, true>(codes, lower, base, {0, 0, 0, 0x80808080u, 1, 0});
+    }
     static DEVICE_MEMBER void widen(Bf16, u32 (&pairs)[4], const u32 *words) {
+#pragma unroll
         for (u32 i = 0; i < 4; i++) pairs[i] = words[i];
     }
 };
 
+// The words are not those of int8 but, as in planes, 128 more.
 struct WeightsInt8 {
-    enum { NBYTES = 1, HAS_PATCHES = 0 };
-    static DEVICE_MEMBER Unmap unmap() { return {0xffffffffu, 0, 0, 0, 0, 0x80808080u}; }
-    // 128 + the low 7 bits, less 128 or, of a negative number, 256: exact in 8 bits.
+    enum { NBYTES = 1, HAS_PATCHES = 0, IS_OFFSET = 1 };
+    static DEVICE_MEMBER Words<1, true> merge(u32 codes, const Lower<1, true> &lower, u32) {
+        const u32 nibbles = 0x0f0f0f0fu, low = lower.data[0];
+        return in_order(choose(nibbles, low, codes << 4), choose(nibbles, low >> 4, codes));
+    }
+    // 128 + the low 7 bits, less 128 or, of a negative number, 256.
     static DEVICE_MEMBER void widen(Bf16 f, u32 (&pairs)[4], const u32 *words) {
+#pragma unroll
         for (u32 i = 0; i < 2; i++) {
-            const u32 low = words[i] & 0x7f7f7f7fu, sign = words[i] & 0x80808080u;
+            const u32 low = words[i] & 0x7f7f7f7fu, sign = ~words[i] & 0x80808080u;
             pairs[2 * i] = multiply_add(f, __byte_perm(low, 0x43434343u, 0x4140), 0x3f803f80u, __byte_perm(sign, 0xc3c3c3c3u, 0x4140));
             pairs[2 * i + 1] = multiply_add(f, __byte_perm(low, 0x43434343u, 0x4342), 0x3f803f80u, __byte_perm(sign, 0xc3c3c3c3u, 0x4342));
         }
     }
-    // 1024 + 128 + the number, less 1152.
+    // 1024 + the word, less 1152.
     static DEVICE_MEMBER void widen(Fp16 f, u32 (&pairs)[4], const u32 *words) {
+#pragma unroll
         for (u32 i = 0; i < 2; i++) {
-            const u32 raised = words[i] ^ 0x80808080u;
-            pairs[2 * i] = multiply_add(f, __byte_perm(raised, 0x64646464u, 0x4140), 0x3c003c00u, 0xe480e480u);
-            pairs[2 * i + 1] = multiply_add(f, __byte_perm(raised, 0x64646464u, 0x4342), 0x3c003c00u, 0xe480e480u);
+            pairs[2 * i] = multiply_add(f, __byte_perm(words[i], 0x64646464u, 0x4140), 0x3c003c00u, 0xe480e480u);
+            pairs[2 * i + 1] = multiply_add(f, __byte_perm(words[i], 0x64646464u, 0x4342), 0x3c003c00u, 0xe480e480u);
         }
     }
 };
 
-// Floats of a byte with their bits moved down by SHIFT, below the sign, times a power of two.
+// Floats of a byte with their bits moved down by SHIFT, below the sign, times a power of two that puts the exponent right.
 template <u32 SHIFT, class Float>
 DEVICE void widen_floats(Float f, u32 (&pairs)[4], const u32 *words, u32 factor) {
     const u32 sign = 0x80008000u, rest = (0x7f00u >> SHIFT) * 0x10001u;
+#pragma unroll
     for (u32 i = 0; i < 4; i++) {
         const u32 high = i % 2 ? spread_high(words[i / 2]) : spread_low(words[i / 2]);
-        pairs[i] = multiply_add(f, choose(sign, high, high >> SHIFT & rest), factor, sign);  // - 0: zeros keep their sign
+        pairs[i] = multiply_add(f, (high & sign) | (high >> SHIFT & rest), factor, sign);  // - 0: zeros keep their sign
     }
 }
 
+// In planes: 4 bits of exponent, sign, 3 of mantissa.
 struct WeightsE4m3 {
-    enum { NBYTES = 1, HAS_PATCHES = 0 };
-    static DEVICE_MEMBER Unmap unmap() { return {0x07070707u, 0x80808080u, 4, 0, 0, 0}; }
+    enum { NBYTES = 1, HAS_PATCHES = 0, IS_OFFSET = 0 };
+    static DEVICE_MEMBER Words<1, true> merge(u32 codes, const Lower<1, true> &lower, u32) {
+        const u32 exponent = 0x78787878u, sign = 0x80808080u, low = lower.data[0];
+        return in_order(choose(exponent, codes << 3, choose(sign, low << 4, low)), choose(exponent, codes >> 1, choose(sign, low, low >> 4)));
+    }
     static DEVICE_MEMBER void widen(Bf16 f, u32 (&pairs)[4], const u32 *words) { widen_floats<4>(f, pairs, words, 0x7b807b80u); }  // 2^120
     static DEVICE_MEMBER void widen(Fp16 f, u32 (&pairs)[4], const u32 *words) { widen_floats<1>(f, pairs, words, 0x5c005c00u); }  // 2^8
 };
 
+// In planes: 5 bits of exponent, of which the last is in the lower one, sign, 2 of mantissa.
 struct WeightsE5m2 {
-    enum { NBYTES = 1, HAS_PATCHES = 0 };
-    static DEVICE_MEMBER Unmap unmap() { return {0x03030303u, 0x80808080u, 5, 0, 0, 0}; }
+    enum { NBYTES = 1, HAS_PATCHES = 0, IS_OFFSET = 0 };
+    static DEVICE_MEMBER Words<1, true> merge(u32 codes, const Lower<1, true> &lower, u32) {
+        const u32 exponent = 0x78787878u, last = 0x04040404u, sign = 0x80808080u, low = lower.data[0];
+        const u32 even = choose(sign, low << 5, choose(last, low >> 1, low)), odd = choose(sign, low << 1, choose(last, low >> 5, low >> 4));
+        return in_order(choose(exponent, codes << 3, even), choose(exponent, codes >> 1, odd));
+    }
     static DEVICE_MEMBER void widen(Bf16 f, u32 (&pairs)[4], const u32 *words) { widen_floats<3>(f, pairs, words, 0x77807780u); }  // 2^112
     static DEVICE_MEMBER void widen(Fp16, u32 (&pairs)[4], const u32 *words) {
+#pragma unroll
         for (u32 i = 0; i < 4; i++) pairs[i] = i % 2 ? spread_high(words[i / 2]) : spread_low(words[i / 2]);
     }
 };
+
+template <class Weights>
+DEVICE Eight<Weights> merge_piece(const Piece<Weights> &piece, u32 base) { return Weights::merge(piece.codes, piece.lower, base); }
 
 // ---- bands ---------------------------------------------------------------------------------------------------------------------
 struct Band {
@@ -151,21 +186,7 @@ DEVICE void apply_patches(Patches &patches, const Band &band, u32 first, u32 wid
     }
 }
 
-// ---- a lane's words of a tile ----------------------------------------------------------------------------------------------------
-template <class Weights>
-struct Piece {
-    u32 codes;
-    Lower<Weights::NBYTES, true> lower;
-};
-
-template <class Weights>
-using Eight = Words<Weights::NBYTES, true>;
-
-template <class Weights>
-DEVICE Eight<Weights> merge_piece(const Piece<Weights> &piece, u32 base) {
-    return merge<Weights::NBYTES, true>(piece.codes, piece.lower, base, Weights::unmap());
-}
-
+// ---- loads -----------------------------------------------------------------------------------------------------------------------
 // Where the lane's bytes of a whole tile are. Lanes that have no row take those of one that has.
 template <class Weights>
 struct Place {
