@@ -7,6 +7,7 @@ import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from wcodec.torch import products as products_module
 
 NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 MODES = ("fused", "resident")
-FEW = 64  #: results in float32, or in a dimension of the weight: luck may make their roundings small, and these are compared in sum
+FEW = 64  #: results in float32, or in a dimension of the weight: luck may make their roundings small, and medians are compared
 
 
 def quantised(n: int, k: int, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,9 +82,9 @@ def test_as_exact_as_dequantised(narrow: torch.dtype, dtype: torch.dtype) -> Non
                     if dtype.itemsize == 2 or (dtype == torch.float32 and min(y.numel(), *shape) >= FEW):
                         assert ours[-1] <= 1.5 * theirs[-1]
     if dtype == torch.float64:  # where `plain` has the weights of float32
-        assert max(ours) < 1e-14
+        assert max(ours) < 1e-12
     else:
-        assert sum(e * e for e in ours) <= 1.5**2 * sum(e * e for e in theirs)
+        assert median(ours) <= 1.5 * median(theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
