@@ -7,10 +7,10 @@
 NVRTC compiles ``kernels/linear_*.cu``, cuobjdump disassembles it, as for sass.py. What is counted is the way once around the loop with
 the most matrix instructions, and symbols decoded: whole tiles, without patches, within a segment. Rates of an H200's multiprocessor,
 in lanes a clock: 128 instructions issued, 64 of the ALU, 64 of multiply-adds; in clocks a warp: 4 for a vector of 16 bytes a lane
-from shared memory, 2 for the 8 bytes a lane of a load, 1/2 for a matrix instruction at the data sheet's peak. They are from documents,
-not measured. The bandwidth's bound is what the device copies, over the bits of a weight: 12 of bf16, 8 of a byte, and for coded ones
-those of a Gaussian (10.65 and 7.3). Instructions outside of the loop, latencies and waiting are left out: a bound by instructions well
-above that by bandwidth is needed, and does not suffice.
+from shared memory, 2 for the 8 bytes a lane of a load, 1/2 for a matrix instruction at the data sheet's peak. They are from
+documents, not measured. The bandwidth's bound is what the device copies, over the bits of a weight: 12 of bf16, 8 of a byte, and for
+coded ones those of a Gaussian (10.65, 7.25 and 6.7). Instructions outside of the loop, latencies and waiting are left out: a bound by
+instructions well above that by bandwidth is needed, and does not suffice.
 """
 
 from __future__ import annotations
@@ -31,15 +31,9 @@ KINDS = ("linear_bf16_bf16", "linear_int8_bf16", "linear_int8_fp16", "linear_e4m
 LANE_WEIGHTS = 16  #: of a lane, in two tiles
 TILE_PRODUCTS = 2  #: matrix instructions for them, a group
 BITS = {
-    ("bf16", "raw"): 12.0, ("bf16", "coded"): 10.65, ("int8", "raw"): 8.0, ("int8", "coded"): 7.3, ("e4m3", "raw"): 8.0, ("e4m3", "coded"): 6.7,
+    ("bf16", "raw"): 12.0, ("bf16", "coded"): 10.65, ("int8", "raw"): 8.0,
+    ("int8", "coded"): 7.25, ("e4m3", "raw"): 8.0, ("e4m3", "coded"): 6.7,
 }  # fmt: skip
-    ("bf16", "raw"): 12.0,
-    ("bf16", "coded"): 10.65,
-    ("int8", "raw"): 8.0,
-    ("int8", "coded"): 7.3,
-    ("e4m3", "raw"): 8.0,
-    ("e4m3", "coded"): 6.7,
-}
 MULTIPLY_ADD = ("IMAD", "IMAD32I", "FFMA", "FMUL", "HFMA2", "HMUL2", "FADD")
 
 PROCESSORS, CLOCK_HZ, COPY_NBYTES = 132, 1.98e9, 4.3e12  #: an H200: assumed, not measured here

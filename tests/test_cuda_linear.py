@@ -111,11 +111,9 @@ def test_rounding(factors: str) -> None:
     runtime, rng = EmulatedRuntime(extra={"matrix": (MATRIX, MATRIX_KERNELS)}), np.random.default_rng(3)
     edges = every_word(factors).view(FACTORS[factors]).astype(np.float32)
     between = (edges[:-1] + np.diff(np.sort(edges)) / 2).astype(np.float32) if factors == "fp16" else edges[:-1] * np.float32(1 + 2.0**-8)
-    values = np.concatenate([edges, between, rng.integers(0, 1 << 32, 1 << 16, dtype=np.uint32).view(np.float32)])
-    values = values[np.isfinite(values)][: values.size // 512 * 512 - 512]
-    values = np.concatenate(
-        [values[: values.size // 512 * 512], np.array([np.inf, -np.inf, 65519, 65520, -65520, 0.0, -0.0, 1] * 64, np.float32)]
-    )
+    specials = np.array([np.inf, -np.inf, 65519, 65520, -65520, 0.0, -0.0, 1], np.float32)
+    values = np.concatenate([specials, edges, between, rng.integers(0, 1 << 32, 1 << 16, dtype=np.uint32).view(np.float32)])
+    values = values[~np.isnan(values)][: values.size // 512 * 512 - 512]
     out = runtime.empty(2 * values.size)
     runtime.launch(f"rounded_{factors}", values.size // 256, 256, runtime.upload(values), out)
     with np.errstate(over="ignore"):
@@ -227,7 +225,7 @@ def test_not_finite(where: str, form: str) -> None:
         np.testing.assert_array_equal(np.isposinf(y), np.isposinf(plain))
         np.testing.assert_array_equal(np.isneginf(y), np.isneginf(plain))
         finite = np.isfinite(plain)
-        assert 0 < finite.sum() and (where == "bias" or finite.sum() < finite.size)
+        assert 0 < finite.sum() < finite.size
         size = np.abs(np.where(np.isfinite(products), products, 0)).sum(2) + 1
         assert (np.abs(y[finite] - plain[finite]) <= size[finite] * 2.0**-7).all()
 

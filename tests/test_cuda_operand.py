@@ -72,7 +72,7 @@ def test_records() -> None:
     (t,) = index.tensors
     plan = t.plan(index.tables)
     got = records_of(plan)
-    assert got.dtype == RECORD and got.size == 6
+    assert (got.dtype, got.size) == (RECORD, 6)
     np.testing.assert_array_equal(got["codes"] * 16, plan.plane_offsets[0])
     np.testing.assert_array_equal(got["lower"] * 16, plan.plane_offsets[1])
     np.testing.assert_array_equal(got["patches"] * 16, plan.patch_offsets)
@@ -84,9 +84,9 @@ def test_records() -> None:
 
 def test_memory_beside_the_payload() -> None:
     weight = operand_of(EmulatedRuntime(), weights_of("bf16", (64, 2048)), "fixed", Memory())
-    assert weight.nbytes == 16 * 16 and not weight.coded
+    assert (weight.nbytes, weight.coded) == (16 * 16, False)
     weight = operand_of(EmulatedRuntime(), weights_of("bf16", (64, 2048)), "rans", Memory())
-    assert weight.nbytes == 16 * 16 + 16384 and weight.coded
+    assert (weight.nbytes, weight.coded) == (16 * 16 + 16384, True)
 
 
 def test_no_operand() -> None:

@@ -109,14 +109,17 @@ DEVICE u32 ceil_div(u32 a, u32 b) { return a / b + (a % b != 0); }  // no overfl
 DEVICE u32 least(u32 a, u32 b) { return a < b ? a : b; }
 DEVICE u32 most(u32 a, u32 b) { return a > b ? a : b; }
 
-// Bits of `a` where the mask has ones, of `b` elsewhere, in one instruction: of a constant mask, compilers make two.
-DEVICE u32 choose(u32 mask, u32 a, u32 b) {
+// Bits of `a` where the mask has ones, of `b` elsewhere; written so that it becomes one instruction.
+DEVICE u32 choose(u32 mask, u32 a, u32 b) { return ((a ^ b) & mask) ^ b; }
+
+// The same for a mask that is constant, of which compilers make two.
+DEVICE u32 choose_bits(u32 mask, u32 a, u32 b) {
 #ifdef __CUDA_ARCH__
     u32 out;
     asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(out) : "r"(mask), "r"(a), "r"(b));
     return out;
 #else
-    return ((a ^ b) & mask) ^ b;
+    return choose(mask, a, b);
 #endif
 }
 

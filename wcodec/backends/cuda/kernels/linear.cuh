@@ -355,8 +355,8 @@ DEVICE void linear_coded(const Operand &operand, const Product &p, u32 n_parts, 
     linear<Weights, Float, GROUPS, BLOCK_THREADS>(operand, p, tiles, n_parts, part_tiles, parts);
 }
 
-// Blocks that registers of a multiprocessor shall suffice for; compilers for sm_120 want more for the same.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+// Blocks that registers of a multiprocessor shall suffice for; from sm_100 on, the compiler wants more of them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 enum { MANY_SUMS_BLOCKS = 1 };
 #else
 enum { MANY_SUMS_BLOCKS = 2 };

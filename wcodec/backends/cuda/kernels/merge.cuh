@@ -44,8 +44,8 @@ DEVICE u32 unmap_bytes(u32 mapped, const Unmap &unmap) {
 // exponent | sign, mantissa -> sign, exponent | its last bit, mantissa
 DEVICE void unmap_planes(u32 *planes, const Unmap &unmap) {
     const u32 top = planes[0], second = planes[1];
-    planes[0] = choose(unmap.high, second, top >> unmap.fall) ^ unmap.flip;
-    planes[1] = choose(unmap.high, top << 7, second);
+    planes[0] = choose_bits(unmap.high, second, top >> unmap.fall) ^ unmap.flip;
+    planes[1] = choose_bits(unmap.high, top << 7, second);
 }
 
 // Four words from four bytes of each plane, the top one first.

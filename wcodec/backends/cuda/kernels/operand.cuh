@@ -59,7 +59,7 @@ struct WeightsInt8 {
     enum { NBYTES = 1, HAS_PATCHES = 0, IS_OFFSET = 1 };
     static DEVICE_MEMBER Words<1, true> merge(u32 codes, const Lower<1, true> &lower, u32) {
         const u32 nibbles = 0x0f0f0f0fu, low = lower.data[0];
-        return in_order(choose(nibbles, low, codes << 4), choose(nibbles, low >> 4, codes));
+        return in_order(choose_bits(nibbles, low, codes << 4), choose_bits(nibbles, low >> 4, codes));
     }
     // 128 + the low 7 bits, less 128 or, of a negative number, 256.
     static DEVICE_MEMBER void widen(Bf16 f, u32 (&pairs)[4], const u32 *words) {
@@ -96,7 +96,7 @@ struct WeightsE4m3 {
     enum { NBYTES = 1, HAS_PATCHES = 0, IS_OFFSET = 0 };
     static DEVICE_MEMBER Words<1, true> merge(u32 codes, const Lower<1, true> &lower, u32) {
         const u32 exponent = 0x78787878u, sign = 0x80808080u, low = lower.data[0];
-        return in_order(choose(exponent, codes << 3, choose(sign, low << 4, low)), choose(exponent, codes >> 1, choose(sign, low, low >> 4)));
+        return in_order(choose_bits(exponent, codes << 3, choose_bits(sign, low << 4, low)), choose_bits(exponent, codes >> 1, choose_bits(sign, low, low >> 4)));
     }
     static DEVICE_MEMBER void widen(Bf16 f, u32 (&pairs)[4], const u32 *words) { widen_floats<4>(f, pairs, words, 0x7b807b80u); }  // 2^120
     static DEVICE_MEMBER void widen(Fp16 f, u32 (&pairs)[4], const u32 *words) { widen_floats<1>(f, pairs, words, 0x5c005c00u); }  // 2^8
@@ -107,8 +107,8 @@ struct WeightsE5m2 {
     enum { NBYTES = 1, HAS_PATCHES = 0, IS_OFFSET = 0 };
     static DEVICE_MEMBER Words<1, true> merge(u32 codes, const Lower<1, true> &lower, u32) {
         const u32 exponent = 0x78787878u, last = 0x04040404u, sign = 0x80808080u, low = lower.data[0];
-        const u32 even = choose(sign, low << 5, choose(last, low >> 1, low)), odd = choose(sign, low << 1, choose(last, low >> 5, low >> 4));
-        return in_order(choose(exponent, codes << 3, even), choose(exponent, codes >> 1, odd));
+        const u32 even = choose_bits(sign, low << 5, choose_bits(last, low >> 1, low)), odd = choose_bits(sign, low << 1, choose_bits(last, low >> 5, low >> 4));
+        return in_order(choose_bits(exponent, codes << 3, even), choose_bits(exponent, codes >> 1, odd));
     }
     static DEVICE_MEMBER void widen(Bf16 f, u32 (&pairs)[4], const u32 *words) { widen_floats<3>(f, pairs, words, 0x77807780u); }  // 2^112
     static DEVICE_MEMBER void widen(Fp16, u32 (&pairs)[4], const u32 *words) {
