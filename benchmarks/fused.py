@@ -1,24 +1,26 @@
 """Linear layers straight from operands on this machine's GPU, against cuBLAS.
 
-    python benchmarks/fused.py                            # shapes of Llama-3-8B and 70B; two minutes or so
+    python benchmarks/fused.py                            # shapes of Llama-3-8B and 70B, all weights and forms
     python benchmarks/fused.py --weights bf16 --forms fixed --shapes 14336x4096 --batches 1,8
-    python benchmarks/fused.py --table                    # and rows for wcodec/cuda/crossover.py
+    python benchmarks/fused.py --table                    # rows for wcodec/cuda/crossover.py, not tables
     python benchmarks/fused.py --table RESULT.json        # those of a result; nothing is measured
 
 Contenders: "fused", ``wcodec.cuda.linear.linear`` from the payload as it lies in a file, its workspace given; "cublas", ``F.linear`` in
 bf16 with the dense weight; "decoded", ``Operand.expand`` to scratch that is used again, then ``F.linear``. x is bf16. Weights are Gaussian
-with standard deviation 0.02: bf16 as they are; int8 and fp8 (e4m3) with a float32 scale for each row, which "decoded" widens to bf16 behind
-decoding and scales behind the product, and "cublas" has scaled. The host encodes them. All copies of an operand are decoded and compared
-bit for bit; each batch's result is compared with float64 on some rows, and has at most 1.5 times the error of PyTorch's, before it is timed.
+with standard deviation 0.02: bf16 as they are; int8 and fp8 (e4m3) with a float32 scale for each row. Those "decoded" widens to bf16
+after decoding and scales after the product, while "cublas" has them as bf16, scaled. The host encodes them. Before anything is timed,
+every copy of an operand is decoded and compared bit for bit, and each batch's result is compared with float64 on some rows: its error is at
+most 1.5 times that of "decoded", which is PyTorch's.
 
-Times are of one product, by CUDA events around many with different copies of the weight in turn, which are together five times as
-large as the L2 cache, of each contender; in a CUDA graph of at least 2 GiB of dense weights, so that launches and the ends of a graph do
-not count. Contenders take turns, in changing order, in one process; medians of `--rounds` rounds after one that is not counted. "launched"
-is the same without graphs: the host's time is in it, and bounds small products. Where graphs cannot be captured, which is a failure, the
-stream is held while the host launches ("held"). Ratios are times of the other over that of "fused": above 1 it is faster. GB/s are of the
-payload, and for cuBLAS of the dense weight; "of copy" is their share of what cudaMemcpy from device to device moves in the same run, reads
-and writes counted. Results go to ``--out`` as JSON, after each step, and as tables in Markdown. The exit status is 1 if anything failed,
-or there is no GPU.
+Times are of one product, by CUDA events around many with different copies of the weight in turn; the copies of each contender are
+together five times as large as the L2 cache, or more. By default they are launched by a CUDA graph, of at least 2 GiB of dense weights:
+neither the host's launches nor the ends of the graph count. Contenders take turns, in changing order, in one process; medians of
+`--rounds` rounds after one that is not counted. "launched" is without graphs: the host's time is in it, and bounds small products.
+Where graphs cannot be captured, which is a failure of the run, the stream is held while the host launches ("held" in the last column).
+Ratios are times of the other over that of "fused": above 1, "fused" is faster. GB/s are of the payload, and for cuBLAS of the dense
+weight; "of copy" is their share of what cudaMemcpy from device to device moves in the same run, reads and writes counted.
+
+Results go to ``--out`` as JSON, after each step, and as tables in Markdown. The exit status is 1 if anything failed, or there is no GPU.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ SHAPES = {
     "128256x4096": "Llama-3-8B lm_head",
 }
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-EMULATED = {"shapes": ["24x1056", "40x96"], "batches": [1, 3, 16, 64], "rounds": 2}
+EMULATED = {"shapes": ["24x1056", "56x544"], "batches": [1, 3, 16, 64], "rounds": 2}
 
 
 class FusedBench(Steps):
@@ -130,12 +132,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--forms", type=names(FORMS), default=list(FORMS), help=f"of {', '.join(FORMS)} (default: all)")
     batches = ",".join(map(str, BATCHES))
     p.add_argument("--batches", type=lambda t: [int(b) for b in t.split(",")], help=f"comma-separated (default: {batches})")
-    p.add_argument("--rounds", type=int, help="measurements of each (default: 11)")
+    p.add_argument("--rounds", type=int, help="measurements of each (default: 9)")
     p.add_argument("--seconds", type=float, default=0, help="begin no shape after that time (default: no limit)")
     p.add_argument("--table", nargs="?", const="", metavar="RESULT", help="print rows for wcodec/cuda/crossover.py; of a result, if given")
     p.add_argument("--emulated", action="store_true", help="small shapes on the emulator, for tests: times mean nothing")
     args = p.parse_args(argv)
-    usual: dict[str, Any] = EMULATED if args.emulated else {"shapes": list(SHAPES), "batches": list(BATCHES), "rounds": 11}
+    usual: dict[str, Any] = EMULATED if args.emulated else {"shapes": list(SHAPES), "batches": list(BATCHES), "rounds": 9}
     for key, value in usual.items():
         setattr(args, key, getattr(args, key) or value)
     return args

@@ -20,6 +20,7 @@ from wcodec.cuda.linear import linear, plan_linear
 from wcodec.cuda.operand import Operand
 from wcodec.operands import operand_form
 from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.plan_options import OPERANDS
 
 
 class Weights(NamedTuple):
@@ -35,16 +36,13 @@ WEIGHTS = {
     "int8": Weights(torch.int8, np.int8, 127.0),
     "e4m3": Weights(torch.float8_e4m3fn, ml_dtypes.float8_e4m3fn, 448.0),
 }
-FORMS = {
-    "fixed": EncodeOptions(segment=(8, 1024), tile=(8, 32), layout="pairs", coder="raw"),
-    "rans": EncodeOptions(segment=(8, 1024), tile=(8, 32), layout="pairs", coder="rans"),
-}
+FORMS = {form: EncodeOptions(operand=form) for form in OPERANDS}
 CONTENDERS = ("fused", "cublas", "decoded")
 STD = 0.02
 ROTATION = 5  #: times the L2 that the copies of a weight are together
 LEAST_COPIES = 2
 PRODUCT_OPS = 4  #: launches of a product, at most
-HOLD_S = 1e-3  #: that graphs wait for, so that events and graphs are queued when the first one starts
+HOLD_S = 5e-4  #: that graphs wait for, so that events and graphs are queued when the first one starts
 CHECKED_ROWS = 256  #: of W, that results are compared on
 MOST_ERROR = 1.5  #: times that of PyTorch
 BLOCK = 1 << 24  #: weights that are scaled at once
@@ -137,7 +135,7 @@ class Case:
         products = Products(self, batch)
         out: dict[str, Any] = {"batch": batch, "grid": products.plan.grid, "n_parts": products.plan.n_parts, **products.check()}
         n = max(len(self.payloads), len(self.denses), math.ceil(device.burst_nbytes / self.dense_nbytes))
-        some = min(n, QUEUE // PRODUCT_OPS)
+        some = min(max(len(self.payloads), len(self.denses)), QUEUE // PRODUCT_OPS)
         works = {name: products.burst(name, n) for name in CONTENDERS}
         few = {name: products.burst(name, some) for name in CONTENDERS}
         out["launched"] = timed(device, few, some, rounds)
