@@ -4,10 +4,12 @@
     python benchmarks/bench_models.py --device cuda      # on a GPU: one of the shape of Llama-3-8B
     python benchmarks/bench_models.py --hidden 2048 --inner 5632 --layers 12 --vocab 32000
     python benchmarks/bench_models.py --fused            # the compressed weights in fused mode too
+    python benchmarks/bench_models.py --device cuda --fused fixed,rans    # as operands, which kernels multiply by as they are
 
 The model is made on the device: bf16, Gaussian weights of standard deviation 0.02. A prompt is read, then tokens are taken greedily,
 with a cache of keys and values, one sequence, ``generate`` of transformers; then the weights are compressed in place, and the same is
-done again: the tokens have to be the same. ``--fused`` does it once more with products taken tile by tile, and says how many tokens
+done again: the tokens have to be the same. ``--fused`` does it once more in fused mode, without a matrix that is there as a whole, with
+the weights as they are ("kept"), or compressed anew as operands ("fixed", "rans": ``EncodeOptions(operand=...)``), and says how many tokens
 are the same: the last bits of these products may differ, and with random weights the next token hangs on little. "First" is the time
 of the prompt and one token, "tokens/s" that of the tokens behind it; medians of ``--rounds`` runs after one that is not counted. On a
 GPU, memory is the most that PyTorch and CuPy have held since the model was there; on a CPU, bytes of weights as they are held, and of
@@ -34,10 +36,22 @@ from bench_files import HERE, machine
 
 import wcodec.torch
 from wcodec.errors import BackendUnavailable
+from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.plan_options import OPERANDS
 from wcodec.torch.models import model_memory
 
 CPU = {"hidden": 1024, "inner": 2816, "layers": 12, "vocab": 8000, "heads": 16, "kv_heads": 4}
 LLAMA_3_8B = {"hidden": 4096, "inner": 14336, "layers": 32, "vocab": 128256, "heads": 32, "kv_heads": 8}
+KEPT = "kept"  #: weights as they are compressed for decoding
+FORMS = (KEPT, *OPERANDS)  #: of weights in fused mode
+
+
+def forms_of(text: str) -> list[str]:
+    """A list of `FORMS`."""
+    wrong = set(text.split(",")) - set(FORMS)
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(wrong))}: there are {', '.join(FORMS)}")
+    return text.split(",")
 
 
 def make(shape: dict[str, int], device: torch.device) -> Any:
@@ -127,21 +141,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report["resident"]["device_nbytes"] = device_memory(device)
     report["scratch_nbytes"] = wcodec.torch.scratch_nbytes()
     report["same_tokens"] = bool(torch.equal(got, due))
-    if args.fused:
-        report["fused"] = run_fused(model, prompt, due, args)
+    for form in args.fused:
+        report.setdefault("fused", {})[form] = run_fused(model, prompt, due, form, args)
     return report
 
 
-def run_fused(model: Any, prompt: torch.Tensor, due: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    """The same with the compressed weights in fused mode."""
+def run_fused(model: Any, prompt: torch.Tensor, due: torch.Tensor, form: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The same in fused mode, with the weights in a form of `FORMS`."""
+    start = time.perf_counter()
+    if form != KEPT:
+        wcodec.torch.decompress_model(model)
+        wcodec.torch.compress_model(model, options=EncodeOptions(operand=form), fused=True)
+    compress_s = time.perf_counter() - start
     for p in model.parameters():
         if isinstance(p, wcodec.torch.CompressedTensor):
             p.fused = True
     wcodec.torch.release_scratch()
+    gc.collect()
     free(prompt.device)
     device_memory(prompt.device, reset=True)
     found, got = measure(model, prompt, args.tokens, args.rounds)
     found |= {"device_nbytes": device_memory(prompt.device), "scratch_nbytes": wcodec.torch.scratch_nbytes()}
+    found |= {"held_nbytes": model_memory(model).held, "compress_s": compress_s}
     new = slice(prompt.shape[1], None)
     return {**found, "n_same_tokens": int((got == due)[:, new].sum())}
 
@@ -166,17 +187,16 @@ def about(device: torch.device) -> dict[str, Any]:
 def lines(report: dict[str, Any]) -> list[str]:
     """The report, to be read."""
     out = [f"{report['dense_nbytes'] / 1e9:.2f} GB of weights, {report['held_nbytes'] / 1e9:.2f} GB held compressed"]
-    names = ["plain", "resident", *(["fused"] if "fused" in report else [])]
-    for name in names:
-        r = report[name]
+    fused = {f"fused {form}": found for form, found in report.get("fused", {}).items()}
+    found = {name: report[name] for name in ("plain", "resident")} | fused
+    for name, r in found.items():
         memory = "" if r["device_nbytes"] is None else f", {r['device_nbytes'] / 1e9:.2f} GB of the device"
         out.append(f"{name}: {r['tokens_s']:.2f} tokens/s, first token after {r['first_s']:.3f} s{memory}")
-    rates = {name: report[name]["tokens_s"] / report["plain"]["tokens_s"] for name in names[1:]}
-    out += [f"{name} / plain: {rate:.2f} of the tokens/s" for name, rate in rates.items()]
-    if "fused" in report:
-        fused = report["fused"]
-        out.append(f"scratch: {report['scratch_nbytes'] / 1e6:.1f} MB resident, {fused['scratch_nbytes'] / 1e6:.1f} MB fused")
-        out.append(f"fused: {fused['n_same_tokens']} of {report['tokens']} tokens as plain")
+    plain = found.pop("plain")["tokens_s"]
+    out += [f"{name} / plain: {r['tokens_s'] / plain:.2f} of the tokens/s" for name, r in found.items()]
+    for name, r in fused.items():
+        out.append(f"{name}: {r['held_nbytes'] / 1e9:.2f} GB held, {r['n_same_tokens']} of {report['tokens']} tokens as plain")
+        out.append(f"scratch: {report['scratch_nbytes'] / 1e6:.1f} MB resident, {r['scratch_nbytes'] / 1e6:.1f} MB {name}")
     out.append("the same tokens" if report["same_tokens"] else "FAILED: other tokens")
     return out
 
@@ -190,7 +210,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--prompt", type=int, default=128, help="tokens of the prompt (default: 128)")
     p.add_argument("--tokens", type=int, default=32, help="tokens to generate (default: 32)")
     p.add_argument("--rounds", type=int, default=7, help="runs of each (default: 7)")
-    p.add_argument("--fused", action="store_true", help="measure fused mode too")
+    forms = f"comma-separated, of {', '.join(FORMS)} (without a value: {KEPT})"
+    p.add_argument("--fused", type=forms_of, nargs="?", const=[KEPT], default=[], metavar="FORMS", help=f"measure fused mode too: {forms}")
     p.add_argument("--preset", default="default", help="of the compression (default: default)")
     p.add_argument("--out", type=Path, default=Path(os.environ["OUT"]) if os.environ.get("OUT") else HERE / "results")
     args = p.parse_args(argv)

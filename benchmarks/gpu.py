@@ -28,7 +28,8 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,57 +50,96 @@ SECTIONS = ["decode", "encode", "model", "others", "rates"]
 KEY = [("4096x11008", "bf16"), ("256x256", "bf16"), ("4096x4096", "int8")]  #: cases with a mark, measured first
 PACKAGES = ["cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-nvcomp-cu13", "dfloat11", "torch"]
 COPY_NBYTES = 1 << 30
+LOST = ("CUDARuntimeError", "CUDADriverError", "AcceleratorError")  #: of CuPy and PyTorch
 MODEL_MEMORY = 2.3  #: device memory that a model takes, in its bytes
 
 
-class Bench:
-    """A run: its settings, its steps, and what they found.
+class Steps(ABC):
+    """A run in steps, of which each may fail: its settings, and what it has found.
+
+    Parameters
+    ----------
+    kind
+        The middle of the names of its files: DATE-KIND-GPU.
+    found
+        What the report starts with, besides the machine, the GPU, failures, what was left out and the time.
 
     Attributes
     ----------
     report
-        Written to the JSON file after each step.
+        Written to the JSON file `path` after each step, and as tables beside it.
     """
 
-    def __init__(self, device: Device, args: argparse.Namespace) -> None:
+    def __init__(self, device: Device, args: argparse.Namespace, kind: str, found: dict[str, Any], suffix: str = "") -> None:
         self.device, self.args, self.started = device, args, time.perf_counter()
-        self.effort = Effort(3, 20, 0.05) if args.quick else Effort()
         self.report: dict[str, Any] = {
-            "machine": about_machine(), "gpu": device.about(), "quick": args.quick, "copy": None, "cases": [], "model": None,
-            "others": [], "rates": None, "marks": [], "failures": [], "left_out": [], "seconds": 0.0,
+            "machine": about_machine(), "gpu": device.about(), **found, "failures": [], "left_out": [], "seconds": 0.0,
         }  # fmt: skip
         day, gpu = datetime.date.today().isoformat(), re.sub(r"[^a-z0-9]+", "-", self.report["gpu"]["device"].lower()).strip("-")
-        self.path = args.out / f"{day}-gpu-{gpu}{'-quick' if args.quick else ''}.json"
+        self.path = args.out / f"{day}-{kind}-{gpu}{suffix}.json"
         self.lost = False  # the GPU does nothing any more
+
+    @abstractmethod
+    def tables(self) -> Iterable[str]:
+        """The report, to be read: lines of Markdown. May add to the report what follows from it."""
 
     def write(self) -> None:
         """What is there so far."""
-        self.report["marks"] = gpu_report.marks(self.report)
         self.report["seconds"] = time.perf_counter() - self.started
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = list(self.tables())
         self.path.write_text(json.dumps(self.report, indent=1) + "\n")
-        self.path.with_suffix(".md").write_text("\n".join(gpu_report.tables(self.report)) + "\n")
+        self.path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+    def attempt(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do something; what goes wrong in it is kept. Returns ``None`` then, and when the GPU is lost."""
+        if self.lost:
+            self.report["left_out"].append(name)
+            return None
+        try:
+            return work()
+        except Exception as e:
+            self.report["failures"].append({"step": name, "error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()})
+            self.lost = type(e).__name__ in LOST  # no launch works after one that went astray
+            return None
 
     def step(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do something; what goes wrong in it is kept, and the next step comes. Returns ``None`` then."""
-        start = time.perf_counter()
+        """`attempt` while there is time; then the memory is free for the next one, and the report is written."""
+        start, n_failures = time.perf_counter(), len(self.report["failures"])
         if self.lost or (self.args.seconds and start - self.started > self.args.seconds):
             self.report["left_out"].append(name)
             return None
-        result = None
-        try:
+
+        def inside() -> Any:
             with self.device.in_use():
-                result = work()
-            gc.collect()
-            self.device.runtime.close()  # memory for the next one
-            done = "done"
-        except Exception as e:
-            done = f"FAILED: {type(e).__name__}: {e}"
-            self.report["failures"].append({"step": name, "error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()})
-            self.lost = type(e).__name__ in ("CUDARuntimeError", "CUDADriverError")  # no launch works after one that went astray
+                return work()
+
+        result = self.attempt(name, inside)
+        if not self.lost:
+            self.attempt(f"{name}: memory", self.give_back)
+        failures = self.report["failures"][n_failures:]
+        done = f"FAILED: {'; '.join(f['error'] for f in failures)}" if failures else "done"
         print(f"{name}: {done}, {time.perf_counter() - start:.1f} s", flush=True)
         self.write()
         return result
+
+    def give_back(self) -> None:
+        """Memory for the next step."""
+        gc.collect()
+        self.device.runtime.close()
+
+
+class Bench(Steps):
+    """Speed of the backend."""
+
+    def __init__(self, device: Device, args: argparse.Namespace) -> None:
+        found = {"quick": args.quick, "copy": None, "cases": [], "model": None, "others": [], "rates": None, "marks": []}
+        super().__init__(device, args, "gpu", found, "-quick" if args.quick else "")
+        self.effort = Effort(3, 20, 0.05) if args.quick else Effort()
+
+    def tables(self) -> Iterable[str]:
+        self.report["marks"] = gpu_report.marks(self.report)
+        return gpu_report.tables(self.report)
 
     # ---- the steps
     def run(self) -> None:

@@ -313,6 +313,7 @@ def test_one_bad_step_does_not_stop_the_others(scripts: Modules, tmp_path: Path,
     monkeypatch.setattr(check.Checker, "conformance", broken)
     monkeypatch.setattr(check.Checker, "tests", lambda self: check.Result("tests", "timed out", "..."))
     monkeypatch.setattr(check.Checker, "speed", lambda self: check.Result("speed", "passed", "7 marks met"))
+    monkeypatch.setattr(check.Checker, "fused", lambda self: check.Result("fused", "failed", "a wrong product"))
     monkeypatch.setattr(check.Checker, "models", lambda self: check.Result("models", "not there", "torch not installed"))
     monkeypatch.setattr(check, "sanitizer", lambda: None)
     only = [a for name in check.STEPS[1:] for a in ("--only", name)]
@@ -320,8 +321,8 @@ def test_one_bad_step_does_not_stop_the_others(scripts: Modules, tmp_path: Path,
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     outcomes = {s["name"]: s["outcome"] for s in report["steps"]}
     assert outcomes == {
-        "conformance": "failed", "tests": "timed out", "speed": "passed", "models": "not there", "memcheck": "not there",
-        "racecheck": "not there",
+        "conformance": "failed", "tests": "timed out", "speed": "passed", "fused": "failed", "models": "not there",
+        "memcheck": "not there", "racecheck": "not there",
     }  # fmt: skip
     assert not report["good"]
     assert check.main(["--out", str(tmp_path), "--only", "speed", "--only", "memcheck"]) == 0, "what is not there is no failure"
@@ -350,13 +351,31 @@ def test_the_commands_are_understood(scripts: Modules, checker: Any, monkeypatch
     assert scripts.gpu.parse(speed[2:]).seconds > 100
     assert checker.run(models, 120).status == 2, "there is no GPU, and that is said"
     tiny = "--device cpu --hidden 64 --inner 128 --layers 2 --vocab 300 --heads 4 --kv-heads 2 --prompt 5 --tokens 4 --rounds 1"
-    on_a_cpu = checker.run([*models[:2], *tiny.split(), "--out", str(checker.out)], 300)
+    on_a_cpu = checker.run([*models, *tiny.split()], 300)
     assert on_a_cpu.status == 0, on_a_cpu.output
     (written,) = checker.out.glob("*-models-cpu.json")
     report = json.loads(written.read_text())
     assert report["same_tokens"]
     assert report["n_compressed"] == 2 * 7 + 2
     assert report["held_nbytes"] < report["dense_nbytes"]
+    assert set(report["fused"]) == {"fixed", "rans"}
+    assert report["fused"]["rans"]["held_nbytes"] < report["fused"]["fixed"]["held_nbytes"] < report["dense_nbytes"]
+    assert all(f["tokens_s"] > 0 and 0 <= f["n_same_tokens"] <= 4 for f in report["fused"].values())
+    assert "fused rans / plain" in on_a_cpu.output
+
+
+def test_products_are_a_step(checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU it fails; what a benchmark finds is told."""
+    run = checker.run
+    tiny = "--emulated --weights bf16 --forms fixed --shapes 24x1056 --batches 1 --rounds 1"
+    result = checker.fused()
+    assert result.outcome == "failed"
+    assert result.detail.endswith("this PyTorch finds none")
+    monkeypatch.setattr(checker, "run", lambda command, *args, **more: run([*command, *tiny.split()], 120))
+    result = checker.fused()
+    assert result.outcome == "passed", (checker.out / "log").read_text()
+    assert result.detail.startswith("bf16 fixed, MLP shapes, batch 1 to 16: as fast as cuBLAS: not measured; ")
+    assert float(result.command[result.command.index("--seconds") + 1]) > 100
 
 
 def test_tests_of_a_gpu_run(checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:

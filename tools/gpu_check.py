@@ -5,9 +5,10 @@
     python tools/gpu_check.py --only speed      # one step, or several
 
 Steps: ``devices``, ``conformance`` (the whole suite on the device), ``tests`` (those marked ``gpu``), ``speed`` (benchmarks/gpu.py),
-``models`` (benchmarks/bench_models.py: a model of the shape of Llama-3-8B whose weights stay compressed), ``memcheck`` and ``racecheck``
-(compute-sanitizer over a part of the suite and random plans, with memory straight from the driver, where what lies outside of an array
-is outside of everything). wcodec need not be installed. Each step is a process of its own with a time
+``fused`` (benchmarks/fused.py: linear layers straight from operands, against cuBLAS), ``models`` (benchmarks/bench_models.py: a model of
+the shape of Llama-3-8B whose weights stay compressed, multiplied as they are too), ``memcheck`` and ``racecheck`` (compute-sanitizer over
+a part of the suite and random plans, with memory straight from the driver, where what lies outside of an array is outside of everything).
+wcodec need not be installed. Each step is a process of its own with a time
 limit; whatever becomes of it, the next one runs. ``--out`` (default: $OUT or benchmarks/results) gets gpu-check.json, gpu-check.log with
 all that was printed, conformance.json, and the results of the benchmark. The exit status is 0 only if no step failed or was left out;
 a machine without compute-sanitizer, or one whose GPU it does not support, is no failure, but is said.
@@ -50,6 +51,8 @@ PACKAGES = (
     "dfloat11",
 )
 SANITIZED_S = 75.0  #: that a reduced run takes under compute-sanitizer, about, once Python is up
+FUSED_S = 120.0  #: for products straight from operands
+MODELS_S = 100.0  #: for models, where the time is limited
 ERROR_STATUS = 99  #: of compute-sanitizer, for errors it has found
 KILL_S = 5.0
 
@@ -200,7 +203,7 @@ class Checker:
     def speed(self) -> Result:
         """The benchmark, which keeps what it has found when its time is up; leaves time for what comes after it."""
         left = self.left()
-        limit = 1500.0 if left == float("inf") else max(60.0, left - 2 * SANITIZED_S)
+        limit = 1500.0 if left == float("inf") else max(60.0, left - FUSED_S - MODELS_S - 2 * SANITIZED_S)
         command = [sys.executable, "benchmarks/gpu.py", "--out", str(self.out), "--seconds", f"{max(20.0, limit - 45):.0f}"]
         start = time.time()
         run = self.run(command, limit, show=True)
@@ -214,12 +217,32 @@ class Checker:
             detail += f"; FAILED: {'; '.join(f['step'] for f in report['failures'])}"
         return Result("speed", _failed(run), detail if written else run.last, command=command)
 
+    def fused(self) -> Result:
+        """Products straight from operands, if PyTorch is there; begins no shape when its time is nearly up."""
+        if importlib.util.find_spec("torch") is None:
+            return Result("fused", "not there", "torch not installed: no product was measured")
+        limit = 3 * FUSED_S if self.left() == float("inf") else max(60.0, min(FUSED_S, self.left() - 2 * SANITIZED_S))
+        command = [sys.executable, "benchmarks/fused.py", "--out", str(self.out), "--seconds", f"{limit - 30:.0f}"]
+        start = time.time()
+        run = self.run(command, limit, show=True)
+        written = [p for p in self.out.glob("*-fused-*.json") if p.stat().st_mtime >= start - 1]
+        if not written:
+            return Result("fused", _failed(run), run.last, command=command)
+        report = json.loads(written[0].read_text())
+        detail = "; ".join(f"{m['what']}: {'not measured' if m['value'] is None else format(m['value'], '.2f')}" for m in report["marks"])
+        if report["left_out"]:
+            detail += f"; left out: {', '.join(report['left_out'])}"
+        if report["failures"]:
+            detail += f"; FAILED: {'; '.join(f['step'] for f in report['failures'])}"
+        return Result("fused", _failed(run), detail, command=command)
+
     def models(self) -> Result:
-        """A large model, compressed and not, if PyTorch and transformers are there; a smaller one if the memory is."""
+        """A large model, compressed and not, and multiplied as it is, if PyTorch and transformers are there."""
         missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
         if missing:
             return Result("models", "not there", f"{' and '.join(missing)} not installed: no model was run")
-        command = [sys.executable, "benchmarks/bench_models.py", "--device", "cuda", "--rounds", "5", "--out", str(self.out)]
+        options = ["--device", "cuda", "--rounds", "3", "--fused", "fixed,rans", "--out", str(self.out)]
+        command = [sys.executable, "benchmarks/bench_models.py", *options]
         run = self.run(command, min(600.0, max(60.0, self.left() - 2 * SANITIZED_S)), show=True)
         said = [line for line in run.output.splitlines() if "tokens" in line or "held compressed" in line]
         return Result("models", _failed(run), "; ".join(said) or run.last, command=command)
@@ -252,7 +275,7 @@ class Checker:
         return Result(name, outcome, "; ".join(found) or run.last, command=command)
 
 
-STEPS = ("devices", "conformance", "tests", "speed", "models", "memcheck", "racecheck")
+STEPS = ("devices", "conformance", "tests", "speed", "fused", "models", "memcheck", "racecheck")
 
 
 def _end(p: subprocess.Popen[str]) -> None:

@@ -19,7 +19,7 @@ BLOCK: Final = 256  #: threads of a block
 WARPS: Final = BLOCK // 32
 RECORD: Final = np.dtype([("codes", "<u4"), ("lower", "<u4"), ("patches", "<u4"), ("info", "<u4")])  #: of ``kernels/operand.cuh``
 MOST_SIDE: Final = (1 << 31) - 1
-MOST_NBYTES: Final = 1 << 32  #: of a payload
+MOST_NBYTES: Final = 1 << 34  #: of a payload: its 4-byte words have numbers of 32 bits
 
 #: What kernels call the weights' dtypes.
 WEIGHTS: Final = {"bfloat16": "bf16", "int8": "int8", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}

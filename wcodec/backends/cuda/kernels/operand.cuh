@@ -1,4 +1,4 @@
-// Operands: matrices that can be multiplied from the bytes of a file (spec: chapter 16).
+// Operands: matrices that can be multiplied from the bytes of a file (spec: chapter 14.1).
 //
 // Segments are 8 rows of 1024 columns, in tiles of 32 columns; both may be cut off at the matrix's edges. All have layout PAIRS; their
 // lower plane is raw; their plane 0 is raw, or a stream of symbols. A tile is what two steps of `mma.m16n8k16` take of 8 rows: lane
