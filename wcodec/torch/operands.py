@@ -1,0 +1,41 @@
+"""Weights of fused mode as operands: streams that kernels on a GPU multiply by as they are (spec: chapter 14.1)."""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import torch
+
+from wcodec.operands import DTYPES
+from wcodec.reference.plan import EncodeOptions
+
+Fused: TypeAlias = bool | str  #: whether weights are in fused mode; or that, and "fixed" or "rans": the form of operands
+
+_DTYPES: Final = frozenset(getattr(torch, name) for name in DTYPES)
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether weights on a device are decoded and multiplied there, by the CUDA backend."""
+    return device.type == "cuda"
+
+
+def options_for(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, options: EncodeOptions | None, fused: Fused
+) -> EncodeOptions | None:
+    """How a weight is compressed: in fused mode as an operand, if kernels can multiply by one of its shape and dtype.
+
+    That is so on GPUs, and anywhere if `fused` names a form. `options` that say more than a preset are taken as they are. By default,
+    bfloat16 has the form "fixed", of which kernels make the most; weights of a byte have "rans": fixed codes would not make them smaller.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_option``: there is no such form.
+    """
+    named = EncodeOptions(operand=fused) if isinstance(fused, str) else None
+    forced = options is not None and options != EncodeOptions(preset=options.preset)
+    if not fused or forced or len(shape) != 2 or min(shape) == 0 or dtype not in _DTYPES:
+        return options
+    if named is None and on_gpu(device):
+        named = EncodeOptions(operand="rans" if dtype.itemsize == 1 else "fixed")
+    return options if named is None else named
