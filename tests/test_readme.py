@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from wcodec.cli import main
 
 README = Path(__file__).parent.parent / "README.md"
 SOURCE = "<!-- run by tests/test_readme.py -->\n```python\n"
+LAYER = "<!-- run by tests/test_readme.py: a quantised layer -->\n```python\n"
 
 
 @pytest.mark.usefixtures("capsys")
@@ -32,3 +34,18 @@ def test_four_lines_embed_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     due = model(**tokenizer("A sentence.", return_tensors="pt")).last_hidden_state.mean(1)
     assert isinstance(names["embedding"], torch.Tensor)
     assert torch.equal(names["embedding"], due)
+
+
+def test_a_quantised_layer() -> None:
+    found = re.search(re.escape(LAYER) + r"(.*?)```", README.read_text(), re.DOTALL)
+    assert found is not None
+    names: dict[str, Any] = {}
+    torch.manual_seed(1)
+    exec(compile(found[1], "README.md", "exec"), names)
+    layer, weight, scale, y = (names[name] for name in ("layer", "weight", "scale", "y"))
+    assert torch.equal(layer.weight.decode(), weight)
+    assert torch.equal(layer.weight_scale, scale)
+    assert (layer.mode, y.shape, y.dtype) == ("fused", (1, 1024), torch.bfloat16)
+    x = torch.randn(16, 4096)
+    off = layer(x.bfloat16()).float() - names["dense"](x.bfloat16()).float()
+    assert off.norm() < 0.02 * layer(x.bfloat16()).float().norm(), "what 8 bits lose"

@@ -498,4 +498,41 @@ def _addmm(bias: Any, x: Any, w: Any, *, beta: float = 1, alpha: float = 1) -> A
     return _times(x, w, bias) if fits else NotImplemented
 
 
+@_handles(torch.ops.wcodec.linear.default)
+def _linear_op(x: Any, w: Any, shape: Any, dtype: Any, bias: Any = None, scale: Any = None, fused: bool = True) -> Any:
+    """The operator, given a weight where a stream is due."""
+    if not _stands_for_stream(w, shape, dtype, x, bias, scale):
+        return NotImplemented
+    if w._held is None:
+        return torch.ops.wcodec.linear(x, w._stream, shape, dtype, bias, scale, fused and w.fused)
+    products.check(x, w._stream, shape, dtype, 1, bias, scale)
+    return products.times_transposed(w._held, x, bias, scale, fused and w.fused)
+
+
+@_handles(torch.ops.wcodec.linear_grad_input.default)
+def _linear_grad_input_op(grad: Any, w: Any, shape: Any, dtype: Any, scale: Any = None, fused: bool = True) -> Any:
+    if not _stands_for_stream(w, shape, dtype, grad, scale):
+        return NotImplemented
+    if w._held is None:
+        return torch.ops.wcodec.linear_grad_input(grad, w._stream, shape, dtype, scale, fused and w.fused)
+    products.check(grad, w._stream, shape, dtype, 0, None, scale)
+    return products.times(w._held, grad, None, scale, fused and w.fused)
+
+
+def _stands_for_stream(w: Any, shape: Any, dtype: Any, *others: Any) -> bool:
+    """Whether a weight is given where a stream is due, and nothing else is compressed.
+
+    Raises
+    ------
+    RuntimeError
+        It is another weight than said.
+    """
+    if not isinstance(w, CompressedTensor) or any(isinstance(t, CompressedTensor) for t in others):
+        return False
+    if w._swapped or (list(w.shape), w.dtype) != (list(shape), dtype):
+        turned = ", transposed" if w._swapped else ""
+        raise RuntimeError(f"the weight is a {w.dtype} tensor of shape {tuple(w.shape)}{turned}, not {dtype} of {tuple(shape)}")
+    return True
+
+
 torch.serialization.add_safe_globals([rebuild])  # so that torch.load takes them: a stream is data, checked when it is decoded

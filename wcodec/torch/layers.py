@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 
 from wcodec.errors import EncodeError
 from wcodec.reference.plan import EncodeOptions
+from wcodec.torch import products
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.models import compressed_parameter, noted
 
@@ -17,17 +20,26 @@ MODES: Final = ("fused", "resident")
 class WCodecLinear(torch.nn.Linear):
     """A linear layer whose weight is a frozen `CompressedTensor`, random as that of ``torch.nn.Linear`` at first.
 
+    Quantised weights come with a scale for each row (`from_quantized`): ``y = (x @ weight.T) * weight_scale + bias``.
+
     Parameters
     ----------
     in_features, out_features, bias, device, dtype
         As of ``torch.nn.Linear``.
     mode
         ``"fused"``: the weight is multiplied tile by tile as it is decoded, and never there as a whole. ``"resident"``: it is decoded
-        for each call, into memory that all weights share; results have the bits of the dense layer.
+        for each call, into memory that all weights share; results have the bits of the dense layer. A quantised weight is then
+        multiplied by its scale too and rounded to the dtype of the activations, a copy for each call.
     options
         How it is compressed; ``None`` for the default preset.
     name
         What errors call the weight.
+
+    Attributes
+    ----------
+    weight_scale
+        ``None``, or a frozen parameter of shape (out_features,), float32 whatever dtype the layer is taken to. It may be trained:
+        set its ``requires_grad``.
 
     Raises
     ------
@@ -40,6 +52,7 @@ class WCodecLinear(torch.nn.Linear):
     """
 
     weight: torch.nn.Parameter
+    weight_scale: torch.nn.Parameter | None
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: torch.dtype | None = None, *,
@@ -48,6 +61,7 @@ class WCodecLinear(torch.nn.Linear):
         _check(mode)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.weight = _compressed(self.weight, mode, options, name)
+        self.register_parameter("weight_scale", None)
 
     @classmethod
     def from_linear(
@@ -55,11 +69,56 @@ class WCodecLinear(torch.nn.Linear):
     ) -> WCodecLinear:
         """A layer with the weight of another one, compressed if it is not already, and the same bias. Raises as the class."""
         _check(mode)
+        layer = cls._made(_compressed(linear.weight, mode, options, name), linear.bias)
+        layer.weight_scale = linear.weight_scale if isinstance(linear, WCodecLinear) else None
+        layer.training = linear.training
+        return layer
+
+    @classmethod
+    def from_quantized(
+        cls, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None, mode: str = "fused", *,
+        options: EncodeOptions | None = None, name: str = "weight",
+    ) -> WCodecLinear:  # fmt: skip
+        """A layer of a weight that was quantised row by row: ``y = (x @ weight.T) * scale + bias``.
+
+        Activations have any float type, with a bias its.
+
+        Parameters
+        ----------
+        weight
+            int8 or float8 of shape (n, k), or compressed already.
+        scale
+            A factor for each row, of shape (n,) or (n, 1), or one for all. float32, or what it holds exactly: bfloat16, float16.
+        bias
+            Of shape (n,). A parameter is taken as it is; another tensor becomes a frozen one.
+        mode, options, name
+            As of the class.
+
+        Raises
+        ------
+        EncodeError
+            ``bad_option``: no such mode; shapes or dtypes that are not those above. ``unsupported_dtype``: as of the class.
+
+        Examples
+        --------
+        >>> scale = dense.weight.float().abs().amax(1) / 127
+        >>> layer = WCodecLinear.from_quantized((dense.weight.float() / scale[:, None]).round().to(torch.int8), scale, dense.bias)
+        """
+        _check(mode)
+        _check_quantized(weight, scale, bias)
+        if bias is not None and not isinstance(bias, torch.nn.Parameter):
+            bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
+        layer = cls._made(_compressed(weight, mode, options, name), bias)
+        layer.weight_scale = torch.nn.Parameter(_per_row(scale, weight.shape[0]), requires_grad=False)
+        return layer
+
+    @classmethod
+    def _made(cls, weight: torch.nn.Parameter, bias: torch.Tensor | None) -> WCodecLinear:
         layer = cls.__new__(cls)
         torch.nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        layer.weight, layer.bias = _compressed(linear.weight, mode, options, name), linear.bias
-        layer.training = linear.training
+        layer.out_features, layer.in_features = weight.shape
+        for name, parameter in (("weight", weight), ("bias", bias), ("weight_scale", None)):
+            layer.register_parameter(name, parameter)
         return layer
 
     @property
@@ -69,9 +128,78 @@ class WCodecLinear(torch.nn.Linear):
             return "dense"
         return "fused" if self.weight.fused else "resident"
 
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As of ``torch.nn.Linear``; of a quantised weight, see the class."""
+        scale, bias = self.weight_scale, self.bias
+        if scale is None:
+            return super().forward(input)
+        device = input.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+            input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
+        if isinstance(self.weight, CompressedTensor):
+            shape = [self.out_features, self.in_features]
+            return torch.ops.wcodec.linear(input, self.weight, shape, self.weight.dtype, bias, scale)
+        dense = self.weight.to(products.wide_of(input.dtype)) * scale[:, None]
+        return F.linear(input, dense.to(input.dtype), bias)
+
     def extra_repr(self) -> str:
         """What stands in the layer's text."""
-        return f"{super().extra_repr()}, mode={self.mode}"
+        scaled = "" if self.weight_scale is None else f", weight={self.weight.dtype} with a scale"
+        return f"{super().extra_repr()}, mode={self.mode}{scaled}"
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> WCodecLinear:
+        """To other devices as ever. To another dtype neither a quantised weight nor its scale goes: both say what the weight is."""
+        scale = self.weight_scale
+        keep = () if scale is None else (id(self.weight), id(scale), id(scale.grad))
+
+        def apply(t: torch.Tensor) -> torch.Tensor:
+            if id(t) in keep:
+                probe = fn(torch.empty(0, dtype=t.dtype, device=t.device))
+                if probe.dtype != t.dtype:
+                    return t.to(probe.device)
+            return fn(t)
+
+        super()._apply(apply, recurse)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Scales are taken in all shapes that `from_quantized` takes."""
+        scale = state_dict.get(f"{prefix}weight_scale")
+        if self.weight_scale is not None and isinstance(scale, torch.Tensor) and _is_scale(scale, self.out_features):
+            state_dict[f"{prefix}weight_scale"] = _per_row(scale, self.out_features)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _check_quantized(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Refuse what makes no layer.
+
+    Raises
+    ------
+    EncodeError
+    """
+
+    def refuse(what: str, t: torch.Tensor, due: str) -> EncodeError:
+        return EncodeError("bad_option", f"the {what} is {t.dtype} of {tuple(t.shape)}, not {due}")
+
+    if weight.dim() != 2 or weight.dtype not in products.NARROW:
+        raise refuse("weight", weight, "int8 or float8 of two dimensions")
+    n = weight.shape[0]
+    if not _is_scale(scale, n):
+        raise refuse("scale", scale, f"torch.float32 of {(n,)}, {(n, 1)} or ()")
+    if bias is not None and (tuple(bias.shape) != (n,) or bias.dtype not in products.FLOATS):
+        raise refuse("bias", bias, f"a float type of {(n,)}")
+
+
+def _is_scale(scale: torch.Tensor, n: int) -> bool:
+    """Whether a tensor is a scale for `n` rows, or one for all, that float32 holds."""
+    return scale.dtype in (torch.float32, torch.bfloat16, torch.float16) and tuple(scale.shape) in ((n,), (n, 1), (1,), (1, 1), ())
+
+
+def _per_row(scale: torch.Tensor, n: int) -> torch.Tensor:
+    """A scale for each of `n` rows, in float32 and memory of its own."""
+    flat = scale.detach().to(torch.float32).reshape(-1)
+    return (flat.expand(n) if flat.numel() == 1 else flat).clone(memory_format=torch.contiguous_format)
 
 
 def _check(mode: str) -> None:

@@ -182,7 +182,7 @@ def check(
         raise RuntimeError(f"the scale is {scale.dtype} of {tuple(scale.shape)}, not {torch.float32} of {(shape[0],)}")
     for what, other in (("weight", stream), ("bias", bias), ("scale", scale)):
         if other is not None and other.device != x.device:
-            raise RuntimeError(f"the {what} is on {other.device}, what it meets on {x.device}")
+            raise RuntimeError(f"the {what} is on {other.device}, the activations on {x.device}")
 
 
 @torch.library.custom_op("wcodec::linear", mutates_args=())
@@ -191,6 +191,8 @@ def linear(
     scale: torch.Tensor | None = None, fused: bool = True,
 ) -> torch.Tensor:  # fmt: skip
     """``(x @ W.T) * scale + bias`` for the weight W of a stream: a wcodec file of one tensor, uint8 of one dimension.
+
+    A `CompressedTensor` stands for its stream, and is decoded first unless it is in fused mode.
 
     Parameters
     ----------
