@@ -15,8 +15,10 @@ from wcodec.cli import main
 from wcodec.files import decode_file, encode_file
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import BY_NAME, DTYPES
-from wcodec.repack import FIXED, repack_file
+from wcodec.repack import repack_file
 from wcodec.sources import write_safetensors_header
+
+FIXED = EncodeOptions(operand="fixed")
 
 
 def _arrays() -> dict[str, np.ndarray]:
@@ -31,7 +33,7 @@ def _same(a: Path, b: Path) -> None:
     assert all((one[n].dtype, one[n].shape, one[n].tobytes()) == (t.dtype, t.shape, t.tobytes()) for n, t in other.items())
 
 
-@pytest.mark.parametrize("options", [FIXED, EncodeOptions(preset="max"), EncodeOptions(coder="rans"), None])
+@pytest.mark.parametrize("options", [FIXED, EncodeOptions(operand="rans"), EncodeOptions(preset="max"), EncodeOptions(coder="rans"), None])
 def test_there_and_back(backend: Backend, tmp_path: Path, options: EncodeOptions | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wcodec.repack.IN_MEMORY", 100_000)  # some by way of a file
     wcodec.save_file(_arrays(), tmp_path / "a.wcodec", {"key": "value"})

@@ -26,7 +26,7 @@ from wcodec.files import File, decode_file, encode_file, verify_file
 from wcodec.hub import is_coded, is_hub, read_plain_header
 from wcodec.outputs import map_file, remove_unfinished
 from wcodec.reference.container import VERSION
-from wcodec.reference.plan_options import CODERS, LAYOUTS, PREDICTORS, PRESETS, TRANSFORMS, EncodeOptions
+from wcodec.reference.plan_options import CODERS, LAYOUTS, OPERANDS, PREDICTORS, PRESETS, TRANSFORMS, EncodeOptions
 
 DONE: Final = 0
 BAD_INPUT: Final = 1
@@ -183,7 +183,9 @@ def _add_repack(s: argparse.ArgumentParser) -> None:
     s.add_argument("output", metavar="OUT.wcodec")
     _add_base(s)
     _add_common(s)
-    _add_choices(s, ("fixed", *CODERS), "fixed: nibble codes and bytes as they are, 12 bits a bfloat16 weight; ")
+    text = "fixed, rans: operands, as by --operand of encode; raw: nothing is coded; context: contexts"
+    _add_choices(s, (*OPERANDS, *(c for c in CODERS if c not in OPERANDS)), text)
+    s.set_defaults(operand=None)
 
 
 def _add_encode(s: argparse.ArgumentParser) -> None:
@@ -194,15 +196,17 @@ def _add_encode(s: argparse.ArgumentParser) -> None:
     text = "a .wcodec or safetensors file, or a directory of them: tensors that it has too are stored as differences; decoding needs it"
     s.add_argument("--base", metavar="BASE", help=text)
     _add_common(s)
-    _add_choices(s, CODERS)
+    _add_choices(s, CODERS, "raw: nothing is coded; rans: no contexts; context: contexts")
+    text = "matrices of bf16, int8 and fp8 as operands of GPU kernels; fixed: 12 bits a bf16 weight; rans: smaller"
+    s.add_argument("--operand", choices=OPERANDS, help=text)
 
 
-def _add_choices(s: argparse.ArgumentParser, coders: tuple[str, ...], more: str = "") -> None:
+def _add_choices(s: argparse.ArgumentParser, coders: tuple[str, ...], of_coders: str) -> None:
     s.add_argument("--preset", choices=PRESETS, default="default", help="fast: encode speed first; max: size first (default: default)")
     g = s.add_argument_group("what not to leave to the encoder's measure")
     g.add_argument("--predictor", choices=PREDICTORS, default="auto", help="prediction of all coded byte planes")
     g.add_argument("--transform", choices=TRANSFORMS, default="auto", help="transform of all coded byte planes")
-    g.add_argument("--coder", choices=coders, default="auto", help=f"{more}raw: nothing is coded; rans: no contexts; context: contexts")
+    g.add_argument("--coder", choices=coders, default="auto", help=of_coders)
     g.add_argument("--layout", choices=LAYOUTS, default="auto")
     g.add_argument("--segment", metavar="RxC", type=_pair, help="rows and columns of a segment")
     g.add_argument("--tile", metavar="RxC", type=_pair, help="rows and columns of a tile, from 16; segments are made of whole tiles")
@@ -317,13 +321,10 @@ def _is_directory_or_hub(path: str) -> bool:
 # ---- subcommands -------------------------------------------------------------------------------------------------------------
 def _options(args: argparse.Namespace) -> EncodeOptions:
     """What was chosen; leaves with 2 where that does not go together."""
-    fixed = args.coder == "fixed"
-    if fixed and args.layout not in ("auto", "pairs"):
-        args.error(f"coder fixed is of layout pairs, not {args.layout}")
     try:
         return EncodeOptions(
-            args.segment, args.tile, args.predictor, "pairs" if fixed else args.layout, args.prob_bits,
-            preset=args.preset, transform=args.transform, coder="raw" if fixed else args.coder,
+            args.segment, args.tile, args.predictor, args.layout, args.prob_bits,
+            preset=args.preset, transform=args.transform, coder=args.coder, operand=args.operand,
         )  # fmt: skip
     except EncodeError as e:
         args.error(str(e))
@@ -334,6 +335,8 @@ def _repack(args: argparse.Namespace) -> int:
     from wcodec.repack import repack_file
     from wcodec.report import percent_text, size_text
 
+    if args.coder in OPERANDS:
+        args.coder, args.operand = "auto", args.coder
     options, output, backend = _options(args), _output(args, ".wcodec", ".wcodec"), _backend(args)
     start = time.perf_counter()
     with _progress(args, _decoded_nbytes(args.input, backend)) as progress:

@@ -29,6 +29,7 @@ from wcodec.reference.container import Base, ByteSource, Difference, Index, Tens
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.plan import EncodeOptions, Planner, choose_geometry, chunks
 from wcodec.reference.plan_fast import has_grown, stored_raw
+from wcodec.reference.plan_options import is_of_operand
 from wcodec.reference.planes import Bytes, DType, Words, dtype_of
 from wcodec.reference.segments import SegmentPlan, SegmentTable, Status
 from wcodec.reference.tiles import Geometry
@@ -158,7 +159,8 @@ class Writer:
         if words.size != math.prod(shape) * dtype.words_per_element:
             raise EncodeError("bad_source", f"{words.size} words for shape {shape}", tensor=name)
         matrix = words.reshape(geometry.rows, geometry.cols)
-        base = None if self.base is None else self.base.tensor(name, dtype, shape, geometry)
+        operand = self.options.operand is not None and is_of_operand(geometry)
+        base = None if self.base is None or operand else self.base.tensor(name, dtype, shape, geometry)
         difference = Difference.NONE if base is None else choose_difference(matrix, base, dtype, self.options.prob_bits, self.backend)
         if difference != Difference.NONE and self.options.segment is None and self.options.tile is None:
             geometry = enlarged(geometry)
@@ -166,6 +168,7 @@ class Writer:
         crc, start = 0, self.offset
         tables, crcs = [SegmentTable.zeros(0, coded.n_planes)], [np.empty(0, np.uint32)]
         grid = list(chunks(geometry, dtype.word_nbytes))
+        self.planner.start_tensor()
         plans = self._plans(matrix, geometry, coded, grid, base, difference)
         in_a_thread = len(grid) > 1 and self.backend.threads != 1  # coded while the next chunk is planned
         for segments, sums, nbytes in ahead(lambda chunk: self._code(*chunk), plans, int(in_a_thread)):

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.reference.container import Difference, TensorRecord
-
+from wcodec.reference.plan_options import OPERAND_DTYPES, OPERAND_SEGMENT, OPERAND_TILE
 from wcodec.reference.planes import Layout
 from wcodec.reference.segments import Coder
 
-SEGMENT: Final = (8, 1024)  #: rows and columns (R14.2)
-TILE: Final = (8, 32)
-DTYPES: Final = ("bfloat16", "int8", "float8_e4m3fn", "float8_e5m2")
+SEGMENT: Final = OPERAND_SEGMENT  #: rows and columns (R14.2)
+TILE: Final = OPERAND_TILE
+DTYPES: Final = OPERAND_DTYPES  #: by name (R14.1)
 _CODERS: Final = (Coder.RAW, Coder.RANS)  #: of plane 0 (R14.4)
 
 

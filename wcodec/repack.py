@@ -21,9 +21,6 @@ from wcodec.reference.planes import Words
 
 IN_MEMORY: Final = 1 << 26  #: bytes of a decoded tensor from which on it goes by way of a file
 
-#: 12 bits a bfloat16 weight, whatever it is: 4-bit codes and raw bytes, and patches (spec: R5.7), as fused kernels hold them.
-FIXED: Final = EncodeOptions(coder="raw", layout="pairs")
-
 
 def repack_file(
     source: AnyPath, target: AnyPath, options: EncodeOptions | None = None, backend: Backend | None = None,

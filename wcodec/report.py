@@ -14,6 +14,7 @@ from wcodec.backends import Backend
 from wcodec.codec import Progress, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files import File
+from wcodec.operands import operand_form
 from wcodec.reference.container import TensorRecord, write_tables
 from wcodec.reference.entropy import ContextKind
 from wcodec.reference.planes import DType, Layout
@@ -83,7 +84,8 @@ def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
     tensors = [t for t in tensors if t["duplicate_of"] is None]
     keys = ("layouts", "coders", "predictions", "contexts", "tile_modes")
     totals: dict[str, Any] = {k: dict(sum((Counter(t[k]) for t in tensors), Counter())) for k in keys}
-    return {**totals, "n_patches": sum(t["n_patches"] for t in tensors)}
+    operands = dict(Counter(t["operand"] for t in tensors if t["operand"] is not None))
+    return {**totals, "n_patches": sum(t["n_patches"] for t in tensors), "operands": operands}
 
 
 def describe_tensor(file: File, t: TensorRecord, bound: bool, progress: Progress = ignore_progress) -> dict[str, Any]:
@@ -111,6 +113,7 @@ def describe_tensor(file: File, t: TensorRecord, bound: bool, progress: Progress
         "contexts": _contexts(file, segments),
         "tile_modes": _tile_modes(file, t),
         "n_patches": int(segments.n_patches.sum()),
+        "operand": operand_form(t),
     }
 
 
@@ -212,7 +215,7 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
     yield (
         f"layouts {_counts_text(report['layouts'])}; coders {_counts_text(report['coders'])};"
         f" predictions {_counts_text(report['predictions'])}; contexts {_counts_text(report['contexts'])};"
-        f" tiles {_counts_text(report['tile_modes'])}; patches {report['n_patches']}"
+        f" tiles {_counts_text(report['tile_modes'])}; patches {report['n_patches']}; operands {_counts_text(report['operands'])}"
     )
     if report["base"] is not None:
         yield f"differences from {printable(report['base']['name'])!r}, content hash {report['base']['content_hash'][:16]}"

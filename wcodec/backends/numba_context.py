@@ -125,7 +125,8 @@ def _classes(
 @kernel
 def encode_context_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any, modes: Any, scales: Any, coding: Any, entries: Any,
-    maps: Any, planes: Any, room: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any, n_units: Any, n_patches: Any,
+    maps: Any, planes: Any, room: Any, side: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any,
+    n_units: Any, n_patches: Any,
 ) -> Any:  # fmt: skip
     """As `numba_kernels.encode_range`, for segments of layout BYTES or PAIRS; `entries` are words."""
     cols, word_nbytes = shape[0], shape[3]
@@ -140,7 +141,7 @@ def encode_context_range(
         at = nk.put(modes[mode_at : mode_at + job[nk.MODES_NBYTES]], record, at)
         at = nk.put(own_scales, record, at)
         pairs, found = job[nk.LAYOUT] == nk.LAYOUT_PAIRS, 0
-        nk._split(job, shape, words, planes, room, word_map)
+        nk._split(job, shape, words, planes, room, side, word_map)
         for p in range(2 if pairs and word_nbytes == 1 else word_nbytes):
             plane = job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :]
             symbols, size, mode, packed = planes[p * room : (p + 1) * room], n, plane[nk.PREDICTION], pairs and (p == 0 or word_nbytes == 1)
@@ -252,7 +253,7 @@ def _restore(job: Any, shape: Any, lower: Any, modes: Any, planes: Any, room: An
 @kernel
 def decode_context_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, maps: Any,
-    planes: Any, room: Any, raw_at: Any, work: Any, sums: Any, out: Any, status: Any,
+    planes: Any, room: Any, side: Any, raw_at: Any, work: Any, sums: Any, out: Any, status: Any,
 ) -> None:  # fmt: skip
     """As `numba_kernels.decode_range`, for segments of layout BYTES or PAIRS, two at a time, so that one's latency hides behind the
     other's. Lower planes with contexts come last, for plane 0 may hold their contexts."""
@@ -276,5 +277,5 @@ def decode_context_range(
             if status[k] == nk.OK and not nk._patch(patches, job[nk.HEIGHT] * job[nk.WIDTH], mine):
                 status[k] = nk.BAD_PATCH
             if status[k] == nk.OK:
-                nk._merge(job, shape, mine, room, payload, raw_at[8 * (k - a) :], out, word_map)
+                nk._merge(job, shape, mine, room, payload, raw_at[8 * (k - a) :], out, side, word_map)
             sum_words(sums, k, data, job[nk.ROW], job[nk.COL], job[nk.HEIGHT], job[nk.WIDTH], shape[0], shape[3])

@@ -66,7 +66,7 @@ class _Scratch:
     """What one thread needs besides inputs and outputs. Grows on demand."""
 
     def __init__(self) -> None:
-        self.planes, self.stream_words = np.empty(0, np.uint8), np.empty(0, np.uint16)
+        self.planes, self.side, self.stream_words = np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint16)
         self.four, self.raw_at, self.streams = np.empty(4 * 256, np.uint32), np.empty(16, np.int64), Work()
         self.split = np.zeros(numba_split.N_PARAMS + 8, np.int64)
         self.symbols = np.zeros((2, numba_fused.BLOCK * entropy.GROUP), np.uint8)
@@ -75,7 +75,7 @@ class _Scratch:
     @property
     def nbytes(self) -> int:
         """Bytes that grow."""
-        return self.planes.nbytes + self.stream_words.nbytes + self.streams.spare.nbytes
+        return self.planes.nbytes + self.side.nbytes + self.stream_words.nbytes + self.streams.spare.nbytes
 
     def grow(self, n_planes: int, room: int, encoding: bool = False) -> None:
         """Make room for planes `room` apart, and for encoding two streams of such planes."""
@@ -83,6 +83,13 @@ class _Scratch:
             self.planes = np.empty(n_planes * room, np.uint8)
         if encoding and self.stream_words.size < 2 * (room + 16):
             self.stream_words = np.empty(2 * (room + 16), np.uint16)
+
+    def grow_side(self, room: int, shape: tuple[int, int, int, int], width: int, word_type: np.dtype[Any]) -> Words:
+        """Room for the words of a segment, if tiles are narrower than segments of that width."""
+        nbytes = room * shape[3] if shape[2] < width else 0
+        if self.side.size < nbytes:
+            self.side = np.empty(nbytes, np.uint8)
+        return self.side[:nbytes].view(word_type)
 
 
 @contextmanager
@@ -247,8 +254,9 @@ class NumbaBackend(Backend):
                 )  # fmt: skip
             else:
                 scratch.grow(dtype.word_nbytes + 1, room)
+                side = scratch.grow_side(room, shape, width, data.dtype)
                 kernels.histogram_range(
-                    first, last, jobs, shape, word_map, data, which, mode, window, fill, scratch.planes, room, scratch.four,
+                    first, last, jobs, shape, word_map, data, which, mode, window, fill, scratch.planes, room, side, scratch.four,
                     scratch.streams.natives, counts,
                 )  # fmt: skip
 
@@ -283,6 +291,7 @@ class NumbaBackend(Backend):
 
         def step(first: int, last: int, scratch: _Scratch) -> tuple[int, int]:
             scratch.grow(2 * numba_fused.SHARE + dtype.word_nbytes, room, encoding=True)
+            side = scratch.grow_side(room, shape, numba_jobs.largest(g)[1], data.dtype)
             scratch.streams.need_transforms(used_modes)
             start, arrays, crcs = int(starts[first]), scratch.streams.arrays(), sums.arrays()
             at = start
@@ -290,13 +299,13 @@ class NumbaBackend(Backend):
                 if kinds[a] == 0:
                     at += kernels.encode_range(
                         a, b, jobs, shape, word_map, data, modes, coding, entries, own,
-                        scratch.planes, room, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
+                        scratch.planes, room, side, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
                     )  # fmt: skip
                 elif kinds[a] == WITH_CONTEXTS:
                     scratch.streams.need_contexts()
                     at += numba_context.encode_context_range(
                         a, b, jobs, shape, word_map, data, modes, scales, coding, context_entries, maps,
-                        scratch.planes, room, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
+                        scratch.planes, room, side, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
                     )  # fmt: skip
                 else:
                     at += numba_fused.encode_fused_range(
@@ -343,18 +352,20 @@ class NumbaBackend(Backend):
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
             scratch.grow(n_planes, room)
+            side = scratch.grow_side(room, shape, numba_jobs.largest(g)[1], typed.dtype)
             scratch.streams.grow(longest)
             scratch.streams.need_transforms(used_modes)
             arrays, crcs = scratch.streams.arrays(), sums.arrays()
             for a, b in _runs(kinds, first, last):
                 if kinds[a] == 0:
                     kernels.decode_range(
-                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.raw_at, arrays, crcs, typed, status
-                    )
+                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, side, scratch.raw_at, arrays, crcs,
+                        typed, status,
+                    )  # fmt: skip
                 elif kinds[a] == WITH_CONTEXTS:
                     scratch.streams.need_contexts()
                     numba_context.decode_context_range(
-                        a, b, jobs, shape, word_map, source, luts, maps, scratch.planes, room, scratch.raw_at, arrays, crcs,
+                        a, b, jobs, shape, word_map, source, luts, maps, scratch.planes, room, side, scratch.raw_at, arrays, crcs,
                         typed, status,
                     )  # fmt: skip
                 else:

@@ -111,11 +111,11 @@ def _split_run(words: Any, planes: Any, room: Any, word_map: Any, word_nbytes: A
 
 
 @jit
-def _split(job: Any, shape: Any, words: Any, planes: Any, room: Any, word_map: Any) -> None:
-    """Byte planes of a segment in element order, `room` apart."""
+def _split(job: Any, shape: Any, words: Any, planes: Any, room: Any, side: Any, word_map: Any) -> None:
+    """Byte planes of a segment in element order, `room` apart; `side` has room for its words, which narrow tiles need."""
     cols, tile_rows, tile_cols, word_nbytes = shape
     height, width = job[HEIGHT], job[WIDTH]
-    start, at = job[ROW] * cols + job[COL], 0
+    start, at, narrow = job[ROW] * cols + job[COL], 0, tile_cols < width
     if width == cols and tile_cols >= width:  # the segment's words lie side by side: one row
         height, width, tile_cols = 1, height * width, height * width
     for r in range(0, height, tile_rows):
@@ -123,8 +123,13 @@ def _split(job: Any, shape: Any, words: Any, planes: Any, room: Any, word_map: A
             n = min(tile_cols, width - c)
             for i in range(r, min(r + tile_rows, height)):
                 a = start + i * cols + c
-                _split_run(words[a : a + n], planes[at:], room, word_map, word_nbytes)
+                if narrow:
+                    copy(words[a : a + n], side[at : at + n])
+                else:
+                    _split_run(words[a : a + n], planes[at:], room, word_map, word_nbytes)
                 at += n
+    if narrow:
+        _split_run(side[:at], planes, room, word_map, word_nbytes)
 
 
 @jit
@@ -145,12 +150,27 @@ def _source(planes: Any, payload: Any, raw_at: Any, at: Any, n: Any) -> Any:
 
 
 @jit
-def _merge(job: Any, shape: Any, planes: Any, room: Any, payload: Any, raw_at: Any, out: Any, word_map: Any) -> None:
-    """Inverse of `_split`; two bytes at a time."""
+def _merge_run(to: Any, at: Any, planes: Any, room: Any, payload: Any, raw_at: Any, word_map: Any, word_nbytes: Any) -> None:
+    """Words that lie side by side, from byte `at` of their planes on; two bytes at a time."""
+    word, n = to.dtype.type, to.size
+    if word_nbytes == 1:
+        copy(_source(planes, payload, raw_at[0], at, n), to)
+    for p in range(0, word_nbytes - 1, 2):
+        a = _source(planes[p * room :], payload, raw_at[p], at, n)
+        b = _source(planes[(p + 1) * room :], payload, raw_at[p + 1], at, n)
+        for k in range(n):
+            to[k] = word(np.uint64(to[k]) << np.uint64(16) | np.uint64(a[k]) << np.uint64(8) | np.uint64(b[k]))
+    _unmap(to, word_map, word_nbytes)
+
+
+@jit
+def _merge(job: Any, shape: Any, planes: Any, room: Any, payload: Any, raw_at: Any, out: Any, side: Any, word_map: Any) -> None:
+    """Inverse of `_split`."""
     cols, tile_rows, tile_cols, word_nbytes = shape
-    word = out.dtype.type
     height, width = job[HEIGHT], job[WIDTH]
-    start, at = job[ROW] * cols + job[COL], 0
+    start, at, narrow = job[ROW] * cols + job[COL], 0, tile_cols < width
+    if narrow:
+        _merge_run(side[: height * width], 0, planes, room, payload, raw_at, word_map, word_nbytes)
     if width == cols and tile_cols >= width:
         height, width, tile_cols = 1, height * width, height * width
     for r in range(0, height, tile_rows):
@@ -158,15 +178,10 @@ def _merge(job: Any, shape: Any, planes: Any, room: Any, payload: Any, raw_at: A
             n = min(tile_cols, width - c)
             for i in range(r, min(r + tile_rows, height)):
                 o = start + i * cols + c
-                to, a = out[o : o + n], _source(planes, payload, raw_at[0], at, n)
-                if word_nbytes == 1:
-                    copy(a, to)
-                for p in range(0, word_nbytes - 1, 2):
-                    a = _source(planes[p * room :], payload, raw_at[p], at, n)
-                    b = _source(planes[(p + 1) * room :], payload, raw_at[p + 1], at, n)
-                    for k in range(n):
-                        to[k] = word(np.uint64(to[k]) << np.uint64(16) | np.uint64(a[k]) << np.uint64(8) | np.uint64(b[k]))
-                _unmap(to, word_map, word_nbytes)
+                if narrow:
+                    copy(side[at : at + n], out[o : o + n])
+                else:
+                    _merge_run(out[o : o + n], at, planes, room, payload, raw_at, word_map, word_nbytes)
                 at += n
 
 
@@ -232,7 +247,7 @@ def count(symbols: Any, four: Any, counts: Any) -> None:
 @kernel
 def histogram_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any,
-    which: Any, mode: Any, base: Any, fill: Any, planes: Any, room: Any, four: Any, natives: Any, counts: Any,
+    which: Any, mode: Any, base: Any, fill: Any, planes: Any, room: Any, side: Any, four: Any, natives: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Counts of the symbols of jobs `first` to `last`: of pairs unless `base` is -1, and of byte planes `which`."""
     word_nbytes = shape[3]
@@ -241,7 +256,7 @@ def histogram_range(
         job, at = jobs[k], 0
         n = job[HEIGHT] * job[WIDTH]
         half = (n + 1) // 2
-        _split(job, shape, words, planes, room, word_map)
+        _split(job, shape, words, planes, room, side, word_map)
         if base >= 0 and word_nbytes == 1:
             for i in range(which.size):
                 _pack(planes, n, work, 4 - 4 * which[i], 15, 0, fill if which[i] == 0 else 0)
@@ -284,7 +299,7 @@ def _put_patches(top: Any, n: Any, base: Any, record: Any, at: Any) -> Any:
 @kernel
 def encode_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any, modes: Any, coding: Any, entries: Any, tables: Any,
-    planes: Any, room: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any, n_units: Any, n_patches: Any,
+    planes: Any, room: Any, side: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any, n_units: Any, n_patches: Any,
 ) -> Any:  # fmt: skip
     """Encode jobs `first` to `last` one behind another into `record`, which has room for the worst. Returns their bytes."""
     cols, word_nbytes = shape[0], shape[3]
@@ -307,7 +322,7 @@ def encode_range(
         mode_at = job[MODES_AT]
         at = put(modes[mode_at : mode_at + job[MODES_NBYTES]], record, at)
         pairs, found = job[LAYOUT] == LAYOUT_PAIRS, 0
-        _split(job, shape, words, planes, room, word_map)
+        _split(job, shape, words, planes, room, side, word_map)
         n_planes = 2 if pairs and word_nbytes == 1 else word_nbytes
         for p in range(n_planes):
             plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
@@ -389,8 +404,9 @@ def _decode_planes(
 
 @jit
 def _decode_one(
-    job: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, raw_at: Any, work: Any, out: Any
-) -> Any:
+    job: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, side: Any, raw_at: Any,
+    work: Any, out: Any,
+) -> Any:  # fmt: skip
     """Decode a segment, and say how it went."""
     cols, _, _, word_nbytes = shape
     at, row_nbytes, data = job[START], job[WIDTH] * word_nbytes, out.view(np.uint8)
@@ -416,19 +432,19 @@ def _decode_one(
             restore_tiles(job, shape, plane, mode, modes[mode_at:], work[6])
             if mode == PER_TILE:
                 mode_at += job[N_TILES]
-    _merge(job, shape, planes, room, payload, raw_at, out, word_map)
+    _merge(job, shape, planes, room, payload, raw_at, out, side, word_map)
     return OK
 
 
 @kernel
 def decode_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any,
-    planes: Any, room: Any, raw_at: Any, stream_work: Any, sums: Any, out: Any, status: Any,
+    planes: Any, room: Any, side: Any, raw_at: Any, stream_work: Any, sums: Any, out: Any, status: Any,
 ) -> None:  # fmt: skip
     """Decode jobs `first` to `last`, and say how each of them went."""
     data = out.view(np.uint8)
     for k in range(first, last):
         job = jobs[k]
         sum_record(sums, k, payload[job[START] : job[END]])
-        status[k] = _decode_one(job, shape, word_map, payload, luts, tables, planes, room, raw_at, stream_work, out)
+        status[k] = _decode_one(job, shape, word_map, payload, luts, tables, planes, room, side, raw_at, stream_work, out)
         sum_words(sums, k, data, job[ROW], job[COL], job[HEIGHT], job[WIDTH], shape[0], shape[3])

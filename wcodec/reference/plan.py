@@ -14,10 +14,22 @@ from numpy.typing import NDArray
 
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.plan_contexts import Contexts
-from wcodec.reference.plan_costs import BYTE, Choice, Chunk, Counts, Histograms, Sample, ideal_cost, stream_nbytes, window_of
+from wcodec.reference.plan_costs import (
+    BYTE,
+    MAX_PATCHES,
+    Choice,
+    Chunk,
+    Counts,
+    Histograms,
+    Sample,
+    ideal_cost,
+    stream_nbytes,
+    window_of,
+)
 from wcodec.reference.plan_fast import Fast
 from wcodec.reference.plan_modes import Modes, TileModes
-from wcodec.reference.plan_options import CHUNK_NBYTES, EncodeOptions, choose_geometry, chunks
+from wcodec.reference.plan_operands import Operands
+from wcodec.reference.plan_options import CHUNK_NBYTES, EncodeOptions, choose_geometry, chunks, is_of_operand
 from wcodec.reference.plan_tables import Tables
 from wcodec.reference.planes import Bytes, DType, Layout, Words
 from wcodec.reference.prediction import PER_TILE
@@ -27,7 +39,6 @@ from wcodec.reference.tiles import Geometry
 __all__ = ["CHUNK_NBYTES", "EncodeOptions", "Histograms", "Planner", "choose_geometry", "chunks", "ideal_cost"]
 
 FEW: Final = 16  #: of no more segments than that, all planes are counted, in all
-MAX_PATCHES: Final = 100  #: a segment with more than one patch in so many words is not coded in pairs
 
 
 def spread(n: int, most: int) -> Counts:
@@ -51,8 +62,8 @@ def _bytes_suit_some(halves: Counts, whole: Counts, size: Counts) -> bool:
 class _Pairs:
     """How segments would be stored in nibble pairs; `top` holds counts of their top bytes, for words of several."""
 
-    base: int
-    fill: int
+    base: int | NDArray[np.uint8]
+    fill: int | NDArray[np.uint8]
     planes: list[Choice]
     n_patches: Counts
     top: Counts | None = None
@@ -91,7 +102,8 @@ class _Draft:
     def take_pairs(self, pairs: _Pairs, where: NDArray[np.bool_]) -> None:
         """Use layout PAIRS in some segments."""
         self.store(pairs.planes, where, Layout.PAIRS, pairs.nbytes)
-        self.table.base[where], self.fill[where] = pairs.base, pairs.fill
+        np.copyto(self.table.base, pairs.base, where=where)
+        np.copyto(self.fill, pairs.fill, where=where)
 
     def plan(self, dtype: DType, geometry: Geometry, pool: TablePool) -> SegmentPlan:
         """The plan, for its encoder."""
@@ -114,8 +126,12 @@ class Planner:
     def __init__(self, options: EncodeOptions) -> None:
         self.options, self.tables = options, Tables(options)
         self.pool, self.forced = self.tables.pool, self.tables.forced
-        self.modes, self.contexts = Modes(self.tables), Contexts(self.tables)
+        self.modes, self.contexts, self.operands = Modes(self.tables), Contexts(self.tables), Operands(self.tables)
         self.nbytes: Counts = np.empty(0, np.int64)  #: of the segments of the last plan: their records, as far as a plan can say
+
+    def start_tensor(self) -> None:
+        """The next chunk is the first one of a tensor."""
+        self.operands.table = None
 
     def plan(self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms) -> SegmentPlan:
         """Plan the segments of `words`, which `geometry` covers exactly."""
@@ -124,7 +140,11 @@ class Planner:
         size = heights * widths
         draft = _Draft(SegmentTable.zeros(n, dtype.n_planes), np.zeros(n, np.uint8), padded(size * dtype.word_nbytes))
         if self.options.layout != "raw" and n > 0:
-            self._fill_in(draft, Chunk(words, geometry, dtype, backend, size))
+            chunk = Chunk(words, geometry, dtype, backend, size)
+            if self.options.operand and is_of_operand(geometry):
+                self._fill_in_operand(draft, chunk)
+            else:
+                self._fill_in(draft, chunk)
             self.tables.prune(draft.table, *kept)
         self.nbytes = draft.nbytes
         return draft.plan(dtype, geometry, self.pool)
@@ -151,6 +171,19 @@ class Planner:
             draft.take_pairs(pairs, wanted | (self.options.layout == "pairs"))
         if planes and self.options.contexts:
             self._with_contexts(draft, chunk, planes, plain)
+
+    def _fill_in_operand(self, draft: _Draft, chunk: Chunk) -> None:
+        """Choose all of a chunk of an operand: pairs, but for segments of too many patches."""
+        windows, planes = self.operands.choose(chunk)
+        few = windows.few(chunk.size)
+        if not few.all():
+            ids = np.flatnonzero(~few)
+            counts = chunk.histogram(segments=ids)
+            others = [Choice.raw(chunk.size) for _ in range(chunk.dtype.word_nbytes)]
+            for p, choice in enumerate(others):
+                choice.put(self.tables.choose(counts[:, p], chunk.size[ids]), ids)
+            draft.take_bytes(others, draft.nbytes, forced=False)
+        draft.take_pairs(_Pairs(windows.base, windows.fill, planes, windows.outside), few)
 
     def _trust(self, draft: _Draft, fast: Fast) -> None:
         """Choose all of a chunk by the sample."""

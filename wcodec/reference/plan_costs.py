@@ -25,6 +25,7 @@ Costs = NDArray[np.float64]
 BIT: Final = 1 << 16  #: a bit, in the unit of costs
 BYTE: Final = 8 * BIT
 IMPOSSIBLE: Final = float(entropy.NEVER)
+MAX_PATCHES: Final = 100  #: a segment with more than one patch in so many words is not coded in pairs
 
 
 class Histograms(Protocol):
@@ -62,6 +63,11 @@ class Choice:
         """Take over another choice in some segments."""
         for f in fields(self):
             np.copyto(getattr(self, f.name), getattr(other, f.name), where=where)
+
+    def put(self, other: Choice, ids: Counts) -> None:
+        """Take over a choice that is of these segments alone."""
+        for f in fields(self):
+            getattr(self, f.name)[ids] = getattr(other, f.name)
 
 
 @lru_cache(maxsize=1)

@@ -22,6 +22,12 @@ LAYOUTS: Final = ("auto", "raw", "bytes", "pairs")
 PREDICTORS: Final = ("auto", *(m.name.lower() for m in Mode))
 TRANSFORMS: Final = ("auto", *(t.name.lower() for t in Transform))
 CODERS: Final = ("auto", "raw", "rans", "context")
+OPERANDS: Final = ("fixed", "rans")
+
+OPERAND_SEGMENT: Final = (8, 1024)  #: rows and columns (R14.2)
+OPERAND_TILE: Final = (8, 32)
+OPERAND_DTYPES: Final = ("int8", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+_OPERAND_RULES_OUT: Final = ("segment", "tile", "predictor", "min_saving", "preset", "transform", "coder")
 
 CHUNK_NBYTES: Final = 1 << 24  #: words planned and encoded at once
 EVEN: Final = 64  #: widths of bands are multiples of that many words: kernels move whole vectors
@@ -60,11 +66,15 @@ class EncodeOptions:
     coder
         ``"auto"``; ``"raw"``: no plane is coded; ``"rans"``: no plane has contexts; ``"context"``: all coded planes of layout
         BYTES have.
+    operand
+        ``"fixed"`` or ``"rans"``: matrices of int8, bfloat16, float8_e4m3fn and float8_e5m2 become operands of matrix kernels
+        (spec: chapter 14.1), with codes as they are or coded. Other tensors are coded as without it. It comes with `prob_bits` and
+        `layout` ``"auto"`` or ``"pairs"`` alone. A matrix of fewer than 16 columns may become larger.
 
     Raises
     ------
     EncodeError
-        ``bad_option``: out of range, or a mode or contexts that another option rules out.
+        ``bad_option``: out of range, or a mode, contexts or an operand that another option rules out.
     """
 
     segment: tuple[int, int] | None = None
@@ -76,6 +86,7 @@ class EncodeOptions:
     preset: str = "default"
     transform: str = "auto"
     coder: str = "auto"
+    operand: str | None = None
 
     def __post_init__(self) -> None:
         for field, names in (
@@ -91,6 +102,15 @@ class EncodeOptions:
             _require(self.layout in ("auto", "bytes"), f"{name} needs layout bytes, not {self.layout}")
             _require(self.coder != "raw", f"{name} needs planes that are coded, not coder raw")
         self._check_sizes()
+        self._check_operand()
+
+    def _check_operand(self) -> None:
+        if self.operand is not None:
+            _require(self.operand in OPERANDS, f"operand {self.operand!r} is none of {', '.join(OPERANDS)}")
+            for field in _OPERAND_RULES_OUT:
+                value = getattr(self, field)
+                _require(value == getattr(EncodeOptions, field), f"operand {self.operand} goes without {field} {value}")
+            _require(self.layout in ("auto", "pairs"), f"operand {self.operand} needs layout pairs, not {self.layout}")
 
     def _check_sizes(self) -> None:
         if self.segment is not None:
@@ -160,6 +180,8 @@ def choose_geometry(shape: tuple[int, ...], dtype: DType, options: EncodeOptions
     """
     if len(shape) > MAX_RANK:
         raise EncodeError("resource_limit", f"{len(shape)} dimensions; the format has room for {MAX_RANK}")
+    if options.operand and dtype.name in OPERAND_DTYPES and len(shape) == 2 and min(shape) > 0:
+        return 1, Geometry(*shape, *OPERAND_SEGMENT, *OPERAND_TILE)
     row_rank, tile = choose_row_rank(shape), options.tile
     rows, cols = matrix_view(shape, row_rank, dtype.words_per_element)
     if options.segment is None:
@@ -171,6 +193,12 @@ def choose_geometry(shape: tuple[int, ...], dtype: DType, options: EncodeOptions
         s_rows, s_cols = options.segment
     t_rows, t_cols = tile or (s_rows, s_cols)
     return row_rank, Geometry(rows, cols, s_rows, s_cols, t_rows, t_cols)
+
+
+def is_of_operand(geometry: Geometry) -> bool:
+    """Whether segments and tiles are those of an operand (R14.2); no others that `choose_geometry` chooses by itself are."""
+    g = geometry
+    return (g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols) == OPERAND_SEGMENT + OPERAND_TILE
 
 
 def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
