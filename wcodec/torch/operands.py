@@ -16,7 +16,19 @@ _DTYPES: Final = frozenset(getattr(torch, name) for name in DTYPES)
 
 def on_gpu(device: torch.device) -> bool:
     """Whether weights on a device are decoded and multiplied there, by the CUDA backend."""
-    return device.type == "cuda"
+    return bool(device.type == "cuda")
+
+
+def check_fused(fused: Fused) -> None:
+    """Refuse a form that there is not.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_option``
+    """
+    if isinstance(fused, str):
+        EncodeOptions(operand=fused)
 
 
 def options_for(
