@@ -5,45 +5,19 @@ Nothing has been measured on a GPU yet. Until then the limit is that of the kern
 
 from __future__ import annotations
 
-import math
-from typing import Final, NamedTuple
+from math import log
+from typing import Final
 
 from wcodec.cuda.linear import MOST_BATCH
 
-
-class Row(NamedTuple):
-    """What was measured: a line of ``benchmarks/fused.py --table``.
-
-    Attributes
-    ----------
-    capability
-        Compute capability of the GPU, 90 for 9.0.
-    weights
-        As of `wcodec.cuda.operand.Operand`.
-    form
-        "fixed", or "rans" if symbols are coded.
-    n, k
-        Rows and columns of the weight.
-    most_batch
-        The largest batch up to which products from the operand take no longer; 0 if they always do.
-    """
-
-    capability: int
-    weights: str
-    form: str
-    n: int
-    k: int
-    most_batch: int
-
-
-TABLE: Final[tuple[Row, ...]] = ()
+#: What was measured: the lines that ``benchmarks/fused.py --table`` prints. Compute capability without the point, weights as
+#: `wcodec.cuda.operand.Operand` calls them, "fixed" or "rans", rows and columns of the weight, and the largest batch up to which products
+#: straight from it were not slower; 0 if there is none.
+TABLE: Final[tuple[tuple[int, str, str, int, int, int], ...]] = ()
 
 
 def most_batch(shape: tuple[int, int], weights: str, coded: bool, capability: int) -> int:
-    """That of the row whose shape is nearest by ratios, of those of the same GPU, weights and form."""
+    """The batch of the row whose shape is nearest by ratios, of those of the same GPU, weights and form."""
     kind = capability, weights, "rans" if coded else "fixed"
-    rows = [row for row in TABLE if (row.capability, row.weights, row.form) == kind]
-    if not rows:
-        return MOST_BATCH
-    nearest = min(rows, key=lambda row: abs(math.log(row.n / shape[0])) + abs(math.log(row.k / shape[1])))
-    return min(nearest.most_batch, MOST_BATCH)
+    found = [(abs(log(n / shape[0])) + abs(log(k / shape[1])), most) for *of, n, k, most in TABLE if tuple(of) == kind]
+    return min(min(found)[1], MOST_BATCH) if found else MOST_BATCH

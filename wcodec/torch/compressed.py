@@ -28,8 +28,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch import products
-from wcodec.torch.held import Held, call, encode, held_of, hold
-from wcodec.torch.operands import Fused, options_for
+from wcodec.torch.held import Held, call, compress, held_of, hold
+from wcodec.torch.operands import Fused
 from wcodec.torch.scratch import ROUND
 
 aten: Final = torch.ops.aten
@@ -108,8 +108,8 @@ class CompressedTensor(torch.Tensor):
         EncodeError
             ``unsupported_dtype``; ``bad_option``: `fused` names no form.
         """
-        options = options_for(tuple(tensor.shape), tensor.dtype, tensor.device, options, fused)
-        return cls(hold(encode(tensor.detach(), options, name), name, options), fused=bool(fused))
+        stream, options = compress(tensor.detach(), options, name, fused)
+        return cls(hold(stream, name, options), fused=bool(fused))
 
     # ---- what is in it
     @property

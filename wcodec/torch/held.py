@@ -158,8 +158,7 @@ class Held:
         EncodeError
         """
         form = operand_form(self._read_record()) or False
-        options = operands.options_for(self.shape, self.dtype, self.stream.device, self.options, form)
-        self.stream = encode(dense, options, self.name).to(self.stream.device)
+        self.stream = compress(dense, self.options, self.name, form)[0].to(self.stream.device)
         self.version += 1
 
     def copy(self) -> Held:
@@ -179,8 +178,9 @@ class Held:
         if fused and options is not None and options.operand is not None:
             form = operand_form(self._read_record())
             if form is None or (isinstance(fused, str) and form != fused):
-                stream = encode(self.dense().cpu(), options, self.name)
-                if operand_form(Held(stream, self.name)._read_record()) is not None:  # with many patches, it is none
+                dense = self.dense()
+                stream = encode(dense, options, self.name)
+                if pays(stream, dense):
                     return hold(stream.to(device), self.name, options)
         if device == self.stream.device:
             return self
@@ -223,6 +223,29 @@ def encode(dense: torch.Tensor, options: EncodeOptions | None = None, name: str 
     """
     array = dtypes.to_array(dense, name or None)
     return torch.frombuffer(bytearray(Encoder(options).encode(array)), dtype=torch.uint8).to(dense.device)
+
+
+def pays(operand: torch.Tensor, dense: torch.Tensor) -> bool:
+    """Whether a weight is held as an operand: not if that is larger, for its patches. Of bytes there are none; there is no other way
+    for kernels to read them, larger or not."""
+    return bool(dense.element_size() == 1 or operand.numel() < dense.numel() * dense.element_size())
+
+
+def compress(
+    dense: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: Fused = False
+) -> tuple[torch.Tensor, EncodeOptions | None]:
+    """A tensor as a stream on its device, in fused mode as an operand where `options_for` has it so, and the options that it was made with.
+
+    Raises
+    ------
+    EncodeError
+        ``unsupported_dtype``; ``bad_option``: `fused` names no form.
+    """
+    of_operand = operands.options_for(tuple(dense.shape), dense.dtype, dense.device, options, fused)
+    stream = encode(dense, of_operand, name)
+    if of_operand is options or pays(stream, dense):
+        return stream, of_operand
+    return encode(dense, options, name), options
 
 
 def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> Held:

@@ -38,16 +38,17 @@ def options_for(
 
     That is so on GPUs, and anywhere if `fused` names a form. `options` that say more than a preset are taken as they are. By default,
     bfloat16 has the form "fixed", of which kernels make the most; weights of a byte have "rans": fixed codes would not make them smaller.
+    All segments are made of pairs, whatever number of patches that takes: a row of zeros, as embeddings have it, is no reason to decode.
 
     Raises
     ------
     EncodeError
         ``bad_option``: there is no such form.
     """
-    named = EncodeOptions(operand=fused) if isinstance(fused, str) else None
+    check_fused(fused)
     forced = options is not None and options != EncodeOptions(preset=options.preset)
     if not fused or forced or len(shape) != 2 or min(shape) == 0 or dtype not in _DTYPES:
         return options
-    if named is None and on_gpu(device):
-        named = EncodeOptions(operand="rans" if dtype.itemsize == 1 else "fixed")
-    return options if named is None else named
+    if isinstance(fused, str):
+        return EncodeOptions(operand=fused, layout="pairs")
+    return EncodeOptions(operand="rans" if dtype.itemsize == 1 else "fixed", layout="pairs") if on_gpu(device) else options

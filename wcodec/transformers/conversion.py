@@ -22,8 +22,8 @@ from wcodec.reference.container import MAGIC
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch import operands
 from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.held import Held, encode, hold
-from wcodec.torch.operands import Fused, options_for
+from wcodec.torch.held import Held, compress, encode, hold
+from wcodec.torch.operands import Fused
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Stream(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-def to_stream(tensor: torch.Tensor, options: EncodeOptions | None) -> torch.Tensor:
+def to_stream(tensor: torch.Tensor, options: EncodeOptions, fused: Fused = False) -> torch.Tensor:
     """How a tensor stands in hub form: as a stream if it is worth it, or as it is."""
     if isinstance(tensor, Stream):
         return tensor.plain()
@@ -90,7 +90,7 @@ def to_stream(tensor: torch.Tensor, options: EncodeOptions | None) -> torch.Tens
     if nbytes < hub.LEAST_NBYTES and not forced:
         return tensor
     try:
-        stream = encode(tensor.contiguous(), options)
+        stream, _ = compress(tensor.contiguous(), options, fused=fused)
     except EncodeError as e:
         if e.code == "unsupported_dtype":
             return tensor
@@ -222,10 +222,8 @@ class CodedConverter(WeightConverter):
         tensor = value[0] if isinstance(value, list) else value
         if name not in self.coding.weights or isinstance(tensor, CompressedTensor):
             return value
-        coding = self.coding
-        options = options_for(tuple(tensor.shape), tensor.dtype, tensor.device, coding.options, coding.fused)
-        stream = to_stream(tensor, options)
-        return value if stream is tensor else frozen(CompressedTensor(hold(stream, name, options), fused=bool(coding.fused)))
+        stream = to_stream(tensor, self.coding.options, self.coding.fused)
+        return value if stream is tensor else frozen(CompressedTensor.from_stream(stream, name, bool(self.coding.fused)))
 
     # ---- saving
     def reverse_transform(self) -> EncodingConverter:
