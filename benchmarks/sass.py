@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,12 +176,16 @@ class Flow:
                 found.append(Loop(head, latches, frozenset(body)))
         return found
 
+    def marks(self, names: frozenset[int] | tuple[int, ...], mark: Callable[[Instruction], bool]) -> int:
+        """Instructions of a kind in all these blocks."""
+        return sum(mark(i) for name in names for i in self.blocks[name])
+
     def ballots(self, names: frozenset[int] | tuple[int, ...]) -> int:
         """Of all these blocks."""
-        return sum(i.is_ballot for name in names for i in self.blocks[name])
+        return self.marks(names, lambda i: i.is_ballot)
 
-    def hot_path(self, loop: Loop) -> tuple[int, ...]:
-        """Blocks of the way once around a loop with the most ballots, and of those with the fewest instructions."""
+    def hot_path(self, loop: Loop, mark: Callable[[Instruction], bool] = lambda i: i.is_ballot) -> tuple[int, ...]:
+        """Blocks of the way once around a loop with the most marked instructions, and of those with the fewest instructions."""
         inner = {(latch, other.head) for other in self.loops() for latch in other.latches}
 
         @functools.cache
@@ -191,7 +195,7 @@ class Flow:
             if not rest:
                 return None
             missed, n, path = min(rest)
-            return missed - self.ballots((name,)), n + len(self.blocks[name]), (name, *path)
+            return missed - self.marks((name,), mark), n + len(self.blocks[name]), (name, *path)
 
         way = best(loop.head)
         return way[2] if way else ()
@@ -262,6 +266,17 @@ def show(result: dict[str, Any]) -> None:
         print(f"    beside the hot path: {block['instructions']} instructions at {block['at']}, which {what}: {' '.join(block['ops'])}")
 
 
+def described() -> dict[str, Any]:
+    """The machine, and versions of what compiles and disassembles."""
+    about = machine()
+    for package in PACKAGES:
+        try:
+            about["versions"][package] = version(package)
+        except PackageNotFoundError:
+            about["versions"][package] = "not installed"
+    return about
+
+
 def main() -> None:
     """Count, print, write the JSON."""
     decoders = [k for k in SOURCES["decode"] if k.startswith("decode")]
@@ -276,12 +291,7 @@ def main() -> None:
     results = [count(k, int(arch), args.bits, args.listing) for arch in args.arch.split(",") for k in kernels]
     for result in results:
         show(result)
-    about = machine()
-    for package in PACKAGES:
-        try:
-            about["versions"][package] = version(package)
-        except PackageNotFoundError:
-            about["versions"][package] = "not installed"
+    about = described()
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-sass.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     how = " ".join((__doc__ or "").partition("How it is counted: ")[2].partition("Results go")[0].split())

@@ -18,6 +18,7 @@ from test_torch_linear import DTYPES, SHAPES, _tiles, error, fused, never_whole,
 
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.torch import CompressedTensor, WCodecLinear, decompress_model, load_compressed, save_file
+from wcodec.torch import held as held_module
 from wcodec.torch import products as products_module
 
 NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -227,6 +228,25 @@ def test_nothing_decoded_is_kept_for_the_backward_pass(mode: str) -> None:
         layer(weight(2, 96).requires_grad_())
     assert any(isinstance(t, CompressedTensor) for t in kept)
     assert sum(t.numel() for t in kept if not isinstance(t, CompressedTensor)) <= 2 * 300
+
+
+def test_gradients_are_taken_as_the_product_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them tile by tile, or none."""
+    dense, scale = quantised(64, 96)
+    w, scale = fused(dense), scale.requires_grad_()
+
+    def run(tiled: bool) -> None:
+        x, back = torch.randn(2, 96, requires_grad=True), torch.randn(2, 64, requires_grad=True)
+        linear(x, w, None, scale, tiled).sum().backward()
+        grad_input(back, w, scale, tiled).sum().backward()
+
+    with monkeypatch.context() as patch:
+        never_whole(patch)
+        run(True)
+        with pytest.raises(AssertionError, match="as a whole"):
+            run(False)
+    monkeypatch.setattr(held_module.Held, "row_tiles", lambda held: pytest.fail("a tile was decoded"))
+    run(False)
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------------------

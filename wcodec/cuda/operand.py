@@ -19,7 +19,7 @@ BLOCK: Final = 256  #: threads of a block
 WARPS: Final = BLOCK // 32
 RECORD: Final = np.dtype([("codes", "<u4"), ("lower", "<u4"), ("patches", "<u4"), ("info", "<u4")])  #: of ``kernels/operand.cuh``
 MOST_SIDE: Final = (1 << 31) - 1
-MOST_UNITS: Final = 1 << 32  #: of a payload, of 16 bytes
+MOST_NBYTES: Final = 1 << 32  #: of a payload
 
 #: What kernels call the weights' dtypes.
 WEIGHTS: Final = {"bfloat16": "bf16", "int8": "int8", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
@@ -80,7 +80,7 @@ class Operand:
 def kernel_problem(t: TensorRecord) -> str | None:
     """Why kernels cannot read a tensor: it is no operand, or too large; ``None`` if they can."""
     problem = operand_problem(t)
-    if problem is None and (max(t.shape) > MOST_SIDE or t.payload_nbytes // ALIGN >= MOST_UNITS):
+    if problem is None and (max(t.shape) > MOST_SIDE or t.payload_nbytes >= MOST_NBYTES):
         return "it is too large"
     return problem
 

@@ -56,20 +56,26 @@ DEVICE uint4 gather_x(const Product &p, u32 row, u32 col, u32 end) {
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// A part of x, columns from `first` on, zeros from `end` on: for each 32 columns and 8 rows, there are 8 columns a lane, as
-// `multiply_tile` wants them.
+// Where vector i of a part of x comes from: for each 32 columns and 8 rows, there are 8 columns a lane, as `multiply_words` wants them.
+template <u32 GROUPS>
+DEVICE u32 staged_row(u32 i) { return i / LANES % GROUPS * 8 + i % LANES / 4; }
+template <u32 GROUPS>
+DEVICE u32 staged_col(u32 i) { return i / (LANES * GROUPS) * TILE_COLS + i % 4 * 8; }
+
+// A part of x, columns from `first` on, zeros from `end` on.
 template <u32 GROUPS, u32 VECTORS>
 DEVICE void stage_x(uint4 *part, const Product &p, u32 first, u32 end) {
-    const bool together = p.x % 16 == 0 && p.n_cols % 8 == 0;
+    if (p.x % 16 == 0 && p.n_cols % 8 == 0) {
 #pragma unroll
-    for (u32 i = threadIdx.x; i < VECTORS; i += BLOCK_THREADS) {
-        const u32 row = i / LANES % GROUPS * 8 + i % LANES / 4, col = first + i / (LANES * GROUPS) * TILE_COLS + i % 4 * 8;
-        if (together) {
+        for (u32 i = threadIdx.x; i < VECTORS; i += BLOCK_THREADS) {
+            const u32 row = staged_row<GROUPS>(i), col = first + staged_col<GROUPS>(i);
             const bool wanted = row < p.n_batch && col < end;
             copy_vector(part + i, pointer<const uint4>(p.x + (wanted ? 2 * ((u64)row * p.n_cols + col) : 0)), wanted);
-        } else {
-            part[i] = gather_x(p, row, col, end);
         }
+    } else {
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < VECTORS; i += BLOCK_THREADS)
+            part[i] = gather_x(p, staged_row<GROUPS>(i), first + staged_col<GROUPS>(i), end);
     }
 }
 
@@ -83,11 +89,12 @@ struct Current {
 
 DEVICE u32 tile_of_patch(const Patches &patches, const Band &band, u32 first) {
     const u32 element = element_of(patches);
-    return element == NEVER ? (u32)NEVER : first + element / tile_words(band);
+    return element == NEVER ? (u32)NEVER : first + element / band.n_words;
 }
 
 DEVICE void await_patches(Current &current, const Band (&bands)[2]) {
-    current.due = least(tile_of_patch(current.patches[0], bands[0], current.first), tile_of_patch(current.patches[1], bands[1], current.first));
+    const u32 due[2] = {tile_of_patch(current.patches[0], bands[0], current.first), tile_of_patch(current.patches[1], bands[1], current.first)};
+    current.due = __shfl_sync(ALL_LANES, least(due[0], due[1]), 0);  // so that the compiler knows that it is the same in all lanes
 }
 
 template <class Weights>
@@ -97,76 +104,74 @@ DEVICE void enter_segment(Current &current, const Band (&bands)[2], const Record
     for (u32 b = 0; b < 2; b++) {
         current.base[b] = base_of(records[b]);
         if constexpr (Weights::HAS_PATCHES)
-            current.patches[b] = patches_of(bands[b], records[b], (tile - current.first) * tile_words(bands[b]));
+            current.patches[b] = patches_of(bands[b], records[b], (tile - current.first) * bands[b].n_words);
     }
     if constexpr (Weights::HAS_PATCHES) await_patches(current, bands);
 }
 
-// Raw planes: tiles are loaded AHEAD before they are used, whatever segments they are in.
+// Raw planes: rounds of COUNT tiles are loaded while the round before is multiplied. A segment is a number of whole rounds; what is
+// left behind the last one, and all tiles of bands that are cut off, are loaded one by one.
 template <class Weights, u32 COUNT>
 struct RawTiles {
-    enum { AHEAD = COUNT };
+    enum { AHEAD = COUNT, HAS_REST = 1, TILE_NBYTES = 16 * BAND_ROWS };  // nbytes: of plane 0
     Piece<Weights> pieces[COUNT][2];
-    Cursor<Weights> cursors[2];
-    Record following[2];  // of the segment behind
-    u32 tile, end;        // the next to load; behind the last whole one
+    Place<Weights> places[2];  // of the round that is loaded next
+    u32 end;                   // behind the last whole round; 0 if there is none
+    bool more;                 // whether there is a round to be loaded
 };
 
 template <class Weights, u32 COUNT>
-DEVICE void follow(RawTiles<Weights, COUNT> &tiles, const Band (&bands)[2], u32 segment) {
+DEVICE void load_tile(RawTiles<Weights, COUNT> &tiles, u32 i) {
 #pragma unroll
-    for (u32 b = 0; b < 2; b++)
-        if (segment * SEGMENT_TILES < tiles.end) tiles.following[b] = record_of(bands[b], segment);
+    for (u32 b = 0; b < 2; b++) tiles.pieces[i][b] = load_piece(tiles.places[b], i * tiles.TILE_NBYTES, true);
 }
 
+// `round` is the first tile of the next round to be loaded.
 template <class Weights, u32 COUNT>
-DEVICE void load_tile(RawTiles<Weights, COUNT> &tiles, const Band (&bands)[2], u32 i) {
-    if (tiles.tile >= tiles.end) return;
-    if (i == 0 && tiles.tile % SEGMENT_TILES == 0) {  // parts start at multiples of COUNT, which divides a segment
-    #pragma unroll
-    for (u32 b = 0; b < 2; b++) tiles.cursors[b] = cursor_at<Weights>(bands[b], tiles.following[b], 0);
-        follow(tiles, bands, tiles.tile / SEGMENT_TILES + 1);
-    }
+DEVICE void prepare_round(RawTiles<Weights, COUNT> &tiles, const Band (&bands)[2], u32 round) {
+    tiles.more = round < tiles.end;
+    if (tiles.more && round % SEGMENT_TILES == 0) {
 #pragma unroll
-    for (u32 b = 0; b < 2; b++) tiles.pieces[i][b] = load_piece(tiles.cursors[b], true);
-    ++tiles.tile;
+        for (u32 b = 0; b < 2; b++) tiles.places[b] = place_of<Weights>(bands[b], record_of(bands[b], round / SEGMENT_TILES), 0);
+    } else {
+#pragma unroll
+        for (u32 b = 0; b < 2; b++) advance(tiles.places[b], COUNT * tiles.TILE_NBYTES);
+    }
 }
 
 template <class Weights, u32 COUNT>
 DEVICE void start(RawTiles<Weights, COUNT> &tiles, const Band (&bands)[2], u32 first, u32 end) {
-    tiles.tile = first, tiles.end = end;
+    const bool full = bands[0].height == BAND_ROWS && bands[1].height == BAND_ROWS && first + COUNT <= end;
+    tiles.end = full ? end - (end - first) % COUNT : 0;
+    if (!full) return;
 #pragma unroll
-    for (u32 i = 0; i < COUNT; i++) tiles.pieces[i][0] = tiles.pieces[i][1] = {};
-    if (first >= end) return;
+    for (u32 b = 0; b < 2; b++) tiles.places[b] = place_of<Weights>(bands[b], record_of(bands[b], first / SEGMENT_TILES), first % SEGMENT_TILES);
 #pragma unroll
-    for (u32 b = 0; b < 2; b++) {
-        tiles.following[b] = record_of(bands[b], first / SEGMENT_TILES);
-        tiles.cursors[b] = cursor_at<Weights>(bands[b], tiles.following[b], first % SEGMENT_TILES);
-    }
-    if (first % SEGMENT_TILES) follow(tiles, bands, first / SEGMENT_TILES + 1);
-#pragma unroll
-    for (u32 i = 0; i < COUNT; i++) load_tile(tiles, bands, i);
+    for (u32 i = 0; i < COUNT; i++) load_tile(tiles, i);
 }
 
 template <class Weights, u32 COUNT>
 DEVICE void enter(RawTiles<Weights, COUNT> &, const Band (&)[2], const Record (&)[2], u32) {}
 
+// The i-th tile of a round.
 template <class Weights, u32 COUNT>
-DEVICE void take_tile(RawTiles<Weights, COUNT> &tiles, const Band (&bands)[2], u32 i, Piece<Weights> (&out)[2]) {
-    out[0] = tiles.pieces[i][0], out[1] = tiles.pieces[i][1];
-    load_tile(tiles, bands, i);
+DEVICE void take_tile(RawTiles<Weights, COUNT> &tiles, u32 i, const u32 (&base)[2], Eight<Weights> (&words)[2]) {
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) words[b] = merge_piece<Weights>(tiles.pieces[i][b], base[b]);
+    if (tiles.more) load_tile(tiles, i);
 }
 
-// Plane 0 is a stream of symbols in some segments, or all. Parts are whole segments.
+// Plane 0 is a stream of symbols in some segments, or all. Parts are whole segments, a round is a tile.
 template <class Weights>
 struct CodedTiles {
-    enum { AHEAD = 1 };
+    enum { AHEAD = 1, HAS_REST = 0 };
     Coder coder;
     uint4 *buffer;  // of the warp, for two streams
     Stream streams[2];
     bool coded[2];
-    Cursor<Weights> cursors[2];
-    Piece<Weights> pieces[2];
+    Piece<Weights> pieces[1][2];
+    Place<Weights> places[2];
+    u32 step[2];    // bytes of a tile of plane 0
     u32 left, end;  // whole tiles of the segment that are not loaded yet; of the matrix
 };
 
@@ -174,12 +179,21 @@ template <class Weights>
 DEVICE void load_tile(CodedTiles<Weights> &tiles) {
     if (tiles.left == 0) return;
 #pragma unroll
-    for (u32 b = 0; b < 2; b++) tiles.pieces[b] = load_piece(tiles.cursors[b], !tiles.coded[b]);
+    for (u32 b = 0; b < 2; b++) {
+        tiles.pieces[0][b] = load_piece(tiles.places[b], 0, !tiles.coded[b]);
+        advance(tiles.places[b], tiles.step[b]);
+    }
     --tiles.left;
 }
 
 template <class Weights>
-DEVICE void start(CodedTiles<Weights> &tiles, const Band (&)[2], u32, u32 end) { tiles.end = end; }
+DEVICE void start(CodedTiles<Weights> &tiles, const Band (&bands)[2], u32, u32 end) {
+    tiles.end = end;
+    tiles.step[0] = bands[0].n_words / 2, tiles.step[1] = bands[1].n_words / 2;
+}
+
+template <class Weights>
+DEVICE void prepare_round(CodedTiles<Weights> &, const Band (&)[2], u32) {}
 
 template <class Weights>
 DEVICE void enter(CodedTiles<Weights> &tiles, const Band (&bands)[2], const Record (&records)[2], u32 tile) {
@@ -188,32 +202,34 @@ DEVICE void enter(CodedTiles<Weights> &tiles, const Band (&bands)[2], const Reco
 #pragma unroll
     for (u32 b = 0; b < 2; b++) {
         tiles.coded[b] = is_coded(records[b]);
-        tiles.cursors[b] = cursor_at<Weights>(bands[b], records[b], 0);
+        tiles.places[b] = place_of<Weights>(bands[b], records[b], 0);
         if (tiles.coded[b]) tiles.streams[b] = stream_of(bands[b], records[b], tiles.buffer + b * BUFFER_UNITS);
     }
     load_tile(tiles);
 }
 
 template <class Weights>
-DEVICE void take_tile(CodedTiles<Weights> &tiles, const Band (&)[2], u32, Piece<Weights> (&out)[2]) {
-    out[0] = tiles.pieces[0], out[1] = tiles.pieces[1];
+DEVICE void take_tile(CodedTiles<Weights> &tiles, u32, const u32 (&base)[2], Eight<Weights> (&words)[2]) {
+    Piece<Weights> pieces[2] = {tiles.pieces[0][0], tiles.pieces[0][1]};
     load_tile(tiles);
     if (tiles.coded[0] && tiles.coded[1]) {
-        decode_two(tiles.streams[0], tiles.streams[1], tiles.coder, out[0].codes, out[1].codes);
-        return;
+        decode_two(tiles.streams[0], tiles.streams[1], tiles.coder, pieces[0].codes, pieces[1].codes);
+    } else {
+#pragma unroll
+        for (u32 b = 0; b < 2; b++) {
+            if (!tiles.coded[b]) continue;
+            refill(tiles.streams[b]);
+            pieces[b].codes = decode_group(tiles.streams[b], tiles.coder);
+        }
     }
 #pragma unroll
-    for (u32 b = 0; b < 2; b++) {
-        if (!tiles.coded[b]) continue;
-        refill(tiles.streams[b]);
-        out[b].codes = decode_group(tiles.streams[b], tiles.coder);
-    }
+    for (u32 b = 0; b < 2; b++) words[b] = merge_piece<Weights>(pieces[b], base[b]);
 }
 
 // ---- products ----------------------------------------------------------------------------------------------------------------------
 // Words of two bands times 32 columns of x.
 template <class Weights, class Float, u32 GROUPS>
-DEVICE void multiply_tile(Sums<GROUPS> &sums, const Eight<Weights> (&words)[2], const uint4 *x) {
+DEVICE void multiply_words(Sums<GROUPS> &sums, const Eight<Weights> (&words)[2], const uint4 *x) {
     u32 upper[4], lower[4];
     Weights::widen(Float(), upper, words[0].data);
     Weights::widen(Float(), lower, words[1].data);
@@ -225,18 +241,41 @@ DEVICE void multiply_tile(Sums<GROUPS> &sums, const Eight<Weights> (&words)[2], 
     }
 }
 
+// Of a whole tile.
 template <class Weights>
-DEVICE void merge_tile(Eight<Weights> (&words)[2], const Piece<Weights> (&pieces)[2], Current &current, const Band (&bands)[2], u32 tile) {
-#pragma unroll
-    for (u32 b = 0; b < 2; b++) words[b] = merge_piece<Weights>(pieces[b], current.base[b]);
+DEVICE void patch_tile(Eight<Weights> (&words)[2], Current &current, const Band (&bands)[2], u32 tile) {
     if constexpr (Weights::HAS_PATCHES) {
         if (current.due > tile) return;
 #pragma unroll
-    #pragma unroll
-    for (u32 b = 0; b < 2; b++)
-            apply_patches(current.patches[b], bands[b], (tile - current.first) * tile_words(bands[b]), TILE_COLS, words[b].data);
+        for (u32 b = 0; b < 2; b++)
+            apply_patches(current.patches[b], bands[b], (tile - current.first) * bands[b].n_words, TILE_COLS, words[b].data);
         await_patches(current, bands);
     }
+}
+
+// A whole tile that was not loaded ahead.
+template <class Weights, class Float, u32 GROUPS>
+DEVICE void multiply_tile(Sums<GROUPS> &sums, Current &current, const Band (&bands)[2], u32 tile, const uint4 *x) {
+    Eight<Weights> words[2];
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) {
+        const Record record = record_of(bands[b], tile / SEGMENT_TILES);
+        words[b] = merge_piece<Weights>(load_piece(place_of<Weights>(bands[b], record, tile - current.first), 0, true), current.base[b]);
+    }
+    patch_tile<Weights>(words, current, bands, tile);
+    multiply_words<Weights, Float, GROUPS>(sums, words, x);
+}
+
+// The tile at the right edge, which has `width` columns.
+template <class Weights, class Float, u32 GROUPS>
+DEVICE void multiply_edge(Sums<GROUPS> &sums, u32 width, Current &current, const Band (&bands)[2], u32 tile, const uint4 *x) {
+    Eight<Weights> words[2];
+#pragma unroll
+    for (u32 b = 0; b < 2; b++) {
+        const Record record = record_of(bands[b], tile / SEGMENT_TILES);
+        words[b] = gather_words<Weights>(bands[b], record, (tile - current.first) * bands[b].n_words, width, current.patches[b]);
+    }
+    multiply_words<Weights, Float, GROUPS>(sums, words, x);
 }
 
 // The block's rows of W, and one part of its columns, `part_tiles` tiles wide. Sums go to y, or to `parts` if there are several.
@@ -246,7 +285,7 @@ DEVICE void linear(const Operand &operand, const Product &p, Tiles &tiles, u32 n
     static_assert(STAGE_TILES % Tiles::AHEAD == 0 && SEGMENT_TILES % STAGE_TILES == 0, "segments are whole stages, stages whole rounds");
     __shared__ uint4 staged[2][VECTORS];
     const u32 n_row_tiles = ceil_div(p.n_rows, ROW_TILE), n_tiles = ceil_div(p.n_cols, TILE_COLS);
-    const u32 row_tile = blockIdx.x / n_parts * BLOCK_WARPS + warp_id(), part = blockIdx.x % n_parts;
+    const u32 row_tile = blockIdx.x / n_parts * BLOCK_WARPS + uniform_warp_id(), part = blockIdx.x % n_parts;
     const u32 first = part * part_tiles, end = least(n_tiles, first + part_tiles), end_col = least(p.n_cols, end * TILE_COLS);
     const u32 whole = least(end, tiles_of(p.n_cols)), edge_width = p.n_cols % TILE_COLS;  // all but the last tile are whole
     const bool has_rows = row_tile < n_row_tiles;
@@ -270,31 +309,23 @@ DEVICE void linear(const Operand &operand, const Product &p, Tiles &tiles, u32 n
                 enter(tiles, bands, records, tile);
             }
             const uint4 *x = staged[stage];
-            const u32 stop = least(next, whole);
+            constexpr u32 AHEAD = Tiles::AHEAD;
 #pragma unroll 1
-            while (tile < stop) {
+            for (const u32 stop = least(next, tiles.end); tile < stop; tile += AHEAD, x += AHEAD * LANES * GROUPS) {
+                prepare_round(tiles, bands, tile + AHEAD);
 #pragma unroll
-                for (u32 i = 0; i < Tiles::AHEAD; i++) {
-                    if (i > 0 && tile >= stop) break;
-                    Piece<Weights> pieces[2];
+                for (u32 i = 0; i < AHEAD; i++) {
                     Eight<Weights> words[2];
-                    take_tile(tiles, bands, i, pieces);
-                    merge_tile(words, pieces, current, bands, tile);
-                    multiply_tile<Weights, Float, GROUPS>(sums, words, x);
-                    x += LANES * GROUPS;
-                    ++tile;
+                    take_tile(tiles, i, current.base, words);
+                    patch_tile<Weights>(words, current, bands, tile + i);
+                    multiply_words<Weights, Float, GROUPS>(sums, words, x + i * LANES * GROUPS);
                 }
             }
-            if (edge_width && tile == tiles_of(p.n_cols) && tile < least(next, end)) {
-                Eight<Weights> words[2];
-#pragma unroll
-            #pragma unroll
-    for (u32 b = 0; b < 2; b++) {
-                    const u32 from = (tile - current.first) * tile_words(bands[b]);
-                    words[b] = gather_words<Weights>(bands[b], record_of(bands[b], tile / SEGMENT_TILES), from, edge_width, current.patches[b]);
-                }
-                multiply_tile<Weights, Float, GROUPS>(sums, words, x);
-            }
+#pragma unroll 1
+            for (const u32 stop = least(next, whole); Tiles::HAS_REST && tile < stop; tile++, x += LANES * GROUPS)
+                multiply_tile<Weights, Float, GROUPS>(sums, current, bands, tile, x);
+            if (edge_width && tile == tiles_of(p.n_cols) && tile < least(next, end))
+                multiply_edge<Weights, Float, GROUPS>(sums, edge_width, current, bands, tile, x);
         }
         tile = next;
     }
@@ -324,9 +355,16 @@ DEVICE void linear_coded(const Operand &operand, const Product &p, u32 n_parts, 
     linear<Weights, Float, GROUPS, BLOCK_THREADS>(operand, p, tiles, n_parts, part_tiles, parts);
 }
 
-// A source defines WEIGHTS and FLOAT, and NAME to name kernels after them.
-#define LINEAR(name, call)                                                                                              \
-    KERNEL __launch_bounds__(BLOCK_THREADS, 2)                                                                          \
+// Blocks that registers of a multiprocessor shall suffice for; compilers for sm_120 want more for the same.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+enum { MANY_SUMS_BLOCKS = 1 };
+#else
+enum { MANY_SUMS_BLOCKS = 2 };
+#endif
+
+// A source defines WEIGHTS and FLOAT, and names its kernels.
+#define LINEAR(name, blocks, call)                                                                                      \
+    KERNEL __launch_bounds__(BLOCK_THREADS, blocks)                                                                          \
     name(u64 payload, u64 records, u64 luts, u32 n_rows, u32 n_cols, u32 prob_bits, u64 x, u64 y, u64 bias, u64 scale,  \
          u32 n_batch, u32 n_parts, u32 part_tiles, u64 parts) {                                                         \
         const Operand operand = {payload, records, luts, n_rows, n_cols, prob_bits};                                    \
@@ -335,11 +373,11 @@ DEVICE void linear_coded(const Operand &operand, const Product &p, u32 n_parts, 
     }
 
 #define LINEARS(raw_8, raw_16, raw_32, raw_64, coded_8, coded_16, coded_32, coded_64)      \
-    LINEAR(raw_8, (linear_raw<WEIGHTS, FLOAT, 1, 512, 4>))                                 \
-    LINEAR(raw_16, (linear_raw<WEIGHTS, FLOAT, 2, 512, 4>))                                \
-    LINEAR(raw_32, (linear_raw<WEIGHTS, FLOAT, 4, 1024, 4>))                               \
-    LINEAR(raw_64, (linear_raw<WEIGHTS, FLOAT, 8, 1024, 2>))                               \
-    LINEAR(coded_8, (linear_coded<WEIGHTS, FLOAT, 1>))                                     \
-    LINEAR(coded_16, (linear_coded<WEIGHTS, FLOAT, 2>))                                    \
-    LINEAR(coded_32, (linear_coded<WEIGHTS, FLOAT, 4>))                                    \
-    LINEAR(coded_64, (linear_coded<WEIGHTS, FLOAT, 8>))
+    LINEAR(raw_8, 2, (linear_raw<WEIGHTS, FLOAT, 1, 512, 4>))                                 \
+    LINEAR(raw_16, 2, (linear_raw<WEIGHTS, FLOAT, 2, 512, 4>))                                \
+    LINEAR(raw_32, MANY_SUMS_BLOCKS, (linear_raw<WEIGHTS, FLOAT, 4, 1024, 2>))                               \
+    LINEAR(raw_64, MANY_SUMS_BLOCKS, (linear_raw<WEIGHTS, FLOAT, 8, 1024, 1>))                               \
+    LINEAR(coded_8, 2, (linear_coded<WEIGHTS, FLOAT, 1>))                                     \
+    LINEAR(coded_16, 2, (linear_coded<WEIGHTS, FLOAT, 2>))                                    \
+    LINEAR(coded_32, 2, (linear_coded<WEIGHTS, FLOAT, 4>))                                    \
+    LINEAR(coded_64, 1, (linear_coded<WEIGHTS, FLOAT, 8>))

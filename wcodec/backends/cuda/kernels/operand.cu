@@ -4,7 +4,8 @@
 // ---- from operands to words ------------------------------------------------------------------------------------------------------
 // Eight words of a row, at a multiple of a word.
 template <class Weights>
-DEVICE void store_eight(u64 address, const Eight<Weights> &words, u32 n) {
+DEVICE void store_eight(u64 address, Eight<Weights> words, u32 n) {
+    if constexpr (Weights::IS_OFFSET) words.data[0] ^= 0x80808080u, words.data[1] ^= 0x80808080u;
     if (n == LANE_WORDS && address % (LANE_WORDS * Weights::NBYTES) == 0) store_vectors<Weights::NBYTES, true>(address, words);
     else store_words<Weights::NBYTES, true>(address, words, n);
 }
@@ -18,27 +19,28 @@ DEVICE void expand_segment(const Operand &operand, const Coder &coder, uint4 *bu
     const u32 n_tiles = n_cols / TILE_COLS, width = n_cols % TILE_COLS;  // whole ones, and what is left
     const u32 row = band_number * BAND_ROWS + lane_id() / 4, left = lane_id() % 4 * LANE_WORDS;
     const bool coded = is_coded(record), has_row = row < operand.n_rows;
-    Cursor<Weights> cursor = cursor_at<Weights>(band, record, 0);
+    Place<Weights> place = place_of<Weights>(band, record, 0);
     Patches patches = {};
     if constexpr (Weights::HAS_PATCHES) patches = patches_of(band, record, 0);
     Stream stream = {};
     if (coded) stream = stream_of(band, record, buffer);
     u64 at = out + Weights::NBYTES * ((u64)row * operand.n_cols + first * TILE_COLS + left);
     Piece<Weights> ahead = {};
-    if (n_tiles > 0) ahead = load_piece(cursor, !coded);
+    if (n_tiles > 0) ahead = load_piece(place, 0, !coded);
     for (u32 tile = 0; tile < n_tiles; tile++, at += Weights::NBYTES * TILE_COLS) {
         Piece<Weights> piece = ahead;
-        if (tile + 1 < n_tiles) ahead = load_piece(cursor, !coded);
+        advance(place, band.n_words / 2);
+        if (tile + 1 < n_tiles) ahead = load_piece(place, 0, !coded);
         if (coded) {
             refill(stream);
             piece.codes = decode_group(stream, coder);
         }
         Eight<Weights> words = merge_piece<Weights>(piece, base_of(record));
-        if constexpr (Weights::HAS_PATCHES) apply_patches(patches, band, tile * tile_words(band), TILE_COLS, words.data);
+        if constexpr (Weights::HAS_PATCHES) apply_patches(patches, band, tile * band.n_words, TILE_COLS, words.data);
         if (has_row) store_eight<Weights>(at, words, LANE_WORDS);
     }
     if (width == 0) return;
-    const Eight<Weights> words = gather_words<Weights>(band, record, n_tiles * tile_words(band), width, patches);
+    const Eight<Weights> words = gather_words<Weights>(band, record, n_tiles * band.n_words, width, patches);
     if (has_row && left < width) store_eight<Weights>(at, words, least(LANE_WORDS, width - left));
 }
 
