@@ -38,6 +38,7 @@ FLAGS = {
     "Difference": "Differences from another checkpoint, or what they are taken from.",
     "PerTile": "Each tile has a mode of its own.",
     "Patches": "Words outside of the window.",
+    "Operand": "All tensors are operands (chapter 14.1); `rans` or `fixed` in the id says whether a segment is coded.",
     "UnusualEncoder": "Legal, and nothing that the project's encoder writes.",
     "DeflatedIndex": "The index is one zlib stream.",
     "Truncated": "The file was cut short.",

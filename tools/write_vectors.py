@@ -20,6 +20,7 @@ sys.path[:0] = [str(TOOLS), str(TOOLS.parent)]
 
 import cases_accept  # noqa: E402
 import cases_modes  # noqa: E402
+import cases_operands  # noqa: E402
 import cases_reject  # noqa: E402
 import cases_reject_modes  # noqa: E402
 from cases import FLAGS, Case, sha256  # noqa: E402
@@ -60,9 +61,8 @@ HEAD = {
 
 def all_cases() -> list[Case]:
     """All cases, by name."""
-    cases = sorted(
-        [c for module in (cases_accept, cases_modes, cases_reject, cases_reject_modes) for c in module.cases()], key=lambda c: c.id
-    )
+    modules = (cases_accept, cases_modes, cases_operands, cases_reject, cases_reject_modes)
+    cases = sorted([c for module in modules for c in module.cases()], key=lambda c: c.id)
     if len({c.id for c in cases}) != len(cases):
         raise ValueError("two cases have one id")
     unknown = {f for c in cases for f in c.flags} ^ set(FLAGS)

@@ -35,10 +35,12 @@ def _problem_of_tensor(t: TensorRecord) -> str | None:
     g = t.geometry
     if t.dtype.name not in DTYPES:
         return f"dtype {t.dtype.name}"
-    if len(t.shape) != 2 or t.row_rank != 1:
-        return f"{len(t.shape)} dimensions, {t.row_rank} of them rows"
+    if len(t.shape) != 2:
+        return f"{len(t.shape)} dimensions"
     if g.n_segments == 0:
         return "it is empty"
+    if t.row_rank != 1:
+        return f"row_rank {t.row_rank}"
     if t.difference != Difference.NONE:
         return "it is a difference from a base"
     if (g.segment_rows, g.segment_cols) != SEGMENT:

@@ -131,7 +131,7 @@ class Planner:
 
     def start_tensor(self) -> None:
         """The next chunk is the first one of a tensor."""
-        self.operands.table = None
+        self.operands.start_tensor()
 
     def plan(self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms) -> SegmentPlan:
         """Plan the segments of `words`, which `geometry` covers exactly."""

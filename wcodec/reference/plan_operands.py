@@ -41,6 +41,11 @@ def _own_windows(top: Counts) -> Counts:
     return np.asarray(np.argmax(ends[:, 16:] - ends[:, :-16], axis=1), np.int64)
 
 
+def _inside(top: Counts, base: Counts) -> Counts:
+    """How many words of each segment lie in its window, given histograms of top bytes (n, 256)."""
+    return np.asarray(np.take_along_axis(top, base[:, None] + np.arange(16), axis=1).sum(axis=1), np.int64)
+
+
 class Operands:
     """Choices for one chunk after another.
 
@@ -53,11 +58,18 @@ class Operands:
     ----------
     table
         Number of the table of the tensor that is planned, once a segment of it is coded.
+    window
+        Base and fill code of its last chunk: a table suits codes of one window.
     """
 
     def __init__(self, tables: Tables) -> None:
         self.tables, self.coded = tables, tables.options.operand == "rans"
+        self.start_tensor()
+
+    def start_tensor(self) -> None:
+        """The next chunk is the first one of a tensor."""
         self.table: int | None = None
+        self.window: tuple[int, int] | None = None
 
     def choose(self, chunk: Chunk) -> tuple[Windows, list[Choice]]:
         """Windows and choices of the planes of all segments."""
@@ -70,32 +82,32 @@ class Operands:
             windows, lower = self._windows(chunk), Choice.raw(chunk.size)
         top = Choice.raw(half)
         if windows.codes is not None:
-            self._code(top, windows.codes, half, self._whole(chunk) & windows.few(chunk.size))
+            self._code(top, windows.codes, self._whole(chunk) & windows.few(chunk.size))
         return windows, [top, lower]
 
     def _windows(self, chunk: Chunk) -> Windows:
         """One window for all segments but those of which it leaves out too much: these have their own."""
         n, size = chunk.size.size, chunk.size
-        ids = np.arange(min(n, SAMPLED)) * n // min(n, SAMPLED)
-        base, fill = window_of(chunk.histogram(segments=ids, planes=(0,))[:, 0].sum(axis=0))
+        if self.window is None:
+            ids = np.arange(min(n, SAMPLED)) * n // min(n, SAMPLED)
+            self.window = window_of(chunk.histogram(segments=ids, planes=(0,))[:, 0].sum(axis=0))
+        base, fill = self.window
         counts = chunk.histogram(base=base, fill=fill, planes=(0,)) if self.coded else chunk.histogram(planes=(0,))
         codes, top = counts[:, 0] if self.coded else None, counts[:, -1]
-        better = window_of(top.sum(axis=0))[0]
-        outside = size - top[:, base : base + 16].sum(axis=1)
-        if (int(outside.sum()) - int((size - top[:, better : better + 16].sum(axis=1)).sum())) << 10 > int(size.sum()):
-            outside = size - top[:, better : better + 16].sum(axis=1)  # the sample has misled
+        better = window_of(top.sum(axis=0))
+        bases, fills = np.full(n, better[0]), np.full(n, fill, np.uint8)
+        if int((_inside(top, bases) - _inside(top, np.full(n, base))).sum()) << 10 <= int(size.sum()):
+            bases[:] = base
         else:
-            better = base
-        many = outside * MAX_PATCHES > size
-        bases, fills = np.full(n, better), np.full(n, fill, np.uint8)
+            self.window = better  # the sample, or the chunk before, has misled
+        many = (size - _inside(top, bases)) * MAX_PATCHES > size
         bases[many] = _own_windows(top[many])
         for b in np.unique(bases[bases != base]).tolist():
             ids = np.flatnonzero(bases == b)
-            outside[ids] = size[ids] - top[ids, b : b + 16].sum(axis=1)
             fills[ids] = np.argmax(top[ids, b : b + 16].sum(axis=0))
             if codes is not None:
                 codes[ids] = chunk.histogram(segments=ids, base=b, fill=int(fills[ids[0]]), planes=())[:, 0]
-        return Windows(bases.astype(np.uint8), fills, outside, codes)
+        return Windows(bases.astype(np.uint8), fills, size - _inside(top, bases), codes)
 
     @staticmethod
     def _whole(chunk: Chunk) -> NDArray[np.bool_]:
@@ -103,7 +115,7 @@ class Operands:
         heights, widths = chunk.geometry.sizes()
         return np.asarray((heights == OPERAND_SEGMENT[0]) & (widths % OPERAND_TILE[1] == 0))
 
-    def _code(self, out: Choice, counts: Counts, half: Counts, may: NDArray[np.bool_]) -> None:
+    def _code(self, out: Choice, counts: Counts, may: NDArray[np.bool_]) -> None:
         """Code plane 0 where that makes it smaller, under the tensor's table, or a new one if it saves more than its own bytes."""
         if not may.any():
             return
