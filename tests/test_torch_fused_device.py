@@ -436,3 +436,18 @@ def test_transformers(how: bool | str, tmp_path: Path) -> None:
     for wrong, message in (({"resident": True, "fused": "other"}, "operand 'other'"), ({"fused": "rans"}, "resident=True")):
         with pytest.raises((EncodeError, ValueError), match=message):
             WCodecConfig(**wrong)
+
+
+def test_sizes_in_the_readme() -> None:
+    """What is held of a Gaussian 4096 x 4096 matrix."""
+    dense = torch.randn(4096, 4096) * 0.02
+    scaled = dense / dense.abs().amax(1, keepdim=True)
+    for narrowed, due in (
+        (dense.bfloat16(), {"fixed": 0.751, "rans": 0.667}),
+        ((scaled * 127).round().to(torch.int8), {"fixed": 1.001, "rans": 0.906}),
+        ((scaled * 448).to(torch.float8_e4m3fn), {"fixed": 1.001, "rans": 0.835}),
+    ):
+        for form, part in due.items():
+            w = fused(narrowed, form)
+            assert w.stream.numel() / narrowed.nbytes == pytest.approx(part, abs=0.001)
+            assert form_of(w) == form

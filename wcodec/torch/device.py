@@ -187,6 +187,12 @@ def current_stream(device: torch.device) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether work for a GPU goes to a graph, not to the GPU."""
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_current_stream_capturing())
+
+
 class DeviceBuffers(Buffers):
     """As `Buffers`. What was queued may still read a buffer that comes back: the stream that takes it next waits for that."""
 
@@ -195,7 +201,7 @@ class DeviceBuffers(Buffers):
         self._read: dict[int, torch.cuda.Event] = {}  #: by address: when all that read a buffer is done
 
     def take(self, nbytes: int) -> torch.Tensor:
-        if torch.cuda.is_current_stream_capturing():  # a graph has memory of its own, and waits for nothing outside of it
+        if is_capturing(self.device):  # a graph has memory of its own, and waits for nothing outside of it
             return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         buffer, stream = super().take(nbytes), torch.cuda.current_stream(self.device)
         done = self._read.pop(buffer.data_ptr(), None)
@@ -205,7 +211,7 @@ class DeviceBuffers(Buffers):
         return buffer
 
     def give(self, buffer: torch.Tensor) -> None:
-        if torch.cuda.is_current_stream_capturing():
+        if is_capturing(self.device):
             return
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(self.device))
@@ -222,7 +228,7 @@ class DeviceAhead(Ahead):
         self._next: tuple[Decodable, int, torch.Tensor, torch.cuda.Event] | None = None
 
     def decoded(self, held: Decodable) -> torch.Tensor:
-        if torch.cuda.is_current_stream_capturing():
+        if is_capturing(self.buffers.device):
             return self._decode(held)
         with self._lock:
             pending, self._next = self._next, None
