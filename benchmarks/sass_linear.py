@@ -30,7 +30,16 @@ BATCHES = {"8": 1, "16": 2, "32": 4, "64": 8}  #: groups of 8 rows of x that a k
 KINDS = ("linear_bf16_bf16", "linear_int8_bf16", "linear_int8_fp16", "linear_e4m3_bf16")  #: of those that are counted
 LANE_WEIGHTS = 16  #: of a lane, in two tiles
 TILE_PRODUCTS = 2  #: matrix instructions for them, a group
-BITS = {("bf16", "raw"): 12.0, ("bf16", "coded"): 10.65, ("int8", "raw"): 8.0, ("int8", "coded"): 7.3, ("e4m3", "raw"): 8.0, ("e4m3", "coded"): 6.7}
+BITS = {
+    ("bf16", "raw"): 12.0, ("bf16", "coded"): 10.65, ("int8", "raw"): 8.0, ("int8", "coded"): 7.3, ("e4m3", "raw"): 8.0, ("e4m3", "coded"): 6.7,
+}  # fmt: skip
+    ("bf16", "raw"): 12.0,
+    ("bf16", "coded"): 10.65,
+    ("int8", "raw"): 8.0,
+    ("int8", "coded"): 7.3,
+    ("e4m3", "raw"): 8.0,
+    ("e4m3", "coded"): 6.7,
+}
 MULTIPLY_ADD = ("IMAD", "IMAD32I", "FFMA", "FMUL", "HFMA2", "HMUL2", "FADD")
 
 PROCESSORS, CLOCK_HZ, COPY_NBYTES = 132, 1.98e9, 4.3e12  #: an H200: assumed, not measured here

@@ -1,93 +1,80 @@
-"""Products with weights in fused mode where kernels read them, against dense ones and float64: for a GPU and for the emulator."""
+"""Matrices as operands in the emulator's memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
+import ml_dtypes
+import numpy as np
+from cuda_cases import Array, Memory, address
+from cuda_emulator import EmulatedRuntime
 
-from wcodec.operands import operand_form
-from wcodec.torch import CompressedTensor, products
+import wcodec
+from wcodec.cuda.linear import linear, plan_linear
+from wcodec.cuda.operand import Operand
+from wcodec.files import File
+from wcodec.reference.plan import EncodeOptions
 
-NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
-
-#: dtype of the weight, form, dtype of x: all that kernels are made for.
-KINDS = [(torch.bfloat16, form, torch.bfloat16) for form in ("fixed", "rans")]
-KINDS += [(dtype, form, x) for dtype in NARROW for form, x in (("fixed", torch.bfloat16), ("rans", torch.float16))]
-
-
-def weight(*shape: int, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> torch.Tensor:
-    """Gaussian, of a size that the dtype makes something of."""
-    dense = torch.randn(*shape, device=device) * 0.02
-    return (dense * 1000).to(dtype) if dtype == torch.int8 else dense.to(dtype)
-
-
-def form_of(w: CompressedTensor) -> str | None:
-    """Of the stream of a weight."""
-    return operand_form(w.held._read_record())
+FORMS = ["fixed", "rans"]
+KINDS = {"bf16": ml_dtypes.bfloat16, "int8": np.int8, "e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
+FACTORS: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16}
+PAIRS = [(kind, factors) for kind in KINDS for factors in FACTORS if (kind, factors) != ("bf16", "fp16")]  #: that kernels multiply
+SPECIALS = np.array([0x0000, 0x8000, 0x0001, 0x807F, 0x7F80, 0xFF80, 0x7FC0, 0xFFC1, 0x7F81, 0x7F7F, 0xFF7F, 0x0080, 0x3F80], np.uint16)
 
 
-def operate(x: torch.Tensor, w: CompressedTensor, bias: torch.Tensor | None = None, scale: torch.Tensor | None = None) -> torch.Tensor:
-    """The operator, given a weight."""
-    return torch.ops.wcodec.linear(x, w, list(w.shape), w.dtype, bias, scale)  # type: ignore[no-any-return]
+def bf16_of(values: Array) -> Array:
+    """Words of the nearest bf16, of values that are finite."""
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
-def error(got: torch.Tensor, due: torch.Tensor) -> float:
-    """Relative, of the whole result, against float64."""
-    return float((got.double() - due).norm() / due.norm())
+def floats(words: Array) -> Array:
+    """Values of bf16 words, float32."""
+    return (words.astype(np.uint32) << 16).view(np.float32)
 
 
-def check_product(
-    w: CompressedTensor, dense: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None, scale: torch.Tensor | None = None
-) -> None:
-    """A product is as exact as PyTorch's with the dense weight, and the same when it is taken again."""
-    wide = dense.double() if scale is None else dense.double() * scale.double()[:, None]
-    due = F.linear(x.double(), wide, None if bias is None else bias.double())
-    usual = F.linear(x, products.dequantised(dense, scale, x.dtype), bias)
-    got = operate(x, w, bias, scale)
-    assert (got.dtype, got.shape, got.device) == (x.dtype, due.shape, x.device)
-    assert error(got, due) <= 1.5 * error(usual, due)
-    assert torch.equal(operate(x, w, bias, scale), got)
+def words_of(kind: str, shape: tuple[int, int], seed: int = 0) -> Array:
+    """A matrix of bf16 words that an encoder stores in pairs: at most one word in 100 is outside of a window."""
+    rng = np.random.default_rng([seed, *shape])
+    gaussian = bf16_of(rng.normal(0, 0.02, shape))
+    if kind == "specials":
+        return np.where(rng.random(shape) < 0.005, rng.choice(SPECIALS, shape), gaussian).astype(np.uint16)
+    if kind == "high":  # one window, at the very top
+        return (gaussian & 0x807F | rng.integers(240, 255, shape, dtype=np.uint16) << 7).astype(np.uint16)
+    if kind == "tiny":  # subnormals, and what is next to them
+        return (gaussian & 0x807F | rng.integers(0, 4, shape, dtype=np.uint16) << 7).astype(np.uint16)
+    return gaussian
 
 
-def check_gradients(w: CompressedTensor, dense: torch.Tensor, x: torch.Tensor, scale: torch.Tensor | None = None) -> None:
-    """Gradients to x, to a bias and to a scale are those of the dense product, up to rounding."""
-    found = []
-    for exact in (False, True):
-        own = [None if t is None else t.detach().clone().requires_grad_() for t in (x, torch.ones_like(dense[:, 0], dtype=x.dtype), scale)]
-        if exact:
-            doubles = [None if t is None else t.double() for t in own]
-            matrix = dense.double() if doubles[2] is None else dense.double() * doubles[2][:, None]
-            y = F.linear(doubles[0], matrix, doubles[1])
-        else:
-            y = operate(own[0], w, own[1], own[2])
-        y.double().square().sum().backward()
-        found.append([t.grad.double() for t in own if t is not None])
-    for got, due in zip(*found, strict=True):
-        assert error(got, due) < 0.02
+def weights_of(kind: str, shape: tuple[int, int], seed: int = 0) -> Array:
+    """Gaussian weights of a kind."""
+    if kind == "bf16":
+        return words_of("specials" if seed else "gaussian", shape, seed).view(ml_dtypes.bfloat16)
+    values = np.random.default_rng([seed, *shape]).normal(0, 1, shape)
+    return np.clip(np.round(values * 40), -128, 127).astype(np.int8) if kind == "int8" else values.astype(KINDS[kind])
 
 
-def damaged(w: CompressedTensor) -> CompressedTensor:
-    """The same weight with a bit of its payload flipped."""
-    stream = w.stream.clone()
-    stream[200] ^= 8
-    return CompressedTensor.from_stream(stream, "layers.0.weight", fused=True)
+def operand_of(runtime: EmulatedRuntime, array: Array, form: str, memory: Memory) -> Operand:
+    """An operand whose payload can only be read, and stands against memory that cannot be."""
+    data = np.frombuffer(wcodec.encode(array, EncodeOptions(operand=form)), np.uint8)
+    index = File(data, None).index
+    (t,) = index.tensors
+    payload = memory.put(data[t.payload_offset : t.payload_offset + t.payload_nbytes])
+    assert address(payload) % 16 == 0
+    return Operand(runtime, t, index.tables, address(payload))
 
 
-class Net(torch.nn.Module):
-    """An embedding, some layers, and a tied head."""
-
-    def __init__(self, width: int, vocabulary: int, depth: int) -> None:
-        super().__init__()
-        self.embed = torch.nn.Embedding(vocabulary, width)
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(depth))
-        self.head = torch.nn.Linear(width, vocabulary, bias=False)
-        self.head.weight = self.embed.weight
-        self.to(torch.bfloat16)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.embed(ids)
-        for layer in self.layers:
-            x = x + torch.nn.functional.gelu(layer(x))
-        return self.head(x)
+def multiply(
+    runtime: EmulatedRuntime, x: Array, weights: Array, form: str = "fixed", *, bias: Array | None = None, scale: Array | None = None,
+    n_parts: int | None = None, at_end: bool = True,
+) -> Array:  # fmt: skip
+    """y, of the type of `x`. All inputs can only be read, and nothing is touched around any buffer."""
+    memory, rows = Memory(at_end), len(weights)
+    weight = operand_of(runtime, weights, form, memory)
+    plan = plan_linear(weight.shape, weight.coded, len(x), 4, n_parts)
+    workspace, y = memory.room(plan.workspace_nbytes), memory.room(2 * len(x) * rows)
+    ends = {name: address(memory.put(given)) for name, given in (("bias", bias), ("scale", scale)) if given is not None}
+    factors = "fp16" if x.dtype == np.float16 else "bf16"
+    linear(address(memory.put(x)), len(x), weight, address(y), factors=factors, plan=plan, workspace=address(workspace), **ends)
+    memory.check()
+    return y.view(x.dtype).reshape(len(x), rows).copy()

@@ -1,25 +1,28 @@
-"""Fixed-rate weights and their products on a GPU: ``make gpu-check`` runs it; ``WCODEC_GPU_TESTS=emulated``, on the emulator."""
+"""Operands and their products on a GPU: ``make gpu-check`` runs it; ``WCODEC_GPU_TESTS=emulated``, on the emulator."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cuda_emulator import EmulatedRuntime
-from test_cuda_fixed import bf16_of, words_of
-from test_cuda_linear import floats, make_x
+from operand_cases import FACTORS, FORMS, KINDS, PAIRS, weights_of, words_of
 
+import wcodec
 from wcodec.backends.cuda.cupy_runtime import CupyRuntime
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.cuda.fixed import FixedWeight
 from wcodec.cuda.linear import linear, plan_linear
+from wcodec.cuda.operand import Operand
+from wcodec.files import File
+from wcodec.reference.plan import EncodeOptions
 
 pytestmark = pytest.mark.gpu
 
 EMULATED = os.environ.get("WCODEC_GPU_TESTS") == "emulated"
-SHAPES = [(100, 264), (33, 71)] if EMULATED else [(1024, 4096), (4096, 1000), (777, 2049), (16, 16384), (14336, 512)]
+SHAPES = [(100, 264), (33, 1057)] if EMULATED else [(1024, 4096), (4096, 1000), (777, 2049), (16, 16384), (14336, 512)]
 BATCHES = [1, 9, 64] if EMULATED else [1, 2, 5, 8, 9, 16, 17, 32, 33, 63, 64]
 
 Array = np.ndarray[Any, Any]
@@ -30,59 +33,89 @@ def runtime() -> Runtime:
     return EmulatedRuntime() if EMULATED else CupyRuntime()
 
 
-def pack(runtime: Runtime, words: Array) -> FixedWeight:
-    there = runtime.upload(words)
-    weight = FixedWeight.from_words(runtime, runtime.address(there), (words.shape[0], words.shape[1]))
-    runtime.mark().synchronize()
-    return weight
+class Held:
+    """An operand, and the payload that it reads."""
+
+    def __init__(self, runtime: Runtime, array: Array, form: str) -> None:
+        data = np.frombuffer(wcodec.encode(array, EncodeOptions(operand=form)), np.uint8)
+        index = File(data, None).index
+        (t,) = index.tensors
+        self.payload = runtime.upload(data[t.payload_offset : t.payload_offset + t.payload_nbytes])
+        self.operand = Operand(runtime, t, index.tables, runtime.address(self.payload))
 
 
-def multiply(runtime: Runtime, x: Array, weight: FixedWeight, bias: Array, n_parts: int | None = None) -> Array:
-    """Words of y."""
-    there, added, y = runtime.upload(x), runtime.upload(bias), runtime.empty(2 * len(x) * weight.shape[0])
-    plan = plan_linear(weight.shape, len(x), runtime.n_processors(), n_parts)
-    addresses = runtime.address(there), runtime.address(added), runtime.address(y)
-    kept = linear(runtime, addresses[0], len(x), weight, addresses[1], addresses[2], plan=plan)
-    words = runtime.download(y).view(np.uint16).reshape(len(x), -1)
+def multiply(runtime: Runtime, x: Array, held: Held, bias: Array, scale: Array | None = None, n_parts: int | None = None) -> Array:
+    """y."""
+    weight = held.operand
+    there, added, y = runtime.upload(x.view(np.uint16)), runtime.upload(bias.view(np.uint16)), runtime.empty(2 * len(x) * weight.shape[0])
+    scales = None if scale is None else runtime.upload(scale)
+    plan = plan_linear(weight.shape, weight.coded, len(x), runtime.n_processors(), n_parts)
+    at = {"bias": runtime.address(added), "scale": 0 if scales is None else runtime.address(scales)}
+    factors = "fp16" if x.dtype == np.float16 else "bf16"
+    kept = linear(runtime.address(there), len(x), weight, runtime.address(y), factors=factors, plan=plan, **at)
+    out = runtime.download(y).view(x.dtype).reshape(len(x), -1)
     del kept
-    return words
+    return out
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "random", "patches", "specials", "zeros", "tiny"])
-def test_round_trip(runtime: Runtime, kind: str) -> None:
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_expand(runtime: Runtime, kind: str, form: str) -> None:
     for shape in SHAPES:
-        words = words_of(kind, shape)
-        weight, out = pack(runtime, words), runtime.empty(words.nbytes)
-        weight.unpack(runtime.address(out))
-        np.testing.assert_array_equal(runtime.download(out).view(np.uint16).reshape(shape), words)
+        array = weights_of(kind, shape, 1)
+        held, out = Held(runtime, array, form), runtime.empty(array.nbytes)
+        held.operand.expand(runtime.address(out))
+        np.testing.assert_array_equal(runtime.download(out), array.reshape(-1).view(np.uint8))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("kind", "factors"), PAIRS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_products(runtime: Runtime, shape: tuple[int, int]) -> None:
+def test_products(runtime: Runtime, shape: tuple[int, int], kind: str, factors: str, form: str) -> None:
     """Errors are those of rounding; a second run gives the same."""
-    words, bias = words_of("gaussian", shape), bf16_of(np.random.default_rng(1).normal(0, 0.1, shape[0]))
-    words[3::7, 5::50] ^= 0x2000  # patches, among them large ones
-    weight, values = pack(runtime, words), floats(words).astype(np.float64)
-    assert weight.n_patches > 0
+    rng, dtype = np.random.default_rng(1), FACTORS[factors]
+    weights, bias = weights_of(kind, shape), rng.normal(0, 0.1, shape[0]).astype(dtype)
+    scale = None if kind == "bf16" else rng.uniform(0.01, 0.1, shape[0]).astype(np.float32)
+    held, factor = Held(runtime, weights, form), 1 if scale is None else scale
     for batch in BATCHES:
-        x = make_x(batch, shape[1])
-        exact = floats(x).astype(np.float64) @ values.T + floats(bias)
-        usual = floats(bf16_of(floats(x) @ floats(words).T + floats(bias))) - exact
+        x = rng.normal(0, 1, (batch, shape[1])).astype(dtype)
+        exact = x.astype(np.float64) @ weights.astype(np.float64).T * factor + bias.astype(np.float64)
+        summed = x.astype(np.float32) @ weights.astype(np.float32).T * factor + bias.astype(np.float32)
+        usual = summed.astype(dtype).astype(np.float64) - exact
         for n_parts in (None, 1, 3):
-            y = multiply(runtime, x, weight, bias, n_parts)
-            assert np.linalg.norm(floats(y) - exact) <= 1.5 * np.linalg.norm(usual)
-            np.testing.assert_array_equal(multiply(runtime, x, weight, bias, n_parts), y)
+            y = multiply(runtime, x, held, bias, scale, n_parts)
+            assert np.linalg.norm(y.astype(np.float64) - exact) <= 1.5 * np.linalg.norm(usual)
+            np.testing.assert_array_equal(multiply(runtime, x, held, bias, scale, n_parts).view(np.uint16), y.view(np.uint16))
 
 
-def test_not_finite(runtime: Runtime) -> None:
-    shape = SHAPES[0]
-    words, x = words_of("gaussian", shape), make_x(9, shape[1])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("kind", "factors"), PAIRS)
+def test_every_weight_is_exact(runtime: Runtime, kind: str, factors: str, form: str) -> None:
+    """Times ones and zeros, all bytes come out as they are, subnormals too."""
+    if kind == "bf16":
+        weights = words_of("gaussian", (64, 1088)).view(ml_dtypes.bfloat16)
+    else:
+        values = np.arange(256, dtype=np.uint8).view(KINDS[kind])
+        weights = np.resize(values[np.isfinite(values.astype(np.float32))], (64, 1088))
+        if form == "rans":
+            weights = np.where(np.random.default_rng(0).random(weights.shape) < 0.8, values[1], weights)
+    held, x = Held(runtime, weights, form), np.zeros((64, 1088), FACTORS[factors])
+    x[np.arange(64), 1000 + np.arange(64)] = 1
+    y = multiply(runtime, x, held, np.zeros(64, x.dtype))
+    np.testing.assert_array_equal(y.astype(np.float32), weights[:, 1000:1064].T.astype(np.float32))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_not_finite(runtime: Runtime, form: str) -> None:
+    shape = SHAPES[-1]
+    words, x = words_of("gaussian", shape), np.random.default_rng(2).normal(0, 1, (9, shape[1])).astype(ml_dtypes.bfloat16)
     words[3, 5], words[20, 64], words[22, 7], words[22, 9] = 0x7F80, 0x7FC0, 0x7F80, 0xFF80
     words[30, 11], words[31, 11], words[32, 11] = 0x7000, 0xF000, 0
-    x[4, 11], x[6, 100] = 0x7F80, 0x7FC0
+    x[4, 11], x[6, 100] = np.inf, np.nan
+    weights = words.view(ml_dtypes.bfloat16)
     with np.errstate(invalid="ignore"):
-        plain = np.stack([(floats(row) * floats(words)).sum(1, dtype=np.float32) for row in x])
+        plain = np.stack([(row.astype(np.float32) * weights.astype(np.float32)).sum(1, dtype=np.float32) for row in x])
     for n_parts in (1, 2):
-        y = floats(multiply(runtime, x, pack(runtime, words), np.zeros(shape[0], np.uint16), n_parts))
+        y = multiply(runtime, x, Held(runtime, weights, form), np.zeros(shape[0], x.dtype), None, n_parts).astype(np.float32)
         for test in (np.isnan, np.isposinf, np.isneginf):
             np.testing.assert_array_equal(test(y), test(plain))

@@ -13,8 +13,8 @@ import tiny_models
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 from cuda_emulator import EmulatedRuntime
-from operand_cases import KINDS, Net, check_gradients, check_product, damaged, form_of, operate, weight
 from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
+from torch_fused_cases import KINDS, Net, check_gradients, check_product, damaged, form_of, operate, weight
 
 from wcodec import EncodeOptions
 from wcodec.cuda import crossover

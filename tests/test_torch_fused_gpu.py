@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 from cuda_emulator import EmulatedRuntime
-from operand_cases import KINDS, NARROW, Net, check_gradients, check_product, damaged, form_of, operate, weight
+from torch_fused_cases import KINDS, NARROW, Net, check_gradients, check_product, damaged, form_of, operate, weight
 
 from wcodec import EncodeOptions
 from wcodec.errors import BackendUnavailable, DecodeError

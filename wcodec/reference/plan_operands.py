@@ -18,6 +18,7 @@ from wcodec.reference.plan_tables import Tables
 from wcodec.reference.planes import Bytes
 from wcodec.reference.segments import Coder
 
+FEW_PATCHES: Final = 8  #: that a segment may have however small it is
 SAMPLED: Final = 16  #: segments in which the window is looked for first
 
 
@@ -31,8 +32,8 @@ class Windows:
     codes: Counts | None
 
     def few(self, size: Counts) -> NDArray[np.bool_]:
-        """Which of the segments have few patches."""
-        return np.asarray(self.outside * MAX_PATCHES <= size)
+        """Which of the segments have few patches: small ones too, or a last row would make a matrix no operand."""
+        return np.asarray((self.outside * MAX_PATCHES <= size) | (self.outside <= FEW_PATCHES))
 
 
 def _own_windows(top: Counts) -> Counts:

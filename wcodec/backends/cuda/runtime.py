@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 
 KERNELS: Final = Path(__file__).parent / "kernels"  #: folder of the CUDA C++ sources; each .cu is compiled by itself
 
+#: Sources of products, by types of weights and factors.
+LINEARS: Final = (
+    "linear_bf16_bf16", "linear_int8_bf16", "linear_int8_fp16",
+    "linear_e4m3_bf16", "linear_e4m3_fp16", "linear_e5m2_bf16", "linear_e5m2_fp16",
+)  # fmt: skip
+
 #: Kernels by source file.
 SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "decode": (
@@ -27,12 +33,7 @@ SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "checksum": ("crc32_parts", "crc32_join"),
     "difference": ("subtract_base", "add_base"),
     "operand": ("expand_bf16", "expand_int8", "expand_e4m3", "expand_e5m2", "add_parts_bf16", "add_parts_fp16"),
-    **{
-        f"linear_{weights}_{factors}": tuple(f"linear_{weights}_{factors}_{form}_{batch}" for form in ("raw", "coded") for batch in (8, 16, 32, 64))
-        for weights, factors in (
-            ("bf16", "bf16"), ("int8", "bf16"), ("int8", "fp16"), ("e4m3", "bf16"), ("e4m3", "fp16"), ("e5m2", "bf16"), ("e5m2", "fp16"),
-        )
-    },
+    **{name: tuple(f"{name}_{form}_{batch}" for form in ("raw", "coded") for batch in (8, 16, 32, 64)) for name in LINEARS},
 }  # fmt: skip
 
 
