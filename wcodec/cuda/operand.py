@@ -53,9 +53,7 @@ class Operand:
     """
 
     def __init__(self, runtime: Runtime, t: TensorRecord, tables: TablePool, payload: int) -> None:
-        problem = operand_problem(t)
-        if problem is None and (max(t.shape) > MOST_SIDE or t.payload_nbytes >= MOST_NBYTES):
-            problem = "it is too large"
+        problem = kernel_problem(t)
         if problem is not None:
             raise ValueError(f"no operand: {problem}")
         self.runtime, self.shape, self.weights = runtime, (t.shape[0], t.shape[1]), WEIGHTS[t.dtype.name]
@@ -77,6 +75,14 @@ class Operand:
         n_segments = self._records.nbytes // RECORD.itemsize
         with self.runtime.in_use():
             self.runtime.launch(f"expand_{self.weights}", -(-n_segments // WARPS), BLOCK, *self.args, np.uint64(words))
+
+
+def kernel_problem(t: TensorRecord) -> str | None:
+    """Why kernels cannot read a tensor: it is no operand, or too large; ``None`` if they can."""
+    problem = operand_problem(t)
+    if problem is None and (max(t.shape) > MOST_SIDE or t.payload_nbytes >= MOST_NBYTES):
+        return "it is too large"
+    return problem
 
 
 def records_of(plan: SegmentPlan) -> NDArray[Any]:

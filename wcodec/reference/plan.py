@@ -173,9 +173,9 @@ class Planner:
             self._with_contexts(draft, chunk, planes, plain)
 
     def _fill_in_operand(self, draft: _Draft, chunk: Chunk) -> None:
-        """Choose all of a chunk of an operand: pairs, but for segments of too many patches."""
+        """Choose all of a chunk of an operand: pairs, but for segments of too many patches, if layout pairs is not asked for."""
         windows, planes = self.operands.choose(chunk)
-        few = windows.few(chunk.size)
+        few = windows.few(chunk.size) | (self.options.layout == "pairs")
         if not few.all():
             ids = np.flatnonzero(~few)
             counts = chunk.histogram(segments=ids)

@@ -5,8 +5,9 @@ keeps it (not what was decoded) for the backward pass, and what comes out has th
 frozen, since the same kernels get the same operands. What only turns or hands on a weight stays compressed; an embedding or an expert
 of a stack decodes no more than the rows that it picks.
 
-A matrix in fused mode is multiplied as it is decoded, tile by tile (`wcodec.torch.products`): no memory holds all of it. These are the
-same products, but summed by kernels of other shapes, so the last bits of results may differ. Other operations are as without it.
+A matrix in fused mode is multiplied without being decoded first (`wcodec.torch.products`): on a CPU it is decoded tile by tile and no
+memory holds all of it, on a GPU kernels read the stream, if it is an operand (spec: chapter 14.1) and few rows are multiplied by it. These
+are the same products, but summed by kernels of other shapes, so the last bits of results may differ. Other operations are as without it.
 
 Operations that write to the whole tensor, such as ``w.mul_(2)`` or ``w[3] = 0``, compress it anew. A view (``w[3]``, ``w.view(-1)``) is a
 copy: what is written to it does not reach the weight. ``model.to(...)`` has to swap the tensors of parameters, which PyTorch refuses
@@ -27,7 +28,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch import products
-from wcodec.torch.held import Held, call, encode, held_of, hold
+from wcodec.torch.held import Held, call, compress, held_of, hold
+from wcodec.torch.operands import Fused
 from wcodec.torch.scratch import ROUND
 
 aten: Final = torch.ops.aten
@@ -41,7 +43,8 @@ class CompressedTensor(torch.Tensor):
     stream
         uint8 of one dimension, on the tensor's device: a wcodec file of one tensor (spec: chapter 4).
     fused
-        Whether products with a matrix are taken tile by tile. May be set.
+        Whether products with a matrix are taken without decoding it first. May be set. A matrix that comes to a GPU in fused mode
+        becomes an operand, unless it was compressed with options that say more than a preset.
     """
 
     fused: bool
@@ -85,7 +88,7 @@ class CompressedTensor(torch.Tensor):
         name
             What errors call the tensor.
         fused
-            See the class.
+            See the class. On a GPU, products with a stream that is no operand are taken by decoding it first.
 
         Raises
         ------
@@ -96,16 +99,17 @@ class CompressedTensor(torch.Tensor):
 
     @classmethod
     def from_dense(
-        cls, tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: bool = False
+        cls, tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: Fused = False
     ) -> CompressedTensor:
-        """Compress a tensor.
+        """Compress a tensor, in fused mode as `wcodec.torch.compress_model` does it.
 
         Raises
         ------
         EncodeError
-            ``unsupported_dtype``
+            ``unsupported_dtype``; ``bad_option``: `fused` names no form.
         """
-        return cls(hold(encode(tensor.detach(), options, name), name, options), fused=fused)
+        stream, options = compress(tensor.detach(), options, name, fused)
+        return cls(hold(stream, name, options), fused=bool(fused))
 
     # ---- what is in it
     @property
@@ -237,7 +241,8 @@ def rebuild(
     fused: bool = False,
 ) -> CompressedTensor:  # fmt: skip
     """What a pickle of a compressed tensor calls."""
-    out = CompressedTensor(hold(stream, name, None if options is None else EncodeOptions(**options)), swapped, fused=fused)
+    held = hold(stream, name, None if options is None else EncodeOptions(**options))
+    out = CompressedTensor(held.to(stream.device, fused), swapped, fused=fused)  # in torch.load, the stream may have come to a GPU
     out.__dict__.update(extra)
     out.requires_grad_(requires_grad)
     return out
@@ -399,7 +404,7 @@ def _to_copy(w: Any, *, dtype: Any = None, device: Any = None, memory_format: An
         return torch.empty_strided(w.shape, w.stride(), dtype=dtype or w.dtype, device="meta")
     if w._held is None or (dtype is not None and dtype != w.dtype) or _turns(w, memory_format):
         return NotImplemented
-    held = w._held.copy() if device is None or torch.device(device) == w.device else w._held.to(torch.device(device))
+    held = w._held.copy() if device is None or torch.device(device) == w.device else w._held.to(torch.device(device), w.fused)
     return CompressedTensor(held, w._swapped, fused=w.fused)
 
 
@@ -459,7 +464,7 @@ def _index_select(w: Any, dim: int, index: torch.Tensor) -> Any:
 
 # ---- products in fused mode ------------------------------------------------------------------------------------------------
 def _multiplies(w: Any, *others: Any) -> bool:
-    """Whether a weight and the other operands are multiplied tile by tile; what PyTorch refuses is left to PyTorch."""
+    """Whether a weight and the other operands are multiplied in fused mode; what PyTorch refuses is left to PyTorch."""
     if not isinstance(w, CompressedTensor) or not w.fused or w.dim() != 2 or w.dtype not in products.FLOATS:
         return False
     some = [t for t in others if t is not None]

@@ -13,14 +13,16 @@ import torch
 from wcodec.backends import load_backend
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.codec import Decoder
+from wcodec.cuda.operand import Operand
 from wcodec.cuda.resident import ResidentTensor
 from wcodec.errors import DecodeError
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Bytes
 from wcodec.slices import entries_of, touched
+from wcodec.torch.device_products import FACTORS, Prepared, multiply, prepare
 from wcodec.torch.held import Held, only_tensor, portions
-from wcodec.torch.scratch import Ahead, Buffers, Decodable
+from wcodec.torch.scratch import Ahead, Buffers, Decodable, ahead_of
 
 ALIGNED: Final = 16  #: of payloads (spec: chapter 4)
 
@@ -66,6 +68,8 @@ class DeviceHeld(Held):
 
     def __init__(self, stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> None:
         self._resident: tuple[torch.Tensor, ResidentTensor] | None = None  #: and the stream that it decodes, which may change
+        self._prepared: tuple[ResidentTensor, Prepared] | None = None
+        self._first = threading.Lock()
         super().__init__(stream.clone() if stream.data_ptr() % ALIGNED else stream, name, options)
 
     def _read_record(self) -> TensorRecord:
@@ -95,7 +99,46 @@ class DeviceHeld(Held):
     def decode_into(self, buffer: torch.Tensor) -> None:
         """As `Held.decode_into`, on the current stream; only the first time is it waited for."""
         with self._on_its_stream() as resident:
+            if self._decode_first(resident, buffer):
+                return
+            operand = self._known(resident).operand
+            if operand is None:
+                resident.decode(buffer.data_ptr())
+            else:
+                operand.expand(buffer.data_ptr())
+
+    def _decode_first(self, resident: ResidentTensor, buffer: torch.Tensor) -> bool:
+        """Decode, check and make ready, if that was not done yet; whether it was done now. Later calls launch kernels and nothing else."""
+        with self._first:
+            if self._prepared is not None and self._prepared[0] is resident:
+                return False
             resident.decode(buffer.data_ptr())
+            self._prepared = resident, prepare(resident, self.view(buffer))
+            return True
+
+    def _known(self, resident: ResidentTensor) -> Prepared:
+        """What is known of a weight; it is decoded into scratch if it was not decoded yet."""
+        prepared = self._prepared
+        if prepared is None or prepared[0] is not resident:
+            buffers = ahead_of(self.stream.device).buffers
+            buffer = buffers.take(self.nbytes)
+            try:
+                self._decode_first(resident, buffer)
+            finally:
+                buffers.give(buffer)
+            prepared = self._prepared
+            assert prepared is not None
+        return prepared[1]
+
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor | None:
+        """As `Held.product`, on the current stream. The first time, the stream is decoded and checked."""
+        with self._on_its_stream() as resident:
+            return multiply(self._known(resident), x, bias, scale) if x.dtype in FACTORS else None
+
+    def operand(self) -> Operand | None:
+        """The operand in the stream, decoded and checked at first use; ``None`` if it holds none."""
+        with self._on_its_stream() as resident:
+            return self._known(resident).operand
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:
         """As `Held.take`; `ids` on the host."""
@@ -127,7 +170,7 @@ class DeviceHeld(Held):
         return at if isinstance(at, slice) else torch.from_numpy(at).to(self.stream.device)
 
     def replace(self, dense: torch.Tensor) -> None:
-        old = self._resident, self.stream
+        old = self._resident, self._prepared, self.stream
         super().replace(dense)
         self._runtime().finish()  # another stream may still decode what was there
         del old
@@ -144,6 +187,12 @@ def current_stream(device: torch.device) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether work for a GPU goes to a graph, not to the GPU."""
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_current_stream_capturing())
+
+
 class DeviceBuffers(Buffers):
     """As `Buffers`. What was queued may still read a buffer that comes back: the stream that takes it next waits for that."""
 
@@ -152,6 +201,8 @@ class DeviceBuffers(Buffers):
         self._read: dict[int, torch.cuda.Event] = {}  #: by address: when all that read a buffer is done
 
     def take(self, nbytes: int) -> torch.Tensor:
+        if is_capturing(self.device):  # a graph has memory of its own, and waits for nothing outside of it
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         buffer, stream = super().take(nbytes), torch.cuda.current_stream(self.device)
         done = self._read.pop(buffer.data_ptr(), None)
         if done is not None:
@@ -160,6 +211,8 @@ class DeviceBuffers(Buffers):
         return buffer
 
     def give(self, buffer: torch.Tensor) -> None:
+        if is_capturing(self.device):
+            return
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(self.device))
         self._read[buffer.data_ptr()] = done
@@ -175,6 +228,8 @@ class DeviceAhead(Ahead):
         self._next: tuple[Decodable, int, torch.Tensor, torch.cuda.Event] | None = None
 
     def decoded(self, held: Decodable) -> torch.Tensor:
+        if is_capturing(self.buffers.device):
+            return self._decode(held)
         with self._lock:
             pending, self._next = self._next, None
             self._follow(held)

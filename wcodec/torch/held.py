@@ -15,9 +15,11 @@ from wcodec.backends import get_backend
 from wcodec.codec import Encoder
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError
 from wcodec.files import File
+from wcodec.operands import operand_form
 from wcodec.reference.container import Index, TensorRecord
 from wcodec.reference.plan import EncodeOptions
-from wcodec.torch import dtypes
+from wcodec.torch import dtypes, operands
+from wcodec.torch.operands import Fused
 from wcodec.torch.scratch import ahead_of
 from wcodec.torch.tiles import Tiling, row_tiles, tiling_of
 
@@ -34,7 +36,7 @@ class Held:
     name
         What errors call it.
     options
-        How it is compressed when it changes; ``None`` for the default preset.
+        How it is compressed when it changes; ``None`` or a preset alone for that preset, or as an operand if it is one.
 
     Raises
     ------
@@ -143,6 +145,10 @@ class Held:
         """Entries of the first dimension that `take` decodes at once."""
         return max(1, PART_NBYTES * max(self.shape[0], 1) // max(self.nbytes, 1))
 
+    def product(self, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor | None:
+        """``(x @ W.T) * scale + bias`` of a matrix, by a kernel that reads the stream; ``None`` where none does, as on the CPU."""
+        return None
+
     # ---- changing
     def replace(self, dense: torch.Tensor) -> None:
         """Hold another weight of the same shape and dtype from now on, compressed as this one was.
@@ -151,15 +157,33 @@ class Held:
         ------
         EncodeError
         """
-        self.stream = encode(dense, self.options, self.name).to(self.stream.device)
+        form = operand_form(self._read_record()) or False
+        self.stream = compress(dense, self.options, self.name, form)[0].to(self.stream.device)
         self.version += 1
 
     def copy(self) -> Held:
         """Another one with the same content, which may change for itself."""
         return type(self)(self.stream.clone(), self.name, self.options)
 
-    def to(self, device: torch.device) -> Held:
-        """The same on another device."""
+    def to(self, device: torch.device, fused: Fused = False) -> Held:
+        """The same on a device, itself if it is there. In fused mode as an operand, where `options_for` has it so: if it is none
+        yet, or not of the form that `fused` names, it is decoded and encoded anew.
+
+        Raises
+        ------
+        DecodeError
+            It is damaged, and had to be decoded.
+        """
+        options = operands.options_for(self.shape, self.dtype, device, self.options, fused)
+        if fused and options is not None and options.operand is not None:
+            form = operand_form(self._read_record())
+            if form is None or (isinstance(fused, str) and form != fused):
+                dense = self.dense()
+                stream = encode(dense, options, self.name)
+                if pays(stream, dense):
+                    return hold(stream.to(device), self.name, options)
+        if device == self.stream.device:
+            return self
         return hold(self.stream.to(device), self.name, self.options)
 
 
@@ -201,6 +225,29 @@ def encode(dense: torch.Tensor, options: EncodeOptions | None = None, name: str 
     return torch.frombuffer(bytearray(Encoder(options).encode(array)), dtype=torch.uint8).to(dense.device)
 
 
+def pays(operand: torch.Tensor, dense: torch.Tensor) -> bool:
+    """Whether a weight is held as an operand: not if that is larger, for its patches. Of bytes there are none; there is no other way
+    for kernels to read them, larger or not."""
+    return bool(dense.element_size() == 1 or operand.numel() < dense.numel() * dense.element_size())
+
+
+def compress(
+    dense: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: Fused = False
+) -> tuple[torch.Tensor, EncodeOptions | None]:
+    """A tensor as a stream on its device, in fused mode as an operand where `options_for` has it so, and the options that it was made with.
+
+    Raises
+    ------
+    EncodeError
+        ``unsupported_dtype``; ``bad_option``: `fused` names no form.
+    """
+    of_operand = operands.options_for(tuple(dense.shape), dense.dtype, dense.device, options, fused)
+    stream = encode(dense, of_operand, name)
+    if of_operand is options or pays(stream, dense):
+        return stream, of_operand
+    return encode(dense, options, name), options
+
+
 def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> Held:
     """A stream on any device, held.
 
@@ -215,12 +262,12 @@ def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = N
     """
     if stream.dtype != torch.uint8 or stream.dim() != 1:
         raise EncodeError("bad_source", "a stream is a uint8 tensor of one dimension", tensor=name or None)
-    if stream.device.type == "cpu":
-        return Held(stream.contiguous(), name, options)
-    if stream.device.type == "cuda":
+    if operands.on_gpu(stream.device):
         from wcodec.torch.device import DeviceHeld
 
         return DeviceHeld(stream.contiguous(), name, options)
+    if stream.device.type == "cpu":
+        return Held(stream.contiguous(), name, options)
     raise BackendUnavailable(f"compressed weights cannot be decoded on {stream.device}: move the model to a CPU or an NVIDIA GPU")
 
 

@@ -27,11 +27,12 @@ class WCodecLinear(torch.nn.Linear):
     in_features, out_features, bias, device, dtype
         As of ``torch.nn.Linear``.
     mode
-        ``"fused"``: the weight is multiplied tile by tile as it is decoded, and never there as a whole. ``"resident"``: it is decoded
-        for each call, into memory that all weights share; results have the bits of the dense layer. A quantised weight is then
-        multiplied by its scale too and rounded to the dtype of the activations, a copy for each call.
+        ``"fused"``: the weight is multiplied without being decoded first; see `compress_model`. ``"resident"``: it is decoded for
+        each call, into memory that all weights share; results have the bits of the dense layer. A quantised weight is then multiplied
+        by its scale too and rounded to the dtype of the activations, a copy for each call.
     options
-        How it is compressed; ``None`` for the default preset.
+        How it is compressed; ``None`` for the default preset, or, fused on a GPU, as an operand; ``EncodeOptions(operand="rans")`` for
+        the smaller form.
     name
         What errors call the weight.
 
@@ -211,7 +212,6 @@ def _compressed(weight: torch.Tensor, mode: str, options: EncodeOptions | None, 
     """A weight, held compressed in a mode."""
     if not isinstance(weight, CompressedTensor):
         return compressed_parameter(weight, options, name, mode == "fused")
-    other = weight.detach()
-    assert isinstance(other, CompressedTensor)
-    other.fused = mode == "fused"
+    fused = mode == "fused"
+    other = CompressedTensor(weight.held.to(weight.device, fused), weight._swapped, fused=fused)
     return noted(torch.nn.Parameter(other, requires_grad=False), weight)

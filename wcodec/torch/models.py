@@ -15,6 +15,8 @@ from wcodec.outputs import AnyPath
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch.checkpoint import WCodecCheckpoint
 from wcodec.torch.compressed import OWN, CompressedTensor
+from wcodec.torch.held import hold
+from wcodec.torch.operands import Fused, check_fused
 from wcodec.torch.reader import Device, Reader
 from wcodec.torch.scratch import return_freed_memory
 
@@ -42,7 +44,7 @@ class Memory:
 
 def compress_model(
     model: torch.nn.Module, preset: str = "default", *, options: EncodeOptions | None = None, min_nbytes: int = MIN_NBYTES,
-    skip: Callable[[str, torch.nn.Parameter], bool] | None = None, progress: Callable[[int], object] | None = None, fused: bool = False,
+    skip: Callable[[str, torch.nn.Parameter], bool] | None = None, progress: Callable[[int], object] | None = None, fused: Fused = False,
 ) -> torch.nn.Module:  # fmt: skip
     """Hold the weights of a model compressed from now on. They are decoded as they are used; without `fused`, results have the same bits.
 
@@ -62,8 +64,10 @@ def compress_model(
     progress
         Called with the number of bytes of each weight that was looked at.
     fused
-        Whether matrices are multiplied tile by tile as they are decoded, none of them ever there as a whole. The same products are
-        summed by kernels of other shapes: the last bits of results may differ.
+        Whether matrices are multiplied without being decoded first: on a CPU they are decoded tile by tile, on a GPU kernels multiply
+        straight from operands, which matrices of bfloat16, int8 and float8 become there (spec: chapter 14.1). The same products are
+        summed by kernels of other shapes: the last bits of results may differ. ``"fixed"`` or ``"rans"``: such matrices become operands
+        of that form on a CPU too; by default, on a GPU, bfloat16 takes ``"fixed"``, the others ``"rans"``. `preset` is for the rest.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def compress_model(
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``; ``bad_option``: no such preset.
+        ``unsupported_dtype``; ``bad_option``: no such preset or form.
 
     Examples
     --------
@@ -80,6 +84,9 @@ def compress_model(
     """
     if options is not None and preset != "default":
         raise EncodeError("bad_option", "preset and options are two ways to say the same: give one")
+    if options is not None and isinstance(fused, str):
+        raise EncodeError("bad_option", f"options say how to compress: give fused=True, or options with operand={fused!r}")
+    check_fused(fused)
     options = EncodeOptions(preset=preset) if options is None else options
     done: dict[int, torch.nn.Parameter] = {}
     for name, module, leaf, parameter in _weights(model):
@@ -101,7 +108,7 @@ def compress_model(
 
 
 def compressed_parameter(
-    tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: bool = False
+    tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: Fused = False
 ) -> torch.nn.Parameter:
     """A tensor as a frozen parameter that is held compressed, with what was noted on it."""
     return noted(torch.nn.Parameter(CompressedTensor.from_dense(tensor, options, name, fused), requires_grad=False), tensor)
@@ -122,7 +129,7 @@ class Keys(NamedTuple):
 
 def load_compressed(
     model: torch.nn.Module, path: AnyPath, device: Device | None = None, *, min_nbytes: int = MIN_NBYTES, strict: bool = True,
-    base: AnyPath | None = None, fused: bool = False,
+    base: AnyPath | None = None, fused: Fused = False,
 ) -> Keys:  # fmt: skip
     """Put the weights of a ``.wcodec`` checkpoint into a model as they are: compressed, without decoding them.
 
@@ -138,7 +145,8 @@ def load_compressed(
     strict
         Whether all names have to match, and nothing may be left on ``meta``: buffers that checkpoints do not hold would be.
     fused
-        As of `compress_model`.
+        As of `compress_model`. What is an operand in the file stays as it is; another matrix that has to become one is decoded and
+        encoded anew, one at a time (``wcodec repack --coder fixed`` or ``rans`` spares that).
 
     Returns
     -------
@@ -150,6 +158,7 @@ def load_compressed(
     RuntimeError
         With `strict`, names that do not match, or what is still on ``meta``. A shape that does not match.
     """
+    check_fused(fused)
     places = _places(model)
     missing, unexpected = set(places), list[str]()
     with WCodecCheckpoint(path, base=base) as checkpoint, torch.no_grad():
@@ -197,7 +206,7 @@ def _places(model: torch.nn.Module) -> dict[str, _Place]:
     return {name: place for place in by_id.values() for name, _, _ in place.where}
 
 
-def _load(place: _Place, reader: Reader, source: FileSource, name: str, device: Device | None, min_nbytes: int, fused: bool) -> None:
+def _load(place: _Place, reader: Reader, source: FileSource, name: str, device: Device | None, min_nbytes: int, fused: Fused) -> None:
     """Put a tensor into its places."""
     t, old = reader.record(name), place.tensor
     if tuple(t.shape) != tuple(old.shape):
@@ -209,8 +218,8 @@ def _load(place: _Place, reader: Reader, source: FileSource, name: str, device: 
         new = reader.tensor(name).to(goes_to)
         new = new if place.is_buffer else torch.nn.Parameter(new, requires_grad=old.requires_grad and new.is_floating_point())
     else:
-        stream = torch.from_numpy(extract(source, reader.file.original(t), reader.file.index.tables)).to(goes_to)
-        new = torch.nn.Parameter(CompressedTensor.from_stream(stream, name, fused), requires_grad=False)
+        held = hold(torch.from_numpy(extract(source, reader.file.original(t), reader.file.index.tables)), name).to(goes_to, fused)
+        new = torch.nn.Parameter(CompressedTensor(held, fused=bool(fused)), requires_grad=False)
     for _, module, leaf in place.where:
         setattr(module, leaf, new)
 

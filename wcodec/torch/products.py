@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 
+from wcodec.torch import operands
 from wcodec.torch.held import Held, held_of
 
 FLOATS: Final = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})  #: of activations
@@ -51,10 +52,13 @@ def times_transposed(
     DecodeError
     """
     with torch.autocast(x.device.type, enabled=False):  # which would take tiles to another dtype, one by one
-        if not (fused and by_tiles(held)):
-            with _decoded(held) as dense:
-                return F.linear(x, dequantised(dense, scale, x.dtype), bias)
-        return _times_transposed(held, x, bias, scale)
+        if fused and by_tiles(held):
+            return _times_transposed(held, x, bias, scale)
+        out = held.product(x, bias, scale) if fused else None
+        if out is not None:
+            return out
+        with _decoded(held) as dense:
+            return F.linear(x, dequantised(dense, scale, x.dtype), bias)
 
 
 def _times_transposed(held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:
@@ -137,12 +141,12 @@ def dequantised(dense: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dt
 
 def by_tiles(held: Held) -> bool:
     """Whether a weight is multiplied tile by tile, not decoded first: on the CPU."""
-    return bool(held.stream.device.type == "cpu")
+    return not operands.on_gpu(held.stream.device)
 
 
 @contextmanager
 def _decoded(held: Held) -> Iterator[torch.Tensor]:
-    """The dense weight in scratch, for a GPU. A kernel that multiplies as it decodes will stand in its place."""
+    """The dense weight in scratch."""
     buffer = held.lease()
     try:
         yield held.view(buffer)

@@ -10,6 +10,7 @@ from wcodec.configs import METHOD
 from wcodec.errors import DecodeError
 from wcodec.hub import VERSION_TEXT
 from wcodec.reference.plan import EncodeOptions
+from wcodec.torch.operands import Fused, check_fused
 
 _DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
 _STORED: Final = ("format_version", "dtype", "resident", "preset", "fused")
@@ -32,16 +33,16 @@ class WCodecConfig(MetalConfig):
         Of the streams in the directory.
     dtype
         What ``dtype="auto"`` means where ``config.json`` has no dtype; ``None`` for what the weights say.
-
     fused
-        With `resident`: matrices are multiplied tile by tile as they are decoded; see `wcodec.torch.compress_model`.
+        With `resident`: matrices are multiplied without being decoded first. ``True``, or ``"fixed"`` or ``"rans"`` for the form that
+        they are held in; see `wcodec.torch.compress_model`. ``save_pretrained`` writes them as they are held.
 
     Raises
     ------
     ValueError
         `fused` without `resident`.
     EncodeError
-        ``bad_option``: there is no such preset.
+        ``bad_option``: there is no such preset or form.
     DecodeError
         ``bad_value``: no such dtype.
     """
@@ -52,11 +53,12 @@ class WCodecConfig(MetalConfig):
         preset: str = "default",
         format_version: str = VERSION_TEXT,
         dtype: str | None = None,
-        fused: bool = False,
+        fused: Fused = False,
     ) -> None:
         self.quant_method, self.resident, self.preset, self.fused = METHOD, resident, preset, fused
         if fused and not resident:
-            raise ValueError("fused=True multiplies by weights that stay compressed: it needs resident=True")
+            raise ValueError(f"fused={fused!r} multiplies by weights that stay compressed: it needs resident=True")
+        check_fused(fused)
         self.format_version, self.dtype = format_version, dtype
         EncodeOptions(preset=preset)
         if dtype is not None and dtype not in _DTYPES:

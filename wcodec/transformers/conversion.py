@@ -20,8 +20,10 @@ from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference.checksums import crc32_each
 from wcodec.reference.container import MAGIC
 from wcodec.reference.plan import EncodeOptions
+from wcodec.torch import operands
 from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.held import Held, encode, hold
+from wcodec.torch.held import Held, compress, encode, hold
+from wcodec.torch.operands import Fused
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Coding:
     decodes
         Whether the checkpoint may hold streams.
     resident, fused
-        Whether to hold weights compressed, and to multiply by them as they are decoded.
+        Whether to hold weights compressed, and to multiply by them without decoding them first; as of `WCodecConfig`.
     weights
         Names of the parameters that can be held so.
     preset
@@ -42,7 +44,7 @@ class Coding:
 
     decodes: bool
     resident: bool
-    fused: bool
+    fused: Fused
     weights: frozenset[str]
     preset: str
 
@@ -79,7 +81,7 @@ class Stream(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-def to_stream(tensor: torch.Tensor, options: EncodeOptions) -> torch.Tensor:
+def to_stream(tensor: torch.Tensor, options: EncodeOptions, fused: Fused = False) -> torch.Tensor:
     """How a tensor stands in hub form: as a stream if it is worth it, or as it is."""
     if isinstance(tensor, Stream):
         return tensor.plain()
@@ -88,7 +90,7 @@ def to_stream(tensor: torch.Tensor, options: EncodeOptions) -> torch.Tensor:
     if nbytes < hub.LEAST_NBYTES and not forced:
         return tensor
     try:
-        stream = encode(tensor.contiguous(), options)
+        stream, _ = compress(tensor.contiguous(), options, fused=fused)
     except EncodeError as e:
         if e.code == "unsupported_dtype":
             return tensor
@@ -104,7 +106,7 @@ def check_payload(held: Held) -> None:
     DecodeError
         ``bad_checksum``; of a weight on a GPU, which is decoded for it, what decoding may give.
     """
-    if held.stream.device.type != "cpu":
+    if operands.on_gpu(held.stream.device):
         held.dense()
         return
     source = BufferSource(held.stream.numpy())
@@ -220,8 +222,8 @@ class CodedConverter(WeightConverter):
         tensor = value[0] if isinstance(value, list) else value
         if name not in self.coding.weights or isinstance(tensor, CompressedTensor):
             return value
-        stream = to_stream(tensor, self.coding.options)
-        return value if stream is tensor else frozen(CompressedTensor.from_stream(stream, name, self.coding.fused))
+        stream = to_stream(tensor, self.coding.options, self.coding.fused)
+        return value if stream is tensor else frozen(CompressedTensor.from_stream(stream, name, bool(self.coding.fused)))
 
     # ---- saving
     def reverse_transform(self) -> EncodingConverter:
@@ -259,8 +261,10 @@ class AnyConverter(CodedConverter):
         (target,) = self.layer_targets
         if not self.coding.resident or target not in self.coding.weights or self.cast not in (None, held.dtype):
             return super()._decoded(held)
-        check_payload(held)
-        return frozen(CompressedTensor(held, fused=self.coding.fused))
+        moved = held.to(held.stream.device, self.coding.fused)
+        if moved is held:  # it was not decoded
+            check_payload(held)
+        return frozen(CompressedTensor(moved, fused=bool(self.coding.fused)))
 
 
 class EncodingConverter(WeightConverter):

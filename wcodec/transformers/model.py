@@ -15,6 +15,7 @@ from transformers.models.auto.auto_factory import _get_model_class
 
 from wcodec.configs import METHOD
 from wcodec.errors import DecodeError
+from wcodec.torch.operands import Fused
 from wcodec.torch.reader import Reader
 from wcodec.transformers.config import WCodecConfig
 from wcodec.transformers.sources import WCODEC, StreamSlice, stored_dtype, weight_files
@@ -29,7 +30,7 @@ class WCodecModel:
     @classmethod
     def from_pretrained(
         cls, directory: str | os.PathLike[str], *model_args: Any, auto_class: Any = None, resident: bool = False, preset: str = "default",
-        fused: bool = False, **kwargs: Any,
+        fused: Fused = False, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Load a model. It is the one that transformers makes of the plain directory, bit for bit.
 

@@ -90,7 +90,7 @@ class CupyRuntime(Runtime):
         if not 0 <= self.device < n:
             raise BackendUnavailable(f"there is no GPU {self.device}; there are {n}, numbered from 0")
         p = self.properties = dict[str, Any](self.cupy.cuda.runtime.getDeviceProperties(self.device))
-        if 10 * p["major"] + p["minor"] < LEAST_CAPABILITY:
+        if self.capability() < LEAST_CAPABILITY:
             raise BackendUnavailable(f"GPU {self.device} has compute capability {p['major']}.{p['minor']}; 7.5 is the least")
         self._functions: dict[str, Any] = {}
         self._modules: dict[str, Any] = {}
@@ -115,6 +115,9 @@ class CupyRuntime(Runtime):
 
     def n_processors(self) -> int:
         return int(self.properties["multiProcessorCount"])
+
+    def capability(self) -> int:
+        return 10 * int(self.properties["major"]) + int(self.properties["minor"])
 
     def in_use(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.cupy.cuda.Device(self.device)

@@ -66,6 +66,10 @@ class Runtime(ABC):
         """Multiprocessors of the device."""
         return 1
 
+    def capability(self) -> int:
+        """Compute capability, 90 for 9.0; 0 for what is no GPU."""
+        return 0
+
     def in_use(self) -> AbstractContextManager[Any]:
         """Make the device the calling thread's for a ``with`` block."""
         return nullcontext()

@@ -1,0 +1,453 @@
+"""Fused mode where the CUDA backend multiplies straight from operands: on the emulator."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
+from cuda_emulator import EmulatedRuntime
+from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
+from torch_fused_cases import KINDS, Net, check_gradients, check_product, damaged, form_of, operate, weight
+
+from wcodec import EncodeOptions
+from wcodec.cuda import crossover
+from wcodec.errors import DecodeError, EncodeError
+from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, device, load_compressed, model_memory, operands, save_file
+from wcodec.torch import held as held_module
+from wcodec.torch.device import DeviceHeld
+from wcodec.torch.held import Held
+from wcodec.transformers import WCodecConfig, WCodecModel
+
+#: Less than a tile and a band, ragged in both, several segments and parts.
+SHAPES = [(5, 200), (33, 200), (70, 1100), (264, 2080)]
+
+
+@pytest.fixture(scope="module")
+def runtime() -> EmulatedRuntime:
+    return EmulatedRuntime(order="shuffled", seed=5)
+
+
+class Place:
+    """Whether the CPU's memory stands for a GPU's."""
+
+    is_gpu = True
+
+
+@pytest.fixture(autouse=True)
+def place(runtime: EmulatedRuntime, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """What `runtime` drives."""
+    place = Place()
+    monkeypatch.setattr(operands, "on_gpu", lambda _: place.is_gpu)
+    monkeypatch.setattr(device, "runtime_of", lambda _: runtime)
+    return place
+
+
+def fused(dense: torch.Tensor, form: bool | str = True, name: str = "w") -> CompressedTensor:
+    return CompressedTensor.from_dense(dense, name=name, fused=form)
+
+
+@pytest.fixture
+def _straight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that is decoded for a product is an error."""
+
+    def refuse(_: Held) -> None:
+        raise AssertionError("decoded for a product")
+
+    monkeypatch.setattr(Held, "lease", refuse)
+
+
+# ---- products --------------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("_straight")
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_as_exact_as_dense(kind: tuple[torch.dtype, str, torch.dtype]) -> None:
+    dtype, form, of_x = kind
+    for shape in SHAPES:
+        dense = weight(*shape, dtype=dtype)
+        w, bias = fused(dense, form), weight(shape[0], dtype=of_x)
+        for m in (1, 5, 64):
+            check_product(w, dense, weight(m, shape[1], dtype=of_x), bias if m == 5 else None)
+
+
+@pytest.mark.usefixtures("_straight")
+@pytest.mark.parametrize("kind", KINDS[2:], ids=str)
+def test_scales(kind: tuple[torch.dtype, str, torch.dtype]) -> None:
+    dtype, form, of_x = kind
+    dense, scale = weight(70, 1100, dtype=dtype), torch.rand(70) + 0.5
+    layer = WCodecLinear.from_quantized(dense, scale, weight(70, dtype=of_x), options=EncodeOptions(operand=form))
+    for m in (1, 9):
+        x = weight(m, 1100, dtype=of_x)
+        check_product(layer.weight, dense, x, layer.bias, scale)
+        assert torch.equal(layer(x), operate(x, layer.weight, layer.bias, scale))
+    check_product(layer.weight, dense, x, layer.bias, torch.stack([scale, scale], 1)[:, 0])  # whose numbers lie apart
+
+
+@pytest.mark.usefixtures("_straight")
+def test_activations_of_all_sorts() -> None:
+    dense, bias = weight(70, 264), weight(140)[::2]
+    w = fused(dense)
+    apart, odd = (weight(5, 528)[:, ::2], weight(264, 5).t()), weight(5 * 264 + 1)[1:].view(5, 264)
+    for x in (weight(264), weight(1, 1, 264), weight(2, 3, 264), *apart, odd):
+        assert torch.equal(operate(x, w), F.linear(x.clone(memory_format=torch.contiguous_format), w))
+        for b in (None, bias):
+            assert operate(x, w, b).shape == F.linear(x, w, b).shape == (*x.shape[:-1], 70)
+            for y in (operate(x, w, b), F.linear(x, w, b)):
+                torch.testing.assert_close(y, F.linear(x, dense, b), rtol=0.02, atol=1e-3)
+    for before in ((0,), (2, 0)):
+        assert F.linear(weight(*before, 264), w, bias).shape == (*before, 70)
+    x = weight(5, 264)
+    for got, due in (
+        (x @ w.t(), x @ dense.t()),
+        (w @ x.t(), dense @ x.t()),
+        (torch.addmm(bias, x, w.t()), torch.addmm(bias, x, dense.t())),
+    ):
+        torch.testing.assert_close(got, due)
+
+
+@pytest.mark.usefixtures("_straight")
+def test_outliers_nan_and_infinity() -> None:
+    dense, x = weight(70, 1100), weight(4, 1100)
+    dense[::7, 3], dense[2, 500], dense[8] = 1000.0, -30000.0, 0  # patches, all of a row
+    w = fused(dense)
+    assert w.held._read_record().segments.n_patches.max() > 1000
+    check_product(w, dense, x)
+    dense[5, 7], dense[10, 9], dense[69, 1099] = float("nan"), float("inf"), -float("inf")
+    x[1, 3], x[2, 4], x[3, 9] = float("inf"), float("nan"), 0
+    got, due = F.linear(x, fused(dense)), F.linear(x, dense)
+    assert torch.equal(got.isnan(), due.isnan())
+    assert torch.equal(got.isinf(), due.isinf())
+    assert torch.equal(got[due.isinf()], due[due.isinf()])
+
+
+def test_more_rows_are_multiplied_by_the_dense_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, bias = weight(70, 1100), weight(70)
+    w, leases, lease = fused(dense), [], Held.lease
+    monkeypatch.setattr(Held, "lease", lambda held: leases.append(1) or lease(held))
+    for m, n_leases in ((64, 0), (65, 1), (200, 2), (1, 2)):
+        x = weight(m, 1100)
+        y = F.linear(x, w, bias)
+        assert len(leases) == n_leases
+        if m > 64:
+            assert torch.equal(y, F.linear(x, dense, bias))
+    monkeypatch.setattr(crossover, "TABLE", ((0, "bf16", "fixed", 64, 1024, 7),))
+    other = fused(dense)
+    for m, n_leases in ((7, 2), (8, 3)):
+        F.linear(weight(m, 1100), other)
+        assert len(leases) == n_leases
+    x = weight(3, 1100, dtype=torch.float32)
+    narrow = fused(weight(70, 1100, dtype=torch.int8))
+    assert torch.equal(operate(x, narrow), F.linear(x, narrow.decode().float())), "no kernel is made for float32"
+
+
+def test_crossover(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert crossover.most_batch((10, 10), "bf16", True, 90) == 64
+    rows = [(90, "bf16", "fixed", 4096, 4096, 48), (90, "bf16", "fixed", 4096, 14336, 32), (90, "bf16", "rans", 4096, 4096, 0)]
+    monkeypatch.setattr(crossover, "TABLE", (*rows, (90, "int8", "fixed", 4096, 4096, 500)))
+    for shape, weights, coded, capability, most in (
+        ((4096, 4096), "bf16", False, 90, 48), ((5000, 13000), "bf16", False, 90, 32), ((1, 1), "bf16", True, 90, 0),
+        ((4096, 4096), "bf16", False, 100, 64), ((4096, 4096), "int8", False, 90, 64), ((4096, 4096), "e4m3", False, 90, 64),
+    ):  # fmt: skip
+        assert crossover.most_batch(shape, weights, coded, capability) == most
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[3]], ids=str)
+def test_gradients(kind: tuple[torch.dtype, str, torch.dtype]) -> None:
+    dtype, form, of_x = kind
+    dense = weight(70, 1100, dtype=dtype)
+    w, scale = fused(dense, form), None if dtype == torch.bfloat16 else torch.rand(70) / 50 + 0.01
+    for m in (3, 65):
+        check_gradients(w, dense, weight(2, m, 1100, dtype=of_x), scale)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_opcheck_and_compiled() -> None:
+    w = fused(weight(33, 200))
+    x, bias = weight(3, 200).requires_grad_(), weight(33).requires_grad_()
+    torch.library.opcheck(torch.ops.wcodec.linear.default, (x, w.stream, [33, 200], w.dtype, bias))
+    layers = torch.nn.Sequential(torch.nn.Linear(200, 96), torch.nn.GELU(), torch.nn.Linear(96, 64, bias=False)).bfloat16()
+    small = compress_model(copy.deepcopy(layers), fused=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), small(x))
+    y = compiled(x)
+    y.float().sum().backward()
+    torch.testing.assert_close(y, layers(x))
+    assert x.grad is not None
+    torch._dynamo.reset()
+
+
+# ---- what is kept, and checked -----------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("_straight")
+def test_later_products_only_launch_kernels(runtime: EmulatedRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, x = weight(70, 2100), weight(5, 2100)
+    w = fused(dense, "rans")
+    y, launched, launch = F.linear(x, w), [], runtime.launch
+    operand = w.held.operand()
+    assert operand is not None
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("not a kernel")
+
+    for name in ("upload", "download", "empty", "pinned", "mark", "finish"):
+        monkeypatch.setattr(runtime, name, refuse)
+    monkeypatch.setattr(runtime, "launch", lambda kernel, *rest: launched.append(kernel) or launch(kernel, *rest))
+    assert torch.equal(F.linear(x, w), y)
+    assert launched == ["linear_bf16_bf16_coded_8", "add_parts_bf16"]
+    assert torch.equal(w.decode(), dense)
+    assert launched[2:] == ["expand_bf16"]
+    assert w.held.operand() is operand
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_decoded_again_and_again(kind: tuple[torch.dtype, str, torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second time on by the kernel for operands: the same bits, NaN and all."""
+    dtype, form, _ = kind
+    dense = weight(70, 1100, dtype=dtype)
+    if dtype == torch.bfloat16:
+        dense.view(torch.int16)[3, ::97] = 0x7FA5
+    w = fused(dense, form)
+    buffer = torch.full((dense.nbytes + 64,), 77, dtype=torch.uint8)
+    for _ in range(2):
+        w.held.decode_into(buffer)
+        assert torch.equal(buffer[: dense.nbytes], dense.view(torch.uint8).view(-1))
+        assert (buffer[dense.nbytes :] == 77).all()
+        buffer.fill_(77)
+        monkeypatch.setattr(device.ResidentTensor, "decode", None)
+    assert torch.equal(w[3:5].view(torch.uint8), dense[3:5].view(torch.uint8))
+    assert torch.equal(F.embedding(torch.tensor([60, 2]), w).view(torch.uint8), dense[[60, 2]].view(torch.uint8))
+
+
+def test_damage_is_found_at_first_use() -> None:
+    small, x = fused(weight(70, 264)), weight(2, 264)
+    w = damaged(small)
+    for use in (lambda: F.linear(x, w), lambda: weight(1, 70) @ w, lambda: operate(x, w), lambda: w.held.operand()) * 2:
+        with pytest.raises(DecodeError, match=r"bad_checksum.*'layers.0.weight'"):
+            use()
+    w.stream[200] ^= 8
+    assert torch.equal(F.linear(x, w), F.linear(x, small))
+    again = CompressedTensor.from_stream(small.stream.clone(), "v", fused=True)
+    record = again.held._read_record()
+    object.__setattr__(record, "crc32", record.crc32 ^ 1)
+    with pytest.raises(DecodeError, match=r"bad_checksum: the CRC-32 of the decoded tensor.*'v'"):
+        F.linear(x, again)
+
+
+def test_another_content() -> None:
+    dense, x = weight(70, 1100), weight(2, 1100)
+    w = fused(dense, "rans")
+    before = w.held.operand()
+    w.mul_(2)
+    assert torch.equal(w.decode(), dense * 2)
+    w[3] = 1
+    dense = dense * 2
+    dense[3] = 1
+    assert torch.equal(w.decode(), dense)
+    assert w.held.operand() is not before
+    assert form_of(w) == "rans"
+    check_product(w, dense, x)
+    plain = CompressedTensor.from_stream(fused(dense).stream, fused=True)  # nobody said how it was compressed
+    plain.mul_(0.5)
+    assert form_of(plain) == "fixed"
+    check_product(plain, dense * 0.5, x)
+    given = CompressedTensor.from_dense(dense, EncodeOptions(layout="bytes"), fused=True)
+    given.mul_(0.5)
+    assert form_of(given) is None
+    assert torch.equal(F.linear(x, given), F.linear(x, dense * 0.5))
+
+
+def test_calls_from_threads() -> None:
+    dense, x = weight(70, 264), weight(4, 264)
+    y = F.linear(x, fused(dense))
+    w = fused(dense)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda _: torch.equal(F.linear(x, w), y), range(20)))
+
+
+def nan_in(dtype: torch.dtype, bits: int) -> torch.Tensor:
+    dense = weight(70, 264, dtype=dtype)
+    dense.view(torch.uint8)[69, 263] = bits
+    return dense
+
+
+def wild() -> torch.Tensor:
+    torch.manual_seed(2)
+    return torch.randint(-(1 << 15), 1 << 15, (70, 264), dtype=torch.int16).view(torch.bfloat16)
+
+
+UNLIKE = [
+    weight(70, 264, dtype=torch.float16),
+    weight(70, 264, dtype=torch.float32),
+    weight(3, 70, 64),
+    wild(),
+    torch.zeros(0, 5).bfloat16(),
+]
+NOT_FINITE = [nan_in(torch.float8_e4m3fn, bits) for bits in (0x7F, 0xFF)] + [nan_in(torch.float8_e5m2, bits) for bits in (0x7C, 0xFD)]
+
+
+@pytest.mark.parametrize(("dense", "is_operand"), [*((t, False) for t in UNLIKE), *((t, True) for t in NOT_FINITE)])
+def test_what_kernels_cannot_multiply_is_decoded(dense: torch.Tensor, is_operand: bool) -> None:
+    w = fused(dense)
+    assert torch.equal(w.decode().view(torch.uint8), dense.view(torch.uint8))
+    assert (w.held.operand() is not None) == is_operand == (form_of(w) is not None)
+    if dense.dim() != 2:
+        return
+    x = weight(3, dense.shape[1], dtype=dense.dtype if dense.dtype.itemsize > 1 else torch.bfloat16)
+    for _ in range(2):
+        got, due = operate(x, w), F.linear(x, dense.to(x.dtype))
+        assert torch.equal(got.isnan(), due.isnan())
+        assert torch.equal(got.nan_to_num(), due.nan_to_num())
+        assert dense.dtype.itemsize > 1 or not due.isfinite().all()
+
+
+def test_other_streams_are_decoded() -> None:
+    dense, x = weight(70, 264), weight(3, 264)
+    w = CompressedTensor.from_stream(CompressedTensor.from_dense(dense).stream, fused=True)
+    assert form_of(w) is w.held.operand() is None
+    assert torch.equal(F.linear(x, w), F.linear(x, dense))
+    w = fused(dense)
+    w.fused = False
+    assert torch.equal(F.linear(x, w), F.linear(x, dense))
+    assert torch.equal(torch.ops.wcodec.linear(x, w.stream, [70, 264], w.dtype, fused=False), F.linear(x, dense))
+
+
+# ---- weights on their way --------------------------------------------------------------------------------------------------
+def test_compressed_models() -> None:
+    net = Net(256, 300, 2)
+    ids = torch.tensor([[3, 299, 0]])
+    for how, form, most in (({}, "fixed", 0.76), ({"fused": "rans"}, "rans", 0.7), ({"preset": "max"}, "fixed", 0.76)):
+        small = compress_model(copy.deepcopy(net), **{"fused": True, **how})
+        assert small.head.weight is small.embed.weight
+        assert [form_of(p) for p in (small.embed.weight, small.layers[1].weight)] == [form] * 2
+        memory = model_memory(small)
+        assert memory.held <= most * memory.dense
+        torch.testing.assert_close(small(ids), net(ids), rtol=0.05, atol=0.05)
+    for options, form in ((EncodeOptions(layout="bytes"), None), (EncodeOptions(operand="rans"), "rans"), (EncodeOptions(), "fixed")):
+        assert form_of(compress_model(copy.deepcopy(net), options=options, fused=True).head.weight) == form
+    assert form_of(compress_model(copy.deepcopy(net)).head.weight) is None
+    half = compress_model(torch.nn.Linear(64, 64).half(), fused="rans")
+    assert form_of(half.weight) is None
+    for wrong in ({"fused": "other"}, {"fused": "rans", "options": EncodeOptions()}):
+        with pytest.raises(EncodeError, match="bad_option"):
+            compress_model(copy.deepcopy(net), **wrong)
+
+
+def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, ids = Net(256, 300, 2), torch.tensor([[3, 299, 0]])
+    encoded, encode = [], held_module.encode
+    monkeypatch.setattr(held_module, "encode", lambda *a: encoded.append(1) or encode(*a))
+    plain, *forms = EncodeOptions(), EncodeOptions(operand="fixed"), EncodeOptions(operand="rans")
+    for stored, asked, form, n_encoded in (
+        (plain, True, "fixed", 3), (forms[0], True, "fixed", 0), (forms[1], True, "rans", 0),
+        (forms[1], "fixed", "fixed", 3), (plain, "rans", "rans", 3), (plain, False, None, 0),
+    ):  # fmt: skip
+        path = tmp_path / "m.wcodec"
+        save_file(net.state_dict(), path, options=stored)
+        other = Net(256, 300, 2)
+        encoded.clear()
+        load_compressed(other, path, fused=asked)
+        assert len(encoded) == n_encoded
+        assert other.head.weight is other.embed.weight
+        for name in ("head", "layers.0"):
+            w = other.get_submodule(name).weight
+            assert (form_of(w), w.fused, w.held.name) == (form, bool(asked), "embed.weight" if name == "head" else f"{name}.weight")
+            assert torch.equal(w.decode(), net.get_submodule(name).weight)
+        torch.testing.assert_close(other(ids), net(ids), rtol=0.05, atol=0.05)
+    with pytest.raises(EncodeError, match="bad_option"):
+        load_compressed(other, path, fused="other")
+
+
+def brought(w: CompressedTensor) -> CompressedTensor:
+    """What ``.to("cuda")`` calls. The emulated device is one whose name differs from that of the CPU, and whose memory does not."""
+    out = torch.ops.aten._to_copy.default(w, device=torch.device("cpu", 0))
+    assert isinstance(out, CompressedTensor)
+    return out
+
+
+def test_brought_to_a_gpu(place: Place) -> None:
+    dense = weight(70, 1100)
+    place.is_gpu = False
+    some = {"options": EncodeOptions(layout="bytes")}, {"options": EncodeOptions(preset="max")}
+    ways = ({}, {"fused": True}, {"fused": "rans"}, *({"fused": True, **how} for how in some))
+    small = [CompressedTensor.from_dense(dense, name="w", **how) for how in ways]
+    assert [form_of(w) for w in small] == [None, None, "rans", None, None]
+    unlike = CompressedTensor.from_dense(wild(), name="w", fused=True)
+    place.is_gpu = True
+    moved = [brought(w) for w in small]
+    assert [form_of(w) for w in moved] == [None, "fixed", "rans", None, "fixed"]
+    for w in moved:
+        assert isinstance(w.held, DeviceHeld)
+        assert w.held.name == "w"
+        assert torch.equal(w.decode(), dense)
+    assert torch.equal(brought(unlike).stream, unlike.stream), "what is no operand even when it is encoded as one stays as it was"
+    twin = WCodecLinear.from_linear(torch.nn.Linear(1100, 70, bias=False, dtype=torch.bfloat16), mode="resident")
+    assert form_of(twin.weight) is None
+    layer = WCodecLinear.from_linear(twin)
+    assert (layer.mode, form_of(layer.weight), form_of(twin.weight)) == ("fused", "fixed", None)
+    assert WCodecLinear.from_linear(layer).weight.held is layer.weight.held
+
+
+def test_copies_and_state_dicts(place: Place) -> None:
+    net, ids = Net(256, 300, 1), torch.tensor([[3, 299, 0]])
+    small = compress_model(copy.deepcopy(net), fused="rans")
+    file = io.BytesIO()
+    torch.save(small.state_dict(), file)
+    file.seek(0)
+    again = Net(256, 300, 1)
+    again.load_state_dict(torch.load(file), assign=True)
+    for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small)), again):
+        w = other.layers[0].weight
+        assert torch.equal(w.stream, small.layers[0].weight.stream)
+        assert w.fused
+        assert torch.equal(other(ids), small(ids))
+    small.load_state_dict({name: t * 2 for name, t in net.state_dict().items()})
+    assert form_of(small.layers[0].weight) == "rans"
+    assert torch.equal(small.layers[0].weight.decode(), net.layers[0].weight * 2)
+    place.is_gpu = False
+    file = io.BytesIO()
+    torch.save(CompressedTensor.from_dense(weight(70, 264), fused=True), file)
+    file.seek(0)
+    place.is_gpu = True
+    assert form_of(torch.load(file)) == "fixed"
+
+
+@pytest.mark.parametrize("how", [True, "rans"])
+def test_transformers(how: bool | str, tmp_path: Path) -> None:
+    plain = tiny_models.make("llama", torch.bfloat16)
+    found, due = tiny_models.directories(plain, tmp_path), tiny_models.logits(plain, "llama")
+    coding = WCodecConfig(resident=True, fused=how)
+    auto = tiny_models.auto_class("llama")
+    models = [auto.from_pretrained(found[form], quantization_config=coding) for form in ("hub", "plain")]
+    models.append(WCodecModel.from_pretrained(found["wcodec"], resident=True, fused=how))
+    for model in models:
+        weights = tiny_models.compressed(model)
+        assert len(weights) >= 12
+        assert {form_of(w) for w in weights.values()} == ({"fixed"} if how is True else {"fixed", "rans"}), "the second where it pays"
+        assert all(w.fused is True for w in weights.values())
+        assert (tiny_models.logits(model, "llama") - due).abs().max() <= 0.02 * due.abs().max()
+    models[0].save_pretrained(tmp_path / "again")
+    tiny_models.same_state(auto.from_pretrained(tmp_path / "again"), plain)
+    for wrong, message in (({"resident": True, "fused": "other"}, "operand 'other'"), ({"fused": "rans"}, "resident=True")):
+        with pytest.raises((EncodeError, ValueError), match=message):
+            WCodecConfig(**wrong)
+
+
+def test_sizes_in_the_readme() -> None:
+    """What is held of a Gaussian 4096 x 4096 matrix."""
+    dense = torch.randn(4096, 4096) * 0.02
+    scaled = dense / dense.abs().amax(1, keepdim=True)
+    for narrowed, due in (
+        (dense.bfloat16(), {"fixed": 0.751, "rans": 0.667}),
+        ((scaled * 127).round().to(torch.int8), {"fixed": 1.001, "rans": 0.906}),
+        ((scaled * 448).to(torch.float8_e4m3fn), {"fixed": 1.001, "rans": 0.835}),
+    ):
+        for form, part in due.items():
+            w = fused(narrowed, form)
+            assert w.stream.numel() / narrowed.nbytes == pytest.approx(part, abs=0.001)
+            assert form_of(w) == form
