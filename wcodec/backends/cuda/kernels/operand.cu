@@ -2,6 +2,8 @@
 #include "linear.cuh"
 
 // ---- from operands to words ------------------------------------------------------------------------------------------------------
+enum { AHEAD = 4 };  // tiles that are loaded before they are stored
+
 // Eight words of a row, at a multiple of a word.
 template <class Weights>
 DEVICE void store_eight(u64 address, Eight<Weights> words, u32 n) {
@@ -19,25 +21,35 @@ DEVICE void expand_segment(const Operand &operand, const Coder &coder, uint4 *bu
     const u32 n_tiles = n_cols / TILE_COLS, width = n_cols % TILE_COLS;  // whole ones, and what is left
     const u32 row = band_number * BAND_ROWS + lane_id() / 4, left = lane_id() % 4 * LANE_WORDS;
     const bool coded = is_coded(record), has_row = row < operand.n_rows;
+    const u32 step = band.n_words / 2;
     Place<Weights> place = place_of<Weights>(band, record, 0);
     Patches patches = {};
     if constexpr (Weights::HAS_PATCHES) patches = patches_of(band, record, 0);
     Stream stream = {};
     if (coded) stream = stream_of(band, record, buffer);
     u64 at = out + Weights::NBYTES * ((u64)row * operand.n_cols + first * TILE_COLS + left);
-    Piece<Weights> ahead = {};
-    if (n_tiles > 0) ahead = load_piece(place, 0, !coded);
-    for (u32 tile = 0; tile < n_tiles; tile++, at += Weights::NBYTES * TILE_COLS) {
-        Piece<Weights> piece = ahead;
-        advance(place, band.n_words / 2);
-        if (tile + 1 < n_tiles) ahead = load_piece(place, 0, !coded);
-        if (coded) {
-            refill(stream);
-            piece.codes = decode_group(stream, coder);
+    Piece<Weights> ahead[AHEAD] = {};
+#pragma unroll
+    for (u32 i = 0; i < AHEAD; i++)
+        if (i < n_tiles) ahead[i] = load_piece(place, i * step, !coded);
+#pragma unroll 1
+    for (u32 round = 0; round < n_tiles; round += AHEAD) {
+        advance(place, AHEAD * step);
+#pragma unroll
+        for (u32 i = 0; i < AHEAD; i++) {
+            const u32 tile = round + i;
+            if (tile >= n_tiles) break;
+            Piece<Weights> piece = ahead[i];
+            if (tile + AHEAD < n_tiles) ahead[i] = load_piece(place, i * step, !coded);
+            if (coded) {
+                refill(stream);
+                piece.codes = decode_group(stream, coder);
+            }
+            Eight<Weights> words = merge_piece<Weights>(piece, base_of(record));
+            if constexpr (Weights::HAS_PATCHES) apply_patches(patches, band, tile * band.n_words, TILE_COLS, words.data);
+            if (has_row) store_eight<Weights>(at, words, LANE_WORDS);
+            at += Weights::NBYTES * TILE_COLS;
         }
-        Eight<Weights> words = merge_piece<Weights>(piece, base_of(record));
-        if constexpr (Weights::HAS_PATCHES) apply_patches(patches, band, tile * band.n_words, TILE_COLS, words.data);
-        if (has_row) store_eight<Weights>(at, words, LANE_WORDS);
     }
     if (width == 0) return;
     const Eight<Weights> words = gather_words<Weights>(band, record, n_tiles * band.n_words, width, patches);
@@ -57,7 +69,7 @@ DEVICE void expand(const Operand &operand, u64 out) {
 }
 
 #define EXPAND(name, weights)                                                                                                       \
-    KERNEL __launch_bounds__(BLOCK_THREADS, 4)                                                                                      \
+    KERNEL __launch_bounds__(BLOCK_THREADS, 3)                                                                                      \
     name(u64 payload, u64 records, u64 luts, u32 n_rows, u32 n_cols, u32 prob_bits, u64 out) {                                      \
         expand<weights>({payload, records, luts, n_rows, n_cols, prob_bits}, out);                                                  \
     }
