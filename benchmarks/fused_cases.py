@@ -133,7 +133,14 @@ class Case:
         """
         device = self.device
         products = Products(self, batch)
-        out: dict[str, Any] = {"batch": batch, "grid": products.plan.grid, "n_parts": products.plan.n_parts, **products.check()}
+        plan = products.plan
+        out: dict[str, Any] = {
+            "batch": batch,
+            "grid": plan.grid,
+            "n_parts": plan.n_parts,
+            "n_slices": 1 << plan.slice_bits,
+            **products.check(),
+        }
         n = max(len(self.payloads), len(self.denses), math.ceil(device.burst_nbytes / self.dense_nbytes))
         some = min(max(len(self.payloads), len(self.denses)), QUEUE // PRODUCT_OPS)
         works = {name: products.burst(name, n) for name in CONTENDERS}

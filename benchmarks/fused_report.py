@@ -97,7 +97,7 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
 def _rows(cases: Sequence[dict[str, Any]]) -> list[list[str]]:
     rows = [[
         "n x k", "bits", "batch", "fused us", "cuBLAS us", "decoded us", "to cuBLAS", "to decoded", "fused GB/s", "of copy", "cuBLAS GB/s",
-        "of copy", "launched us", "cuBLAS", "decoded", "error", "PyTorch's", "parts", "by",
+        "of copy", "launched us", "cuBLAS", "decoded", "error", "PyTorch's", "parts x slices", "by",
     ]]  # fmt: skip
     for c in cases:
         for b in c["batches"]:
@@ -107,6 +107,6 @@ def _rows(cases: Sequence[dict[str, Any]]) -> list[list[str]]:
             speeds = [text for n in ("fused", "cublas") for text in (f"{b['gb_s'][n]:.0f}", f"{100 * b['of_copy'][n]:.0f} %")]
             rows.append([
                 c["shape"], f"{c['bits']:.2f}", str(b["batch"]), *times, f"{b['to_cublas']:.2f}", f"{b['to_decoded']:.2f}", *speeds,
-                *launched, f"{b['error']:.1e}", f"{b['torch_error']:.1e}", str(b["n_parts"]), b["way"],
+                *launched, f"{b['error']:.1e}", f"{b['torch_error']:.1e}", f"{b['n_parts']} x {b['n_slices']}", b["way"],
             ])  # fmt: skip
     return rows

@@ -66,12 +66,12 @@ def operand_of(runtime: EmulatedRuntime, array: Array, form: str, memory: Memory
 
 def multiply(
     runtime: EmulatedRuntime, x: Array, weights: Array, form: str = "fixed", *, bias: Array | None = None, scale: Array | None = None,
-    n_parts: int | None = None, at_end: bool = True,
+    n_parts: int | None = None, n_slices: int | None = None, at_end: bool = True,
 ) -> Array:  # fmt: skip
     """y, of the type of `x`. All inputs can only be read, and nothing is touched around any buffer."""
     memory, rows = Memory(at_end), len(weights)
     weight = operand_of(runtime, weights, form, memory)
-    plan = plan_linear(weight.shape, weight.coded, len(x), 4, n_parts)
+    plan = plan_linear(weight.shape, weight.coded, len(x), 4, n_parts, n_slices)
     workspace, y = memory.room(plan.workspace_nbytes), memory.room(2 * len(x) * rows)
     ends = {name: address(memory.put(given)) for name, given in (("bias", bias), ("scale", scale)) if given is not None}
     factors = "fp16" if x.dtype == np.float16 else "bf16"

@@ -13,7 +13,7 @@ from cuda_emulator import EmulatedRuntime
 from operand_cases import FACTORS, FORMS, KINDS, PAIRS, bf16_of, floats, multiply, operand_of, weights_of, words_of
 
 import wcodec
-from wcodec.cuda.linear import BATCHES, SEGMENT_TILES, STAGE_TILES, LinearPlan, linear, plan_linear
+from wcodec.cuda.linear import BATCHES, CODED_STAGE_TILES, ROUND_TILES, SEGMENT_TILES, STAGE_TILES, LinearPlan, linear, plan_linear
 from wcodec.cuda.operand import Operand
 from wcodec.files import File
 from wcodec.reference.plan import EncodeOptions
@@ -142,7 +142,8 @@ def test_shapes(runtime: EmulatedRuntime, batch: int, form: str) -> None:
         weights, x = weights_of("bf16", shape), random("bf16", batch - i % 3, shape[1])
         bias = random("bf16", shape[0], sigma=0.1) if i % 2 else None
         for n_parts in parts_of(shape)[:: 1 if batch < 32 else 2]:
-            check(multiply(runtime, x, weights, form, bias=bias, n_parts=n_parts, at_end=i % 3 > 0), x, weights, bias)
+            y = multiply(runtime, x, weights, form, bias=bias, n_parts=n_parts, n_slices=1 << (i + n_parts) % 4, at_end=i % 3 > 0)
+            check(y, x, weights, bias)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -262,26 +263,46 @@ def test_workspace_is_taken() -> None:
 
 
 # ---- plans -------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_slices(batch: int, form: str) -> None:
+    """All numbers of slices, also where there are more than segments, and some are empty."""
+    for cols in (1056, 4100, 5120):
+        weights, x = weights_of("bf16", (40, cols)), random("bf16", batch, cols)
+        for n_slices in (2, 4, 8):
+            for n_parts in (1, 2):
+                check(multiply(EmulatedRuntime(order="shuffled"), x, weights, form, n_parts=n_parts, n_slices=n_slices), x, weights)
+
+
 @pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("batch", [1, 8, 9, 16, 17, 33, 64])
 def test_plans_cover_the_matrix(batch: int, coded: bool) -> None:
     for shape in [(1, 1), (16, 64), (129, 65), (4096, 4096), (14336, 4096), (4096, 14336), (128256, 4096), (7, 100_000)]:
         for n_parts in (None, 1, 2, 5, 1000):
-            p = plan_linear(shape, coded, batch, 132, n_parts)
-            row_blocks, tiles = -(-shape[0] // 128), -(-shape[1] // 32)
-            assert p.batch == min(b for b in BATCHES if b >= batch)
-            assert p.grid == row_blocks * p.n_parts
-            assert (p.n_parts - 1) * p.part_tiles < tiles <= p.n_parts * p.part_tiles
-            assert p.part_tiles % (SEGMENT_TILES if coded else STAGE_TILES[p.batch]) == 0
-            assert n_parts is None or p.n_parts <= n_parts
-            assert p.workspace_nbytes == (p.n_parts * -(-shape[0] // 16) * 16 * p.batch * 4 if p.n_parts > 1 else 0)
+            for n_slices in (None, 1, 2, 4, 8):
+                p = plan_linear(shape, coded, batch, 132, n_parts, n_slices)
+                tiles, slices = -(-shape[1] // 32), 1 << p.slice_bits
+                assert p.batch == min(b for b in BATCHES if b >= batch)
+                assert p.grid == -(-shape[0] // (128 // slices)) * p.n_parts
+                assert p.part_tiles == p.slice_tiles * slices
+                assert (p.n_parts - 1) * p.part_tiles < tiles <= p.n_parts * p.part_tiles
+                stage = (CODED_STAGE_TILES if coded else STAGE_TILES)[p.batch] // slices  # of x in shared memory, a slice's tiles
+                assert stage % (1 if coded else ROUND_TILES[p.batch]) == 0
+                assert stage > 0
+                assert p.slice_tiles % (SEGMENT_TILES if coded else stage) == 0
+                assert n_parts is None or p.n_parts <= n_parts
+                assert n_slices is None or slices <= n_slices
+                assert p.workspace_nbytes == (p.n_parts * -(-shape[0] // 16) * 16 * p.batch * 4 if p.n_parts > 1 else 0)
 
 
 def test_plans_fill_the_device() -> None:
-    assert plan_linear((4096, 4096), False, 1, 132) == LinearPlan(8, 32 * 8, 8, 16, 8 * 4096 * 8 * 4)
-    assert plan_linear((4096, 4096), True, 1, 132).n_parts == 4
-    assert plan_linear((14336, 4096), False, 1, 132).n_parts == 2
-    assert plan_linear((128256, 4096), False, 1, 132) == LinearPlan(8, 1002, 1, 128, 0)
+    assert plan_linear((4096, 4096), False, 1, 132) == LinearPlan(8, 256, 1, 128, 3, 16, 0)
+    assert plan_linear((4096, 14336), False, 1, 132) == LinearPlan(8, 256, 1, 448, 3, 56, 0)
+    assert plan_linear((4096, 4096), False, 9, 132) == LinearPlan(16, 256, 2, 64, 2, 16, 2 * 4096 * 16 * 4)
+    assert plan_linear((4096, 4096), True, 1, 132) == LinearPlan(8, 128, 1, 128, 2, 32, 0)
+    assert plan_linear((14336, 4096), False, 1, 132) == LinearPlan(8, 224, 1, 128, 1, 64, 0)
+    assert plan_linear((1024, 4096), False, 1, 132) == LinearPlan(8, 256, 4, 32, 3, 4, 4 * 1024 * 8 * 4)
+    assert plan_linear((128256, 4096), False, 1, 132) == LinearPlan(8, 1002, 1, 128, 0, 128, 0)
 
 
 @pytest.mark.parametrize("batch", [0, 65])

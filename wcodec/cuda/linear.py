@@ -13,7 +13,9 @@ MOST_BATCH: Final = BATCHES[-1]
 ROW_TILE: Final = 16  #: rows of W that a warp has
 TILE_COLS: Final = 32
 SEGMENT_TILES: Final = 32  #: a segment is so many tiles wide
-STAGE_TILES: Final = {8: 16, 16: 8, 32: 8, 64: 4}  #: tiles that x in shared memory is wide; a part is a multiple of them
+STAGE_TILES: Final = {8: 32, 16: 16, 32: 8, 64: 4}  #: tiles that x in shared memory is wide, of raw operands
+ROUND_TILES: Final = {8: 4, 16: 4, 32: 2, 64: 1}  #: tiles that are loaded together, of raw operands
+CODED_STAGE_TILES: Final = {8: 8, 16: 4, 32: 2, 64: 1}  #: of coded ones, of which one tile is decoded at a time
 BLOCKS_A_PROCESSOR: Final = 2  #: that are wanted, for enough loads under way
 FACTORS: Final = ("bf16", "fp16")  #: types of x, bias and y
 
@@ -28,7 +30,9 @@ class LinearPlan(NamedTuple):
     grid
         Blocks.
     n_parts, part_tiles
-        Parts that the columns of W are split into, and how many tiles wide they are, but for the last.
+        Parts that the columns of W are split into among blocks, and how many tiles wide they are, but for the last.
+    slice_bits, slice_tiles
+        log2 of the slices that a part is split into among the warps of a block, and how many tiles wide they are.
     workspace_nbytes
         Device memory for sums of parts; 0 if there is one part.
     """
@@ -37,24 +41,33 @@ class LinearPlan(NamedTuple):
     grid: int
     n_parts: int
     part_tiles: int
+    slice_bits: int
+    slice_tiles: int
     workspace_nbytes: int
 
 
-def plan_linear(shape: tuple[int, int], coded: bool, batch: int, n_processors: int, n_parts: int | None = None) -> LinearPlan:
-    """Choose kernel, grid and parts.
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def plan_linear(
+    shape: tuple[int, int], coded: bool, batch: int, n_processors: int, n_parts: int | None = None, n_slices: int | None = None
+) -> LinearPlan:
+    """Choose kernel, grid, parts and slices.
 
     Parameters
     ----------
     shape
         Rows and columns of W.
     coded
-        Whether symbols of W are coded: parts are whole segments then.
+        Whether symbols of W are coded: parts and slices are whole segments then.
     batch
         Rows of x, 1 to `MOST_BATCH`.
     n_processors
         Multiprocessors of the device.
-    n_parts
-        As many parts, or fewer if columns do not suffice; by default, until there are enough blocks for the device.
+    n_parts, n_slices
+        As many, or fewer if columns or the kernel do not allow them; slices are a power of two. By default, until there are enough
+        blocks for the device: slices first, for these need no memory and no second kernel.
 
     Raises
     ------
@@ -64,15 +77,19 @@ def plan_linear(shape: tuple[int, int], coded: bool, batch: int, n_processors: i
     if not 1 <= batch <= MOST_BATCH:
         raise ValueError(f"a batch of {batch} rows; 1 to {MOST_BATCH} can be multiplied at once")
     variant = next(b for b in BATCHES if b >= batch)
-    row_tiles, col_tiles = -(-shape[0] // ROW_TILE), -(-shape[1] // TILE_COLS)
-    row_blocks, step = -(-row_tiles // WARPS), SEGMENT_TILES if coded else STAGE_TILES[variant]
-    if n_parts is None:
-        n_parts = max(1, BLOCKS_A_PROCESSOR * n_processors // row_blocks)
-    part_tiles = -(-col_tiles // n_parts)
-    part_tiles = -(-part_tiles // step) * step
-    n_parts = -(-col_tiles // part_tiles)
+    row_tiles, col_tiles = _ceil_div(shape[0], ROW_TILE), _ceil_div(shape[1], TILE_COLS)
+    stage, least = (CODED_STAGE_TILES[variant], 1) if coded else (STAGE_TILES[variant], ROUND_TILES[variant])
+    splits = max(1, BLOCKS_A_PROCESSOR * n_processors // _ceil_div(row_tiles, WARPS))
+    wanted, step = splits if n_slices is None else n_slices, SEGMENT_TILES if coded else least
+    wanted = min(wanted, stage // least, WARPS, max(1, col_tiles // step))
+    bits = max(0, wanted.bit_length() - 1)
+    width = SEGMENT_TILES if coded else stage >> bits  # a slice is a multiple of that
+    n_parts = max(1, splits >> bits) if n_parts is None else n_parts
+    slice_tiles = _ceil_div(_ceil_div(col_tiles, n_parts << bits), width) * width
+    part_tiles = slice_tiles << bits
+    n_parts = _ceil_div(col_tiles, part_tiles)
     nbytes = n_parts * row_tiles * ROW_TILE * variant * 4 if n_parts > 1 else 0
-    return LinearPlan(variant, row_blocks * n_parts, n_parts, part_tiles, nbytes)
+    return LinearPlan(variant, _ceil_div(row_tiles, WARPS >> bits) * n_parts, n_parts, part_tiles, bits, slice_tiles, nbytes)
 
 
 def linear(
@@ -131,11 +148,11 @@ def linear(
             workspace = runtime.address(taken)
         parts, ends = np.uint64(workspace or 0), (np.uint64(y), np.uint64(bias), np.uint64(scale))
         kernel = f"linear_{weight.weights}_{factors}_{'coded' if weight.coded else 'raw'}_{plan.batch}"
-        sizes = np.uint32(batch), np.uint32(plan.n_parts), np.uint32(plan.part_tiles)
+        sizes = [np.uint32(n) for n in (batch, plan.n_parts, plan.part_tiles, plan.slice_bits, plan.slice_tiles)]
         runtime.launch(kernel, plan.grid, BLOCK, *weight.args, np.uint64(x), *ends, *sizes, parts)
         if plan.n_parts > 1:
             groups = plan.batch // 8
-            blocks = -(-(-(-rows // ROW_TILE) * groups) // WARPS)
+            blocks = _ceil_div(_ceil_div(rows, ROW_TILE) * groups, WARPS)
             counts = np.uint32(rows), np.uint32(batch), np.uint32(plan.n_parts), np.uint32(groups)
             runtime.launch(f"add_parts_{factors}", blocks, BLOCK, *ends, *counts, parts)
     return taken

@@ -1,10 +1,11 @@
 // y = (x W^T) scale + bias, with W an operand (operand.cuh); x, y and bias are bf16 or fp16, x and y row by row; scale is fp32, one for
 // each row of W; sums are fp32.
 //
-// A warp has 16 rows of W and goes along their tiles, which are read once, straight to registers, some tiles ahead. A block's 8
-// warps share x, a part of whose columns at a time is in shared memory, while the next part is on its way. Where W has few rows,
-// its columns are split among blocks; their sums go to memory and `add_parts` adds them, in order. So a result depends on the
-// number of parts, and on nothing else that could differ from run to run.
+// A warp has 16 rows of W and goes along their tiles, which are read once, straight to registers, some tiles ahead. x is in shared
+// memory, some columns at a time, while the next are on their way. Where W has few rows, its columns are split: into slices among the
+// 8 warps of a block, whose sums are added through shared memory, and into parts among blocks, whose sums go to memory, where
+// `add_parts` adds them. Both are added in order: a result depends on the numbers of slices and parts, and on nothing else that could
+// differ from run to run.
 #include "operand.cuh"
 
 enum { ROW_TILE = 2 * BAND_ROWS };
@@ -23,10 +24,13 @@ template <class Float>
 DEVICE float load_bias(const Product &p, u32 row) { return p.bias ? Float::to_float(pointer<const u16>(p.bias)[row]) : -0.0f; }
 DEVICE float load_scale(const Product &p, u32 row) { return p.scale ? pointer<const float>(p.scale)[row] : 1.0f; }
 
+// The first row of x of a lane's sums with a group.
+DEVICE u32 first_batch(u32 group) { return 8 * group + 2 * (lane_id() & 3u); }
+
 // Scale, add the bias, round, store: a lane's sums of products with groups of 8 rows of x, from `first` on.
 template <class Float, u32 GROUPS>
 DEVICE void finish(const Product &p, u32 row_tile, u32 first, const Sums<GROUPS> &sums) {
-    const u32 batch = 8 * first + 2 * (lane_id() & 3u), row = row_tile * ROW_TILE + (lane_id() >> 2);
+    const u32 batch = first_batch(first), row = row_tile * ROW_TILE + (lane_id() >> 2);
 #pragma unroll
     for (u32 lower = 0; lower < 2; lower++) {
         const u32 own = row + 8 * lower;
@@ -56,26 +60,39 @@ DEVICE uint4 gather_x(const Product &p, u32 row, u32 col, u32 end) {
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// Where vector i of a part of x comes from: for each 32 columns and 8 rows, there are 8 columns a lane, as `multiply_words` wants them.
-template <u32 GROUPS>
-DEVICE u32 staged_row(u32 i) { return i / LANES % GROUPS * 8 + i % LANES / 4; }
-template <u32 GROUPS>
-DEVICE u32 staged_col(u32 i) { return i / (LANES * GROUPS) * TILE_COLS + i % 4 * 8; }
+// The columns of W that a block has, in tiles: slices, one behind another. Warps are slice by slice of a row tile.
+struct Slices {
+    u32 bits, n_tiles;  // 1 << bits slices, n_tiles wide but for the last
+    u32 first, end;     // of all
+};
 
-// A part of x, columns from `first` on, zeros from `end` on.
+template <u32 N>
+constexpr u32 LOG_2 = 1 + LOG_2<N / 2>;
+template <>
+constexpr u32 LOG_2<1> = 0;
+
+// Of VECTORS of x in shared memory, as many for each slice; how many tiles wide they are; where a slice is.
 template <u32 GROUPS, u32 VECTORS>
-DEVICE void stage_x(uint4 *part, const Product &p, u32 first, u32 end) {
-    if (p.x % 16 == 0 && p.n_cols % 8 == 0) {
-#pragma unroll
-        for (u32 i = threadIdx.x; i < VECTORS; i += BLOCK_THREADS) {
-            const u32 row = staged_row<GROUPS>(i), col = first + staged_col<GROUPS>(i);
-            const bool wanted = row < p.n_batch && col < end;
-            copy_vector(part + i, pointer<const uint4>(p.x + (wanted ? 2 * ((u64)row * p.n_cols + col) : 0)), wanted);
-        }
-    } else {
+DEVICE u32 stage_width(const Slices &s) { return (VECTORS >> s.bits) / (LANES * GROUPS); }
+DEVICE u32 slice_first(const Slices &s, u32 slice) { return s.first + slice * s.n_tiles; }
+DEVICE u32 slice_end(const Slices &s, u32 slice) { return least(s.end, slice_first(s, slice) + s.n_tiles); }
+
+// Columns of x for all slices, the next some of each, from `done` tiles on; zeros behind the end of each. For 32 columns and 8 rows,
+// there are 8 columns a lane, as `multiply_words` wants them.
+template <u32 GROUPS, u32 VECTORS>
+DEVICE void stage_x(uint4 *stage, const Product &p, const Slices &slices, u32 done) {
+    const bool together = p.x % 16 == 0 && p.n_cols % 8 == 0;
 #pragma unroll 1
-        for (u32 i = threadIdx.x; i < VECTORS; i += BLOCK_THREADS)
-            part[i] = gather_x(p, staged_row<GROUPS>(i), first + staged_col<GROUPS>(i), end);
+    for (u32 i = threadIdx.x; i < VECTORS; i += BLOCK_THREADS) {
+        const u32 bits = LOG_2<VECTORS> - slices.bits, slice = i >> bits, in_slice = i & ((1u << bits) - 1);
+        const u32 row = i / LANES % GROUPS * 8 + i % LANES / 4, tile = slice_first(slices, slice) + done + in_slice / (LANES * GROUPS);
+        const u32 col = tile * TILE_COLS + i % 4 * 8, end = least(p.n_cols, slice_end(slices, slice) * TILE_COLS);
+        if (together) {
+            const bool wanted = row < p.n_batch && col < end;
+            copy_vector(stage + i, pointer<const uint4>(p.x + (wanted ? 2 * ((u64)row * p.n_cols + col) : 0)), wanted);
+        } else {
+            stage[i] = gather_x(p, row, col, end);
+        }
     }
 }
 
@@ -278,81 +295,119 @@ DEVICE void multiply_edge(Sums<GROUPS> &sums, u32 width, Current &current, const
     multiply_words<Weights, Float, GROUPS>(sums, words, x);
 }
 
-// The block's rows of W, and one part of its columns, `part_tiles` tiles wide. Sums go to y, or to `parts` if there are several.
+// The sums of slices, added by the warp of the first one.
+template <u32 GROUPS>
+DEVICE void add_slices(Sums<GROUPS> &sums, float4 *shared, u32 warp, u32 bits) {
+    const u32 slice = warp & ((1u << bits) - 1), n = (1u << bits) - 1;  // n: of those that write
+    float4 *own = shared + (warp >> bits) * n * (GROUPS * LANES) + lane_id();
+    __syncthreads();  // nobody is at x any more
+    if (slice > 0) {
+#pragma unroll
+        for (u32 i = 0; i < GROUPS; i++)
+            own[((slice - 1) * GROUPS + i) * LANES] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+    }
+    __syncthreads();
+    if (slice > 0) return;
+#pragma unroll 1
+    for (u32 k = 0; k < n; k++) {
+#pragma unroll
+        for (u32 i = 0; i < GROUPS; i++) {
+            const float4 other = own[(k * GROUPS + i) * LANES];
+            sums[i][0] += other.x;
+            sums[i][1] += other.y;
+            sums[i][2] += other.z;
+            sums[i][3] += other.w;
+        }
+    }
+}
+
+// What a kernel is told of the columns.
+struct Split {
+    u32 n_parts, part_tiles;       // tiles of a part but for the last
+    u32 slice_bits, slice_tiles;  // of a part
+};
+
+// The block's rows of W, and one part of its columns. Sums go to y, or to `parts` if there are several.
 template <class Weights, class Float, u32 GROUPS, u32 VECTORS, class Tiles>
-DEVICE void linear(const Operand &operand, const Product &p, Tiles &tiles, u32 n_parts, u32 part_tiles, u64 parts) {
-    constexpr u32 STAGE_TILES = VECTORS / (LANES * GROUPS);  // that x in shared memory is wide
-    static_assert(STAGE_TILES % Tiles::AHEAD == 0 && SEGMENT_TILES % STAGE_TILES == 0, "segments are whole stages, stages whole rounds");
+DEVICE void linear(const Operand &operand, const Product &p, Tiles &tiles, const Split &split, u64 parts) {
+    static_assert(SEGMENT_TILES % (VECTORS / (LANES * GROUPS)) == 0, "a segment is a number of whole stages");
     __shared__ uint4 staged[2][VECTORS];
     const u32 n_row_tiles = ceil_div(p.n_rows, ROW_TILE), n_tiles = ceil_div(p.n_cols, TILE_COLS);
-    const u32 row_tile = blockIdx.x / n_parts * BLOCK_WARPS + uniform_warp_id(), part = blockIdx.x % n_parts;
-    const u32 first = part * part_tiles, end = least(n_tiles, first + part_tiles), end_col = least(p.n_cols, end * TILE_COLS);
+    const u32 warp = uniform_warp_id(), part = blockIdx.x % split.n_parts, part_first = part * split.part_tiles;
+    const u32 row_tile = blockIdx.x / split.n_parts * (BLOCK_WARPS >> split.slice_bits) + (warp >> split.slice_bits);
+    const Slices slices = {split.slice_bits, split.slice_tiles, part_first, least(n_tiles, part_first + split.part_tiles)};
+    const u32 slice = warp & ((1u << slices.bits) - 1), first = slice_first(slices, slice), end = slice_end(slices, slice);
     const u32 whole = least(end, tiles_of(p.n_cols)), edge_width = p.n_cols % TILE_COLS;  // all but the last tile are whole
-    const bool has_rows = row_tile < n_row_tiles;
+    const u32 stage_tiles = stage_width<GROUPS, VECTORS>(slices);
+    const bool has_rows = row_tile < n_row_tiles && first < end;
     const Band bands[2] = {band_of(operand, 2 * row_tile), band_of(operand, 2 * row_tile + 1)};
 
     if (has_rows) start(tiles, bands, first, whole);
-    stage_x<GROUPS, VECTORS>(staged[0], p, first * TILE_COLS, end_col);
+    stage_x<GROUPS, VECTORS>(staged[0], p, slices, 0);
     Current current = {};
     Sums<GROUPS> sums = {};
     u32 stage = 0;
 #pragma unroll 1
-    for (u32 tile = first; tile < end; stage ^= 1) {
+    for (u32 done = 0; done < slices.n_tiles; done += stage_tiles, stage ^= 1) {
         await_copies();
         __syncthreads();  // this stage is there, and nobody is at the other one any more
-        const u32 next = tile + STAGE_TILES;
-        if (next < end) stage_x<GROUPS, VECTORS>(staged[stage ^ 1], p, next * TILE_COLS, end_col);
-        if (has_rows) {
-            if (tile == first || tile % SEGMENT_TILES == 0) {
-                const Record records[2] = {record_of(bands[0], tile / SEGMENT_TILES), record_of(bands[1], tile / SEGMENT_TILES)};
-                enter_segment<Weights>(current, bands, records, tile);
-                enter(tiles, bands, records, tile);
-            }
-            const uint4 *x = staged[stage];
-            constexpr u32 AHEAD = Tiles::AHEAD;
-#pragma unroll 1
-            for (const u32 stop = least(next, tiles.end); tile < stop; tile += AHEAD, x += AHEAD * LANES * GROUPS) {
-                prepare_round(tiles, bands, tile + AHEAD);
-#pragma unroll
-                for (u32 i = 0; i < AHEAD; i++) {
-                    Eight<Weights> words[2];
-                    take_tile(tiles, i, current.base, words);
-                    patch_tile<Weights>(words, current, bands, tile + i);
-                    multiply_words<Weights, Float, GROUPS>(sums, words, x + i * LANES * GROUPS);
-                }
-            }
-#pragma unroll 1
-            for (const u32 stop = least(next, whole); Tiles::HAS_REST && tile < stop; tile++, x += LANES * GROUPS)
-                multiply_tile<Weights, Float, GROUPS>(sums, current, bands, tile, x);
-            if (edge_width && tile == tiles_of(p.n_cols) && tile < least(next, end))
-                multiply_edge<Weights, Float, GROUPS>(sums, edge_width, current, bands, tile, x);
+        if (done + stage_tiles < slices.n_tiles) stage_x<GROUPS, VECTORS>(staged[stage ^ 1], p, slices, done + stage_tiles);
+        u32 tile = first + done;
+        if (!has_rows || tile >= end) continue;
+        const u32 next = tile + stage_tiles;
+        if (tile == first || tile % SEGMENT_TILES == 0) {
+            const Record records[2] = {record_of(bands[0], tile / SEGMENT_TILES), record_of(bands[1], tile / SEGMENT_TILES)};
+            enter_segment<Weights>(current, bands, records, tile);
+            enter(tiles, bands, records, tile);
         }
-        tile = next;
+        const uint4 *x = staged[stage] + slice * (VECTORS >> slices.bits);
+        constexpr u32 AHEAD = Tiles::AHEAD;
+#pragma unroll 1
+        for (const u32 stop = least(next, tiles.end); tile < stop; tile += AHEAD, x += AHEAD * LANES * GROUPS) {
+            prepare_round(tiles, bands, tile + AHEAD);
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) {
+                Eight<Weights> words[2];
+                take_tile(tiles, i, current.base, words);
+                patch_tile<Weights>(words, current, bands, tile + i);
+                multiply_words<Weights, Float, GROUPS>(sums, words, x + i * LANES * GROUPS);
+            }
+        }
+#pragma unroll 1
+        for (const u32 stop = least(next, whole); Tiles::HAS_REST && tile < stop; tile++, x += LANES * GROUPS)
+            multiply_tile<Weights, Float, GROUPS>(sums, current, bands, tile, x);
+        if (edge_width && tile == tiles_of(p.n_cols) && tile < least(next, end))
+            multiply_edge<Weights, Float, GROUPS>(sums, edge_width, current, bands, tile, x);
     }
-    if (!has_rows) return;
-    if (n_parts == 1) {
+    if (slices.bits) {
+        add_slices<GROUPS>(sums, (float4 *)staged[0], warp, slices.bits);
+        if (slice > 0) return;
+    }
+    if (row_tile >= n_row_tiles) return;
+    if (split.n_parts == 1) {
         finish<Float, GROUPS>(p, row_tile, 0, sums);
         return;
     }
     float4 *out = pointer<float4>(parts) + ((u64)part * n_row_tiles + row_tile) * (GROUPS * LANES) + lane_id();
 #pragma unroll
-    for (u32 i = 0; i < GROUPS; i++) out[i * LANES] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+    for (u32 i = 0; i < GROUPS; i++)
+        if (first_batch(i) < p.n_batch) out[i * LANES] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
 }
 
 template <class Weights, class Float, u32 GROUPS, u32 VECTORS, u32 AHEAD>
-DEVICE void linear_raw(const Operand &operand, const Product &p, u32 n_parts, u32 part_tiles, u64 parts) {
+DEVICE void linear_raw(const Operand &operand, const Product &p, const Split &split, u64 parts) {
     RawTiles<Weights, AHEAD> tiles;
-    linear<Weights, Float, GROUPS, VECTORS>(operand, p, tiles, n_parts, part_tiles, parts);
+    linear<Weights, Float, GROUPS, VECTORS>(operand, p, tiles, split, parts);
 }
 
 template <class Weights, class Float, u32 GROUPS>
-DEVICE void linear_coded(const Operand &operand, const Product &p, u32 n_parts, u32 part_tiles, u64 parts) {
+DEVICE void linear_coded(const Operand &operand, const Product &p, const Split &split, u64 parts) {
     __shared__ uint4 lut[LUT_UNITS], words[BLOCK_WARPS][2 * BUFFER_UNITS];
     load_lut(lut, pointer<const u32>(operand.luts), 0);
     CodedTiles<Weights> tiles = {};
     tiles.coder = coder_of(lut, operand.prob_bits);
     tiles.buffer = words[uniform_warp_id()];
-    linear<Weights, Float, GROUPS, BLOCK_THREADS>(operand, p, tiles, n_parts, part_tiles, parts);
+    linear<Weights, Float, GROUPS, BLOCK_THREADS>(operand, p, tiles, split, parts);
 }
 
 // Blocks that registers of a multiprocessor shall suffice for; from sm_100 on, the compiler wants more of them.
@@ -364,20 +419,20 @@ enum { MANY_SUMS_BLOCKS = 2 };
 
 // A source defines WEIGHTS and FLOAT, and names its kernels.
 #define LINEAR(name, blocks, call)                                                                                      \
-    KERNEL __launch_bounds__(BLOCK_THREADS, blocks)                                                                          \
+    KERNEL __launch_bounds__(BLOCK_THREADS, blocks)                                                                     \
     name(u64 payload, u64 records, u64 luts, u32 n_rows, u32 n_cols, u32 prob_bits, u64 x, u64 y, u64 bias, u64 scale,  \
-         u32 n_batch, u32 n_parts, u32 part_tiles, u64 parts) {                                                         \
+         u32 n_batch, u32 n_parts, u32 part_tiles, u32 slice_bits, u32 slice_tiles, u64 parts) {                        \
         const Operand operand = {payload, records, luts, n_rows, n_cols, prob_bits};                                    \
         const Product p = {x, y, bias, scale, n_rows, n_cols, n_batch};                                                 \
-        call(operand, p, n_parts, part_tiles, parts);                                                                   \
+        call(operand, p, {n_parts, part_tiles, slice_bits, slice_tiles}, parts);                                        \
     }
 
-#define LINEARS(raw_8, raw_16, raw_32, raw_64, coded_8, coded_16, coded_32, coded_64)      \
-    LINEAR(raw_8, 2, (linear_raw<WEIGHTS, FLOAT, 1, 512, 4>))                                 \
-    LINEAR(raw_16, 2, (linear_raw<WEIGHTS, FLOAT, 2, 512, 4>))                                \
-    LINEAR(raw_32, MANY_SUMS_BLOCKS, (linear_raw<WEIGHTS, FLOAT, 4, 1024, 2>))                               \
-    LINEAR(raw_64, MANY_SUMS_BLOCKS, (linear_raw<WEIGHTS, FLOAT, 8, 1024, 1>))                               \
-    LINEAR(coded_8, 2, (linear_coded<WEIGHTS, FLOAT, 1>))                                     \
-    LINEAR(coded_16, 2, (linear_coded<WEIGHTS, FLOAT, 2>))                                    \
-    LINEAR(coded_32, 2, (linear_coded<WEIGHTS, FLOAT, 4>))                                    \
+#define LINEARS(raw_8, raw_16, raw_32, raw_64, coded_8, coded_16, coded_32, coded_64)  \
+    LINEAR(raw_8, 2, (linear_raw<WEIGHTS, FLOAT, 1, 1024, 4>))                         \
+    LINEAR(raw_16, 2, (linear_raw<WEIGHTS, FLOAT, 2, 1024, 4>))                        \
+    LINEAR(raw_32, MANY_SUMS_BLOCKS, (linear_raw<WEIGHTS, FLOAT, 4, 1024, 2>))         \
+    LINEAR(raw_64, MANY_SUMS_BLOCKS, (linear_raw<WEIGHTS, FLOAT, 8, 1024, 1>))         \
+    LINEAR(coded_8, 2, (linear_coded<WEIGHTS, FLOAT, 1>))                              \
+    LINEAR(coded_16, 2, (linear_coded<WEIGHTS, FLOAT, 2>))                             \
+    LINEAR(coded_32, 2, (linear_coded<WEIGHTS, FLOAT, 4>))                             \
     LINEAR(coded_64, 1, (linear_coded<WEIGHTS, FLOAT, 8>))

@@ -87,6 +87,8 @@ DEVICE void add_all(const Product &p, u32 n_parts, u32 groups, u64 parts) {
     const u64 n_warps = (u64)n_row_tiles * groups, warp = (u64)blockIdx.x * BLOCK_WARPS + warp_id();
     if (warp >= n_warps) return;
     const float4 *at = pointer<const float4>(parts) + warp * LANES + lane_id();
+    const u32 group = (u32)(warp % groups);
+    if (first_batch(group) >= p.n_batch) return;
     Sums<1> sums = {};
     for (u32 i = 0; i < n_parts; i++) {
         const float4 part = at[i * n_warps * LANES];
@@ -95,7 +97,7 @@ DEVICE void add_all(const Product &p, u32 n_parts, u32 groups, u64 parts) {
         sums[0][2] += part.z;
         sums[0][3] += part.w;
     }
-    finish<Float, 1>(p, (u32)(warp / groups), (u32)(warp % groups), sums);
+    finish<Float, 1>(p, (u32)(warp / groups), group, sums);
 }
 
 #define ADD_PARTS(name, type)                                                                                                       \
