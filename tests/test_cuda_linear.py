@@ -13,7 +13,7 @@ from cuda_emulator import EmulatedRuntime
 from operand_cases import FACTORS, FORMS, KINDS, PAIRS, bf16_of, floats, multiply, operand_of, weights_of, words_of
 
 import wcodec
-from wcodec.cuda.linear import BATCHES, CODED_STAGE_TILES, ROUND_TILES, SEGMENT_TILES, STAGE_TILES, LinearPlan, linear, plan_linear
+from wcodec.cuda.linear import BATCHES, CODED_STAGE_VECTORS, ROUND_TILES, SEGMENT_TILES, STAGE_VECTORS, LinearPlan, linear, plan_linear
 from wcodec.cuda.operand import Operand
 from wcodec.files import File
 from wcodec.reference.plan import EncodeOptions
@@ -264,7 +264,7 @@ def test_workspace_is_taken() -> None:
 
 # ---- plans -------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("batch", [1, 2, 3, 6, *BATCHES])
 def test_slices(batch: int, form: str) -> None:
     """All numbers of slices, also where there are more than segments, and some are empty."""
     for cols in (1056, 4100, 5120):
@@ -286,23 +286,24 @@ def test_plans_cover_the_matrix(batch: int, coded: bool) -> None:
                 assert p.grid == -(-shape[0] // (128 // slices)) * p.n_parts
                 assert p.part_tiles == p.slice_tiles * slices
                 assert (p.n_parts - 1) * p.part_tiles < tiles <= p.n_parts * p.part_tiles
-                stage = (CODED_STAGE_TILES if coded else STAGE_TILES)[p.batch] // slices  # of x in shared memory, a slice's tiles
+                assert min(batch, 8) <= 1 << p.row_bits < 2 * batch or batch > 8
+                stage = (CODED_STAGE_VECTORS if coded else STAGE_VECTORS) >> (p.slice_bits + p.row_bits + 2)  # tiles, of a slice
                 assert stage % (1 if coded else ROUND_TILES[p.batch]) == 0
                 assert stage > 0
-                assert p.slice_tiles % (SEGMENT_TILES if coded else stage) == 0
+                assert p.slice_tiles % (SEGMENT_TILES if coded else ROUND_TILES[p.batch]) == 0
                 assert n_parts is None or p.n_parts <= n_parts
                 assert n_slices is None or slices <= n_slices
                 assert p.workspace_nbytes == (p.n_parts * -(-shape[0] // 16) * 16 * p.batch * 4 if p.n_parts > 1 else 0)
 
 
 def test_plans_fill_the_device() -> None:
-    assert plan_linear((4096, 4096), False, 1, 132) == LinearPlan(8, 256, 1, 128, 3, 16, 0)
-    assert plan_linear((4096, 14336), False, 1, 132) == LinearPlan(8, 256, 1, 448, 3, 56, 0)
-    assert plan_linear((4096, 4096), False, 9, 132) == LinearPlan(16, 256, 2, 64, 2, 16, 2 * 4096 * 16 * 4)
-    assert plan_linear((4096, 4096), True, 1, 132) == LinearPlan(8, 128, 1, 128, 2, 32, 0)
-    assert plan_linear((14336, 4096), False, 1, 132) == LinearPlan(8, 224, 1, 128, 1, 64, 0)
-    assert plan_linear((1024, 4096), False, 1, 132) == LinearPlan(8, 256, 4, 32, 3, 4, 4 * 1024 * 8 * 4)
-    assert plan_linear((128256, 4096), False, 1, 132) == LinearPlan(8, 1002, 1, 128, 0, 128, 0)
+    assert plan_linear((4096, 4096), False, 1, 132) == LinearPlan(8, 256, 1, 128, 3, 16, 0, 0)
+    assert plan_linear((4096, 14336), False, 5, 132) == LinearPlan(8, 256, 1, 448, 3, 56, 3, 0)
+    assert plan_linear((4096, 4096), False, 9, 132) == LinearPlan(16, 256, 2, 64, 2, 16, 4, 2 * 4096 * 16 * 4)
+    assert plan_linear((4096, 4096), True, 1, 132) == LinearPlan(8, 128, 1, 128, 2, 32, 0, 0)
+    assert plan_linear((14336, 4096), False, 2, 132) == LinearPlan(8, 224, 1, 128, 1, 64, 1, 0)
+    assert plan_linear((1024, 4096), False, 3, 132) == LinearPlan(8, 256, 4, 32, 3, 4, 2, 4 * 1024 * 8 * 4)
+    assert plan_linear((128256, 4096), False, 1, 132) == LinearPlan(8, 1002, 1, 128, 0, 128, 0, 0)
 
 
 @pytest.mark.parametrize("batch", [0, 65])

@@ -13,9 +13,9 @@ MOST_BATCH: Final = BATCHES[-1]
 ROW_TILE: Final = 16  #: rows of W that a warp has
 TILE_COLS: Final = 32
 SEGMENT_TILES: Final = 32  #: a segment is so many tiles wide
-STAGE_TILES: Final = {8: 32, 16: 16, 32: 8, 64: 4}  #: tiles that x in shared memory is wide, of raw operands
-ROUND_TILES: Final = {8: 4, 16: 4, 32: 2, 64: 1}  #: tiles that are loaded together, of raw operands
-CODED_STAGE_TILES: Final = {8: 8, 16: 4, 32: 2, 64: 1}  #: of coded ones, of which one tile is decoded at a time
+STAGE_VECTORS: Final = 1024  #: of 8 columns of a row of x in shared memory, of kernels for raw operands
+CODED_STAGE_VECTORS: Final = 256  #: of those for coded ones
+ROUND_TILES: Final = {8: 4, 16: 4, 32: 2, 64: 4}  #: tiles that are loaded together, of raw operands
 BLOCKS_A_PROCESSOR: Final = 2  #: that are wanted, for enough loads under way
 FACTORS: Final = ("bf16", "fp16")  #: types of x, bias and y
 
@@ -33,6 +33,8 @@ class LinearPlan(NamedTuple):
         Parts that the columns of W are split into among blocks, and how many tiles wide they are, but for the last.
     slice_bits, slice_tiles
         log2 of the slices that a part is split into among the warps of a block, and how many tiles wide they are.
+    row_bits
+        log2 of the rows of x that are kept in shared memory.
     workspace_nbytes
         Device memory for sums of parts; 0 if there is one part.
     """
@@ -43,6 +45,7 @@ class LinearPlan(NamedTuple):
     part_tiles: int
     slice_bits: int
     slice_tiles: int
+    row_bits: int
     workspace_nbytes: int
 
 
@@ -78,18 +81,18 @@ def plan_linear(
         raise ValueError(f"a batch of {batch} rows; 1 to {MOST_BATCH} can be multiplied at once")
     variant = next(b for b in BATCHES if b >= batch)
     row_tiles, col_tiles = _ceil_div(shape[0], ROW_TILE), _ceil_div(shape[1], TILE_COLS)
-    stage, least = (CODED_STAGE_TILES[variant], 1) if coded else (STAGE_TILES[variant], ROUND_TILES[variant])
+    row_bits = (batch - 1).bit_length() if variant == BATCHES[0] else variant.bit_length() - 1
+    step = SEGMENT_TILES if coded else ROUND_TILES[variant]  # of slices
     splits = max(1, BLOCKS_A_PROCESSOR * n_processors // _ceil_div(row_tiles, WARPS))
-    wanted, step = splits if n_slices is None else n_slices, SEGMENT_TILES if coded else least
-    wanted = min(wanted, stage // least, WARPS, max(1, col_tiles // step))
-    bits = max(0, wanted.bit_length() - 1)
-    width = SEGMENT_TILES if coded else stage >> bits  # a slice is a multiple of that
+    stage = (CODED_STAGE_VECTORS if coded else STAGE_VECTORS) >> (row_bits + 2)  # tiles of x in shared memory: a round or more a slice
+    most = 1 if variant == MOST_BATCH else min(WARPS, stage if coded else stage // step, max(1, col_tiles // step))
+    bits = min(splits if n_slices is None else n_slices, most).bit_length() - 1
     n_parts = max(1, splits >> bits) if n_parts is None else n_parts
-    slice_tiles = _ceil_div(_ceil_div(col_tiles, n_parts << bits), width) * width
+    slice_tiles = _ceil_div(_ceil_div(col_tiles, n_parts << bits), step) * step
     part_tiles = slice_tiles << bits
     n_parts = _ceil_div(col_tiles, part_tiles)
     nbytes = n_parts * row_tiles * ROW_TILE * variant * 4 if n_parts > 1 else 0
-    return LinearPlan(variant, _ceil_div(row_tiles, WARPS >> bits) * n_parts, n_parts, part_tiles, bits, slice_tiles, nbytes)
+    return LinearPlan(variant, _ceil_div(row_tiles, WARPS >> bits) * n_parts, n_parts, part_tiles, bits, slice_tiles, row_bits, nbytes)
 
 
 def linear(
@@ -148,7 +151,7 @@ def linear(
             workspace = runtime.address(taken)
         parts, ends = np.uint64(workspace or 0), (np.uint64(y), np.uint64(bias), np.uint64(scale))
         kernel = f"linear_{weight.weights}_{factors}_{'coded' if weight.coded else 'raw'}_{plan.batch}"
-        sizes = [np.uint32(n) for n in (batch, plan.n_parts, plan.part_tiles, plan.slice_bits, plan.slice_tiles)]
+        sizes = [np.uint32(n) for n in (batch, plan.n_parts, plan.part_tiles, plan.slice_bits, plan.slice_tiles, plan.row_bits)]
         runtime.launch(kernel, plan.grid, BLOCK, *weight.args, np.uint64(x), *ends, *sizes, parts)
         if plan.n_parts > 1:
             groups = plan.batch // 8

@@ -46,6 +46,30 @@ DEVICE void finish(const Product &p, u32 row_tile, u32 first, const Sums<GROUPS>
 }
 
 // ---- x in shared memory ----------------------------------------------------------------------------------------------------------
+// How columns and rows of x are cut.
+struct Split {
+    u32 n_parts, part_tiles;      // among blocks; tiles of a part but for the last
+    u32 slice_bits, slice_tiles;  // of a part, among warps: 1 << slice_bits slices, one behind another
+    u32 row_bits;                 // 1 << row_bits rows of x are in shared memory
+};
+
+// A block's part, in tiles.
+struct Part {
+    u32 first, end;
+};
+
+DEVICE u32 slice_first(const Split &s, const Part &part, u32 slice) { return part.first + slice * s.slice_tiles; }
+DEVICE u32 slice_end(const Split &s, const Part &part, u32 slice) { return least(part.end, slice_first(s, part, slice) + s.slice_tiles); }
+
+template <u32 N>
+constexpr u32 LOG_2 = 1 + LOG_2<N / 2>;
+template <>
+constexpr u32 LOG_2<1> = 0;
+
+// Of VECTORS in shared memory, each slice has as many: for each tile, its columns of all rows, row by row. So many tiles:
+template <u32 VECTORS>
+DEVICE u32 stage_tiles(const Split &s) { return VECTORS >> (s.slice_bits + s.row_bits + 2); }
+
 DEVICE u32 load_x(const Product &p, u32 row, u32 col) { return pointer<const u16>(p.x)[(u64)row * p.n_cols + col]; }
 
 // Eight columns of a row of x from `col` on, with zeros from `end` on.
@@ -60,36 +84,19 @@ DEVICE uint4 gather_x(const Product &p, u32 row, u32 col, u32 end) {
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// The columns of W that a block has, in tiles: slices, one behind another. Warps are slice by slice of a row tile.
-struct Slices {
-    u32 bits, n_tiles;  // 1 << bits slices, n_tiles wide but for the last
-    u32 first, end;     // of all
-};
-
-template <u32 N>
-constexpr u32 LOG_2 = 1 + LOG_2<N / 2>;
-template <>
-constexpr u32 LOG_2<1> = 0;
-
-// Of VECTORS of x in shared memory, as many for each slice; how many tiles wide they are; where a slice is.
-template <u32 GROUPS, u32 VECTORS>
-DEVICE u32 stage_width(const Slices &s) { return (VECTORS >> s.bits) / (LANES * GROUPS); }
-DEVICE u32 slice_first(const Slices &s, u32 slice) { return s.first + slice * s.n_tiles; }
-DEVICE u32 slice_end(const Slices &s, u32 slice) { return least(s.end, slice_first(s, slice) + s.n_tiles); }
-
-// Columns of x for all slices, the next some of each, from `done` tiles on; zeros behind the end of each. For 32 columns and 8 rows,
-// there are 8 columns a lane, as `multiply_words` wants them.
-template <u32 GROUPS, u32 VECTORS>
-DEVICE void stage_x(uint4 *stage, const Product &p, const Slices &slices, u32 done) {
+// The stage that begins `done` tiles behind the start of each slice; zeros behind the end of each, and where x has no row.
+template <u32 VECTORS>
+DEVICE void stage_x(uint4 *stage, const Product &p, const Split &split, const Part &part, u32 done) {
+    const u32 bits = LOG_2<VECTORS> - split.slice_bits, row = threadIdx.x / 4 & ((1u << split.row_bits) - 1);
+    const u64 from = p.x + 2 * (u64)row * p.n_cols;  // 64 threads on, the rows are the same again: there are no more than 64
     const bool together = p.x % 16 == 0 && p.n_cols % 8 == 0;
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < VECTORS; i += BLOCK_THREADS) {
-        const u32 bits = LOG_2<VECTORS> - slices.bits, slice = i >> bits, in_slice = i & ((1u << bits) - 1);
-        const u32 row = i / LANES % GROUPS * 8 + i % LANES / 4, tile = slice_first(slices, slice) + done + in_slice / (LANES * GROUPS);
-        const u32 col = tile * TILE_COLS + i % 4 * 8, end = least(p.n_cols, slice_end(slices, slice) * TILE_COLS);
+        const u32 slice = i >> bits, tile = slice_first(split, part, slice) + done + ((i & ((1u << bits) - 1)) >> (split.row_bits + 2));
+        const u32 col = tile * TILE_COLS + i % 4 * 8, end = least(p.n_cols, slice_end(split, part, slice) * TILE_COLS);
         if (together) {
             const bool wanted = row < p.n_batch && col < end;
-            copy_vector(stage + i, pointer<const uint4>(p.x + (wanted ? 2 * ((u64)row * p.n_cols + col) : 0)), wanted);
+            copy_vector(stage + i, pointer<const uint4>(wanted ? from + 2 * (u64)col : p.x), wanted);
         } else {
             stage[i] = gather_x(p, row, col, end);
         }
@@ -101,29 +108,33 @@ DEVICE void stage_x(uint4 *stage, const Product &p, const Slices &slices, u32 do
 struct Current {
     u32 base[2];
     Patches patches[2];
-    u32 first, due;  // the segment's first tile; the tile that has the next patch
+    u32 due;  // the tile that has the next patch
 };
+
+DEVICE u32 segment_first(u32 tile) { return tile / SEGMENT_TILES * SEGMENT_TILES; }  // the first tile of its segment
+DEVICE u32 first_element(const Band &band, u32 tile) { return tile % SEGMENT_TILES * tile_words(band); }  // in the segment
 
 DEVICE u32 tile_of_patch(const Patches &patches, const Band &band, u32 first) {
     const u32 element = element_of(patches);
-    return element == NEVER ? (u32)NEVER : first + element / band.n_words;
+    return element == NEVER ? (u32)NEVER : first + element / tile_words(band);
 }
 
-DEVICE void await_patches(Current &current, const Band (&bands)[2]) {
-    const u32 due[2] = {tile_of_patch(current.patches[0], bands[0], current.first), tile_of_patch(current.patches[1], bands[1], current.first)};
+// `tile` is any of the segment.
+DEVICE void await_patches(Current &current, const Band (&bands)[2], u32 tile) {
+    const u32 first = segment_first(tile);
+    const u32 due[2] = {tile_of_patch(current.patches[0], bands[0], first), tile_of_patch(current.patches[1], bands[1], first)};
     current.due = __shfl_sync(ALL_LANES, least(due[0], due[1]), 0);  // so that the compiler knows that it is the same in all lanes
 }
 
 template <class Weights>
 DEVICE void enter_segment(Current &current, const Band (&bands)[2], const Record (&records)[2], u32 tile) {
-    current.first = tile / SEGMENT_TILES * SEGMENT_TILES;
 #pragma unroll
     for (u32 b = 0; b < 2; b++) {
         current.base[b] = base_of(records[b]);
         if constexpr (Weights::HAS_PATCHES)
-            current.patches[b] = patches_of(bands[b], records[b], (tile - current.first) * bands[b].n_words);
+            current.patches[b] = patches_of(bands[b], records[b], first_element(bands[b], tile));
     }
-    if constexpr (Weights::HAS_PATCHES) await_patches(current, bands);
+    if constexpr (Weights::HAS_PATCHES) await_patches(current, bands, tile);
 }
 
 // Raw planes: rounds of COUNT tiles are loaded while the round before is multiplied. A segment is a number of whole rounds; what is
@@ -206,7 +217,7 @@ DEVICE void load_tile(CodedTiles<Weights> &tiles) {
 template <class Weights>
 DEVICE void start(CodedTiles<Weights> &tiles, const Band (&bands)[2], u32, u32 end) {
     tiles.end = end;
-    tiles.step[0] = bands[0].n_words / 2, tiles.step[1] = bands[1].n_words / 2;
+    tiles.step[0] = tile_words(bands[0]) / 2, tiles.step[1] = tile_words(bands[1]) / 2;
 }
 
 template <class Weights>
@@ -244,7 +255,8 @@ DEVICE void take_tile(CodedTiles<Weights> &tiles, u32, const u32 (&base)[2], Eig
 }
 
 // ---- products ----------------------------------------------------------------------------------------------------------------------
-// Words of two bands times 32 columns of x.
+// Words of two bands times 32 columns of x, of which `x` is the lane's vector for the first group. If fewer than 8 rows are there,
+// lanes take others again: columns of products that nobody stores.
 template <class Weights, class Float, u32 GROUPS>
 DEVICE void multiply_words(Sums<GROUPS> &sums, const Eight<Weights> (&words)[2], const uint4 *x) {
     u32 upper[4], lower[4];
@@ -252,7 +264,7 @@ DEVICE void multiply_words(Sums<GROUPS> &sums, const Eight<Weights> (&words)[2],
     Weights::widen(Float(), lower, words[1].data);
 #pragma unroll
     for (u32 group = 0; group < GROUPS; group++) {
-        const uint4 eight = x[group * LANES + lane_id()];
+        const uint4 eight = x[group * LANES];
         multiply(Float(), sums[group], {upper[0], lower[0], upper[1], lower[1]}, {eight.x, eight.y});
         multiply(Float(), sums[group], {upper[2], lower[2], upper[3], lower[3]}, {eight.z, eight.w});
     }
@@ -265,8 +277,8 @@ DEVICE void patch_tile(Eight<Weights> (&words)[2], Current &current, const Band 
         if (current.due > tile) return;
 #pragma unroll
         for (u32 b = 0; b < 2; b++)
-            apply_patches(current.patches[b], bands[b], (tile - current.first) * bands[b].n_words, TILE_COLS, words[b].data);
-        await_patches(current, bands);
+            apply_patches(current.patches[b], bands[b], first_element(bands[b], tile), TILE_COLS, words[b].data);
+        await_patches(current, bands, tile);
     }
 }
 
@@ -277,7 +289,7 @@ DEVICE void multiply_tile(Sums<GROUPS> &sums, Current &current, const Band (&ban
 #pragma unroll
     for (u32 b = 0; b < 2; b++) {
         const Record record = record_of(bands[b], tile / SEGMENT_TILES);
-        words[b] = merge_piece<Weights>(load_piece(place_of<Weights>(bands[b], record, tile - current.first), 0, true), current.base[b]);
+        words[b] = merge_piece<Weights>(load_piece(place_of<Weights>(bands[b], record, tile % SEGMENT_TILES), 0, true), current.base[b]);
     }
     patch_tile<Weights>(words, current, bands, tile);
     multiply_words<Weights, Float, GROUPS>(sums, words, x);
@@ -290,7 +302,7 @@ DEVICE void multiply_edge(Sums<GROUPS> &sums, u32 width, Current &current, const
 #pragma unroll
     for (u32 b = 0; b < 2; b++) {
         const Record record = record_of(bands[b], tile / SEGMENT_TILES);
-        words[b] = gather_words<Weights>(bands[b], record, (tile - current.first) * bands[b].n_words, width, current.patches[b]);
+        words[b] = gather_words<Weights>(bands[b], record, first_element(bands[b], tile), width, current.patches[b]);
     }
     multiply_words<Weights, Float, GROUPS>(sums, words, x);
 }
@@ -321,66 +333,68 @@ DEVICE void add_slices(Sums<GROUPS> &sums, float4 *shared, u32 warp, u32 bits) {
     }
 }
 
-// What a kernel is told of the columns.
-struct Split {
-    u32 n_parts, part_tiles;       // tiles of a part but for the last
-    u32 slice_bits, slice_tiles;  // of a part
-};
-
 // The block's rows of W, and one part of its columns. Sums go to y, or to `parts` if there are several.
 template <class Weights, class Float, u32 GROUPS, u32 VECTORS, class Tiles>
-DEVICE void linear(const Operand &operand, const Product &p, Tiles &tiles, const Split &split, u64 parts) {
-    static_assert(SEGMENT_TILES % (VECTORS / (LANES * GROUPS)) == 0, "a segment is a number of whole stages");
+DEVICE void linear(const Operand &operand, const Product &p, Tiles &tiles, Split split, u64 parts) {
     __shared__ uint4 staged[2][VECTORS];
+    if (GROUPS > 1) split.row_bits = 3 + LOG_2<GROUPS>;  // a constant
+    if (GROUPS == 8) split.slice_bits = 0;
     const u32 n_row_tiles = ceil_div(p.n_rows, ROW_TILE), n_tiles = ceil_div(p.n_cols, TILE_COLS);
-    const u32 warp = uniform_warp_id(), part = blockIdx.x % split.n_parts, part_first = part * split.part_tiles;
+    const u32 warp = uniform_warp_id(), slice = warp & ((1u << split.slice_bits) - 1), number = blockIdx.x % split.n_parts;
     const u32 row_tile = blockIdx.x / split.n_parts * (BLOCK_WARPS >> split.slice_bits) + (warp >> split.slice_bits);
-    const Slices slices = {split.slice_bits, split.slice_tiles, part_first, least(n_tiles, part_first + split.part_tiles)};
-    const u32 slice = warp & ((1u << slices.bits) - 1), first = slice_first(slices, slice), end = slice_end(slices, slice);
+    const Part part = {number * split.part_tiles, least(n_tiles, (number + 1) * split.part_tiles)};
+    const u32 first = slice_first(split, part, slice), end = slice_end(split, part, slice);
     const u32 whole = least(end, tiles_of(p.n_cols)), edge_width = p.n_cols % TILE_COLS;  // all but the last tile are whole
-    const u32 stage_tiles = stage_width<GROUPS, VECTORS>(slices);
-    const bool has_rows = row_tile < n_row_tiles && first < end;
+    const u32 width = stage_tiles<VECTORS>(split), tile_vectors = GROUPS == 1 ? 4u << split.row_bits : (u32)(LANES * GROUPS);
+    const bool has_work = row_tile < n_row_tiles && first < end;
     const Band bands[2] = {band_of(operand, 2 * row_tile), band_of(operand, 2 * row_tile + 1)};
+    const u32 own = ((lane_id() / 4 & ((1u << split.row_bits) - 1)) * 4 + lane_id() % 4);  // the lane's vector of a tile
 
-    if (has_rows) start(tiles, bands, first, whole);
-    stage_x<GROUPS, VECTORS>(staged[0], p, slices, 0);
+    if (has_work) start(tiles, bands, first, whole);
+    stage_x<VECTORS>(staged[0], p, split, part, 0);
     Current current = {};
     Sums<GROUPS> sums = {};
     u32 stage = 0;
 #pragma unroll 1
-    for (u32 done = 0; done < slices.n_tiles; done += stage_tiles, stage ^= 1) {
+    for (u32 done = 0; done < split.slice_tiles; done += width, stage ^= 1) {
         await_copies();
         __syncthreads();  // this stage is there, and nobody is at the other one any more
-        if (done + stage_tiles < slices.n_tiles) stage_x<GROUPS, VECTORS>(staged[stage ^ 1], p, slices, done + stage_tiles);
-        u32 tile = first + done;
-        if (!has_rows || tile >= end) continue;
-        const u32 next = tile + stage_tiles;
-        if (tile == first || tile % SEGMENT_TILES == 0) {
-            const Record records[2] = {record_of(bands[0], tile / SEGMENT_TILES), record_of(bands[1], tile / SEGMENT_TILES)};
-            enter_segment<Weights>(current, bands, records, tile);
-            enter(tiles, bands, records, tile);
-        }
-        const uint4 *x = staged[stage] + slice * (VECTORS >> slices.bits);
-        constexpr u32 AHEAD = Tiles::AHEAD;
+        if (done + width < split.slice_tiles) stage_x<VECTORS>(staged[stage ^ 1], p, split, part, done + width);
+        if (!has_work) continue;
+        const uint4 *x = staged[stage] + slice * (VECTORS >> split.slice_bits) + own;
+        const u32 next = least(end, first + done + width);
 #pragma unroll 1
-        for (const u32 stop = least(next, tiles.end); tile < stop; tile += AHEAD, x += AHEAD * LANES * GROUPS) {
-            prepare_round(tiles, bands, tile + AHEAD);
+        for (u32 tile = first + done; tile < next;) {  // segment by segment
+            if (tile == first || tile % SEGMENT_TILES == 0) {
+                const Record records[2] = {record_of(bands[0], tile / SEGMENT_TILES), record_of(bands[1], tile / SEGMENT_TILES)};
+                enter_segment<Weights>(current, bands, records, tile);
+                enter(tiles, bands, records, tile);
+            }
+            const u32 until = least(next, segment_first(tile) + SEGMENT_TILES);
+            constexpr u32 AHEAD = Tiles::AHEAD;
+#pragma unroll 1
+            for (const u32 stop = least(until, tiles.end); tile < stop; tile += AHEAD) {
+                prepare_round(tiles, bands, tile + AHEAD);
 #pragma unroll
-            for (u32 i = 0; i < AHEAD; i++) {
-                Eight<Weights> words[2];
-                take_tile(tiles, i, current.base, words);
-                patch_tile<Weights>(words, current, bands, tile + i);
-                multiply_words<Weights, Float, GROUPS>(sums, words, x + i * LANES * GROUPS);
+                for (u32 i = 0; i < AHEAD; i++) {
+                    Eight<Weights> words[2];
+                    take_tile(tiles, i, current.base, words);
+                    patch_tile<Weights>(words, current, bands, tile + i);
+                    multiply_words<Weights, Float, GROUPS>(sums, words, x);
+                    x += tile_vectors;
+                }
+            }
+#pragma unroll 1
+            for (const u32 stop = least(until, whole); Tiles::HAS_REST && tile < stop; tile++, x += tile_vectors)
+                multiply_tile<Weights, Float, GROUPS>(sums, current, bands, tile, x);
+            if (tile < until) {
+                multiply_edge<Weights, Float, GROUPS>(sums, edge_width, current, bands, tile, x);
+                tile++;
             }
         }
-#pragma unroll 1
-        for (const u32 stop = least(next, whole); Tiles::HAS_REST && tile < stop; tile++, x += LANES * GROUPS)
-            multiply_tile<Weights, Float, GROUPS>(sums, current, bands, tile, x);
-        if (edge_width && tile == tiles_of(p.n_cols) && tile < least(next, end))
-            multiply_edge<Weights, Float, GROUPS>(sums, edge_width, current, bands, tile, x);
     }
-    if (slices.bits) {
-        add_slices<GROUPS>(sums, (float4 *)staged[0], warp, slices.bits);
+    if (split.slice_bits) {
+        add_slices<GROUPS>(sums, (float4 *)staged[0], warp, split.slice_bits);
         if (slice > 0) return;
     }
     if (row_tile >= n_row_tiles) return;
@@ -388,7 +402,7 @@ DEVICE void linear(const Operand &operand, const Product &p, Tiles &tiles, const
         finish<Float, GROUPS>(p, row_tile, 0, sums);
         return;
     }
-    float4 *out = pointer<float4>(parts) + ((u64)part * n_row_tiles + row_tile) * (GROUPS * LANES) + lane_id();
+    float4 *out = pointer<float4>(parts) + ((u64)number * n_row_tiles + row_tile) * (GROUPS * LANES) + lane_id();
 #pragma unroll
     for (u32 i = 0; i < GROUPS; i++)
         if (first_batch(i) < p.n_batch) out[i * LANES] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
@@ -410,29 +424,30 @@ DEVICE void linear_coded(const Operand &operand, const Product &p, const Split &
     linear<Weights, Float, GROUPS, BLOCK_THREADS>(operand, p, tiles, split, parts);
 }
 
-// Blocks that registers of a multiprocessor shall suffice for; from sm_100 on, the compiler wants more of them.
+// Blocks that registers of a multiprocessor shall suffice for: two, or one with more loads under way. From sm_100 on, the compiler
+// wants more registers.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-enum { MANY_SUMS_BLOCKS = 1 };
+enum { BLOCKS_32 = 1 };
 #else
-enum { MANY_SUMS_BLOCKS = 2 };
+enum { BLOCKS_32 = 2 };
 #endif
 
 // A source defines WEIGHTS and FLOAT, and names its kernels.
 #define LINEAR(name, blocks, call)                                                                                      \
     KERNEL __launch_bounds__(BLOCK_THREADS, blocks)                                                                     \
     name(u64 payload, u64 records, u64 luts, u32 n_rows, u32 n_cols, u32 prob_bits, u64 x, u64 y, u64 bias, u64 scale,  \
-         u32 n_batch, u32 n_parts, u32 part_tiles, u32 slice_bits, u32 slice_tiles, u64 parts) {                        \
+         u32 n_batch, u32 n_parts, u32 part_tiles, u32 slice_bits, u32 slice_tiles, u32 row_bits, u64 parts) {          \
         const Operand operand = {payload, records, luts, n_rows, n_cols, prob_bits};                                    \
         const Product p = {x, y, bias, scale, n_rows, n_cols, n_batch};                                                 \
-        call(operand, p, {n_parts, part_tiles, slice_bits, slice_tiles}, parts);                                        \
+        call(operand, p, {n_parts, part_tiles, slice_bits, slice_tiles, row_bits}, parts);                              \
     }
 
 #define LINEARS(raw_8, raw_16, raw_32, raw_64, coded_8, coded_16, coded_32, coded_64)  \
     LINEAR(raw_8, 2, (linear_raw<WEIGHTS, FLOAT, 1, 1024, 4>))                         \
     LINEAR(raw_16, 2, (linear_raw<WEIGHTS, FLOAT, 2, 1024, 4>))                        \
-    LINEAR(raw_32, MANY_SUMS_BLOCKS, (linear_raw<WEIGHTS, FLOAT, 4, 1024, 2>))         \
-    LINEAR(raw_64, MANY_SUMS_BLOCKS, (linear_raw<WEIGHTS, FLOAT, 8, 1024, 1>))         \
+    LINEAR(raw_32, BLOCKS_32, (linear_raw<WEIGHTS, FLOAT, 4, 1024, 2>))                \
+    LINEAR(raw_64, 1, (linear_raw<WEIGHTS, FLOAT, 8, 1024, 4>))                        \
     LINEAR(coded_8, 2, (linear_coded<WEIGHTS, FLOAT, 1>))                              \
     LINEAR(coded_16, 2, (linear_coded<WEIGHTS, FLOAT, 2>))                             \
-    LINEAR(coded_32, 2, (linear_coded<WEIGHTS, FLOAT, 4>))                             \
+    LINEAR(coded_32, 1, (linear_coded<WEIGHTS, FLOAT, 4>))                             \
     LINEAR(coded_64, 1, (linear_coded<WEIGHTS, FLOAT, 8>))

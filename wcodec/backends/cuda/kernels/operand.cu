@@ -21,7 +21,7 @@ DEVICE void expand_segment(const Operand &operand, const Coder &coder, uint4 *bu
     const u32 n_tiles = n_cols / TILE_COLS, width = n_cols % TILE_COLS;  // whole ones, and what is left
     const u32 row = band_number * BAND_ROWS + lane_id() / 4, left = lane_id() % 4 * LANE_WORDS;
     const bool coded = is_coded(record), has_row = row < operand.n_rows;
-    const u32 step = band.n_words / 2;
+    const u32 step = tile_words(band) / 2;
     Place<Weights> place = place_of<Weights>(band, record, 0);
     Patches patches = {};
     if constexpr (Weights::HAS_PATCHES) patches = patches_of(band, record, 0);
@@ -46,13 +46,13 @@ DEVICE void expand_segment(const Operand &operand, const Coder &coder, uint4 *bu
                 piece.codes = decode_group(stream, coder);
             }
             Eight<Weights> words = merge_piece<Weights>(piece, base_of(record));
-            if constexpr (Weights::HAS_PATCHES) apply_patches(patches, band, tile * band.n_words, TILE_COLS, words.data);
+            if constexpr (Weights::HAS_PATCHES) apply_patches(patches, band, tile * tile_words(band), TILE_COLS, words.data);
             if (has_row) store_eight<Weights>(at, words, LANE_WORDS);
             at += Weights::NBYTES * TILE_COLS;
         }
     }
     if (width == 0) return;
-    const Eight<Weights> words = gather_words<Weights>(band, record, n_tiles * band.n_words, width, patches);
+    const Eight<Weights> words = gather_words<Weights>(band, record, n_tiles * tile_words(band), width, patches);
     if (has_row && left < width) store_eight<Weights>(at, words, least(LANE_WORDS, width - left));
 }
 

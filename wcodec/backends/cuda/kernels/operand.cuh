@@ -122,8 +122,8 @@ DEVICE Eight<Weights> merge_piece(const Piece<Weights> &piece, u32 base) { retur
 
 // ---- bands ---------------------------------------------------------------------------------------------------------------------
 struct Band {
-    u64 payload, records;  // records: of its first segment
-    u32 height, n_words;   // of a tile
+    u64 payload, records;  // of the operand
+    u32 first, height;     // first: which of the records is that of its first segment
 };
 
 DEVICE u32 tiles_of(u32 n_cols) { return n_cols / TILE_COLS; }  // whole ones
@@ -131,13 +131,13 @@ DEVICE u32 tiles_of(u32 n_cols) { return n_cols / TILE_COLS; }  // whole ones
 // Beyond the last band, that again.
 DEVICE Band band_of(const Operand &operand, u32 number) {
     const u32 band = least(number, ceil_div(operand.n_rows, BAND_ROWS) - 1), across = ceil_div(operand.n_cols, SEGMENT_TILES * TILE_COLS);
-    const u64 records = operand.records + (u64)band * across * sizeof(Record);
-    const u32 height = least(BAND_ROWS, operand.n_rows - BAND_ROWS * band);
-    return {operand.payload, records, height, TILE_COLS * height};
+    return {operand.payload, operand.records, band * across, least(BAND_ROWS, operand.n_rows - BAND_ROWS * band)};
 }
 
+DEVICE u32 tile_words(const Band &band) { return TILE_COLS * band.height; }
+
 DEVICE Record record_of(const Band &band, u32 segment) {
-    const uint4 all = *pointer<const uint4>(band.records + (u64)segment * sizeof(Record));
+    const uint4 all = pointer<const uint4>(band.records)[band.first + segment];
     return {all.x, all.y, all.z, all.w};
 }
 
@@ -197,7 +197,7 @@ struct Place {
 // `tile` is counted from the segment's first on.
 template <class Weights>
 DEVICE Place<Weights> place_of(const Band &band, const Record &record, u32 tile) {
-    const u32 from = tile * (band.n_words / 2) + 4 * least(lane_id(), 4 * band.height - 1);
+    const u32 from = tile * (tile_words(band) / 2) + 4 * least(lane_id(), 4 * band.height - 1);
     return {address_in(band, record.codes) + from, address_in(band, record.lower) + Place<Weights>::RATIO * from};
 }
 
