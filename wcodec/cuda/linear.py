@@ -17,6 +17,7 @@ STAGE_TILES: Final = {8: 32, 16: 16, 32: 8, 64: 4}  #: tiles that x in shared me
 ROUND_TILES: Final = {8: 4, 16: 4, 32: 2, 64: 1}  #: tiles that are loaded together, of raw operands
 CODED_STAGE_TILES: Final = {8: 8, 16: 4, 32: 2, 64: 1}  #: of coded ones, of which one tile is decoded at a time
 BLOCKS_A_PROCESSOR: Final = 2  #: that are wanted, for enough loads under way
+X_READS: Final = 64  #: rows of x times slices, at most: more slices have fewer rows of W, for which x is read anew
 FACTORS: Final = ("bf16", "fp16")  #: types of x, bias and y
 
 
@@ -67,7 +68,7 @@ def plan_linear(
         Multiprocessors of the device.
     n_parts, n_slices
         As many, or fewer if columns or the kernel do not allow them; slices are a power of two. By default, until there are enough
-        blocks for the device: slices first, for these need no memory and no second kernel.
+        blocks for the device: slices first, for these need no memory and no second kernel, but with many rows of x.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def plan_linear(
     row_tiles, col_tiles = _ceil_div(shape[0], ROW_TILE), _ceil_div(shape[1], TILE_COLS)
     stage, least = (CODED_STAGE_TILES[variant], 1) if coded else (STAGE_TILES[variant], ROUND_TILES[variant])
     splits = max(1, BLOCKS_A_PROCESSOR * n_processors // _ceil_div(row_tiles, WARPS))
-    wanted, step = splits if n_slices is None else n_slices, SEGMENT_TILES if coded else least
+    wanted, step = min(splits, max(1, X_READS // batch)) if n_slices is None else n_slices, SEGMENT_TILES if coded else least
     wanted = min(wanted, stage // least, WARPS, max(1, col_tiles // step))
     bits = max(0, wanted.bit_length() - 1)
     width = SEGMENT_TILES if coded else stage >> bits  # a slice is a multiple of that
