@@ -64,7 +64,7 @@ class GraphDevice(CupyDevice, TorchDevice):
         self.place = torch.device("cuda", torch.cuda.current_device())
         super().__init__(self.place.index)
         self.capability = 10 * int(self.runtime.properties["major"]) + int(self.runtime.properties["minor"])
-        self._stream, self._pool = torch.cuda.Stream(self.place), torch.cuda.graph_pool_handle()  # the default one is not captured
+        self._stream = torch.cuda.Stream(self.place)  # the default one is not captured
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -75,7 +75,7 @@ class GraphDevice(CupyDevice, TorchDevice):
 
     def capture(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(self._pool)
+        graph.capture_begin()  # with memory of its own: a pool may not be named again once all its graphs are gone
         try:
             work()
         finally:

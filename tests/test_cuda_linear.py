@@ -304,6 +304,9 @@ def test_plans_fill_the_device() -> None:
     assert plan_linear((14336, 4096), False, 2, 132) == LinearPlan(8, 224, 1, 128, 1, 64, 1, 0)
     assert plan_linear((1024, 4096), False, 3, 132) == LinearPlan(8, 256, 4, 32, 3, 4, 2, 4 * 1024 * 8 * 4)
     assert plan_linear((128256, 4096), False, 1, 132) == LinearPlan(8, 1002, 1, 128, 0, 128, 0, 0)
+    assert plan_linear((4096, 14336), False, 16, 132) == LinearPlan(16, 256, 2, 224, 2, 56, 4, 2 * 4096 * 16 * 4)
+    assert plan_linear((4096, 14336), False, 32, 132) == LinearPlan(32, 256, 4, 112, 1, 56, 5, 4 * 4096 * 32 * 4)
+    assert plan_linear((4096, 14336), False, 64, 132) == LinearPlan(64, 256, 8, 56, 0, 56, 6, 8 * 4096 * 64 * 4)
 
 
 @pytest.mark.parametrize("batch", [0, 65])

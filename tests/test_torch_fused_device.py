@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -451,3 +453,17 @@ def test_sizes_in_the_readme() -> None:
             w = fused(narrowed, form)
             assert w.stream.numel() / narrowed.nbytes == pytest.approx(part, abs=0.001)
             assert form_of(w) == form
+
+
+def test_scratch_is_not_of_the_memory_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is taken by another thread: ``torch.compile`` sends to the memory of its graphs what the caller's takes."""
+    threads, new = list[int](), torch.empty
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "a stream")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(threads.append(len(stream))))
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: threads.append(threading.get_ident()) or new(*a, **k))
+    with torch.inference_mode():
+        buffer = device.DeviceBuffers(torch.device("cpu"))._new(1 << 16)
+    assert (buffer.numel(), buffer.dtype, buffer.is_inference()) == (1 << 16, torch.uint8, False)
+    assert threads[0] == len("a stream"), "on the caller's stream"
+    assert len(threads) == 2
+    assert threads[1] != threading.get_ident()

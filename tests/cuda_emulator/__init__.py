@@ -45,6 +45,12 @@ def _allocate(nbytes: int) -> NDArray[np.uint8]:
     return np.ndarray(nbytes, np.uint8, memory)  # type: ignore[arg-type]
 
 
+def check_dtype(host: NDArray[Any]) -> None:
+    """Refuse what CuPy does: dtypes with fields, of which some versions take none and others only those that are aligned."""
+    if host.dtype.kind not in "?biufc":
+        raise EmulatorError(f"no device array has dtype {host.dtype}")
+
+
 class _Library:
     """Kernels of one source, loaded."""
 
@@ -151,6 +157,7 @@ class EmulatedRuntime(Runtime):
     pinned = empty
 
     def upload(self, host: NDArray[Any]) -> NDArray[Any]:
+        check_dtype(host)
         out: NDArray[Any] = _allocate(host.nbytes).view(host.dtype).reshape(host.shape)
         out[...] = host
         return out

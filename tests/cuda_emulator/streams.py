@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import EmulatedRuntime
+from . import EmulatedRuntime, check_dtype
 
 
 class _Stream:
@@ -99,6 +99,7 @@ class LazyRuntime(EmulatedRuntime):
 
     # ---- work that can wait
     def upload(self, host: NDArray[Any]) -> NDArray[Any]:
+        check_dtype(host)
         device: NDArray[Any] = self.empty(host.nbytes).view(host.dtype).reshape(host.shape)
         content = host.copy()
         self._queue(lambda: np.copyto(device, content))

@@ -17,6 +17,7 @@ STAGE_VECTORS: Final = 1024  #: of 8 columns of a row of x in shared memory, of 
 CODED_STAGE_VECTORS: Final = 256  #: of those for coded ones
 ROUND_TILES: Final = {8: 4, 16: 4, 32: 2, 64: 4}  #: tiles that are loaded together, of raw operands
 BLOCKS_A_PROCESSOR: Final = 2  #: that are wanted, for enough loads under way
+X_READS: Final = 64  #: rows of x times slices, at most: more slices have fewer rows of W, for which x is read anew
 FACTORS: Final = ("bf16", "fp16")  #: types of x, bias and y
 
 
@@ -70,7 +71,7 @@ def plan_linear(
         Multiprocessors of the device.
     n_parts, n_slices
         As many, or fewer if columns or the kernel do not allow them; slices are a power of two. By default, until there are enough
-        blocks for the device: slices first, for these need no memory and no second kernel.
+        blocks for the device: slices first, for these need no memory and no second kernel, but with many rows of x.
 
     Raises
     ------
@@ -86,7 +87,8 @@ def plan_linear(
     splits = max(1, BLOCKS_A_PROCESSOR * n_processors // _ceil_div(row_tiles, WARPS))
     stage = (CODED_STAGE_VECTORS if coded else STAGE_VECTORS) >> (row_bits + 2)  # tiles of x in shared memory: a round or more a slice
     most = 1 if variant == MOST_BATCH else min(WARPS, stage if coded else stage // step, max(1, col_tiles // step))
-    bits = min(splits if n_slices is None else n_slices, most).bit_length() - 1
+    wanted = min(splits, max(1, X_READS // batch)) if n_slices is None else n_slices
+    bits = min(wanted, most).bit_length() - 1
     n_parts = max(1, splits >> bits) if n_parts is None else n_parts
     slice_tiles = _ceil_div(_ceil_div(col_tiles, n_parts << bits), step) * step
     part_tiles = slice_tiles << bits

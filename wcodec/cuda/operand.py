@@ -59,7 +59,7 @@ class Operand:
         self.runtime, self.shape, self.weights = runtime, (t.shape[0], t.shape[1]), WEIGHTS[t.dtype.name]
         plan, self._payload = t.plan(tables), payload
         with runtime.in_use():
-            self._records = runtime.upload(records_of(plan))
+            self._records = runtime.upload(records_of(plan).view(np.uint8))  # CuPy has no dtypes with fields, or few
             self._luts, self.prob_bits = _luts_of(runtime, plan)
         self.coded = self._luts is not None
         self.nbytes = int(self._records.nbytes) + (LUT_NBYTES if self.coded else 0)
@@ -102,6 +102,6 @@ def _luts_of(runtime: Runtime, plan: SegmentPlan) -> tuple[Any, int]:
         return None, 9
     rows.of(plan.tables, s.table[0][coded], s.coder[0][coded])
     table, luts = rows.array(), runtime.empty(LUT_NBYTES)
-    runtime.launch("build_luts", 1, BLOCK, runtime.upload(table), np.uint32(1), luts)
+    runtime.launch("build_luts", 1, BLOCK, runtime.upload(table.view(np.uint8)), np.uint32(1), luts)
     runtime.mark().synchronize()  # before the table goes
     return luts, int(table["prob_bits"][0])

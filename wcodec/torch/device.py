@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -209,6 +210,17 @@ class DeviceBuffers(Buffers):
             stream.wait_event(done)
         buffer.record_stream(stream)
         return buffer
+
+    def _new(self, nbytes: int) -> torch.Tensor:
+        """By a thread of its own: the memory of the caller's may be that of graphs, where ``torch.compile`` lets nothing stay."""
+        stream, new = torch.cuda.current_stream(self.device), super()._new
+
+        def there() -> torch.Tensor:
+            with torch.cuda.stream(stream):
+                return new(nbytes)
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(there).result()
 
     def give(self, buffer: torch.Tensor) -> None:
         if is_capturing(self.device):

@@ -47,7 +47,10 @@ class Buffers:
                 assert best is not None
                 return best
         del best
-        return torch.empty(-(-max(nbytes, 1) // ROUND) * ROUND, dtype=torch.uint8, device=self.device)
+        return self._new(-(-max(nbytes, 1) // ROUND) * ROUND)
+
+    def _new(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def give(self, buffer: torch.Tensor) -> None:
         """Hand a buffer back, which nobody uses any more."""
