@@ -48,10 +48,10 @@ from wcodec.errors import BackendUnavailable
 SHAPES = {
     "14336x4096": "Llama-3-8B gate, up",
     "4096x14336": "Llama-3-8B down",
-    "4096x4096": "Llama-3-8B q, o",
-    "1024x4096": "Llama-3-8B k, v",
     "28672x8192": "Llama-3-70B gate, up",
     "8192x28672": "Llama-3-70B down",
+    "4096x4096": "Llama-3-8B q, o",
+    "1024x4096": "Llama-3-8B k, v",
     "8192x8192": "Llama-3-70B q, o",
     "1024x8192": "Llama-3-70B k, v",
     "128256x4096": "Llama-3-8B lm_head",

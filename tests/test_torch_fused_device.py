@@ -467,3 +467,16 @@ def test_scratch_is_not_of_the_memory_of_graphs(monkeypatch: pytest.MonkeyPatch)
     assert threads[0] == len("a stream"), "on the caller's stream"
     assert len(threads) == 2
     assert threads[1] != threading.get_ident()
+
+
+def test_first_use_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What checks a stream waits for it, which a graph cannot: said before anything is queued."""
+    dense, x = weight(32, 64), weight(3, 64)
+    w = CompressedTensor.from_dense(dense, name="layer.weight", fused=True)
+    monkeypatch.setattr(device, "is_capturing", lambda _: True)
+    with pytest.raises(RuntimeError, match=r"first use of 'layer\.weight' while a CUDA graph is captured: run the model once before"):
+        F.linear(x, w)
+    monkeypatch.setattr(device, "is_capturing", lambda _: False)
+    y = F.linear(x, w)
+    monkeypatch.setattr(device, "is_capturing", lambda _: True)
+    assert torch.equal(F.linear(x, w), y)

@@ -121,6 +121,9 @@ class DeviceHeld(Held):
         """What is known of a weight; it is decoded into scratch if it was not decoded yet."""
         prepared = self._prepared
         if prepared is None or prepared[0] is not resident:
+            if is_capturing(self.stream.device):
+                what = repr(self.name) if self.name else "a compressed weight"
+                raise RuntimeError(f"first use of {what} while a CUDA graph is captured: run the model once before")
             buffers = ahead_of(self.stream.device).buffers
             buffer = buffers.take(self.nbytes)
             try:
@@ -190,6 +193,8 @@ def current_stream(device: torch.device) -> int:
 
 def is_capturing(device: torch.device) -> bool:
     """Whether work for a GPU goes to a graph, not to the GPU."""
+    if device.type != "cuda":  # an emulator's
+        return False
     with torch.cuda.device(device):
         return bool(torch.cuda.is_current_stream_capturing())
 
