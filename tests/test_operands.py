@@ -128,12 +128,14 @@ def test_chunks_of_a_tensor_share_a_table(monkeypatch: pytest.MonkeyPatch, backe
 
 
 def test_chunks_of_a_tensor_share_a_window(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
-    """A table suits codes of one window: few words outside of it do not make another."""
+    """A table suits codes of one window: up to one word in 1024 outside of it does not make another."""
     plan_in_chunks(monkeypatch, 1 << 14)
     array = np.clip(weights("bfloat16", (16, 1024)).astype(np.float64), -0.06, 0.06)
-    array[8, :8] = 0.1
-    bases = [record(wcodec.encode(part.astype(ml_dtypes.bfloat16), RANS)).segments.base.tolist() for part in (array[:8], array[8:], array)]
-    assert bases == [[107], [108], [107, 107]]
+    for n_outside, second in ((8, 107), (50, 108)):
+        array[8, :n_outside] = 0.1
+        parts = (array[:8], array[8:], array)
+        bases = [record(wcodec.encode(part.astype(ml_dtypes.bfloat16), RANS)).segments.base.tolist() for part in parts]
+        assert bases == [[107], [108], [107, second]]
 
 
 def test_a_chunk_that_cannot_be_coded_goes_before(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
@@ -186,6 +188,61 @@ def test_a_sample_that_misleads(backend: Backend) -> None:
     t = record(wcodec.encode(array, RANS))
     assert operand_form(t) == "rans"
     assert np.bincount(t.segments.base, minlength=256)[[68, 108]].tolist() == [16, 48]
+
+
+def test_the_next_chunk_has_the_better_window(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    """Not that of the sample that has misled, though all its words lie in that too."""
+    plan_in_chunks(monkeypatch, 1 << 20)
+    array = weights("bfloat16", (8 * 65, 1024)).astype(np.float64)
+    array[np.arange(0, 512, 32)[:, None] + np.arange(8)] /= 16
+    array[512:] = np.copysign(np.clip(np.abs(array[512:]), 2.0**-15, 2.0**-8), array[512:])
+    array = array.astype(ml_dtypes.bfloat16)
+    assert record(wcodec.encode(array[:8], FIXED)).segments.base.tolist() == [104]
+    assert set(record(wcodec.encode(array, FIXED)).segments.base.tolist()) == {108}
+
+
+def test_few_patches_of_a_small_segment(backend: Backend) -> None:
+    """More than one word in 100, but no more than 8: a last row does not make a matrix no operand."""
+    for n_patches, layout in ((8, Layout.PAIRS), (9, Layout.BYTES)):
+        array = np.full((9, 256), 0.5, ml_dtypes.bfloat16)
+        array[8, :n_patches] = 2.0**-40
+        t = record(wcodec.encode(array, FIXED))
+        assert t.segments.layout[1] == layout
+        assert operand_problem(t) == (None if layout == Layout.PAIRS else "segment 1 has layout BYTES")
+
+
+def test_words_outside_have_the_code_that_is_most_frequent(backend: Backend) -> None:
+    """In the window of the segment, be it that of the others or not."""
+    array = np.full((16, 1024), 0.5, ml_dtypes.bfloat16)
+    array[:8, ::3], array[8:] = 2.0, 0.5**30
+    array[8:, ::3] = 0.5**26
+    array[0, :5] = array[8, :5] = 0.5**80
+    data = wcodec.encode(array, FIXED)
+    with wcodec.open(io.BytesIO(data)) as f:
+        (t,) = f.index.tensors
+        plan = t.plan(f.index.tables)
+    assert t.segments.n_patches.tolist() == [5, 5]
+    for k, exponent in enumerate((126, 97)):
+        codes = np.frombuffer(data, np.uint8, 4, t.payload_offset + int(plan.plane_offsets[0, k]))
+        fill = exponent - int(t.segments.base[k])
+        assert [int(b) >> shift & 15 for b in codes for shift in (0, 4)][:5] == [fill] * 5
+
+
+def test_tables_of_other_tensors_lack_symbols(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+    """A file without room for another table has none for an operand: later chunks may have any symbol."""
+    nibbles = 7 + (np.random.default_rng(1).random((2, 64, 512)) < 0.1).astype(np.uint8)
+    matrix = (nibbles[0] << 4 ^ 0x80).view(np.int8)
+    for most, form in ((1, "fixed"), (2, "rans")):
+        monkeypatch.setattr("wcodec.reference.plan_tables.MAX_TABLES", most)
+        stream = io.BytesIO()
+        writer = Encoder(RANS, backend).start(stream)
+        writer.add("bytes", (nibbles[0] << 4 | nibbles[1]).reshape(2, 32, 512))
+        writer.add("matrix", matrix)
+        writer.finish()
+        with wcodec.open(stream) as f:
+            assert len(f.index.tables) == most
+            assert operand_form(f.record("matrix")) == form
+            assert bits(f.get_tensor("matrix")) == bits(matrix)
 
 
 def test_too_many_patches_are_no_operand(backend: Backend) -> None:
