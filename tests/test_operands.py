@@ -373,7 +373,9 @@ def test_files_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert report["operands"] == {form: 2}
         assert [t["operand"] for t in report["tensors"]] == [form, form, None]
         assert main(["info", str(operands)]) == 0
-        assert f"; operands {form}:2\n" in capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert f"; operands {form}:2\n" in text
+        assert [line.split()[-2] for line in text.splitlines()[-3:]] == [form, form, "-"]
         assert main(["info", "--explain", str(operands)]) == 0
         capsys.readouterr()
         assert main(["encode", "-q", str(source), str(again)]) == 0

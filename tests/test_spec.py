@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -158,3 +159,21 @@ def test_constants() -> None:
 def test_rules_are_numbered_once() -> None:
     numbers = re.findall(r"^- \*\*(R[\d.]+)\*\*", SPEC, re.M)
     assert len(numbers) == len(set(numbers)) > 80
+
+
+def test_counts_of_the_rationale() -> None:
+    """Those of `benchmarks/sass_linear.py`: instructions a weight, and what they allow of what memory gives."""
+    text = (ROOT / "spec" / "rationale.md").read_text()
+    kernels = json.loads((ROOT / "benchmarks" / "results" / "2026-11-22-sass-linear.json").read_text())["kernels"]
+    of = {k["kernel"]: k for k in kernels}
+    for what, kind in (
+        ("bf16 raw", "bf16_bf16_raw"), ("int8 with bf16 factors", "int8_bf16_raw"), ("with fp16 factors", "int8_fp16_raw"),
+        ("e4m3 with bf16", "e4m3_bf16_raw"), ("coded bf16", "bf16_bf16_coded"),
+    ):  # fmt: skip
+        few, many = (of[f"linear_{kind}_{batch}"] for batch in (8, 64))
+        due = [f"{k['instructions_a_weight']:.2f} ({k['ratio']:.2f})" for k in (few, many)]
+        assert f"{what} {' and '.join(due)}" in text, "write them there anew"
+    few = of["linear_bf16_bf16_raw_8"]
+    assert f"where it takes {few['instructions_a_weight']:.2f} from the file's bytes" in text
+    assert f"{few['weights_a_clock']:.1f} weights a clock and multiprocessor could be made" in text
+    assert f"of what an H200 gives for {few['memory_gives']:.1f}," in text

@@ -21,7 +21,9 @@ from test_files import reads_proc
 from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
 
 import wcodec
+from wcodec import EncodeOptions
 from wcodec.errors import DecodeError, EncodeError
+from wcodec.operands import operand_form
 from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, load_compressed, save_file, scratch
 from wcodec.torch import held as held_module
 from wcodec.torch import products as products_module
@@ -455,6 +457,9 @@ def test_layers() -> None:
     assert (resident.mode, layer.mode) == ("resident", "fused")
     assert resident.weight.held is layer.weight.held
     assert torch.equal(resident(x), dense(x))
+    other = WCodecLinear.from_linear(WCodecLinear.from_linear(dense, name="up"), options=EncodeOptions(operand="rans"))
+    assert (operand_form(other.weight.held._read_record()), other.weight.held.name) == ("rans", "up"), "coded anew"
+    assert torch.equal(other.weight.decode(), dense.weight)
     again = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
     assert (type(again), again.mode) == (WCodecLinear, "fused")
     again.load_state_dict(dense.state_dict())

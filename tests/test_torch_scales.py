@@ -105,7 +105,11 @@ def test_what_is_large_before_it_is_scaled() -> None:
     assert F.linear(x, dense.half()).isinf().all()
     w = fused(dense)
     for tiled in (True, False):
-        torch.testing.assert_close(linear(x, w, None, scale, tiled), torch.full((3, 20), 130.048).half())
+        of_scale = scale.clone().requires_grad_()
+        y = linear(x, w, None, of_scale, tiled)
+        torch.testing.assert_close(y, torch.full((3, 20), 130.048).half())
+        y.sum().backward()
+        assert torch.equal(of_scale.grad, torch.full((20,), 3 * 127.0 * 1024)), "so is what its gradient is made of"
 
 
 def test_without_a_scale_the_bits_are_those_of_pytorch() -> None:
@@ -301,6 +305,9 @@ def test_what_makes_no_layer() -> None:
         ((dense, scale[:-1]), r"the scale is torch.float32 of \(63,\)"),
         ((dense, scale[None]), "the scale is"),
         ((dense, scale.double()), "the scale is torch.float64"),
+        ((dense.numpy(), scale), "the weight is a ndarray, not int8 or float8"),
+        ((dense, 2.0), "the scale is a float, not a tensor"),
+        ((dense, scale, 0.0), "the bias is a float, not a tensor"),
         ((dense, scale, weight(65)), "the bias is"),
         ((dense, scale, torch.zeros(64, dtype=torch.int8)), "the bias is torch.int8"),
         ((dense, scale, None, "other"), "no mode"),

@@ -197,7 +197,7 @@ def _add_encode(s: argparse.ArgumentParser) -> None:
     s.add_argument("--base", metavar="BASE", help=text)
     _add_common(s)
     _add_choices(s, CODERS, "raw: nothing is coded; rans: no contexts; context: contexts")
-    text = "matrices of bf16, int8 and fp8 as operands of GPU kernels; fixed: 12 bits a bf16 weight; rans: smaller"
+    text = "matrices of bf16, int8 and fp8 as operands of GPU kernels, never as differences; fixed: 12 bits a bf16 weight; rans: smaller"
     s.add_argument("--operand", choices=OPERANDS, help=text)
 
 

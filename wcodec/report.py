@@ -238,6 +238,7 @@ _HEAD: Final = [
     "contexts",
     "tiles",
     "patches",
+    "operand",
     "instead of words",
 ]
 
@@ -251,7 +252,7 @@ def _row(t: dict[str, Any]) -> list[str]:
         percent_text(t["stored_nbytes"], t["nbytes"]), bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]),
         _counts_text(t["layouts"]), _counts_text(t["coders"]), _counts_text(t["predictions"]), _counts_text(t["contexts"]),
         _counts_text(t["tile_modes"]),
-        str(t["n_patches"]), _instead(t),
+        str(t["n_patches"]), t["operand"] or "-", _instead(t),
     ]  # fmt: skip
 
 

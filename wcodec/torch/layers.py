@@ -68,7 +68,10 @@ class WCodecLinear(torch.nn.Linear):
     def from_linear(
         cls, linear: torch.nn.Linear, mode: str = "fused", *, options: EncodeOptions | None = None, name: str = "weight"
     ) -> WCodecLinear:
-        """A layer with the weight of another one, compressed if it is not already, and the same bias. Raises as the class."""
+        """A layer with the weight of another one and the same bias. Raises as the class.
+
+        A weight that is compressed already keeps its name, and how it is compressed, unless there are `options`.
+        """
         _check(mode)
         layer = cls._made(_compressed(linear.weight, mode, options, name), linear.bias)
         layer.weight_scale = linear.weight_scale if isinstance(linear, WCodecLinear) else None
@@ -87,7 +90,7 @@ class WCodecLinear(torch.nn.Linear):
         Parameters
         ----------
         weight
-            int8 or float8 of shape (n, k), or compressed already.
+            int8 or float8 of shape (n, k), or compressed already; see `from_linear`.
         scale
             A factor for each row, of shape (n,) or (n, 1), or one for all. float32, or what it holds exactly: bfloat16, float16.
         bias
@@ -180,16 +183,17 @@ def _check_quantized(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tens
     EncodeError
     """
 
-    def refuse(what: str, t: torch.Tensor, due: str) -> EncodeError:
-        return EncodeError("bad_option", f"the {what} is {t.dtype} of {tuple(t.shape)}, not {due}")
+    def refuse(what: str, t: Any, due: str) -> EncodeError:
+        found = f"{t.dtype} of {tuple(t.shape)}" if isinstance(t, torch.Tensor) else f"a {type(t).__name__}"
+        return EncodeError("bad_option", f"the {what} is {found}, not {due}")
 
-    if weight.dim() != 2 or weight.dtype not in products.NARROW:
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.dtype not in products.NARROW:
         raise refuse("weight", weight, "int8 or float8 of two dimensions")
     n = weight.shape[0]
-    if not _is_scale(scale, n):
-        raise refuse("scale", scale, f"torch.float32 of {(n,)}, {(n, 1)} or ()")
-    if bias is not None and (tuple(bias.shape) != (n,) or bias.dtype not in products.FLOATS):
-        raise refuse("bias", bias, f"a float type of {(n,)}")
+    if not isinstance(scale, torch.Tensor) or not _is_scale(scale, n):
+        raise refuse("scale", scale, f"a tensor of float32, bfloat16 or float16 of {(n,)} or {(n, 1)}, or of one number")
+    if bias is not None and not (isinstance(bias, torch.Tensor) and tuple(bias.shape) == (n,) and bias.dtype in products.FLOATS):
+        raise refuse("bias", bias, f"a tensor of a float type of {(n,)}")
 
 
 def _is_scale(scale: torch.Tensor, n: int) -> bool:
@@ -209,9 +213,11 @@ def _check(mode: str) -> None:
 
 
 def _compressed(weight: torch.Tensor, mode: str, options: EncodeOptions | None, name: str) -> torch.nn.Parameter:
-    """A weight, held compressed in a mode."""
-    if not isinstance(weight, CompressedTensor):
-        return compressed_parameter(weight, options, name, mode == "fused")
+    """A weight, held compressed in a mode; one that is compressed already is coded anew if there are options."""
     fused = mode == "fused"
+    if not isinstance(weight, CompressedTensor):
+        return compressed_parameter(weight, options, name, fused)
+    if options is not None:
+        return noted(compressed_parameter(weight.decode().contiguous(), options, weight.held.name, fused), weight)
     other = CompressedTensor(weight.held.to(weight.device, fused), weight._swapped, fused=fused)
     return noted(torch.nn.Parameter(other, requires_grad=False), weight)

@@ -6,8 +6,9 @@ from typing import Final, TypeAlias
 
 import torch
 
+from wcodec.errors import EncodeError
 from wcodec.operands import DTYPES
-from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.plan_options import OPERANDS, EncodeOptions
 
 Fused: TypeAlias = bool | str  #: whether weights are in fused mode; or that, and "fixed" or "rans": the form of operands
 
@@ -20,15 +21,15 @@ def on_gpu(device: torch.device) -> bool:
 
 
 def check_fused(fused: Fused) -> None:
-    """Refuse a form that there is not.
+    """Refuse what is neither true nor false nor a form.
 
     Raises
     ------
     EncodeError
         ``bad_option``
     """
-    if isinstance(fused, str):
-        EncodeOptions(operand=fused)
+    if fused not in (True, False, *OPERANDS):
+        raise EncodeError("bad_option", f"fused {fused!r} is none of True, False, {', '.join(OPERANDS)}")
 
 
 def options_for(
