@@ -266,6 +266,20 @@ def test_noise_is_raw_where_it_has_no_window(backend: Backend) -> None:
     assert bits(wcodec.decode(data)) == bits(array)
 
 
+NARROW = [("bfloat16", 1), ("bfloat16", 2), ("int8", 1), ("int8", 5), ("int8", 1025), ("float8_e5m2", 1)]
+
+
+@pytest.mark.parametrize(("dtype", "cols"), NARROW)
+def test_how_much_larger_noise_becomes(dtype: str, cols: int) -> None:
+    """README, "What is kept": a segment of 6 bf16 words, 5 of them outside of its window, takes 64 bytes instead of 12."""
+    for rows in (8000, 6):
+        array = make_array(BY_NAME[dtype], (rows, cols), "uniform", 1)
+        for options in (FIXED, RANS):
+            data = wcodec.encode(array, options)
+            assert len(data) <= array.nbytes * 1.001 + 4096 + 56 * -(-rows // 8)
+            assert bits(wcodec.decode(data)) == bits(array)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
 def test_one_value_everywhere(backend: Backend, dtype: str) -> None:
     array = np.full((16, 1024), 0.5, getattr(ml_dtypes, dtype))

@@ -153,6 +153,7 @@ def test_crossover(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossover, "TABLE", (*rows, (90, "int8", "fixed", 4096, 4096, 500)))
     for shape, weights, coded, capability, most in (
         ((4096, 4096), "bf16", False, 90, 48), ((5000, 13000), "bf16", False, 90, 32), ((1, 1), "bf16", True, 90, 0),
+        ((4096, 8192), "bf16", False, 90, 32),  # nearer by its ratio, not by its difference
         ((4096, 4096), "bf16", False, 100, 64), ((4096, 4096), "int8", False, 90, 64), ((4096, 4096), "e4m3", False, 90, 64),
     ):  # fmt: skip
         assert crossover.most_batch(shape, weights, coded, capability) == most
@@ -294,7 +295,8 @@ NOT_FINITE = [nan_in(torch.float8_e4m3fn, bits) for bits in (0x7F, 0xFF)] + [nan
 
 
 @pytest.mark.parametrize(("dense", "is_operand"), [*((t, False) for t in UNLIKE), *((t, True) for t in NOT_FINITE)])
-def test_what_kernels_cannot_multiply_is_decoded(dense: torch.Tensor, is_operand: bool) -> None:
+def test_what_kernels_cannot_multiply_is_decoded(dense: torch.Tensor, is_operand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wcodec.torch.device_products._SOME", 1000)  # so that what is last is not looked at with the first
     w = fused(dense)
     assert torch.equal(w.decode().view(torch.uint8), dense.view(torch.uint8))
     assert (w.held.operand() is not None) == is_operand == (form_of(w) is not None)

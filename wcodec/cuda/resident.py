@@ -69,11 +69,6 @@ class ResidentTensor:
                 self._prepared[words] = decoding
         return decoding
 
-    def forget(self) -> None:
-        """Let go of what is kept to decode again. No work that decodes may be under way."""
-        with self._lock:
-            self._prepared.clear()
-
     def _check(self, plan: SegmentPlan, decoding: Decoding, words: int) -> None:
         records = crc32_records(self.runtime, [(self.payload, plan.offsets)])
         whole = crc32_ranges(self.runtime, np.array([words], np.uint64), np.array([self.t.nbytes], np.int64))

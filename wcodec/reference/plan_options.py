@@ -69,7 +69,7 @@ class EncodeOptions:
     operand
         ``"fixed"`` or ``"rans"``: matrices of int8, bfloat16, float8_e4m3fn and float8_e5m2 become operands of matrix kernels
         (spec: chapter 14.1), with codes as they are or coded. Other tensors are coded as without it. It comes with `prob_bits` and
-        `layout` ``"auto"`` or ``"pairs"`` alone. A small or narrow matrix may become larger, by up to 40 bytes for each 8 rows. With
+        `layout` ``"auto"`` or ``"pairs"`` alone. A small or narrow matrix may become larger, by up to 56 bytes for each 8 rows. With
         ``"auto"``, a matrix with a segment of many patches becomes no operand; with ``"pairs"``, it does, and may become larger.
 
     Raises

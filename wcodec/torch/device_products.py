@@ -51,7 +51,6 @@ def prepare(resident: ResidentTensor, dense: torch.Tensor) -> Prepared:
     operand = Operand(runtime, t, resident.tables, resident.payload)
     most = most_batch(operand.shape, operand.weights, operand.coded, runtime.capability()) if _is_finite(dense) else 0
     runtime.mark().synchronize()  # from now on, any stream may read it
-    resident.forget()
     return Prepared(operand, most, runtime.n_processors())
 
 
