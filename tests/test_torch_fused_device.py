@@ -339,10 +339,12 @@ def test_compressed_models() -> None:
     assert form_of(half.weight) is None
     for wrong, message in (
         ({"fused": "other"}, "fused 'other' is none of"), ({"fused": 2}, "fused 2 is none of"), ({"fused": None}, "fused None"),
-        ({"fused": "rans", "options": EncodeOptions()}, "give fused=True"),
+        ({"fused": "rans", "options": EncodeOptions(operand="fixed")}, "give fused=True"),
     ):  # fmt: skip
-        with pytest.raises(EncodeError, match=f"bad_option: .*{message}"):
-            compress_model(copy.deepcopy(net), **wrong)
+        for compress in (compress_model, lambda model, **how: CompressedTensor.from_dense(model.head.weight, **how)):
+            with pytest.raises(EncodeError, match=f"bad_option: .*{message}"):
+                compress(copy.deepcopy(net), **wrong)
+    assert form_of(CompressedTensor.from_dense(net.head.weight, EncodeOptions(preset="max"), fused="rans")) == "rans"
 
 
 def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch import products
 from wcodec.torch.held import Held, call, compress, held_of, hold
-from wcodec.torch.operands import Fused
+from wcodec.torch.operands import Fused, check_options
 from wcodec.torch.scratch import ROUND
 
 aten: Final = torch.ops.aten
@@ -106,8 +106,9 @@ class CompressedTensor(torch.Tensor):
         Raises
         ------
         EncodeError
-            ``unsupported_dtype``; ``bad_option``: `fused` names no form.
+            ``unsupported_dtype``; ``bad_option``: `fused` names no form, or one beside `options` that say more than a preset.
         """
+        check_options(options, fused)
         stream, options = compress(tensor.detach(), options, name, fused)
         return cls(hold(stream, name, options), fused=bool(fused))
 

@@ -16,7 +16,7 @@ from wcodec.reference.plan import EncodeOptions
 from wcodec.torch.checkpoint import WCodecCheckpoint
 from wcodec.torch.compressed import OWN, CompressedTensor
 from wcodec.torch.held import hold
-from wcodec.torch.operands import Fused, check_fused
+from wcodec.torch.operands import Fused, check_fused, check_options
 from wcodec.torch.reader import Device, Reader
 from wcodec.torch.scratch import return_freed_memory
 
@@ -84,9 +84,8 @@ def compress_model(
     """
     if options is not None and preset != "default":
         raise EncodeError("bad_option", "preset and options are two ways to say the same: give one")
-    if options is not None and isinstance(fused, str):
-        raise EncodeError("bad_option", f"options say how to compress: give fused=True, or options with operand={fused!r}")
     check_fused(fused)
+    check_options(options, fused)
     options = EncodeOptions(preset=preset) if options is None else options
     done: dict[int, torch.nn.Parameter] = {}
     for name, module, leaf, parameter in _weights(model):

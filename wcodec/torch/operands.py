@@ -32,6 +32,23 @@ def check_fused(fused: Fused) -> None:
         raise EncodeError("bad_option", f"fused {fused!r} is none of True, False, {', '.join(OPERANDS)}")
 
 
+def check_options(options: EncodeOptions | None, fused: Fused) -> None:
+    """Refuse a form beside options that say how to compress: one of them would do nothing.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_option``
+    """
+    if _say_more(options) and isinstance(fused, str):
+        raise EncodeError("bad_option", f"options say how to compress: give fused=True, or options with operand={fused!r}")
+
+
+def _say_more(options: EncodeOptions | None) -> bool:
+    """Whether options say more than a preset."""
+    return options is not None and options != EncodeOptions(preset=options.preset)
+
+
 def options_for(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, options: EncodeOptions | None, fused: Fused
 ) -> EncodeOptions | None:
@@ -47,8 +64,7 @@ def options_for(
         ``bad_option``: there is no such form.
     """
     check_fused(fused)
-    forced = options is not None and options != EncodeOptions(preset=options.preset)
-    if not fused or forced or len(shape) != 2 or min(shape) == 0 or dtype not in _DTYPES:
+    if not fused or _say_more(options) or len(shape) != 2 or min(shape) == 0 or dtype not in _DTYPES:
         return options
     if isinstance(fused, str):
         return EncodeOptions(operand=fused, layout="pairs")
