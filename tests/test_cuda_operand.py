@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from cuda_emulator import EmulatedRuntime
 from operand_cases import FORMS, KINDS, operand_of, weights_of, words_of
 
 import wcodec
-from wcodec.cuda.operand import RECORD, Operand, records_of
+from wcodec.cuda.operand import RECORD, Operand, kernel_problem, records_of
 from wcodec.files import File
 from wcodec.reference.plan import EncodeOptions
 
@@ -87,6 +89,15 @@ def test_memory_beside_the_payload() -> None:
     assert (weight.nbytes, weight.coded) == (16 * 16, False)
     weight = operand_of(EmulatedRuntime(), weights_of("bf16", (64, 2048)), "rans", Memory())
     assert (weight.nbytes, weight.coded) == (16 * 16 + 16384, True)
+
+
+def test_too_large() -> None:
+    """Kernels number 4-byte words of a payload, rows and columns in 32 bits."""
+    (t,) = File(wcodec.encode(weights_of("bf16", (8, 1024)), EncodeOptions(operand="fixed")), None).index.tensors
+    assert kernel_problem(replace(t, payload_nbytes=(1 << 34) - 16)) is None
+    assert kernel_problem(replace(t, payload_nbytes=1 << 34)) == "it is too large"
+    assert kernel_problem(replace(t, shape=(8, (1 << 31) - 1))) is None
+    assert kernel_problem(replace(t, shape=(8, 1 << 31))) == "it is too large"
 
 
 def test_no_operand() -> None:
