@@ -15,6 +15,7 @@ import tiny_models
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 from cuda_emulator import EmulatedRuntime
+from cuda_emulator.streams import LazyRuntime
 from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
 from torch_fused_cases import KINDS, Net, check_gradients, check_product, damaged, form_of, operate, weight
 
@@ -206,6 +207,17 @@ def test_later_products_only_launch_kernels(runtime: EmulatedRuntime, monkeypatc
     assert torch.equal(w.decode(), dense)
     assert launched[2:] == ["expand_bf16"]
     assert w.held.operand() is operand
+
+
+@pytest.mark.parametrize("form", ["fixed", "rans"])
+def test_ready_for_any_stream(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the first use has queued is done when it ends: the next one may come on another stream."""
+    lazy = LazyRuntime(seed=1)
+    stream = lazy.stream()
+    monkeypatch.setattr(lazy, "external_stream", lambda _: stream)
+    monkeypatch.setattr(device, "runtime_of", lambda _: lazy)
+    assert fused(weight(70, 264), form).held.operand() is not None
+    assert stream.n_done == stream.n_queued > 0
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
