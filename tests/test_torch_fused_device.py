@@ -221,6 +221,24 @@ def test_ready_for_any_stream(form: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert stream.n_done == stream.n_queued > 0
 
 
+def test_replaced_after_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was queued still reads the old stream: that goes only when it is done."""
+    lazy = LazyRuntime(seed=2)
+    stream = lazy.stream()
+    monkeypatch.setattr(lazy, "external_stream", lambda _: stream)
+    monkeypatch.setattr(device, "runtime_of", lambda _: lazy)
+    dense, other = weight(70, 264), weight(70, 264)
+    w = fused(dense)
+    buffer = torch.zeros(w.held.nbytes, dtype=torch.uint8)
+    for _ in range(3):
+        w.held.decode_into(buffer.fill_(7))
+    assert stream.n_done < stream.n_queued
+    w.held.replace(other)
+    assert stream.n_done == stream.n_queued
+    assert torch.equal(w.held.view(buffer), dense)
+    assert torch.equal(w.decode(), other)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_decoded_again_and_again(kind: tuple[torch.dtype, str, torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second time on by the kernel for operands: the same bits, NaN and all."""

@@ -76,6 +76,12 @@ class LazyRuntime(EmulatedRuntime):
     def mark(self) -> _Mark:
         return _Mark(self._stream_here() or _Stream())
 
+    def finish(self) -> None:
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.run_until(stream.n_queued)
+
     def wait_for(self, mark: _Mark) -> None:
         self._queue(mark.synchronize)
 
