@@ -157,7 +157,7 @@ def test_ranges_larger_than_any_here() -> None:
     shares["remainder"] = rng.integers(0, 1 << 32, 40)
     shares["behind"] = ROW_NBYTES + rng.integers(0, nbytes[shares["range"]] + np.uint64(1))
     out = runtime.upload(np.zeros(5, np.uint32))
-    device = [runtime.upload(a) for a in (checksums._powers().view(np.uint8), ranges, shares)]
+    device = [runtime.upload(a) for a in (checksums._powers().view(np.uint8), ranges.view(np.uint8), shares.view(np.uint8))]
     runtime.launch("crc32_join", 1, checksums.THREADS, *device, out, np.uint32(5), np.uint32(40))
     want = [crc32_combine(0xFFFFFFFF, 0, int(n)) ^ 0xFFFFFFFF for n in nbytes]
     for behind, remainder, k in shares.tolist():

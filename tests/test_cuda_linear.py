@@ -141,7 +141,7 @@ def test_shapes(runtime: EmulatedRuntime, batch: int, form: str) -> None:
     for i, shape in enumerate(SHAPES[form]):
         weights, x = weights_of("bf16", shape), random("bf16", batch - i % 3, shape[1])
         bias = random("bf16", shape[0], sigma=0.1) if i % 2 else None
-        for n_parts in parts_of(shape)[:: 1 if batch < 32 else 2]:
+        for n_parts in parts_of(shape)[:: 1 if batch < 16 else 2]:
             y = multiply(runtime, x, weights, form, bias=bias, n_parts=n_parts, n_slices=1 << (i + n_parts) % 4, at_end=i % 3 > 0)
             check(y, x, weights, bias)
 
@@ -267,7 +267,7 @@ def test_workspace_is_taken() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 6, *BATCHES])
 def test_slices(batch: int, form: str) -> None:
     """All numbers of slices, also where there are more than segments, and some are empty."""
-    for cols in (1056, 4100, 5120):
+    for cols in (4100, 5120) if batch in BATCHES else (4100,):
         weights, x = weights_of("bf16", (40, cols)), random("bf16", batch, cols)
         for n_slices in (2, 4, 8):
             for n_parts in (1, 2):
