@@ -27,18 +27,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import fused_report
 import torch
-from bench_files import HERE
 from fused_cases import FORMS, WEIGHTS, Case
 from fused_device import DEVICES, TorchDevice
-from gpu import COPY_NBYTES, Steps
+from gpu import COPY_NBYTES, Steps, chosen_of, parser_of
 from gpu_cases import copy_bandwidth
 from gpu_device import Effort
 
@@ -114,22 +112,10 @@ class FusedBench(Steps):
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-
-    def names(known: Iterable[str]) -> Callable[[str], list[str]]:
-        def chosen(text: str) -> list[str]:
-            wrong = set(text.split(",")) - set(known)
-            if wrong:
-                raise argparse.ArgumentTypeError(f"{', '.join(sorted(wrong))}: there are {', '.join(known)}")
-            return text.split(",")
-
-        return chosen
-
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    out = Path(os.environ["OUT"]) if os.environ.get("OUT") else HERE / "results"
-    p.add_argument("--out", type=Path, default=out, help="folder of the results (default: $OUT or benchmarks/results)")
+    p = parser_of(__doc__)
     p.add_argument("--shapes", type=lambda t: t.split(","), help=f"comma-separated (default: {','.join(SHAPES)})")
-    p.add_argument("--weights", type=names(WEIGHTS), default=list(WEIGHTS), help=f"of {', '.join(WEIGHTS)} (default: all)")
-    p.add_argument("--forms", type=names(FORMS), default=list(FORMS), help=f"of {', '.join(FORMS)} (default: all)")
+    p.add_argument("--weights", type=chosen_of(WEIGHTS), default=list(WEIGHTS), help=f"of {', '.join(WEIGHTS)} (default: all)")
+    p.add_argument("--forms", type=chosen_of(FORMS), default=list(FORMS), help=f"of {', '.join(FORMS)} (default: all)")
     batches = ",".join(map(str, BATCHES))
     p.add_argument("--batches", type=lambda t: [int(b) for b in t.split(",")], help=f"comma-separated (default: {batches})")
     p.add_argument("--rounds", type=int, help="measurements of each (default: 9)")

@@ -225,25 +225,33 @@ def about_machine() -> dict[str, Any]:
     return {**out, "sources_sha256": digest.hexdigest(), "command": " ".join(["python", *(os.path.basename(a) for a in sys.argv)])}
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+def chosen_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """What reads a list, comma-separated, of names that there are."""
 
-    def names(known: list[str]) -> Callable[[str], list[str]]:
-        def chosen(text: str) -> list[str]:
-            wrong = set(text.split(",")) - set(known)
-            if wrong:
-                raise argparse.ArgumentTypeError(f"{', '.join(sorted(wrong))}: there are {', '.join(known)}")
-            return text.split(",")
+    def chosen(text: str) -> list[str]:
+        wrong = set(text.split(",")) - set(known)
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(wrong))}: there are {', '.join(known)}")
+        return text.split(",")
 
-        return chosen
+    return chosen
 
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A command line that says where results go."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     out = Path(os.environ["OUT"]) if os.environ.get("OUT") else HERE / "results"
     p.add_argument("--out", type=Path, default=out, help="folder of the results (default: $OUT or benchmarks/results)")
+    return p
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    p = parser_of(__doc__)
     p.add_argument("--quick", action="store_true", help="few repetitions, small shapes, a small model")
-    p.add_argument("--sections", type=names(SECTIONS), default=SECTIONS[:4], help=f"of {', '.join(SECTIONS)} (default: all but rates)")
+    p.add_argument("--sections", type=chosen_of(SECTIONS), default=SECTIONS[:4], help=f"of {', '.join(SECTIONS)} (default: all but rates)")
     p.add_argument("--shapes", type=lambda t: t.split(","), help=f"comma-separated (default: {','.join(SHAPES)})")
-    p.add_argument("--dtypes", type=names(list(DTYPES)), default=list(DTYPES), help=f"of {', '.join(DTYPES)} (default: all)")
+    p.add_argument("--dtypes", type=chosen_of(list(DTYPES)), default=list(DTYPES), help=f"of {', '.join(DTYPES)} (default: all)")
     p.add_argument("--model", type=lambda t: ModelShape(*map(int, t.split(","))), help="LAYERS,HIDDEN,FFN,VOCAB (default: Llama-2-7B's)")
     p.add_argument("--rates", action="store_true", help="measure the section rates too")
     p.add_argument("--seconds", type=float, default=0, help="begin no step after that time (default: no limit)")

@@ -78,3 +78,19 @@ def multiply(
     linear(address(memory.put(x)), len(x), weight, address(y), factors=factors, plan=plan, workspace=address(workspace), **ends)
     memory.check()
     return y.view(x.dtype).reshape(len(x), rows).copy()
+
+
+def damaged_operand(runtime: EmulatedRuntime, array: Array, form: str, seed: int, memory: Memory) -> Operand:
+    """An operand of whose payload some bytes are others, or all; of some seeds, patches do not ascend, or are far off."""
+    rng = np.random.default_rng(seed)
+    data = np.frombuffer(wcodec.encode(array, EncodeOptions(operand=form)), np.uint8).copy()
+    index = File(data, None).index
+    (t,) = index.tensors
+    payload = data[t.payload_offset : t.payload_offset + t.payload_nbytes]
+    hit = rng.random(payload.size) < (1, 0.02)[seed % 2]
+    payload[hit] = rng.integers(0, 256, int(hit.sum()))
+    if seed % 3 == 0:
+        plan = t.plan(index.tables)
+        for a, n in zip(plan.patch_offsets, t.segments.n_patches, strict=True):
+            payload[a : a + 4 * n] = rng.choice([0, 255], 4 * n)
+    return Operand(runtime, t, index.tables, address(memory.put(payload)))

@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 from cuda_cases import RUNTIMES, Array, Memory, address, check_sanitized, runtime_id
 from cuda_emulator import EmulatedRuntime
-from operand_cases import FACTORS, FORMS, KINDS, PAIRS, bf16_of, floats, multiply, operand_of, weights_of, words_of
+from operand_cases import FACTORS, FORMS, KINDS, PAIRS, bf16_of, damaged_operand, floats, multiply, operand_of, weights_of, words_of
 
-import wcodec
 from wcodec.cuda.linear import BATCHES, CODED_STAGE_VECTORS, ROUND_TILES, SEGMENT_TILES, STAGE_VECTORS, LinearPlan, linear, plan_linear
-from wcodec.cuda.operand import Operand
-from wcodec.files import File
-from wcodec.reference.plan import EncodeOptions
 
 MATRIX = Path(__file__).parent / "cuda_emulator" / "matrix.cu"
 MATRIX_KERNELS = ("matrix_units_bf16", "matrix_units_fp16", "shuffles_bf16", "shuffles_fp16", "fused_bf16", "fused_fp16", "rounded_bf16",
@@ -328,15 +324,8 @@ def test_refuses() -> None:
 # ---- damage, sanitizers ----------------------------------------------------------------------------------------------------------
 def damaged(runtime: EmulatedRuntime, kind: str, form: str, seed: int) -> None:
     """Whatever a payload holds, nothing is touched that is not the operand's, and kernels end."""
-    rng, array = np.random.default_rng(seed), weights_of(kind, (33, 1090), 1)
-    data = np.frombuffer(wcodec.encode(array, EncodeOptions(operand=form)), np.uint8).copy()
-    index, batch = File(data, None).index, (5, 60)[seed % 2]
-    (t,) = index.tensors
-    payload = data[t.payload_offset : t.payload_offset + t.payload_nbytes]
-    hit = rng.random(payload.size) < (1, 0.02)[seed % 2]
-    payload[hit] = rng.integers(0, 256, int(hit.sum()))
-    memory = Memory(seed % 2 == 0)
-    weight = Operand(runtime, t, index.tables, address(memory.put(payload)))
+    array, batch, memory = weights_of(kind, (33, 1090), 1), (5, 60)[seed % 2], Memory(seed % 2 == 0)
+    weight = damaged_operand(runtime, array, form, seed, memory)
     plan = plan_linear(weight.shape, weight.coded, batch, 4, 1 + seed % 3)
     x, y, workspace = memory.put(random("bf16", batch, 1090)), memory.room(2 * batch * 33), memory.room(plan.workspace_nbytes)
     linear(address(x), batch, weight, address(y), plan=plan, workspace=address(workspace))

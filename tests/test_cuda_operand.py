@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cuda_cases import RUNTIMES, Array, Memory, address, check_sanitized, runtime_id
 from cuda_emulator import EmulatedRuntime
-from operand_cases import FORMS, KINDS, operand_of, weights_of, words_of
+from operand_cases import FORMS, KINDS, damaged_operand, operand_of, weights_of, words_of
 
 import wcodec
 from wcodec.cuda.operand import RECORD, Operand, kernel_problem, records_of
@@ -108,19 +108,8 @@ def test_no_operand() -> None:
 
 def damaged(runtime: EmulatedRuntime, kind: str, form: str, seed: int) -> None:
     """Whatever a payload holds, nothing is touched that is not the operand's, and kernels end."""
-    rng, array = np.random.default_rng(seed), weights_of(kind, (17, 1090), 1)
-    data = np.frombuffer(wcodec.encode(array, EncodeOptions(operand=form)), np.uint8).copy()
-    index = File(data, None).index
-    (t,) = index.tensors
-    payload = data[t.payload_offset : t.payload_offset + t.payload_nbytes]
-    hit = rng.random(payload.size) < (1, 0.02)[seed % 2]
-    payload[hit] = rng.integers(0, 256, int(hit.sum()))
-    if seed % 3 == 0:  # patches that do not ascend, or are far off
-        plan = t.plan(index.tables)
-        for a, n in zip(plan.patch_offsets, t.segments.n_patches, strict=True):
-            payload[a : a + 4 * n] = rng.choice([0, 255], 4 * n)
-    memory = Memory(seed % 2 == 0)
-    weight = Operand(runtime, t, index.tables, address(memory.put(payload)))
+    array, memory = weights_of(kind, (17, 1090), 1), Memory(seed % 2 == 0)
+    weight = damaged_operand(runtime, array, form, seed, memory)
     weight.expand(address(memory.room(array.nbytes)))
     memory.check()
 
