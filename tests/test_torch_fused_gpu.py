@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 from cuda_emulator import EmulatedRuntime
-from torch_fused_cases import KINDS, NARROW, Net, check_gradients, check_product, damaged, form_of, operate, weight
+from torch_fused_cases import KINDS, NARROW, Net, check_gradients, check_product, damaged, form_of, need_gpu, operate, weight
 
 from wcodec import EncodeOptions
-from wcodec.errors import BackendUnavailable, DecodeError
+from wcodec.errors import DecodeError
 from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, device, load_compressed, model_memory, operands, save_file, scratch
 
 pytestmark = pytest.mark.gpu
@@ -37,14 +37,7 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(device, "runtime_of", lambda _: runtime)
         yield
         return
-    if not torch.cuda.is_available():
-        pytest.skip("this PyTorch finds no GPU")
-    from wcodec.backends import load_backend
-
-    try:
-        load_backend("cuda")
-    except BackendUnavailable as e:
-        pytest.skip(str(e))
+    need_gpu()
     yield
     scratch.release_scratch()
 

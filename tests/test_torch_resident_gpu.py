@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch_fused_cases import need_gpu
 
-from wcodec.errors import BackendUnavailable, DecodeError
+from wcodec.errors import DecodeError
 from wcodec.torch import scratch
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.device import DeviceAhead, DeviceHeld
@@ -23,14 +24,7 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def _gpu() -> Iterator[None]:
-    if not torch.cuda.is_available():
-        pytest.skip("this PyTorch finds no GPU")
-    from wcodec.backends import load_backend
-
-    try:
-        load_backend("cuda")
-    except BackendUnavailable as e:
-        pytest.skip(str(e))
+    need_gpu()
     torch.manual_seed(1)
     yield
     scratch.release_scratch()

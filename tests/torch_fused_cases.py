@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 
+from wcodec.backends import load_backend
+from wcodec.errors import BackendUnavailable
 from wcodec.operands import operand_form
 from wcodec.torch import CompressedTensor, products
 
@@ -15,6 +18,16 @@ NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 #: dtype of the weight, form, dtype of x: all that kernels are made for.
 KINDS = [(torch.bfloat16, form, torch.bfloat16) for form in ("fixed", "rans")]
 KINDS += [(dtype, form, x) for dtype in NARROW for form, x in (("fixed", torch.bfloat16), ("rans", torch.float16))]
+
+
+def need_gpu() -> None:
+    """Skip a test where neither PyTorch nor the backend finds a GPU, with the reason."""
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch finds no GPU")
+    try:
+        load_backend("cuda")
+    except BackendUnavailable as e:
+        pytest.skip(str(e))
 
 
 def weight(*shape: int, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu") -> torch.Tensor:

@@ -7,12 +7,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from wcodec.cuda.operand import BLOCK, WARPS, Operand
+from wcodec.operands import SEGMENT, TILE
 
 BATCHES: Final = (8, 16, 32, 64)  #: rows of x that the kernels are made for
 MOST_BATCH: Final = BATCHES[-1]
-ROW_TILE: Final = 16  #: rows of W that a warp has
-TILE_COLS: Final = 32
-SEGMENT_TILES: Final = 32  #: a segment is so many tiles wide
+ROW_TILE: Final = 2 * TILE[0]  #: rows of W that a warp has
+SEGMENT_TILES: Final = SEGMENT[1] // TILE[1]  #: a segment is so many tiles wide
 STAGE_VECTORS: Final = 1024  #: of 8 columns of a row of x in shared memory, of kernels for raw operands
 CODED_STAGE_VECTORS: Final = 256  #: of those for coded ones
 ROUND_TILES: Final = {8: 4, 16: 4, 32: 2, 64: 4}  #: tiles that are loaded together, of raw operands
@@ -81,7 +81,7 @@ def plan_linear(
     if not 1 <= batch <= MOST_BATCH:
         raise ValueError(f"a batch of {batch} rows; 1 to {MOST_BATCH} can be multiplied at once")
     variant = next(b for b in BATCHES if b >= batch)
-    row_tiles, col_tiles = _ceil_div(shape[0], ROW_TILE), _ceil_div(shape[1], TILE_COLS)
+    row_tiles, col_tiles = _ceil_div(shape[0], ROW_TILE), _ceil_div(shape[1], TILE[1])
     row_bits = (batch - 1).bit_length() if variant == BATCHES[0] else variant.bit_length() - 1
     step = SEGMENT_TILES if coded else ROUND_TILES[variant]  # of slices
     splits = max(1, BLOCKS_A_PROCESSOR * n_processors // _ceil_div(row_tiles, WARPS))
