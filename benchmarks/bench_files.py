@@ -149,10 +149,10 @@ def bench_file(source: Path, folder: Path, backend: str, threads: int, repeats: 
     for i in range(repeats + 1):
         for path in (coded, back):
             path.unlink(missing_ok=True)
-        encoded = run_command([*common, "encode", str(source), str(coded)])
+        encoded = run_command([*common, "encode", "-f", str(source), "-o", str(coded)])
         copied = seconds(lambda: subprocess.run(["cp", str(source), str(back)], check=True))
         back.unlink()
-        decoded = run_command([*common, "decode", str(coded), str(back)])
+        decoded = run_command([*common, "decode", "-f", str(coded), "-o", str(back)])
         if i:
             encode.append(encoded)
             decode.append(decoded)

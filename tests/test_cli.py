@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import struct
 import subprocess
@@ -77,11 +78,11 @@ def names(folder: Path) -> list[str]:
 # ---- what it does ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", BACKENDS)
 def test_there_and_back_as_a_process(folder: Path, name: str) -> None:
-    done = run("--backend", name, "encode", "model.safetensors", "model.wcodec")
+    done = run("--backend", name, "encode", "model.safetensors", "-o", "model.wcodec")
     assert (done.returncode, done.stderr) == (0, "")
     line = r"model\.safetensors -> model\.wcodec: [\d.]+ kB -> [\d.]+ kB \([\d.]+ %\), [\d.]+ s\n"
     assert re.fullmatch(line, done.stdout), done.stdout
-    done = run("decode", "model.wcodec", "back.safetensors", "--backend", name, "--threads", 1)
+    done = run("decode", "model.wcodec", "-o", "back.safetensors", "--backend", name, "--threads", 1)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"model\.wcodec -> back\.safetensors: [\d.]+ kB -> [\d.]+ kB, [\d.]+ s\n", done.stdout), done.stdout
     assert (folder / "back.safetensors").read_bytes() == CHECKPOINT
@@ -91,13 +92,9 @@ def test_there_and_back_as_a_process(folder: Path, name: str) -> None:
     assert names(folder) == ["back.safetensors", "model.safetensors", "model.wcodec"]
 
 
-def test_default_outputs_never_replace_a_file(folder: Path) -> None:
+def test_default_outputs(folder: Path) -> None:
     assert call("encode", "model.safetensors")[0] == 0
     assert names(folder) == ["model.safetensors", "model.wcodec"]
-    for args in (("encode", "model.safetensors"), ("decode", "model.wcodec")):
-        status, _, err = call(*args)
-        assert status == 2
-        assert "exists; name it" in err
     (folder / "model.safetensors").unlink()
     assert call("decode", "model.wcodec")[0] == 0
     assert (folder / "model.safetensors").read_bytes() == CHECKPOINT
@@ -106,29 +103,26 @@ def test_default_outputs_never_replace_a_file(folder: Path) -> None:
     assert "v1.5.wcodec" in names(folder)
 
 
-def test_an_output_that_is_named_is_replaced(folder: Path) -> None:
-    (folder / "out").write_bytes(b"old")
-    assert call("encode", "model.safetensors", "out")[0] == 0
-    assert (folder / "out").read_bytes().startswith(b"\x89WCODEC\n")
+def test_a_link_that_is_replaced_stays_a_link(folder: Path) -> None:
     (folder / "real").write_bytes(b"old")
     (folder / "link").symlink_to("real")
-    assert call("decode", "out", "link")[0] == 0
+    assert call("encode", "model.safetensors", "-f", "-o", "link")[0] == 0
     assert (folder / "link").is_symlink()
-    assert (folder / "real").read_bytes() == CHECKPOINT
+    assert (folder / "real").read_bytes().startswith(b"\x89WCODEC\n")
 
 
 def test_quiet_and_json(folder: Path) -> None:
-    assert call("encode", "model.safetensors", "m", "-q") == (0, "", "")
-    assert call("decode", "m", "back", "--quiet") == (0, "", "")
+    assert call("encode", "model.safetensors", "-o", "m", "-q") == (0, "", "")
+    assert call("decode", "m", "-o", "back", "--quiet") == (0, "", "")
     assert call("verify", "-q", "m") == (0, "", "")
-    status, out, err = call("--backend", "reference", "encode", "--json", "model.safetensors", "m2")
+    status, out, err = call("--backend", "reference", "encode", "--json", "model.safetensors", "-o", "m2")
     report = json.loads(out)
     assert (status, err) == (0, "")
     assert report.keys() == {"input", "output", "nbytes", "stored_nbytes", "ratio", "seconds", "backend"}
     size = (folder / "m2").stat().st_size
     assert (report["nbytes"], report["stored_nbytes"], report["ratio"]) == (len(CHECKPOINT), size, size / len(CHECKPOINT))
-    assert (report["input"], report["backend"], Path(report["output"])) == ("model.safetensors", "reference", folder / "m2")
-    for args in (("decode", "m2", "b2"), ("verify", "m2")):
+    assert (report["input"], report["backend"], report["output"]) == ("model.safetensors", "reference", "m2")
+    for args in (("decode", "m2", "-o", "b2"), ("verify", "m2")):
         status, out, err = call(*args, "--json")
         report = json.loads(out)
         assert (status, err, report["nbytes"], report["stored_nbytes"]) == (0, "", len(CHECKPOINT), size)
@@ -138,17 +132,17 @@ OPTIONS = ["--predictor", "top", "--layout", "bytes", "--segment", "64x64", "--t
 
 
 def test_options_reach_the_encoder(folder: Path) -> None:
-    assert call("encode", "model.safetensors", "m", *OPTIONS)[0] == 0
+    assert call("encode", "model.safetensors", "-o", "m", *OPTIONS)[0] == 0
     with wcodec.open("m") as f:
         g = f.record("w").geometry
         assert (g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols) == (64, 64, 32, 16)
         assert {t.prob_bits for t in f.index.tables.tables} == {10}
-    assert call("decode", "m", "back")[0] == 0
+    assert call("decode", "m", "-o", "back")[0] == 0
     assert Path("back").read_bytes() == CHECKPOINT
 
 
 def test_info(folder: Path) -> None:
-    call("encode", "model.safetensors", "m", "-q")
+    call("encode", "model.safetensors", "-o", "m", "-q")
     status, out, err = call("info", "m", "--json", "--backend", "reference")
     report = json.loads(out)
     assert (status, err) == (0, "")
@@ -193,7 +187,7 @@ def test_info_counts_the_modes_of_tiles(folder: Path) -> None:
     array = rng.integers(0, 200, (256, 256)).astype(np.uint8)
     array[:, 128:] = np.cumsum(rng.integers(0, 3, (256, 128)), axis=1) + rng.integers(0, 9, (256, 1))
     (folder / "a").write_bytes(safetensors_bytes([("a", "U8", [256, 256], array.tobytes())]))
-    call("encode", "a", "m", "--segment", "256x256", "--tile", "64x64", "-q")
+    call("encode", "a", "-o", "m", "--segment", "256x256", "--tile", "64x64", "-q")
     for more in ([], ["--no-bound"]):
         (t,) = json.loads(call("info", "m", "--json", *more)[1])["tensors"]
         assert t["predictions"] == {"per_tile": 1}
@@ -204,7 +198,7 @@ def test_info_counts_the_modes_of_tiles(folder: Path) -> None:
 def test_info_of_a_reader_that_goes_away(folder: Path) -> None:
     tensors = [(f"tensor.{i}", "U8", [1], b"x") for i in range(5000)]
     (folder / "many").write_bytes(safetensors_bytes(tensors))
-    call("encode", "many", "m", "-q", "--backend", "reference")
+    call("encode", "many", "-o", "m", "-q", "--backend", "reference")
     p = subprocess.Popen([*WCODEC, "info", "--no-bound", "m"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert p.stdout is not None
     assert p.stderr is not None
@@ -229,8 +223,11 @@ def test_backends(folder: Path) -> None:
 
 def test_the_environment_and_verbosity(folder: Path) -> None:
     env = os.environ | {"WCODEC_BACKEND": "reference", "WCODEC_THREADS": "1"}
-    assert json.loads(run("encode", "model.safetensors", "m", "--json", env=env).stdout)["backend"] == "reference"
-    assert json.loads(run("encode", "model.safetensors", "m", "--json", "--backend", "numba", env=env).stdout)["backend"] == "numba"
+    assert json.loads(run("encode", "model.safetensors", "-o", "m", "--json", env=env).stdout)["backend"] == "reference"
+    assert (
+        json.loads(run("encode", "model.safetensors", "-f", "-o", "m", "--json", "--backend", "numba", env=env).stdout)["backend"]
+        == "numba"
+    )
     done = run("-v", "verify", "m", "-q")
     assert (done.returncode, done.stdout) == (0, "")
     assert re.fullmatch(r"wcodec: auto: (backend cuda|not cuda: backend 'cuda' needs .+\nwcodec: auto: backend numba)\n", done.stderr)
@@ -242,20 +239,23 @@ def test_version_and_help() -> None:
     assert (status, out) == (0, f"wcodec {wcodec.__version__} (format 0.2)\n")
     status, out, _ = call("--help")
     assert status == 0
-    for name in ("encode", "decode", "verify", "info", "backends", "conformance", "demo", "bench"):
+    for name in ("encode", "decode", "repack", "verify", "info", "backends", "conformance", "demo", "bench"):
         assert re.search(rf"^ +{name} ", out, re.MULTILINE)
-        if name != "conformance":
-            assert call(name, "--help")[0] == 0
+        assert call(name, "--help")[0] == 0
 
 
 def test_conformance_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     from wcodec import conformance
 
-    seen: list[list[str]] = []
-    monkeypatch.setattr(conformance, "main", lambda argv: seen.append(argv) or 5)
-    assert call("conformance", "--command", "decoder {input} {output}", "--report", "r.json")[0] == 5
-    assert call("--backend", "numba", "conformance", "--filter", "accept")[0] == 5
-    assert seen == [["--command", "decoder {input} {output}", "--report", "r.json"], ["--filter", "accept", "--backend", "numba"]]
+    seen: list[tuple[object, dict[str, Any]]] = []
+    report = conformance.Report("x", vectors={"cases": 0}, outcomes=[conformance.Outcome("x", (), "failed")])
+    monkeypatch.setattr(conformance, "run", lambda target, **more: seen.append((target, more)) or report)
+    assert call("conformance", "--command", "decoder {input} {output}", "--no-sweeps")[0] == 1
+    assert call("--backend", "numba", "conformance", "--filter", "accept")[0] == 1
+    (command, first), (backend, second) = seen
+    assert isinstance(command, conformance.Command)
+    assert (command.template, first["sweeps"], first["select"]) == ("decoder {input} {output}", False, "")
+    assert (backend, second["sweeps"], second["select"]) == (load_backend("numba"), True, "accept")
 
 
 def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     for name in BACKENDS:
         assert len(re.findall(rf"^(bf16|int8)\.safetensors +{name} .* MB/s +yes$", out, re.MULTILINE)) == 2
     assert names(tmp_path) == []
-    monkeypatch.setattr(demo, "decode_file", lambda source, target, backend: Path(target).write_bytes(b"something else"))
+    monkeypatch.setattr(demo, "decode_file", lambda source, target, backend, overwrite: Path(target).write_bytes(b"x"))
     status, out, err = call("demo", "--backend", "reference")
     assert status == 1
     assert_one_line_of_error(err, "a file did not come back")
@@ -304,45 +304,60 @@ def test_bench_of_a_backend_that_is_wrong(folder: Path, monkeypatch: pytest.Monk
 
 # ---- bad usage: 2 ------------------------------------------------------------------------------------------------------------
 BAD_USAGE = [
-    [],
     ["nonsense"],
     ["encode"],
     ["decode"],
-    ["encode", "a", "b", "c"],
-    ["encode", "model.safetensors", "model.safetensors"],
-    ["encode", "model.safetensors", "./model.safetensors"],
-    ["encode", "model.safetensors", "link"],
-    ["encode", "model.safetensors", "/dev/null"],
-    ["encode", "model.safetensors", "."],
+    ["encode", "model.safetensors", "link", "-o", "m"],
+    ["encode", "model.safetensors", "-o", "m", "--output-dir", "d"],
+    ["encode", "model.safetensors", "--output-dir", "model.safetensors"],
+    ["encode", "-"],
+    ["encode", "model.safetensors", "-o", "-"],
+    ["encode", "model.safetensors", "--output-dir", "-"],
+    ["encode", "model.safetensors", "--base", "-"],
+    ["decode", "-"],
+    ["verify", "-"],
+    ["info", "-"],
+    ["info", "model.safetensors", "--explain", "--plot", "-"],
+    ["bench", "-"],
+    ["conformance", "--report", "-"],
+    ["conformance", "--command", "x {input} {output}", "--backend", "numba"],
+    ["encode", "--rm", "."],
+    ["encode", "--rm", ".", "-o", "../m"],
+    ["repack", "model.safetensors"],
+    ["encode", "model.safetensors", "-o", "model.safetensors"],
+    ["encode", "model.safetensors", "-o", "./model.safetensors"],
+    ["encode", "model.safetensors", "-o", "link"],
+    ["encode", "model.safetensors", "-o", "/dev/null"],
+    ["encode", "model.safetensors", "-o", "."],
     ["encode", "."],
-    ["encode", ".", "."],
-    ["encode", ".", "m"],
-    ["encode", ".", ".."],
-    ["encode", ".", "model.safetensors"],
+    ["encode", ".", "-o", "."],
+    ["encode", ".", "-o", "m"],
+    ["encode", ".", "-o", ".."],
+    ["encode", ".", "-o", "model.safetensors"],
     ["encode", "--form", "hub", "model.safetensors"],
-    ["encode", "--form", "hub", "model.safetensors", "model.safetensors"],
-    ["encode", "--form", "hub", "model.safetensors", "."],
-    ["encode", "--form", "hub", "model.safetensors", "m", "--base", "model.safetensors"],
-    ["encode", "--form", "zip", "model.safetensors", "m"],
+    ["encode", "--form", "hub", "model.safetensors", "-o", "model.safetensors"],
+    ["encode", "--form", "hub", "model.safetensors", "-o", "."],
+    ["encode", "--form", "hub", "model.safetensors", "-o", "m", "--base", "model.safetensors"],
+    ["encode", "--form", "zip", "model.safetensors", "-o", "m"],
     ["decode", "."],
-    ["decode", ".", "m"],
-    ["decode", ".", "m", "--raw"],
+    ["decode", ".", "-o", "m"],
+    ["decode", ".", "-o", "m", "--raw"],
     ["decode", "model.safetensors"],
-    ["decode", "model.safetensors", "m", "--base", "model.safetensors"],
+    ["decode", "model.safetensors", "-o", "m", "--base", "model.safetensors"],
     ["info", ".", "--explain"],
     ["info", "model.safetensors", "--explain"],
-    ["encode", "model.safetensors", "m", "--segment", "64"],
-    ["encode", "model.safetensors", "m", "--segment", "0x64"],
-    ["encode", "model.safetensors", "m", "--tile", "8x16"],
-    ["encode", "model.safetensors", "m", "--preset", "best"],
-    ["encode", "model.safetensors", "m", "--transform", "dft"],
-    ["encode", "model.safetensors", "m", "--coder", "huffman"],
-    ["encode", "model.safetensors", "m", "--segment", "64x64", "--tile", "60x64"],
-    ["encode", "model.safetensors", "m", "--prob-bits", "13"],
-    ["encode", "model.safetensors", "m", "--predictor", "paeth"],
-    ["encode", "model.safetensors", "m", "--layout", "planes"],
-    ["encode", "model.safetensors", "m", "--threads", "0"],
-    ["encode", "model.safetensors", "m", "--quiet", "--json"],
+    ["encode", "model.safetensors", "-o", "m", "--segment", "64"],
+    ["encode", "model.safetensors", "-o", "m", "--segment", "0x64"],
+    ["encode", "model.safetensors", "-o", "m", "--tile", "8x16"],
+    ["encode", "model.safetensors", "-o", "m", "--preset", "best"],
+    ["encode", "model.safetensors", "-o", "m", "--transform", "dft"],
+    ["encode", "model.safetensors", "-o", "m", "--coder", "huffman"],
+    ["encode", "model.safetensors", "-o", "m", "--segment", "64x64", "--tile", "60x64"],
+    ["encode", "model.safetensors", "-o", "m", "--prob-bits", "13"],
+    ["encode", "model.safetensors", "-o", "m", "--predictor", "paeth"],
+    ["encode", "model.safetensors", "-o", "m", "--layout", "planes"],
+    ["encode", "model.safetensors", "-o", "m", "--threads", "0"],
+    ["encode", "model.safetensors", "-o", "m", "--quiet", "--json"],
     ["decode", "m", "--max-nbytes", "-1"],
     ["info", "m", "--nonsense"],
     ["info", "m", "--js"],
@@ -356,8 +371,11 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
     (folder / "link").symlink_to("model.safetensors")
     status, out, err = call(*args)
     assert (status, out) == (2, "")
-    assert re.search(r"^wcodec.*: error: ", err, re.MULTILINE)
-    assert "Traceback" not in err
+    first, second, *more = err.splitlines()
+    assert not more, "two lines: what is wrong, and where help is"
+    prog = re.match("(wcodec.*): error: ", first)
+    assert prog, err
+    assert second == f"{prog[1]}: `{prog[1]} -h` shows the usage"
     assert names(folder) == ["link", "model.safetensors"]
     assert (folder / "model.safetensors").read_bytes() == CHECKPOINT
 
@@ -366,28 +384,28 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["encode", "missing", "m"], "missing: No such file or directory"),
-        (["decode", "missing", "m"], "missing: No such file or directory"),
+        (["encode", "missing", "-o", "m"], "missing: No such file or directory"),
+        (["decode", "missing", "-o", "m"], "missing: No such file or directory"),
         (["verify", "missing"], "missing: No such file or directory"),
         (["info", "missing"], "missing: No such file or directory"),
-        (["encode", "empty_directory", "m"], "bad_source: there is no .safetensors file in 'empty_directory'"),
-        (["decode", "empty_directory", "m"], "bad_magic: there is neither "),
+        (["encode", "empty_directory", "-o", "m"], "bad_source: there is no .safetensors file in 'empty_directory'"),
+        (["decode", "empty_directory", "-o", "m"], "bad_magic: there is neither "),
         (["verify", "empty_directory"], "bad_magic: there is neither "),
         (["info", "empty_directory"], "bad_magic: there is neither "),
-        (["encode", "hub.safetensors", "m"], "bad_source: the file is in hub form already"),
-        (["encode", "--form", "hub", "hub.safetensors", "m"], "bad_source: the file is in hub form already"),
-        (["encode", "--form", "hub", "missing", "m"], "missing: No such file or directory"),
-        (["decode", "hub.safetensors", "m", "--max-nbytes", "100"], "resource_limit: "),
+        (["encode", "hub.safetensors", "-o", "m"], "bad_source: in 'hub.safetensors': the file is in hub form already"),
+        (["encode", "--form", "hub", "hub.safetensors", "-o", "m"], "bad_source: in 'hub.safetensors': the file is in hub form already"),
+        (["encode", "--form", "hub", "missing", "-o", "m"], "missing: No such file or directory"),
+        (["decode", "hub.safetensors", "-o", "m", "--max-nbytes", "100"], "resource_limit: "),
         (["verify", "hub.safetensors", "--max-nbytes", "100"], "resource_limit: "),
-        (["encode", "model.safetensors", "no/such/m"], "no/such: there is no such directory"),
-        (["encode", "model.safetensors", "model.safetensors/m"], "model.safetensors: there is no such directory"),
-        (["decode", "model.safetensors", "m"], "bad_magic: "),
+        (["encode", "model.safetensors", "-o", "no/such/m"], "no/such: there is no such directory"),
+        (["encode", "model.safetensors", "-o", "model.safetensors/m"], "model.safetensors: there is no such directory"),
+        (["decode", "model.safetensors", "-o", "m"], "bad_magic: "),
         (["verify", "model.safetensors", "--json"], "bad_magic: "),
         (["info", "model.safetensors", "--json"], "bad_magic: "),
-        (["encode", "coded", "m"], "bad_source: "),
-        (["encode", "empty", "m"], "bad_source: "),
-        (["decode", "empty", "m"], "(truncated|bad_magic): "),
-        (["decode", "coded", "m", "--max-nbytes", "100"], "resource_limit: "),
+        (["encode", "coded", "-o", "m"], "bad_source: in 'coded': not a safetensors file but a .wcodec file: wcodec decode restores"),
+        (["encode", "empty", "-o", "m"], "bad_source: in 'empty': not a safetensors file but an empty file"),
+        (["decode", "empty", "-o", "m"], "(truncated|bad_magic): "),
+        (["decode", "coded", "-o", "m", "--max-nbytes", "100"], "resource_limit: "),
         (["verify", "coded", "--max-nbytes", "100"], "resource_limit: "),
         (["--backend", "nonsense", "verify", "coded"], "backend_unavailable: "),
         (["verify", "coded", "--backend", "no_such_package:Class"], "backend_unavailable: "),
@@ -400,8 +418,8 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
 )
 def test_bad_input(folder: Path, args: list[str], message: str) -> None:
-    call("encode", "model.safetensors", "coded", "-q")
-    call("encode", "model.safetensors", "hub.safetensors", "--form", "hub", "-q")
+    call("encode", "model.safetensors", "-o", "coded", "-q")
+    call("encode", "model.safetensors", "-o", "hub.safetensors", "--form", "hub", "-q")
     (folder / "empty").touch()
     (folder / "empty_directory").mkdir()
     status, out, err = call(*args)
@@ -414,7 +432,7 @@ def refused(folder: Path, data: bytes, label: object) -> str:
     """`decode` a bad file in this process: exit 1, one line, no output and nothing else. Returns the error's code."""
     (folder / "bad").write_bytes(data)
     before = names(folder)
-    status, out, err = call("decode", "bad", "out", "--backend", "reference")
+    status, out, err = call("decode", "bad", "-o", "out", "--backend", "reference")
     assert (status, out) == (1, ""), label
     assert_one_line_of_error(err, r"[a-z_]+: ")
     assert names(folder) == before, label
@@ -451,7 +469,7 @@ def test_the_small_file_holds_what_the_sweeps_are_to_break(folder: Path) -> None
     assert report["layouts"].keys() >= {"bytes", "pairs"}
     assert report["n_patches"] > 0
     assert "per_tile" in report["predictions"]
-    assert call("decode", "small.wcodec", "back")[0] == 0
+    assert call("decode", "small.wcodec", "-o", "back")[0] == 0
     assert (folder / "back").read_bytes() == (folder / "small").read_bytes()
 
 
@@ -489,7 +507,7 @@ def test_sizes_in_the_index_that_lie_are_refused(folder: Path) -> None:
             if lying == raw:
                 continue
             (folder / "bad").write_bytes(data[:index_offset] + seal_index(lying, index_offset, data_nbytes, n_tensors))
-            status, _, err = call("decode", "bad", "out", "--backend", "reference", "-q")
+            status, _, err = call("decode", "bad", "-o", "out", "--backend", "reference", "-q")
             if status == 0:
                 (folder / "out").unlink()
                 n_taken += 1  # what no decoder can know better: a name, a metadata text, the source header
@@ -513,7 +531,7 @@ def test_fields_of_the_footer_that_lie_are_refused(folder: Path) -> None:
 
 
 def test_a_bad_file_as_a_process(folder: Path) -> None:
-    call("encode", "model.safetensors", "coded", "-q")
+    call("encode", "model.safetensors", "-o", "coded", "-q")
     data = bytearray((folder / "coded").read_bytes())
     with wcodec.open("coded") as f:
         start = f.record("w8").payload_offset
@@ -521,10 +539,10 @@ def test_a_bad_file_as_a_process(folder: Path) -> None:
     (folder / "coded").write_bytes(data)
     (folder / "out").write_bytes(b"old")
     for name in BACKENDS:
-        for args in (["decode", "coded", "out"], ["verify", "coded"], ["info", "coded", "--json"]):
+        for args in (["decode", "coded", "-f", "-o", "out"], ["verify", "coded"], ["info", "coded", "--json"]):
             done = run("--backend", name, *args)
             assert (done.returncode, done.stdout) == (1, "")
-            assert_one_line_of_error(done.stderr, "bad_checksum: ")
+            assert_one_line_of_error(done.stderr, "bad_checksum: in 'coded': ")
             assert f"(tensor 'w8', offset {start})" in done.stderr
     assert (folder / "out").read_bytes() == b"old"
     assert names(folder) == ["coded", "model.safetensors", "out"]
@@ -532,7 +550,7 @@ def test_a_bad_file_as_a_process(folder: Path) -> None:
 
 def test_an_error_stays_one_line_whatever_the_name(folder: Path) -> None:
     (folder / "bad").write_bytes(safetensors_bytes([("a\nb\x1b[31m", "F32", [3], b"xy")]))
-    status, _, err = call("encode", "bad", "m")
+    status, _, err = call("encode", "bad", "-o", "m")
     assert status == 1
     assert_one_line_of_error(err, "bad_source: ")
     assert "\x1b" not in err
@@ -540,35 +558,32 @@ def test_an_error_stays_one_line_whatever_the_name(folder: Path) -> None:
 
 def test_a_directory_that_cannot_be_written(folder: Path) -> None:
     before = names(folder)
-    status, out, err = call("encode", "model.safetensors", "/proc/self/m")  # where not even root can make a file
+    status, out, err = call("encode", "model.safetensors", "-o", "/proc/self/m")  # where not even root can make a file
     assert (status, out) == (1, "")
     assert_one_line_of_error(err, ".*proc")
     assert names(folder) == before
 
 
 def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    call("encode", "model.safetensors", "coded", "-q")
+    call("encode", "model.safetensors", "-o", "coded", "-q")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
-    status, _, err = call("decode", "coded", "out")
+    status, _, err = call("decode", "coded", "-o", "out")
     assert status == 1
     assert_one_line_of_error(err, "resource_limit: ")
-    monkeypatch.setattr("os.replace", _no_space)
-    status, _, err = call("encode", "model.safetensors", "out")
-    assert status == 1
-    assert_one_line_of_error(err, "No space left on device")
+    limit = resource.RLIMIT_FSIZE
+    for args in (["encode", "model.safetensors", "-o", "out"], ["repack", "coded", "-o", "out"]):
+        done = run(*args, preexec_fn=lambda: resource.setrlimit(limit, (9000, 9000)))
+        assert done.returncode == 1
+        assert_one_line_of_error(done.stderr, "out: File too large")
     assert names(folder) == ["coded", "model.safetensors"]
 
 
-def _no_space(*_: object) -> None:
-    raise OSError(28, "No space left on device")
-
-
 def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "encode_file", fail)
-    status, _, err = call("encode", "model.safetensors", "m")
+    monkeypatch.setattr("wcodec.directories.encode_file", fail)
+    status, _, err = call("encode", "model.safetensors", "-o", "m")
     assert status == 1
     assert_one_line_of_error(err, "resource_limit: ")
 
@@ -578,7 +593,7 @@ def test_an_interrupted_command_leaves_nothing(folder: Path, number: signal.Sign
     data = np.random.default_rng(2).standard_normal(30_000_000).astype(np.float16).tobytes()
     (folder / "large").write_bytes(safetensors_bytes([("w", "F16", [30_000, 1000], data)]))
     before = names(folder)
-    p = subprocess.Popen([*WCODEC, "--backend", "reference", "encode", "large", "m"], stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([*WCODEC, "--backend", "reference", "encode", "large", "-o", "m"], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while names(folder) == before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -590,23 +605,24 @@ def test_an_interrupted_command_leaves_nothing(folder: Path, number: signal.Sign
     assert names(folder) == before
 
 
-def test_a_progress_bar_on_a_terminal_alone(folder: Path) -> None:
-    import fcntl
-    import pty
-    import termios
+@pytest.mark.parametrize("has_tqdm", [False, True])
+def test_progress_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch, has_tqdm: bool) -> None:
+    """Of work that takes long: here each file does. With tqdm its bar, without it a line that is written over."""
 
-    data = np.random.default_rng(2).standard_normal(40_000_000).astype(np.float16).tobytes()
-    (folder / "large").write_bytes(safetensors_bytes([("w", "F16", [40_000, 1000], data)]))
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("<4H", 24, 80, 0, 0))
-    p = subprocess.Popen([*WCODEC, "--backend", "reference", "encode", "large", "m"], stderr=theirs, stdout=subprocess.PIPE)
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):  # the terminal is gone when the process is
-        while piece := os.read(ours, 4096):
-            shown += piece
-    os.close(ours)
-    out, _ = p.communicate(timeout=60)
-    assert p.returncode == 0
-    assert b"B/s" in shown
-    assert out.startswith(b"large -> m: ")
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    if not has_tqdm:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr("wcodec.cli.common._QUIET_S", 0)
+    monkeypatch.setattr("wcodec.cli.common._EVERY_S", 0)
+    for args in (["encode", "model.safetensors", "-o", "m"], ["verify", "m"], ["decode", "m", "-o", "back"], ["repack", "m", "-o", "n"]):
+        shown = Terminal()
+        with contextlib.redirect_stderr(shown):
+            assert cli.main(args) == 0
+        text = shown.getvalue()
+        assert re.search(r"\r +\d+%\|.*B/s\]" if has_tqdm else r"\r\d+ %, [\d.]+ kB of 90\.\d kB, [\d.]+ .?B/s, \d+ s left", text), args
+        *_, last, nothing = text.split("\r")
+        assert (last.strip(), nothing) == ("", ""), "the line is wiped"
+    assert call("encode", "model.safetensors", "-f", "-o", "m")[2] == "", "nothing in a pipe"

@@ -14,6 +14,7 @@ import pytest
 
 from wcodec import conformance, conformance_cases
 from wcodec.backends import Backend, load_backend
+from wcodec.cli import main
 from wcodec.codec import BufferSource
 from wcodec.conformance_cases import Vectors, load, sha256
 from wcodec.conformance_recipes import RECIPES, apply_edits, make, splitmix64
@@ -64,7 +65,7 @@ def test_vectors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plac
 def test_no_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance_cases.py"))
     with pytest.raises(SystemExit) as e:
-        conformance.main(["--backend", "reference"])
+        main(["conformance", "--backend", "reference"])
     assert e.value.code == 2
     assert "no conformance vectors" in capsys.readouterr().err
 
@@ -202,7 +203,7 @@ def test_backend_passes(backend: Backend):
 
 
 def test_left_out_is_not_green(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    status = conformance.main(["--backend", "reference", "--filter", "accept/rank_0", "--report", str(tmp_path / "r.json")])
+    status = main(["conformance", "--backend", "reference", "--filter", "accept/rank_0", "--report", str(tmp_path / "r.json")])
     out = capsys.readouterr().out.splitlines()
     report = json.loads((tmp_path / "r.json").read_text())
     n = len(report["checks"]) - 3
@@ -216,7 +217,7 @@ def test_left_out_is_not_green(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 
 def test_without_sweeps_is_not_green(capsys: pytest.CaptureFixture[str]):
-    assert conformance.main(["--backend", "reference", "--filter", "base_raw", "--no-sweeps"]) == 1
+    assert main(["conformance", "--backend", "reference", "--filter", "base_raw", "--no-sweeps"]) == 1
     assert not capsys.readouterr().out.endswith(" 0 not run\n")
 
 
@@ -226,7 +227,7 @@ def test_nothing_run_is_not_green():
 
 def test_unknown_backend(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as e:
-        conformance.main(["--backend", "no-such-backend"])
+        main(["conformance", "--backend", "no-such-backend"])
     assert e.value.code == 2
     assert "no-such-backend" in capsys.readouterr().err
 
@@ -300,7 +301,7 @@ def test_program_that_takes_a_base(tmp_path: Path):
 
 def test_program_without_a_base_leaves_its_cases_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     line = command(tmp_path, GOOD).template
-    assert conformance.main(["--command", line, "--filter", "base_other_", "--no-sweeps", "--report", str(tmp_path / "r.json")]) == 1
+    assert main(["conformance", "--command", line, "--filter", "base_other_", "--no-sweeps", "--report", str(tmp_path / "r.json")]) == 1
     checks = {c["id"]: c for c in json.loads((tmp_path / "r.json").read_text())["checks"]}
     assert {checks[id]["message"] for id in OF_BASES} == {"the command has no {base}"}
     assert {checks[id]["outcome"] for id in OF_BASES} == {"not run"}

@@ -426,15 +426,15 @@ def test_a_file_object_has_no_neighbours(files: Path) -> None:
 
 def test_command_line(files: Path) -> None:
     original = (files / "fine.safetensors").read_bytes()
-    status, out, err = call("encode", "--base", "base.safetensors", "fine.safetensors", "delta.wcodec")
+    status, out, err = call("encode", "--base", "base.safetensors", "fine.safetensors", "-o", "delta.wcodec")
     assert (status, err) == (0, "")
     (files / "fine.safetensors").unlink()
     assert call("verify", "delta.wcodec")[0] == 0
     (files / "base.safetensors").rename("moved.safetensors")
-    for command in (("decode", "delta.wcodec", "out"), ("verify", "delta.wcodec")):
+    for command in (("decode", "delta.wcodec", "-f", "-o", "out"), ("verify", "delta.wcodec")):
         status, _, err = call(*command)
         assert status == 1
-        assert_one_line_of_error(err, "bad_base: the file holds differences from 'base.safetensors'")
+        assert_one_line_of_error(err, "bad_base: in 'delta.wcodec': the file holds differences from 'base.safetensors'")
         assert "--base" in err
         status, _, err = call(*command, "--base", "moved.safetensors")
         assert (status, err) == (0, "")
@@ -447,32 +447,32 @@ def test_command_line(files: Path) -> None:
 
 
 def test_wrong_bases(files: Path) -> None:
-    call("encode", "--base", "base.safetensors", "fine.safetensors", "delta.wcodec")
+    call("encode", "--base", "base.safetensors", "fine.safetensors", "-o", "delta.wcodec")
     changed = bytearray((files / "base.safetensors").read_bytes())
     changed[-1] ^= 1
     (files / "base.safetensors").write_bytes(changed)
     (files / "text").write_text("no checkpoint\n")
     (files / "empty").write_bytes(b"")
     wrong = {
-        (): "bad_base: base.safetensors has the content hash",
-        ("--base", "base.safetensors"): "bad_base: base.safetensors has the content hash",
-        ("--base", "fine.safetensors"): "bad_base: fine.safetensors has the content hash",
-        ("--base", "text"): "bad_base: the base text is no .wcodec file",
-        ("--base", "empty"): "bad_base: the base empty is no .wcodec file",
+        (): "bad_base: in 'delta.wcodec': base.safetensors has the content hash",
+        ("--base", "base.safetensors"): "bad_base: in 'delta.wcodec': base.safetensors has the content hash",
+        ("--base", "fine.safetensors"): "bad_base: in 'delta.wcodec': fine.safetensors has the content hash",
+        ("--base", "text"): "bad_base: in 'delta.wcodec': the base text is no .wcodec file",
+        ("--base", "empty"): "bad_base: in 'delta.wcodec': the base empty is no .wcodec file",
         ("--base", "not there"): "not there: No such file",
         ("--base", "."): r"\.: Is a directory",
     }
     for args, message in wrong.items():
-        status, _, err = call("decode", "delta.wcodec", "out", *args)
+        status, _, err = call("decode", "delta.wcodec", "-o", "out", *args)
         assert status == 1
         assert_one_line_of_error(err, message)
         if args:
-            assert call("encode", "fine.safetensors", "x.wcodec", *args)[0] == (0 if "safetensors" in args[1] else 1)
+            assert call("encode", "fine.safetensors", "-f", "-o", "x.wcodec", *args)[0] == (0 if "safetensors" in args[1] else 1)
     assert not (files / "out").exists()
-    status, _, err = call("encode", "fine.safetensors", "base.wcodec", "--base", "base.wcodec")
+    status, _, err = call("encode", "fine.safetensors", "-f", "-o", "base.wcodec", "--base", "base.wcodec")
     assert status == 2
-    assert "would replace the base" in err
-    with pytest.raises(EncodeError, match="would replace the base"):
+    assert "the output base.wcodec is base.wcodec, which is read" in err
+    with pytest.raises(EncodeError, match=r"bad_option: the output 'base.wcodec' would replace 'base.wcodec', which is read"):
         wcodec.save_file(FINE, "base.wcodec", base="base.wcodec")
 
 

@@ -379,8 +379,8 @@ def test_files_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     source, operands, back, again = (tmp_path / n for n in ("m.safetensors", "o.wcodec", "back.safetensors", "again.wcodec"))
     source.write_bytes(data)
     for form in ("fixed", "rans"):
-        assert main(["encode", "--operand", form, "-q", str(source), str(operands)]) == 0
-        assert main(["decode", "-q", str(operands), str(back)]) == 0
+        assert main(["encode", "--operand", form, "-q", str(source), "-o", str(operands)]) == 0
+        assert main(["decode", "-q", str(operands), "-f", "-o", str(back)]) == 0
         assert back.read_bytes() == data
         assert main(["info", "--json", str(operands)]) == 0
         report = json.loads(capsys.readouterr().out)
@@ -392,11 +392,11 @@ def test_files_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert [line.split()[-2] for line in text.splitlines()[-3:]] == [form, form, "-"]
         assert main(["info", "--explain", str(operands)]) == 0
         capsys.readouterr()
-        assert main(["encode", "-q", str(source), str(again)]) == 0
+        assert main(["encode", "-q", str(source), "-f", "-o", str(again)]) == 0
         plain = again.read_bytes()
-        assert main(["repack", "--coder", form, "-q", str(again), str(back)]) == 0  # there
+        assert main(["repack", "--coder", form, "-q", str(again), "-f", "-o", str(back)]) == 0  # there
         assert back.read_bytes() == operands.read_bytes()
-        assert main(["repack", "-q", str(operands), str(again)]) == 0  # and back
+        assert main(["repack", "-q", str(operands), "-f", "-o", str(again)]) == 0  # and back
         assert again.read_bytes() == plain
     assert main(["info", "--json", str(again)]) == 0
     assert json.loads(capsys.readouterr().out)["operands"] == {}
@@ -410,7 +410,7 @@ def test_bad_usage(tmp_path: Path) -> None:
         ["repack", "--coder", "rans", "--tile", "16x16"],
     ):
         with pytest.raises(SystemExit) as e:
-            main([*wrong, a, b])
+            main([*wrong, a, "-o", b])
         assert e.value.code == 2
 
 

@@ -349,7 +349,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_info_shows_what_was_asked_for(checkpoint: Path, tmp_path: Path, options: list[str], key: str, value: Any) -> None:
     target = tmp_path / "out.wcodec"
-    status, _, err = call("--backend", "reference", "encode", checkpoint, target, *options)
+    status, _, err = call("--backend", "reference", "encode", checkpoint, "-f", "-o", target, *options)
     assert (status, err) == (0, "")
     status, out, _ = call("--backend", "reference", "info", "--json", "--no-bound", target)
     report = json.loads(out)
@@ -364,7 +364,7 @@ def test_info_shows_what_was_asked_for(checkpoint: Path, tmp_path: Path, options
             assert v is None or report[key][k] == v
         assert v is not None or set(report[key]) <= {k, "none"}
     assert call("--backend", "reference", "info", "--no-bound", target)[1].startswith("format")
-    status, _, err = call("--backend", "reference", "decode", target, tmp_path / "back.safetensors")
+    status, _, err = call("--backend", "reference", "decode", target, "-f", "-o", tmp_path / "back.safetensors")
     assert (status, err) == (0, "")
     assert (tmp_path / "back.safetensors").read_bytes() == checkpoint.read_bytes()
 
@@ -373,7 +373,7 @@ def test_info_shows_what_was_asked_for(checkpoint: Path, tmp_path: Path, options
     "wrong", [["--preset", "best"], ["--tile", "8x8"], ["--coder", "raw", "--predictor", "top"], ["--transform", "dst"]]
 )
 def test_bad_choices_are_bad_usage(checkpoint: Path, tmp_path: Path, wrong: list[str]) -> None:
-    status, _, err = call("encode", checkpoint, tmp_path / "out.wcodec", *wrong)
+    status, _, err = call("encode", checkpoint, "-o", tmp_path / "out.wcodec", *wrong)
     assert status == 2
     assert "error:" in err
     assert not list(tmp_path.iterdir())

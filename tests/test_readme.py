@@ -27,7 +27,7 @@ def test_four_lines_embed_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert lines is not None
     assert len([line for line in lines[1].splitlines() if line]) == 4, "README says four"
     monkeypatch.chdir(tmp_path)
-    assert main(["encode", "--form", "hub", "-q", str(plain), "minilm-hub"]) == 0
+    assert main(["encode", "--form", "hub", "-q", str(plain), "-o", "minilm-hub"]) == 0
     names: dict[str, object] = {}
     exec(compile(lines[1], "README.md", "exec"), names)
     model, tokenizer = AutoModel.from_pretrained(plain), AutoTokenizer.from_pretrained(plain)

@@ -82,7 +82,7 @@ def test_differences_stay_differences(tmp_path: Path) -> None:
         assert f.record("w").difference
     _same(tmp_path / "tuned.wcodec", tmp_path / "again.wcodec")
     with pytest.raises(wcodec.EncodeError, match="bad_option"):
-        repack_file(tmp_path / "tuned.wcodec", tmp_path / "base.wcodec")
+        repack_file(tmp_path / "tuned.wcodec", tmp_path / "base.wcodec", overwrite=True)
 
 
 def test_damage_leaves_nothing(tmp_path: Path) -> None:
@@ -98,13 +98,13 @@ def test_damage_leaves_nothing(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = str(tmp_path / "a.wcodec"), str(tmp_path / "b.wcodec")
     wcodec.save_file(_arrays(), a)
-    assert main(["repack", "--coder", "fixed", "--json", a, b]) == 0
+    assert main(["repack", "--coder", "fixed", "--json", a, "-o", b]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["nbytes"], report["stored_nbytes"]) == (Path(a).stat().st_size, Path(b).stat().st_size)
-    assert main(["repack", "--coder", "rans", "-q", b, str(tmp_path / "c.wcodec")]) == 0
+    assert main(["repack", "--coder", "rans", "-q", b, "-o", str(tmp_path / "c.wcodec")]) == 0
     _same(Path(a), tmp_path / "c.wcodec")
-    for wrong in (["--coder", "fixed", "--layout", "bytes", a, b], [a, a], [a]):
+    for wrong in (["--coder", "fixed", "--layout", "bytes", a, "-o", b], [a, "-f", "-o", a], [a]):
         with pytest.raises(SystemExit) as e:
             main(["repack", *wrong])
         assert e.value.code == 2
-    assert main(["repack", str(tmp_path / "none.wcodec"), b]) == 1
+    assert main(["repack", str(tmp_path / "none.wcodec"), "-f", "-o", b]) == 1

@@ -165,7 +165,17 @@ class Checker:
 
     def conformance(self) -> Result:
         """The whole suite."""
-        command = [sys.executable, "-m", "wcodec", "--backend", self.backend, "conformance", "--report", str(self.out / "conformance.json")]
+        command = [
+            sys.executable,
+            "-m",
+            "wcodec",
+            "--backend",
+            self.backend,
+            "conformance",
+            "-f",
+            "--report",
+            str(self.out / "conformance.json"),
+        ]
         run = self.run(command, 400)
         failures = [line for line in run.output.splitlines() if line.startswith("FAILED")]
         return Result("conformance", _failed(run), run.last, more={"failures": failures[:50]}, command=command)

@@ -9,13 +9,11 @@ The last line is ``214 passed, 0 failed, 0 not run``, with the numbers; the exit
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -30,20 +28,15 @@ import numpy as np
 
 from wcodec import conformance_cases as cases
 from wcodec import conformance_kernels as kernels
-from wcodec.backends import Backend, load_backend
+from wcodec.backends import Backend
 from wcodec.conformance_cases import Case, Check, Mismatch, Vectors, load, require, sha256
 from wcodec.conformance_recipes import splitmix64
-from wcodec.errors import BackendUnavailable
 
-__all__ = ["Outcome", "Report", "main", "run"]
+__all__ = ["Outcome", "Report", "run"]
 
 SWEPT: Final = ("base_bytes", "base_records")  #: files whose prefixes and flips a program gets
 SAMPLE: Final = 32  #: prefixes, and flips, of each: a process apiece is slow
 TIMEOUT_S: Final = 60
-COMMAND_HELP: Final = (
-    "a program that decodes a file into its restored bytes, given the file that it holds differences from, or nothing; "
-    "without {base}, cases of differences are not run"
-)
 
 
 @dataclass(frozen=True)
@@ -243,56 +236,3 @@ def run(
     report.outcomes += [Outcome(c.id, c.rules, "not run", message=c.cannot or "left out") for c in [*plain, *swept] if c.id not in left]
     report.seconds = time.perf_counter() - start
     return report
-
-
-def _progress(outcomes: Iterable[Outcome], n: int) -> Iterable[Outcome]:
-    """A bar on a terminal, if tqdm is there."""
-    if not sys.stderr.isatty():
-        return outcomes
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return outcomes
-    bar: Iterable[Outcome] = tqdm(outcomes, total=n, unit="check", leave=False)
-    return bar
-
-
-def _target(arguments: argparse.Namespace) -> Backend | Command:
-    return Command(arguments.command) if arguments.command is not None else load_backend(arguments.backend)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The arguments of ``wcodec conformance``."""
-    p = argparse.ArgumentParser(prog="wcodec conformance", description="Run the conformance vectors against a backend or a program.")
-    what = p.add_mutually_exclusive_group()
-    what.add_argument("--backend", default="auto", metavar="NAME", help="a backend by name, or as package.module:Class (default: auto)")
-    what.add_argument("--command", metavar="'PROGRAM {input} {output} {base}'", help=COMMAND_HELP)
-    p.add_argument("--report", type=Path, metavar="OUT.json", help="write what came of each check")
-    p.add_argument("--filter", default="", metavar="TEXT", help="run only checks whose id contains this; the others count as not run")
-    p.add_argument("--no-sweeps", action="store_true", help="leave out the sweeps; they count as not run")
-    return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``wcodec conformance``. Returns the exit status: 0 only if all checks ran and passed."""
-    p = parser()
-    arguments = p.parse_args(argv)
-    try:
-        target = _target(arguments)
-        report = run(target, select=arguments.filter, sweeps=not arguments.no_sweeps, progress=_progress)
-    except (BackendUnavailable, FileNotFoundError, ValueError) as e:
-        p.exit(2, f"{p.prog}: {e}\n")
-    for outcome in report.failed:
-        print(f"FAILED {outcome}")
-    if arguments.report is not None:
-        arguments.report.write_text(report.as_json() + "\n", encoding="utf-8")
-    about = ", ".join(f"{k} {v}" for k, v in report.info.items())
-    print(f"{report.target}{f' ({about})' if about else ''}: {report.vectors['cases']} vectors, {report.seconds:.1f} s")
-    for why, n in Counter(o.message for o in report.outcomes if o.outcome == "not run").items():
-        print(f"NOT RUN {n}: {why}")
-    print(report.last_line)
-    return 0 if report.good else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,7 @@ Names of files come from the file system; an index of shards is a text that is c
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 from wcodec.backends import Backend, get_backend, load_backend
 from wcodec.codec import Progress, ignore_progress
 from wcodec.configs import add_entry, is_of_transformers, read_config, remove_entry, rename_shards, shard_names
-from wcodec.errors import DecodeError, EncodeError
+from wcodec.errors import CodedError, DecodeError, EncodeError, in_file
 from wcodec.files import File, decode_file, encode_file, verify_file
 from wcodec.hub import (
     VERSION_TEXT,
@@ -27,7 +28,8 @@ from wcodec.hub import (
     read_plain_header,
     verify_hub_file,
 )
-from wcodec.jobs import STATE, Job, Plan, Report, check_places, copying, in_file, scan, writing
+from wcodec.jobs import STATE, Job, Plan, Report, Tree, check_places, copying, linking, scan, writing
+from wcodec.kinds import HEAD_NBYTES, described
 from wcodec.outputs import AnyPath, check_room, map_file
 from wcodec.reference.plan import EncodeOptions
 
@@ -54,7 +56,40 @@ def _is_config(name: str) -> bool:
 
 
 def _swapped(name: str, old: str, new: str) -> str:
-    return name[: -len(old)] + new
+    """A name of weights, or of an index of shards, with its other ending; other names as they are."""
+    for ending in ("", INDEX):
+        if name.endswith(old + ending):
+            return name[: -len(old + ending)] + new + ending
+    return name
+
+
+# ---- what is there -----------------------------------------------------------------------------------------------------------
+def find_model(source: AnyPath, refuse: Callable[[str], CodedError]) -> Path:
+    """The directory of a model: `source`, or the only snapshot in a cache of Hugging Face, or in a repository of one."""
+    root = Path(source)
+    snapshots = sorted(root.glob("snapshots/*")) if (root / "blobs").is_dir() else []
+    snapshots += sorted(p for folder in (root, root / "hub") for p in folder.glob("models--*/snapshots/*"))
+    if len(snapshots) > 1:
+        names = ", ".join(str(p) for p in snapshots)
+        raise refuse(f"a cache of Hugging Face with {len(snapshots)} snapshots; name one of them: {names}")
+    return snapshots[0] if snapshots else root
+
+
+def _scan(source: AnyPath, refuse: Callable[[str], CodedError], unfinished: Callable[[str], CodedError]) -> Tree:
+    tree = scan(find_model(source, refuse), refuse, (PLAIN, CODED))
+    for name in tree.files:
+        if PurePosixPath(name).name == STATE:
+            raise unfinished(f"{name!r}: the directory is unfinished; run what writes it again")
+    return tree
+
+
+def _links(tree: Tree, old: str, new: str) -> list[Job]:
+    """Links to files of the same directory, with the names that these get."""
+    return [
+        Job((tree.files[of],), to, name, 0, False, linking(os.path.relpath(_swapped(of, old, new), _parent(to))))
+        for name, of in tree.links.items()
+        for to in [_swapped(name, old, new)]
+    ]
 
 
 # ---- bases -------------------------------------------------------------------------------------------------------------------
@@ -92,6 +127,7 @@ def plan_encode(
     options: EncodeOptions | None = None,
     backend: Backend | None = None,
     base: AnyPath | None = None,
+    overwrite: bool = False,
 ) -> Plan:
     """What `encode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
     if form not in FORMS:
@@ -99,30 +135,64 @@ def plan_encode(
     if form == "hub" and base is not None:
         raise EncodeError("bad_option", "there is no hub form of differences from a base")
     check_places(source, target)
-    files, folders = scan(Path(source), _bad_source)
+    tree = _scan(source, _bad_source, _bad_source)
+    backend = backend or get_backend()
+    files = {name: path for name, path in tree.files.items() if not _is_made_anew(name, tree.files, backend)}
     weights = [name for name in files if name.endswith(PLAIN)]
-    for name in files:
-        if name.endswith((CODED, CODED + INDEX)):
-            raise _bad_source(f"{name!r} is encoded already: the input is a directory of plain safetensors files")
-        if PurePosixPath(name).name == STATE:
-            raise _bad_source(f"{name!r}: the directory is unfinished; run what writes it again")
     if not weights:
-        others = next((f", but {n!r}: save the model as safetensors first" for n in files if n.endswith((".bin", ".pt", ".pth"))), "")
-        raise _bad_source(f"there is no .safetensors file in {str(source)!r}{others}")
+        raise _bad_source(f"there is no .safetensors file in {str(source)!r}{_other_weights(files)}")
     try:
-        _check_indexes(files)
+        _check_indexes(tree)
     except DecodeError as e:
-        raise _bad_source(e.message) from None
+        with in_file(e.file):
+            raise _bad_source(e.message) from None
     for name in weights:
         with in_file(name):
             read_plain_header(memoryview(map_file(files[name])))
-    options, backend = options or EncodeOptions(), backend or get_backend()
+    options = options or EncodeOptions()
     maker = _Encoding(files, form, options, backend, _check_base(base, weights))
     jobs = [maker.job(name) for name in files]
     if not any(j.is_coded for j in jobs):
         raise _bad_source(f"no weights in {str(source)!r} are for transformers, which the hub form is for; use --form wcodec")
+    jobs += _links(tree, PLAIN, CODED if form == "wcodec" else PLAIN)
     key = {"run": "encode", "format": VERSION_TEXT, "form": form, "options": asdict(options), "base": base and str(Path(base).resolve())}
-    return Plan(Path(target), jobs, folders, {**key, "source": str(Path(source).resolve())})
+    return Plan(Path(target), jobs, tree.folders, {**key, "source": str(Path(source).resolve())}, overwrite)
+
+
+def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
+    """Whether a file is the encoded form of another one of the directory, and so left out.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``: it is encoded, and not that.
+    """
+    plain = _swapped(name, CODED, PLAIN)
+    if plain == name:
+        return False
+    if plain not in files:
+        raise _bad_source(f"{name!r} is encoded already: the input is a directory of plain safetensors files")
+    if name.endswith(CODED):
+        with in_file(plain):
+            wanted = {(t.name, t.dtype, t.shape) for t in read_plain_header(memoryview(map_file(files[plain]))).tensors}
+        same = False
+        with contextlib.suppress(DecodeError), File(files[name], backend) as f:
+            same = {(t.name, t.dtype, t.shape) for t in f.index.tensors} == wanted
+    else:
+        same = files[name].read_bytes() == rename_shards(files[plain].read_bytes(), PLAIN.encode(), CODED.encode())
+    if not same:
+        raise _bad_source(f"{name!r} is encoded already, and not from {plain!r}: keep one of them elsewhere")
+    return True
+
+
+def _other_weights(files: dict[str, Path]) -> str:
+    """What else a directory has for weights, in words."""
+    endings = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".keras", ".npz", ".pb", ".tflite", ".msgpack")
+    for name, path in files.items():
+        if name.lower().endswith(endings):
+            with open(path, "rb") as f:
+                return f", but {name!r}, {described(f.read(HEAD_NBYTES)) or 'of another format: save the model as safetensors first'}"
+    return ""
 
 
 @dataclass
@@ -149,7 +219,7 @@ class _Encoding:
                 text = rename_shards(raw, PLAIN.encode(), CODED.encode())
                 if text is None:
                     raise _bad_source(f"the index names files that end in {CODED} already")
-            return Job((path,), _swapped(name, PLAIN + INDEX, CODED + INDEX), name, len(raw), False, writing(text, len(raw), len(text)))
+            return Job((path,), _swapped(name, PLAIN, CODED), name, len(raw), False, writing(text, len(raw), len(text)))
         if self.form == "hub" and _is_config(name) and self._has_coded(_parent(name)):
             with in_file(name):
                 raw = path.read_bytes()
@@ -161,14 +231,14 @@ class _Encoding:
         nbytes = path.stat().st_size
         if self.form == "hub":
 
-            def to_hub(target: Path, progress: Progress) -> tuple[int, int]:
-                return encode_hub_file(path, target, self.options, self.backend, progress)
+            def to_hub(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+                return encode_hub_file(path, target, self.options, self.backend, progress, overwrite=overwrite)
 
             return Job((path,), name, name, nbytes, True, to_hub)
         base = _base_of(self.base, name)
 
-        def encode(target: Path, progress: Progress) -> tuple[int, int]:
-            return encode_file(path, target, self.options, self.backend, progress, base)
+        def encode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+            return encode_file(path, target, self.options, self.backend, progress, base, overwrite=overwrite)
 
         sources = (path,) if base is None else (path, base)
         return Job(sources, _swapped(name, PLAIN, CODED), name, nbytes + _base_nbytes(base), True, encode)
@@ -207,28 +277,37 @@ def encode_directory(
     backend: Backend | None = None,
     progress: Progress = ignore_progress,
     base: AnyPath | None = None,
+    overwrite: bool = False,
 ) -> Report:
     """Encode the safetensors files of a directory, and carry all other files along; `decode_directory` gives the directory back.
 
-    A run that was interrupted goes on where it stopped. ``.git`` and ``.cache`` are left out; links to files are followed.
+    A run that was interrupted goes on where it stopped. ``.git`` and ``.cache`` are left out, and ``.wcodec`` files beside the
+    safetensors files that they were made from. Links to files are followed; a file that is there under several names is written once,
+    with links to it.
 
     Parameters
     ----------
+    source
+        The directory; or a cache of Hugging Face, or a repository in one, with a single snapshot.
     form
         ``"wcodec"``: ``.wcodec`` files, the index of shards renamed with them. ``"hub"``: safetensors files in hub form under the
         same names, and an entry in ``config.json``, so that transformers loads them; adapters, and weights beside a ``config.json``
         of another library, are copied.
     base
         A directory: files of the same names are bases of form ``"wcodec"``; see `wcodec.save_file`.
+    overwrite
+        Whether the target may hold other things than what an interrupted run left: files of the same names are replaced then, all else
+        stays.
 
     Raises
     ------
     EncodeError
         ``bad_source``: no plain model directory; nothing has been written. ``bad_option``: as for the form, the target or the base.
+        ``output_exists``
     DecodeError
         A base is not well-formed.
     """
-    return plan_encode(source, target, form, options, backend, base).run(progress)
+    return plan_encode(source, target, form, options, backend, base, overwrite).run(progress)
 
 
 # ---- decoding ----------------------------------------------------------------------------------------------------------------
@@ -287,40 +366,37 @@ def _open(name: str, path: Path, backend: Backend, base: Path | None) -> CodedFi
     return CodedFile(name, path, True, hub.data_nbytes, hub.nbytes, hub.stored_nbytes, None)
 
 
-def scan_coded(source: AnyPath) -> tuple[dict[str, Path], list[str]]:
-    """Files and directories of an encoded directory; see `scan`.
+def scan_coded(source: AnyPath) -> Tree:
+    """What is in an encoded directory.
 
     Raises
     ------
     DecodeError
-        ``truncated``: a run that was to write it has not ended.
+        ``truncated``: a run that was to write it has not ended. ``bad_value``: it holds what it cannot.
     """
-    files, folders = scan(Path(source), _bad_value)
-    for name in files:
-        if PurePosixPath(name).name == STATE:
-            raise DecodeError("truncated", f"{name!r}: the directory is unfinished; run what writes it again")
-    return files, folders
+    return _scan(source, _bad_value, partial(DecodeError, "truncated"))
 
 
 def plan_decode(
-    source: AnyPath, target: AnyPath, backend: Backend | None = None, max_nbytes: int | None = None, base: AnyPath | None = None
-) -> Plan:
+    source: AnyPath, target: AnyPath, backend: Backend | None = None, max_nbytes: int | None = None, base: AnyPath | None = None,
+    overwrite: bool = False,
+) -> Plan:  # fmt: skip
     """What `decode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
     check_places(source, target)
     backend = backend or get_backend()
-    files, folders = scan_coded(source)
-    coded = coded_files(source, files, backend, max_nbytes, base)
-    jobs = [_decoding(name, path, coded, backend) for name, path in files.items()]
+    tree = scan_coded(source)
+    coded = coded_files(source, tree.files, backend, max_nbytes, base)
+    jobs = [_decoding(name, path, coded, backend) for name, path in tree.files.items()] + _links(tree, CODED, PLAIN)
     names = dict[str, str]()
     for j in jobs:
-        if (other := names.setdefault(j.name, j.label)) != j.label or j.name in folders:
+        if (other := names.setdefault(j.name, j.label)) != j.label or j.name in tree.folders:
             raise _bad_value(f"{j.label!r} and {other if other != j.label else j.name!r} would both become {j.name!r}")
-    _check_indexes(files)
+    _check_indexes(tree)
     key = {"run": "decode", "format": VERSION_TEXT, "source": str(Path(source).resolve()), "base": base and str(Path(base).resolve())}
-    return Plan(Path(target), jobs, folders, key)
+    return Plan(Path(target), jobs, tree.folders, key, overwrite)
 
 
-def _check_indexes(files: dict[str, Path], strict: bool = False) -> None:
+def _check_indexes(tree: Tree, strict: bool = False) -> None:
     """Whether all shards are there that indexes name. Without `strict`, an index that is none, and names of files elsewhere, are let
     pass as the texts that they are.
 
@@ -329,10 +405,10 @@ def _check_indexes(files: dict[str, Path], strict: bool = False) -> None:
     DecodeError
         ``truncated``; ``bad_value``: not an index.
     """
-    for name, path in files.items():
+    for name, path in tree.files.items():
         if name.endswith((PLAIN + INDEX, CODED + INDEX)):
             with in_file(name):
-                here = {PurePosixPath(n).name for n in files if _parent(n) == _parent(name)}
+                here = {PurePosixPath(n).name for n in (*tree.files, *tree.links) if _parent(n) == _parent(name)}
                 try:
                     missing = sorted(shard_names(path.read_bytes()) - here)
                 except DecodeError:
@@ -354,7 +430,7 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
             text = rename_shards(raw, CODED.encode(), PLAIN.encode())
             if text is None:
                 raise _bad_value(f"the index names files that end in {PLAIN}")
-        return Job((path,), _swapped(name, CODED + INDEX, PLAIN + INDEX), name, len(text), False, writing(text, len(text), len(raw)))
+        return Job((path,), _swapped(name, CODED, PLAIN), name, len(text), False, writing(text, len(text), len(raw)))
     if _is_config(name) and any(c.is_hub and _parent(c.name) == _parent(name) for c in coded.values()):
         with in_file(name):
             raw = path.read_bytes()
@@ -364,11 +440,11 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
 
 
 def _weights(c: CodedFile, backend: Backend) -> Job:
-    def from_hub(target: Path, progress: Progress) -> tuple[int, int]:
-        return decode_hub_file(c.path, target, backend, progress)[::-1]
+    def from_hub(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+        return decode_hub_file(c.path, target, backend, progress, overwrite=overwrite)[::-1]
 
-    def decode(target: Path, progress: Progress) -> tuple[int, int]:
-        return decode_file(c.path, target, backend, progress, base=c.base)[::-1]
+    def decode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+        return decode_file(c.path, target, backend, progress, base=c.base, overwrite=overwrite)[::-1]
 
     if c.is_hub:
         return Job((c.path,), c.name, c.name, c.nbytes, True, from_hub)
@@ -383,6 +459,7 @@ def decode_directory(
     progress: Progress = ignore_progress,
     max_nbytes: int | None = None,
     base: AnyPath | None = None,
+    overwrite: bool = False,
 ) -> Report:
     """Give back the directory that `encode_directory` read, of either form; ``.wcodec`` files of others become safetensors files too.
 
@@ -392,7 +469,7 @@ def decode_directory(
     ----------
     max_nbytes
         Refuse a directory whose tensors decode to more bytes than that.
-    base
+    base, overwrite
         As of `encode_directory`.
 
     Raises
@@ -400,9 +477,9 @@ def decode_directory(
     DecodeError
         A file is damaged; what its place is stays empty. ``resource_limit``: the disk has not the room.
     EncodeError
-        ``bad_option``: as for the target or the base.
+        ``bad_option``: as for the target or the base. ``output_exists``
     """
-    plan = plan_decode(source, target, backend, max_nbytes, base)
+    plan = plan_decode(source, target, backend, max_nbytes, base, overwrite)
     check_plan_room(plan)
     return plan.run(progress)
 
@@ -430,10 +507,10 @@ def verify_directory(
         As `decode_directory`. ``truncated``: a shard is missing.
     """
     backend = backend or get_backend()
-    files, _ = scan_coded(source)
-    coded = coded_files(source, files, backend, max_nbytes, base)
-    _check_indexes(files, strict=True)
-    for name, path in files.items():
+    tree = scan_coded(source)
+    coded = coded_files(source, tree.files, backend, max_nbytes, base)
+    _check_indexes(tree, strict=True)
+    for name, path in tree.files.items():
         if _is_config(name):
             _decoding(name, path, coded, backend)
     nbytes = stored_nbytes = 0
@@ -456,6 +533,7 @@ def encode_safetensors_to_wcodec(
     backend: Backend | str | None = None,
     base: AnyPath | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> Report:
     """Encode a safetensors file, or a directory of a model with all that is in it.
 
@@ -477,6 +555,8 @@ def encode_safetensors_to_wcodec(
         A checkpoint to store differences from; of a directory, a directory. See `wcodec.save_file`.
     progress
         Called with the number of bytes that were just done.
+    overwrite
+        Whether a file may be replaced; of a directory, see `encode_directory`. An output that is an input never is.
 
     Returns
     -------
@@ -485,7 +565,7 @@ def encode_safetensors_to_wcodec(
     Raises
     ------
     EncodeError
-        ``bad_source``, ``bad_option``, ``bad_name``, ``resource_limit``
+        ``bad_source``, ``bad_option``, ``bad_name``, ``resource_limit``, ``output_exists``
     DecodeError
         The base is not well-formed.
     BackendUnavailable
@@ -500,8 +580,8 @@ def encode_safetensors_to_wcodec(
     used = load_backend(backend) if isinstance(backend, str) else backend or get_backend()
     told: Callable[[int], Any] = progress or ignore_progress
     if os.path.isdir(src):
-        return encode_directory(src, dst, form, chosen, used, told, base)
-    nbytes, stored_nbytes = encode_one(src, dst, form, chosen, used, told, base)
+        return encode_directory(src, dst, form, chosen, used, told, base, overwrite)
+    nbytes, stored_nbytes = encode_one(src, dst, form, chosen, used, told, base, overwrite)
     return Report(1, 0, 0, nbytes, stored_nbytes)
 
 
@@ -513,15 +593,15 @@ def encode_one(
     backend: Backend,
     progress: Progress = ignore_progress,
     base: AnyPath | None = None,
+    overwrite: bool = False,
 ) -> tuple[int, int]:
     """Encode one safetensors file in either form. Returns and raises as `encode_file` and `encode_hub_file`."""
     if form not in FORMS:
         raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
-    if os.path.isdir(target):
-        raise EncodeError("bad_option", f"the output {str(target)!r} is a directory, the input is a file")
     if form == "wcodec":
-        read_plain_header(memoryview(map_file(source)))
-        return encode_file(source, target, options, backend, progress, base)
+        with in_file(source):
+            read_plain_header(memoryview(map_file(source)))
+        return encode_file(source, target, options, backend, progress, base, overwrite=overwrite)
     if base is not None:
         raise EncodeError("bad_option", "there is no hub form of differences from a base")
-    return encode_hub_file(source, target, options, backend, progress)
+    return encode_hub_file(source, target, options, backend, progress, overwrite=overwrite)

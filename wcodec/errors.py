@@ -5,6 +5,7 @@ Spec: chapter 13, decoder duties and error codes.
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar, Final
 
 #: What a decoder may say of a file. `malformed`: the bytes break a rule of the format. `unsupported`: a rule of a
@@ -33,6 +34,7 @@ ENCODE_CODES: Final[dict[str, str]] = {
     "bad_option": "an encoder option is out of its range or does not fit the others",
     "bad_name": "a tensor name or metadata text cannot be stored",
     "resource_limit": "the tensor exceeds a limit of the format",
+    "output_exists": "something has the output's name already, and was not asked to be replaced",
 }
 
 
@@ -53,6 +55,11 @@ class CodedError(WcodecError):
         Name of the tensor concerned, if one is known.
     offset
         Byte offset in the file, if one is known.
+
+    Attributes
+    ----------
+    file
+        What the file is called that the error is about, if that is known; see `in_file`.
     """
 
     codes: ClassVar[dict[str, str]] = {}
@@ -61,6 +68,7 @@ class CodedError(WcodecError):
         if code not in self.codes:
             raise ValueError(f"{code!r} is not a code of {type(self).__name__}")
         self.code, self.message, self.tensor, self.offset = code, message, tensor, offset
+        self.file: str | None = None
         super().__init__(code, message, tensor, offset)
 
     @property
@@ -70,14 +78,37 @@ class CodedError(WcodecError):
         return ", ".join(parts + ([] if self.offset is None else [f"offset {self.offset}"]))
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.message}" + (f" ({self.where})" if self.where else "")
+        file = "" if self.file is None else f"in {self.file!r}: "
+        return f"{self.code}: {file}{self.message}" + (f" ({self.where})" if self.where else "")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.code, self.message, self.tensor, self.offset))
+        return (_rebuild, (type(self), self.code, self.message, self.tensor, self.offset, self.file))
 
 
-def _rebuild(cls: type[CodedError], code: str, message: str, tensor: str | None, offset: int | None) -> CodedError:
-    return cls(code, message, tensor=tensor, offset=offset)
+def _rebuild(cls: type[CodedError], code: str, message: str, tensor: str | None, offset: int | None, file: str | None) -> CodedError:
+    e = cls(code, message, tensor=tensor, offset=offset)
+    e.file = file
+    return e
+
+
+class in_file:  # noqa: N801 (a context, used as a function)
+    """Context in which errors are about a file of that name; of several contexts, one in another, the outermost names it.
+
+    Parameters
+    ----------
+    name
+        ``None`` for what has no name, such as a file object: errors stay as they are.
+    """
+
+    def __init__(self, name: str | os.PathLike[str] | None) -> None:
+        self._name = None if name is None else os.fspath(name)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if self._name is not None and isinstance(error, CodedError):
+            error.file = self._name
 
 
 class DecodeError(CodedError):

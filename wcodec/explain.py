@@ -225,13 +225,20 @@ def figure_class() -> Any:
     return Figure
 
 
-def plot(report: dict[str, Any], path: AnyPath) -> None:
+def plot(report: dict[str, Any], path: AnyPath, overwrite: bool = False) -> None:
     """Draw bits a weight of each tensor and plane, the order-0 bounds beside, into a PNG file.
+
+    Parameters
+    ----------
+    overwrite
+        Whether a file that is there may be replaced.
 
     Raises
     ------
     ImportError
         As `figure_class`.
+    EncodeError
+        ``output_exists``
     OSError
         Nothing is left behind.
     """
@@ -251,5 +258,5 @@ def plot(report: dict[str, Any], path: AnyPath) -> None:
     axes.set_xlabel("bits a weight")
     if n_planes:
         figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    with atomic_output(path) as f:
+    with atomic_output(path, overwrite=overwrite) as f:
         figure.savefig(f, format="png", dpi=120)

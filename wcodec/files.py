@@ -10,7 +10,7 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
@@ -23,9 +23,10 @@ from wcodec.bases import CodedBase, OpenBase, SafetensorsBase
 from wcodec.codec import BufferSource, Decoder, Encoder, Progress, StreamSource, Writer, ignore_progress, words_of
 from wcodec.differences import BaseTensor
 from wcodec.duplicates import Again, Duplicates
-from wcodec.errors import DecodeError, EncodeError
+from wcodec.errors import DecodeError, EncodeError, in_file
 from wcodec.extract import extract
-from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_room, map_file
+from wcodec.kinds import HEAD_NBYTES, described
+from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, check_room, map_file
 from wcodec.reference.container import MAGIC, ByteSource, Difference, Index, TensorRecord
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Bytes, DType, Words
@@ -51,6 +52,8 @@ def save_file(
     ----------
     tensors
         Arrays by name; any shape, dtypes as in `wcodec.encode`.
+    path
+        A file that is there is replaced, once the new one is whole.
     metadata
         Texts to keep with them.
     options
@@ -69,6 +72,8 @@ def save_file(
         ``unsupported_dtype``, ``bad_name``, ``resource_limit``; ``bad_option``: `path` is the base. Nothing is left behind.
     DecodeError
         The base is not well-formed.
+    TypeError
+        `tensors` or `metadata` are of another type.
     """
     return write_arrays(tensors, lambda array, _: np.asarray(array), path, metadata, options, base)
 
@@ -78,14 +83,34 @@ def write_arrays(
     options: EncodeOptions | None, base: AnyPath | None,
 ) -> int:  # fmt: skip
     """`save_file` for tensors of any library: `array_of` is called with one and its name, and again where it may have a twin."""
+    _check_types(tensors, metadata)
     encoder = Encoder(options)
-    with base_for(path, base, encoder.backend) as other, atomic_output(path) as f:
+    with base_for(base, encoder.backend) as other, atomic_output(path, overwrite=True, inputs=paths_of(other)) as f:
         writer, seen = encoder.start(f, base=other), Duplicates()
         for name, tensor in tensors.items():
             array = array_of(tensor, name)
             dtype, words = words_of(array)
             _add(writer, seen, name, words, dtype, array.shape, "", partial(_words, array_of, tensor, name))
         return writer.finish(metadata)
+
+
+def _check_types(tensors: Any, metadata: Any) -> None:
+    """Say what is wanted, where something else was given than tensors by name and texts by name."""
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"save_file takes tensors by name, such as {{'weight': tensor}}, and then a path; this is a {_type(tensors)}")
+    if not isinstance(metadata, Mapping | None):
+        raise TypeError(f"metadata are texts by name, such as {{'epoch': '3'}}; this is a {_type(metadata)}")
+    for name in tensors:
+        if not isinstance(name, str):
+            raise TypeError(f"names of tensors are texts; {name!r} is a {_type(name)}")
+    for key, text in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            wrong = text if isinstance(key, str) else key
+            raise TypeError(f"metadata are texts; {wrong!r} of {key!r} is a {_type(wrong)}: give str({wrong!r}), or json.dumps of it")
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
 
 
 def _words(array_of: Callable[[T, str], NDArray[Any]], tensor: T, name: str) -> Words:
@@ -162,6 +187,7 @@ class File:
         self.path = Path(file) if isinstance(file, str | os.PathLike) else None
         self._base_path, self._lock, self._depth = base, threading.Lock(), depth
         self._base: OpenBase | None = None
+        self._closed = False
         self._mapped = None if self.path is None else map_file(self.path)
         self.source: ByteSource
         if self._mapped is None and hasattr(file, "read"):
@@ -170,13 +196,31 @@ class File:
             self.source = BufferSource(file if self._mapped is None else self._mapped)
         self.decoder = Decoder(backend, max_nbytes)
         try:
-            self.index: Index = self.decoder.read_index(self.source)
+            with in_file(self.path):
+                self.index: Index = self._read_index()
         except BaseException:
             self.close()
             raise
         self._by_name, self._originals = {t.name: t for t in self.index.tensors}, dict[str, TensorRecord]()
         for t in self.index.tensors:
             self._originals[t.name] = t if t.duplicate_of is None else self._originals[self.index.tensors[t.duplicate_of].name]
+
+    def _read_index(self) -> Index:
+        """The index; of what is no ``.wcodec`` file, the error says what it is."""
+        try:
+            return self.decoder.read_index(self.source)
+        except DecodeError as e:
+            head = bytes(self.source.read(0, min(HEAD_NBYTES, self.source.nbytes)))
+            what = None if head.startswith(MAGIC) else described(head)
+            if what is None or e.code not in ("bad_magic", "truncated"):
+                raise
+            raise DecodeError(e.code, f"this is no .wcodec file but {what}", offset=e.offset) from None
+
+    def __repr__(self) -> str:
+        name = "" if self.path is None else f" {str(self.path)!r}"
+        if self._closed:
+            return f"<wcodec.File{name}, closed>"
+        return f"<wcodec.File{name}: {len(self.index.tensors)} tensors, {self.index.data_nbytes} bytes in {self.index.file_nbytes}>"
 
     def __enter__(self) -> File:
         return self
@@ -186,6 +230,7 @@ class File:
 
     def close(self) -> None:
         """Let go of the file and its base. Arrays that were read stay."""
+        self._closed = True
         if self._base is not None:
             self._base.close()
             self._base = None
@@ -241,7 +286,8 @@ class File:
         KeyError, DecodeError
         """
         t = self.original(self._by_name[name])
-        return self.decoder.tensor(self.source, t, self.index.tables, out, self.base_of(t))
+        with in_file(self.path):
+            return self.decoder.tensor(self.source, t, self.index.tables, out, self.base_of(t))
 
     def get_slice(self, name: str) -> Slice:
         """A tensor to take parts of: ``f.get_slice(name)[r0:r1, c0:c1]``.
@@ -288,7 +334,8 @@ class File:
     def chunks(self, t: TensorRecord) -> Iterator[Words]:
         """The words of a tensor in order; see `Decoder.chunks`."""
         t = self.original(t)
-        return self.decoder.chunks(self.source, t, self.index.tables, self.base_of(t))
+        with in_file(self.path):
+            yield from self.decoder.chunks(self.source, t, self.index.tables, self.base_of(t))
 
     # ---- duplicates and differences
     def original(self, t: TensorRecord) -> TensorRecord:
@@ -309,7 +356,7 @@ class File:
             ``bad_base``: it is not there, or not the one whose content hash the file names.
         OSError
         """
-        with self._lock:
+        with self._lock, in_file(self.path):
             if self._base is None:
                 self._base = self._open_base(progress)
             return self._base
@@ -338,6 +385,16 @@ class File:
         to_do = "put it there, or name a restored safetensors file as the base" if self._depth else "name the base (--base)"
         raise DecodeError("bad_base", f"the file holds differences from {name!r}, which is not beside it: {to_do}")
 
+    def base_paths(self) -> list[Path]:
+        """The files that this one is read with, which no output may replace: of a base that cannot be had, where it should be."""
+        if not self.needs_base:
+            return []
+        try:
+            return paths_of(self.base())
+        except DecodeError:
+            name = self.index.base.name if self.index.base is not None else ""
+            return [Path(self._base_path)] if self._base_path is not None else [(self.path or Path()).parent / name]
+
     def base_of(self, t: TensorRecord) -> BaseTensor | None:
         """What a tensor that is no duplicate differs from, if it is a difference. Raises as `base`."""
         if t.difference == Difference.NONE:
@@ -357,6 +414,9 @@ class Slice:
 
     def __init__(self, file: File, record: TensorRecord) -> None:
         self._file, self._record = file, record
+
+    def __repr__(self) -> str:
+        return f"<wcodec Slice: {self._record.name!r} of {self._file!r}, {self.get_dtype()}, shape {self.get_shape()}>"
 
     def get_shape(self) -> list[int]:
         """Shape of the whole tensor."""
@@ -405,7 +465,8 @@ class Slice:
         part, _ = t.geometry.select(down, across)
         grid = np.empty((part.rows, part.cols), t.dtype.word_type)
         file = self._file
-        file.decoder.grid(file.source, t, t.plan(file.index.tables), down, across, grid, file.base_of(t))
+        with in_file(file.path):
+            file.decoder.grid(file.source, t, t.plan(file.index.tables), down, across, grid, file.base_of(t))
         words = np.ascontiguousarray(grid[row_at][:, col_at])
         return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
 
@@ -431,32 +492,22 @@ def open_base(path: AnyPath, backend: Backend, progress: Progress = ignore_progr
         raise DecodeError(e.code, f"in the base {path}: {e.message}", tensor=e.tensor, offset=e.offset) from None
 
 
-def _keep(base: OpenBase, target: AnyPath) -> None:
-    """Refuse to write over a base, or what it needs in turn.
-
-    Raises
-    ------
-    EncodeError
-        ``bad_option``
-    """
-    if os.path.exists(target):
-        for path in base.paths():
-            if os.path.samefile(path, target):
-                raise EncodeError("bad_option", f"the output would replace the base {path}")
-
-
 @contextlib.contextmanager
-def base_for(target: AnyPath, path: AnyPath | None, backend: Backend, progress: Progress = ignore_progress) -> Iterator[OpenBase | None]:
+def base_for(path: AnyPath | None, backend: Backend, progress: Progress = ignore_progress) -> Iterator[OpenBase | None]:
     """The base of a file that is about to be written."""
     if path is None:
         yield None
         return
     base = open_base(path, backend, progress)
     try:
-        _keep(base, target)
         yield base
     finally:
         base.close()
+
+
+def paths_of(base: OpenBase | None) -> list[Path]:
+    """The files of a base, which no output may replace."""
+    return [] if base is None else list(base.paths())
 
 
 # ---- checkpoints ------------------------------------------------------------------------------------------------------------
@@ -467,6 +518,8 @@ def encode_file(
     backend: Backend | None = None,
     progress: Progress = ignore_progress,
     base: AnyPath | None = None,
+    *,
+    overwrite: bool = False,
 ) -> tuple[int, int]:
     """Encode a safetensors file; `decode_file` restores it byte for byte.
 
@@ -474,6 +527,8 @@ def encode_file(
     ----------
     base
         As of `save_file`.
+    overwrite
+        Whether a target that is there may be replaced, if it is neither the source nor the base.
 
     Returns
     -------
@@ -482,15 +537,22 @@ def encode_file(
     Raises
     ------
     EncodeError
-        ``bad_source``: not a well-formed safetensors file. ``bad_option``: `target` is the base. Nothing is left behind.
+        ``bad_source``: not a well-formed safetensors file. ``output_exists``; ``bad_option``: `target` is the source or the base.
+        Nothing is left behind.
     DecodeError
         The base is not well-formed.
     """
     data = map_file(source)
     view = memoryview(data)
-    header = read_safetensors_header(view)
+    with in_file(source):
+        header = read_safetensors_header(view)
     encoder, seen = Encoder(options, backend), Duplicates()
-    with base_for(target, base, encoder.backend, progress) as other, atomic_output(target) as stream, WriteBehind(stream) as f:
+    with (
+        base_for(base, encoder.backend, progress) as other,
+        atomic_output(target, overwrite=overwrite, inputs=[source, *paths_of(other)]) as stream,
+        WriteBehind(stream) as f,
+        in_file(source),
+    ):
         writer = encoder.start(f, progress, other)
         for t in header.tensors:
             words = np.frombuffer(view[t.start : t.stop], t.dtype.word_type)
@@ -507,6 +569,8 @@ def decode_file(
     max_nbytes: int | None = None,
     raw: bool = False,
     base: AnyPath | None = None,
+    *,
+    overwrite: bool = False,
 ) -> tuple[int, int]:
     """Restore the file that `encode_file` read; from one that `save_file` wrote, a safetensors file of its arrays.
 
@@ -518,6 +582,8 @@ def decode_file(
         From a file that `save_file` wrote, the bytes of its tensors alone.
     base
         As of `open`.
+    overwrite
+        Whether a target that is there may be replaced, if it is neither the source nor the base.
 
     Returns
     -------
@@ -528,19 +594,36 @@ def decode_file(
     DecodeError
         Nothing is left behind. ``resource_limit``: the disk has not the room.
     EncodeError
-        ``bad_option``: the target would replace the base.
+        ``output_exists``; ``bad_option``: the target is the source or the base.
     """
+    check_output(target, overwrite, [source])
     with File(source, backend, max_nbytes, base) as f:
-        if f.needs_base:
-            _keep(f.base(progress), target)
+        inputs = [Path(source), *paths_of(f.base(progress) if f.needs_base else None)]
+        check_output(target, overwrite, inputs)
         check_room(target, f.index.data_nbytes)
         total = 0
-        with atomic_output(target, f.index.data_nbytes) as stream, WriteBehind(stream) as out:
+        with atomic_output(target, f.index.data_nbytes, overwrite=overwrite, inputs=inputs) as stream, WriteBehind(stream) as out:
             for piece in f.restored(raw):
                 out.write(piece)
                 total += len(piece)
                 progress(len(piece))
         return f.index.file_nbytes, total
+
+
+def is_same_stream(one: Iterable[Any], other: Iterable[Any]) -> bool:
+    """Whether two files, each as the pieces of its bytes, are the same."""
+    lefts = [iter(one), iter(other)]
+    pieces = [np.empty(0, np.uint8)] * 2
+    while True:
+        for i, left in enumerate(lefts):
+            while not pieces[i].size and (piece := next(left, None)) is not None:
+                pieces[i] = np.frombuffer(piece, np.uint8) if len(piece) else pieces[i]
+        n = min(p.size for p in pieces)
+        if not n:
+            return not any(p.size for p in pieces)
+        if not np.array_equal(pieces[0][:n], pieces[1][:n]):
+            return False
+        pieces = [p[n:] for p in pieces]
 
 
 def verify_file(

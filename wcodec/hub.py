@@ -6,6 +6,7 @@ A stream is what `wcodec.encode` makes: `wcodec.decode` turns it back into the a
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.codec import BufferSource, Decoder, Encoder, Progress, ignore_progress
-from wcodec.errors import DecodeError, EncodeError
-from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_room, map_file
+from wcodec.errors import DecodeError, EncodeError, in_file
+from wcodec.kinds import HEAD_NBYTES, described
+from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, check_room, map_file
 from wcodec.reference.container import MAGIC, VERSION, Index
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Words
@@ -146,8 +148,15 @@ def encode_hub_file(
     options: EncodeOptions | None = None,
     backend: Backend | None = None,
     progress: Progress = ignore_progress,
+    *,
+    overwrite: bool = False,
 ) -> tuple[int, int]:
     """Bring a safetensors file into hub form; `decode_hub_file` restores it byte for byte.
+
+    Parameters
+    ----------
+    overwrite
+        Whether a target that is there may be replaced, if it is not the source.
 
     Returns
     -------
@@ -157,12 +166,13 @@ def encode_hub_file(
     ------
     EncodeError
         ``bad_source``: not a well-formed safetensors file, or one in hub form. ``resource_limit``: its header would be too large
-        for safetensors. Nothing is left behind.
+        for safetensors. ``output_exists``; ``bad_option``: the target is the source. Nothing is left behind.
     """
     data = map_file(source)
     view = memoryview(data)
-    header = read_plain_header(view)
-    with atomic_output(target) as f:
+    with in_file(source):
+        header = read_plain_header(view)
+    with atomic_output(target, overwrite=overwrite, inputs=[source]) as f, in_file(source):
         return len(data), _HubWriter(f, view, header, Encoder(options, backend), progress).write()
 
 
@@ -252,7 +262,7 @@ def _shift(f: BinaryIO, start: int, end: int, by: int) -> None:
             end -= nbytes
             piece = os.pread(reading.fileno(), nbytes, end)
             if len(piece) != nbytes:
-                raise OSError(f"{len(piece)} of {nbytes} bytes could be read back")
+                raise OSError(errno.EIO, f"{len(piece)} of {nbytes} bytes could be read back", f.name)
             f.seek(end + by)
             f.write(piece)
             f.flush()
@@ -311,9 +321,13 @@ class HubFile:
     """
 
     def __init__(self, path: AnyPath, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
-        self._view = memoryview(map_file(path))
+        self.path, self._view = path, memoryview(map_file(path))
         self.stored_nbytes = len(self._view)
         self.decoder = Decoder(backend, max_nbytes)
+        with in_file(path):
+            self._read(max_nbytes)
+
+    def _read(self, max_nbytes: int | None) -> None:
         header = _read_hub_header(self._view)
         if VERSION_KEY in header.metadata:
             parse_version(header.metadata[VERSION_KEY])
@@ -403,13 +417,14 @@ class HubFile:
             Possibly after some pieces.
         """
         yield self._header
-        for i, name in enumerate(self._order):
-            t = self.tensors[name]
-            if t.index is None:
-                yield from self._plain_pieces(t.source, None if self._crcs is None else self._crcs[i + 1])
-            else:
-                with _in_tensor(t.source):
-                    yield from self._decoded_pieces(t.source, t.index)
+        with in_file(self.path):
+            for i, name in enumerate(self._order):
+                t = self.tensors[name]
+                if t.index is None:
+                    yield from self._plain_pieces(t.source, None if self._crcs is None else self._crcs[i + 1])
+                else:
+                    with _in_tensor(t.source):
+                        yield from self._decoded_pieces(t.source, t.index)
 
     def _decoded_pieces(self, t: SourceTensor, index: Index) -> Iterator[Any]:
         for chunk in self.decoder.chunks(self._source(t), index.tensors[0], index.tables):
@@ -451,7 +466,9 @@ def _read_hub_header(view: memoryview) -> SafetensorsHeader:
     if len(view) == 0:
         raise DecodeError("truncated", "the file is empty")
     if not 2 <= nbytes <= MAX_HEADER_NBYTES or bytes(view[8:9]) != b"{":
-        raise DecodeError("bad_magic", "this is neither a wcodec file nor a safetensors file in hub form", offset=0)
+        what = described(bytes(view[:HEAD_NBYTES]))
+        message = "this is neither a .wcodec file nor a safetensors file in hub form" + (f" but {what}" if what else "")
+        raise DecodeError("bad_magic", message, offset=0)
     if nbytes > len(view) - 8:
         raise DecodeError("truncated", f"the header has {nbytes} bytes; the file ends before", offset=len(view))
     try:
@@ -470,6 +487,8 @@ def decode_hub_file(
     backend: Backend | None = None,
     progress: Progress = ignore_progress,
     max_nbytes: int | None = None,
+    *,
+    overwrite: bool = False,
 ) -> tuple[int, int]:
     """Restore the safetensors file that `encode_hub_file` read; from one that holds no original header, make one with all tensors decoded.
 
@@ -477,6 +496,8 @@ def decode_hub_file(
     ----------
     max_nbytes
         Refuse files whose tensors decode to more bytes than that.
+    overwrite
+        Whether a target that is there may be replaced, if it is not the source.
 
     Returns
     -------
@@ -486,10 +507,13 @@ def decode_hub_file(
     ------
     DecodeError
         As `HubFile`. Nothing is left behind. ``resource_limit``: the disk has not the room.
+    EncodeError
+        ``output_exists``; ``bad_option``: the target is the source.
     """
     f = HubFile(source, backend, max_nbytes)
+    check_output(target, overwrite, [source])
     check_room(target, f.nbytes)
-    with atomic_output(target, f.nbytes) as stream, WriteBehind(stream) as out:
+    with atomic_output(target, f.nbytes, overwrite=overwrite, inputs=[source]) as stream, WriteBehind(stream) as out:
         for piece in f.restored():
             progress(out.write(piece))
     return f.stored_nbytes, f.nbytes

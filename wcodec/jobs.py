@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple
 
 from wcodec.codec import Progress, ignore_progress
-from wcodec.errors import CodedError, EncodeError
+from wcodec.errors import CodedError, EncodeError, in_file
 from wcodec.outputs import AnyPath, atomic_output
 
 STATE: Final = ".wcodec-resume.json"  #: in an unfinished directory: which files are done
 
 _PIECE_NBYTES: Final = 1 << 23
 
-Work = Callable[[Path, Progress], tuple[int, int]]  #: writes the file; returns bytes of it plain and encoded
+#: Writes the file at a path, telling of progress; the last argument says whether it may replace one that is there. Returns bytes of the
+#: file plain and encoded.
+Work = Callable[[Path, Progress, bool], tuple[int, int]]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,9 @@ class Job:
 def copying(source: Path) -> Work:
     """Copy a file."""
 
-    def work(target: Path, progress: Progress) -> tuple[int, int]:
+    def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         nbytes = 0
-        with open(source, "rb") as f, atomic_output(target) as out:
+        with open(source, "rb") as f, atomic_output(target, overwrite=overwrite, inputs=[source]) as out:
             while piece := f.read(_PIECE_NBYTES):
                 out.write(piece)
                 nbytes += len(piece)
@@ -94,8 +100,8 @@ def copying(source: Path) -> Work:
 def writing(text: bytes, nbytes: int, stored_nbytes: int) -> Work:
     """Write a text; sizes as `Work` returns them."""
 
-    def work(target: Path, progress: Progress) -> tuple[int, int]:
-        with atomic_output(target) as out:
+    def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+        with atomic_output(target, overwrite=overwrite) as out:
             out.write(text)
         progress(nbytes)
         return nbytes, stored_nbytes
@@ -103,13 +109,16 @@ def writing(text: bytes, nbytes: int, stored_nbytes: int) -> Work:
     return work
 
 
-@contextlib.contextmanager
-def in_file(name: str) -> Iterator[None]:
-    """Errors say which file they are about."""
-    try:
-        yield
-    except CodedError as e:
-        raise type(e)(e.code, f"in {name!r}: {e.message}", tensor=e.tensor, offset=e.offset) from None
+def linking(text: str) -> Work:
+    """Make a link to a file of the same directory; it has no bytes of its own."""
+
+    def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+        if overwrite:
+            target.unlink(missing_ok=True)
+        target.symlink_to(text)
+        return 0, 0
+
+    return work
 
 
 @dataclass
@@ -122,65 +131,97 @@ class Plan:
         Directories in the target to be made.
     key
         What must be the same in a run that goes on where another one stopped; JSON.
+    overwrite
+        Whether the target may hold other things than what an earlier run of this plan left: files of the same names are replaced then,
+        all else stays.
 
     Raises
     ------
     EncodeError
-        ``bad_option``: the target is no directory, or holds weights that are not part of the plan, or a link to a directory.
+        ``output_exists``: the target holds other things. ``bad_option``: it is no directory, has a link to a directory or other things
+        of the wrong kind where the plan has files and directories, or a file that is one of the sources.
     """
 
     target: Path
     jobs: list[Job]
     folders: list[str]
     key: dict[str, Any]
+    overwrite: bool = False
     done: dict[str, dict[str, Any]] = field(init=False)
-    _resumes: bool = field(init=False)
+    _written: set[str] = field(init=False)  #: names of files that an earlier run of this plan wrote
 
     def __post_init__(self) -> None:
-        self._check_target()
         self.key = json.loads(json.dumps(self.key))
-        self._resumes, files = self._read_state()
+        files, writing = self._read_state()
+        self._written = {*files, writing} if writing is not None else set()
         self.done = {j.name: files[j.name] for j in self.jobs if self._is_done(j, files.get(j.name))}
+        self._check_target()
 
     @property
     def nbytes(self) -> int:
         """Bytes of progress that `run` will count."""
         return sum(j.nbytes for j in self.jobs if j.name not in self.done)
 
+    # ---- what is there
     def _check_target(self) -> None:
-        if not self.target.exists():
+        if not os.path.lexists(self.target):
             return
         if not self.target.is_dir():
             raise EncodeError("bad_option", f"the output {str(self.target)!r} is not a directory")
-        names, folders = {j.name for j in self.jobs}, {*self.folders}
+        names = {j.name for j in self.jobs}
+        others = [path for path, is_folder in self._inside() if not self._fits(path, is_folder, names)]
+        if others and not self.overwrite:
+            what = f"holds {others[0]!r}, which is not of this run: name another directory; or files of the same names are replaced by"
+            if STATE in others:
+                what = "is of a run that did not end, with another input or other options: run that again; or what it left is replaced by"
+            raise EncodeError("output_exists", f"the output {str(self.target)!r} {what} -f (overwrite=True)")
+        for path in others:
+            if path not in names and path.endswith((".safetensors", ".wcodec")):
+                log.warning("%s holds %r too, which is not of this model", self.target, path)
+        sources = {(s.st_dev, s.st_ino): p for j in self.jobs for p in j.sources for s in [p.stat()]}
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found = (self.target / name).stat()
+                if (found.st_dev, found.st_ino) in sources:
+                    source = sources[found.st_dev, found.st_ino]
+                    raise EncodeError("bad_option", f"in the output {name!r} is {str(source)!r}, which is read for it")
+
+    def _inside(self) -> Iterator[tuple[str, bool]]:
+        """All that the target holds by name, and whether it is a directory, or a link to one."""
         for parent, inside, files in os.walk(self.target):
             relative = Path(parent).relative_to(self.target)
-            for name in inside:
-                path = (relative / name).as_posix()
-                if path in names:
-                    raise EncodeError("bad_option", f"in the output a directory stands where the file {path!r} goes")
-                if path in folders and (self.target / path).is_symlink():
-                    raise EncodeError("bad_option", f"in the output {path!r} is a link to a directory")
-            for name in files:
-                path = (relative / name).as_posix()
-                if path in folders:
-                    raise EncodeError("bad_option", f"in the output a file stands where the directory {path!r} goes")
-                if path not in names and name.endswith((".safetensors", ".wcodec")):
-                    raise EncodeError(
-                        "bad_option", f"the output holds {path!r}, which is not of this model: name another directory, or remove it"
-                    )
+            for names, is_folder in ((inside, True), (files, False)):
+                for name in names:
+                    yield (relative / name).as_posix(), is_folder
+
+    def _fits(self, path: str, is_folder: bool, names: set[str]) -> bool:
+        """Whether something in the target is left of an earlier run of this plan. Refuses what stands in the way of the plan."""
+        if is_folder and path in names:
+            raise EncodeError("bad_option", f"in the output a directory stands where the file {path!r} goes")
+        if is_folder and path in self.folders and (self.target / path).is_symlink():
+            raise EncodeError("bad_option", f"in the output {path!r} is a link to a directory")
+        if not is_folder and path in self.folders:
+            raise EncodeError("bad_option", f"in the output a file stands where the directory {path!r} goes")
+        if not self._written:
+            return False
+        return path in self.folders if is_folder else path == STATE or path in self._written or bool(self._remains.fullmatch(path))
+
+    @cached_property
+    def _remains(self) -> re.Pattern[str]:
+        """Temporary files of a run that was killed."""
+        paths = [PurePosixPath(name) for name in (STATE, *(j.name for j in self.jobs))]
+        return re.compile("|".join(rf"{re.escape(str(p.with_name('.' + p.name[:200])))}\.[0-9a-f]{{8}}\.tmp" for p in paths))
 
     # ---- what an earlier run did
-    def _read_state(self) -> tuple[bool, dict[str, Any]]:
-        """Whether an earlier run stopped, and what it finished if it was one like this."""
+    def _read_state(self) -> tuple[dict[str, Any], str | None]:
+        """The files that an earlier run of this plan finished, and the one that it was at; ``None`` if there was no such run."""
         try:
             state = json.loads((self.target / STATE).read_bytes().decode())
-            files = state["files"] if state["run"] == self.key else {}
-        except FileNotFoundError:
-            return False, {}
-        except (ValueError, RecursionError, KeyError, TypeError):  # not ours, or damaged: all is done again
-            return True, {}
-        return True, files if isinstance(files, dict) else {}
+            if state["run"] == self.key and isinstance(state["files"], dict):
+                return state["files"], str(state["writing"])
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):  # none, not ours, or damaged
+            pass
+        return {}, None
 
     def _is_done(self, job: Job, entry: Any) -> bool:
         sizes = [entry.get(k) for k in ("nbytes", "stored_nbytes", "target_nbytes")] if isinstance(entry, dict) else []
@@ -189,19 +230,9 @@ class Plan:
         path = self.target / job.name
         return entry.get("sources") == job.identity() and path.is_file() and path.stat().st_size == sizes[2]
 
-    def _save_state(self) -> None:
-        with atomic_output(self.target / STATE) as f:
-            f.write(json.dumps({"run": self.key, "files": self.done}).encode())
-
-    def _remove_remains(self) -> None:
-        """Temporary files of a run that was killed."""
-        for folder in (".", *self.folders):
-            names = [Path(STATE).name, *(Path(j.name).name for j in self.jobs if Path(j.name).parent.as_posix() == folder)]
-            ours = re.compile("|".join(rf"\.{re.escape(n[:200])}\.[0-9a-f]{{8}}\.tmp" for n in names))
-            with contextlib.suppress(FileNotFoundError):
-                for path in (self.target / folder).iterdir():
-                    if ours.fullmatch(path.name):
-                        path.unlink()
+    def _save_state(self, writing: str) -> None:
+        with atomic_output(self.target / STATE, overwrite=True) as f:
+            f.write(json.dumps({"run": self.key, "files": self.done, "writing": writing}).encode())
 
     # ---- the run
     def run(self, progress: Progress = ignore_progress) -> Report:
@@ -215,18 +246,18 @@ class Plan:
         """
         made, n_skipped = not self.target.exists(), len(self.done)
         self.target.mkdir(parents=True, exist_ok=True)
-        if self._resumes:
-            self._remove_remains()
+        for path, _ in list(self._inside()):
+            if self._remains.fullmatch(path):
+                (self.target / path).unlink()
         try:
-            self._save_state()
+            self._save_state("")
             for folder in self.folders:
                 (self.target / folder).mkdir(exist_ok=True)
             for job in self.jobs:
                 if job.name not in self.done:
                     self._run_job(job, progress)
         except BaseException:
-            if not self.done:
-                self._undo(made)
+            self._stop(made)
             raise
         (self.target / STATE).unlink()
         coded = sum(j.is_coded for j in self.jobs)
@@ -235,29 +266,55 @@ class Plan:
 
     def _run_job(self, job: Job, progress: Progress) -> None:
         sources, path = job.identity(), self.target / job.name
+        self._save_state(job.name)
         with in_file(job.label):
-            nbytes, stored_nbytes = job.work(path, progress)
+            nbytes, stored_nbytes = job.work(path, progress, self.overwrite or job.name in self._written)
         self.done[job.name] = {
             "sources": sources, "nbytes": nbytes, "stored_nbytes": stored_nbytes, "target_nbytes": path.stat().st_size
         }  # fmt: skip
-        self._save_state()
 
-    def _undo(self, made: bool) -> None:
-        """Leave nothing, if no file was finished."""
+    def _stop(self, made: bool) -> None:
+        """Note what is done; if nothing is, leave nothing."""
+        if self.done:
+            with contextlib.suppress(OSError):  # such as of a full disk, which is what the caller is told of
+                self._save_state("")
+            return
         (self.target / STATE).unlink(missing_ok=True)
-        if made:
-            for folder in (*reversed(self.folders), "."):
-                with contextlib.suppress(OSError):
-                    (self.target / folder).rmdir()
+        for folder in (*reversed(self.folders), *(["."] if made else [])):
+            with contextlib.suppress(OSError):
+                (self.target / folder).rmdir()
 
 
 # ---- trees -------------------------------------------------------------------------------------------------------------------
-def scan(root: Path, refuse: Callable[[str], CodedError], skip: Iterable[str] = (".git", ".cache")) -> tuple[dict[str, Path], list[str]]:
-    """Files and directories below `root` by their names with ``/``, in order, each directory before what is in it.
+class Tree(NamedTuple):
+    """What is in a directory, by names with ``/``, in order.
 
-    Links to files are followed; other things than files and directories are refused.
+    Attributes
+    ----------
+    files
+        Where each file is.
+    links
+        Other names of these files, and which: what is there under several names, by whatever links, is one file.
+    folders
+        Directories, each before what is in it.
     """
-    files, folders, left = dict[str, Path](), list[str](), [""]
+
+    files: dict[str, Path]
+    links: dict[str, str]
+    folders: list[str]
+
+
+def scan(
+    root: Path, refuse: Callable[[str], CodedError], prefer: tuple[str, ...], skip: Iterable[str] = (".git", ".cache")
+) -> Tree:  # fmt: skip
+    """What is in a directory. Links to files are followed; other things than files and directories are refused.
+
+    Parameters
+    ----------
+    prefer
+        Endings of names: of several names of a file one that ends so is the first, then one that is no link.
+    """
+    found, folders, left = list[tuple[bool, bool, str, tuple[int, int]]](), list[str](), [""]
     while left:
         folder = left.pop()
         with os.scandir(root / folder) as entries:
@@ -269,12 +326,17 @@ def scan(root: Path, refuse: Callable[[str], CodedError], skip: Iterable[str] = 
                     folders.append(name)
                     left.append(name)
             elif entry.is_file():
-                files[name] = root / name
+                s = entry.stat()
+                found.append((not name.endswith(prefer), entry.is_symlink(), name, (s.st_dev, s.st_ino)))
             elif entry.is_dir():
                 raise refuse(f"{name!r} is a link to a directory: put the directory there, or remove it")
             else:
                 raise refuse(f"{name!r} is {'a broken link' if entry.is_symlink() else 'neither a file nor a directory'}")
-    return dict(sorted(files.items())), sorted(folders)
+    first, links = dict[tuple[int, int], str](), dict[str, str]()
+    for *_, name, inode in sorted(found):
+        if (of := first.setdefault(inode, name)) != name:
+            links[name] = of
+    return Tree({name: root / name for name in sorted(first.values())}, dict(sorted(links.items())), sorted(folders))
 
 
 def check_places(source: AnyPath, target: AnyPath) -> None:
@@ -286,7 +348,7 @@ def check_places(source: AnyPath, target: AnyPath) -> None:
         ``bad_option``
     """
     a, b = Path(source).resolve(), Path(target).resolve()
-    if a == b:
+    if a == b or (b.exists() and a.samefile(b)):
         raise EncodeError("bad_option", f"input and output are the same directory: {str(source)!r}")
     for inner, outer, message in ((b, a, "the output lies in the input"), (a, b, "the input lies in the output")):
         if outer in inner.parents:

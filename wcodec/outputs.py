@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import mmap
 import os
 import secrets
 import shutil
+import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from wcodec.codec import CHUNK_BUFFERS
-from wcodec.errors import DecodeError
+from wcodec.errors import DecodeError, EncodeError
 
 AnyPath = str | os.PathLike[str]
 
@@ -27,14 +29,26 @@ _RESERVED: Final = 1 << 24  #: files of fewer bytes take room as they grow
 _unfinished: Final[set[Path]] = set()  #: temporary files of outputs
 
 
+class _Named(io.FileIO):
+    """A temporary file whose errors name the target: that is the name that the caller knows."""
+
+    def __init__(self, temporary: Path, target: Path) -> None:
+        self._target = str(target)
+        with named(target):
+            super().__init__(temporary, "xb")
+
+    def write(self, data: Any) -> int:
+        with named(self._target):
+            return super().write(data)
+
+
 @contextlib.contextmanager
-def _named(temporary: Path, target: Path) -> Iterator[None]:
-    """Errors about the temporary file name the target: that is the name that the caller knows."""
+def named(path: AnyPath) -> Iterator[None]:
+    """Errors of the system are about this path."""
     try:
         yield
     except OSError as e:
-        if e.filename == str(temporary):
-            e.filename = str(target)
+        e.filename, e.filename2 = str(path), None
         raise
 
 
@@ -65,33 +79,88 @@ def check_room(target: AnyPath, nbytes: int) -> None:
     """
     room = shutil.disk_usage(Path(target).absolute().parent).free
     if nbytes > room:
-        raise DecodeError("resource_limit", f"the tensors have {nbytes} bytes; the disk has room for {room}")
+        raise DecodeError("resource_limit", f"the tensors have {nbytes} bytes; the disk of {str(target)!r} has room for {room}")
+
+
+def check_output(target: AnyPath, overwrite: bool = False, inputs: Iterable[AnyPath] = ()) -> None:
+    """Refuse a path to write to, before anything is written.
+
+    Parameters
+    ----------
+    overwrite
+        Whether a file that is there may be replaced.
+    inputs
+        Files that are read for the output: none of them is ever replaced, by whatever name or link.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_option``: it is one of the inputs, or what stands there is no regular file. ``output_exists``
+    FileNotFoundError
+        There is no such directory.
+    """
+    if os.path.exists(target):
+        for path in inputs:
+            if os.path.exists(path) and os.path.samefile(path, target):
+                raise EncodeError("bad_option", f"the output {str(target)!r} would replace {str(path)!r}, which is read for it")
+        if not os.path.isfile(target):
+            what = "a directory" if os.path.isdir(target) else "not a regular file"
+            raise EncodeError("bad_option", f"the output {str(target)!r} is {what}")
+    if not overwrite and os.path.lexists(target):
+        raise EncodeError("output_exists", f"{str(target)!r} exists and is not replaced unasked: -f does that (overwrite=True)")
+    folder = os.path.dirname(target)
+    if folder and not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "there is no such directory", folder)
 
 
 @contextlib.contextmanager
-def atomic_output(path: AnyPath, nbytes: int = 0) -> Iterator[BinaryIO]:
-    """Binary file that appears under `path` only if the block ends without an exception.
+def atomic_output(path: AnyPath, nbytes: int = 0, *, overwrite: bool, inputs: Iterable[AnyPath] = ()) -> Iterator[BinaryIO]:
+    """Binary file that appears under `path` only if the block ends without an exception. All that wcodec writes goes by here.
 
     Room for `nbytes` bytes is taken on the disk at once, where the file system can: writing is faster then. What is not used is
     given back.
+
+    Parameters
+    ----------
+    overwrite, inputs
+        As of `check_output`, which raises as described there. A file that comes to be while this one is written is not replaced
+        either.
     """
+    check_output(path, overwrite, inputs)
     target = Path(path)
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
     _unfinished.add(temporary)
     try:
-        with _named(temporary, target), open(temporary, "xb", buffering=_BUFFERED) as f:
-            reserve(f, nbytes)
+        with io.BufferedWriter(_Named(temporary, target), _BUFFERED) as f:
+            with named(target):
+                reserve(f, nbytes)
             yield f
             f.flush()
-            if os.fstat(f.fileno()).st_size > f.tell():
-                f.truncate()
-        os.replace(temporary, target)
+            with named(target):
+                if os.fstat(f.fileno()).st_size > f.tell():
+                    f.truncate()
+        with named(target):
+            os.replace(temporary, target) if overwrite else _rename_to_new(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
     finally:
         _unfinished.discard(temporary)
+
+
+def _rename_to_new(temporary: Path, target: Path) -> None:
+    """Rename a file, but not onto another one."""
+    try:
+        os.link(temporary, target)  # renaming would replace what came to be there in the meantime
+    except FileExistsError:
+        check_output(target)
+        raise
+    except OSError:  # a file system without hard links
+        check_output(target)
+        os.replace(temporary, target)
+    else:
+        temporary.unlink()
 
 
 def remove_unfinished() -> None:
@@ -130,7 +199,15 @@ class WriteBehind:
 
 
 def map_file(path: AnyPath) -> Any:
-    """The bytes of a file, mapped for reading; ``b""`` for an empty one, which cannot be mapped."""
+    """The bytes of a file, mapped for reading; ``b""`` for an empty one, which cannot be mapped.
+
+    Raises
+    ------
+    OSError
+        Also of a pipe, which is not opened: that would wait for who writes to it.
+    """
+    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.ESPIPE, "a pipe or device; wcodec needs a file that it can seek in", os.fspath(path))
     with open(path, "rb") as f:
         if os.fstat(f.fileno()).st_size == 0:
             return b""

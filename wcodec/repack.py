@@ -13,8 +13,8 @@ import numpy as np
 from wcodec.backends import Backend
 from wcodec.codec import Encoder, Progress, ignore_progress
 from wcodec.errors import DecodeError
-from wcodec.files import File, base_for
-from wcodec.outputs import AnyPath, WriteBehind, atomic_output
+from wcodec.files import File, base_for, paths_of
+from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, named, reserve
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Words
@@ -24,7 +24,7 @@ IN_MEMORY: Final = 1 << 26  #: bytes of a decoded tensor from which on it goes b
 
 def repack_file(
     source: AnyPath, target: AnyPath, options: EncodeOptions | None = None, backend: Backend | None = None,
-    progress: Progress = ignore_progress, base: AnyPath | None = None,
+    progress: Progress = ignore_progress, base: AnyPath | None = None, *, overwrite: bool = False,
 ) -> tuple[int, int]:  # fmt: skip
     """Encode the tensors of a ``.wcodec`` file anew: names, order, metadata, what is restored and its base stay as they are.
 
@@ -34,6 +34,8 @@ def repack_file(
     ----------
     base
         As of `wcodec.open`, if the file holds differences from one.
+    overwrite
+        Whether a target that is there may be replaced, if it is neither the source nor the base.
 
     Returns
     -------
@@ -44,12 +46,17 @@ def repack_file(
     DecodeError
         The source is damaged. Nothing is left behind.
     EncodeError
-        ``bad_option``: the target would replace the base.
+        ``output_exists``; ``bad_option``: the target is the source or the base.
     """
+    check_output(target, overwrite, [source])
     with File(source, backend, base=base) as f:
         encoder, index = Encoder(options, f.decoder.backend), f.index
         other_path = _base_path(f, base) if f.needs_base else None
-        with base_for(target, other_path, encoder.backend) as other, atomic_output(target) as stream, WriteBehind(stream) as out:
+        with (
+            base_for(other_path, encoder.backend) as other,
+            atomic_output(target, overwrite=overwrite, inputs=[source, *paths_of(other)]) as stream,
+            WriteBehind(stream) as out,
+        ):
             writer = encoder.start(out, progress, other)
             for t in index.tensors:
                 if t.duplicate_of is not None:
@@ -85,7 +92,9 @@ def _words(f: File, t: TensorRecord, folder: Path) -> Iterator[Words]:
         yield words
         return
     with tempfile.TemporaryFile(dir=folder) as room:
-        room.truncate(t.nbytes)
+        with named(folder):
+            room.truncate(t.nbytes)
+            reserve(room, t.nbytes)  # a map of what the disk has no room for would end the process
         words = np.memmap(room, t.dtype.word_type, "r+", shape=(t.nbytes // t.dtype.word_nbytes,))
         _fill(f, t, words)
         yield np.asarray(words)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from wcodec.errors import EncodeError
+from wcodec.kinds import HEAD_NBYTES, described
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.planes import BY_SAFETENSORS, OPAQUE, DType
 
@@ -92,6 +93,16 @@ def read_safetensors_header(data: memoryview) -> SafetensorsHeader:
     EncodeError
         ``bad_source``: not a safetensors file, or one whose tensors overlap, leave gaps or end elsewhere than the file.
     """
+    try:
+        return _read_header(data)
+    except EncodeError:
+        what = described(bytes(data[:HEAD_NBYTES]))
+        if what is None or bytes(data[8:9]) == b"{":
+            raise
+        raise _bad(f"not a safetensors file but {what}") from None
+
+
+def _read_header(data: memoryview) -> SafetensorsHeader:
     if len(data) < 8:
         raise _bad("not a safetensors file: it has fewer than 8 bytes")
     (nbytes,) = struct.unpack("<Q", data[:8])

@@ -1,0 +1,87 @@
+"""The `wcodec` command.
+
+Exit statuses are those of `wcodec.cli.common.STATUSES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+from wcodec.cli.common import BAD_USAGE, INTERRUPTED, PIPE_CLOSED, described, fail
+from wcodec.cli.parser import parse, parser
+from wcodec.errors import WcodecError
+from wcodec.outputs import remove_unfinished
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit status; bad usage leaves by `SystemExit` (2), as argparse does.
+
+    Parameters
+    ----------
+    argv
+        Arguments; ``None`` for those of the process, which then also cleans up when it is told to end.
+    """
+    if argv is None:
+        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGINT, _leave)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names in files may not fit the terminal's encoding
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        parser().print_help(sys.stderr)
+        return BAD_USAGE
+    args = parse(argv)
+    with _logging(args.verbose):
+        return _guarded(args)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    """End the process now. An exception would be lost where C code asks Python for an attribute and drops all errors, as NumPy's does."""
+    remove_unfinished()
+    if number == signal.SIGINT:
+        os.write(2, b"wcodec: interrupted\n")
+    os._exit(128 + number)
+
+
+def _guarded(args: argparse.Namespace) -> int:
+    room, _, name = args.run.partition(".")
+    try:
+        status = int(getattr(importlib.import_module(f"wcodec.cli.{room}"), name)(args))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush says nothing
+        return PIPE_CLOSED
+    except MemoryError:
+        return fail("resource_limit: there is not enough memory")
+    except (WcodecError, OSError) as e:
+        return fail(described(e))
+    except KeyboardInterrupt:
+        print("wcodec: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status
+
+
+@contextlib.contextmanager
+def _logging(verbose: int) -> Iterator[None]:
+    log, handler, level = logging.getLogger("wcodec"), logging.StreamHandler(), logging.getLogger("wcodec").level
+    handler.setFormatter(logging.Formatter("wcodec: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
+    slow = logging.getLogger("wcodec.compile")  # what keeps a user waiting, said on a terminal without being asked
+    if not verbose and sys.stderr.isatty():
+        slow.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        slow.setLevel(logging.NOTSET)

@@ -1,0 +1,318 @@
+"""What the subcommands share: how they end, where outputs go, progress, and how results and paths are printed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from wcodec.backends import Backend, load_backend
+from wcodec.codec import Progress, ignore_progress
+from wcodec.errors import BackendUnavailable, CodedError, EncodeError, WcodecError
+from wcodec.files import File
+from wcodec.jobs import check_places
+from wcodec.outputs import AnyPath, check_output, named
+from wcodec.report import printable, size_text
+
+DONE: Final = 0
+BAD_INPUT: Final = 1
+BAD_USAGE: Final = 2
+INTERRUPTED: Final = 128 + signal.SIGINT
+PIPE_CLOSED: Final = 128 + signal.SIGPIPE
+STATUSES: Final = (
+    "Exit status: 0 done; 1 bad input, or an output that exists; 2 bad usage; 130 interrupted (SIGINT); 141 who read the output went away;"
+    " 143 told to end (SIGTERM)."
+)
+
+_QUIET_S: Final = 1.0  #: progress is shown of work that takes longer than that
+_EVERY_S: Final = 0.1  #: between two changes of the line
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where help is in another."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with 2."""
+        self.exit(BAD_USAGE, f"{self.prog}: error: {one_line(message)}\n{self.prog}: `{self.prog} -h` shows the usage\n")
+
+
+def path_argument(text: str) -> str:
+    """A path of the command line: ``-``, which elsewhere means a pipe, is none."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("wcodec needs files that it can seek in, not pipes; a file that is called - is ./-")
+    return text
+
+
+# ---- how a subcommand ends ---------------------------------------------------------------------------------------------------
+def fail(message: str) -> int:
+    """Say what went wrong, in one line."""
+    print("wcodec: error:", one_line(message), file=sys.stderr)
+    return BAD_INPUT
+
+
+def one_line(message: str) -> str:
+    """A message on one line, without control characters that a terminal would obey."""
+    return printable(" ".join(message.splitlines()))
+
+
+def each(sources: Iterable[str], work: Callable[[str], int]) -> int:
+    """Do a piece of work for each input; where one fails, that is said, and the next one is begun."""
+    status = DONE
+    for source in sources:
+        try:
+            status = max(status, work(source))
+        except (BackendUnavailable, BrokenPipeError):
+            raise
+        except MemoryError:
+            status = fail(f"resource_limit: in {source!r}: there is not enough memory")
+        except (WcodecError, OSError) as e:
+            status = fail(described(e))
+    return status
+
+
+def described(e: WcodecError | OSError) -> str:
+    """An error in one line."""
+    if isinstance(e, BackendUnavailable):
+        return f"backend_unavailable: {e}"
+    if isinstance(e, OSError):
+        return (f"{e.filename}: " if e.filename else "") + (e.strerror or str(e))
+    return str(e)
+
+
+@contextlib.contextmanager
+def in_directory(source: str) -> Iterator[None]:
+    """Errors about files of a directory name these by a path that can be opened."""
+    try:
+        yield
+    except CodedError as e:
+        if e.file is not None and os.path.isdir(source):
+            e.file = os.path.join(source, e.file)
+        raise
+
+
+# ---- inputs and outputs ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Outputs:
+    """Where the outputs of all inputs go.
+
+    Attributes
+    ----------
+    targets
+        Output of each input, both as they can be typed.
+    folder
+        The directory of ``--output-dir``, if it is given.
+    """
+
+    targets: dict[str, str]
+    folder: str | None
+
+    @contextlib.contextmanager
+    def made(self) -> Iterator[None]:
+        """While outputs are written, their directory is there; it stays if anything is in it."""
+        if self.folder is None:
+            yield
+            return
+        os.makedirs(self.folder, exist_ok=True)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.folder)
+
+
+def check_inputs(args: argparse.Namespace) -> None:
+    """Refuse, before anything is done, an input that is not there.
+
+    Raises
+    ------
+    FileNotFoundError
+    """
+    for path in args.inputs:
+        if not os.path.exists(path):
+            hint = "; an output is named by -o" if len(args.inputs) > 1 and hasattr(args, "output") else ""
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT) + hint, path)
+
+
+def plan_outputs(args: argparse.Namespace, name_of: Callable[[str], str]) -> Outputs:
+    """Decide where outputs go. Leaves with 2 where that would destroy an input, a base or each other, or is not said.
+
+    Parameters
+    ----------
+    name_of
+        The name of an output from that of its input, beside it or in the directory of ``--output-dir``; the same if it has to be said.
+    """
+    if args.output is not None and len(args.inputs) > 1:
+        args.error("-o names the output of one input; --output-dir takes those of several")
+    if args.output_dir is not None and os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
+        args.error(f"--output-dir: not a directory: {args.output_dir}")
+    check_inputs(args)
+    targets = dict[str, str]()
+    for source in args.inputs:
+        targets[source] = _target(args, source, name_of)
+    read = {_inode(path): path for path in (*args.inputs, *([args.base] if args.base else [])) if os.path.exists(path)}
+    made = dict[str, str]()
+    for source, target in targets.items():
+        if os.path.exists(target) and _inode(target) in read:
+            args.error(f"the output {target} is {read[_inode(target)]}, which is read: name another one")
+        other = made.setdefault(os.path.realpath(target), source)
+        if other != source:
+            args.error(f"{other} and {source} would both become {target}")
+        _check_kind(args, source, target)
+    return Outputs(targets, args.output_dir)
+
+
+def _target(args: argparse.Namespace, source: str, name_of: Callable[[str], str]) -> str:
+    if args.output is not None:
+        return str(args.output)
+    own = os.path.basename(os.path.abspath(source))
+    name = own if os.path.isdir(source) else name_of(own)
+    if args.output_dir is not None:
+        return os.path.join(args.output_dir, name)
+    if name == own:
+        args.error(f"name the output of {source}: -o OUT, or --output-dir DIR")
+    return os.path.join(os.path.dirname(source), name)
+
+
+def _inode(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _check_kind(args: argparse.Namespace, source: str, target: str) -> None:
+    """Leave with 2 where a file would become a directory or a device, or the other way round, or a directory lies in the other."""
+    is_folder = os.path.isdir(source)
+    if is_folder:
+        try:
+            check_places(source, target)
+        except EncodeError as e:
+            args.error(e.message)
+    if os.path.exists(target) and not (os.path.isdir(target) if is_folder else os.path.isfile(target)):
+        what = "not a directory" if is_folder else "a directory; --output-dir names one" if os.path.isdir(target) else "not a regular file"
+        args.error(f"the output {target} is {what}")
+
+
+def check_target(args: argparse.Namespace, what: str, target: str, inputs: Iterable[AnyPath] = ()) -> None:
+    """Leave with 2 where a report or figure would replace what is read for it, or something that is no file.
+
+    Raises
+    ------
+    EncodeError
+        ``output_exists``
+    """
+    try:
+        check_output(target, args.force, inputs)
+    except EncodeError as e:
+        if e.code == "bad_option":
+            args.error(f"{what}: {e.message}")
+        raise
+
+
+def backend_of(args: argparse.Namespace) -> Backend:
+    """The backend that was chosen.
+
+    Raises
+    ------
+    BackendUnavailable
+    """
+    return load_backend(args.backend or os.environ.get("WCODEC_BACKEND") or "auto", args.threads)
+
+
+# ---- progress ----------------------------------------------------------------------------------------------------------------
+class _Line:
+    """Progress as a line that is written over, for want of tqdm."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done, self._width = total, 0, 0
+        self._start = self._shown = time.monotonic()
+
+    def update(self, nbytes: int) -> None:
+        """So many bytes more are done."""
+        self._done += nbytes
+        now = time.monotonic()
+        if now - self._start >= _QUIET_S and now - self._shown >= _EVERY_S:
+            self._shown = now
+            rate = self._done / (now - self._start)
+            left = max(0, self._total - self._done) / rate if rate else 0.0
+            text = f"{size_text(self._done)} of {size_text(self._total)}, {size_text(int(rate))}/s, {left:.0f} s left"
+            if self._total:
+                text = f"{min(100, 100 * self._done // self._total)} %, {text}"
+            self._show(text[: shutil.get_terminal_size().columns - 1])
+
+    def _show(self, text: str) -> None:
+        sys.stderr.write(f"\r{text.ljust(self._width)}")
+        sys.stderr.flush()
+        self._width = len(text)
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._width:
+            self._show("")
+            self._show("")
+
+
+@contextlib.contextmanager
+def progress_of(args: argparse.Namespace, total: int) -> Iterator[Progress]:
+    """Progress on a terminal, of work that takes a while; nothing in a pipe."""
+    if not sys.stderr.isatty() or getattr(args, "quiet", False):
+        yield ignore_progress
+        return
+    bar: Any
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        bar = _Line(total)
+    else:
+        bar = tqdm(total=total, unit="B", unit_scale=True, delay=_QUIET_S, leave=False, dynamic_ncols=True)
+    with bar:
+        yield bar.update
+
+
+def decoded_nbytes(path: str, backend: Backend) -> int:
+    """What progress counts up to; 0 where none is shown."""
+    if not sys.stderr.isatty():
+        return 0
+    with File(path, backend) as f:
+        return f.index.data_nbytes + len(f.index.source_header)
+
+
+def base_nbytes(base: str | None) -> int:
+    """Bytes of a base that is read to find out which one it is: of a ``.wcodec`` file, the index says so."""
+    return 0 if base is None or base.endswith(".wcodec") else os.stat(base).st_size
+
+
+# ---- results -----------------------------------------------------------------------------------------------------------------
+def typed(path: str) -> str:
+    """A path as it can be typed into a shell again, without control characters that a terminal would obey."""
+    path = f"./{path}" if path.startswith("-") else path
+    if path.isprintable():
+        return shlex.quote(path)
+    escaped = ("".join(f"\\x{b:02x}" for b in os.fsencode(c)) if not c.isprintable() else f"\\{c}" if c in "'\\" else c for c in path)
+    return f"$'{''.join(escaped)}'"
+
+
+def say(args: argparse.Namespace, line: str, report: dict[str, Any]) -> None:
+    """Print what was done: an object with ``--json``, else a line."""
+    show(args, report, [] if args.quiet else [line], indent=None)
+
+
+def show(args: argparse.Namespace, report: Any, lines: Iterable[str], indent: int | None = 1) -> None:
+    """Print a report as JSON, on one line if there are several; or its lines: these are made only if they are wanted."""
+    with named("standard output"):
+        if args.json:
+            print(json.dumps(report, indent=None if len(getattr(args, "inputs", [])) > 1 else indent))
+        else:
+            for line in lines:
+                print(line)
+        sys.stdout.flush()

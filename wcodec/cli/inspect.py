@@ -1,0 +1,187 @@
+"""`wcodec verify`, `info` and `backends`: what files and directories hold, and what this machine can run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wcodec.backends import Backend, backend_names, load_backend
+from wcodec.cli.common import (
+    DONE,
+    backend_of,
+    base_nbytes,
+    check_inputs,
+    check_target,
+    decoded_nbytes,
+    each,
+    fail,
+    in_directory,
+    progress_of,
+    say,
+    show,
+    typed,
+)
+from wcodec.cli.convert import check_hub_options, hub_nbytes, is_directory_or_hub, of_files
+from wcodec.directories import coded_files, scan_coded, verify_directory
+from wcodec.errors import BackendUnavailable
+from wcodec.files import File, verify_file
+from wcodec.hub import HubFile, verify_hub_file
+from wcodec.jobs import Report
+from wcodec.report import percent_text, printable, size_text
+
+
+# ---- verify ------------------------------------------------------------------------------------------------------------------
+def verify(args: argparse.Namespace) -> int:
+    """`wcodec verify`."""
+    check_inputs(args)
+    check_hub_options(args)
+    backend = backend_of(args)
+
+    def check(source: str) -> int:
+        start = time.perf_counter()
+        with in_directory(source):
+            report = _verified(args, source, backend)
+        seconds, line = time.perf_counter() - start, report.pop("line")
+        about = {"input": source, "good": True, **report, "seconds": seconds, "backend": backend.name}
+        say(args, f"{typed(source)}: {line}, {seconds:.1f} s", about)
+        return DONE
+
+    return each(args.inputs, check)
+
+
+def _verified(args: argparse.Namespace, source: str, backend: Backend) -> dict[str, Any]:
+    if os.path.isdir(source):
+        total = 0
+        if sys.stderr.isatty():
+            coded = coded_files(source, scan_coded(source).files, backend, args.max_nbytes, args.base)
+            total = sum(c.nbytes + (0 if c.base is None else base_nbytes(str(c.base))) for c in coded.values())
+        with progress_of(args, total) as progress:
+            return of_files(verify_directory(source, backend, progress, args.max_nbytes, args.base), "good")
+    if is_directory_or_hub(source):
+        with progress_of(args, hub_nbytes(source, backend)) as progress:
+            stored_nbytes, nbytes = verify_hub_file(source, backend, progress, args.max_nbytes)
+        return of_files(Report(1, 0, 0, nbytes, stored_nbytes), "good")  # in the same words as of a directory
+    with progress_of(args, decoded_nbytes(source, backend) + base_nbytes(args.base)) as progress:
+        stored_nbytes, nbytes = verify_file(source, backend, progress, args.max_nbytes, args.base)
+    line = f"good, {size_text(stored_nbytes)} -> {size_text(nbytes)}"
+    return {"line": line, "stored_nbytes": stored_nbytes, "nbytes": nbytes}
+
+
+# ---- info --------------------------------------------------------------------------------------------------------------------
+def info(args: argparse.Namespace) -> int:
+    """`wcodec info`."""
+    if args.plot and not args.explain:
+        args.error("--plot needs --explain")
+    if args.plot and len(args.inputs) > 1:
+        args.error("--plot is of one file")
+    if args.explain and not args.bound:
+        args.error("--explain decodes all tensors; it has no --no-bound")
+    check_inputs(args)
+    check_hub_options(args)
+    backend = backend_of(args)
+
+    def describe(source: str) -> int:
+        with in_directory(source):
+            if os.path.isdir(source):
+                report = _describe_directory(source, backend, args.base)
+                show(args, report, _lines(report))
+            elif is_directory_or_hub(source):
+                report = _describe_hub(source, backend)
+                show(args, report, _lines(report))
+            else:
+                return _explain(args, source, backend) if args.explain else _describe_file(args, source, backend)
+        return DONE
+
+    return each(args.inputs, describe)
+
+
+def _describe_file(args: argparse.Namespace, source: str, backend: Backend) -> int:
+    from wcodec.report import as_text, describe
+
+    with File(source, backend, base=args.base) as f, progress_of(args, f.index.data_nbytes if args.bound else 0) as progress:
+        report = {"file": source, **describe(f, args.bound, progress)}
+    heading = [f"{typed(source)}:"] if len(args.inputs) > 1 else []
+    show(args, report, [*heading, *as_text(report)])
+    return DONE
+
+
+def _explain(args: argparse.Namespace, source: str, backend: Backend) -> int:
+    from wcodec.explain import as_text, explain_file, figure_class, plot
+
+    if args.plot:
+        try:
+            figure_class()
+        except ImportError as e:
+            return fail(str(e))
+    with File(source, backend, base=args.base) as f:
+        if args.plot:
+            check_target(args, "the figure", args.plot, [Path(source), *f.base_paths()])
+        with progress_of(args, f.index.data_nbytes) as progress:
+            report = {"file": source, **explain_file(f, progress)}
+    if args.plot:
+        plot(report, os.path.realpath(args.plot), args.force)
+    show(args, report, as_text(report))
+    return DONE
+
+
+def _describe_directory(source: str, backend: Backend, base: str | None) -> dict[str, Any]:
+    coded = coded_files(source, scan_coded(source).files, backend, base=base).values()
+    keys = ("nbytes", "stored_nbytes")
+    return {
+        "directory": source,
+        **{k: sum(getattr(c, k) for c in coded) for k in keys},
+        "files": [{"name": c.name, "form": "hub" if c.is_hub else "wcodec", **{k: getattr(c, k) for k in keys}} for c in coded],
+    }
+
+
+def _describe_hub(source: str, backend: Backend) -> dict[str, Any]:
+    f = HubFile(source, backend)
+    tensors = [
+        {
+            "name": name, "dtype": t.dtype, "shape": list(t.shape), "is_stream": t.index is not None,
+            "nbytes": t.nbytes, "stored_nbytes": t.source.nbytes,
+        } for name, t in f.tensors.items()
+    ]  # fmt: skip
+    return {"file": source, "form": "hub", "nbytes": f.nbytes, "stored_nbytes": f.stored_nbytes, "tensors": tensors}
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    rows = report["files"] if "files" in report else report["tensors"]
+    sizes = f"{size_text(report['nbytes'])} -> {size_text(report['stored_nbytes'])}"
+    percent = percent_text(report["stored_nbytes"], report["nbytes"])
+    if "files" in report:
+        yield f"{typed(report['directory'])}: a directory with {len(rows)} encoded file{'s' * (len(rows) != 1)}, {sizes} ({percent})"
+    else:
+        n = sum(r["is_stream"] for r in rows)
+        yield f"{typed(report['file'])}: hub form, {len(rows)} tensors, {n} of them encoded, {sizes} ({percent})"
+    for r in rows:
+        what = r["form"] if "form" in r else f"{r['dtype']} {'x'.join(map(str, r['shape'])) or 'scalar'}"
+        how = percent_text(r["stored_nbytes"], r["nbytes"]) if r.get("is_stream", True) else "as it is"
+        yield f"  {printable(r['name'])}  {printable(what)}  {size_text(r['nbytes'])} -> {size_text(r['stored_nbytes'])}  {how}"
+
+
+# ---- backends ----------------------------------------------------------------------------------------------------------------
+def backends(args: argparse.Namespace) -> int:
+    """`wcodec backends`."""
+    used = backend_of(args)
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys([*backend_names(), *([args.backend] if args.backend and ":" in args.backend else [])]):
+        try:
+            backend = load_backend(name, args.threads)
+            rows.append({"name": name, "usable": True, "used": backend is used, "reason": "", "info": backend.info()})
+        except BackendUnavailable as e:
+            rows.append({"name": name, "usable": False, "used": False, "reason": str(e), "info": {}})
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return DONE
+    for row in rows:
+        detail = ", ".join(f"{k} {v}" for k, v in row["info"].items()) if row["usable"] else f"not usable: {row['reason']}"
+        print(f"{'*' if row['used'] else ' '} {row['name']:<12} {detail}".rstrip())
+    print("* is in use; --backend and WCODEC_BACKEND choose another")
+    return DONE

@@ -1,0 +1,76 @@
+"""`wcodec conformance`, `demo` and `bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from wcodec.cli.common import BAD_INPUT, DONE, backend_of, check_target, fail, show
+from wcodec.errors import BackendUnavailable
+from wcodec.outputs import atomic_output
+
+if TYPE_CHECKING:
+    from wcodec.conformance import Outcome
+
+
+def conformance(args: argparse.Namespace) -> int:
+    """`wcodec conformance`: 0 only if all checks ran and passed."""
+    from wcodec.conformance import Command, run
+
+    if args.command is not None and args.backend is not None:
+        args.error("--command is instead of --backend")
+    try:
+        if args.report:
+            check_target(args, "the report", args.report)
+        target = Command(args.command) if args.command is not None else backend_of(args)
+        report = run(target, select=args.filter, sweeps=not args.no_sweeps, progress=_bar)
+    except (BackendUnavailable, FileNotFoundError, ValueError) as e:
+        args.error(str(e))
+        raise
+    for outcome in report.failed:
+        print(f"FAILED {outcome}")
+    if args.report:
+        with atomic_output(args.report, overwrite=args.force) as f:
+            f.write((report.as_json() + "\n").encode())
+    about = ", ".join(f"{k} {v}" for k, v in report.info.items())
+    print(f"{report.target}{f' ({about})' if about else ''}: {report.vectors['cases']} vectors, {report.seconds:.1f} s")
+    for why, n in Counter(o.message for o in report.outcomes if o.outcome == "not run").items():
+        print(f"NOT RUN {n}: {why}")
+    print(report.last_line)
+    return DONE if report.good else BAD_INPUT
+
+
+def _bar(outcomes: Iterable[Outcome], n: int) -> Iterable[Outcome]:
+    """A bar on a terminal, if tqdm is there."""
+    if not sys.stderr.isatty():
+        return outcomes
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return outcomes
+    bar: Iterable[Outcome] = tqdm(outcomes, total=n, unit="check", leave=False)
+    return bar
+
+
+def demo(args: argparse.Namespace) -> int:
+    """`wcodec demo`."""
+    from wcodec.demo import run_demo
+
+    if run_demo(lambda line: print(line, flush=True), args.backend, args.threads):
+        return DONE
+    return fail("a file did not come back with the same SHA-256, or the backends' files differ")
+
+
+def bench(args: argparse.Namespace) -> int:
+    """`wcodec bench`."""
+    from wcodec.bench import as_text, bench_file
+
+    def say(line: str) -> None:
+        print("wcodec:", line, file=sys.stderr)
+
+    report = bench_file(args.input, args.backend, args.threads, args.rounds, args.sample_nbytes, say)
+    show(args, report, as_text(report))
+    return DONE if report["same"] else fail("the tensors did not come back the same")
