@@ -235,10 +235,10 @@ def same(path: Path | io.BytesIO, tensors: dict[str, Array], **how: Any) -> None
 @pytest.mark.parametrize("base", ["base.safetensors", "base.wcodec"])
 def test_there_and_back(files: Path, backend: Backend, base: str) -> None:
     original = (files / "fine.safetensors").read_bytes()
-    _, stored = encode_file("fine.safetensors", "delta.wcodec", base=base)
-    assert stored < encode_file("fine.safetensors", "plain.wcodec")[1] * 0.7
+    _, stored = encode_file("fine.safetensors", "delta.wcodec", base=base, overwrite=True)
+    assert stored < encode_file("fine.safetensors", "plain.wcodec", overwrite=True)[1] * 0.7
     assert verify_file("delta.wcodec") == (stored, len(original))  # beside it
-    decode_file("delta.wcodec", "out")
+    decode_file("delta.wcodec", "out", overwrite=True)
     assert (files / "out").read_bytes() == original
     other = {"base.safetensors": "base.wcodec", "base.wcodec": "base.safetensors"}[base]
     (files / base).rename("elsewhere")
@@ -568,9 +568,9 @@ def test_the_cuda_backend(files: Path) -> None:
     fine = {n: FINE[n] for n in ("bfloat16", "int8", "float64", "wide")}
     write_safetensors(files / "few.safetensors", fine)
     for base in ("base.safetensors", "base.wcodec"):
-        encode_file("few.safetensors", "delta", None, backend, base=base)
+        encode_file("few.safetensors", "delta", None, backend, base=base, overwrite=True)
         same(files / "delta", fine, backend=backend)
-        encode_file("few.safetensors", "expected", None, load_backend("reference"), base=base)
+        encode_file("few.safetensors", "expected", None, load_backend("reference"), base=base, overwrite=True)
         assert (files / "delta").read_bytes() == (files / "expected").read_bytes()
 
 
@@ -614,7 +614,7 @@ def test_no_base_is_written_over(tmp_path: Path) -> None:
     wcodec.save_file(words[0] | {"w": words[0]["w"] ^ 3}, c, base=b)
     for target in (a, b):
         with pytest.raises(wcodec.EncodeError, match=r"bad_option.*replace the base"):
-            decode_file(c, target)
+            decode_file(c, target, overwrite=True)
     assert (a.read_bytes(), b.read_bytes()) == before
     a.unlink()
     with pytest.raises(wcodec.DecodeError, match=r"bad_base.*put it there, or name a restored safetensors file"):

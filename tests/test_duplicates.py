@@ -39,11 +39,11 @@ def test_tied_embeddings_of_a_file(tmp_path: Path, backend: Backend) -> None:
     data = safetensors_bytes(tensors, {"format": "pt"})
     (tmp_path / "in").write_bytes(data)
     (tmp_path / "once").write_bytes(safetensors_bytes(tensors[:2]))
-    encode_file(tmp_path / "in", tmp_path / "coded")
-    encode_file(tmp_path / "once", tmp_path / "coded once")
+    encode_file(tmp_path / "in", tmp_path / "coded", overwrite=True)
+    encode_file(tmp_path / "once", tmp_path / "coded once", overwrite=True)
     assert duplicates_of(tmp_path / "coded") == {"a": None, "embed": None, "b": "a", "head": "embed", "third": "embed"}
     assert (tmp_path / "coded").stat().st_size < (tmp_path / "coded once").stat().st_size + 600
-    decode_file(tmp_path / "coded", tmp_path / "out")
+    decode_file(tmp_path / "coded", tmp_path / "out", overwrite=True)
     assert (tmp_path / "out").read_bytes() == data
     assert verify_file(tmp_path / "coded")[1] == len(data)
 

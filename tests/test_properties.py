@@ -130,7 +130,7 @@ def safetensors_files(draw: st.DrawFn) -> bytes:
 def test_a_checkpoint_comes_back_byte_for_byte(tmp_path_factory: Any, data: bytes, name: str) -> None:
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "in").write_bytes(data)
-    assert encode_file(folder / "in", folder / "coded", None, load_backend(name))[0] == len(data)
-    assert decode_file(folder / "coded", folder / "out", load_backend(name))[1] == len(data)
+    assert encode_file(folder / "in", folder / "coded", None, load_backend(name), overwrite=True)[0] == len(data)
+    assert decode_file(folder / "coded", folder / "out", load_backend(name), overwrite=True)[1] == len(data)
     assert (folder / "out").read_bytes() == data
     assert struct.unpack("<Q", data[:8])[0] + 8 <= len(data)

@@ -69,10 +69,10 @@ def test_real_weights_come_back_and_get_small(checkpoints: dict[str, Path], tmp_
     source, coded = checkpoints[name], set()
     for backend_name in BACKENDS:
         backend = load_backend(backend_name)
-        nbytes, stored_nbytes = encode_file(source, tmp_path / "coded", None, backend)
+        nbytes, stored_nbytes = encode_file(source, tmp_path / "coded", None, backend, overwrite=True)
         assert stored_nbytes <= nbytes * LIMITS[name], f"{stored_nbytes / nbytes:.2%} of the original"
         coded.add(sha256(tmp_path / "coded"))
-        decode_file(tmp_path / "coded", tmp_path / "back", backend)
+        decode_file(tmp_path / "coded", tmp_path / "back", backend, overwrite=True)
         assert sha256(tmp_path / "back") == sha256(source)
     assert len(coded) == 1, "the backends wrote different files"
 

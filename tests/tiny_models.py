@@ -58,7 +58,7 @@ def auto_class(name: str) -> Any:
 
 def encode(source: Path, target: Path, form: str) -> Path:
     """A model's directory in another form."""
-    encode_directory(source, target, form)
+    encode_directory(source, target, form, overwrite=True)
     return target
 
 
