@@ -21,7 +21,7 @@ from wcodec.reference import container
 from wcodec.reference.segments import Coder
 
 ALWAYS = ("reject/", "either/", "prefixes/", "duty/", "payload/")  #: checks that are cheap, the last of them with few flips
-FEW_FLIPS = 40
+FEW_FLIPS = 12
 
 
 def features(case: Case) -> set[tuple[Any, ...]]:

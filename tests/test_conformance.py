@@ -194,7 +194,9 @@ def test_every_rule_has_a_case():
 
 
 # ---- the suite itself --------------------------------------------------------------------------------------------------
-def test_backend_passes():
+@pytest.mark.parametrize("most_flips", [60, pytest.param(500, marks=pytest.mark.exhaustive)])
+def test_numba_passes(monkeypatch: pytest.MonkeyPatch, most_flips: int):
+    monkeypatch.setattr(conformance.kernels, "MOST_FLIPS", most_flips)
     report = conformance.run(load_backend("numba"))
     assert [str(o) for o in report.failed] == []
     assert report.good

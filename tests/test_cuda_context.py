@@ -187,6 +187,7 @@ def test_scratch_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- sanitizers ------------------------------------------------------------------------------------------------------------
+@pytest.mark.exhaustive  # the sample of the conformance suite runs these kernels with sanitizers too
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)
 

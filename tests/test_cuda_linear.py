@@ -135,7 +135,8 @@ def parts_of(shape: tuple[int, int]) -> list[int]:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_shapes(runtime: EmulatedRuntime, batch: int, form: str) -> None:
-    for i, shape in enumerate(SHAPES[form]):
+    every = 3 if runtime.races and batch > 8 else 1  # comparing accesses takes ten times as long
+    for i, shape in list(enumerate(SHAPES[form]))[batch // 16 % every :: every]:
         weights, x = weights_of("bf16", shape), random("bf16", batch - i % 3, shape[1])
         bias = random("bf16", shape[0], sigma=0.1) if i % 2 else None
         for n_parts in parts_of(shape)[:: 1 if batch < 16 else 2]:

@@ -134,6 +134,7 @@ class EmulatedRuntime(Runtime):
             raise EmulatorError("one check at a time: sanitize or races")
         if sanitize and not hasattr(_libc, "__asan_init"):
             raise EmulatorError("a sanitized runtime needs a process started by run_sanitized")
+        self.races = races
         self._check = "sanitizers" if sanitize else "races" if races else "none"
         self._order, self._seed = order, seed
         sources = {name: (KERNELS / f"{name}.cu", kernels) for name, kernels in SOURCES.items()} | dict(extra or {})
