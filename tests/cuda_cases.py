@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from cuda_emulator import ORDERS, EmulatedRuntime, run_sanitized
 from fences import Fence
 
@@ -24,6 +25,13 @@ RUNTIMES.append({"order": "shuffled", "seed": 3, "races": True})
 def runtime_id(options: dict[str, Any]) -> str:
     """Name of such options in a test's id."""
     return "races" if "races" in options else f"{options['order']}-{options['seed']}"
+
+
+#: The same for a fixture: always one that compares accesses, and one in an order that no GPU has; the other orders in `make test-all`.
+EACH_RUNTIME = [
+    pytest.param(options, id=runtime_id(options), marks=() if runtime_id(options) in ("races", "reverse-0") else pytest.mark.exhaustive)
+    for options in RUNTIMES
+]
 
 
 def check_sanitized(file: str) -> None:

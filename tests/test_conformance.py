@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from wcodec import conformance, conformance_cases
-from wcodec.backends import Backend, load_backend
+from wcodec.backends import load_backend
 from wcodec.cli import main
 from wcodec.codec import BufferSource
 from wcodec.conformance_cases import Vectors, load, sha256
@@ -195,11 +195,22 @@ def test_every_rule_has_a_case():
 
 
 # ---- the suite itself --------------------------------------------------------------------------------------------------
-def test_backend_passes(backend: Backend):
-    report = conformance.run(backend)
+@pytest.mark.parametrize("most_flips", [60, pytest.param(500, marks=pytest.mark.exhaustive)])
+def test_numba_passes(monkeypatch: pytest.MonkeyPatch, most_flips: int):
+    monkeypatch.setattr(conformance.kernels, "MOST_FLIPS", most_flips)
+    report = conformance.run(load_backend("numba"))
     assert [str(o) for o in report.failed] == []
     assert report.good
     assert report.last_line == f"{len(report.outcomes)} passed, 0 failed, 0 not run"
+
+
+@pytest.mark.parametrize("sweeps", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_reference_passes(sweeps: bool):
+    """Spoilt payloads are held against the reference itself, and spoilt files are refused before it comes to them, nearly all."""
+    report = conformance.run(load_backend("reference"), sweeps=sweeps)
+    assert [str(o) for o in report.failed] == []
+    assert report.totals["passed"] >= 1300
+    assert report.good == sweeps
 
 
 def test_left_out_is_not_green(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -246,7 +257,7 @@ def test_damaged_vectors_fail(tmp_path: Path, vectors: Vectors):
 GOOD = """
 import sys
 from pathlib import Path
-from wcodec.backends import Backend, load_backend
+from wcodec.backends import load_backend
 from wcodec.conformance_cases import decode
 from wcodec.errors import DecodeError
 try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from cuda_cases import BLOCK, RUNTIMES, Array, Memory, address, check_sanitized, pad, runtime_id
+from cuda_cases import BLOCK, EACH_RUNTIME, Array, Memory, address, check_sanitized, pad
 from cuda_emulator import EmulatedRuntime
 from cuda_emulator.backend import EmulatedCuda
 from plans import complete, make_case, only, random_geometry, random_scales, random_tables, random_words, with_maps
@@ -28,7 +28,7 @@ KINDS = [(d, layout) for d in ("int8", "float8_e5m2", "bfloat16", "float32", "fl
 KINDS = [(n, layout) for n, layout in KINDS if layout == Layout.BYTES or BY_NAME[n].has_pairs]
 
 
-@pytest.fixture(params=RUNTIMES, ids=runtime_id)
+@pytest.fixture(params=EACH_RUNTIME)
 def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
     return EmulatedRuntime(**request.param)
 
@@ -187,6 +187,7 @@ def test_scratch_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---- sanitizers ------------------------------------------------------------------------------------------------------------
+@pytest.mark.exhaustive  # the sample of the conformance suite runs these kernels with sanitizers too
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)
 

@@ -415,6 +415,7 @@ def test_histogram_of_many_words() -> None:
 
 
 # ---- sanitizers ----------------------------------------------------------------------------------------------------------
+@pytest.mark.exhaustive  # the sample of the conformance suite runs these kernels with sanitizers too
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)
 

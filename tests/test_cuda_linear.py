@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_cases import RUNTIMES, Array, Memory, address, check_sanitized, runtime_id
+from cuda_cases import EACH_RUNTIME, RUNTIMES, Array, Memory, address, check_sanitized
 from cuda_emulator import EmulatedRuntime
 from operand_cases import FACTORS, FORMS, KINDS, PAIRS, bf16_of, damaged_operand, floats, multiply, operand_of, weights_of, words_of
 
@@ -24,7 +25,7 @@ SHAPES = {
 INF, NAN, ONE = 0x7F80, 0x7FC0, 0x3F80
 
 
-@pytest.fixture(params=RUNTIMES, ids=runtime_id)
+@pytest.fixture(params=EACH_RUNTIME)
 def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
     return EmulatedRuntime(**request.param)
 
@@ -134,7 +135,8 @@ def parts_of(shape: tuple[int, int]) -> list[int]:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("batch", BATCHES)
 def test_shapes(runtime: EmulatedRuntime, batch: int, form: str) -> None:
-    for i, shape in enumerate(SHAPES[form]):
+    every = 3 if runtime.races and batch > 8 else 1  # comparing accesses takes ten times as long
+    for i, shape in list(enumerate(SHAPES[form]))[batch // 16 % every :: every]:
         weights, x = weights_of("bf16", shape), random("bf16", batch - i % 3, shape[1])
         bias = random("bf16", shape[0], sigma=0.1) if i % 2 else None
         for n_parts in parts_of(shape)[:: 1 if batch < 16 else 2]:
@@ -260,14 +262,13 @@ def test_workspace_is_taken() -> None:
 
 # ---- plans -------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cols", [4100, pytest.param(5120, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("batch", [1, 2, 3, 6, *BATCHES])
-def test_slices(batch: int, form: str) -> None:
+def test_slices(batch: int, cols: int, form: str) -> None:
     """All numbers of slices, also where there are more than segments, and some are empty."""
-    for cols in (4100, 5120) if batch in BATCHES else (4100,):
-        weights, x = weights_of("bf16", (40, cols)), random("bf16", batch, cols)
-        for n_slices in (2, 4, 8):
-            for n_parts in (1, 2):
-                check(multiply(EmulatedRuntime(order="shuffled"), x, weights, form, n_parts=n_parts, n_slices=n_slices), x, weights)
+    weights, x = weights_of("bf16", (40, cols)), random("bf16", batch, cols)
+    for n_slices, n_parts in ((2, 2), (4, 1), (8, 2)) if cols == 4100 else product((2, 4, 8), (1, 2)):
+        check(multiply(EmulatedRuntime(order="shuffled"), x, weights, form, n_parts=n_parts, n_slices=n_slices), x, weights)
 
 
 @pytest.mark.parametrize("coded", [False, True])
@@ -348,11 +349,11 @@ def main() -> None:
     runtime: Any = EmulatedRuntime.sanitized()
     for form in FORMS:
         for batch in BATCHES:
-            for shape in [(17, 33), (130, 72), (17, 1056)]:
+            for shape in [(130, 72)] if form == "fixed" else [(17, 1056)]:
                 weights, x = weights_of("bf16", shape), random("bf16", batch, shape[1])
                 check(multiply(runtime, x, weights, form, n_parts=2), x, weights)
         test_patches(runtime, form)
-        for seed in range(4):
+        for seed in range(2):
             damaged(runtime, "bf16", form, seed)
         weights, x = weights_of("int8", (17, 1057)), random("fp16", 9, 1057, sigma=0.1)
         check(multiply(runtime, x, weights, form), x, weights)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_cases import RUNTIMES, Array, Memory, address, check_sanitized, runtime_id
+from cuda_cases import EACH_RUNTIME, Array, Memory, address, check_sanitized
 from cuda_emulator import EmulatedRuntime
 from operand_cases import FORMS, KINDS, damaged_operand, operand_of, weights_of, words_of
 
@@ -19,7 +19,7 @@ from wcodec.reference.plan import EncodeOptions
 SHAPES = [(1, 1), (7, 16), (16, 7), (17, 33), (100, 31), (16, 1024), (33, 1056), (8, 2080), (9, 1030), (24, 3072)]
 
 
-@pytest.fixture(params=RUNTIMES, ids=runtime_id)
+@pytest.fixture(params=EACH_RUNTIME)
 def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
     return EmulatedRuntime(**request.param)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from cuda_cases import RUNTIMES, Array, Memory, address, check_sanitized, launch, pad, planes_of, runtime_id, segments_of, tensors_of
+from cuda_cases import EACH_RUNTIME, Array, Memory, address, check_sanitized, launch, pad, planes_of, segments_of, tensors_of
 from cuda_emulator import CANARY, EmulatedRuntime
 from plans import random_geometry
 
@@ -20,7 +20,7 @@ FLOAT32 = BY_NAME["float32"]
 MODES = [Mode.LEFT, Mode.TOP, Mode.AVG, Mode.PLANAR]
 
 
-@pytest.fixture(params=RUNTIMES, ids=runtime_id)
+@pytest.fixture(params=EACH_RUNTIME)
 def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
     return EmulatedRuntime(**request.param)
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from cuda_cases import BLOCK, RUNTIMES, Array, address, check_sanitized, launch, runtime_id
+from cuda_cases import BLOCK, EACH_RUNTIME, Array, address, check_sanitized, launch
 from cuda_emulator import EmulatedRuntime
 from plans import random_geometry
 from test_cuda_predict import FLOAT32, Case, Structures, make_case, tile_slices
@@ -22,7 +22,7 @@ BAD_TILE_MODE = 2  # as in common.cuh
 WITH_TRANSFORM = [m for m in MODES if m >> 4]
 
 
-@pytest.fixture(params=RUNTIMES, ids=runtime_id)
+@pytest.fixture(params=EACH_RUNTIME)
 def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
     return EmulatedRuntime(**request.param)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cuda_cases import RUNTIMES, Array, Memory, address, check_sanitized, launch, pad, planes_of, runtime_id, segments_of, tensors_of
+from cuda_cases import EACH_RUNTIME, Array, Memory, address, check_sanitized, launch, pad, planes_of, segments_of, tensors_of
 from cuda_emulator import CANARY, EmulatedRuntime
 from plans import Case, complete, make_case, only, random_geometry, random_tables
 
@@ -22,7 +22,7 @@ F64_SPLIT = replace(BY_NAME["float64"], word_map=WordMap.EXPONENT_FIRST, exponen
 KINDS = [BY_NAME[n] for n in ("uint8", "int8", "float8_e5m2", "int16", "bfloat16", "float32", "int64")]
 
 
-@pytest.fixture(params=RUNTIMES, ids=runtime_id)
+@pytest.fixture(params=EACH_RUNTIME)
 def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
     return EmulatedRuntime(**request.param)
 

@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from test_variants import VARIANTS, skip_unless_it_runs
+from variants import VARIANTS, skip_unless_it_runs
 
 from wcodec.backends import numba_jobs
 from wcodec.backends.numba_cpu import NumbaBackend

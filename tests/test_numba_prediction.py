@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fences import Fence
-from test_variants import VARIANTS, check_tests
+from variants import VARIANTS, check_tests
 
 from wcodec.backends import numba_context, numba_kernels, numba_prediction
 from wcodec.reference.entropy import ContextKind

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fences import CANARY, Fence
-from test_variants import VARIANTS, check_tests
+from variants import VARIANTS, check_tests
 
 from wcodec.backends.numba_streams import TRANSFORMS, Work
 from wcodec.backends.numba_transform import LANES, transformer

@@ -1,47 +1,67 @@
-"""Memory of models whose weights stay compressed: a process of its own holds and runs one of 1 GB."""
+"""Memory of models whose weights stay compressed: what they ask for from a file to the result of a forward pass."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
-from test_files import reads_proc
+import torch
+from memory import peak_of, torch_peak_of
 
-ROOT = Path(__file__).parent.parent
+from wcodec.torch import compress_model, load_compressed, model_memory, scratch
+
+HIDDEN, INNER, LAYERS = 256, 1024, 6
+LARGEST = 2 * HIDDEN * INNER  #: bytes of a weight
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("memory") / "model.wcodec"
+def bench() -> Iterator[ModuleType]:
+    """The benchmark, which measures a larger model."""
+    with pytest.MonkeyPatch.context() as m:
+        m.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+        yield importlib.import_module("bench_memory")
 
 
-def run(checkpoint: Path, mode: str) -> dict[str, Any]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    command = [sys.executable, str(Path(__file__).with_name("torch_memory.py")), str(checkpoint), mode]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def test_peak_of_loading_and_running(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the compressed weights, a few that are being read or decoded."""
+    monkeypatch.setattr(scratch.Ahead, "_start_next", lambda *_: None)  # in another thread, whose tensors are not counted
+    bench.write(tmp_path / "model.wcodec", HIDDEN, INNER, LAYERS)
+    x = torch.randn(1, HIDDEN).bfloat16()
+
+    def steps() -> torch.nn.Module:
+        scratch.release_scratch()
+        with torch.device("meta"):
+            model = torch.nn.Sequential(*[bench.Block(HIDDEN, INNER) for _ in range(LAYERS)])
+        load_compressed(model, tmp_path / "model.wcodec")
+        with torch.no_grad():
+            assert model(x).isfinite().all()
+        return model
+
+    memory = model_memory(steps())
+    assert memory.n_compressed == 5 * LAYERS
+    assert memory.held < 0.67 * memory.dense
+    assert memory.held < peak_of(steps) + torch_peak_of(steps) < memory.held + 3 * LARGEST
 
 
-@reads_proc
-def test_peak_of_a_model_of_1_gb(checkpoint: Path) -> None:
-    """From a file to the result of a forward pass: weights, scratch, plans, and what reading took."""
-    found = run(checkpoint, "load")
-    assert found["dense"] > 1e9
-    assert found["n"] == 60
-    assert found["held"] < 0.665 * found["dense"]
-    assert found["peak"] < 750_000_000 * found["dense"] / 1e9
+def test_peak_while_a_model_is_compressed(bench: ModuleType) -> None:
+    """Layer by layer: one that is dense beside the compressed ones, and what encoding takes."""
+    models = list[torch.nn.Module]()
 
+    def steps() -> None:
+        models.clear()
+        for _ in range(LAYERS):
+            block = bench.Block(HIDDEN, INNER)
+            for p in block.parameters():
+                torch.nn.init.normal_(p, std=0.02)
+            models.append(compress_model(block))
+            del block, p
 
-@reads_proc
-def test_peak_while_a_model_is_compressed(checkpoint: Path) -> None:
-    """Layer by layer: never more than one dense layer beside the compressed ones, and what encoding takes."""
-    found = run(checkpoint, "compress")
-    assert found["held"] < 0.665 * found["dense"]
-    assert found["peak"] < 0.9 * found["dense"]
+    dense = 2 * HIDDEN * HIDDEN * 2 + 3 * LARGEST
+    of_torch, of_numpy = torch_peak_of(steps), peak_of(steps)
+    held = sum(model_memory(model).held for model in models)
+    assert held < 0.67 * LAYERS * dense
+    assert dense <= of_torch < dense + 2 * LARGEST
+    assert held < of_numpy < held + 3 * LARGEST

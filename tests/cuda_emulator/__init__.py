@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +120,8 @@ class EmulatedRuntime(Runtime):
         More sources: their path and their kernels, by a name.
     """
 
+    launched: ClassVar[set[str]] = set()  #: kernels that any of them was asked to run, in this process
+
     def __init__(
         self,
         sanitize: bool = False,
@@ -132,6 +134,7 @@ class EmulatedRuntime(Runtime):
             raise EmulatorError("one check at a time: sanitize or races")
         if sanitize and not hasattr(_libc, "__asan_init"):
             raise EmulatorError("a sanitized runtime needs a process started by run_sanitized")
+        self.races = races
         self._check = "sanitizers" if sanitize else "races" if races else "none"
         self._order, self._seed = order, seed
         sources = {name: (KERNELS / f"{name}.cu", kernels) for name, kernels in SOURCES.items()} | dict(extra or {})
@@ -196,6 +199,7 @@ class EmulatedRuntime(Runtime):
         library = self._library_of(kernel)
         if not 1 <= grid < 1 << 31 or not 1 <= block <= 1024:
             raise EmulatorError(f"{kernel}: {grid} blocks of {block} threads can't be launched")
+        self.launched.add(kernel)
         values = [self._argument(arg) for arg in args]
         sizes = library.sizes(kernel)
         if sizes != tuple(ctypes.sizeof(v) for v in values):

@@ -1,9 +1,10 @@
-"""Run by test_torch_memory.py in a process of its own: a model whose weights stay compressed, and the memory that they take.
+"""Memory of a model whose weights stay compressed, of 1 GB, as the system counts it.
 
-    python torch_memory.py FILE MODE
+    python benchmarks/bench_memory.py FILE load        # from the file
+    python benchmarks/bench_memory.py FILE compress    # a dense model, layer by layer
 
-makes ``FILE`` if it is not there: bf16 weights, Gaussian, of 1 GB. Prints JSON: bytes of weights, and what the process took for them at
-its peak, loading included. MODE: ``load`` (from the file), or ``compress`` (a dense model, layer by layer).
+makes ``FILE`` if it is not there: bf16 weights, Gaussian. Prints JSON: bytes of weights, and what the process took for them at its peak,
+loading and a forward pass included. What the code asks for is tested by ``tests/test_torch_memory.py``. Linux.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 import wcodec
+from wcodec.reference.planes import BY_NAME
 from wcodec.torch import compress_model, load_compressed, model_memory
 
 HIDDEN, INNER, LAYERS = 2048, 5632, 12
@@ -35,14 +37,12 @@ class Block(torch.nn.Module):
         return x + self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
 
 
-def write(path: Path) -> None:
+def write(path: Path, hidden: int = HIDDEN, inner: int = INNER, layers: int = LAYERS) -> None:
     """The checkpoint: the same Gaussian numbers in another order for each weight."""
-    numbers = (np.random.default_rng(1).standard_normal(HIDDEN * INNER + 4096, np.float32) * 0.02).view(np.uint32)
+    numbers = (np.random.default_rng(1).standard_normal(hidden * inner + 4096, np.float32) * 0.02).view(np.uint32)
     words = ((numbers + 0x8000) >> 16).astype(np.uint16)
     with torch.device("meta"):
-        model = torch.nn.Sequential(*[Block(HIDDEN, INNER) for _ in range(LAYERS)])
-    from wcodec.reference.planes import BY_NAME
-
+        model = torch.nn.Sequential(*[Block(hidden, inner) for _ in range(layers)])
     with path.open("wb") as f:
         writer = wcodec.Encoder().start(f)
         for i, (name, p) in enumerate(model.named_parameters()):

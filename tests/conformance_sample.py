@@ -1,0 +1,67 @@
+"""A sample of the conformance suite for runs that are dear: few cases, which together hold whatever any case holds.
+
+    python conformance_sample.py BACKEND [KIND/]
+
+runs it, or but one kind of its checks, and prints JSON: what failed, how many checks passed, and the kernels that the emulator ran.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from cuda_emulator import EmulatedRuntime
+
+from wcodec import conformance, conformance_kernels
+from wcodec.backends import load_backend
+from wcodec.codec import BufferSource
+from wcodec.conformance_cases import Case, Vectors, load
+from wcodec.reference import container
+from wcodec.reference.segments import Coder
+
+ALWAYS = ("reject/", "either/", "prefixes/", "duty/", "payload/")  #: checks that are cheap, the last of them with few flips
+FEW_FLIPS = 12
+
+
+def features(case: Case) -> set[tuple[Any, ...]]:
+    """What a case holds: flags, options, dtypes; by word size layouts, coders of planes, contexts, modes of planes and of tiles."""
+    out: set[tuple[Any, ...]] = {("flag", flag) for flag in case.row["flags"]}
+    out |= {("option", name, str(value) if name not in ("segment", "tile") else "") for name, value in case.row.get("encode", {}).items()}
+    index = container.read_index(BufferSource(case.data))
+    for t in index.tensors:
+        plan, s, n = t.plan(index.tables), t.segments, t.dtype.word_nbytes
+        out |= {("dtype", t.dtype.name), ("difference", t.difference, n), ("duplicate", t.duplicate_of is not None)}
+        out |= {("patches", n, k > 0) for k in s.n_patches.tolist()} | {("mode", n, m) for m in set(s.prediction.reshape(-1).tolist())}
+        planes = zip(s.layout.tolist(), s.coder.T.tolist(), s.prediction.any(0).tolist(), strict=True)
+        out |= {("planes", n, layout, *coders, predicted) for layout, coders, predicted in planes}
+        out |= {("precision", index.tables[i].prob_bits) for i in s.table[s.coder == Coder.RANS].tolist()}
+        for layout, i in {(int(s.layout[k]), int(s.table[p, k])) for p, k in zip(*(s.coder == Coder.CONTEXT).nonzero(), strict=True)}:
+            used = index.tables.maps[i]
+            out |= {("context", n, layout, used.kind), ("precision", index.tables[used.tables[0]].prob_bits)}
+        for at, nbytes in zip((plan.offsets[:-1] + t.payload_offset).tolist(), plan.modes_nbytes.tolist(), strict=True):
+            out |= {("tile mode", n, mode) for mode in case.data[at : at + nbytes]}
+    return out
+
+
+def cover(vectors: Vectors) -> list[str]:
+    """Names of cases that are accepted, each the one that adds most features, until none adds any."""
+    held = {case.name: features(case) for case in vectors.cases if case.expect == "accept"}
+    chosen, left = list[str](), set[tuple[Any, ...]]().union(*held.values())
+    while left:
+        chosen.append(max(held, key=lambda name: len(held[name] & left)))
+        left -= held[chosen[-1]]
+    return chosen
+
+
+def main(backend: str, kind: str = "") -> None:
+    """See the module."""
+    conformance_kernels.MOST_FLIPS = FEW_FLIPS  # type: ignore[misc]
+    chosen = [k + name for name in cover(load()) for k in ([kind] if kind else ["accept/", "kernels/", "encode/"])]
+    report = conformance.run(load_backend(backend), select=chosen if kind else [*ALWAYS, *chosen])
+    found = {"failed": [str(o) for o in report.failed], "passed": report.totals["passed"], "launched": sorted(EmulatedRuntime.launched)}
+    print(json.dumps(found | report.info))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

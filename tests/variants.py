@@ -1,0 +1,56 @@
+"""The numba backend on lesser CPUs: what numba is told of each, and how to run something there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+VARIANTS = {
+    "avx2": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse4.2,+popcnt,+avx,+avx2,+pclmul,+bmi,+bmi2,+lzcnt"},
+    "plain": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"},
+}
+
+
+def host_has(feature: str) -> bool:
+    """Whether this machine can run code for a variant at all."""
+    import llvmlite.binding
+
+    return bool(llvmlite.binding.get_host_cpu_features().get(feature, False))
+
+
+def skip_unless_it_runs(variant: str) -> None:
+    """Skip the test, if this machine cannot run code for a variant."""
+    if variant == "avx2" and not host_has("avx2"):
+        pytest.skip("this CPU has no AVX2")
+
+
+def run_module(env: dict[str, str], *args: str) -> str:
+    """A module, run with such an environment, ends well. Returns what it prints."""
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, **env, "PYTHONPATH": os.pathsep.join(paths)}
+    run = subprocess.run([sys.executable, "-m", *args], env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    return run.stdout
+
+
+def check_variant(variant: str, *args: str) -> str:
+    """A module, run as another CPU runs it, ends well. Returns what it prints."""
+    skip_unless_it_runs(variant)
+    return run_module(VARIANTS[variant], *args)
+
+
+def check_tests(variant: str, file: str, names: str) -> None:
+    """Tests of a file pass, as another CPU runs them."""
+    check_variant(variant, "pytest", "-p", "no:cacheprovider", "-k", names, file)
+
+
+def compile_for_all(n_processes: int) -> None:
+    """Let numba compile every kernel for this CPU and the lesser ones, and keep them on disk: a minute or two, the first time."""
+    some = [{}, *(env for name, env in VARIANTS.items() if name == "plain" or host_has("avx2"))]
+    with ThreadPoolExecutor(n_processes) as pool:
+        list(pool.map(lambda env: run_module(env, "conformance_sample", "numba", "kernels/"), some))
