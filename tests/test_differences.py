@@ -123,7 +123,7 @@ def delta(folder: Path, base: Array, array: Array) -> tuple[int, int, Difference
     """Bytes of a file of an array, without a base and with it, which difference, once it has come back."""
     wcodec.save_file({"w": base}, folder / "base.wcodec")
     plain = wcodec.save_file({"w": array}, folder / "plain.wcodec")
-    stored = wcodec.save_file({"w": array}, folder / "delta.wcodec", base=folder / "base.wcodec", overwrite=True)
+    stored = wcodec.save_file({"w": array}, folder / "delta.wcodec", base=folder / "base.wcodec")
     with wcodec.open(folder / "delta.wcodec") as f:
         assert bits(f.get_tensor("w")) == bits(array)
         return plain, stored, f.record("w").difference
@@ -244,7 +244,7 @@ def test_there_and_back(files: Path, backend: Backend, base: str) -> None:
     other = {"base.safetensors": "base.wcodec", "base.wcodec": "base.safetensors"}[base]
     (files / base).rename("elsewhere")
     for now in ("elsewhere", other):
-        decode_file("delta.wcodec", "out", base=now)
+        decode_file("delta.wcodec", "out", base=now, overwrite=True)
         assert (files / "out").read_bytes() == original
         same(files / "delta.wcodec", FINE, base=now)
 
@@ -256,7 +256,7 @@ def test_the_file_depends_on_nothing_but_the_words(files: Path) -> None:
         (files / name).mkdir()
         for form in ("base.safetensors", "base.wcodec"):
             (files / name / "base").write_bytes((files / form).read_bytes())
-            encode_file("fine.safetensors", "delta", None, load_backend(name), base=files / name / "base")
+            encode_file("fine.safetensors", "delta", None, load_backend(name), base=files / name / "base", overwrite=True)
             written.add((files / "delta").read_bytes())
     assert len(written) == 1
 
@@ -607,11 +607,11 @@ def test_no_base_is_written_over(tmp_path: Path) -> None:
     wcodec.save_file(words[0] | {"w": words[0]["w"] ^ 1}, b, base=a)
     before = a.read_bytes(), b.read_bytes()
     for target in (a, b):
-        with pytest.raises(wcodec.EncodeError, match=r"bad_option.*replace the base"):
+        with pytest.raises(wcodec.EncodeError, match=r"bad_option: the output .* would replace .*, which is read for it"):
             wcodec.save_file(words[2], target, base=b)
     wcodec.save_file(words[0] | {"w": words[0]["w"] ^ 3}, c, base=b)
     for target in (a, b):
-        with pytest.raises(wcodec.EncodeError, match=r"bad_option.*replace the base"):
+        with pytest.raises(wcodec.EncodeError, match=r"bad_option: the output .* would replace .*, which is read for it"):
             decode_file(c, target, overwrite=True)
     assert (a.read_bytes(), b.read_bytes()) == before
     a.unlink()

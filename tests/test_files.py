@@ -75,7 +75,7 @@ def test_the_arrays_of_a_checkpoint_can_be_had(backend: Backend, tmp_path: Path)
         assert f.get_tensor("c").tobytes() == b"anything"
         assert f.get_slice("c").get_dtype() == "X" * 300
     (tmp_path / "in").write_bytes(CHECKPOINTS["weights"])
-    encode_file(tmp_path / "in", tmp_path / "coded")
+    encode_file(tmp_path / "in", tmp_path / "coded", overwrite=True)
     assert bits(wcodec.load_file(tmp_path / "coded")["w"]) == bits(GAUSSIAN)
 
 
@@ -272,7 +272,7 @@ def test_a_broken_segment_is_found_by_the_slice_that_touches_it(backend: Backend
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_output_appears_whole_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(path: Path) -> None:
-        with atomic_output(path) as f:
+        with atomic_output(path, overwrite=True) as f:
             f.write(b"x" * (3 << 20))
             raise error
 
@@ -284,7 +284,7 @@ def test_an_output_appears_whole_or_not_at_all(tmp_path: Path, error: type[BaseE
         fail(tmp_path / "old")
     assert leftovers(tmp_path) == ["old"]
     assert (tmp_path / "old").read_bytes() == b"precious"
-    with atomic_output(tmp_path / "old") as f:
+    with atomic_output(tmp_path / "old", overwrite=True) as f:
         f.write(b"new")
         assert (tmp_path / "old").read_bytes() == b"precious"
     assert (tmp_path / "old").read_bytes() == b"new"

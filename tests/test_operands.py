@@ -379,7 +379,7 @@ def test_files_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     source, operands, back, again = (tmp_path / n for n in ("m.safetensors", "o.wcodec", "back.safetensors", "again.wcodec"))
     source.write_bytes(data)
     for form in ("fixed", "rans"):
-        assert main(["encode", "--operand", form, "-q", str(source), "-o", str(operands)]) == 0
+        assert main(["encode", "--operand", form, "-q", str(source), "-f", "-o", str(operands)]) == 0
         assert main(["decode", "-q", str(operands), "-f", "-o", str(back)]) == 0
         assert back.read_bytes() == data
         assert main(["info", "--json", str(operands)]) == 0
