@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import glob
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from inputs import BY_NAME, bits, make_array, safetensors_bytes
 
 from wcodec.cli import main
+from wcodec.cli.parser import parse
 
 README = Path(__file__).parent.parent / "README.md"
 SOURCE = "<!-- run by tests/test_readme.py -->\n```python\n"
 LAYER = "<!-- run by tests/test_readme.py: a quantised layer -->\n```python\n"
+
+
+def commands(heading: str) -> list[list[str]]:
+    """What README says to type below a heading, as a shell would split it."""
+    text = README.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in text.splitlines() if line.startswith("$ ")]
+
+
+@pytest.mark.usefixtures("capsys")
+def test_the_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("MODELDIR").mkdir()
+    Path("MODELDIR/config.json").write_bytes(b'{"model_type": "x"}')
+    for name in ("model", "tuned", "model-1", "model-2", "MODELDIR/model"):
+        array = make_array(BY_NAME["bfloat16"], (64, 96), "gaussian", len(name))
+        Path(f"{name}.safetensors").write_bytes(safetensors_bytes([("w", "BF16", [64, 96], bits(array))]))
+    lines = commands("Command line")
+    assert len(lines) > 12
+    for program, *args in lines:
+        assert program == "wcodec"
+        if args[0] == "conformance":  # tests/test_conformance.py runs it
+            assert parse(args).backend == "numba"
+            continue
+        expanded = [path for a in args for path in (sorted(glob.glob(a)) if "*" in a else [a])]
+        assert main(expanded) == 0, args
+    assert Path("back.safetensors").read_bytes() == Path("model.safetensors").read_bytes()
+    assert sorted(p.name for p in Path("coded").iterdir()) == ["model-1.wcodec", "model-2.wcodec"]
 
 
 @pytest.mark.usefixtures("capsys")
