@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from memory import peak_of
 import wcodec
 from wcodec.backends import Backend, use_backend
 from wcodec.backends.numba_cpu import NumbaBackend
+from wcodec.codec import CHUNK_BUFFERS
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files import decode_file, encode_file, verify_file
-from wcodec.outputs import atomic_output
+from wcodec.outputs import WriteBehind, atomic_output
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -378,6 +380,23 @@ def peak_memory(folder: Path, n_rows: int) -> int:
     digests = [hashlib.sha256((folder / n).read_bytes()).digest() for n in ("in", "out")]
     assert digests[0] == digests[1]
     return peak
+
+
+def test_few_pieces_wait_to_be_written() -> None:
+    given, waiting = list[int](), list[int]()
+
+    class Slow(io.RawIOBase):
+        def write(self, _: Any) -> int:
+            time.sleep(0.02)  # so that the other thread is ahead as far as it may be
+            waiting.append(len(given) - len(waiting))
+            return 1
+
+    with WriteBehind(Slow()) as out:  # type: ignore[arg-type]
+        for i in range(20):
+            out.write(b"x")
+            given.append(i)
+    assert len(waiting) == 20
+    assert max(waiting) <= CHUNK_BUFFERS
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
