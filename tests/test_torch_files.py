@@ -183,7 +183,7 @@ def test_all_that_others_decode_is_decoded_too(tmp_path: Path) -> None:
     for loaded in (load_file(tmp_path / "a"), load_file(tmp_path / "a", base=base), load_wcodec_checkpoint(tmp_path / "a", base=base)):
         assert all(same(loaded[name], t) for name, t in tuned.items())
     (tmp_path / "in").write_bytes(safetensors_bytes([("a", "F4", [4], b"ab"), ("b", "BOOL", [3], b"\x00\x02\xff")]))
-    encode_file(tmp_path / "in", tmp_path / "a")
+    encode_file(tmp_path / "in", tmp_path / "a", overwrite=True)
     with (tmp_path / "a").open("rb") as f:
         loaded = load_file(f)
     assert raw(loaded["a"]) == b"ab"
