@@ -349,10 +349,9 @@ def main() -> None:
     runtime: Any = EmulatedRuntime.sanitized()
     for form in FORMS:
         for batch in BATCHES:
-            for shape in [(130, 72)] if form == "fixed" else [(17, 1056)]:
-                weights, x = weights_of("bf16", shape), random("bf16", batch, shape[1])
-                check(multiply(runtime, x, weights, form, n_parts=2), x, weights)
-        test_patches(runtime, form)
+            shape = (33, 72) if form == "fixed" else (17, 1056)
+            weights, x = weights_of("bf16", shape), random("bf16", batch, shape[1])
+            check(multiply(runtime, x, weights, form, n_parts=2), x, weights)
         for seed in range(2):
             damaged(runtime, "bf16", form, seed)
         weights, x = weights_of("int8", (17, 1057)), random("fp16", 9, 1057, sigma=0.1)

@@ -27,7 +27,7 @@ from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
-SHARE = 3000
+SHARE = 1500
 
 
 def fuzz(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
