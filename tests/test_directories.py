@@ -415,6 +415,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = 
     "a link to a directory": (lambda m: link(m, "linked", "text_encoder"), FORMS, "'linked' is a link to a directory"),
     "a link to itself": (lambda m: link(m, "loop", "."), FORMS, "'loop' is a link to a directory"),
     "a broken link": (lambda m: link(m, "broken", "missing"), FORMS, "'broken' is a broken link"),
+    "a link with the name of an encoded file": (lambda m: link(m, "x.wcodec", SHARDS[0]), FORMS, f"'x.wcodec' is a name of '{SHARDS[0]}'"),
     "a pipe": (lambda m: os.mkfifo(m / "pipe"), FORMS, "'pipe' is neither a file nor a directory"),
     "something like a stream that is not encoded": (
         lambda m: fill(m, {"dense/config.json": b"{}", "dense/x.safetensors": safetensors_bytes([("a", "U8", [8], b"\x89WCODEC\n")])}),

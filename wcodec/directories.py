@@ -67,8 +67,8 @@ def _swapped(name: str, old: str, new: str) -> str:
 def find_model(source: AnyPath, refuse: Callable[[str], CodedError]) -> Path:
     """The directory of a model: `source`, or the only snapshot in a cache of Hugging Face, or in a repository of one."""
     root = Path(source)
-    snapshots = sorted(root.glob("snapshots/*")) if (root / "blobs").is_dir() else []
-    snapshots += sorted(p for folder in (root, root / "hub") for p in folder.glob("models--*/snapshots/*"))
+    patterns = ["models--*/snapshots/*/", "hub/models--*/snapshots/*/", *(["snapshots/*/"] if (root / "blobs").is_dir() else [])]
+    snapshots = sorted(p for pattern in patterns for p in root.glob(pattern) if p.is_dir())
     if len(snapshots) > 1:
         names = ", ".join(str(p) for p in snapshots)
         raise refuse(f"a cache of Hugging Face with {len(snapshots)} snapshots; name one of them: {names}")
@@ -138,6 +138,9 @@ def plan_encode(
     tree = _scan(source, _bad_source, _bad_source)
     backend = backend or get_backend()
     files = {name: path for name, path in tree.files.items() if not _is_made_anew(name, tree.files, backend)}
+    for name, of in tree.links.items():
+        if of in files and _swapped(name, CODED, PLAIN) != name:
+            raise _bad_source(f"{name!r} is a name of {of!r}, which is not encoded: give it another one")
     weights = [name for name in files if name.endswith(PLAIN)]
     if not weights:
         raise _bad_source(f"there is no .safetensors file in {str(source)!r}{_other_weights(files)}")
