@@ -178,12 +178,7 @@ def test_the_cache_of_hugging_face(here: Path, root: str) -> None:
 def test_other_names_of_a_file_stay_links(here: Path, form: str, make_link: Callable[..., None]) -> None:
     """So an output is no larger than its input, whatever links there are; the same tree comes back."""
     fill(here / "model", {"config.json": CONFIG, "data/blob": weights(1), "sub/note": b"x" * 500})
-    for name, to in (
-        ("model.safetensors", "data/blob"),
-        ("sub/alias.safetensors", "data/blob"),
-        ("latest", "data/blob"),
-        ("copy", "sub/note"),
-    ):
+    for name, to in (("model.safetensors", "data/blob"), ("alias.safetensors", "data/blob"), ("latest", "data/blob"), ("copy", "sub/note")):
         make_link(here / "model" / to, here / "model" / name)
     fill(here / "once", {"config.json": CONFIG, "model.safetensors": weights(1), "sub/note": b"x" * 500})
     report, once = encode_directory("model", "coded", form), encode_directory("once", "coded-once", form)
@@ -202,6 +197,31 @@ def test_other_names_of_a_file_stay_links(here: Path, form: str, make_link: Call
     assert tree(here / "back") == tree(here / "model")
 
 
+def test_names_of_a_file_that_become_different_files(here: Path) -> None:
+    """In hub form: config.json with weights beside it and without, weights of transformers and of others."""
+    fill(here / "model", {"a/config.json": CONFIG, "m.safetensors": weights(1), "dense/config.json": b"{}"})
+    fill(here / "model", {"plain.safetensors": weights(2, stream=b"no magic")})
+    os.link("model/a/config.json", "model/config.json")
+    os.link("model/m.safetensors", "model/m2.safetensors")
+    os.link("model/plain.safetensors", "model/dense/x.safetensors")
+    report = encode_directory("model", "coded", "hub")
+    assert report.n_coded == 2
+    assert b"quantization_config" in Path("coded/config.json").read_bytes()
+    assert Path("coded/a/config.json").read_bytes() == CONFIG
+    assert Path("coded/dense/x.safetensors").read_bytes() == Path("model/dense/x.safetensors").read_bytes()
+    assert Path("coded/m2.safetensors").is_symlink()
+    decode_directory("coded", "back")
+    assert tree(here / "back") == tree(here / "model")
+
+
+def test_a_model_that_holds_a_cache_is_no_cache(here: Path) -> None:
+    fill(here / "model", {"config.json": CONFIG, "model.safetensors": weights(1)})
+    cache(here / "model", 1)
+    assert encode_directory("model", "coded").n_coded == 2
+    assert Path("coded/config.json").exists()
+    assert Path("coded/model.wcodec").exists()
+
+
 # ---- manners -------------------------------------------------------------------------------------------------------------------
 def test_bare_wcodec_shows_the_subcommands() -> None:
     status, out, err = call()
@@ -218,7 +238,7 @@ def test_every_argument_says_what_it_is() -> None:
     for name, sub in {"": parser(), **subparsers.choices}.items():
         for action in sub._actions:
             assert action is subparsers or action.help, (name, action)
-        for status in ("0 done", "1 bad input", "2 bad usage", "130 interrupted", "143 told to end"):
+        for status in ("0 done", "1 bad input", "2 bad usage", "129, 130, 143 told to end", "141 who read"):
             assert status in (sub.epilog or ""), name
 
 

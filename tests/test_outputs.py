@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ def test_a_directory_with_other_things_is_refused(here: Path, name: str) -> None
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).mkdir() if path.endswith("/") else (out / path).write_bytes(data)
         before = all_bytes()
-        with pytest.raises(EncodeError, match=r"output_exists: the output '.*' holds '.*', which is not of this run"):
+        with pytest.raises(EncodeError, match=r"output_exists: the output '.*' holds '.*', which no interrupted run left"):
             convert(source, out)
         assert all_bytes() == before
         convert(source, out, overwrite=True)
@@ -232,6 +233,102 @@ def test_a_run_that_was_killed_goes_on(here: Path, monkeypatch: pytest.MonkeyPat
     assert (again.n_skipped, again.stored_nbytes) == (1, whole.stored_nbytes)
     assert sorted(p.name for p in Path("out").iterdir()) == ["config.json", "model.wcodec"]
     assert Path("out/model.wcodec").read_bytes() == Path("whole/model.wcodec").read_bytes()
+
+
+def interrupted(files: int = 1, **more: Any) -> None:
+    """Encode ``model-1``, which has ``z.safetensors`` too, into ``out``; end after so many files."""
+    Path("model-1/z.safetensors").write_bytes(plain(3))
+    done = []
+
+    def stop(nbytes: int) -> None:
+        if nbytes in (len(Path("model-1/config.json").read_bytes()), 64 * 80 * 2):
+            done.append(nbytes)
+        if len(done) > files:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_directory("model-1", "out", progress=stop, **more)
+    assert len(json.loads(Path("out", STATE).read_bytes())["files"]) == files
+
+
+def test_a_run_that_fails_leaves_an_unfinished_directory_unfinished(here: Path) -> None:
+    interrupted(2)
+    os.utime("model-1/config.json", (1, 1))
+    os.utime("model-1/model.safetensors", (1, 1))  # so that nothing is done any more
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    for more in ({}, {"overwrite": True, "options": wcodec.EncodeOptions(preset="max")}):
+        with pytest.raises(OSError, match="No space"):
+            encode_directory("model-1", "out", progress=fail, **more)
+        assert Path("out", STATE).exists()
+        with pytest.raises(wcodec.DecodeError, match="truncated"):
+            decode_directory("out", "back")
+        if not more:
+            assert plan_names(wcodec.directories.plan_encode("model-1", "out")) == set()  # type: ignore[attr-defined]
+    encode_directory("model-1", "out", overwrite=True)
+
+
+def plan_names(plan: Any) -> set[str]:
+    """What a run that goes on would not do again."""
+    return set(plan.done)
+
+
+def test_a_file_that_was_changed_since_is_a_users(here: Path) -> None:
+    """Also one of the same size; and what an earlier run made of a source that is gone."""
+    interrupted(2)
+    data = Path("out/model.wcodec").read_bytes()
+    Path("out/model.wcodec").write_bytes(bytes(len(data)))
+    before = all_bytes()
+    with pytest.raises(EncodeError, match=r"output_exists: .* holds 'model.wcodec', which no interrupted run left"):
+        encode_directory("model-1", "out")
+    assert all_bytes() == before
+    Path("out/model.wcodec").unlink()
+    assert encode_directory("model-1", "out").n_skipped == 1
+    for path in Path("out").iterdir():
+        path.unlink()
+    interrupted(2)
+    Path("model-1/model.safetensors").rename("model-1/y.safetensors")
+    with pytest.raises(EncodeError, match=r"output_exists: .* holds 'model.wcodec', which no interrupted run left"):
+        encode_directory("model-1", "out")
+
+
+def test_two_files_that_would_get_one_name(here: Path) -> None:
+    Path("model-1/model.wcodec").mkdir()
+    with pytest.raises(EncodeError, match=r"bad_source: .* would both become 'model.wcodec'"):
+        encode_directory("model-1", "out")
+    assert not Path("out").exists()
+
+
+def test_permissions_are_those_of_the_input(here: Path) -> None:
+    """Weights that only their owner may read stay so; what is replaced keeps its permissions."""
+    old = os.umask(0o022)
+    try:
+        for name, (convert, source) in CONVERT.items():
+            os.chmod(source, 0o600)
+            convert(source, f"out {name}")
+            assert os.stat(f"out {name}").st_mode & 0o777 == 0o600, name
+            os.chmod(f"out {name}", 0o640)
+            convert(source, f"out {name}", overwrite=True)
+            assert os.stat(f"out {name}").st_mode & 0o777 == 0o640, name
+        os.chmod("model-1/config.json", 0o750)
+        os.chmod("model-1/model.safetensors", 0o600)
+        encode_directory("model-1", "coded-1")
+        assert [os.stat(f"coded-1/{n}").st_mode & 0o777 for n in ("config.json", "model.wcodec")] == [0o750, 0o600]
+        wcodec.save_file({"a": np.arange(5)}, "new")
+        assert os.stat("new").st_mode & 0o777 == 0o644
+        os.chmod("new", 0o600)
+        wcodec.save_file({"a": np.arange(5)}, "new")
+        assert os.stat("new").st_mode & 0o777 == 0o600
+    finally:
+        os.umask(old)
+
+
+def test_names_as_long_as_they_may_be(here: Path) -> None:
+    for name in ("\N{SNOWMAN}" * 85, "\N{GRINNING FACE}" * 63, "n" * 255, "a" * 59 + "\N{SNOWMAN}" * 65):
+        encode_file("m-1.safetensors", name)
+        Path(name).unlink()
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------------
@@ -400,6 +497,69 @@ def test_rm_is_refused_where_more_would_be_lost(here: Path) -> None:
     assert call("encode", "--rm", "m-1.safetensors")[0] == 1
     Path("m-1.wcodec").unlink()
     assert all_bytes() == before
+
+
+def test_rm_of_a_file_and_its_base(here: Path) -> None:
+    """All are decoded before any is removed."""
+    Path("t.safetensors").write_bytes(plain(1)[:-1] + b"x")
+    encode_file("t.safetensors", "coded/t.wcodec", base="coded/c-1.wcodec")
+    assert call("decode", "--rm", "coded/c-1.wcodec", "coded/t.wcodec", "-q") == (0, "", "")
+    assert Path("coded/t.safetensors").read_bytes() == Path("t.safetensors").read_bytes()
+    assert sorted(p.name for p in Path("coded").iterdir()) == ["c-1.safetensors", "c-2.wcodec", "hub.safetensors", "t.safetensors"]
+
+
+def test_rm_keeps_what_has_changed_meanwhile(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wcodec.cli import convert
+
+    same = convert.is_same_stream
+
+    def replaced(*streams: Any) -> bool:
+        try:
+            return same(*streams)
+        finally:
+            Path("m-1.safetensors").write_bytes(plain(7))
+
+    monkeypatch.setattr(convert, "is_same_stream", replaced)
+    status, _, err = call("encode", "--rm", "m-1.safetensors")
+    assert (status, "'m-1.safetensors' has changed meanwhile, and stays" in err) == (1, True)
+    assert Path("m-1.safetensors").read_bytes() == plain(7)
+
+
+# ---- odd outputs -------------------------------------------------------------------------------------------------------------------
+def test_outputs_that_are_no_names(here: Path) -> None:
+    before = all_bytes()
+    for args in (["-o", ""], ["--output-dir", ""], ["--base", ""]):
+        status, _, err = call("encode", "m-1.safetensors", *args)
+        assert (status, "an empty path" in err) == (2, True)
+    with pytest.raises(EncodeError, match="bad_option: the output has no name"):
+        wcodec.save_file({}, "")
+    Path("dangling.wcodec").symlink_to("nowhere")
+    assert call("encode", "m-1.safetensors", "-o", "dangling.wcodec")[0] == 1
+    assert not Path("nowhere").exists()
+    Path("many").mkdir()
+    Path("bad.safetensors").write_bytes(b"")
+    assert call("encode", "bad.safetensors", "--output-dir", "many")[0] == 1
+    assert Path("many").is_dir(), "it was there before"
+    assert call("encode", "bad.safetensors", "--output-dir", "new")[0] == 1
+    assert not Path("new").exists()
+    Path("D").mkdir()
+    Path("D/x.safetensors").write_bytes(plain(5))
+    Path("O/D").mkdir(parents=True)
+    Path("O/D/x.safetensors").write_bytes(plain(6))
+    status, _, err = call("encode", "--form", "hub", "D", "O/D/x.safetensors", "--output-dir", "O", "-f")
+    assert (status, "holds O/D/x.safetensors, which is read" in err) == (2, True)
+    assert Path("O/D/x.safetensors").read_bytes() == plain(6)
+    assert all_bytes().items() >= before.items()
+
+
+def test_errors_of_the_system_name_what_the_user_knows(here: Path) -> None:
+    with pytest.raises(OSError, match="proc") as e:
+        wcodec.save_file({}, "/proc/self/x")
+    assert str(e.value).endswith(": '/proc/self/x'")
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m wcodec encode m-1.safetensors >&-"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ---- paths as they are typed -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend
 from wcodec.codec import BufferSource, Decoder, Encoder
 from wcodec.demo import usable_backends
-from wcodec.errors import EncodeError
+from wcodec.errors import EncodeError, in_file
 from wcodec.outputs import AnyPath, map_file
 from wcodec.report import percent_text, size_text, table_text
 from wcodec.sources import SourceTensor, read_safetensors_header
@@ -119,10 +119,11 @@ def bench_file(
     EncodeError
         ``bad_source``: not a safetensors file, or one without data.
     """
-    tensors = list(_sample(path, sample_nbytes))
-    nbytes = sum(words.nbytes for _, words in tensors)
-    if not nbytes:
-        raise EncodeError("bad_source", "no tensor of the file has any bytes")
+    with in_file(path):
+        tensors = list(_sample(path, sample_nbytes))
+        nbytes = sum(words.nbytes for _, words in tensors)
+        if not nbytes:
+            raise EncodeError("bad_source", "no tensor of the file has any bytes")
     outs = [np.empty(t.shape, t.dtype.numpy) for t, _ in tensors]
     candidates = [_Candidate(b, tensors, outs) for b in usable_backends(show, only, threads)]
     same = [c.comes_back() for c in candidates]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -64,23 +65,54 @@ def _swapped(name: str, old: str, new: str) -> str:
 
 
 # ---- what is there -----------------------------------------------------------------------------------------------------------
+#: What is in a cache of Hugging Face, and in a repository of it. A directory with anything else is no cache.
+_CACHE: Final = re.compile(
+    r"(models|datasets|spaces)--.*|blobs|refs|snapshots|hub|xet|assets|datasets|modules|accelerate|\.no_exist|\.locks|\.DS_Store"
+    r"|token|stored_tokens|version(_diffusers_cache)?\.txt|CACHEDIR\.TAG|\.gitignore"
+)
+
+
 def find_model(source: AnyPath, refuse: Callable[[str], CodedError]) -> Path:
     """The directory of a model: `source`, or the only snapshot in a cache of Hugging Face, or in a repository of one."""
     root = Path(source)
     patterns = ["models--*/snapshots/*/", "hub/models--*/snapshots/*/", *(["snapshots/*/"] if (root / "blobs").is_dir() else [])]
     snapshots = sorted(p for pattern in patterns for p in root.glob(pattern) if p.is_dir())
+    if not snapshots or not all(_CACHE.fullmatch(name) for name in os.listdir(root)):
+        return root
     if len(snapshots) > 1:
         names = ", ".join(str(p) for p in snapshots)
         raise refuse(f"a cache of Hugging Face with {len(snapshots)} snapshots; name one of them: {names}")
-    return snapshots[0] if snapshots else root
+    return snapshots[0]
 
 
-def _scan(source: AnyPath, refuse: Callable[[str], CodedError], unfinished: Callable[[str], CodedError]) -> Tree:
-    tree = scan(find_model(source, refuse), refuse, (PLAIN, CODED))
+def _scan(
+    source: AnyPath, refuse: Callable[[str], CodedError], unfinished: Callable[[str], CodedError], apart: Callable[[str], str]
+) -> Tree:  # fmt: skip
+    tree = scan(find_model(source, refuse), refuse, (PLAIN, CODED), apart)
     for name in tree.files:
         if PurePosixPath(name).name == STATE:
             raise unfinished(f"{name!r}: the directory is unfinished; run what writes it again")
     return tree
+
+
+def _config_apart(name: str) -> str:
+    """Each ``config.json`` is a file of its own: in hub form what becomes of it depends on the weights beside it."""
+    return _parent(name) if _is_config(name) else ""
+
+
+def _hub_apart(name: str) -> str:
+    """In hub form it depends on the ``config.json`` beside weights, and on their name, whether they are encoded."""
+    if name.endswith(PLAIN):
+        return f"{_parent(name)} adapter" if PurePosixPath(name).name.startswith("adapter_") else _parent(name)
+    return _config_apart(name)
+
+
+def _check_names(jobs: list[Job], folders: list[str], refuse: Callable[[str], CodedError]) -> None:
+    """Refuse two files, or a file and a directory, that would get one name."""
+    names = dict[str, str]()
+    for j in jobs:
+        if (other := names.setdefault(j.name, j.label)) != j.label or j.name in folders:
+            raise refuse(f"{j.label!r} and {other if other != j.label else j.name!r} would both become {j.name!r}")
 
 
 def _links(tree: Tree, old: str, new: str) -> list[Job]:
@@ -135,7 +167,7 @@ def plan_encode(
     if form == "hub" and base is not None:
         raise EncodeError("bad_option", "there is no hub form of differences from a base")
     check_places(source, target)
-    tree = _scan(source, _bad_source, _bad_source)
+    tree = _scan(source, _bad_source, _bad_source, _hub_apart if form == "hub" else _config_apart)
     backend = backend or get_backend()
     files = {name: path for name, path in tree.files.items() if not _is_made_anew(name, tree.files, backend)}
     for name, of in tree.links.items():
@@ -158,6 +190,7 @@ def plan_encode(
     if not any(j.is_coded for j in jobs):
         raise _bad_source(f"no weights in {str(source)!r} are for transformers, which the hub form is for; use --form wcodec")
     jobs += _links(tree, PLAIN, CODED if form == "wcodec" else PLAIN)
+    _check_names(jobs, tree.folders, _bad_source)
     key = {"run": "encode", "format": VERSION_TEXT, "form": form, "options": asdict(options), "base": base and str(Path(base).resolve())}
     return Plan(Path(target), jobs, tree.folders, {**key, "source": str(Path(source).resolve())}, overwrite)
 
@@ -227,7 +260,8 @@ class _Encoding:
             with in_file(name):
                 raw = path.read_bytes()
                 text = add_entry(raw, self._dtype(_parent(name)))
-            return Job((path,), name, name, len(raw), False, writing(text, len(raw), len(text)))
+            weights = [p for n, p in self.files.items() if n.endswith(PLAIN) and _parent(n) == _parent(name)]  # which name the dtype
+            return Job((path, *weights), name, name, len(raw), False, writing(text, len(raw), len(text)))
         return Job((path,), name, name, nbytes, False, copying(path))
 
     def _weights(self, name: str, path: Path) -> Job:
@@ -377,7 +411,7 @@ def scan_coded(source: AnyPath) -> Tree:
     DecodeError
         ``truncated``: a run that was to write it has not ended. ``bad_value``: it holds what it cannot.
     """
-    return _scan(source, _bad_value, partial(DecodeError, "truncated"))
+    return _scan(source, _bad_value, partial(DecodeError, "truncated"), _config_apart)
 
 
 def plan_decode(
@@ -390,10 +424,7 @@ def plan_decode(
     tree = scan_coded(source)
     coded = coded_files(source, tree.files, backend, max_nbytes, base)
     jobs = [_decoding(name, path, coded, backend) for name, path in tree.files.items()] + _links(tree, CODED, PLAIN)
-    names = dict[str, str]()
-    for j in jobs:
-        if (other := names.setdefault(j.name, j.label)) != j.label or j.name in tree.folders:
-            raise _bad_value(f"{j.label!r} and {other if other != j.label else j.name!r} would both become {j.name!r}")
+    _check_names(jobs, tree.folders, _bad_value)
     _check_indexes(tree)
     key = {"run": "decode", "format": VERSION_TEXT, "source": str(Path(source).resolve()), "base": base and str(Path(base).resolve())}
     return Plan(Path(target), jobs, tree.folders, key, overwrite)

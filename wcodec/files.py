@@ -549,7 +549,7 @@ def encode_file(
     encoder, seen = Encoder(options, backend), Duplicates()
     with (
         base_for(base, encoder.backend, progress) as other,
-        atomic_output(target, overwrite=overwrite, inputs=[source, *paths_of(other)]) as stream,
+        atomic_output(target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source) as stream,
         WriteBehind(stream) as f,
         in_file(source),
     ):
@@ -602,7 +602,10 @@ def decode_file(
         check_output(target, overwrite, inputs)
         check_room(target, f.index.data_nbytes)
         total = 0
-        with atomic_output(target, f.index.data_nbytes, overwrite=overwrite, inputs=inputs) as stream, WriteBehind(stream) as out:
+        with (
+            atomic_output(target, f.index.data_nbytes, overwrite=overwrite, inputs=inputs, like=source) as stream,
+            WriteBehind(stream) as out,
+        ):
             for piece in f.restored(raw):
                 out.write(piece)
                 total += len(piece)

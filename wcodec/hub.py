@@ -172,7 +172,7 @@ def encode_hub_file(
     view = memoryview(data)
     with in_file(source):
         header = read_plain_header(view)
-    with atomic_output(target, overwrite=overwrite, inputs=[source]) as f, in_file(source):
+    with atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as f, in_file(source):
         return len(data), _HubWriter(f, view, header, Encoder(options, backend), progress).write()
 
 
@@ -513,7 +513,7 @@ def decode_hub_file(
     f = HubFile(source, backend, max_nbytes)
     check_output(target, overwrite, [source])
     check_room(target, f.nbytes)
-    with atomic_output(target, f.nbytes, overwrite=overwrite, inputs=[source]) as stream, WriteBehind(stream) as out:
+    with atomic_output(target, f.nbytes, overwrite=overwrite, inputs=[source], like=source) as stream, WriteBehind(stream) as out:
         for piece in f.restored():
             progress(out.write(piece))
     return f.stored_nbytes, f.nbytes

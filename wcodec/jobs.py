@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from wcodec.codec import Progress, ignore_progress
 from wcodec.errors import CodedError, EncodeError, in_file
-from wcodec.outputs import AnyPath, atomic_output
+from wcodec.outputs import NAME_LENGTH, AnyPath, atomic_output, check_output
 
 STATE: Final = ".wcodec-resume.json"  #: in an unfinished directory: which files are done
 
@@ -78,8 +79,7 @@ class Job:
 
     def identity(self) -> list[list[int]]:
         """Sizes and times of the sources."""
-        found = [p.stat() for p in self.sources]
-        return [[s.st_size, s.st_mtime_ns] for s in found]
+        return [_identity(p) for p in self.sources]
 
 
 def copying(source: Path) -> Work:
@@ -87,7 +87,7 @@ def copying(source: Path) -> Work:
 
     def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         nbytes = 0
-        with open(source, "rb") as f, atomic_output(target, overwrite=overwrite, inputs=[source]) as out:
+        with open(source, "rb") as f, atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as out:
             while piece := f.read(_PIECE_NBYTES):
                 out.write(piece)
                 nbytes += len(piece)
@@ -113,9 +113,13 @@ def linking(text: str) -> Work:
     """Make a link to a file of the same directory; it has no bytes of its own."""
 
     def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+        check_output(target, overwrite)
         if overwrite:
-            target.unlink(missing_ok=True)
-        target.symlink_to(text)
+            temporary = target.with_name(f".{target.name[:NAME_LENGTH]}.{secrets.token_hex(4)}.tmp")
+            temporary.symlink_to(text)
+            os.replace(temporary, target)
+        else:
+            target.symlink_to(text)
         return 0, 0
 
     return work
@@ -147,14 +151,14 @@ class Plan:
     folders: list[str]
     key: dict[str, Any]
     overwrite: bool = False
-    done: dict[str, dict[str, Any]] = field(init=False)
-    _written: set[str] = field(init=False)  #: names of files that an earlier run of this plan wrote
+    notes: dict[str, dict[str, Any]] = field(init=False)  #: what is known of files that this plan has written, now or earlier
+    done: set[str] = field(init=False)  #: names of those that are as they should be
+    _writing: str | None = field(init=False)  #: name of the file that an earlier run of this plan was at; ``None`` if there was no such run
 
     def __post_init__(self) -> None:
         self.key = json.loads(json.dumps(self.key))
-        files, writing = self._read_state()
-        self._written = {*files, writing} if writing is not None else set()
-        self.done = {j.name: files[j.name] for j in self.jobs if self._is_done(j, files.get(j.name))}
+        self.notes, self._writing = self._read_state()
+        self.done = {j.name for j in self.jobs if self._is_as_noted(j.name) and self.notes[j.name]["sources"] == j.identity()}
         self._check_target()
 
     @property
@@ -169,9 +173,9 @@ class Plan:
         if not self.target.is_dir():
             raise EncodeError("bad_option", f"the output {str(self.target)!r} is not a directory")
         names = {j.name for j in self.jobs}
-        others = [path for path, is_folder in self._inside() if not self._fits(path, is_folder, names)]
+        others = sorted(path for path, is_folder in self._inside() if not self._fits(path, is_folder, names))
         if others and not self.overwrite:
-            what = f"holds {others[0]!r}, which is not of this run: name another directory; or files of the same names are replaced by"
+            what = f"holds {others[0]!r}, which no interrupted run left: name another directory; or files of the same names are replaced by"
             if STATE in others:
                 what = "is of a run that did not end, with another input or other options: run that again; or what it left is replaced by"
             raise EncodeError("output_exists", f"the output {str(self.target)!r} {what} -f (overwrite=True)")
@@ -202,37 +206,41 @@ class Plan:
             raise EncodeError("bad_option", f"in the output {path!r} is a link to a directory")
         if not is_folder and path in self.folders:
             raise EncodeError("bad_option", f"in the output a file stands where the directory {path!r} goes")
-        if not self._written:
+        if self._writing is None:
             return False
-        return path in self.folders if is_folder else path == STATE or path in self._written or bool(self._remains.fullmatch(path))
+        if is_folder:
+            return path in self.folders
+        ours = path == STATE or (path in names and (path == self._writing or self._is_as_noted(path)))
+        return ours or self._remains.fullmatch(path) is not None
 
     @cached_property
     def _remains(self) -> re.Pattern[str]:
         """Temporary files of a run that was killed."""
         paths = [PurePosixPath(name) for name in (STATE, *(j.name for j in self.jobs))]
-        return re.compile("|".join(rf"{re.escape(str(p.with_name('.' + p.name[:200])))}\.[0-9a-f]{{8}}\.tmp" for p in paths))
+        return re.compile("|".join(rf"{re.escape(str(p.with_name('.' + p.name[:NAME_LENGTH])))}\.[0-9a-f]{{8}}\.tmp" for p in paths))
 
     # ---- what an earlier run did
     def _read_state(self) -> tuple[dict[str, Any], str | None]:
-        """The files that an earlier run of this plan finished, and the one that it was at; ``None`` if there was no such run."""
+        """The notes of an earlier run of this plan, and the file that it was at; ``None`` if there was no such run."""
+        path = self.target / STATE
         try:
-            state = json.loads((self.target / STATE).read_bytes().decode())
+            state = json.loads(path.read_bytes().decode()) if path.is_file() else {}
             if state["run"] == self.key and isinstance(state["files"], dict):
                 return state["files"], str(state["writing"])
         except (OSError, ValueError, RecursionError, KeyError, TypeError):  # none, not ours, or damaged
             pass
         return {}, None
 
-    def _is_done(self, job: Job, entry: Any) -> bool:
-        sizes = [entry.get(k) for k in ("nbytes", "stored_nbytes", "target_nbytes")] if isinstance(entry, dict) else []
-        if not sizes or not all(isinstance(n, int) for n in sizes):
+    def _is_as_noted(self, name: str) -> bool:
+        """Whether a file of the target is one that this plan has written, and nobody has changed since."""
+        note = self.notes.get(name)
+        if not isinstance(note, dict) or not all(isinstance(note.get(k), int) for k in ("nbytes", "stored_nbytes")):
             return False
-        path = self.target / job.name
-        return entry.get("sources") == job.identity() and path.is_file() and path.stat().st_size == sizes[2]
+        return "sources" in note and (self.target / name).is_file() and note.get("target") == _identity(self.target / name)
 
     def _save_state(self, writing: str) -> None:
         with atomic_output(self.target / STATE, overwrite=True) as f:
-            f.write(json.dumps({"run": self.key, "files": self.done, "writing": writing}).encode())
+            f.write(json.dumps({"run": self.key, "files": self.notes, "writing": writing}).encode())
 
     # ---- the run
     def run(self, progress: Progress = ignore_progress) -> Report:
@@ -244,45 +252,55 @@ class Plan:
             About one of the files; those before are there.
         OSError
         """
-        made, n_skipped = not self.target.exists(), len(self.done)
-        self.target.mkdir(parents=True, exist_ok=True)
+        made, n_skipped = list[Path](), len(self.done)
+        if not self.target.exists():
+            self.target.mkdir(parents=True)
+            made.append(self.target)
+        was_unfinished = (self.target / STATE).exists()
         for path, _ in list(self._inside()):
             if self._remains.fullmatch(path):
                 (self.target / path).unlink()
         try:
             self._save_state("")
             for folder in self.folders:
-                (self.target / folder).mkdir(exist_ok=True)
+                if not (self.target / folder).exists():
+                    (self.target / folder).mkdir()
+                    made.append(self.target / folder)
             for job in self.jobs:
                 if job.name not in self.done:
                     self._run_job(job, progress)
         except BaseException:
-            self._stop(made)
+            self._stop(made, was_unfinished)
             raise
         (self.target / STATE).unlink()
         coded = sum(j.is_coded for j in self.jobs)
-        nbytes, stored_nbytes = (sum(d[k] for d in self.done.values()) for k in ("nbytes", "stored_nbytes"))
+        nbytes, stored_nbytes = (sum(self.notes[name][k] for name in self.done) for k in ("nbytes", "stored_nbytes"))
         return Report(coded, len(self.jobs) - coded, n_skipped, nbytes, stored_nbytes)
 
     def _run_job(self, job: Job, progress: Progress) -> None:
         sources, path = job.identity(), self.target / job.name
         self._save_state(job.name)
         with in_file(job.label):
-            nbytes, stored_nbytes = job.work(path, progress, self.overwrite or job.name in self._written)
-        self.done[job.name] = {
-            "sources": sources, "nbytes": nbytes, "stored_nbytes": stored_nbytes, "target_nbytes": path.stat().st_size
-        }  # fmt: skip
+            nbytes, stored_nbytes = job.work(path, progress, self.overwrite or job.name in (self._writing, *self.notes))
+        self.notes[job.name] = {"sources": sources, "nbytes": nbytes, "stored_nbytes": stored_nbytes, "target": _identity(path)}
+        self.done.add(job.name)
 
-    def _stop(self, made: bool) -> None:
-        """Note what is done; if nothing is, leave nothing."""
-        if self.done:
+    def _stop(self, made: list[Path], was_unfinished: bool) -> None:
+        """Note what is done; if nothing is, leave nothing that was not there."""
+        if self.done or was_unfinished:
             with contextlib.suppress(OSError):  # such as of a full disk, which is what the caller is told of
                 self._save_state("")
             return
         (self.target / STATE).unlink(missing_ok=True)
-        for folder in (*reversed(self.folders), *(["."] if made else [])):
+        for folder in reversed(made):
             with contextlib.suppress(OSError):
-                (self.target / folder).rmdir()
+                folder.rmdir()
+
+
+def _identity(path: Path) -> list[int]:
+    """Size and time of a file."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 # ---- trees -------------------------------------------------------------------------------------------------------------------
@@ -305,7 +323,8 @@ class Tree(NamedTuple):
 
 
 def scan(
-    root: Path, refuse: Callable[[str], CodedError], prefer: tuple[str, ...], skip: Iterable[str] = (".git", ".cache")
+    root: Path, refuse: Callable[[str], CodedError], prefer: tuple[str, ...], apart: Callable[[str], str],
+    skip: Iterable[str] = (".git", ".cache"),
 ) -> Tree:  # fmt: skip
     """What is in a directory. Links to files are followed; other things than files and directories are refused.
 
@@ -313,6 +332,9 @@ def scan(
     ----------
     prefer
         Endings of names: of several names of a file one that ends so is the first, then one that is no link.
+    apart
+        Of a name under which a file becomes something else than under others, what it depends on: only names of the same are one file.
+        Empty of all other names.
     """
     found, folders, left = list[tuple[bool, bool, str, tuple[int, int]]](), list[str](), [""]
     while left:
@@ -332,11 +354,13 @@ def scan(
                 raise refuse(f"{name!r} is a link to a directory: put the directory there, or remove it")
             else:
                 raise refuse(f"{name!r} is {'a broken link' if entry.is_symlink() else 'neither a file nor a directory'}")
-    first, links = dict[tuple[int, int], str](), dict[str, str]()
+    first, links = dict[tuple[tuple[int, int], str], str](), dict[str, str]()
     for *_, name, inode in sorted(found):
-        if (of := first.setdefault(inode, name)) != name:
+        if (of := first.setdefault((inode, apart(name)), name)) != name:
             links[name] = of
-    return Tree({name: root / name for name in sorted(first.values())}, dict(sorted(links.items())), sorted(folders))
+        first.setdefault((inode, ""), name)  # names that depend on nothing are links to whichever is first
+    files = {name for name in first.values() if name not in links}
+    return Tree({name: root / name for name in sorted(files)}, dict(sorted(links.items())), sorted(folders))
 
 
 def check_places(source: AnyPath, target: AnyPath) -> None:

@@ -25,7 +25,7 @@ _KINDS: Final[list[tuple[bytes, str, str]]] = [
     (rb"GGUF", "a GGUF file", "encode the safetensors files that it was made from"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", _TO_SAFETENSORS),
     (rb"\x93NUMPY", "an array of numpy.save", "load it with numpy.load, and write it with wcodec.save_file"),
-    (rb"PK\x03\x04.{26,60}data\.pkl", "a pickle of torch.save", "load it with torch.load, and save its tensors with safetensors first"),
+    (rb"PK\x03\x04.{26,200}data\.pkl", "a pickle of torch.save", "load it with torch.load, and save its tensors with safetensors first"),
     (rb"PK\x03\x04.{26,200}\.npy", "an archive of numpy.savez", "load it with numpy.load, and write it with wcodec.save_file"),
     (rb"PK\x03\x04", "a zip archive", _UNPACK),
     (rb"\x80[\x02-\x05]", "a pickle", "load it with what wrote it (such as torch.load), and save its tensors with safetensors first"),

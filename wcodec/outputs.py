@@ -24,6 +24,8 @@ from wcodec.errors import DecodeError, EncodeError
 
 AnyPath = str | os.PathLike[str]
 
+NAME_LENGTH: Final = 60  #: characters of the target's name in that of its temporary file: 4 bytes each, and 14 more, are a name still
+
 _BUFFERED: Final = 1 << 20
 _RESERVED: Final = 1 << 24  #: files of fewer bytes take room as they grow
 _unfinished: Final[set[Path]] = set()  #: temporary files of outputs
@@ -48,8 +50,7 @@ def named(path: AnyPath) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        e.filename, e.filename2 = str(path), None
-        raise
+        raise OSError(e.errno, e.strerror or str(e), str(path)) from None
 
 
 def reserve(f: BinaryIO, nbytes: int) -> None:
@@ -99,6 +100,8 @@ def check_output(target: AnyPath, overwrite: bool = False, inputs: Iterable[AnyP
     FileNotFoundError
         There is no such directory.
     """
+    if not os.fspath(target):
+        raise EncodeError("bad_option", "the output has no name")
     if os.path.exists(target):
         for path in inputs:
             if os.path.exists(path) and os.path.samefile(path, target):
@@ -114,8 +117,10 @@ def check_output(target: AnyPath, overwrite: bool = False, inputs: Iterable[AnyP
 
 
 @contextlib.contextmanager
-def atomic_output(path: AnyPath, nbytes: int = 0, *, overwrite: bool, inputs: Iterable[AnyPath] = ()) -> Iterator[BinaryIO]:
-    """Binary file that appears under `path` only if the block ends without an exception. All that wcodec writes goes by here.
+def atomic_output(
+    path: AnyPath, nbytes: int = 0, *, overwrite: bool, inputs: Iterable[AnyPath] = (), like: AnyPath | None = None
+) -> Iterator[BinaryIO]:  # fmt: skip
+    """Binary file that appears under `path` only if the block ends without an exception. All files that wcodec writes go by here.
 
     Room for `nbytes` bytes is taken on the disk at once, where the file system can: writing is faster then. What is not used is
     given back.
@@ -125,14 +130,19 @@ def atomic_output(path: AnyPath, nbytes: int = 0, *, overwrite: bool, inputs: It
     overwrite, inputs
         As of `check_output`, which raises as described there. A file that comes to be while this one is written is not replaced
         either.
+    like
+        A file of which this one gets the permissions; that of a file which is replaced by default.
     """
     check_output(path, overwrite, inputs)
     target = Path(path)
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
+    like = target if target.exists() else like
+    temporary = target.with_name(f".{target.name[:NAME_LENGTH]}.{secrets.token_hex(4)}.tmp")
     _unfinished.add(temporary)
     try:
         with io.BufferedWriter(_Named(temporary, target), _BUFFERED) as f:
             with named(target):
+                if like is not None:
+                    os.fchmod(f.fileno(), stat.S_IMODE(os.stat(like).st_mode) & 0o777)
                 reserve(f, nbytes)
             yield f
             f.flush()
@@ -142,7 +152,7 @@ def atomic_output(path: AnyPath, nbytes: int = 0, *, overwrite: bool, inputs: It
         with named(target):
             os.replace(temporary, target) if overwrite else _rename_to_new(temporary, target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     finally:
@@ -156,8 +166,10 @@ def _rename_to_new(temporary: Path, target: Path) -> None:
     except FileExistsError:
         check_output(target)
         raise
-    except OSError:  # a file system without hard links
-        check_output(target)
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        check_output(target)  # a file system without hard links
         os.replace(temporary, target)
     else:
         temporary.unlink()

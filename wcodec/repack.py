@@ -54,7 +54,7 @@ def repack_file(
         other_path = _base_path(f, base) if f.needs_base else None
         with (
             base_for(other_path, encoder.backend) as other,
-            atomic_output(target, overwrite=overwrite, inputs=[source, *paths_of(other)]) as stream,
+            atomic_output(target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source) as stream,
             WriteBehind(stream) as out,
         ):
             writer = encoder.start(out, progress, other)

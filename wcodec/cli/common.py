@@ -30,8 +30,8 @@ BAD_USAGE: Final = 2
 INTERRUPTED: Final = 128 + signal.SIGINT
 PIPE_CLOSED: Final = 128 + signal.SIGPIPE
 STATUSES: Final = (
-    "Exit status: 0 done; 1 bad input, or an output that exists; 2 bad usage; 130 interrupted (SIGINT); 141 who read the output went away;"
-    " 143 told to end (SIGTERM)."
+    "Exit status: 0 done; 1 bad input, or an output that exists; 2 bad usage; 129, 130, 143 told to end (SIGHUP, SIGINT, SIGTERM); 141"
+    " who read the output went away."
 )
 
 _QUIET_S: Final = 1.0  #: progress is shown of work that takes longer than that
@@ -47,9 +47,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def path_argument(text: str) -> str:
-    """A path of the command line: ``-``, which elsewhere means a pipe, is none."""
+    """A path of the command line. ``-``, which elsewhere means a pipe, is none."""
     if text == "-":
         raise argparse.ArgumentTypeError("wcodec needs files that it can seek in, not pipes; a file that is called - is ./-")
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
     return text
 
 
@@ -118,19 +120,21 @@ class Outputs:
 
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
-        """While outputs are written, their directory is there; it stays if anything is in it."""
+        """While outputs are written, their directory is there; one that was made for them stays if anything is in it."""
         if self.folder is None:
             yield
             return
+        is_new = not os.path.isdir(self.folder)
         os.makedirs(self.folder, exist_ok=True)
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):
-                os.rmdir(self.folder)
+            if is_new:
+                with contextlib.suppress(OSError):
+                    os.rmdir(self.folder)
 
 
-def check_inputs(args: argparse.Namespace) -> None:
+def _check_inputs(args: argparse.Namespace) -> None:
     """Refuse, before anything is done, an input that is not there.
 
     Raises
@@ -139,7 +143,7 @@ def check_inputs(args: argparse.Namespace) -> None:
     """
     for path in args.inputs:
         if not os.path.exists(path):
-            hint = "; an output is named by -o" if len(args.inputs) > 1 and hasattr(args, "output") else ""
+            hint = "; an output is named by -o" if len(args.inputs) > 1 else ""
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT) + hint, path)
 
 
@@ -155,13 +159,16 @@ def plan_outputs(args: argparse.Namespace, name_of: Callable[[str], str]) -> Out
         args.error("-o names the output of one input; --output-dir takes those of several")
     if args.output_dir is not None and os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
         args.error(f"--output-dir: not a directory: {args.output_dir}")
-    check_inputs(args)
+    _check_inputs(args)
     targets = dict[str, str]()
     for source in args.inputs:
         targets[source] = _target(args, source, name_of)
     read = {_inode(path): path for path in (*args.inputs, *([args.base] if args.base else [])) if os.path.exists(path)}
-    made = dict[str, str]()
+    made, places = dict[str, str](), {os.path.realpath(path): path for path in read.values()}
     for source, target in targets.items():
+        for place, path in places.items():
+            if os.path.isdir(source) and path != source and place.startswith(os.path.realpath(target) + os.sep):
+                args.error(f"the output {target} holds {path}, which is read: name another one")
         if os.path.exists(target) and _inode(target) in read:
             args.error(f"the output {target} is {read[_inode(target)]}, which is read: name another one")
         other = made.setdefault(os.path.realpath(target), source)

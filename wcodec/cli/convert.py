@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from wcodec.backends import Backend
@@ -25,14 +25,15 @@ from wcodec.cli.common import (
 )
 from wcodec.directories import check_plan_room, encode_one, plan_decode, plan_encode
 from wcodec.errors import DecodeError, EncodeError, in_file
-from wcodec.files import File, decode_file, is_same_stream
+from wcodec.files import File, decode_file, is_same_stream, open_base
 from wcodec.hub import HubFile, decode_hub_file, is_coded, is_hub
 from wcodec.jobs import Report
-from wcodec.outputs import map_file
+from wcodec.outputs import check_output, map_file
 from wcodec.reference.plan_options import OPERANDS, EncodeOptions
 from wcodec.report import percent_text, size_text
 
 PLAIN, CODED = ".safetensors", ".wcodec"
+Contents = Callable[[str, Backend, str | None], Iterator[Any]]  #: the pieces of a plain file, by path, backend and base
 
 
 def is_directory_or_hub(path: str) -> bool:
@@ -57,16 +58,41 @@ def options_of(args: argparse.Namespace) -> EncodeOptions:
 
 
 def _check_removal(args: argparse.Namespace) -> None:
-    """Leaves with 2 where ``--rm`` would remove what decoding needs, or more than what was encoded."""
-    if args.rm:
-        for path in args.inputs:
-            if os.path.isdir(path):
-                args.error(f"--rm is for files: {path} may hold more than what goes into the output; `wcodec verify` it, then remove it")
-            if args.base and os.path.exists(path) and os.path.exists(args.base) and os.path.samefile(path, args.base):
-                args.error(f"--rm would remove the base: {path}")
+    """Leaves with 2 where ``--rm`` would remove what decoding needs, or more than what the output holds."""
+    if not args.rm:
+        return
+    if getattr(args, "raw", False):
+        args.error("--rm is not for --raw: names, shapes and dtypes would be lost")
+    needed = list[os.PathLike[str]]()
+    if args.base is not None and os.path.isfile(args.base):
+        base = open_base(args.base, backend_of(args))
+        needed = list(base.paths())
+        base.close()
+    for path in args.inputs:
+        if os.path.isdir(path):
+            args.error(f"--rm is for files: {path} may hold more than what goes into the output; `wcodec verify` it, then remove it")
+        for other in needed:
+            if os.path.exists(path) and os.path.samefile(path, other):
+                args.error(f"--rm would remove {path}, which decoding needs as a base")
 
 
-def _convert(args: argparse.Namespace, name_of: Callable[[str], str], work: Callable[[str, str, Backend], dict[str, Any]]) -> int:
+@dataclass
+class _Done:
+    """An output that was made."""
+
+    source: str
+    target: str
+    line: str
+    report: dict[str, Any]
+    start: float
+
+
+def _convert(
+    args: argparse.Namespace,
+    name_of: Callable[[str], str],
+    work: Callable[[str, str, Backend], dict[str, Any]],
+    contents: tuple[Contents, Contents],
+) -> int:
     """Make an output of each input.
 
     Parameters
@@ -75,52 +101,74 @@ def _convert(args: argparse.Namespace, name_of: Callable[[str], str], work: Call
         As of `plan_outputs`.
     work
         Makes the output of an input, both by their paths; returns what there is to report. ``line`` says it in words.
+    contents
+        The plain file that an input, and an output, holds: for ``--rm``.
     """
     _check_removal(args)
-    outputs, backend = plan_outputs(args, name_of), backend_of(args)
+    outputs, backend, removable = plan_outputs(args, name_of), backend_of(args), dict[str, _Done]()
 
     def convert(source: str) -> int:
-        target, start = outputs.targets[source], time.perf_counter()
+        target, before = outputs.targets[source], os.stat(source)
+        start = time.perf_counter()
         with in_directory(source):
-            # of a link to a file, what it points at is replaced, not the link
-            report = work(source, os.path.realpath(target) if os.path.islink(target) and not os.path.isdir(source) else target, backend)
-        if args.rm:
-            _remove(args, source, target, backend)
-            report["removed"] = True
-        seconds, line = time.perf_counter() - start, report.pop("line")
-        removed = f", removed {typed(source)}" if args.rm else ""
-        about = {"input": source, "output": target, **report, "seconds": seconds, "backend": backend.name}
-        say(args, f"{typed(source)} -> {typed(target)}: {line}, {seconds:.1f} s{removed}", about)
+            report = work(source, _followed(args, target), backend)
+        done = _Done(source, target, report.pop("line"), report, start)
+        if not args.rm:
+            return say_done(done)
+        if not is_same_stream(*(look(path, backend, args.base) for look, path in zip(contents, (source, target), strict=True))):
+            with in_file(target):
+                raise DecodeError("bad_value", f"it does not hold what {source!r} does, which stays")
+        _sync(target)
+        if not os.path.samestat(before, os.stat(source)) or before.st_mtime_ns != os.stat(source).st_mtime_ns:
+            raise EncodeError("bad_source", f"{source!r} has changed meanwhile, and stays")
+        removable[source] = done
+        return DONE
+
+    def remove(source: str) -> int:
+        os.unlink(source)
+        return say_done(removable[source], removed=True)
+
+    def say_done(done: _Done, removed: bool = False) -> int:
+        seconds, note = time.perf_counter() - done.start, f", removed {typed(done.source)}" if removed else ""
+        report = done.report | ({"removed": True} if removed else {}) | {"seconds": seconds, "backend": backend.name}
+        line = f"{typed(done.source)} -> {typed(done.target)}: {done.line}, {seconds:.1f} s{note}"
+        say(args, line, {"input": done.source, "output": done.target, **report})
         return DONE
 
     with outputs.made():
-        return each(outputs.targets, convert)
+        status = each(outputs.targets, convert)
+        return max(status, each(removable, remove))  # not before all are done: one may be the base of another
 
 
-def _remove(args: argparse.Namespace, source: str, target: str, backend: Backend) -> None:
-    """Remove an input whose output holds the same.
-
-    Raises
-    ------
-    DecodeError
-        It does not.
-    """
-    raw = getattr(args, "raw", False)
-    if not is_same_stream(_contents(source, backend, args.base, raw), _contents(target, backend, args.base, raw)):
-        with in_file(target):
-            raise DecodeError("bad_value", f"it does not hold what {source!r} does, which stays")
-    os.unlink(source)
+def _followed(args: argparse.Namespace, target: str) -> str:
+    """Where to write: of a link to a file, what it points at is replaced, not the link."""
+    if not os.path.islink(target) or os.path.isdir(target):
+        return target
+    check_output(target, args.force)
+    return os.path.realpath(target)
 
 
-def _contents(path: str, backend: Backend, base: str | None, raw: bool) -> Iterator[Any]:
-    """The plain file that a file holds, whatever its form."""
+def _sync(path: str) -> None:
+    """Have a file, and its name, on the disk."""
+    for place in (path, os.path.dirname(path) or "."):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _plain(path: str, *_: object) -> Iterator[Any]:
+    yield memoryview(map_file(path))
+
+
+def _coded(path: str, backend: Backend, base: str | None) -> Iterator[Any]:
+    """What a ``.wcodec`` file, or one in hub form, restores."""
     if is_coded(path):
         with File(path, backend, base=base) as f:
-            yield from f.restored(raw)
-    elif is_hub(path):
-        yield from HubFile(path, backend).restored()
+            yield from f.restored()
     else:
-        yield memoryview(map_file(path))
+        yield from HubFile(path, backend).restored()
 
 
 def _of_sizes(nbytes: int, stored_nbytes: int, encoded: bool) -> dict[str, Any]:
@@ -160,7 +208,7 @@ def encode(args: argparse.Namespace) -> int:
             sizes = encode_one(source, target, args.form, options, backend, progress, args.base, args.force)
         return _of_sizes(*sizes, encoded=True) | form
 
-    return _convert(args, lambda name: name if args.form == "hub" else _swapped(name, PLAIN, CODED), work)
+    return _convert(args, lambda name: name if args.form == "hub" else _swapped(name, PLAIN, CODED), work, (_plain, _coded))
 
 
 # ---- decode ------------------------------------------------------------------------------------------------------------------
@@ -183,7 +231,7 @@ def decode(args: argparse.Namespace) -> int:
                 sizes = decode_file(source, target, backend, progress, args.max_nbytes, args.raw, args.base, overwrite=args.force)
         return _of_sizes(*sizes[::-1], encoded=False)
 
-    return _convert(args, lambda name: name if name.endswith(PLAIN) else _swapped(name, CODED, PLAIN), work)
+    return _convert(args, lambda name: name if name.endswith(PLAIN) else _swapped(name, CODED, PLAIN), work, (_coded, _plain))
 
 
 def check_hub_options(args: argparse.Namespace) -> None:
@@ -216,4 +264,4 @@ def repack(args: argparse.Namespace) -> int:
         line = f"{size_text(nbytes)} -> {size_text(stored_nbytes)} ({percent_text(stored_nbytes, nbytes)})"
         return {"line": line, "nbytes": nbytes, "stored_nbytes": stored_nbytes}
 
-    return _convert(args, lambda name: name, work)
+    return _convert(args, lambda name: name, work, (_coded, _coded))

@@ -16,7 +16,6 @@ from wcodec.cli.common import (
     DONE,
     backend_of,
     base_nbytes,
-    check_inputs,
     check_target,
     decoded_nbytes,
     each,
@@ -39,7 +38,6 @@ from wcodec.report import percent_text, printable, size_text
 # ---- verify ------------------------------------------------------------------------------------------------------------------
 def verify(args: argparse.Namespace) -> int:
     """`wcodec verify`."""
-    check_inputs(args)
     check_hub_options(args)
     backend = backend_of(args)
 
@@ -82,7 +80,6 @@ def info(args: argparse.Namespace) -> int:
         args.error("--plot is of one file")
     if args.explain and not args.bound:
         args.error("--explain decodes all tensors; it has no --no-bound")
-    check_inputs(args)
     check_hub_options(args)
     backend = backend_of(args)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -22,9 +23,9 @@ def conformance(args: argparse.Namespace) -> int:
 
     if args.command is not None and args.backend is not None:
         args.error("--command is instead of --backend")
+    if args.report:
+        check_target(args, "the report", args.report)
     try:
-        if args.report:
-            check_target(args, "the report", args.report)
         target = Command(args.command) if args.command is not None else backend_of(args)
         report = run(target, select=args.filter, sweeps=not args.no_sweeps, progress=_bar)
     except (BackendUnavailable, FileNotFoundError, ValueError) as e:
@@ -33,7 +34,7 @@ def conformance(args: argparse.Namespace) -> int:
     for outcome in report.failed:
         print(f"FAILED {outcome}")
     if args.report:
-        with atomic_output(args.report, overwrite=args.force) as f:
+        with atomic_output(os.path.realpath(args.report), overwrite=args.force) as f:
             f.write((report.as_json() + "\n").encode())
     about = ", ".join(f"{k} {v}" for k, v in report.info.items())
     print(f"{report.target}{f' ({about})' if about else ''}: {report.vectors['cases']} vectors, {report.seconds:.1f} s")
