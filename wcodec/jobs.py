@@ -215,7 +215,7 @@ class Plan:
 
     @cached_property
     def _remains(self) -> re.Pattern[str]:
-        """Temporary files of a run that was killed."""
+        """Temporary files of a run that was killed. A whole file that it did not note is made again too."""
         paths = [PurePosixPath(name) for name in (STATE, *(j.name for j in self.jobs))]
         return re.compile("|".join(rf"{re.escape(str(p.with_name('.' + p.name[:NAME_LENGTH])))}\.[0-9a-f]{{8}}\.tmp" for p in paths))
 
@@ -257,8 +257,8 @@ class Plan:
             self.target.mkdir(parents=True)
             made.append(self.target)
         was_unfinished = (self.target / STATE).exists()
-        for path, _ in list(self._inside()):
-            if self._remains.fullmatch(path):
+        for path, is_folder in list(self._inside()):
+            if not is_folder and (self._remains.fullmatch(path) or (path == self._writing and path not in self.notes)):
                 (self.target / path).unlink()
         try:
             self._save_state("")
@@ -281,7 +281,7 @@ class Plan:
         sources, path = job.identity(), self.target / job.name
         self._save_state(job.name)
         with in_file(job.label):
-            nbytes, stored_nbytes = job.work(path, progress, self.overwrite or job.name in (self._writing, *self.notes))
+            nbytes, stored_nbytes = job.work(path, progress, self.overwrite or job.name in self.notes)
         self.notes[job.name] = {"sources": sources, "nbytes": nbytes, "stored_nbytes": stored_nbytes, "target": _identity(path)}
         self.done.add(job.name)
 
