@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -590,12 +591,14 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert_one_line_of_error(err, "resource_limit: ")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_command_leaves_nothing(folder: Path, number: signal.Signals, status: int) -> None:
     data = np.random.default_rng(2).standard_normal(30_000_000).astype(np.float16).tobytes()
     (folder / "large").write_bytes(safetensors_bytes([("w", "F16", [30_000, 1000], data)]))
     before = names(folder)
-    p = subprocess.Popen([*WCODEC, "--backend", "reference", "encode", "large", "-o", "m"], stderr=subprocess.PIPE, text=True)
+    command = [*WCODEC, "--backend", "reference", "encode", "large", "-o", "m"]
+    heeded = partial(signal.signal, number, signal.SIG_DFL)  # a background job of a shell has it ignored
+    p = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     deadline = time.monotonic() + 60
     while names(folder) == before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -605,6 +608,19 @@ def test_an_interrupted_command_leaves_nothing(folder: Path, number: signal.Sign
     assert p.returncode == status
     assert "Traceback" not in err
     assert names(folder) == before
+
+
+def test_a_signal_that_is_ignored_stays_so(folder: Path) -> None:
+    """As by nohup."""
+    script = """
+import os, signal, sys
+from wcodec.cli import main, measure
+measure.demo = lambda args: os.kill(os.getpid(), signal.SIGHUP) or 7
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+sys.argv[1:] = ["demo"]
+sys.exit(main())
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 7
 
 
 @pytest.mark.parametrize("has_tqdm", [False, True])

@@ -62,6 +62,7 @@ def check_sample(out: str) -> None:
     assert set(found["launched"]) == LAUNCHED
 
 
+@pytest.mark.exhaustive
 def test_suite_but_for_spoilt_files() -> None:
     report = conformance.run(load_backend(BACKEND), sweeps=False)
     assert [str(o) for o in report.failed] == []

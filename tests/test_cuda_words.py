@@ -157,7 +157,10 @@ def test_sizes(dtype: DType, n: int) -> None:
             check_both(runtime, make_case(rng, dtype, geometry))
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 15, 16, 17, 24, 31, 32, 33, 48, 100, 257])
+LESS_USUAL = [pytest.param(n, marks=pytest.mark.exhaustive) for n in (2, 5, 15, 24, 31, 32, 48, 257)]
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 16, 17, 33, 100, *LESS_USUAL])
 @pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
 def test_widths(dtype: DType, width: int) -> None:
     """Rows that items go beyond or not, aligned or not, in a wider matrix; as one tile, as narrow and as flat ones."""

@@ -353,10 +353,11 @@ def test_10_mb_of_noise_hardly_grow(backend: Backend, tmp_path: Path) -> None:
     assert_hardly_grows(len(data), len(there_and_back(tmp_path, data)))
 
 
-def test_1000_tiny_tensors_hardly_grow(backend: Backend, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.exhaustive)])
+def test_tiny_tensors_hardly_grow(backend: Backend, tmp_path: Path, n: int) -> None:
     rng = np.random.default_rng(8)
     for nbytes in (1, 40):
-        tensors = [(f"layer.{i}.bias", "U8", [nbytes], rng.bytes(nbytes)) for i in range(1000)]
+        tensors = [(f"layer.{i}.bias", "U8", [nbytes], rng.bytes(nbytes)) for i in range(n)]
         data = safetensors_bytes(tensors)
         assert_hardly_grows(len(data), len(there_and_back(tmp_path, data)))
 
