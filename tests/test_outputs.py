@@ -552,6 +552,16 @@ def test_outputs_that_are_no_names(here: Path) -> None:
     assert all_bytes().items() >= before.items()
 
 
+@pytest.mark.parametrize("args", [["encode", "m-1.safetensors", "-o", "x"], ["verify", "coded/c-1.wcodec"], ["info", "model-1-hub"]])
+def test_a_file_system_without_maps(here: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr("mmap.mmap", fail)
+    status, _, err = call(*args)
+    assert (status, err.endswith((f"{args[1]}: No such device\n", "model-1-hub/model.safetensors: No such device\n"))) == (1, True), err
+
+
 def test_errors_of_the_system_name_what_the_user_knows(here: Path) -> None:
     with pytest.raises(OSError, match="proc") as e:
         wcodec.save_file({}, "/proc/self/x")

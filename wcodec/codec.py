@@ -302,7 +302,7 @@ class FileSource(BufferSource):
 
     def __init__(self, mapped: ByteSource, file: BinaryIO) -> None:
         super().__init__(mapped.read(0, mapped.nbytes))
-        self._descriptor = file.fileno()
+        self._descriptor, self._name = file.fileno(), file.name
 
     def read_into(self, offset: int, target: Bytes) -> None:
         """As `BufferSource.read_into`.
@@ -311,10 +311,15 @@ class FileSource(BufferSource):
         ------
         DecodeError
             ``truncated``: the file has become shorter than it was.
+        OSError
         """
         done = 0
         while done < target.size:
-            n = os.preadv(self._descriptor, [target.data[done:]], offset + done)
+            try:
+                n = os.preadv(self._descriptor, [target.data[done:]], offset + done)
+            except OSError as e:
+                e.filename = self._name  # the system does not say
+                raise
             if n == 0:
                 raise DecodeError("truncated", f"the file ends {target.size - done} bytes early", offset=offset + done)
             done += n

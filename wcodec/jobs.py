@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from wcodec.codec import Progress, ignore_progress
 from wcodec.errors import CodedError, EncodeError, in_file
-from wcodec.outputs import NAME_LENGTH, AnyPath, atomic_output, check_output
+from wcodec.outputs import NAME_LENGTH, AnyPath, atomic_output, check_output, named
 
 STATE: Final = ".wcodec-resume.json"  #: in an unfinished directory: which files are done
 
@@ -82,13 +82,18 @@ class Job:
         return [_identity(p) for p in self.sources]
 
 
+def _read(f: BinaryIO) -> bytes:
+    with named(f.name):
+        return f.read(_PIECE_NBYTES)
+
+
 def copying(source: Path) -> Work:
     """Copy a file."""
 
     def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         nbytes = 0
         with open(source, "rb") as f, atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as out:
-            while piece := f.read(_PIECE_NBYTES):
+            while piece := _read(f):
                 out.write(piece)
                 nbytes += len(piece)
                 progress(len(piece))

@@ -223,4 +223,5 @@ def map_file(path: AnyPath) -> Any:
     with open(path, "rb") as f:
         if os.fstat(f.fileno()).st_size == 0:
             return b""
-        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        with named(path):
+            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)

@@ -95,7 +95,7 @@ def _words(f: File, t: TensorRecord, folder: Path) -> Iterator[Words]:
         with named(folder):
             room.truncate(t.nbytes)
             reserve(room, t.nbytes)  # a map of what the disk has no room for would end the process
-        words = np.memmap(room, t.dtype.word_type, "r+", shape=(t.nbytes // t.dtype.word_nbytes,))
+            words = np.memmap(room, t.dtype.word_type, "r+", shape=(t.nbytes // t.dtype.word_nbytes,))
         _fill(f, t, words)
         yield np.asarray(words)
         del words
