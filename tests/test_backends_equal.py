@@ -135,7 +135,7 @@ def spoil(rng: np.random.Generator, case: Case) -> np.ndarray[Any, Any]:
 
 # ---- tests -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (3, 4, 5))])
 def test_random_plans(backend: Backend, dtype: DType, seed: int) -> None:
     case = make_case(np.random.default_rng([seed, dtype.id]), dtype)
     check_encode(backend, case)
@@ -316,7 +316,7 @@ def test_nothing(backend: Backend, shape: tuple[int, int], dtype: DType) -> None
     assert backend.histogram(case.words, geometry, dtype).shape == (0, dtype.word_nbytes, 256)
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "uint8", "float32"])
+@pytest.mark.parametrize("name", ["bfloat16", "uint8", pytest.param("float32", marks=pytest.mark.exhaustive)])
 def test_more_than_one_range(backend: Backend, name: str) -> None:
     """Several ranges for each thread, with a ragged last segment row and column."""
     rng, dtype = np.random.default_rng(5), BY_NAME[name]

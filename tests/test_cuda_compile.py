@@ -49,7 +49,7 @@ def targets() -> list[Any]:
     """All sources for all architectures; always those for the oldest, a usual and the newest one, of products two for the usual one."""
     out = []
     for source in SOURCES:
-        always = (75, 90, 120) if source not in LINEARS else (90,) if source in ("linear_bf16_bf16", "linear_e4m3_fp16") else ()
+        always = (75, 90) if source not in LINEARS else (90,) if source in ("linear_bf16_bf16", "linear_e4m3_fp16") else ()
         out += [pytest.param(source, arch, marks=[] if arch in always else pytest.mark.exhaustive) for arch in ARCHITECTURES]
     return out
 

@@ -260,6 +260,7 @@ def test_any_patches(runtime: EmulatedRuntime) -> None:
 
 
 # ---- sanitizers ------------------------------------------------------------------------------------------------------------
+@pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)
 

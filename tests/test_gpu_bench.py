@@ -378,6 +378,7 @@ def test_products_are_a_step(checker: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert float(result.command[result.command.index("--seconds") + 1]) > 100
 
 
+@pytest.mark.exhaustive
 def test_tests_of_a_gpu_run(checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of tests/test_gpu.py, but for the kernels' against the reference, which the emulated backend passes elsewhere."""
     monkeypatch.setenv("WCODEC_GPU_TESTS", "emulated")
