@@ -1,20 +1,25 @@
-"""Memory of a model whose weights stay compressed, of 1 GB, as the system counts it.
+"""Memory of a model whose weights stay compressed, of 1 GB, as the system counts it. Linux.
 
-    python benchmarks/bench_memory.py FILE load        # from the file
-    python benchmarks/bench_memory.py FILE compress    # a dense model, layer by layer
+    python benchmarks/bench_memory.py
 
-makes ``FILE`` if it is not there: bf16 weights, Gaussian. Prints JSON: bytes of weights, and what the process took for them at its peak,
-loading and a forward pass included. What the code asks for is tested by ``tests/test_torch_memory.py``. Linux.
+makes a checkpoint (bf16 weights, Gaussian), and takes a process each for a model that is loaded from it, and for a dense model that is
+compressed layer by layer. Writes ``benchmarks/results/DATE-memory.json``: bytes of weights, and what the process took for them at its
+peak, loading and a forward pass included. What the code asks for is tested by ``tests/test_torch_memory.py``.
 """
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from bench_files import HERE, machine
 
 import wcodec
 from wcodec.reference.planes import BY_NAME
@@ -56,11 +61,31 @@ def status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def main(path: Path, mode: str) -> None:
+def main() -> None:
     """See the module."""
-    torch.set_num_threads(1)
-    if not path.exists():
+    p = argparse.ArgumentParser(description="Memory of a model whose weights stay compressed.")
+    p.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-memory.json)")
+    p.add_argument("--child", nargs=2, metavar=("FILE", "MODE"), help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.child:
+        print(json.dumps(measured(Path(args.child[0]), args.child[1])))
+        return
+    with tempfile.TemporaryDirectory(prefix="wcodec-bench-") as name:
+        path = Path(name) / "model.wcodec"
         write(path)
+        found = {
+            mode: json.loads(subprocess.run([sys.executable, __file__, "--child", path, mode], capture_output=True, check=True).stdout)
+            for mode in ("load", "compress")
+        }
+    for mode, m in found.items():
+        print(f"{mode:9} dense {m['dense'] / 1e9:.3f} GB, held {m['held'] / 1e9:.3f} GB, peak {m['peak'] / 1e9:.3f} GB")
+    out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-memory.json"
+    out.write_text(json.dumps({"machine": machine(), "models": found}, indent=1) + "\n")
+
+
+def measured(path: Path, mode: str) -> dict[str, int]:
+    """Bytes of weights and of the peak, of this process."""
+    torch.set_num_threads(1)
     x = torch.randn(1, HIDDEN).bfloat16()
     with torch.no_grad():
         compress_model(Block(HIDDEN, 64))(x)  # compiles kernels, takes buffers that do not grow with the model
@@ -79,7 +104,7 @@ def main(path: Path, mode: str) -> None:
         assert y.isfinite().all()
         assert torch.equal(model(x), y)
     memory = model_memory(model)
-    print(json.dumps({"dense": memory.dense, "held": memory.held, "n": memory.n_compressed, "peak": status("VmHWM") - before}))
+    return {"dense": memory.dense, "held": memory.held, "n_compressed": memory.n_compressed, "peak": status("VmHWM") - before}
 
 
 def _block(dense: torch.Tensor) -> Block:
@@ -91,4 +116,4 @@ def _block(dense: torch.Tensor) -> Block:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main()
