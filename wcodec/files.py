@@ -599,7 +599,6 @@ def decode_file(
     check_output(target, overwrite, [source])
     with File(source, backend, max_nbytes, base) as f:
         inputs = [Path(source), *paths_of(f.base(progress) if f.needs_base else None)]
-        check_output(target, overwrite, inputs)
         check_room(target, f.index.data_nbytes)
         total = 0
         with (

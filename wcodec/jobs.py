@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from wcodec.codec import Progress, ignore_progress
 from wcodec.errors import CodedError, EncodeError, in_file
-from wcodec.outputs import NAME_LENGTH, AnyPath, atomic_output, check_output, named
+from wcodec.outputs import NAME_LENGTH, AnyPath, atomic_output, check_output, named, temporary_of
 
 STATE: Final = ".wcodec-resume.json"  #: in an unfinished directory: which files are done
 
@@ -120,7 +119,7 @@ def linking(text: str) -> Work:
     def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         check_output(target, overwrite)
         if overwrite:
-            temporary = target.with_name(f".{target.name[:NAME_LENGTH]}.{secrets.token_hex(4)}.tmp")
+            temporary = temporary_of(target)
             temporary.symlink_to(text)
             os.replace(temporary, target)
         else:

@@ -116,6 +116,11 @@ def check_output(target: AnyPath, overwrite: bool = False, inputs: Iterable[AnyP
         raise FileNotFoundError(errno.ENOENT, "there is no such directory", folder)
 
 
+def temporary_of(target: Path) -> Path:
+    """A new name beside a file that is to be written, under which it is written first."""
+    return target.with_name(f".{target.name[:NAME_LENGTH]}.{secrets.token_hex(4)}.tmp")
+
+
 @contextlib.contextmanager
 def atomic_output(
     path: AnyPath, nbytes: int = 0, *, overwrite: bool, inputs: Iterable[AnyPath] = (), like: AnyPath | None = None
@@ -136,7 +141,7 @@ def atomic_output(
     check_output(path, overwrite, inputs)
     target = Path(path)
     like = target if target.exists() else like
-    temporary = target.with_name(f".{target.name[:NAME_LENGTH]}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_of(target)
     _unfinished.add(temporary)
     try:
         with io.BufferedWriter(_Named(temporary, target), _BUFFERED) as f:

@@ -166,9 +166,11 @@ def plan_outputs(args: argparse.Namespace, name_of: Callable[[str], str]) -> Out
     read = {_inode(path): path for path in (*args.inputs, *([args.base] if args.base else [])) if os.path.exists(path)}
     made, places = dict[str, str](), {os.path.realpath(path): path for path in read.values()}
     for source, target in targets.items():
-        for place, path in places.items():
-            if os.path.isdir(source) and path != source and place.startswith(os.path.realpath(target) + os.sep):
-                args.error(f"the output {target} holds {path}, which is read: name another one")
+        if os.path.isdir(source):
+            inside = os.path.realpath(target) + os.sep
+            for place, path in places.items():
+                if path != source and place.startswith(inside):
+                    args.error(f"the output {target} holds {path}, which is read: name another one")
         if os.path.exists(target) and _inode(target) in read:
             args.error(f"the output {target} is {read[_inode(target)]}, which is read: name another one")
         other = made.setdefault(os.path.realpath(target), source)

@@ -23,7 +23,7 @@ from wcodec.cli.common import (
     say,
     typed,
 )
-from wcodec.directories import check_plan_room, encode_one, plan_decode, plan_encode
+from wcodec.directories import CODED, PLAIN, check_plan_room, encode_one, plan_decode, plan_encode
 from wcodec.errors import DecodeError, EncodeError, in_file
 from wcodec.files import File, decode_file, is_same_stream, open_base
 from wcodec.hub import HubFile, decode_hub_file, is_coded, is_hub
@@ -32,7 +32,6 @@ from wcodec.outputs import check_output, map_file
 from wcodec.reference.plan_options import OPERANDS, EncodeOptions
 from wcodec.report import percent_text, size_text
 
-PLAIN, CODED = ".safetensors", ".wcodec"
 Contents = Callable[[str, Backend, str | None], Iterator[Any]]  #: the pieces of a plain file, by path, backend and base
 
 
