@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+from sampling import exhaustive
 from variants import VARIANTS, skip_unless_it_runs
 
 from wcodec.backends import numba_jobs
@@ -27,42 +28,56 @@ from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
-SHARE = 1500
+Result = tuple[int, str, str]  #: status, stdout, stderr
 
 
-def fuzz(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    command = [sys.executable, str(TOOLS / "fuzz_segments.py"), *arguments]
-    return subprocess.run(command, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False)
+@pytest.fixture
+def fuzz(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run the command: here, for its work is done in a process of its own anyway."""
+
+    def run(*arguments: str) -> Result:
+        with mock.patch.object(sys, "path", [str(TOOLS), *sys.path]):
+            import fuzz_segments
+
+            status = fuzz_segments.main([*arguments])
+        return status, *capfd.readouterr()
+
+    return run
 
 
+@pytest.mark.parametrize("share", [400, exhaustive(1500)])
 @pytest.mark.parametrize("variant", ["native", *VARIANTS])
-def test_corrupt_segments_touch_nothing_outside(variant: str) -> None:
+def test_corrupt_segments_touch_nothing_outside(
+    fuzz: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, variant: str, share: int
+) -> None:
     skip_unless_it_runs(variant)
-    run = fuzz("--segments", str(SHARE), "--json", env=VARIANTS.get(variant))
-    assert run.returncode == 0, run.stderr[-2000:]
-    result = json.loads(run.stdout)
+    for name, value in VARIANTS.get(variant, {}).items():
+        monkeypatch.setenv(name, value)
+    status, out, err = fuzz("--segments", str(share), "--seed", "15", "--json")
+    assert status == 0, err[-2000:]
+    result = json.loads(out)
     assert result["variant"] == (VARIANT if variant == "native" else variant)
-    assert result["segments"] >= SHARE
-    assert result["compared"] > SHARE // 30
-    assert all(result["statuses"][s.name] > SHARE // 200 for s in Status), result
+    assert result["segments"] >= share
+    assert result["compared"] > share // 30
+    assert all(result["statuses"][s.name] > share // 200 for s in Status), result
 
 
-def test_a_seed_gives_the_same_segments() -> None:
-    first, second, other = (fuzz("--segments", "300", "--seed", seed, "--json", "--backend", "reference") for seed in ("7", "7", "8"))
-    statuses = [json.loads(run.stdout)["statuses"] for run in (first, second, other)]
+@pytest.mark.parametrize("n", [60, exhaustive(300)])
+def test_a_seed_gives_the_same_segments(fuzz: Callable[..., Result], n: int) -> None:
+    first, second, other = (fuzz("--segments", str(n), "--seed", seed, "--json", "--backend", "reference") for seed in ("7", "7", "8"))
+    statuses = [json.loads(out)["statuses"] for _, out, _ in (first, second, other)]
     assert statuses[0] == statuses[1] != statuses[2]
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def plans() -> list[SegmentPlan]:
+@pytest.fixture(scope="module", params=[200, exhaustive(600)])
+def plans(request: pytest.FixtureRequest) -> list[SegmentPlan]:
     """Corrupt plans, as the fuzz draws them."""
     with mock.patch.object(sys, "path", [str(TOOLS), *sys.path]):
         from corruptions import corrupted, draw_case
     out = []
-    for i in range(600):
-        rng = np.random.default_rng([1, i])
+    for i in range(request.param):
+        rng = np.random.default_rng([2, i])
         plan, payload, _ = corrupted(rng, draw_case(rng))
         assert payload.size == plan.offsets[-1]
         out.append(plan)
@@ -198,18 +213,20 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("backend", FAULTS, ids=lambda b: b.__name__)
-def test_planted_faults_are_found(backend: type[NumbaBackend]) -> None:
-    run = fuzz("--segments", "5000", "--backend", f"test_fuzz:{backend.__name__}")
-    assert run.returncode == 1, run.stdout + run.stderr
-    assert FAULTS[backend] in run.stderr
-    again = run.stderr.splitlines()[-1].partition("again: python tools/fuzz_segments.py ")[2]
-    assert f"--backend test_fuzz:{backend.__name__} --seed 1 --case " in again
+@pytest.mark.parametrize("seed", ["15", exhaustive("1")])
+def test_planted_faults_are_found(fuzz: Callable[..., Result], backend: type[NumbaBackend], seed: str) -> None:
+    """In one of the first cases, with seed 15."""
+    status, out, err = fuzz("--segments", "5000", "--backend", f"test_fuzz:{backend.__name__}", "--seed", seed)
+    assert status == 1, out + err
+    assert FAULTS[backend] in err
+    again = err.splitlines()[-1].partition("again: python tools/fuzz_segments.py ")[2]
+    assert f"--backend test_fuzz:{backend.__name__} --seed {seed} --case " in again
 
 
-def test_a_fault_is_found_again() -> None:
+def test_a_fault_is_found_again(fuzz: Callable[..., Result]) -> None:
     """By the command that the report names."""
-    first = fuzz("--segments", "5000", "--backend", "test_fuzz:LikesAllPatches", "--seed", "3")
-    again = first.stderr.splitlines()[-1].partition("again: python tools/fuzz_segments.py ")[2].split()
+    _, _, first = fuzz("--segments", "5000", "--backend", "test_fuzz:LikesAllPatches", "--seed", "15")
+    again = first.splitlines()[-1].partition("again: python tools/fuzz_segments.py ")[2].split()
     assert int(again[-1]) > 0  # the first case would be the same again without any number
-    second = fuzz(*again)
-    assert (second.returncode, second.stderr) == (1, first.stderr)
+    second = subprocess.run([sys.executable, TOOLS / "fuzz_segments.py", *again], capture_output=True, text=True, check=False)
+    assert (second.returncode, second.stderr) == (1, first)
