@@ -7,6 +7,7 @@ by column, and only checked against the rules that a file's index is checked aga
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,13 @@ class Case:
     words: np.ndarray[Any, Any]
     payload: np.ndarray[Any, Any]
     decoding: SegmentPlan  # the plan as a decoder reads it
+
+    @cached_property
+    def expected(self) -> np.ndarray[Any, Any]:
+        """The words that the reference decodes; made-up constants are not those that were encoded."""
+        out = np.empty_like(self.words)
+        assert not reference.decode_segments(self.decoding, self.payload, out).any()
+        return out
 
 
 def aligned(data: Any) -> np.ndarray[Any, Any]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conformance_sample import cover
+from sampling import exhaustive
 
 from wcodec import conformance, conformance_cases
 from wcodec.backends import load_backend
@@ -26,6 +28,7 @@ from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder
 
 ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ROOT / "tools"
 SPEC = ROOT / "spec" / "wcodec.md"
 MANIFEST = json.loads((ROOT / "conformance_vectors" / "manifest.json").read_text(encoding="utf-8"))
 
@@ -38,20 +41,38 @@ def vectors() -> Vectors:
     return load(ROOT / "conformance_vectors")
 
 
+def check_vectors(folder: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, TOOLS / "write_vectors.py", "--folder", folder, "--check"], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.exhaustive  # `make test` runs this very command before any tests
 def test_vectors_are_current():
-    done = subprocess.run([sys.executable, ROOT / "tools" / "write_vectors.py", "--check"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert check_vectors(ROOT / "conformance_vectors") == (0, "")
 
 
-def test_stale_vectors_are_found(tmp_path: Path):
+@pytest.mark.parametrize("anew", [False, exhaustive(True)])
+def test_stale_vectors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], anew: bool):
+    """By the command; or in this process, where those that are there stand for those that would be written."""
     shutil.copytree(ROOT / "conformance_vectors", tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
+    import write_vectors
+
+    files = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.setattr(write_vectors, "contents", lambda: files)
+
+    def check() -> tuple[int, str]:
+        return check_vectors(tmp_path) if anew else (write_vectors.main(["--folder", str(tmp_path), "--check"]), capsys.readouterr().err)
+
+    assert check() == (0, "")
     (tmp_path / "accept" / "no_tensors.wcodec").write_bytes(b"")
     (tmp_path / "accept" / "stray.wcodec").write_bytes(b"")
-    line = [sys.executable, ROOT / "tools" / "write_vectors.py", "--folder", tmp_path, "--check"]
-    done = subprocess.run(line, check=False, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("2 conformance vectors are not current")
-    assert done.stderr.endswith("run: python tools/write_vectors.py\n")
+    status, err = check()
+    assert status == 1
+    assert err.startswith("2 conformance vectors are not current")
+    assert err.endswith("run: python tools/write_vectors.py\n")
 
 
 @pytest.mark.parametrize("place", ["conformance_vectors", "wcodec/conformance_vectors"])
@@ -195,22 +216,29 @@ def test_every_rule_has_a_case():
 
 
 # ---- the suite itself --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("most_flips", [60, pytest.param(500, marks=pytest.mark.exhaustive)])
-def test_numba_passes(monkeypatch: pytest.MonkeyPatch, most_flips: int):
-    monkeypatch.setattr(conformance.kernels, "MOST_FLIPS", most_flips)
-    report = conformance.run(load_backend("numba"))
+def some(vectors: Vectors, *more: str) -> list[str]:
+    """All files and duties; the kernels on few files, which together hold whatever any file holds."""
+    return ["accept/", "reject/", "either/", "encode/", "duty/", *more, *(f"kernels/{name}" for name in cover(vectors))]
+
+
+@pytest.mark.parametrize("whole", [False, exhaustive(True)])
+def test_numba_passes(monkeypatch: pytest.MonkeyPatch, vectors: Vectors, whole: bool):
+    monkeypatch.setattr(conformance.kernels, "MOST_FLIPS", 500 if whole else 20)
+    select = "" if whole else some(vectors, "prefixes/", "payload/", "flips/base_deflated")
+    report = conformance.run(load_backend("numba"), select=select)
     assert [str(o) for o in report.failed] == []
-    assert report.good
-    assert report.last_line == f"{len(report.outcomes)} passed, 0 failed, 0 not run"
+    assert report.good == whole
+    assert report.totals["passed"] >= 1000
+    assert not whole or report.last_line == f"{len(report.outcomes)} passed, 0 failed, 0 not run"
 
 
-@pytest.mark.parametrize("sweeps", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-def test_reference_passes(sweeps: bool):
+@pytest.mark.parametrize("whole", [False, exhaustive(True)])
+def test_reference_passes(vectors: Vectors, whole: bool):
     """Spoilt payloads are held against the reference itself, and spoilt files are refused before it comes to them, nearly all."""
-    report = conformance.run(load_backend("reference"), sweeps=sweeps)
+    report = conformance.run(load_backend("reference"), select="" if whole else some(vectors), sweeps=whole)
     assert [str(o) for o in report.failed] == []
-    assert report.totals["passed"] >= 1300
-    assert report.good == sweeps
+    assert report.totals["passed"] >= (1300 if whole else 1000)
+    assert report.good == whole
 
 
 def test_left_out_is_not_green(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -284,10 +312,11 @@ def command(tmp_path: Path, program: str, more: str = "") -> conformance.Command
     return conformance.Command(f"'{sys.executable}' '{tmp_path / 'decoder.py'}' {{input}} {{output}} {more}")
 
 
-def test_program_passes(tmp_path: Path):
+@pytest.mark.parametrize("first", [1, exhaustive(0)])  # the name of the very first sweep begins the names of others
+def test_program_passes(tmp_path: Path, first: int):
     decoder = command(tmp_path, GOOD)
     _, sweeps = conformance.checks_of(decoder, load())
-    names = [*SOME, "accept/base_records", "either/padding_words", "reject/table_padding", sweeps[0].id, sweeps[-1].id]
+    names = [*SOME, "accept/base_records", "either/padding_words", "reject/table_padding", sweeps[first].id, sweeps[-1].id]
     report = conformance.run(decoder, select=names)
     assert [str(o) for o in report.failed] == []
     assert report.totals["passed"] >= len(names)
