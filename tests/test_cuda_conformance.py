@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from cuda_emulator import run_sanitized
+from sampling import exhaustive
 
 from wcodec import conformance
 from wcodec.backends import load_backend
@@ -90,10 +91,10 @@ def test_whole_suite_without_races() -> None:
 
 
 ORDERS = ["forward", "reverse", "shuffled 3"]
-IN_FULL = [pytest.param(6700, seed, how, marks=pytest.mark.exhaustive) for seed, how in enumerate(ORDERS, 1)]
+IN_FULL = [exhaustive((6700, seed, how)) for seed, how in enumerate(ORDERS, 1)]
 
 
-@pytest.mark.parametrize(("n", "seed", "how"), [(2000, 4, "shuffled 4"), *IN_FULL])
+@pytest.mark.parametrize(("n", "seed", "how"), [(700, 4, "shuffled 4"), exhaustive((2000, 4, "shuffled 4")), *IN_FULL])
 def test_corrupted_segments(n: int, seed: int, how: str) -> None:
     """Amid memory that ends where the buffers do; 20,000 in full."""
     tool = str(ROOT / "tools" / "fuzz_segments.py")

@@ -52,9 +52,20 @@ def _compiler_version() -> str:
     return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
 
 
+@functools.cache
+def _digest(path: Path, changed_ns: int, nbytes: int) -> str:
+    """Of a file's content, which is that of a time and size."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _content(path: Path) -> str:
+    about = path.stat()
+    return _digest(path, about.st_mtime_ns, about.st_size)
+
+
 def _make(name: str, inputs: list[Path], command: list[str]) -> Path:
     """Output of a command, which depends on nothing else than its text, the inputs and the compiler."""
-    key = hashlib.sha256(repr((command, _compiler_version(), [(p.name, p.read_bytes()) for p in sorted(inputs)])).encode())
+    key = hashlib.sha256(repr((command, _compiler_version(), [(p.name, _content(p)) for p in sorted(inputs)])).encode())
     target = cache_folder() / f"{key.hexdigest()[:32]}-{name}"
     if target.exists():
         return target

@@ -282,6 +282,13 @@ void run_grid(u32 n_blocks, u32 n_threads) {
     }
 }
 
+// Of fibers that were left where they were.
+void forget_frames() {
+    for (Block *block : engine.blocks)
+        for (u32 i = 0; block && i < MAX_THREADS; ++i)
+            if (block->fibers[i].stack) forget_poison(block->fibers[i]);
+}
+
 }  // namespace
 
 void fail(const char *format, ...) {
@@ -375,5 +382,6 @@ extern "C" __attribute__((visibility("default"))) const char *emulator_launch(
     position = {{0, 0, 0}, {0, 0, 0}, {n_threads, 1, 1}, {n_blocks, 1, 1}};
     run_grid(n_blocks, n_threads);
     forget_accesses();
+    if (engine.failed) forget_frames();
     return engine.failed ? engine.error : nullptr;
 }

@@ -59,7 +59,6 @@ inline void forget_poison(Fiber &fiber) {
 inline void swap(Fiber &from, Fiber &to) { swapcontext(&from.context, &to.context); }
 
 inline void start(Fiber &fiber, void (*function)(), size_t unused) {
-    forget_poison(fiber);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = const_cast<void *>(fiber.stack);
     fiber.context.uc_stack.ss_size = fiber.stack_nbytes - unused;
@@ -99,7 +98,6 @@ emulator_swap:
 inline void swap(Fiber &from, Fiber &to) { emulator_swap(&from.sp, to.sp); }
 
 inline void start(Fiber &fiber, void (*function)(), size_t unused) {
-    forget_poison(fiber);
     char *end = static_cast<char *>(const_cast<void *>(fiber.stack)) + fiber.stack_nbytes - unused;
     void **top = reinterpret_cast<void **>(end) - 2;
     *--top = nullptr;  // the function's return address, none; as it starts, rsp + 8 is a multiple of 16

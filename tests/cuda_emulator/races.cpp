@@ -33,6 +33,7 @@ struct Byte {
 constexpr u64 PAGE_NBYTES = 1024;
 struct Page {
     Byte bytes[PAGE_NBYTES];
+    bool split[PAGE_NBYTES / 4];  // of a word all of whose accesses were whole, only the first byte is kept
 };
 
 std::unordered_map<u64, Page *> pages;
@@ -113,10 +114,19 @@ void note(Kind kind, const volatile void *at, u64 nbytes, const void *by) {
     const u64 in_shared = address - reinterpret_cast<u64>(emulated_shared_start);
     const bool is_shared = in_shared < static_cast<u64>(emulated_shared_end - emulated_shared_start);
     if (is_shared) address = (1ull << 60) + ((u64)when.slot << 32) + in_shared;
-    for (; nbytes; ++address, --nbytes) {
-        Byte &byte = page_of(address / PAGE_NBYTES).bytes[address % PAGE_NBYTES];
+    while (nbytes) {
+        Page &page = page_of(address / PAGE_NBYTES);
+        Byte &byte = page.bytes[address % PAGE_NBYTES];
+        bool &split = page.split[address % PAGE_NBYTES / 4];
+        if (!split && (address % 4 || nbytes < 4)) {
+            Byte *const word = &byte - address % 4;
+            for (u32 i = 1; i < 4; ++i) word[i] = word[0];
+            split = true;
+        }
         if (is_shared && byte.read.block != now.block && byte.write.block != now.block && byte.atomic.block != now.block) byte = Byte();
         check(kind, byte, now);
+        const u32 step = split ? 1 : 4;
+        address += step, nbytes -= step;
     }
 }
 
