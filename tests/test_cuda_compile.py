@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 from typing import Any, NamedTuple
 
 import pytest
+from sampling import exhaustive
 
 from wcodec.backends.cuda.compiler import ARCHITECTURES, Usage, compile_cubin, compile_with_usage
 from wcodec.backends.cuda.runtime import KERNELS, LINEARS, SOURCES, read_source
@@ -46,12 +48,11 @@ def test_every_source_is_named() -> None:
 
 
 def targets() -> list[Any]:
-    """All sources for all architectures; always those for the oldest, a usual and the newest one, of products two for the usual one."""
-    out = []
-    for source in SOURCES:
-        always = (75, 90) if source not in LINEARS else (90,) if source in ("linear_bf16_bf16", "linear_e4m3_fp16") else ()
-        out += [pytest.param(source, arch, marks=[] if arch in always else pytest.mark.exhaustive) for arch in ARCHITECTURES]
-    return out
+    """All sources for all architectures; always each for one of them in turn, of products two for the usual one."""
+    always = {source: ARCHITECTURES[-1 - i % len(ARCHITECTURES)] for i, source in enumerate(SOURCES) if source not in LINEARS}
+    always |= dict.fromkeys(("linear_bf16_bf16", "linear_e4m3_fp16"), 90)
+    pairs = itertools.product(SOURCES, ARCHITECTURES)
+    return [(source, arch) if always.get(source) == arch else exhaustive((source, arch)) for source, arch in pairs]
 
 
 @pytest.mark.parametrize(("source", "arch"), targets())
@@ -68,6 +69,7 @@ def test_compiles(source: str, arch: int) -> None:
         assert u.shared_nbytes <= MOST_SHARED_NBYTES, f"{kernel}: {u}"
 
 
+@pytest.mark.exhaustive
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     """Print registers a thread and shared memory a block, of each kernel but the many products."""
     sources = [source for source in SOURCES if source not in LINEARS[1:]]

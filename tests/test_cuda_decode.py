@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import pytest
 from cuda_cases import BLOCK, EACH_RUNTIME, Array, Memory, address, check_sanitized, pad, planes_of, segments_of, tensors_of
 from cuda_emulator import CANARY, EmulatedRuntime
 from plans import Case, complete, only, random_tables, random_words, two_symbols
+from sampling import sampled
 
 from wcodec.backends.cuda.layout import BATCH, PLANE, TABLE
 from wcodec.backends.protocol import Status
@@ -77,9 +79,16 @@ def luts_of(runtime: EmulatedRuntime, memory: Memory, rows: Array) -> Array:
     return luts
 
 
+@functools.cache
+def known_luts(pool: TablePool) -> Array:
+    """The same by the reference."""
+    return np.concatenate([np.pad(t.lut, (0, SLOTS - t.lut.size)) for t in pool.tables]).astype(np.uint32)
+
+
 def test_luts(runtime: EmulatedRuntime) -> None:
     pool = all_precisions(np.random.default_rng(0))
     luts = luts_of(runtime, Memory(), table_rows(pool)).view(np.uint32).reshape(-1, SLOTS)
+    np.testing.assert_array_equal(luts.ravel(), known_luts(pool))
     for lut, table in zip(luts, pool.tables, strict=True):
         np.testing.assert_array_equal(lut[: 1 << table.prob_bits], table.lut)
         assert (lut[1 << table.prob_bits :] == 0).all()
@@ -252,9 +261,14 @@ def kernel_of(dtype: DType, layout: Layout) -> str:
     return f"decode_{layout.name.lower()}_{dtype.word_nbytes}"
 
 
+@functools.cache
+def some_tables(seed: int) -> TablePool:
+    return random_tables(np.random.default_rng(seed))
+
+
 def fused_case(rng: np.random.Generator, dtype: DType, layout: Layout, geometry: Geometry, words: Array | None = None) -> Case:
     """A plan of one-tile segments whose lower planes are raw, each with any table."""
-    pool, n = random_tables(rng), geometry.n_segments
+    pool, n = some_tables(int(rng.integers(20))), geometry.n_segments
     coder = [Coder.RANS, *[Coder.RAW] * (dtype.n_planes - 1)]
     windowed = layout == Layout.PAIRS and dtype.word_nbytes > 1
     plan = only(dtype, geometry, pool, layout, coder=coder)
@@ -302,7 +316,7 @@ class Fused:
     def run(self, runtime: EmulatedRuntime, rng: np.random.Generator, chosen: Array) -> tuple[Array, Array]:
         """Words and status bits of all segments, which are 8 before."""
         rows = table_rows(self.plan.tables)
-        luts = luts_of(runtime, self.memory, rows)
+        luts = self.memory.put(known_luts(self.plan.tables))
         batches, listed = batches_of(rng, chosen, self.plan.segments.table[0][chosen])
         self.room[:] = CANARY
         status = self.memory.room(4 * self.segments.size).view(np.uint32)
@@ -370,7 +384,7 @@ def test_segments(runtime: EmulatedRuntime, dtype: DType, layout: Layout, at_end
         check_fused(runtime, rng, case, rng.permutation(suits(case))[:2], not at_end, shift=int(rng.integers(0, 4)))
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1025, 5000])
+@pytest.mark.parametrize("n", sampled([1, 2, 3, 4, 5, 7, 8, 9, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1025, 5000], always=10))
 @pytest.mark.parametrize(("dtype", "layout"), ONE_OF_EACH, ids=kind_id)
 def test_sizes(dtype: DType, layout: Layout, n: int) -> None:
     """Around a lane's words, groups, and pairs of groups; in one row, in one column, in rows of a few."""
@@ -392,7 +406,7 @@ def test_parts_of_a_row(dtype: DType, layout: Layout, width: int) -> None:
             check_fused(runtime, rng, case, np.arange(case.plan.geometry.n_segments), shift=shift)
 
 
-@pytest.mark.parametrize("width", [8, 16, 24, 32, 40, 64, 120, 128, 136, 248, 256, 264, 512, 520, 1024])
+@pytest.mark.parametrize("width", sampled([8, 16, 24, 32, 40, 64, 120, 128, 136, 248, 256, 264, 512, 520, 1024], always=8))
 @pytest.mark.parametrize(("dtype", "layout"), ONE_OF_EACH, ids=kind_id)
 def test_widths(dtype: DType, layout: Layout, width: int) -> None:
     """Rows of the matrix that are aligned to what a lane stores, or not."""

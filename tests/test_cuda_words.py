@@ -9,6 +9,7 @@ import pytest
 from cuda_cases import EACH_RUNTIME, Array, Memory, address, check_sanitized, launch, pad, planes_of, segments_of, tensors_of
 from cuda_emulator import CANARY, EmulatedRuntime
 from plans import Case, complete, make_case, only, random_geometry, random_tables
+from sampling import exhaustive, sampled
 
 from wcodec.backends.protocol import SegmentPlan, Status
 from wcodec.reference import segments as reference
@@ -20,6 +21,10 @@ BAD_PATCH = 4  # as in common.cuh
 WINDOWED = [d for d in DTYPES if d.has_pairs and d.word_nbytes > 1]
 F64_SPLIT = replace(BY_NAME["float64"], word_map=WordMap.EXPONENT_FIRST, exponent_bits=11)  # in no registry, yet the kernels can
 KINDS = [BY_NAME[n] for n in ("uint8", "int8", "float8_e5m2", "int16", "bfloat16", "float32", "int64")]
+
+#: Each dtype at one end of memory; at the other in `make test-all`.
+EACH_END = [(d, i % 2 == 0) for i, d in enumerate([*DTYPES, F64_SPLIT])]
+EACH_END += [exhaustive((d, not at_end)) for d, at_end in EACH_END]
 
 
 @pytest.fixture(params=EACH_RUNTIME)
@@ -88,8 +93,7 @@ def check_merge(runtime: EmulatedRuntime, case: Case, chosen: Array, at_end: boo
     assert (bits == 3).all()
 
 
-@pytest.mark.parametrize("at_end", [True, False])
-@pytest.mark.parametrize("dtype", [*DTYPES, F64_SPLIT], ids=lambda d: f"{d.name}-{d.exponent_bits}")
+@pytest.mark.parametrize(("dtype", "at_end"), EACH_END, ids=lambda v: f"{v.name}-{v.exponent_bits}" if isinstance(v, DType) else str(v))
 def test_merge(runtime: EmulatedRuntime, dtype: DType, at_end: bool) -> None:
     rng = np.random.default_rng([dtype.id, at_end, dtype.exponent_bits])
     for _ in range(3):
@@ -131,8 +135,7 @@ def check_split(runtime: EmulatedRuntime, plan: SegmentPlan, words: Array, chose
         assert (patches[k][4 * found.size :] == CANARY).all()
 
 
-@pytest.mark.parametrize("at_end", [True, False])
-@pytest.mark.parametrize("dtype", [*DTYPES, F64_SPLIT], ids=lambda d: f"{d.name}-{d.exponent_bits}")
+@pytest.mark.parametrize(("dtype", "at_end"), EACH_END, ids=lambda v: f"{v.name}-{v.exponent_bits}" if isinstance(v, DType) else str(v))
 def test_split(runtime: EmulatedRuntime, dtype: DType, at_end: bool) -> None:
     rng = np.random.default_rng([dtype.id, at_end, dtype.exponent_bits])
     for _ in range(3):
@@ -147,7 +150,7 @@ def check_both(runtime: EmulatedRuntime, case: Case) -> None:
     check_split(runtime, case.plan, case.words, everything)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 127, 128, 129, 1023, 1025, 4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("n", sampled([1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 127, 128, 129, 1023, 1025, 4095, 4096, 4097, 9000], always=10))
 @pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
 def test_sizes(dtype: DType, n: int) -> None:
     """Around items, groups, and what a block takes at once; contiguous or not."""
@@ -157,10 +160,10 @@ def test_sizes(dtype: DType, n: int) -> None:
             check_both(runtime, make_case(rng, dtype, geometry))
 
 
-LESS_USUAL = [pytest.param(n, marks=pytest.mark.exhaustive) for n in (2, 5, 15, 24, 31, 32, 48, 257)]
+LESS_USUAL = map(exhaustive, (1, 2, 5, 8, 15, 24, 31, 32, 33, 48, 257))
 
 
-@pytest.mark.parametrize("width", [1, 3, 8, 16, 17, 33, 100, *LESS_USUAL])
+@pytest.mark.parametrize("width", [3, 16, 17, 100, *LESS_USUAL])
 @pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
 def test_widths(dtype: DType, width: int) -> None:
     """Rows that items go beyond or not, aligned or not, in a wider matrix; as one tile, as narrow and as flat ones."""

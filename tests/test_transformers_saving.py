@@ -14,6 +14,7 @@ import tiny_models
 import torch
 import transformers
 from safetensors import safe_open
+from sampling import exhaustive
 from tiny_models import MODELS, compressed, dense, inputs, logits, same_state, streams, tokens
 
 from wcodec.torch.models import compress_model, model_memory
@@ -23,18 +24,24 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 RESIDENT = {"quantization_config": WCodecConfig(resident=True)}
 MODES = [{}, RESIDENT]
 modes = pytest.mark.parametrize("how", MODES, ids=["decoded", "resident"])
+DTYPES = [torch.float16, torch.float32, "auto"]
+
+
+def pairs(*values: Any) -> Any:
+    """Each model with each value, these in turn; with all others in `make test-all`."""
+    always = [(n, values[i % len(values)]) for i, n in enumerate(MODELS)]
+    return always + [exhaustive((n, v)) for n in MODELS for v in values if (n, v) not in always]
+
+
+def name_of(value: Any) -> str:
+    """In a test's id."""
+    return str(value) if not isinstance(value, dict) else "resident" if value else "decoded"
 
 
 @pytest.fixture(scope="module")
 def all_forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
     """Directories of all models in bf16, by model and form."""
     return {n: tiny_models.directories(tiny_models.make(n, torch.bfloat16), tmp_path_factory.mktemp(n)) for n in MODELS}
-
-
-@pytest.fixture(params=MODELS)
-def name(request: pytest.FixtureRequest) -> str:
-    """Each model."""
-    return str(request.param)
 
 
 def names_in(directory: Path) -> set[str]:
@@ -47,7 +54,7 @@ def names_in(directory: Path) -> set[str]:
 
 
 # ---- saving ------------------------------------------------------------------------------------------------------------------
-@modes
+@pytest.mark.parametrize(("name", "how"), pairs(*MODES), ids=name_of)
 def test_save_and_load(all_forms: Any, name: str, how: Any, tmp_path: Path) -> None:
     """What is saved is in hub form, under the names of the original, and gives the same model. Experts are stored one by one again."""
     forms, auto = all_forms[name], tiny_models.auto_class(name)
@@ -65,7 +72,7 @@ def test_save_and_load(all_forms: Any, name: str, how: Any, tmp_path: Path) -> N
         assert f.metadata() == {"format": "pt", "wcodec": "0.2"}
 
 
-@modes
+@pytest.mark.parametrize(("name", "how"), pairs(*reversed(MODES)), ids=name_of)
 def test_dequantize(all_forms: Any, name: str, how: Any, tmp_path: Path) -> None:
     """The model is plain then: what is saved is, byte for byte, what the uncompressed model saves."""
     forms, auto = all_forms[name], tiny_models.auto_class(name)
@@ -119,7 +126,7 @@ def test_save_as_the_model_has_it(all_forms: Any, how: Any, tmp_path: Path) -> N
         same_state(again, transformers.AutoModelForCausalLM.from_pretrained(forms["plain"]))
 
 
-@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize(("name", "resident"), pairs(False, True))
 def test_compress_while_loading(all_forms: Any, name: str, resident: bool, tmp_path: Path) -> None:
     """A plain directory, loaded to be compressed: held so if that is wanted, and saved in hub form in any case."""
     forms, auto = all_forms[name], tiny_models.auto_class(name)
@@ -147,7 +154,7 @@ def test_preset(tmp_path: Path) -> None:
 
 # ---- dtypes ------------------------------------------------------------------------------------------------------------------
 @modes
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, "auto"], ids=str)
+@pytest.mark.parametrize(("name", "dtype"), pairs(*DTYPES), ids=name_of)
 def test_dtype(all_forms: Any, name: str, how: Any, dtype: Any) -> None:
     """Weights are cast as plain ones are; those of T5 that must be float32 among float16 ones are."""
     forms, auto = all_forms[name], tiny_models.auto_class(name)
@@ -159,7 +166,7 @@ def test_dtype(all_forms: Any, name: str, how: Any, dtype: Any) -> None:
         assert model.config.dtype == plain.config.dtype
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [exhaustive(torch.bfloat16), torch.float16, exhaustive(torch.float32)], ids=str)
 def test_no_dtype_in_config(dtype: torch.dtype, tmp_path: Path) -> None:
     """Where ``config.json`` names no dtype, it is that of the weights."""
     forms = tiny_models.directories(tiny_models.make("qwen", dtype), tmp_path)
