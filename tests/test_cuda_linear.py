@@ -12,6 +12,7 @@ import pytest
 from cuda_cases import EACH_RUNTIME, RUNTIMES, Array, Memory, address, check_sanitized
 from cuda_emulator import EmulatedRuntime
 from operand_cases import FACTORS, FORMS, KINDS, PAIRS, bf16_of, damaged_operand, floats, multiply, operand_of, weights_of, words_of
+from sampling import exhaustive, sampled
 
 from wcodec.cuda.linear import BATCHES, CODED_STAGE_VECTORS, ROUND_TILES, SEGMENT_TILES, STAGE_VECTORS, LinearPlan, linear, plan_linear
 
@@ -132,10 +133,11 @@ def parts_of(shape: tuple[int, int]) -> list[int]:
     return sorted({1, 2, -(-shape[1] // 32)})
 
 
+@pytest.mark.parametrize("more", [False, exhaustive(True)])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("batch", BATCHES)
-def test_shapes(runtime: EmulatedRuntime, batch: int, form: str) -> None:
-    every = 3 if runtime.races and batch > 8 else 1  # comparing accesses takes ten times as long
+def test_shapes(runtime: EmulatedRuntime, batch: int, form: str, more: bool) -> None:
+    every = 1 if more and not (runtime.races and batch > 8) else 3  # comparing accesses takes ten times as long
     for i, shape in list(enumerate(SHAPES[form]))[batch // 16 % every :: every]:
         weights, x = weights_of("bf16", shape), random("bf16", batch - i % 3, shape[1])
         bias = random("bf16", shape[0], sigma=0.1) if i % 2 else None
@@ -146,10 +148,11 @@ def test_shapes(runtime: EmulatedRuntime, batch: int, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("kind", "factors"), PAIRS)
-def test_types(kind: str, factors: str, form: str) -> None:
+@pytest.mark.parametrize("long", [False, exhaustive(True)])
+def test_types(kind: str, factors: str, form: str, long: bool) -> None:
     """With a scale and a bias, all kernels."""
     runtime = EmulatedRuntime(order="shuffled", seed=9)
-    for batch, shape in zip((3, 13, 30, 64), [(17, 1057), (24, 1056), (40, 2048), (9, 1120)], strict=True):
+    for batch, shape in zip((3, 13, 30, 64), [(17, 1057), (24, 1056), (40, 2048) if long else (17, 1057), (9, 1120)], strict=True):
         weights, x, bias = weights_of(kind, shape, 1), random(factors, batch, shape[1], sigma=0.3), random(factors, shape[0])
         if kind == "bf16":
             weights = weights_of(kind, shape)
@@ -179,7 +182,7 @@ def test_every_weight_is_exact(kind: str, factors: str, form: str) -> None:
         np.testing.assert_array_equal(y.astype(np.float32), weights[:, first : first + 64].T.astype(np.float32))
 
 
-@pytest.mark.parametrize("batch", range(1, 65))
+@pytest.mark.parametrize("batch", sampled(range(1, 65), always=22))
 def test_every_batch(batch: int) -> None:
     weights, x = weights_of("bf16", (19, 104)), random("bf16", batch, 104)
     check(multiply(EmulatedRuntime(), x, weights, n_parts=1 + batch % 2), x, weights)
@@ -263,7 +266,7 @@ def test_workspace_is_taken() -> None:
 # ---- plans -------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cols", [4100, pytest.param(5120, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("batch", [1, 2, 3, 6, *BATCHES])
+@pytest.mark.parametrize("batch", [exhaustive(1), 2, exhaustive(3), exhaustive(6), *BATCHES[:2], *map(exhaustive, BATCHES[2:])])
 def test_slices(batch: int, cols: int, form: str) -> None:
     """All numbers of slices, also where there are more than segments, and some are empty."""
     weights, x = weights_of("bf16", (40, cols)), random("bf16", batch, cols)

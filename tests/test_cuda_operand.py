@@ -126,10 +126,11 @@ def test_sanitized() -> None:
 
 
 if __name__ == "__main__":
+    runtime = EmulatedRuntime.sanitized()
     for form in FORMS:
         for kind in KINDS:
             for i, shape in enumerate([(1, 1), (7, 64), (17, 33), (9, 1056)]):
-                check(EmulatedRuntime.sanitized(), weights_of(kind, shape, i), form)
+                check(runtime, weights_of(kind, shape, i), form)
         for seed in range(6):
-            damaged(EmulatedRuntime.sanitized(), "bf16", form, seed)
+            damaged(runtime, "bf16", form, seed)
     print("OK")
