@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import BACKENDS
 from cuda_emulator import EmulatedRuntime
 from cuda_emulator.backend import EmulatedCuda
 from cuda_emulator.streams import LazyRuntime
 from fences import Fence
 from inputs import ARRAY_DTYPES, BY_NAME, bits, make_array, safetensors_bytes
 from memory import peak_of
+from sampling import exhaustive, sampled
 from test_cli import assert_one_line_of_error, call
 
 import wcodec
@@ -199,6 +201,7 @@ def fine_tuned(base: dict[str, Array], seed: int = 1) -> dict[str, Array]:
 
 BASE = checkpoint()
 FINE = fine_tuned(BASE)
+FEW = {n: FINE[n] for n in ("int8", "float16", "bfloat16", "float64", "complex64", "conv", "bias", "cube", "one", "none", "tied")}
 DTYPE_NAMES = {a.dtype: d.safetensors for d in ARRAY_DTYPES for a in [np.empty(0, d.numpy)]}
 
 
@@ -233,7 +236,11 @@ def same(path: Path | io.BytesIO, tensors: dict[str, Array], **how: Any) -> None
                     assert bits(f.get_slice(name)[index]) == bits(array[index]), name
 
 
-@pytest.mark.parametrize("base", ["base.safetensors", "base.wcodec"])
+@pytest.mark.parametrize(
+    ("backend", "base"),
+    [*((name, "base.safetensors") for name in BACKENDS), ("numba", "base.wcodec"), exhaustive(("reference", "base.wcodec"))],
+    indirect=["backend"],
+)
 def test_there_and_back(files: Path, backend: Backend, base: str) -> None:
     original = (files / "fine.safetensors").read_bytes()
     _, stored = encode_file("fine.safetensors", "delta.wcodec", base=base, overwrite=True)
@@ -314,8 +321,12 @@ def other_geometry(row_rank: int, segment: tuple[int, int]) -> Any:
     return choose
 
 
-@pytest.mark.parametrize("block", [1 << 23, 300])
-@pytest.mark.parametrize(("row_rank", "segment"), [(0, (1, 700)), (1, (7, 11)), (2, (16, 1)), (3, (100, 3)), (4, (1000, 1))])
+OTHERS = [(0, (1, 700)), (1, (7, 11)), (2, (16, 1)), (3, (100, 3)), (4, (1000, 1))]  #: ranks of rows, and segments
+
+
+@pytest.mark.parametrize(
+    ("row_rank", "segment", "block"), [*((*other, 1 << 23) for other in OTHERS), *sampled([(*other, 300) for other in OTHERS], 2)]
+)
 def test_a_base_that_is_another_matrix(
     files: Path, monkeypatch: pytest.MonkeyPatch, row_rank: int, segment: tuple[int, int], block: int
 ) -> None:
@@ -332,9 +343,10 @@ def test_a_base_that_is_another_matrix(
 
 
 # ---- bases of bases ----------------------------------------------------------------------------------------------------------------
-def test_a_base_that_is_a_difference(files: Path, backend: Backend) -> None:
-    third = fine_tuned(FINE, seed=5)
-    wcodec.save_file(FINE, "second.wcodec", base="base.wcodec")
+@pytest.mark.parametrize("fine", [FEW, exhaustive(FINE)], ids=len)
+def test_a_base_that_is_a_difference(files: Path, backend: Backend, fine: dict[str, Array]) -> None:
+    third = fine_tuned(fine, seed=5)
+    wcodec.save_file(fine, "second.wcodec", base="base.wcodec")
     wcodec.save_file(third, "third.wcodec", base="second.wcodec")
     same(files / "third.wcodec", third)
     (files / "base.wcodec").unlink()
@@ -520,15 +532,15 @@ def emulated(device: int | None) -> LazyRuntime:
     return LazyRuntime(device or 0, seed=device or 0)
 
 
-@pytest.mark.parametrize("slot", [1 << 12, 1 << 26])
-def test_on_devices(files: Path, monkeypatch: pytest.MonkeyPatch, slot: int) -> None:
+@pytest.mark.parametrize(("slot", "fine"), [(1 << 12, FEW), (1 << 26, FINE), exhaustive((1 << 12, FINE))])
+def test_on_devices(files: Path, monkeypatch: pytest.MonkeyPatch, slot: int, fine: dict[str, Array]) -> None:
     monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", slot)
-    third = fine_tuned(FINE, seed=5)
-    wcodec.save_file(FINE, "second.wcodec", options=EncodeOptions(segment=(16, 64)), base="base.safetensors")  # to be cut
+    third = fine_tuned(fine, seed=5)
+    wcodec.save_file(fine, "second.wcodec", options=EncodeOptions(segment=(16, 64)), base="base.safetensors")  # to be cut
     wcodec.save_file(third, "third.wcodec", base="second.wcodec")
     for devices in (None, [0, 1]):
         with Loader(devices, streams=2, runtime_of=emulated) as loader:
-            for path, base, tensors in (("second", "base.wcodec", FINE), ("second", None, FINE), ("third", None, third)):
+            for path, base, tensors in (("second", "base.wcodec", fine), ("second", None, fine), ("third", None, third)):
                 loaded = loader.load_file(f"{path}.wcodec", base=base)
                 assert list(loaded) == list(tensors)
                 assert all(loaded[n].numpy().tobytes() == bits(a) for n, a in tensors.items())
@@ -564,15 +576,15 @@ def test_devices_count_the_memory_of_bases(files: Path) -> None:
         assert loader.load_file("delta.wcodec")["tied"].numpy().tobytes() == bits(FINE["tied"])
 
 
-def test_the_cuda_backend(files: Path) -> None:
+@pytest.mark.parametrize("base", ["base.wcodec", exhaustive("base.safetensors")])
+def test_the_cuda_backend(files: Path, base: str) -> None:
     backend = EmulatedCuda()
     fine = {n: FINE[n] for n in ("bfloat16", "int8", "float64", "wide")}
     write_safetensors(files / "few.safetensors", fine)
-    for base in ("base.safetensors", "base.wcodec"):
-        encode_file("few.safetensors", "delta", None, backend, base=base, overwrite=True)
-        same(files / "delta", fine, backend=backend)
-        encode_file("few.safetensors", "expected", None, load_backend("reference"), base=base, overwrite=True)
-        assert (files / "delta").read_bytes() == (files / "expected").read_bytes()
+    encode_file("few.safetensors", "delta", None, backend, base=base)
+    same(files / "delta", fine, backend=backend)
+    encode_file("few.safetensors", "expected", None, load_backend("reference"), base=base)
+    assert (files / "delta").read_bytes() == (files / "expected").read_bytes()
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------------------------
@@ -593,8 +605,9 @@ def peak_memory(folder: Path, n_rows: int) -> int:
     return peak
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    small, large = peak_memory(tmp_path, 4000), peak_memory(tmp_path, 16_000)  # 33 and 131 MB
+@pytest.mark.parametrize("n_rows", [2000, exhaustive(4000)])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, n_rows: int) -> None:
+    small, large = peak_memory(tmp_path, n_rows), peak_memory(tmp_path, 4 * n_rows)  # 16 and 66 MB, or twice as much
     assert large < small + 30e6 < 140e6
 
 
