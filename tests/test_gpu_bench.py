@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulator import EmulatedRuntime
+from sampling import exhaustive
 
 from wcodec.backends import load_backend
 from wcodec.backends.cuda import compiler
@@ -278,12 +279,12 @@ def test_huffman(scripts: Modules, n: int) -> None:
     assert h.positions[-1] == n
 
 
-def test_rates_compile(scripts: Modules) -> None:
+@pytest.mark.parametrize("arch", [75, exhaustive(120)])
+def test_rates_compile(scripts: Modules, arch: int) -> None:
     """For the least and the newest architecture; each kernel without spills, and small enough that two blocks fit."""
-    usages = [compiler.compile_with_usage(scripts.gpu_rates.source(), arch)[1] for arch in (75, 120)]
-    for usage in usages:
-        assert set(usage) == {f"rate_{name}" for name in scripts.gpu_rates.STEPS}
-        assert all(u.spill_stores_nbytes == u.stack_nbytes == 0 and u.registers <= 32 for u in usage.values())
+    usage = compiler.compile_with_usage(scripts.gpu_rates.source(), arch)[1]
+    assert set(usage) == {f"rate_{name}" for name in scripts.gpu_rates.STEPS}
+    assert all(u.spill_stores_nbytes == u.stack_nbytes == 0 and u.registers <= 32 for u in usage.values())
     assert compiler.compile_cubin(scripts.gpu_device.BUSY_SOURCE, 90)[:4] == b"\x7fELF"
 
 
@@ -337,7 +338,20 @@ def test_devices(scripts: Modules, checker: Any) -> None:
     assert "there is no backend 'no_such_backend'" in results[0].detail
 
 
-def test_the_commands_are_understood(scripts: Modules, checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["here", exhaustive("process")])
+def run_script(request: pytest.FixtureRequest, scripts: Modules, checker: Any, capsys: pytest.CaptureFixture[str]) -> Any:
+    """As `Checker.run`, for commands of scripts: in this process, which has imported what they import, or as they are."""
+
+    def here(command: list[str], *_: Any, **__: Any) -> Any:
+        assert (command[0], (ROOT / command[1]).is_file()) == (sys.executable, True)
+        status = importlib.import_module(Path(command[1]).stem).main(command[2:])
+        said = capsys.readouterr()
+        return scripts.gpu_check.Run(status, said.out + said.err, 0.0)
+
+    return here if request.param == "here" else checker.run
+
+
+def test_the_commands_are_understood(scripts: Modules, checker: Any, run_script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The suite's, and the benchmark's where there is no GPU; pytest's, where there is nothing to run."""
     seen = list[list[str]]()
     monkeypatch.setattr(checker, "run", lambda command, *_, **__: seen.append(command) or scripts.gpu_check.Run(1, "", 0.0))
@@ -349,9 +363,9 @@ def test_the_commands_are_understood(scripts: Modules, checker: Any, monkeypatch
     assert json.loads((checker.out / "conformance.json").read_text())["target"] == "numba"
     assert "tests/test_gpu.py" in tests
     assert scripts.gpu.parse(speed[2:]).seconds > 100
-    assert checker.run(models, 120).status == 2, "there is no GPU, and that is said"
+    assert run_script(models, 120).status == 2, "there is no GPU, and that is said"
     tiny = "--device cpu --hidden 64 --inner 128 --layers 2 --vocab 300 --heads 4 --kv-heads 2 --prompt 5 --tokens 4 --rounds 1"
-    on_a_cpu = checker.run([*models, *tiny.split()], 300)
+    on_a_cpu = run_script([*models, *tiny.split()], 300)
     assert on_a_cpu.status == 0, on_a_cpu.output
     (written,) = checker.out.glob("*-models-cpu.json")
     report = json.loads(written.read_text())
@@ -364,14 +378,14 @@ def test_the_commands_are_understood(scripts: Modules, checker: Any, monkeypatch
     assert "fused rans / plain" in on_a_cpu.output
 
 
-def test_products_are_a_step(checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_a_step(checker: Any, run_script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU it fails; what a benchmark finds is told."""
-    run = checker.run
     tiny = "--emulated --weights bf16 --forms fixed --shapes 24x1056 --batches 1 --rounds 1"
+    monkeypatch.setattr(checker, "run", run_script)
     result = checker.fused()
     assert result.outcome == "failed"
     assert result.detail.endswith("this PyTorch finds none")
-    monkeypatch.setattr(checker, "run", lambda command, *args, **more: run([*command, *tiny.split()], 120))
+    monkeypatch.setattr(checker, "run", lambda command, *_, **__: run_script([*command, *tiny.split()], 120))
     result = checker.fused()
     assert result.outcome == "passed", (checker.out / "log").read_text()
     assert result.detail.startswith("bf16 fixed, MLP shapes, batch 1 to 16: as fast as cuBLAS: not measured; ")
