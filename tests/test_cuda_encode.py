@@ -14,6 +14,7 @@ from cuda_emulator import ORDERS, EmulatedRuntime
 from fences import CANARY, Heap
 from numpy.typing import NDArray
 from plans import Case, complete, make_case, only, random_geometry, random_tables, random_words, two_symbols
+from sampling import exhaustive
 
 from wcodec.backends.cuda.layout import BATCH, PLANE, SEGMENT, TABLE, TENSOR
 from wcodec.backends.cuda.worklist import TableRows
@@ -350,7 +351,7 @@ def test_symbols_that_a_table_does_not_have(shuffled: Device) -> None:
 
 # ---- records -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, exhaustive(1)])
 def test_random_plans(device: Device, dtype: DType, seed: int) -> None:
     check_encode(device, make_case(np.random.default_rng([seed, dtype.id]), dtype), seed)
 

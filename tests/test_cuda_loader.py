@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 import threading
 import weakref
@@ -16,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_emulator.streams import LazyRuntime
+from sampling import sampled
 
 import wcodec
 import wcodec.cuda
@@ -68,8 +70,7 @@ def same(device: Any, host: np.ndarray[Any, Any]) -> None:
 
 
 @pytest.mark.usefixtures("small_slots")
-@pytest.mark.parametrize("streams", [1, 2, 4])
-@pytest.mark.parametrize("devices", [None, [0], [0, 1, 2]])
+@pytest.mark.parametrize(("devices", "streams"), sampled(itertools.product([None, [0], [0, 1, 2]], [1, 2, 4]), always=4))
 def test_whole_file(checkpoint: Any, streams: int, devices: list[int] | None) -> None:
     path, tensors = checkpoint
     with Loader(devices, streams=streams, runtime_of=emulated) as loader:

@@ -155,6 +155,7 @@ def test_histograms(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 # ---- sanitizers ------------------------------------------------------------------------------------------------------------
+@pytest.mark.exhaustive  # the sample of the conformance suite runs these kernels with sanitizers too
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from cuda_emulator.streams import LazyRuntime
 from inputs import ARRAY_DTYPES, bits, make_array, safetensors_bytes
+from sampling import exhaustive
 
 import wcodec
 import wcodec.cuda
@@ -83,7 +84,7 @@ def test_tensors_and_arrays_share_memory() -> None:
         assert array.ctypes.data == tensor.data_ptr() == from_array(array, dtype).data_ptr()
 
 
-@pytest.mark.parametrize("kind", ["uniform", "gaussian"])
+@pytest.mark.parametrize("kind", [exhaustive("uniform"), "gaussian"])
 def test_every_dtype_there_and_back(backend: Backend, tmp_path: Path, kind: str) -> None:
     tensors = {f"{d.name} {shape}": tensor_of(d, shape, kind, i) for i, d in enumerate(ARRAY_DTYPES) for shape in SHAPES}
     tensors["all patterns"] = torch.from_numpy(np.arange(1 << 16, dtype=np.uint16)).view(torch.bfloat16)  # all NaNs among them

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 from cuda_emulator import EmulatedRuntime
 from cuda_emulator.streams import LazyRuntime
+from sampling import exhaustive
 from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
 from torch_fused_cases import KINDS, Net, check_gradients, check_product, damaged, form_of, operate, weight
 
@@ -70,9 +71,10 @@ def _straight(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- products --------------------------------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("_straight")
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_as_exact_as_dense(kind: tuple[torch.dtype, str, torch.dtype]) -> None:
+@pytest.mark.parametrize("large", [(264, 1100), exhaustive((SHAPES[-1],))], ids=str)
+def test_as_exact_as_dense(kind: tuple[torch.dtype, str, torch.dtype], large: tuple[int, int]) -> None:
     dtype, form, of_x = kind
-    for shape, batches in zip(SHAPES, [(1, 5, 64), (5,), (64,), (1, 5)], strict=True):
+    for shape, batches in zip([*SHAPES[:-1], large], [(1, 5, 64), (5,), (64,), (1, 5)], strict=True):
         dense = weight(*shape, dtype=dtype)
         w, bias = fused(dense, form), weight(shape[0], dtype=of_x)
         for m in batches:
@@ -457,7 +459,7 @@ def test_copies_and_state_dicts(place: Place) -> None:
     assert form_of(torch.load(file)) == "fixed"
 
 
-@pytest.mark.parametrize("how", [True, "rans"])
+@pytest.mark.parametrize("how", [exhaustive(True), "rans"])
 def test_transformers(how: bool | str, tmp_path: Path) -> None:
     plain = tiny_models.make("llama", torch.bfloat16)
     found, due = tiny_models.directories(plain, tmp_path), tiny_models.logits(plain, "llama")

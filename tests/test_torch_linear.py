@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 from memory import peak_of, torch_peak_of
+from sampling import exhaustive
 from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
 
 import wcodec
@@ -190,13 +191,14 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.wcodec.linear_grad_input.default, (back, *rest))
 
 
-def test_gradcheck() -> None:
-    w, dense = fused(d := weight(40, 30, dtype=torch.float64) * 50), d
-    x, bias = torch.randn(2, 3, 30, dtype=torch.float64, requires_grad=True), torch.randn(40, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize(("n", "k"), [(14, 11), exhaustive((40, 30))])
+def test_gradcheck(n: int, k: int) -> None:
+    w, dense = fused(d := weight(n, k, dtype=torch.float64) * 50), d
+    x, bias = torch.randn(2, 3, k, dtype=torch.float64, requires_grad=True), torch.randn(n, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, b: operate(x, w, b), (x, bias))
     assert torch.autograd.gradgradcheck(lambda x, b: operate(x, w, b), (x, bias))
     assert torch.autograd.gradcheck(lambda x, b: F.linear(x, w, b), (x, bias))
-    back = torch.randn(4, 40, dtype=torch.float64, requires_grad=True)
+    back = torch.randn(4, n, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda g: g @ w, (back,))
     torch.testing.assert_close(operate(x, w, bias), F.linear(x, dense, bias))
 

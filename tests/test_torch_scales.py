@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
+from sampling import exhaustive, sampled
 from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
 from test_torch_linear import DTYPES, SHAPES, _tiles, error, fused, never_whole, weight  # noqa: F401 (a fixture)
 
@@ -62,8 +64,7 @@ def a_layer(mode: str = "fused", dtype: torch.dtype = torch.bfloat16, of: torch.
 
 # ---- exactness -------------------------------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("_tiles")
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
-@pytest.mark.parametrize("narrow", NARROW)
+@pytest.mark.parametrize(("narrow", "dtype"), sampled(itertools.product(NARROW, [*DTYPES, torch.float64]), always=6), ids=str)
 def test_as_exact_as_dequantised(narrow: torch.dtype, dtype: torch.dtype) -> None:
     ours, theirs = list[float](), list[float]()
     for shape in SHAPES:
@@ -194,7 +195,7 @@ def test_opcheck() -> None:
         torch.library.opcheck(torch.ops.wcodec.linear_grad_input.default, (back, *rest(w), *more))
 
 
-@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("tiled", [True, exhaustive(False)])
 def test_gradcheck(tiled: bool) -> None:
     dense, scale = quantised(8, 6)
     w, scale = fused(dense), (scale.double() * 50).requires_grad_()
@@ -390,7 +391,7 @@ def test_autocast() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [exhaustive("eager"), "aot_eager"])
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled(mode: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Sequential(a_layer(mode, torch.float32), torch.nn.GELU(), WCodecLinear.from_quantized(*quantised(64, 300), None, mode))

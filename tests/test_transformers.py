@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from sampling import exhaustive
 from test_real_weights import PACKAGES, packaged
 from tiny_models import MODELS, compressed, logits, same_state, streams, tokens
 from transformers import AutoModel, AutoTokenizer
@@ -18,19 +19,19 @@ from wcodec.torch.models import model_memory
 from wcodec.transformers import WCodecConfig, WCodecModel
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-CASES: list[Any] = [(name, "bf16") for name in MODELS]
-CASES += [pytest.param((name, "fp16"), marks=() if name == "t5" else pytest.mark.exhaustive) for name in MODELS]
+CASES: list[Any] = [*((name, "bf16", 12) for name in MODELS), ("t5", "fp16", 12)]
+CASES += [exhaustive(((name, dtype, 64),)) for dtype in DTYPES for name in MODELS]
 
 
 class Case:
-    """A model in all forms, and what it says uncompressed."""
+    """A model in all forms, and what it says uncompressed, in so many tokens."""
 
-    def __init__(self, name: str, dtype: str, folder: Path) -> None:
-        self.name, self.auto, self.least = name, tiny_models.auto_class(name), MODELS[name][3]
+    def __init__(self, name: str, dtype: str, n_tokens: int, folder: Path) -> None:
+        self.name, self.auto, self.least, self.n_tokens = name, tiny_models.auto_class(name), MODELS[name][3], n_tokens
         self.directories = tiny_models.directories(tiny_models.make(name, DTYPES[dtype]), folder)
         self.plain = {a: self.auto.from_pretrained(self.directories["plain"], attn_implementation=a) for a in ("eager", "sdpa")}
         self.logits = {a: logits(m, name) for a, m in self.plain.items()}
-        self.tokens = tokens(self.plain["sdpa"], name) if name != "bert" else None
+        self.tokens = tokens(self.plain["sdpa"], name, n_tokens) if name != "bert" else None
 
     def load(self, form: str, resident: bool, **how: Any) -> Any:
         """From a form: by the auto class where that can, else by `WCodecModel`."""
@@ -40,11 +41,11 @@ class Case:
         return self.auto.from_pretrained(self.directories[form], **coding, **how)
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(map(str, case)))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Each model in each precision."""
-    name, dtype = request.param
-    return Case(name, dtype, tmp_path_factory.mktemp(name))
+    name, dtype, n_tokens = request.param
+    return Case(name, dtype, n_tokens, tmp_path_factory.mktemp(name))
 
 
 def test_weights_are_coded(case: Case) -> None:
@@ -66,7 +67,7 @@ def test_decoded_while_loading(case: Case, form: str) -> None:
     same_state(model, case.plain["sdpa"])
     assert torch.equal(logits(model, case.name), case.logits["sdpa"])
     if case.tokens is not None and form == "hub":
-        assert tokens(model, case.name) == case.tokens
+        assert tokens(model, case.name, case.n_tokens) == case.tokens
 
 
 @pytest.mark.parametrize("form", ["hub", "wcodec", "plain"])
@@ -78,7 +79,7 @@ def test_resident(case: Case, form: str) -> None:
     same_state(model, case.plain["sdpa"])
     assert torch.equal(logits(model, case.name), case.logits["sdpa"])
     if case.tokens is not None and form == "hub":
-        assert tokens(model, case.name) == case.tokens
+        assert tokens(model, case.name, case.n_tokens) == case.tokens
 
 
 def test_resident_weights(case: Case) -> None:
@@ -131,10 +132,10 @@ def test_minilm(minilm: dict[str, Path]) -> None:
             assert torch.equal(embed(model, directory), want)
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "t5"])
+@pytest.mark.parametrize("name", [exhaustive("llama"), "mixtral", "t5"])
 def test_fused(name: str, tmp_path: Path) -> None:
     """Matrices are multiplied as they are decoded: the same weights, and logits as close as sums in another order are."""
-    case = Case(name, "bf16", tmp_path)
+    case = Case(name, "bf16", 4, tmp_path)
     coding = {"quantization_config": WCodecConfig(resident=True, fused=True)}
     models = [
         case.auto.from_pretrained(case.directories["hub"], **coding),
