@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from inputs import BY_NAME, make_array
+from sampling import crossed, exhaustive
 from test_cli import call
 
 import wcodec
@@ -48,8 +49,10 @@ def test_bounds_of_known_planes() -> None:
     assert t["left_nbytes"] * 8 == pytest.approx(t["left"] * words.size)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float32", "uint16", "bool"])
-@pytest.mark.parametrize("options", [{}, {"layout": "raw"}, {"layout": "bytes"}, {"preset": "max"}])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    crossed(["bfloat16", "int8", "float32", "uint16", "bool"], [{}, {"layout": "raw"}, {"layout": "bytes"}, {"preset": "max"}], one_in=2),
+)
 def test_every_way_has_a_cost(dtype: str, options: dict[str, Any]) -> None:
     array = make_array(BY_NAME[dtype], (50, 60), "gaussian")
     t = explained(array, **options)
@@ -83,9 +86,10 @@ def test_what_is_left_on_the_table() -> None:
     assert explained(array, preset="max")["left"] < 0.05
 
 
-def test_tiny_segments_are_not_planned_with() -> None:
+@pytest.mark.parametrize("side", [400, exhaustive(1000)])
+def test_tiny_segments_are_not_planned_with(side: int) -> None:
     """Each of the planner's histograms of a million segments would have 2 GB and more."""
-    array = make_array(BY_NAME["uint16"], (1000, 1000), "gaussian")
+    array = make_array(BY_NAME["uint16"], (side, side), "gaussian")
     coded = Encoder(EncodeOptions(segment=(1, 1), layout="raw"), load_backend("numba")).encode(array)
     seen = list[int]()
     plan = Planner.plan

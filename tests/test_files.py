@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 from inputs import ARRAY_DTYPES, bits, make_array, safetensors_bytes
 from memory import peak_of
+from sampling import exhaustive
 
 import wcodec
 from wcodec.backends import Backend, use_backend
@@ -353,7 +354,7 @@ def test_10_mb_of_noise_hardly_grow(backend: Backend, tmp_path: Path) -> None:
     assert_hardly_grows(len(data), len(there_and_back(tmp_path, data)))
 
 
-@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("n", [100, exhaustive(1000)])
 def test_tiny_tensors_hardly_grow(backend: Backend, tmp_path: Path, n: int) -> None:
     rng = np.random.default_rng(8)
     for nbytes in (1, 40):
@@ -400,6 +401,7 @@ def test_few_pieces_wait_to_be_written() -> None:
     assert max(waiting) <= CHUNK_BUFFERS
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    small, large = peak_memory(tmp_path, 4000), peak_memory(tmp_path, 16_000)  # 33 and 131 MB
+@pytest.mark.parametrize("n_rows", [2000, exhaustive(4000)])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, n_rows: int) -> None:
+    small, large = peak_memory(tmp_path, n_rows), peak_memory(tmp_path, 4 * n_rows)  # 16 and 66 MB, or twice as much
     assert large < small + 30e6 < 140e6

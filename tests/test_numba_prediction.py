@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_numba_transform
 from fences import Fence
+from sampling import exhaustive
 from variants import VARIANTS, check_tests
 
 from wcodec.backends import numba_context, numba_kernels, numba_prediction
@@ -20,7 +22,10 @@ GUARD, CANARY = 128, 0xA5  # as far as the longest vector could reach
 # Every width up to two blocks of 128 columns and more, so all that is left behind vectors of 16, 32 and 128 bytes.
 WIDTHS, HEIGHTS = range(1, 301), range(1, 6)
 # AVG works on groups of 15 rows below the first one: one group, a row more or less, two groups; 47 makes 15, 15, 15 and 1.
-SHAPES = [*product(HEIGHTS, WIDTHS), *product((15, 16, 17, 30, 31, 32, 47), (1, 2, 15, 16, 17, 28, 31, 32, 33, 47, 48, 49, 64, 250))]
+TALL = [*product((15, 16, 17, 30, 31, 32, 47), (1, 2, 15, 16, 17, 28, 31, 32, 33, 47, 48, 49, 64, 250))]
+SHAPES = [*product(HEIGHTS, WIDTHS), *TALL]
+# Of those one in five, at each height others.
+FEW = [*((h, w) for h, w in SHAPES if (h + w) % 5 == 0 or w % 32 in (31, 0, 1)), *TALL]
 MOST = max(h * w for h, w in SHAPES)
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -41,9 +46,10 @@ class Place:
 
 @pytest.mark.parametrize("at_end", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-def test_predict(mode: Mode, at_end: bool) -> None:
+@pytest.mark.parametrize("shapes", [FEW, exhaustive(SHAPES)], ids=len)
+def test_predict(mode: Mode, at_end: bool, shapes: list[tuple[int, int]]) -> None:
     rng, source, target = np.random.default_rng(mode), Place(at_end), Place(at_end)
-    for height, width in SHAPES:
+    for height, width in shapes:
         values = rng.integers(0, 256, (height, width), np.uint8)
         (tile, beside), (out, beside_out) = source.take(values.size), target.take(values.size)
         tile[:] = values.reshape(-1)
@@ -56,10 +62,11 @@ def test_predict(mode: Mode, at_end: bool) -> None:
 
 @pytest.mark.parametrize("at_end", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-def test_reconstruct(mode: Mode, at_end: bool) -> None:
+@pytest.mark.parametrize("shapes", [FEW, exhaustive(SHAPES)], ids=len)
+def test_reconstruct(mode: Mode, at_end: bool, shapes: list[tuple[int, int]]) -> None:
     """The reference must make the same residuals out of the tile again; its own inverse of AVG takes minutes."""
     rng, place = np.random.default_rng(mode), Place(at_end)
-    for height, width in SHAPES:
+    for height, width in shapes:
         residual = rng.integers(0, 256, (height, width), np.uint8)
         tile, beside = place.take(residual.size)
         tile[:] = residual.reshape(-1)
@@ -91,7 +98,9 @@ def test_constants_are_those_of_others() -> None:
     assert [k.are_modes(np.array([0x24, i], np.uint8)) for i in range(256)] == IS_MODE.tolist()
 
 
+@pytest.mark.parametrize("marks", ["not exhaustive", exhaustive("exhaustive")])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_other_variants(variant: str) -> None:
-    """The tests above, as another CPU runs them."""
-    check_tests(variant, __file__, "test_predict or test_reconstruct or test_extremes")
+def test_other_variants(variant: str, marks: str) -> None:
+    """The tests above and those of transforms, as another CPU runs them."""
+    names = "test_predict or test_reconstruct or test_extremes or test_forward_and_back"
+    check_tests(variant, names, marks, __file__, test_numba_transform.__file__)

@@ -1,4 +1,7 @@
-"""The numba backend's transforms, tile by tile: against the reference, and within their arrays."""
+"""The numba backend's transforms, tile by tile: against the reference, and within their arrays.
+
+As other CPUs run them: `test_numba_prediction`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fences import CANARY, Fence
-from variants import VARIANTS, check_tests
 
 from wcodec.backends.numba_streams import TRANSFORMS, Work
 from wcodec.backends.numba_transform import LANES, transformer
@@ -63,9 +65,3 @@ def test_only_what_a_plan_needs_is_compiled(modes: set[int], compiled: str) -> N
         at = TRANSFORMS + 2 * (transform - 1)
         there = [transformer(transform, inverse) for inverse in (False, True)] if transform.name in compiled.split() else [0, 0]
         assert work.natives[at : at + 2].tolist() == there
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_other_variants(variant: str) -> None:
-    """The tests above, as another CPU runs them."""
-    check_tests(variant, __file__, "test_forward_and_back")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from inputs import ARRAY_DTYPES, KINDS, bits, make_array, safetensors_bytes
 from numpy.typing import NDArray
+from sampling import exhaustive
 
 import wcodec
 from wcodec.backends import load_backend
@@ -69,7 +71,7 @@ def _side(draw: st.DrawFn) -> tuple[int, int]:
     return tile * draw(st.integers(1, 5)), tile
 
 
-@pytest.mark.parametrize("n_examples", [80, pytest.param(400, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("n_examples", [40, exhaustive(400)])
 def test_every_backend_writes_the_same_bytes_and_reads_every_bit(n_examples: int) -> None:
     @settings(max_examples=n_examples)
     @given(array=arrays(), options=options())
@@ -85,14 +87,18 @@ def test_every_backend_writes_the_same_bytes_and_reads_every_bit(n_examples: int
     check()
 
 
-@settings(max_examples=200)
-@given(data=st.data(), array=arrays(), options=options(), name=st.sampled_from(BACKENDS))
-def test_a_slice_is_what_numpy_takes(data: st.DataObject, array: NDArray[Any], options: wcodec.EncodeOptions, name: str) -> None:
-    index = data.draw(hnp.basic_indices(array.shape, allow_newaxis=False)) if array.ndim else ()
-    with File(io.BytesIO(Encoder(options).encode(array)), load_backend(name)) as f:
-        got = f.get_slice("")[index]
-    expected = np.asarray(array[index])
-    assert (got.shape, got.dtype, bits(got)) == (expected.shape, expected.dtype, bits(expected))
+@pytest.mark.parametrize("n_examples", [100, exhaustive(200)])
+def test_a_slice_is_what_numpy_takes(n_examples: int) -> None:
+    @settings(max_examples=n_examples)
+    @given(data=st.data(), array=arrays(), options=options(), name=st.sampled_from(BACKENDS))
+    def check(data: st.DataObject, array: NDArray[Any], options: wcodec.EncodeOptions, name: str) -> None:
+        index = data.draw(hnp.basic_indices(array.shape, allow_newaxis=False)) if array.ndim else ()
+        with File(io.BytesIO(Encoder(options).encode(array)), load_backend(name)) as f:
+            got = f.get_slice("")[index]
+        expected = np.asarray(array[index])
+        assert (got.shape, got.dtype, bits(got)) == (expected.shape, expected.dtype, bits(expected))
+
+    check()
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -130,12 +136,15 @@ def safetensors_files(draw: st.DrawFn) -> bytes:
     return safetensors_bytes(tensors, metadata, draw(st.integers(0, 9)), order)
 
 
-@settings(max_examples=300)
-@given(data=safetensors_files(), name=st.sampled_from(BACKENDS))
-def test_a_checkpoint_comes_back_byte_for_byte(tmp_path_factory: Any, data: bytes, name: str) -> None:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    (folder / "in").write_bytes(data)
-    assert encode_file(folder / "in", folder / "coded", None, load_backend(name), overwrite=True)[0] == len(data)
-    assert decode_file(folder / "coded", folder / "out", load_backend(name), overwrite=True)[1] == len(data)
-    assert (folder / "out").read_bytes() == data
-    assert struct.unpack("<Q", data[:8])[0] + 8 <= len(data)
+@pytest.mark.parametrize("n_examples", [120, exhaustive(300)])
+def test_a_checkpoint_comes_back_byte_for_byte(tmp_path: Path, n_examples: int) -> None:
+    @settings(max_examples=n_examples)
+    @given(data=safetensors_files(), name=st.sampled_from(BACKENDS))
+    def check(data: bytes, name: str) -> None:
+        (tmp_path / "in").write_bytes(data)
+        assert encode_file(tmp_path / "in", tmp_path / "coded", None, load_backend(name), overwrite=True)[0] == len(data)
+        assert decode_file(tmp_path / "coded", tmp_path / "out", load_backend(name), overwrite=True)[1] == len(data)
+        assert (tmp_path / "out").read_bytes() == data
+        assert struct.unpack("<Q", data[:8])[0] + 8 <= len(data)
+
+    check()

@@ -44,9 +44,9 @@ def check_variant(variant: str, *args: str) -> str:
     return run_module(VARIANTS[variant], *args)
 
 
-def check_tests(variant: str, file: str, names: str) -> None:
-    """Tests of a file pass, as another CPU runs them."""
-    check_variant(variant, "pytest", "-p", "no:cacheprovider", "-k", names, file)
+def check_tests(variant: str, names: str, marks: str, *files: str) -> None:
+    """Tests of some files pass, as another CPU runs them."""
+    check_variant(variant, "pytest", "-p", "no:cacheprovider", "-k", names, "-m", marks, *files)
 
 
 def compile_for_all(n_processes: int) -> None:
