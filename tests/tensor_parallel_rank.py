@@ -1,12 +1,13 @@
-"""One of two processes of tests/test_torch_sharding.py: ``python tensor_parallel_rank.py FOLDER RANK``.
+"""The two processes of tests/test_torch_sharding.py: ``python tensor_parallel_rank.py FOLDER``. They are forked once all is imported.
 
-`FOLDER` holds a tiny model in plain safetensors and as ``.wcodec`` shards, and the linear layers of a block. The rank loads its parts of
+`FOLDER` holds a tiny model in plain safetensors and as ``.wcodec`` shards, and the linear layers of a block. Each rank loads its parts of
 both from ``.wcodec`` files, checks them against transformers' own sharding, runs them, and writes what came out as JSON.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -59,9 +60,8 @@ def model(folder: Path, rank: int, name: str) -> dict[str, Any]:
     return {"part": shard.report.part, "n_split": n_split, "unused": shard.report.unused}
 
 
-def main() -> None:
+def work(folder: Path, rank: int) -> None:
     """Do all, in the order in which the other rank does."""
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     found = {"block": block(folder, rank), **{name: model(folder, rank, name) for name in ("llama", "mixtral")}}
@@ -71,4 +71,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    other = multiprocessing.get_context("fork").Process(target=work, args=(Path(sys.argv[1]), 1), daemon=True)
+    other.start()
+    work(Path(sys.argv[1]), 0)
+    other.join()
+    sys.exit(other.exitcode)
