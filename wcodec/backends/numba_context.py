@@ -124,13 +124,13 @@ def _classes(
 # ---- encoding ----------------------------------------------------------------------------------------------------------
 @kernel
 def encode_context_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any, modes: Any, scales: Any, coding: Any, entries: Any,
+    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, data: Any, modes: Any, scales: Any, coding: Any, entries: Any,
     maps: Any, planes: Any, room: Any, side: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any,
-    n_units: Any, n_patches: Any,
+    n_units: Any, n_patches: Any, addresses: Any, split: Any,
 ) -> Any:  # fmt: skip
     """As `numba_kernels.encode_range`, for segments of layout BYTES or PAIRS; `entries` are words."""
     cols, word_nbytes = shape[0], shape[3]
-    rooms, at, data = planes[word_nbytes * room :], 0, words.view(np.uint8)
+    rooms, at = planes[word_nbytes * room :], 0
     work, classes = rooms[WORK * room : (WORK + 1) * room], rooms[CLASSES * room : (CLASSES + 1) * room]
     for k in range(first, last):
         job, start = jobs[k], at
@@ -141,7 +141,7 @@ def encode_context_range(
         at = nk.put(modes[mode_at : mode_at + job[nk.MODES_NBYTES]], record, at)
         at = nk.put(own_scales, record, at)
         pairs, found = job[nk.LAYOUT] == nk.LAYOUT_PAIRS, 0
-        nk._split(job, shape, words, planes, room, side, word_map)
+        nk.split_words(job, shape, data, planes, room, side, word_map, addresses, split)
         for p in range(2 if pairs and word_nbytes == 1 else word_nbytes):
             plane = job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :]
             symbols, size, mode, packed = planes[p * room : (p + 1) * room], n, plane[nk.PREDICTION], pairs and (p == 0 or word_nbytes == 1)
@@ -178,14 +178,14 @@ def encode_context_range(
 # ---- decoding ----------------------------------------------------------------------------------------------------------
 @jit
 def _begin_plane(
-    job: Any, shape: Any, p: Any, row: Any, payload: Any, luts: Any, maps: Any, planes: Any, room: Any, raw_at: Any, work: Any
+    job: Any, shape: Any, p: Any, row: Any, payload: Any, luts: Any, maps: Any, planes: Any, room: Any, addresses: Any, work: Any
 ) -> Any:
     """A plane as it is stored, but a stream is only begun: returns its symbols, or 0."""
     word_nbytes, pairs, n = shape[3], job[nk.LAYOUT] == nk.LAYOUT_PAIRS, job[nk.HEIGHT] * job[nk.WIDTH]
     plane, packed = job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :], pairs and (p == 0 or word_nbytes == 1)
     rooms, size, at, t = planes[word_nbytes * room :], (n + 1) // 2 if packed else n, plane[nk.AT], plane[nk.TABLE]
     target = rooms[p * room : (p + 1) * room] if packed else planes[p * room : (p + 1) * room]
-    raw_at[p] = -1
+    addresses[p] = planes[p * room :].ctypes.data
     if plane[nk.CODER] == nk.CODER_CONTEXT:
         classes, first = rooms[CLASSES * room : (CLASSES + 1) * room], rooms if pairs else planes
         if job[nk.N_COLUMNS + nk.CODER] == nk.CODER_RAW:
@@ -199,7 +199,7 @@ def _begin_plane(
     elif packed:
         copy(payload[at : at + size], target[:size])
     else:
-        raw_at[p] = at
+        addresses[p] = payload[at:].ctypes.data
     return 0
 
 
@@ -215,7 +215,7 @@ def _end_plane(job: Any, word_nbytes: Any, p: Any, planes: Any, room: Any) -> No
 @jit
 def _decode_planes(
     jobs: Any, shape: Any, late: Any, payload: Any, luts: Any, maps: Any,
-    planes: Any, room: Any, raw_at: Any, work: Any, status: Any,
+    planes: Any, room: Any, addresses: Any, work: Any, status: Any,
 ) -> None:  # fmt: skip
     """All planes of one or two segments, or, if `late`, lower ones with contexts, or else all but these."""
     word_nbytes, own = shape[3], (shape[3] + N_ROOMS) * room
@@ -228,7 +228,7 @@ def _decode_planes(
             context = there and plane[nk.CODER] == nk.CODER_CONTEXT and maps[KIND][plane[nk.TABLE]] != SINGLE
             symbols[s] = -1
             if status[s] == nk.OK and there and late == (p > 0 and context):
-                symbols[s] = _begin_plane(job, shape, p, s, payload, luts, maps, planes[s * own :], room, raw_at[8 * s :], work)
+                symbols[s] = _begin_plane(job, shape, p, s, payload, luts, maps, planes[s * own :], room, addresses[8 * s :], work)
         decode_by_class(work, max(0, symbols[0]), max(0, symbols[1]) if status.size > 1 else 0)
         for s in range(status.size):
             if symbols[s] > 0 and not ended_by_class(work, s):
@@ -253,18 +253,18 @@ def _restore(job: Any, shape: Any, lower: Any, modes: Any, planes: Any, room: An
 @kernel
 def decode_context_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, maps: Any,
-    planes: Any, room: Any, side: Any, raw_at: Any, work: Any, sums: Any, out: Any, status: Any,
+    planes: Any, room: Any, side: Any, work: Any, sums: Any, data: Any, status: Any, addresses: Any, merge: Any,
 ) -> None:  # fmt: skip
     """As `numba_kernels.decode_range`, for segments of layout BYTES or PAIRS, two at a time, so that one's latency hides behind the
     other's. Lower planes with contexts come last, for plane 0 may hold their contexts."""
-    own, data = (shape[3] + N_ROOMS) * room, out.view(np.uint8)
+    own = (shape[3] + N_ROOMS) * room
     for a in range(first, last, 2):
         b = min(a + 2, last)
         for k in range(a, b):
             status[k] = nk.OK
             sum_record(sums, k, payload[jobs[k, nk.START] : jobs[k, nk.END]])
         for late in (False, True):
-            _decode_planes(jobs[a:b], shape, late, payload, luts, maps, planes, room, raw_at, work, status[a:b])
+            _decode_planes(jobs[a:b], shape, late, payload, luts, maps, planes, room, addresses, work, status[a:b])
             for k in range(a, b):
                 modes = payload[jobs[k, nk.START] : jobs[k, nk.START] + jobs[k, nk.MODES_NBYTES]]
                 if status[k] == nk.OK and not nk.are_modes(modes):
@@ -277,5 +277,5 @@ def decode_context_range(
             if status[k] == nk.OK and not nk._patch(patches, job[nk.HEIGHT] * job[nk.WIDTH], mine):
                 status[k] = nk.BAD_PATCH
             if status[k] == nk.OK:
-                nk._merge(job, shape, mine, room, payload, raw_at[8 * (k - a) :], out, side, word_map)
+                nk.merge_words(job, shape, addresses[8 * (k - a) :], data, side, word_map, merge)
             sum_words(sums, k, data, job[nk.ROW], job[nk.COL], job[nk.HEIGHT], job[nk.WIDTH], shape[0], shape[3])

@@ -21,7 +21,7 @@ import numpy as np
 from numba.core import event
 from numpy.typing import NDArray
 
-from wcodec.backends import numba_context, numba_differences, numba_fused, numba_jobs, numba_merge, numba_split, numba_tables
+from wcodec.backends import numba_context, numba_differences, numba_fused, numba_jobs, numba_merge, numba_split, numba_tables, numba_words
 from wcodec.backends import numba_kernels as kernels
 from wcodec.backends.numba_crc import Sums, crc32_range
 from wcodec.backends.numba_ir import VARIANT
@@ -67,7 +67,7 @@ class _Scratch:
 
     def __init__(self) -> None:
         self.planes, self.side, self.stream_words = np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint16)
-        self.four, self.raw_at, self.streams = np.empty(4 * 256, np.uint32), np.empty(16, np.int64), Work()
+        self.four, self.addresses, self.streams = np.empty(4 * 256, np.uint32), np.empty(16, np.int64), Work()
         self.split = np.zeros(numba_split.N_PARAMS + 8, np.int64)
         self.symbols = np.zeros((2, numba_fused.BLOCK * entropy.GROUP), np.uint8)
         self.merging, self.lanes = np.zeros((2, numba_merge.N_PARAMS), np.int64), np.zeros((2, numba_merge.LANES_NBYTES), np.uint8)
@@ -84,12 +84,12 @@ class _Scratch:
         if encoding and self.stream_words.size < 2 * (room + 16):
             self.stream_words = np.empty(2 * (room + 16), np.uint16)
 
-    def grow_side(self, room: int, shape: tuple[int, int, int, int], width: int, word_type: np.dtype[Any]) -> Words:
+    def grow_side(self, room: int, shape: tuple[int, int, int, int], width: int) -> Bytes:
         """Room for the words of a segment, if tiles are narrower than segments of that width."""
         nbytes = room * shape[3] if shape[2] < width else 0
         if self.side.size < nbytes:
             self.side = np.empty(nbytes, np.uint8)
-        return self.side[:nbytes].view(word_type)
+        return self.side
 
 
 @contextmanager
@@ -144,11 +144,6 @@ def _bytes(array: NDArray[Any]) -> Bytes:
     """
     flat = array.reshape(-1).view(np.uint8)
     return flat if flat.flags.writeable else np.asarray(_Memory(flat))
-
-
-def _words(words: Words, geometry: Geometry, dtype: DType) -> Words:
-    """The words, flat, checked."""
-    return _bytes(_checked(words, geometry, dtype)).view(dtype.word_type)
 
 
 def _runs(kinds: Ints, first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -238,26 +233,26 @@ class NumbaBackend(Backend):
         nibbles = base is not None and dtype.word_nbytes == 1
         which = np.array(range(2 if nibbles else dtype.word_nbytes) if planes is None else planes, np.int64)
         counts = np.empty((len(jobs), which.size + (base is not None and not nibbles), 256), np.int64)
-        data, word_map = _words(words, geometry, dtype), numba_jobs.word_map(dtype.id)
+        data, word_map = _bytes(_checked(words, geometry, dtype)), numba_jobs.word_map(dtype.id)
         shape, room = numba_jobs.matrix_shape(geometry, dtype), numba_jobs.plane_room(geometry)
         raster = height <= geometry.tile_rows and width <= geometry.tile_cols
         kind, window = numba_jobs.fused_kinds(dtype.id)[base is not None] if raster else 0, -1 if base is None else base
-        splitter = numba_split.splitter(kind, nibbles or bool((which > 0).any())) if kind else 0
+        split = numba_split.splitter(kind, nibbles or bool((which > 0).any())) if kind else numba_words.splitter(dtype.word_nbytes)
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
             scratch.streams.need_transforms({mode})
             if kind:
                 scratch.grow(numba_fused.SHARE + dtype.word_nbytes, room)
                 numba_fused.histogram_fused_range(
-                    first, last, jobs, shape, data.view(np.uint8), which, mode, window, fill, scratch.planes, room,
-                    scratch.planes[numba_fused.SHARE * room :], scratch.split, scratch.four, scratch.streams.natives, counts, splitter,
+                    first, last, jobs, shape, data, which, mode, window, fill, scratch.planes, room,
+                    scratch.planes[numba_fused.SHARE * room :], scratch.split, scratch.four, scratch.streams.natives, counts, split,
                 )  # fmt: skip
             else:
                 scratch.grow(dtype.word_nbytes + 1, room)
-                side = scratch.grow_side(room, shape, width, data.dtype)
+                side = scratch.grow_side(room, shape, width)
                 kernels.histogram_range(
                     first, last, jobs, shape, word_map, data, which, mode, window, fill, scratch.planes, room, side, scratch.four,
-                    scratch.streams.natives, counts,
+                    scratch.streams.natives, counts, scratch.addresses, split,
                 )  # fmt: skip
 
         self._map(step, len(jobs), int((jobs[:, kernels.HEIGHT] * jobs[:, kernels.WIDTH]).sum()) * dtype.word_nbytes)
@@ -280,7 +275,7 @@ class NumbaBackend(Backend):
         worst, (coding, entries, context_entries) = numba_jobs.worst_nbytes(plan), numba_jobs.coding_tables(tables)
         own = np.array([(t.prob_bits, t.padding) for t in tables], np.int64).reshape(-1, 2)
         modes = np.empty(0, np.uint8) if plan.modes is None else _bytes(plan.modes)
-        data, shape, word_map = _words(words, g, dtype), numba_jobs.matrix_shape(g, dtype), numba_jobs.word_map(dtype.id)
+        data, shape, word_map = _bytes(_checked(words, g, dtype)), numba_jobs.matrix_shape(g, dtype), numba_jobs.word_map(dtype.id)
         maps, used_modes = of_plan.map_arrays(own, 256), numba_jobs.used_modes(plan)
         scales = np.empty(0, np.uint8) if plan.scales is None else _bytes(plan.scales)
         coded = np.flatnonzero(kinds > 0)
@@ -291,7 +286,7 @@ class NumbaBackend(Backend):
 
         def step(first: int, last: int, scratch: _Scratch) -> tuple[int, int]:
             scratch.grow(2 * numba_fused.SHARE + dtype.word_nbytes, room, encoding=True)
-            side = scratch.grow_side(room, shape, numba_jobs.largest(g)[1], data.dtype)
+            side = scratch.grow_side(room, shape, numba_jobs.largest(g)[1])
             scratch.streams.need_transforms(used_modes)
             start, arrays, crcs = int(starts[first]), scratch.streams.arrays(), sums.arrays()
             at = start
@@ -300,16 +295,18 @@ class NumbaBackend(Backend):
                     at += kernels.encode_range(
                         a, b, jobs, shape, word_map, data, modes, coding, entries, own,
                         scratch.planes, room, side, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
+                        scratch.addresses, numba_words.splitter(dtype.word_nbytes),
                     )  # fmt: skip
                 elif kinds[a] == WITH_CONTEXTS:
                     scratch.streams.need_contexts()
                     at += numba_context.encode_context_range(
                         a, b, jobs, shape, word_map, data, modes, scales, coding, context_entries, maps,
                         scratch.planes, room, side, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
+                        scratch.addresses, numba_words.splitter(dtype.word_nbytes),
                     )  # fmt: skip
                 else:
                     at += numba_fused.encode_fused_range(
-                        a, b, jobs, shape, data.view(np.uint8), coding, entries, own, scratch.planes, room,
+                        a, b, jobs, shape, data, coding, entries, own, scratch.planes, room,
                         scratch.planes[2 * numba_fused.SHARE * room :], scratch.split, scratch.stream_words, arrays, crcs, payload[at:],
                         n_units, n_patches, numba_split.splitter(int(kinds[a]), True),
                     )  # fmt: skip
@@ -341,8 +338,7 @@ class NumbaBackend(Backend):
         room, shape, word_map = numba_jobs.plane_room(g), numba_jobs.matrix_shape(g, dtype), numba_jobs.word_map(dtype.id)
         if payload.size < plan.offsets[-1]:
             raise ValueError(f"the payload has {payload.size} bytes; the plan says {plan.offsets[-1]}")
-        source, typed = _bytes(payload), _checked(out, g, dtype).reshape(-1)
-        target = typed.view(np.uint8)
+        source, target = _bytes(payload), _checked(out, g, dtype).reshape(-1).view(np.uint8)
         status = np.empty(g.n_segments, np.uint8)
 
         longest = int(plan.stream_nbytes.max(initial=0))
@@ -352,21 +348,21 @@ class NumbaBackend(Backend):
 
         def step(first: int, last: int, scratch: _Scratch) -> None:
             scratch.grow(n_planes, room)
-            side = scratch.grow_side(room, shape, numba_jobs.largest(g)[1], typed.dtype)
+            side = scratch.grow_side(room, shape, numba_jobs.largest(g)[1])
             scratch.streams.grow(longest)
             scratch.streams.need_transforms(used_modes)
             arrays, crcs = scratch.streams.arrays(), sums.arrays()
             for a, b in _runs(kinds, first, last):
                 if kinds[a] == 0:
                     kernels.decode_range(
-                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, side, scratch.raw_at, arrays, crcs,
-                        typed, status,
+                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, side, arrays, crcs, target, status,
+                        scratch.addresses, numba_words.merger(dtype.word_nbytes),
                     )  # fmt: skip
                 elif kinds[a] == WITH_CONTEXTS:
                     scratch.streams.need_contexts()
                     numba_context.decode_context_range(
-                        a, b, jobs, shape, word_map, source, luts, maps, scratch.planes, room, side, scratch.raw_at, arrays, crcs,
-                        typed, status,
+                        a, b, jobs, shape, word_map, source, luts, maps, scratch.planes, room, side, arrays, crcs, target, status,
+                        scratch.addresses, numba_words.merger(dtype.word_nbytes),
                     )  # fmt: skip
                 else:
                     numba_fused.decode_fused_range(

@@ -73,6 +73,7 @@ def native(name: str, emit: Callable[..., None], n_args: int) -> int:
 _TYPED: Final[dict[int, Callable[[Any], Any]]] = {  # numba looks at the names of an intrinsic's parameters
     2: lambda typed: lambda typing, a, b: typed(typing, a, b),
     4: lambda typed: lambda typing, a, b, c, d: typed(typing, a, b, c, d),
+    5: lambda typed: lambda typing, a, b, c, d, e: typed(typing, a, b, c, d, e),
 }
 
 
@@ -84,9 +85,13 @@ def _body_4(a: Any, b: Any, c: Any, d: Any) -> None:
     emitted(a, b, c, d)  # type: ignore[name-defined]  # noqa: F821
 
 
+def _body_5(a: Any, b: Any, c: Any, d: Any, e: Any) -> None:
+    emitted(a, b, c, d, e)  # type: ignore[name-defined]  # noqa: F821
+
+
 def _compiled(name: str, emitted: Any, n_args: int) -> Any:
     """A C function. What it calls is a global of it: numba does not find a function on disk that has a closure."""
-    body = _body_2 if n_args == 2 else _body_4
+    body = {2: _body_2, 4: _body_4, 5: _body_5}[n_args]
     function = FunctionType(body.__code__, {**globals(), "emitted": emitted}, name)
     function.__qualname__ = f"{name}-{_STAMP}"
     signature, compile_with = types.void(*[types.int64] * n_args), _anything(cfunc)
@@ -125,3 +130,14 @@ def call_4(typing: Any, address: Any, a: Any, b_: Any, c: Any, d: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen
+
+
+@intrinsic
+def call_5(typing: Any, address: Any, a: Any, b_: Any, c: Any, d: Any, e: Any) -> Any:
+    """Call a native function of five arguments."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _call(b, args[0], args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), codegen

@@ -1,7 +1,7 @@
 """The loops of the numba backend: plain code, compiled by LLVM, that runs without the GIL.
 
-Every array has one type wherever it comes from, so that a kernel is compiled once for each size of words. Loops run over
-slices, because numba guards an index that may be negative.
+Every array has one type wherever it comes from, and words are bytes, so that a kernel is compiled once. Loops run over slices,
+because numba guards an index that may be negative.
 
 A job is one row of int64: what a kernel has to know of a segment. Its columns are named below.
 """
@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from wcodec.backends.numba_crc import sum_record, sum_words
-from wcodec.backends.numba_jit import jit, kernel
+from wcodec.backends.numba_jit import call_5, jit, kernel
 from wcodec.backends.numba_prediction import PER_TILE, make_residuals, restore_tiles
 from wcodec.backends.numba_streams import copy, decode_stream, encode_stream, fill, padded
 
@@ -88,100 +88,52 @@ def fill_jobs(
 
 
 # ---- words and planes ------------------------------------------------------------------------------------------------
-# A word map is five uint64: the bits that move up by one, those that stay, where the sign goes and how far down that is,
-# and the bits to flip. Words have their own type: a kernel is compiled for each size of them that is met.
+# Words are bytes here. `split` and `merge` are the addresses of native functions (`numba_words`) for words of their size.
 @jit
-def _split_run(words: Any, planes: Any, room: Any, word_map: Any, word_nbytes: Any) -> None:
-    """Planes of words that lie side by side, `room` apart; two planes at a time."""
-    word, last = words.dtype.type, np.uint64(8 * word_nbytes - 1)
-    up, stay, sign, flip = word(word_map[0]), word(word_map[1]), word(word_map[2]), word(word_map[3])
-    down, one, eight = word_map[4] & last, np.uint64(1), np.uint64(8)
-    for p in range(0, word_nbytes, 2):
-        high, low = planes[p * room : p * room + words.size], planes[(p + 1) * room : (p + 1) * room + words.size]
-        shift = np.uint64(8 * (word_nbytes - 2 - p)) & last
-        for i in range(words.size):
-            w = word(words[i] ^ flip)
-            w = word(((w & up) << one) | (w & stay) | ((w >> down) & sign))
-            if word_nbytes == 1:
-                high[i] = np.uint8(w)
-            else:
-                two = np.uint16(w >> shift)
-                high[i] = np.uint8(two >> eight)
-                low[i] = np.uint8(two)
-
-
-@jit
-def _split(job: Any, shape: Any, words: Any, planes: Any, room: Any, side: Any, word_map: Any) -> None:
+def split_words(job: Any, shape: Any, data: Any, planes: Any, room: Any, side: Any, word_map: Any, addresses: Any, split: Any) -> None:
     """Byte planes of a segment in element order, `room` apart; `side` has room for its words, which narrow tiles need."""
     cols, tile_rows, tile_cols, word_nbytes = shape
     height, width = job[HEIGHT], job[WIDTH]
     start, at, narrow = job[ROW] * cols + job[COL], 0, tile_cols < width
+    source, to, params, first = data.ctypes.data, addresses.ctypes.data, word_map.ctypes.data, planes.ctypes.data
+    for p in range(word_nbytes):
+        addresses[p] = first + p * room
     if width == cols and tile_cols >= width:  # the segment's words lie side by side: one row
         height, width, tile_cols = 1, height * width, height * width
     for r in range(0, height, tile_rows):
         for c in range(0, width, tile_cols):
             n = min(tile_cols, width - c)
             for i in range(r, min(r + tile_rows, height)):
-                a = start + i * cols + c
+                a = (start + i * cols + c) * word_nbytes
                 if narrow:
-                    copy(words[a : a + n], side[at : at + n])
+                    copy(data[a : a + n * word_nbytes], side[at * word_nbytes : (at + n) * word_nbytes])
                 else:
-                    _split_run(words[a : a + n], planes[at:], room, word_map, word_nbytes)
+                    call_5(split, source + a, to, at, n, params)
                 at += n
     if narrow:
-        _split_run(side[:at], planes, room, word_map, word_nbytes)
+        call_5(split, side.ctypes.data, to, 0, at, params)
 
 
 @jit
-def _unmap(words: Any, word_map: Any, word_nbytes: Any) -> None:
-    """Inverse of the word map, in place."""
-    word, last = words.dtype.type, np.uint64(8 * word_nbytes - 1)
-    up, stay, sign, flip = word(word_map[0]), word(word_map[1]), word(word_map[2]), word(word_map[3])
-    down, one = word_map[4] & last, np.uint64(1)
-    for i in range(words.size):
-        w = words[i]
-        words[i] = word(((w >> one) & up) | (w & stay) | word((w & sign) << down)) ^ flip
-
-
-@jit
-def _source(planes: Any, payload: Any, raw_at: Any, at: Any, n: Any) -> Any:
-    """Decoded bytes of a plane: in the payload itself if the plane is stored raw."""
-    return payload[raw_at + at : raw_at + at + n] if raw_at >= 0 else planes[at : at + n]
-
-
-@jit
-def _merge_run(to: Any, at: Any, planes: Any, room: Any, payload: Any, raw_at: Any, word_map: Any, word_nbytes: Any) -> None:
-    """Words that lie side by side, from byte `at` of their planes on; two bytes at a time."""
-    word, n = to.dtype.type, to.size
-    if word_nbytes == 1:
-        copy(_source(planes, payload, raw_at[0], at, n), to)
-    for p in range(0, word_nbytes - 1, 2):
-        a = _source(planes[p * room :], payload, raw_at[p], at, n)
-        b = _source(planes[(p + 1) * room :], payload, raw_at[p + 1], at, n)
-        for k in range(n):
-            to[k] = word(np.uint64(to[k]) << np.uint64(16) | np.uint64(a[k]) << np.uint64(8) | np.uint64(b[k]))
-    _unmap(to, word_map, word_nbytes)
-
-
-@jit
-def _merge(job: Any, shape: Any, planes: Any, room: Any, payload: Any, raw_at: Any, out: Any, side: Any, word_map: Any) -> None:
-    """Inverse of `_split`."""
+def merge_words(job: Any, shape: Any, addresses: Any, data: Any, side: Any, word_map: Any, merge: Any) -> None:
+    """Inverse of `split_words`; `addresses` are those of the planes, wherever each is."""
     cols, tile_rows, tile_cols, word_nbytes = shape
     height, width = job[HEIGHT], job[WIDTH]
     start, at, narrow = job[ROW] * cols + job[COL], 0, tile_cols < width
+    target, planes, params = data.ctypes.data, addresses.ctypes.data, word_map.ctypes.data
     if narrow:
-        _merge_run(side[: height * width], 0, planes, room, payload, raw_at, word_map, word_nbytes)
+        call_5(merge, side.ctypes.data, planes, 0, height * width, params)
     if width == cols and tile_cols >= width:
         height, width, tile_cols = 1, height * width, height * width
     for r in range(0, height, tile_rows):
         for c in range(0, width, tile_cols):
             n = min(tile_cols, width - c)
             for i in range(r, min(r + tile_rows, height)):
-                o = start + i * cols + c
+                o = (start + i * cols + c) * word_nbytes
                 if narrow:
-                    copy(side[at : at + n], out[o : o + n])
+                    copy(side[at * word_nbytes : (at + n) * word_nbytes], data[o : o + n * word_nbytes])
                 else:
-                    _merge_run(out[o : o + n], at, planes, room, payload, raw_at, word_map, word_nbytes)
+                    call_5(merge, target + o, planes, at, n, params)
                 at += n
 
 
@@ -246,8 +198,8 @@ def count(symbols: Any, four: Any, counts: Any) -> None:
 
 @kernel
 def histogram_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any,
-    which: Any, mode: Any, base: Any, fill: Any, planes: Any, room: Any, side: Any, four: Any, natives: Any, counts: Any,
+    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, data: Any, which: Any, mode: Any, base: Any, fill: Any,
+    planes: Any, room: Any, side: Any, four: Any, natives: Any, counts: Any, addresses: Any, split: Any,
 ) -> None:  # fmt: skip
     """Counts of the symbols of jobs `first` to `last`: of pairs unless `base` is -1, and of byte planes `which`."""
     word_nbytes = shape[3]
@@ -256,7 +208,7 @@ def histogram_range(
         job, at = jobs[k], 0
         n = job[HEIGHT] * job[WIDTH]
         half = (n + 1) // 2
-        _split(job, shape, words, planes, room, side, word_map)
+        split_words(job, shape, data, planes, room, side, word_map, addresses, split)
         if base >= 0 and word_nbytes == 1:
             for i in range(which.size):
                 _pack(planes, n, work, 4 - 4 * which[i], 15, 0, fill if which[i] == 0 else 0)
@@ -298,12 +250,13 @@ def _put_patches(top: Any, n: Any, base: Any, record: Any, at: Any) -> Any:
 
 @kernel
 def encode_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, words: Any, modes: Any, coding: Any, entries: Any, tables: Any,
+    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, data: Any, modes: Any, coding: Any, entries: Any, tables: Any,
     planes: Any, room: Any, side: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any, n_units: Any, n_patches: Any,
+    addresses: Any, split: Any,
 ) -> Any:  # fmt: skip
     """Encode jobs `first` to `last` one behind another into `record`, which has room for the worst. Returns their bytes."""
     cols, word_nbytes = shape[0], shape[3]
-    work, at, data = planes[word_nbytes * room :], 0, words.view(np.uint8)
+    work, at = planes[word_nbytes * room :], 0
     for k in range(first, last):
         job, start = jobs[k], at
         height, width = job[HEIGHT], job[WIDTH]
@@ -322,7 +275,7 @@ def encode_range(
         mode_at = job[MODES_AT]
         at = put(modes[mode_at : mode_at + job[MODES_NBYTES]], record, at)
         pairs, found = job[LAYOUT] == LAYOUT_PAIRS, 0
-        _split(job, shape, words, planes, room, side, word_map)
+        split_words(job, shape, data, planes, room, side, word_map, addresses, split)
         n_planes = 2 if pairs and word_nbytes == 1 else word_nbytes
         for p in range(n_planes):
             plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
@@ -377,7 +330,7 @@ def are_modes(modes: Any) -> Any:
 
 @jit
 def _decode_planes(
-    job: Any, word_nbytes: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, raw_at: Any, stream_work: Any
+    job: Any, word_nbytes: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, addresses: Any, stream_work: Any
 ) -> Any:
     """Planes as they are stored, codes unpacked; all streams before anything else, for a bad one goes before any other fault."""
     pairs, half, n = job[LAYOUT] == LAYOUT_PAIRS, (job[HEIGHT] * job[WIDTH] + 1) // 2, job[HEIGHT] * job[WIDTH]
@@ -386,7 +339,7 @@ def _decode_planes(
         at, packed = plane[AT], pairs and (p == 0 or word_nbytes == 1)
         size = half if packed else n
         target = planes[word_nbytes * room :] if packed else planes[p * room : (p + 1) * room]
-        raw_at[p] = -1
+        addresses[p] = planes[p * room :].ctypes.data
         if plane[CODER] == CODER_RANS:
             t = plane[TABLE]
             if not decode_stream(payload, at, plane[NBYTES], size, luts[t], tables[t, 0], target, stream_work):
@@ -396,7 +349,7 @@ def _decode_planes(
         elif packed:
             target = payload[at : at + size]
         else:
-            raw_at[p] = at
+            addresses[p] = payload[at:].ctypes.data
         if packed:
             _unpack(target[:half], planes[: 2 * half], 0xFFFF * p, 4 if p == 0 and word_nbytes == 1 else 0, job[BASE])
     return True
@@ -404,19 +357,19 @@ def _decode_planes(
 
 @jit
 def _decode_one(
-    job: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, side: Any, raw_at: Any,
-    work: Any, out: Any,
+    job: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, side: Any, work: Any,
+    data: Any, addresses: Any, merge: Any,
 ) -> Any:  # fmt: skip
     """Decode a segment, and say how it went."""
     cols, _, _, word_nbytes = shape
-    at, row_nbytes, data = job[START], job[WIDTH] * word_nbytes, out.view(np.uint8)
+    at, row_nbytes = job[START], job[WIDTH] * word_nbytes
     if job[LAYOUT] == LAYOUT_RAW:
         for r in range(job[ROW], job[ROW] + job[HEIGHT]):
             to = (r * cols + job[COL]) * word_nbytes
             copy(payload[at : at + row_nbytes], data[to : to + row_nbytes])
             at += row_nbytes
         return OK
-    if not _decode_planes(job, word_nbytes, payload, luts, tables, planes, room, raw_at, work):
+    if not _decode_planes(job, word_nbytes, payload, luts, tables, planes, room, addresses, work):
         return BAD_STREAM
     modes = payload[at : at + job[MODES_NBYTES]]
     if not are_modes(modes):
@@ -432,19 +385,18 @@ def _decode_one(
             restore_tiles(job, shape, plane, mode, modes[mode_at:], work[6])
             if mode == PER_TILE:
                 mode_at += job[N_TILES]
-    _merge(job, shape, planes, room, payload, raw_at, out, side, word_map)
+    merge_words(job, shape, addresses, data, side, word_map, merge)
     return OK
 
 
 @kernel
 def decode_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any,
-    planes: Any, room: Any, side: Any, raw_at: Any, stream_work: Any, sums: Any, out: Any, status: Any,
+    planes: Any, room: Any, side: Any, stream_work: Any, sums: Any, data: Any, status: Any, addresses: Any, merge: Any,
 ) -> None:  # fmt: skip
     """Decode jobs `first` to `last`, and say how each of them went."""
-    data = out.view(np.uint8)
     for k in range(first, last):
         job = jobs[k]
         sum_record(sums, k, payload[job[START] : job[END]])
-        status[k] = _decode_one(job, shape, word_map, payload, luts, tables, planes, room, side, raw_at, stream_work, out)
+        status[k] = _decode_one(job, shape, word_map, payload, luts, tables, planes, room, side, stream_work, data, addresses, merge)
         sum_words(sums, k, data, job[ROW], job[COL], job[HEIGHT], job[WIDTH], shape[0], shape[3])
