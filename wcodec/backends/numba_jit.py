@@ -33,10 +33,13 @@ _STAMP: Final = _stamp()
 
 
 def jit(function: F) -> F:
-    """Compile as a part of the kernels that call it."""
+    """Compile as a part of the kernels that call it; once, where numba would compile anew for each constant that is passed."""
     compile_with: Any = njit
-    compiled: F = compile_with(error_model="numpy")(function)
-    return compiled
+    compiled: Any = compile_with(error_model="numpy")(function)
+    template = compiled.get_call_template
+    compiled.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)
+    same: F = compiled
+    return same
 
 
 def kernel(function: F) -> F:
