@@ -24,9 +24,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before workers begin with all of the tests, compile what each of them would compile for itself."""
-    n_workers = getattr(config.option, "numprocesses", None)
-    if n_workers and not hasattr(config, "workerinput") and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
-        compile_for_all(n_workers)
+    with_workers = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if with_workers and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        compile_for_all()
 
 
 @pytest.fixture(params=BACKENDS)

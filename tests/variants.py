@@ -49,8 +49,8 @@ def check_tests(variant: str, names: str, marks: str, *files: str) -> None:
     check_variant(variant, "pytest", "-p", "no:cacheprovider", "-k", names, "-m", marks, *files)
 
 
-def compile_for_all(n_processes: int) -> None:
-    """Let numba compile every kernel for this CPU and the lesser ones, and keep them on disk: a minute or two, the first time."""
+def compile_for_all() -> None:
+    """Let numba compile every kernel for this CPU and the lesser ones, and keep them on disk: a minute, the first time."""
     some = [{}, *(env for name, env in VARIANTS.items() if name == "plain" or host_has("avx2"))]
-    with ThreadPoolExecutor(n_processes) as pool:
+    with ThreadPoolExecutor(len(some)) as pool:
         list(pool.map(lambda env: run_module(env, "conformance_sample", "numba", "kernels/"), some))
