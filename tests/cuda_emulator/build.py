@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 COMPILER = "g++"
 
 COMMON = [
-    "-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing",
+    "-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing",
     "-Wall", "-Wunused-parameter", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
 ]  # fmt: skip
 _ENGINE = ["-O3", "-fno-tree-loop-distribute-patterns", "-fno-builtin-memcpy"]
