@@ -112,16 +112,17 @@ def first_of(report: dict[str, Any], shape: str, dtype: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("small")
-def test_everything_runs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shapes", [("64x96",), exhaustive((("40x64", "64x96"),))])
+def test_everything_runs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes: tuple[str, ...]) -> None:
     monkeypatch.setattr(scripts.gpu, "KEY", [("64x96", "int8")])
     status, report, tables = run(
-        scripts, tmp_path, "--shapes", "40x64,64x96", "--dtypes", "bf16,fp8,int8", "--model", "2,64,96,128", "--rates"
+        scripts, tmp_path, "--shapes", ",".join(shapes), "--dtypes", "bf16,fp8,int8", "--model", "2,64,96,128", "--rates"
     )  # fmt: skip
     assert status == 0, report["failures"]
     assert not report["failures"]
     assert not report["left_out"]
     cases = {(c["shape"], c["dtype"]) for c in report["cases"]}
-    assert cases == {(s, d) for s in ("40x64", "64x96") for d in ("bf16", "fp8", "int8")}
+    assert cases == {(s, d) for s in shapes for d in ("bf16", "fp8", "int8")}
     first = report["cases"][0]
     assert (first["shape"], first["dtype"]) == ("64x96", "int8"), "the marked ones come first"
     for c in report["cases"]:
