@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
-OLDEST: Final = (5, 23)  #: of transformers
+OLDEST: Final = (5, 16)  #: of transformers
 _INSTALL: Final = "pip install 'wcodec[transformers]'"
 
 try:

@@ -9,10 +9,11 @@ because the loader makes a report of what an operation raises; a `DecodeError` h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.quantizers.base import HfQuantizer
 
 from wcodec import hub
 from wcodec.codec import BufferSource, Decoder
@@ -24,6 +25,11 @@ from wcodec.torch import operands
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.held import Held, compress, encode, hold
 from wcodec.torch.operands import Fused
+
+#: Whether the loader asks a quantizer what to cast a tensor of the checkpoint to, and looks whether its shape is right, as
+#: transformers does from 5.21 on. Before, it leaves as they are tensors that are not of floating point, as streams, or whose
+#: parameters have other names.
+LOADER_ASKS: Final = hasattr(HfQuantizer, "get_new_dtype")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Coding:
         Names of the parameters that can be held so.
     preset
         How to compress.
+    casts
+        What each parameter is to be, by name, where the loader does not say it (`CodedConverter.cast`).
     """
 
     decodes: bool
@@ -47,6 +55,7 @@ class Coding:
     fused: Fused
     weights: frozenset[str]
     preset: str
+    casts: dict[str, torch.dtype]
 
     def __deepcopy__(self, _: Any) -> Coding:  # the loader copies converters for each parameter
         return self
@@ -151,6 +160,21 @@ class Decode(ConversionOps):
         return {full_layer_name: dense if self.cast is None else dense.to(self.cast)}
 
 
+def _of_right_shapes(loaded: dict[str, Any], model: Any, info: Any) -> dict[str, Any]:
+    """Parameters as they are in the model; others are told to the loader, as it does it itself from transformers 5.21 on."""
+    right = dict[str, Any]()
+    for name, value in loaded.items():
+        shape, due = (
+            getattr(t, "shape", None) for t in (value[0] if isinstance(value, list) else value, model.get_parameter_or_buffer(name))
+        )
+        if shape == due:
+            right[name] = value
+        else:
+            info.missing_keys.discard(name)
+            info.mismatched_keys.add((name, shape, due))
+    return right
+
+
 # ---- converters ------------------------------------------------------------------------------------------------------------
 class CodedConverter(WeightConverter):
     """A converter that decodes the tensors that it collects; without a `coding`, as its base."""
@@ -211,7 +235,11 @@ class CodedConverter(WeightConverter):
         return dense if self.cast is None else dense.to(self.cast)
 
     def convert(self, layer_name: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if self.coding is not None:
+            self.cast = self.coding.casts.get(layer_name, self.cast)
         out: dict[str, Any] = super().convert(layer_name, *args, **kwargs)
+        if not LOADER_ASKS:
+            out = _of_right_shapes(out, kwargs["model"], kwargs["loading_info"])
         if self.coding is None or not self.coding.resident or (self.coding.decodes and not self.met_stream):
             return out
         return {name: self._held(name, value) for name, value in out.items()}

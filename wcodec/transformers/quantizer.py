@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 from transformers import PreTrainedModel
-from transformers.core_model_loading import WeightConverter
+from transformers.core_model_loading import WeightConverter, build_glob_alternation
 from transformers.modeling_utils import unwrap_model
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -19,9 +19,10 @@ from wcodec import hub
 from wcodec.configs import METHOD
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch.compressed import CompressedTensor
+from wcodec.torch.held import hold
 from wcodec.torch.models import decompress_model
 from wcodec.transformers.config import WCodecConfig
-from wcodec.transformers.conversion import AnyConverter, CodedConverter, Coding, Decode, Stream
+from wcodec.transformers.conversion import LOADER_ASKS, AnyConverter, CodedConverter, Coding, Decode, Stream, is_stream
 from wcodec.transformers.sources import stored_dtype
 
 PARALLEL: Final = ("tp_size", "fsdp_size", "pp_size", "ep_size", "dp_replicate_size")
@@ -78,6 +79,16 @@ class WCodecHfQuantizer(HfQuantizer):
             raise ValueError("config.json does not say which dtype the model has: give from_pretrained one, such as dtype=torch.bfloat16")
         return dtype
 
+    def update_tp_plan(self, config: Any) -> Any:
+        """As `update_attn_implementation`, which transformers does not call before 5.20."""
+        return self.update_attn_implementation(config)
+
+    def preprocess_model(self, model: Any, dtype: torch.dtype | None = None, **more: Any) -> None:
+        """What is known of the model before its weights are loaded."""
+        self._loaded = model
+        self._casts = {} if LOADER_ASKS or not self.pre_quantized else _casts(model, dtype)
+        super().preprocess_model(model, dtype=dtype, **more)
+
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         plan = getattr(model.config, "distributed_config", None)
         sizes = {name: getattr(plan, name, None) or 1 for name in PARALLEL}
@@ -89,10 +100,10 @@ class WCodecHfQuantizer(HfQuantizer):
             )
         return model
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """Has all tensors of the checkpoint go through converters that decode."""
-        config = self.quantization_config
-        coding = Coding(self.pre_quantized, config.resident, config.fused, _weights(model), config.preset)
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
+        """Has all tensors of the checkpoint go through converters that decode. Transformers gives the model from 5.21 on."""
+        config, weights = self.quantization_config, _weights(self._loaded if model is None else model)
+        coding = Coding(self.pre_quantized, config.resident, config.fused, weights, config.preset, self._casts)
         coded = [CodedConverter.around(c, coding) if isinstance(c, WeightConverter) else c for c in weight_conversions]
         return [AnyConverter(coding, [c for c in coded if isinstance(c, CodedConverter)]), *coded]
 
@@ -109,6 +120,8 @@ class WCodecHfQuantizer(HfQuantizer):
 
     # ---- the loaded model
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        self._loaded = None
+        _decode_left(model, self._casts)
         if not self.quantization_config.resident:  # an ordinary model
             model.is_quantized = False
             for module in _models(model):
@@ -184,6 +197,26 @@ def _weights(model: torch.nn.Module) -> frozenset[str]:
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
         if parameter.dim() >= 2
     )
+
+
+def _casts(model: Any, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """What each tensor of a model is loaded as: as its parameter is, but for modules that are kept in float32."""
+    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
+    kept, pattern_of, _ = build_glob_alternation(list(plan))
+    found = {name: kept.search(name) if plan else None for name in model.state_dict()}
+    return {name: t.dtype if (at := found[name]) is None else plan[pattern_of[at.lastgroup]] for name, t in model.state_dict().items()}
+
+
+def _decode_left(model: Any, casts: dict[str, torch.dtype]) -> None:
+    """Decode the streams that the loader has brought to no converter, where it does not ask about them (`LOADER_ASKS`)."""
+    decoded = dict[int, torch.nn.Parameter]()  # tied weights are one parameter
+    for name, p in list(model.named_parameters(remove_duplicate=False)):
+        if casts.get(name, torch.uint8) != torch.uint8 and not isinstance(p, CompressedTensor) and is_stream(p):
+            if id(p) not in decoded:
+                dense = hold(p.detach(), name).dense().to(casts[name])
+                decoded[id(p)] = torch.nn.Parameter(dense, requires_grad=dense.is_floating_point())
+            module, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(module), leaf, decoded[id(p)])
 
 
 def _may_be_stream(param: Any) -> bool:
