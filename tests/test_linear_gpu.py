@@ -106,6 +106,27 @@ def test_every_weight_is_exact(runtime: Runtime, kind: str, factors: str, form: 
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("kind", "factors"), PAIRS)
+def test_subnormal(runtime: Runtime, kind: str, factors: str, form: str) -> None:
+    """Weights, activations, scales and results below the least normal number are not taken for 0. All here is exact."""
+    rng, shape, dtype = np.random.default_rng(5), (64, 1088), FACTORS[factors]
+    exponents = {"bf16": range(-6, 7), "int8": range(7), "e4m3": range(-9, 8), "e5m2": range(-16, 15)}[kind]
+    powers = np.array([2.0**e for e in exponents]).astype(KINDS[kind])
+    weights = np.where(rng.random(shape) < (0.8 if form == "rans" else 0), powers[0], rng.choice(powers, shape))
+    weights *= rng.choice([-1, 1], shape).astype(weights.dtype)
+    held, x, nothing = Held(runtime, weights, form), np.zeros(shape, dtype), np.zeros(shape[0], dtype)
+    rows, cols = np.arange(64), 1000 + np.arange(64)
+    due = weights[:, cols].T.astype(np.float64)
+    least = {"bf16": (2.0**-126, 2.0**-133), "fp16": (2.0**-14, 2.0**-24)}[factors]  # the least normal number, the least at all
+    for small in least:
+        x[rows, cols] = small
+        np.testing.assert_array_equal(multiply(runtime, x, held, nothing), (due * small).astype(np.float32).astype(dtype))
+    if kind != "bf16":
+        x[rows, cols], scale = 1, np.full(shape[0], 2.0 ** (-130 if factors == "bf16" else -20), np.float32)
+        np.testing.assert_array_equal(multiply(runtime, x, held, nothing, scale), (due * scale).astype(np.float32).astype(dtype))
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_not_finite(runtime: Runtime, form: str) -> None:
     shape = SHAPES[-1]
     words, x = words_of("gaussian", shape), np.random.default_rng(2).normal(0, 1, (9, shape[1])).astype(ml_dtypes.bfloat16)

@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.cuda.compiler import OPTIONS, load_nvrtc
-from wcodec.backends.cuda.runtime import SOURCES, Runtime, read_source
+from wcodec.backends.cuda.compiler import load_nvrtc
+from wcodec.backends.cuda.cubins import architecture_for, cubin_of
+from wcodec.backends.cuda.runtime import SOURCES, Runtime
 from wcodec.errors import BackendUnavailable
 
 LEAST_CAPABILITY: Final = 75  #: of what NVRTC 13 compiles for
@@ -68,6 +69,16 @@ def _device_of(text: str | None) -> int:
     if not text.isdecimal():
         raise BackendUnavailable(f"WCODEC_CUDA_DEVICE is {text!r}, not the number of a GPU")
     return int(text)
+
+
+class _ExternalStream:
+    """A stream of another library, as the CUDA stream protocol has it."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
 
 
 class CupyRuntime(Runtime):
@@ -192,7 +203,10 @@ class CupyRuntime(Runtime):
             return self.cupy.cuda.Stream(non_blocking=True)
 
     def external_stream(self, handle: int) -> Any:
-        return self.cupy.cuda.ExternalStream(handle, self.device)
+        streams = self.cupy.cuda
+        if hasattr(streams.Stream, "from_external"):  # CuPy 14
+            return streams.Stream.from_external(_ExternalStream(handle))
+        return streams.ExternalStream(handle, self.device)
 
     def on(self, stream: Any) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = stream
@@ -212,11 +226,14 @@ class CupyRuntime(Runtime):
         self.function(kernel)((grid,), (block,), args)
 
     def function(self, kernel: str) -> Any:
-        """A kernel, compiled at first, or found in CuPy's cache on disk."""
+        """A kernel, out of the machine code of its source, which is compiled at first (`cubins`)."""
         with self._lock:
             if kernel not in self._functions:
                 source = _SOURCE_OF[kernel]
                 if source not in self._modules:
-                    self._modules[source] = self.cupy.RawModule(code=read_source(source), options=OPTIONS)
+                    with self.in_use():
+                        module = self.cupy.cuda.function.Module()
+                        module.load(cubin_of(source, architecture_for(self.capability())))
+                    self._modules[source] = module
                 self._functions[kernel] = self._modules[source].get_function(kernel)
             return self._functions[kernel]

@@ -1,0 +1,127 @@
+"""Machine code of kernels: what runs is what is audited, it is kept on disk, and what is kept there is not trusted. Without a GPU."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_cuda_compile import code_of
+
+from wcodec.backends.cuda import cubins
+from wcodec.backends.cuda.compiler import compile_cubin, compile_with_usage
+from wcodec.backends.cuda.cupy_runtime import CupyRuntime
+from wcodec.backends.cuda.runtime import read_source
+from wcodec.errors import BackendUnavailable
+
+SOURCE = "difference"  #: the smallest
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cubins, "_warned", False)
+    return tmp_path / "wcodec" / "cuda"
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Architectures, one for each time that something is compiled."""
+    times = list[int]()
+
+    def compile_one(text: str, arch: int) -> bytes:
+        times.append(arch)
+        return compile_cubin(text, arch)
+
+    monkeypatch.setattr(cubins, "compile_cubin", compile_one)
+    return times
+
+
+def runtime_of(capability: int, cupy: Any) -> Any:
+    """A runtime without a GPU."""
+    runtime: Any = CupyRuntime.__new__(CupyRuntime)
+    runtime.cupy, runtime.device = cupy, 0
+    runtime.properties = {"major": capability // 10, "minor": capability % 10}
+    runtime._functions, runtime._modules, runtime._lock = {}, {}, threading.Lock()
+    return runtime
+
+
+def test_what_runs_is_what_is_audited(folder: Path) -> None:
+    """The code that tests/test_cuda_compile.py and benchmarks/sass.py look at; so with their options, and no others."""
+    loaded = list[bytes]()
+
+    class Module:
+        def load(self, cubin: bytes) -> None:
+            loaded.append(cubin)
+
+        def get_function(self, name: str) -> str:
+            return f"function {name}"
+
+    cuda = SimpleNamespace(function=SimpleNamespace(Module=Module), Device=lambda _: nullcontext())
+    runtime = runtime_of(90, SimpleNamespace(cuda=cuda))
+    assert [runtime.function(k) for k in ("subtract_base", "add_base", "add_base")] == [
+        "function subtract_base",
+        *["function add_base"] * 2,
+    ]
+    assert loaded == [compile_cubin(read_source(SOURCE), 90)]
+    assert code_of(loaded[0]) == code_of(compile_with_usage(read_source(SOURCE), 90)[0])  # whose option has ptxas talk
+
+
+def test_compiled_once(folder: Path, compiled: list[int]) -> None:
+    code = cubins.cubin_of(SOURCE, 90)
+    assert cubins.cubin_of(SOURCE, 90) == code
+    assert cubins.cubin_of(SOURCE, 80) != code
+    assert compiled == [90, 80]
+    cubins.compile_all([SOURCE, "context"], 90, n_threads=2)
+    assert compiled == [90, 80, 90]
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", [lambda d: b"", lambda d: d[:10], lambda d: d[:-1], lambda d: d[:-9] + bytes([d[-9] ^ 1]) + d[-8:]])
+def test_damaged_code_is_not_run(folder: Path, compiled: list[int], damage: Any) -> None:
+    code = cubins.cubin_of(SOURCE, 90)
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert cubins.cubin_of(SOURCE, 90) == code
+    assert path.read_bytes() == whole
+    assert compiled == [90, 90]
+
+
+def test_no_place_to_keep_it(folder: Path, compiled: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    folder.parent.parent.mkdir(exist_ok=True)
+    folder.parent.write_bytes(b"a file where the folder would be")
+    with caplog.at_level(logging.WARNING, "wcodec"):
+        assert cubins.cubin_of(SOURCE, 90) == cubins.cubin_of(SOURCE, 90)
+    assert compiled == [90, 90]
+    assert len(caplog.messages) == 1
+    assert str(folder) in caplog.messages[0]
+
+
+@pytest.mark.parametrize(("capability", "arch"), [(75, 75), (87, 87), (89, 89), (90, 90), (101, 100), (121, 121)])
+def test_architectures(capability: int, arch: int) -> None:
+    assert cubins.architecture_for(capability) == arch
+
+
+def test_a_gpu_that_nvrtc_does_not_know() -> None:
+    with pytest.raises(BackendUnavailable, match=r"capabilities 75, .*this GPU has 990"):
+        cubins.architecture_for(990)
+
+
+def test_streams_of_others_give_no_warning() -> None:
+    """CuPy 14 warns of its class for them at each use."""
+    cupy = pytest.importorskip("cupy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert runtime_of(90, cupy).external_stream(1234).ptr == 1234
+        assert runtime_of(90, cupy).external_stream(0).ptr == 0
+
+
+def test_streams_of_others_before_cupy_14() -> None:
+    cuda = SimpleNamespace(Stream=object, ExternalStream=lambda handle, device: (handle, device))
+    assert runtime_of(90, SimpleNamespace(cuda=cuda)).external_stream(7) == (7, 0)
