@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 from contextlib import nullcontext
@@ -47,7 +48,7 @@ def runtime_of(capability: int, cupy: Any) -> Any:
     runtime: Any = CupyRuntime.__new__(CupyRuntime)
     runtime.cupy, runtime.device = cupy, 0
     runtime.properties = {"major": capability // 10, "minor": capability % 10}
-    runtime._functions, runtime._modules, runtime._lock = {}, {}, threading.Lock()
+    runtime._functions, runtime._modules, runtime._lock, runtime._pid = {}, {}, threading.Lock(), os.getpid()
     return runtime
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from importlib.metadata import entry_points
-from typing import Final
+from typing import Final, NamedTuple
 
 from wcodec.backends.protocol import Backend
 from wcodec.errors import BackendUnavailable
@@ -28,8 +28,16 @@ _AUTO: Final = ("cuda", "numba", "reference")  #: what "auto" tries, fastest fir
 _log = logging.getLogger("wcodec")
 _lock = threading.Lock()
 _loaded: dict[tuple[str, int | None], Backend] = {}
-_default: Backend | None = None
-_scoped: ContextVar[Backend | None] = ContextVar("wcodec_backend", default=None)
+_default: _Choice | None = None
+_scoped: ContextVar[_Choice | None] = ContextVar("wcodec_backend", default=None)
+
+
+class _Choice(NamedTuple):
+    """A backend, and how it was chosen."""
+
+    backend: Backend
+    name: str
+    threads: int | None
 
 
 def backend_names() -> list[str]:
@@ -120,21 +128,42 @@ def set_backend(name: str, threads: int | None = None) -> Backend:
     BackendUnavailable
     """
     global _default
-    _default = load_backend(name, threads)
-    return _default
+    _default = _Choice(load_backend(name, threads), name, threads)
+    return _default.backend
 
 
 def get_backend() -> Backend:
     """The backend in use: of the innermost `use_backend`, or of `set_backend`, or ``"auto"``."""
-    return _scoped.get() or _default or set_backend(os.environ.get("WCODEC_BACKEND", "auto"))
+    choice = _scoped.get() or _default
+    if choice is None:
+        return set_backend(os.environ.get("WCODEC_BACKEND", "auto"))
+    return load_backend(choice.name, choice.threads) if choice.backend in _left_behind else choice.backend
 
 
 @contextlib.contextmanager
 def use_backend(name: str, threads: int | None = None) -> Iterator[Backend]:
     """`set_backend` for the length of a ``with`` block, in this thread or task alone."""
     backend = load_backend(name, threads)
-    token = _scoped.set(backend)
+    token = _scoped.set(_Choice(backend, name, threads))
     try:
         yield backend
     finally:
         _scoped.reset(token)
+
+
+# ---- processes -----------------------------------------------------------------------------------------------------------
+_left_behind: set[Backend] = set()  #: objects that this process cannot use, for it was forked after they were made
+
+
+def _after_fork() -> None:
+    """In a child: locks are free, and a backend that does not survive is loaded anew, or says that it can't be."""
+    global _lock
+    _lock = threading.Lock()
+    for key, backend in list(_loaded.items()):
+        if not backend.survives_fork:
+            _left_behind.add(backend)
+            del _loaded[key]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -84,6 +84,7 @@ class Backend(ABC):
     """
 
     name: ClassVar[str] = ""
+    survives_fork: ClassVar[bool] = True  #: whether an object can be used in a child of the process that has made it
     at_once: ClassVar[int] = 0  #: calls in threads of their own that are worth making at once, as one transfers while another computes
 
     def __init__(self, threads: int | None = None) -> None:

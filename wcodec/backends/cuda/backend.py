@@ -36,6 +36,7 @@ class CudaBackend(Backend):
     """
 
     name = "cuda"
+    survives_fork = False  # CUDA does not
     at_once = 4
 
     def __init__(self, threads: int | None = None, device: int | None = None) -> None:

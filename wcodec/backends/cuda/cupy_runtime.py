@@ -20,7 +20,20 @@ LEAST_CAPABILITY: Final = 75  #: of what NVRTC 13 compiles for
 STAGED_NBYTES: Final = 1 << 20  #: from here on, copies go through pinned memory, which the device reads and writes by itself
 MOST_STAGED_NBYTES: Final = 1 << 25  #: of that memory, of which CuPy takes the next power of two, and keeps it
 _OUT_OF_MEMORY: Final = 2  #: cudaErrorMemoryAllocation
+_NOT_INITIALIZED: Final = 3  #: CUDA_ERROR_NOT_INITIALIZED
+_FORKED: Final = "backend 'cuda' cannot be used in a process forked from one that has used CUDA: start processes by spawn"
 _SOURCE_OF: Final = {kernel: source for source, kernels in SOURCES.items() for kernel in kernels}
+
+
+def _check_process(pid: int | None) -> None:
+    """See that this is the process that CUDA was started in, if it was.
+
+    Raises
+    ------
+    BackendUnavailable
+    """
+    if pid not in (None, os.getpid()):
+        raise BackendUnavailable(_FORKED)
 
 
 def _ask_driver() -> None:
@@ -31,16 +44,22 @@ def _ask_driver() -> None:
     BackendUnavailable
     """
     needs = "backend 'cuda' needs an NVIDIA GPU and its driver"
+    _check_process(_user)
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as e:
         raise BackendUnavailable(f"{needs}: {e}") from None
     count = ctypes.c_int()
     error = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if error == _NOT_INITIALIZED:  # by cuInit itself: its parent has called it
+        raise BackendUnavailable(_FORKED)
     if error:
         raise BackendUnavailable(f"{needs}: the driver's error {error} at start")
     if count.value == 0:
         raise BackendUnavailable(f"{needs}: there is no GPU, or CUDA_VISIBLE_DEVICES hides it")
+
+
+_user: int | None = None  #: the process that has used CUDA here, or its parent
 
 
 def _cupy() -> Any:
@@ -51,7 +70,9 @@ def _cupy() -> Any:
     BackendUnavailable
         In one line, what is missing and what to do.
     """
+    global _user
     _ask_driver()
+    _user = os.getpid()
     load_nvrtc()
     import cupy
 
@@ -105,7 +126,7 @@ class CupyRuntime(Runtime):
             raise BackendUnavailable(f"GPU {self.device} has compute capability {p['major']}.{p['minor']}; 7.5 is the least")
         self._functions: dict[str, Any] = {}
         self._modules: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._lock, self._pid = threading.Lock(), os.getpid()
 
     def info(self) -> dict[str, str]:
         cuda, p = self.cupy.cuda.runtime, self.properties
@@ -131,6 +152,7 @@ class CupyRuntime(Runtime):
         return 10 * int(self.properties["major"]) + int(self.properties["minor"])
 
     def in_use(self) -> AbstractContextManager[Any]:
+        _check_process(self._pid)
         context: AbstractContextManager[Any] = self.cupy.cuda.Device(self.device)
         return context
 
