@@ -49,8 +49,8 @@ bench: $(VENV)/.stamp-bench
 # With the packages of a Python that is there, if it has all of them; a machine with a GPU may reach no registry.
 GPU_PACKAGES := numpy, ml_dtypes, numba, cupy, pytest, hypothesis, safetensors, torch, transformers
 gpu-check:
-	@if $(PYTHON) -c 'import $(GPU_PACKAGES)' 2>/dev/null; then $(PYTHON) tools/gpu_check.py; \
-	else $(MAKE) --no-print-directory $(VENV)/.stamp-gpu && $(BIN)/python tools/gpu_check.py; fi
+	@if $(PYTHON) -c 'import $(GPU_PACKAGES)' 2>/dev/null; then $(PYTHON) tools/gpu_check.py $(GPU_CHECK_ARGS); \
+	else $(MAKE) --no-print-directory $(VENV)/.stamp-gpu && $(BIN)/python tools/gpu_check.py $(GPU_CHECK_ARGS); fi
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -119,7 +119,7 @@ def device_memory(device: torch.device, reset: bool = False) -> int | None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All of it."""
+    """All of it; what there is is written after each form, lest a time that is up takes it along."""
     device = torch.device(args.device)
     shape = {key: getattr(args, key) or default for key, default in (LLAMA_3_8B if device.type == "cuda" else CPU).items()}
     model = make(shape, device)
@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device_memory(device, reset=True)
     report["plain"], due = measure(model, prompt, args.tokens, args.rounds)
     report["plain"]["device_nbytes"] = device_memory(device)
+    write(report, args.out)
     start = time.perf_counter()
     wcodec.torch.compress_model(model, preset=args.preset)
     report["compress_s"], report["preset"] = time.perf_counter() - start, args.preset
@@ -141,9 +142,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report["resident"]["device_nbytes"] = device_memory(device)
     report["scratch_nbytes"] = wcodec.torch.scratch_nbytes()
     report["same_tokens"] = bool(torch.equal(got, due))
+    write(report, args.out)
     for form in args.fused:
         report.setdefault("fused", {})[form] = run_fused(model, prompt, due, form, args)
+        write(report, args.out)
     return report
+
+
+def write(report: dict[str, Any], folder: Path) -> Path:
+    """The results, in a file of the day and the machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    gpu = report["machine"]["gpu"]
+    kind = "cpu" if gpu is None else "gpu-" + re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    path = folder / f"{datetime.date.today().isoformat()}-models-{kind}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return path
 
 
 def run_fused(model: Any, prompt: torch.Tensor, due: torch.Tensor, form: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -224,11 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     print("\n".join(lines(report)))
-    args.out.mkdir(parents=True, exist_ok=True)
-    kind = "cpu" if report["machine"]["gpu"] is None else "gpu-" + re.sub(r"[^a-z0-9]+", "-", report["machine"]["gpu"].lower()).strip("-")
-    path = args.out / f"{datetime.date.today().isoformat()}-models-{kind}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    print(write(report, args.out))
     return 0 if report["same_tokens"] else 1
 
 

@@ -254,6 +254,21 @@ def test_left_out_is_not_green(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert ran[0].keys() == {"id", "rules", "outcome", "seconds", "message"}
 
 
+def test_interrupted_is_not_green(tmp_path: Path):
+    """What was found until then is reported."""
+    once = f"import os, pathlib, signal; pathlib.Path('{tmp_path}/once').touch(exist_ok=False); os.kill(os.getppid(), signal.SIGINT)"
+    (tmp_path / "decoder.py").write_text(once)
+    report, decoder = tmp_path / "r.json", f"{sys.executable} {tmp_path}/decoder.py {{input}} {{output}}"
+    line = [sys.executable, "-m", "wcodec", "conformance", "--report", report, "--filter", "accept/", "--command", decoder]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    totals = json.loads(report.read_text())["totals"]
+    assert totals["failed"] > 0
+    assert totals["not run"] > 500
+    assert "NOT RUN" in done.stdout
+    assert ": interrupted" in done.stdout
+
+
 def test_without_sweeps_is_not_green(capsys: pytest.CaptureFixture[str]):
     assert main(["conformance", "--backend", "reference", "--filter", "base_raw", "--no-sweeps"]) == 1
     assert not capsys.readouterr().out.endswith(" 0 not run\n")

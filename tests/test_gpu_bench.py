@@ -289,6 +289,16 @@ def test_rates_compile(scripts: Modules, arch: int) -> None:
     assert compiler.compile_cubin(scripts.gpu_device.BUSY_SOURCE, 90)[:4] == b"\x7fELF"
 
 
+HANGS = """
+import time
+try:
+    print('begun')
+    time.sleep(100)
+except KeyboardInterrupt:
+    print('interrupted')
+"""
+
+
 # ---- the whole check -------------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def checker(scripts: Modules, tmp_path: Path) -> Iterator[Any]:
@@ -300,9 +310,14 @@ def test_a_step_that_passes_fails_or_hangs(checker: Any) -> None:
     good = checker.run([sys.executable, "-c", "import wcodec, plans; print('one'); print('two')"], 60)
     assert (good.status, good.last) == (0, "two"), "the repository and its tests can be imported"
     assert checker.run([sys.executable, "-c", "raise SystemExit(3)"], 60).status == 3
-    hangs = checker.run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(100)"], 2)
-    assert (hangs.status, hangs.last) == (None, "begun")
-    assert hangs.seconds < 60
+    told = checker.run([sys.executable, "-c", "import sys; print('[]'); print('warning', file=sys.stderr)"], 60, apart=True)
+    assert (told.output, told.errors) == ("[]\n", "warning\n")
+    log = checker.out / "log"
+    hangs = checker.run([sys.executable, "-c", HANGS], 4)
+    assert (hangs.status, hangs.output) == (None, "begun\ninterrupted\n"), "it can say what it has found"
+    assert log.read_text().endswith("begun\n---- 3 s are up\ninterrupted\n"), "what was said is there at once"
+    hangs = checker.run([sys.executable, "-c", "import signal, time\nsignal.signal(2, signal.SIG_IGN)\nwhile 1: time.sleep(9)"], 2)
+    assert hangs.status is None
     assert checker.run(["no-such-program"], 5).status == 127
 
 
@@ -319,7 +334,7 @@ def test_one_bad_step_does_not_stop_the_others(scripts: Modules, tmp_path: Path,
     monkeypatch.setattr(check.Checker, "models", lambda self: check.Result("models", "not there", "torch not installed"))
     monkeypatch.setattr(check, "sanitizer", lambda: None)
     only = [a for name in check.STEPS[1:] for a in ("--only", name)]
-    assert check.main(["--out", str(tmp_path), "--backend", "numba", *only]) == 1
+    assert check.main(["--out", str(tmp_path), "--backend", "numba", "--seconds", "0", *only]) == 1
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     outcomes = {s["name"]: s["outcome"] for s in report["steps"]}
     assert outcomes == {
@@ -328,11 +343,48 @@ def test_one_bad_step_does_not_stop_the_others(scripts: Modules, tmp_path: Path,
     }  # fmt: skip
     assert not report["good"]
     assert check.main(["--out", str(tmp_path), "--only", "speed", "--only", "memcheck"]) == 0, "what is not there is no failure"
+    seen = list[Any]()
+    monkeypatch.setattr(check.Checker, "tests", lambda self: seen.append(json.loads((tmp_path / "gpu-check.json").read_text())) or 1 / 0)
+    assert check.main(["--out", str(tmp_path), "--only", "speed", "--only", "tests", "--only", "memcheck"]) == 1
+    assert [(s["name"], s["outcome"], s["detail"]) for s in seen[0]["steps"]] == [
+        ("speed", "passed", "7 marks met"), ("tests", "left out", "not reached"), ("memcheck", "left out", "not reached"),
+    ], "written after each step"  # fmt: skip
+    assert not seen[0]["good"]
     assert check.main(["--out", str(tmp_path), "--only", "speed", "--seconds", "1"]) == 1, "what is left out is one"
 
 
-def test_devices(scripts: Modules, checker: Any) -> None:
+def test_the_time_is_shared_out(scripts: Modules, checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps leave to those behind them what these need at least; what has too little left is not begun."""
+    check, now, limits = scripts.gpu_check, [0.0], dict[str, float]()
+    monkeypatch.setattr(check.time, "monotonic", lambda: now[0])
+
+    def takes(name: str, seconds: float) -> Any:
+        def step(self: Any) -> Any:
+            limits[name] = self.limit
+            now[0] += min(seconds, self.limit)
+            return check.Result(name, "passed")
+
+        return step
+
+    for name, seconds in {"devices": 9, "conformance": 999, "tests": 999, "speed": 999, "fused": 999}.items():
+        monkeypatch.setattr(check.Checker, name, takes(name, seconds))
+    checker.seconds, checker.started = 560, 0
+    assert [r.outcome for r in check.check(checker, list(check.USUAL))] == ["passed"] * 5
+    assert limits == {"devices": 60, "conformance": 150, "tests": 200, "speed": 560 - 9 - 150 - 200 - 60, "fused": 60}
+    assert now[0] == 560, "and no more"
+    checker.seconds, checker.started, now[0] = 420, 0, 0
+    check.check(checker, ["devices", "conformance", "tests"])
+    assert limits | {"devices": 60, "conformance": 150, "tests": 200} == limits, "the first call of a visit has room for all"
+    checker.seconds, checker.started, now[0] = 100, 0, 0
+    results = check.check(checker, list(check.USUAL))
+    assert [r.outcome for r in results] == ["passed", "passed", "passed", "left out", "left out"]
+    assert results[3].detail == "no time; --only speed runs it alone"
+
+
+def test_devices(scripts: Modules, checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONVERBOSE", "1")  # much on the standard error: no business of who reads the JSON
     assert checker.devices().outcome == "passed"
+    monkeypatch.delenv("PYTHONVERBOSE")
     checker.backend = "no_such_backend"
     results = scripts.gpu_check.check(checker, ["devices", "conformance"])
     assert [r.outcome for r in results] == ["failed", "left out"]
@@ -433,3 +485,6 @@ def test_counts_of_pytest(scripts: Modules, tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_text('<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>')
     assert scripts.gpu_check.counted(tmp_path / "x.xml") == {"passed": 3, "failures": 1, "errors": 2, "skipped": 3}
     assert scripts.gpu_check.counted(tmp_path / "none.xml") == {}
+    lines = "tests/a.py::one PASSED [ 10%]\ntests/a.py::two[x PASSED y] FAILED [ 20%]\nFAILED tests/a.py::two - no\ntests/a.py::three "
+    assert scripts.gpu_check.counted_lines(lines) == {"passed": 1, "failures": 1, "errors": 0, "skipped": 0}
+    assert scripts.gpu_check.counted_lines("collecting ...") == {}

@@ -1,17 +1,18 @@
 """Everything that only a machine with an NVIDIA GPU can show, in one command: ``make gpu-check``.
 
-    python tools/gpu_check.py                   # all steps, one after another
-    python tools/gpu_check.py --seconds 560     # in no more than that time: the most telling facts come first
-    python tools/gpu_check.py --only speed      # one step, or several
+    python tools/gpu_check.py                            # the first five steps, in 560 seconds: the most telling facts come first
+    python tools/gpu_check.py --only models --seconds 0  # one step, or several, without a limit but their own
+    make gpu-check GPU_CHECK_ARGS="--only speed --only fused --seconds 300"
 
 Steps: ``devices``, ``conformance`` (the whole suite on the device), ``tests`` (those marked ``gpu``), ``speed`` (benchmarks/gpu.py),
 ``fused`` (benchmarks/fused.py: linear layers straight from operands, against cuBLAS), ``models`` (benchmarks/bench_models.py: a model of
 the shape of Llama-3-8B whose weights stay compressed, multiplied as they are too), ``memcheck`` and ``racecheck`` (compute-sanitizer over
 a part of the suite and random plans, with memory straight from the driver, where what lies outside of an array is outside of everything).
-wcodec need not be installed. Each step is a process of its own with a time
-limit; whatever becomes of it, the next one runs. ``--out`` (default: $OUT or benchmarks/results) gets gpu-check.json, gpu-check.log with
-all that was printed, conformance.json, and the results of the benchmark. The exit status is 0 only if no step failed or was left out;
-a machine without compute-sanitizer, or one whose GPU it does not support, is no failure, but is said.
+wcodec need not be installed. Each step is a process of its own with a time limit, and leaves to the steps behind it what these need at
+least; whatever becomes of it, the next one runs. ``--out`` (default: $OUT or benchmarks/results) gets gpu-check.json, written after each
+step, gpu-check.log with all that was printed, line by line, conformance.json, and the results of the benchmarks: eight files at most. The
+exit status is 0 only if no step failed or was left out; a machine without compute-sanitizer, or one whose GPU it does not support, is no
+failure, but is said.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -50,11 +52,19 @@ PACKAGES = (
     "nvidia-nvcomp-cu13",
     "dfloat11",
 )
+#: Seconds that a step needs at least, or else it is left out, and may take at most.
+LIMITS = {
+    "devices": (10, 60), "conformance": (30, 150), "tests": (30, 200), "speed": (80, 1500), "fused": (60, 360),
+    "models": (100, 900), "memcheck": (60, 360), "racecheck": (60, 360),
+}  # fmt: skip
+STEPS = tuple(LIMITS)
+USUAL = STEPS[:5]  #: the others are calls of their own
+SECONDS = 560.0  #: for all steps together: a little less than a command may take on a machine that is lent
+FINISH_S = 30.0  #: that a benchmark has to finish a case that it has begun
 SANITIZED_S = 75.0  #: that a reduced run takes under compute-sanitizer, about, once Python is up
-FUSED_S = 120.0  #: for products straight from operands
-MODELS_S = 100.0  #: for models, where the time is limited
 ERROR_STATUS = 99  #: of compute-sanitizer, for errors it has found
-KILL_S = 5.0
+INTERRUPT_S = 15.0  #: of a step's time, to end by itself when it is interrupted
+KILL_S = 2.0
 
 
 @dataclass
@@ -76,16 +86,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """A process that has ended, or was ended."""
+    """A process that has ended, or was ended; its output is that of both streams, unless they were to be told apart."""
 
     status: int | None
     output: str
     seconds: float
+    errors: str = ""
 
     @property
     def last(self) -> str:
         """The last line it printed."""
-        lines = [line.strip() for line in self.output.splitlines() if line.strip()]
+        lines = [line.strip() for line in (self.output + self.errors).splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
 
@@ -100,44 +111,63 @@ class Checker:
 
     def __init__(self, out: Path, seconds: float, backend: str, log: TextIO) -> None:
         self.out, self.seconds, self.backend, self.log, self.started = out, seconds, backend, log, time.monotonic()
+        self.limit = float("inf")  #: of the step that runs
 
     def left(self) -> float:
         """Seconds until the time is up."""
         return self.seconds - (time.monotonic() - self.started) if self.seconds else float("inf")
 
-    def run(self, command: list[str], limit: float, show: bool = False) -> Run:
-        """Run a command in the repository; its process group is ended when its time is up."""
+    def note(self, text: str) -> None:
+        """Write to the log, at once."""
+        self.log.write(text)
+        self.log.flush()
+
+    def run(self, command: list[str], limit: float | None = None, show: bool = False, apart: bool = False) -> Run:
+        """Run a command in the repository, for as long as the step has, or less.
+
+        When its time is up, it is interrupted, as by Ctrl-C, and has `INTERRUPT_S` of its time to write what it has found.
+
+        Parameters
+        ----------
+        apart
+            Whether to keep what it writes to its standard error out of the output.
+        """
         paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-        self.log.write(f"$ {' '.join(command)}\n")
-        start, lines = time.monotonic(), list[str]()
+        self.note(f"$ {' '.join(command)}\n")
+        start, limit, lines, errors = time.monotonic(), min(limit or self.limit, self.limit, self.left()), list[str](), list[str]()
         try:
             p = subprocess.Popen(
-                command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                start_new_session=True,
+                command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE if apart else subprocess.STDOUT, text=True,
+                errors="replace", start_new_session=True,
             )  # fmt: skip
         except OSError as e:
             return Run(127, f"{command[0]}: {e}", 0.0)
 
-        def read() -> None:
-            assert p.stdout is not None
-            with p.stdout:
-                for line in p.stdout:
-                    lines.append(line)
-                    self.log.write(line)
+        def read(stream: TextIO, to: list[str]) -> None:
+            with stream:
+                for line in stream:
+                    to.append(line)
+                    self.note(line)
                     if show:
                         print(line, end="", flush=True)
 
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
+        readers = [threading.Thread(target=read, args=a, daemon=True) for a in ((p.stdout, lines), (p.stderr, errors)) if a[0] is not None]
+        for reader in readers:
+            reader.start()
         status: int | None = None
+        grace = min(INTERRUPT_S, limit / 4)
         try:
-            status = p.wait(min(limit, self.left()) if min(limit, self.left()) != float("inf") else None)
+            status = p.wait(None if limit == float("inf") else max(0.0, limit - grace))
         except subprocess.TimeoutExpired:
-            _end(p)
-        reader.join(KILL_S)
-        self.log.flush()
-        return Run(status, "".join(lines), time.monotonic() - start)
+            self.note(f"---- {limit - grace:.0f} s are up\n")
+            _end(p, grace)
+        except BaseException:
+            _end(p, KILL_S)
+            raise
+        for reader in readers:
+            reader.join(KILL_S)
+        return Run(status, "".join(lines), time.monotonic() - start, "".join(errors))
 
     # ---- the steps
     def devices(self) -> Result:
@@ -148,8 +178,8 @@ class Checker:
                 versions[package] = version(package)
             except PackageNotFoundError:
                 versions[package] = "not installed"
-        smi = self.run(["nvidia-smi"], 60)
-        backends = self.run([sys.executable, "-m", "wcodec", "--backend", self.backend, "backends", "--json"], 180)
+        smi = self.run(["nvidia-smi"], 20)
+        backends = self.run([sys.executable, "-m", "wcodec", "--backend", self.backend, "backends", "--json"], apart=True)
         more: dict[str, Any] = {
             "python": sys.version,
             "versions": versions,
@@ -160,7 +190,7 @@ class Checker:
         print(", ".join(f"{k} {v}" for k, v in versions.items()), flush=True)
         if backends.status != 0:
             return Result("devices", _failed(backends), backends.last, more=more)
-        row = next(r for r in json.loads(backends.output[backends.output.index("[") :]) if r["name"] == self.backend)
+        row = next(r for r in json.loads(backends.output) if r["name"] == self.backend)
         return Result("devices", "passed", ", ".join(f"{k} {v}" for k, v in row["info"].items()), more=more)
 
     def conformance(self) -> Result:
@@ -176,7 +206,7 @@ class Checker:
             "--report",
             str(self.out / "conformance.json"),
         ]
-        run = self.run(command, 400)
+        run = self.run(command)
         failures = [line for line in run.output.splitlines() if line.startswith("FAILED")]
         return Result("conformance", _failed(run), run.last, more={"failures": failures[:50]}, command=command)
 
@@ -189,20 +219,12 @@ class Checker:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "tests.xml"
             options = [
-                "-q",
-                "-rs",
-                "-p",
-                "no:cacheprovider",
-                "-W",
-                "default",
-                "-o",
-                "markers=gpu: needs an NVIDIA GPU",
-                "--junitxml",
-                str(report),
-            ]
+                "-v", "--tb=short", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=90",
+                "--continue-on-collection-errors", "--junitxml", str(report),
+            ]  # fmt: skip
             command = [sys.executable, "-m", "pytest", "-m", "gpu", *options, *files]
-            run = self.run(command, 400)
-            counts = counted(report)
+            run = self.run(command)
+            counts = counted(report) or counted_lines(run.output)
         outcome = _failed(run)
         if outcome == "passed" and not counts.get("passed"):
             outcome = "failed"
@@ -210,13 +232,15 @@ class Checker:
         detail += f"; without {' and '.join(without)}, whose tests were not run" if without else ""
         return Result("tests", outcome, detail, command=command)
 
+    def for_benchmark(self) -> float:
+        """Seconds in which a benchmark may begin something."""
+        return min(self.limit, LIMITS["speed"][1]) - FINISH_S - INTERRUPT_S
+
     def speed(self) -> Result:
-        """The benchmark, which keeps what it has found when its time is up; leaves time for what comes after it."""
-        left = self.left()
-        limit = 1500.0 if left == float("inf") else max(60.0, left - FUSED_S - MODELS_S - 2 * SANITIZED_S)
-        command = [sys.executable, "benchmarks/gpu.py", "--out", str(self.out), "--seconds", f"{max(20.0, limit - 45):.0f}"]
+        """The benchmark, which keeps what it has found when its time is up."""
+        command = [sys.executable, "benchmarks/gpu.py", "--out", str(self.out), "--seconds", f"{self.for_benchmark():.0f}"]
         start = time.time()
-        run = self.run(command, limit, show=True)
+        run = self.run(command, show=True)
         written = [p for p in self.out.glob("*-gpu-*.json") if p.stat().st_mtime >= start - 1]  # one, if it has come so far
         report = json.loads(written[0].read_text()) if written else {"marks": [], "failures": [], "left_out": []}
         met = [m["met"] for m in report["marks"]]
@@ -231,10 +255,9 @@ class Checker:
         """Products straight from operands, if PyTorch is there; begins no shape when its time is nearly up."""
         if importlib.util.find_spec("torch") is None:
             return Result("fused", "not there", "torch not installed: no product was measured")
-        limit = 3 * FUSED_S if self.left() == float("inf") else max(60.0, min(FUSED_S, self.left() - 2 * SANITIZED_S))
-        command = [sys.executable, "benchmarks/fused.py", "--out", str(self.out), "--seconds", f"{limit - 30:.0f}"]
+        command = [sys.executable, "benchmarks/fused.py", "--out", str(self.out), "--seconds", f"{self.for_benchmark():.0f}"]
         start = time.time()
-        run = self.run(command, limit, show=True)
+        run = self.run(command, show=True)
         written = [p for p in self.out.glob("*-fused-*.json") if p.stat().st_mtime >= start - 1]
         if not written:
             return Result("fused", _failed(run), run.last, command=command)
@@ -253,7 +276,7 @@ class Checker:
             return Result("models", "not there", f"{' and '.join(missing)} not installed: no model was run")
         options = ["--device", "cuda", "--rounds", "3", "--fused", "fixed,rans", "--out", str(self.out)]
         command = [sys.executable, "benchmarks/bench_models.py", *options]
-        run = self.run(command, min(600.0, max(60.0, self.left() - 2 * SANITIZED_S)), show=True)
+        run = self.run(command, show=True)
         said = [line for line in run.output.splitlines() if "tokens" in line or "held compressed" in line]
         return Result("models", _failed(run), "; ".join(said) or run.last, command=command)
 
@@ -273,10 +296,10 @@ class Checker:
         probe = self.run([tool, "--tool", name, sys.executable, "-c", "import cupy; cupy.zeros(8).get()"], 120)
         if probe.status != 0 or "not supported" in probe.output:
             return Result(name, "not there", f"compute-sanitizer can't be used on this GPU: nothing was checked ({probe.last})")
-        seconds = max(15.0, min(SANITIZED_S, (self.left() - 30) / (2 if name == "memcheck" else 1)))  # the other one comes next
+        seconds = min(SANITIZED_S, self.limit / 4)
         reduced = [sys.executable, str(Path(__file__)), "--reduced", "--backend", self.backend, "--seconds", f"{seconds:.0f}"]
         command = [tool, "--tool", name, "--error-exitcode", str(ERROR_STATUS), *reduced]
-        run = self.run(command, seconds * 4 + 60)
+        run = self.run(command)
         lines = run.output.splitlines()
         found = [line.strip("= ") for line in lines if "SUMMARY" in line] + [line for line in lines if line.startswith("reduced: ")]
         outcome = _failed(run)
@@ -285,15 +308,12 @@ class Checker:
         return Result(name, outcome, "; ".join(found) or run.last, command=command)
 
 
-STEPS = ("devices", "conformance", "tests", "speed", "fused", "models", "memcheck", "racecheck")
-
-
-def _end(p: subprocess.Popen[str]) -> None:
-    """End a process and those it has started."""
-    for how in (signal.SIGTERM, signal.SIGKILL):
+def _end(p: subprocess.Popen[str], grace: float) -> None:
+    """End a process and those it has started: interrupt it, and wait, before it is killed."""
+    for how, seconds in ((signal.SIGINT, grace), (signal.SIGTERM, KILL_S), (signal.SIGKILL, KILL_S)):
         try:
             os.killpg(p.pid, how)
-            p.wait(KILL_S)
+            p.wait(seconds)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue
 
@@ -309,6 +329,13 @@ def counted(report: Path) -> dict[str, int]:
     suite = next(ElementTree.parse(report).iter("testsuite"))
     counts = {name: int(suite.get(name, 0)) for name in ("failures", "errors", "skipped")}
     return {"passed": int(suite.get("tests", 0)) - sum(counts.values()), **counts}
+
+
+def counted_lines(output: str) -> dict[str, int]:
+    """The same, out of the lines that pytest -v prints, when it could not write the other."""
+    names = {"PASSED": "passed", "FAILED": "failures", "ERROR": "errors", "SKIPPED": "skipped"}
+    found = re.findall(r"^\S+::.* (PASSED|FAILED|ERROR|SKIPPED)\b", output, re.MULTILINE)
+    return {name: found.count(word) for word, name in names.items()} if found else {}
 
 
 def sanitizer() -> str | None:
@@ -383,25 +410,31 @@ def _no_pool() -> None:
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------------
-def check(checker: Checker, names: list[str]) -> list[Result]:
-    """Run steps; what happens in one does not keep the next from running, but for a backend that can't be used."""
+def check(checker: Checker, names: list[str], done: Callable[[list[Result]], None] = lambda _: None) -> list[Result]:
+    """Run steps; what happens in one does not keep the next from running, but for a backend that can't be used.
+
+    `done` gets the results after each.
+    """
     results = list[Result]()
-    for name in names:
-        if results and results[0].name == "devices" and results[0].outcome == "failed":
-            results.append(Result(name, "left out", "the backend can't be used here"))
-            continue
-        if checker.left() < 15:
-            results.append(Result(name, "left out", f"no time; --only {name} runs it alone"))
-            continue
-        print(f"---- {name}", flush=True)
-        start = time.monotonic()
-        try:
-            result = getattr(checker, name)()
-        except Exception as e:
-            result = Result(name, "failed", f"{type(e).__name__}: {e}")
-        result.seconds = time.monotonic() - start
-        print(f"{name}: {result.outcome}, {result.seconds:.0f} s: {result.detail}", flush=True)
+    for i, name in enumerate(names):
+        least, most = LIMITS[name]
+        left = checker.left()
+        checker.limit = min(most, max(least, left - sum(LIMITS[later][0] for later in names[i + 1 :])))
+        if results and results[0].name == "devices" and results[0].outcome != "passed":
+            result = Result(name, "left out", "the backend can't be used here")
+        elif left < least:
+            result = Result(name, "left out", f"no time; --only {name} runs it alone")
+        else:
+            print(f"---- {name}", flush=True)
+            start = time.monotonic()
+            try:
+                result = getattr(checker, name)()
+            except Exception as e:
+                result = Result(name, "failed", f"{type(e).__name__}: {e}")
+            result.seconds = time.monotonic() - start
+            print(f"{name}: {result.outcome}, {result.seconds:.0f} s: {result.detail}", flush=True)
         results.append(result)
+        done(results)
     return results
 
 
@@ -411,7 +444,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     out = Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results"
     p.add_argument("--only", action="append", choices=STEPS, help="run this step; may be given several times")
     p.add_argument("--out", type=Path, default=out, help="folder of the results (default: $OUT or benchmarks/results)")
-    p.add_argument("--seconds", type=float, default=0, help="for all steps together (default: no limit but each step's own)")
+    p.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"for all steps together; 0: no limit but each step's own (default: {SECONDS:.0f})"
+    )
     p.add_argument("--backend", default="cuda", help=argparse.SUPPRESS)
     p.add_argument("--reduced", action="store_true", help=argparse.SUPPRESS)
     return p.parse_args(argv)
@@ -422,12 +457,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.reduced:
         return 1 if reduced(args.backend, args.seconds or SANITIZED_S) else 0
-    out = args.out.resolve()
+    out, names = args.out.resolve(), args.only or list(USUAL)
     out.mkdir(parents=True, exist_ok=True)
+
+    def write(results: list[Result]) -> None:
+        left = [asdict(Result(name, "left out", "not reached")) for name in names[len(results) :]]
+        report = {"good": not left and all(r.good for r in results), "steps": [*(asdict(r) for r in results), *left]}
+        unfinished = out / "gpu-check.json.unfinished"
+        unfinished.write_text(json.dumps(report, indent=1) + "\n")
+        unfinished.replace(out / "gpu-check.json")
+
+    write([])
     with (out / "gpu-check.log").open("w") as log:
-        results = check(Checker(out, args.seconds, args.backend, log), args.only or list(STEPS))
+        results = check(Checker(out, args.seconds, args.backend, log), names, write)
     good = all(r.good for r in results)
-    (out / "gpu-check.json").write_text(json.dumps({"good": good, "steps": [asdict(r) for r in results]}, indent=1) + "\n")
     print(f"\n==== {out / 'gpu-check.json'}")
     for r in results:
         print(f"{r.outcome.upper() if not r.good else r.outcome:<10} {r.name:<12} {r.seconds:6.0f} s  {r.detail}")

@@ -62,6 +62,7 @@ class Report:
     vectors: dict[str, Any] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
+    interrupted: bool = False  #: whether it was ended before its time; checks that were to come are not run
 
     @property
     def totals(self) -> dict[str, int]:
@@ -207,7 +208,7 @@ def run(
     target: Backend | Command, *, folder: Path | None = None, select: str | Iterable[str] = "", sweeps: bool = True,
     progress: Callable[[Iterable[Outcome], int], Iterable[Outcome]] = lambda outcomes, n: outcomes,
 ) -> Report:  # fmt: skip
-    """Run the suite.
+    """Run the suite. Ctrl-C ends it, with a report of what was found until then.
 
     Parameters
     ----------
@@ -226,13 +227,21 @@ def run(
     plain, swept = checks_of(target, vectors)
     wanted = [select] if isinstance(select, str) else list(select)
     chosen = [c for c in [*plain, *(swept if sweeps else [])] if any(w in c.id for w in wanted) and not c.cannot]
-    left = {c.id for c in chosen}
     report = Report(target.template if isinstance(target, Command) else target.name)
     report.info = {} if isinstance(target, Command) else target.info()
     report.vectors = {"cases": len(vectors.cases), "manifest_sha256": sha256((vectors.folder / "manifest.json").read_bytes())}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # for programs, whose start is slow; a backend has threads of its own
         outcomes = pool.map(_run_one, chosen) if isinstance(target, Command) else map(_run_one, chosen)
-        report.outcomes = list(progress(outcomes, len(chosen)))
-    report.outcomes += [Outcome(c.id, c.rules, "not run", message=c.cannot or "left out") for c in [*plain, *swept] if c.id not in left]
+        try:
+            for outcome in progress(outcomes, len(chosen)):
+                report.outcomes.append(outcome)
+        except KeyboardInterrupt:
+            report.interrupted = True
+            pool.shutdown(cancel_futures=True)
+    done, due = {o.id for o in report.outcomes}, {c.id for c in chosen}
+    report.outcomes += [
+        Outcome(c.id, c.rules, "not run", message=c.cannot or ("interrupted" if c.id in due else "left out"))
+        for c in [*plain, *swept] if c.id not in done
+    ]  # fmt: skip
     report.seconds = time.perf_counter() - start
     return report

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from wcodec.cli.common import BAD_INPUT, DONE, backend_of, check_target, fail, show
+from wcodec.cli.common import BAD_INPUT, DONE, INTERRUPTED, backend_of, check_target, fail, show
 from wcodec.errors import BackendUnavailable
 from wcodec.outputs import atomic_output
 
@@ -27,7 +30,8 @@ def conformance(args: argparse.Namespace) -> int:
         check_target(args, "the report", args.report)
     try:
         target = Command(args.command) if args.command is not None else backend_of(args)
-        report = run(target, select=args.filter, sweeps=not args.no_sweeps, progress=_bar)
+        with _interrupted_between_checks() as progress:
+            report = run(target, select=args.filter, sweeps=not args.no_sweeps, progress=progress)
     except (BackendUnavailable, FileNotFoundError, ValueError) as e:
         args.error(str(e))
         raise
@@ -41,7 +45,34 @@ def conformance(args: argparse.Namespace) -> int:
     for why, n in Counter(o.message for o in report.outcomes if o.outcome == "not run").items():
         print(f"NOT RUN {n}: {why}")
     print(report.last_line)
+    if report.interrupted:
+        return INTERRUPTED
     return DONE if report.good else BAD_INPUT
+
+
+@contextmanager
+def _interrupted_between_checks() -> Iterator[Callable[[Iterable[Outcome], int], Iterable[Outcome]]]:
+    """How to go through the outcomes, so that the first Ctrl-C comes between two of them: what was found is reported."""
+    before, told = signal.getsignal(signal.SIGINT), list[int]()
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        told.append(number)
+
+    def progress(outcomes: Iterable[Outcome], n: int) -> Iterator[Outcome]:
+        for outcome in _bar(outcomes, n):
+            yield outcome
+            if told:
+                raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield progress
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield progress
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _bar(outcomes: Iterable[Outcome], n: int) -> Iterable[Outcome]:
