@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -163,8 +164,16 @@ class CupyRuntime(Runtime):
 
     # ---- memory
     def empty(self, nbytes: int) -> Any:
+        n = max(nbytes, 1)  # never a null pointer, which not everything takes
         with self.in_use():
-            return self.cupy.empty(max(nbytes, 1), np.uint8)[:nbytes]  # never a null pointer, which not everything takes
+            try:
+                return self.cupy.empty(n, np.uint8)[:nbytes]
+            except self.cupy.cuda.memory.OutOfMemoryError:
+                torch = sys.modules.get("torch")
+                if torch is None or not torch.cuda.is_initialized():
+                    raise
+                torch.cuda.empty_cache()  # what PyTorch keeps for later
+                return self.cupy.empty(n, np.uint8)[:nbytes]
 
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
         cuda = self.cupy.cuda

@@ -1,9 +1,10 @@
-"""Machine code of kernels: what runs is what is audited, it is kept on disk, and what is kept there is not trusted. Without a GPU."""
+"""The runtime of GPUs, without one: what runs is what is audited and kept on disk, streams and memory of other libraries."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import warnings
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from test_cuda_compile import code_of
 
@@ -126,3 +128,44 @@ def test_streams_of_others_give_no_warning() -> None:
 def test_streams_of_others_before_cupy_14() -> None:
     cuda = SimpleNamespace(Stream=object, ExternalStream=lambda handle, device: (handle, device))
     assert runtime_of(90, SimpleNamespace(cuda=cuda)).external_stream(7) == (7, 0)
+
+
+# ---- memory that PyTorch keeps -------------------------------------------------------------------------------------------------
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class Full:
+    """CuPy of a GPU whose memory PyTorch's cache holds, and PyTorch."""
+
+    def __init__(self, initialized: bool, enough: bool = True) -> None:
+        self.held, self.enough = True, enough
+        self.cuda = SimpleNamespace(
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError), Device=lambda _: nullcontext(),
+            is_initialized=lambda: initialized, empty_cache=self.empty_cache,
+        )  # fmt: skip
+
+    def empty_cache(self) -> None:
+        self.held = not self.enough
+
+    def empty(self, n: int, dtype: Any) -> Any:
+        if self.held:
+            raise OutOfMemoryError
+        return np.empty(n, dtype)
+
+
+@pytest.mark.parametrize(("initialized", "enough"), [(True, True), (True, False), (False, True)])
+def test_memory_that_pytorch_keeps(monkeypatch: pytest.MonkeyPatch, initialized: bool, enough: bool) -> None:
+    full = Full(initialized, enough)
+    monkeypatch.setitem(sys.modules, "torch", full)
+    if initialized and enough:
+        assert runtime_of(90, full).empty(5).nbytes == 5
+        return
+    with pytest.raises(OutOfMemoryError):
+        runtime_of(90, full).empty(5)
+
+
+def test_no_memory_without_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with pytest.raises(OutOfMemoryError):
+        runtime_of(90, Full(True)).empty(5)
