@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import sys
 import threading
 import weakref
@@ -329,7 +330,8 @@ def test_staged_copies(monkeypatch: pytest.MonkeyPatch) -> None:
         Device=lambda _: nullcontext(), get_current_stream=lambda: stream, alloc_pinned_memory=alloc_pinned,
         Event=lambda **_: SimpleNamespace(synchronize=lambda: None), runtime=SimpleNamespace(CUDARuntimeError=ZeroDivisionError),
     )  # fmt: skip
-    runtime.device, runtime.cupy = 0, SimpleNamespace(cuda=cuda, empty=lambda n, dtype: np.empty(n, dtype).view(PlayedArray))
+    runtime.device, runtime._pid = 0, os.getpid()
+    runtime.cupy = SimpleNamespace(cuda=cuda, empty=lambda n, dtype: np.empty(n, dtype).view(PlayedArray))
     for shape in ((2000,), (7, 500), (4500, 1), (3000, 5)):
         host = RNG.integers(0, 1 << 16, shape).astype(np.uint16)
         device = runtime.upload(host)
