@@ -96,6 +96,17 @@ def test_damaged_code_is_not_run(folder: Path, compiled: list[int], damage: Any)
     assert compiled == [90, 90]
 
 
+def test_a_directory_where_the_file_would_be(folder: Path, compiled: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    code = cubins.cubin_of(SOURCE, 90)
+    (path,) = folder.iterdir()
+    path.unlink()
+    path.mkdir()
+    with caplog.at_level(logging.WARNING, "wcodec"):
+        assert cubins.cubin_of(SOURCE, 90) == code
+    assert compiled == [90, 90]
+    assert len(caplog.messages) == 1
+
+
 def test_no_place_to_keep_it(folder: Path, compiled: list[int], caplog: pytest.LogCaptureFixture) -> None:
     folder.parent.parent.mkdir(exist_ok=True)
     folder.parent.write_bytes(b"a file where the folder would be")

@@ -421,7 +421,7 @@ def check(checker: Checker, names: list[str], done: Callable[[list[Result]], Non
         least, most = LIMITS[name]
         left = checker.left()
         checker.limit = min(most, max(least, left - sum(LIMITS[later][0] for later in names[i + 1 :])))
-        if results and results[0].name == "devices" and results[0].outcome != "passed":
+        if results and results[0].name == "devices" and results[0].outcome == "failed":
             result = Result(name, "left out", "the backend can't be used here")
         elif left < least:
             result = Result(name, "left out", f"no time; --only {name} runs it alone")

@@ -137,7 +137,9 @@ def get_backend() -> Backend:
     choice = _scoped.get() or _default
     if choice is None:
         return set_backend(os.environ.get("WCODEC_BACKEND", "auto"))
-    return load_backend(choice.name, choice.threads) if choice.backend in _left_behind else choice.backend
+    if choice.backend not in _left_behind:
+        return choice.backend
+    return (set_backend if choice is _default else load_backend)(choice.name, choice.threads)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,8 @@ class WCodecHfQuantizer(HfQuantizer):
     """
 
     requires_calibration = False
+    _loaded: Any = None  #: the model, while it is loaded
+    _casts: dict[str, torch.dtype] = {}  #: `Coding.casts` of it  # noqa: RUF012 (it is replaced, not changed)
     quantization_config: WCodecConfig
 
     # ---- before loading
@@ -203,8 +205,11 @@ def _casts(model: Any, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
     """What each tensor of a model is loaded as: as its parameter is, but for modules that are kept in float32."""
     plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
     kept, pattern_of, _ = build_glob_alternation(list(plan))
-    found = {name: kept.search(name) if plan else None for name in model.state_dict()}
-    return {name: t.dtype if (at := found[name]) is None else plan[pattern_of[at.lastgroup]] for name, t in model.state_dict().items()}
+    casts = dict[str, torch.dtype]()
+    for name, t in model.state_dict().items():
+        found = kept.search(name) if plan else None
+        casts[name] = t.dtype if found is None else plan[pattern_of[found.lastgroup]]
+    return casts
 
 
 def _decode_left(model: Any, casts: dict[str, torch.dtype]) -> None:

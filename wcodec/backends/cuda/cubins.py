@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Final
 
 from wcodec.backends.cuda.compiler import OPTIONS, compile_cubin, load_nvrtc
 from wcodec.backends.cuda.runtime import read_source
-from wcodec.errors import BackendUnavailable
+from wcodec.errors import BackendUnavailable, EncodeError
+from wcodec.outputs import atomic_output
 
 _DIGEST_NBYTES: Final = 32  #: of SHA-256, before the code in a file
 _log = logging.getLogger("wcodec")
@@ -88,15 +88,9 @@ def _keep(path: Path, data: bytes) -> None:
     global _warned
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix="unfinished-")
-        try:
-            with os.fdopen(handle, "wb") as f:
-                f.write(data)
-            os.replace(unfinished, path)
-        except BaseException:
-            Path(unfinished).unlink(missing_ok=True)
-            raise
-    except OSError as e:
+        with atomic_output(path, overwrite=True) as f:
+            f.write(data)
+    except (OSError, EncodeError) as e:  # the latter: something else than a file stands there
         if not _warned:
-            _log.warning("machine code of CUDA kernels is not kept, and compiled in each process: %s: %s", path.parent, e.strerror or e)
+            _log.warning("machine code of CUDA kernels is not kept, and compiled in each process: %s: %s", path.parent, e)
         _warned = True
