@@ -13,6 +13,7 @@ from sampling import exhaustive
 from variants import VARIANTS, check_tests
 
 from wcodec.backends import numba_context, numba_kernels, numba_prediction
+from wcodec.backends.numba_jit import jit, kernel
 from wcodec.reference.entropy import ContextKind
 from wcodec.reference.prediction import CENTRE, IS_MODE, PER_TILE, Mode, predict
 from wcodec.reference.segments import Coder
@@ -29,6 +30,21 @@ FEW = [*((h, w) for h, w in SHAPES if (h + w) % 5 == 0 or w % 32 in (31, 0, 1)),
 MOST = max(h * w for h, w in SHAPES)
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@kernel
+def predict_tile(tile: Any, out: Any, height: int, width: int, mode: int) -> None:
+    numba_prediction.predict_tile(tile, out, height, width, mode)
+
+
+@kernel
+def reconstruct_tile(tile: Any, height: int, width: int, mode: int) -> None:
+    numba_prediction.reconstruct_tile(tile, height, width, mode)
+
+
+@kernel
+def are_modes(modes: Any) -> Any:
+    return numba_kernels.are_modes(modes)
 
 
 class Place:
@@ -53,7 +69,7 @@ def test_predict(mode: Mode, at_end: bool, shapes: list[tuple[int, int]]) -> Non
         values = rng.integers(0, 256, (height, width), np.uint8)
         (tile, beside), (out, beside_out) = source.take(values.size), target.take(values.size)
         tile[:] = values.reshape(-1)
-        numba_prediction.predict_tile(tile, out, height, width, int(mode))
+        predict_tile(tile, out, height, width, int(mode))
         np.testing.assert_array_equal(out.reshape(height, width), predict(values, mode), err_msg=f"{height} x {width}")
         np.testing.assert_array_equal(tile.reshape(height, width), values)
         assert (beside == CANARY).all()
@@ -70,7 +86,7 @@ def test_reconstruct(mode: Mode, at_end: bool, shapes: list[tuple[int, int]]) ->
         residual = rng.integers(0, 256, (height, width), np.uint8)
         tile, beside = place.take(residual.size)
         tile[:] = residual.reshape(-1)
-        numba_prediction.reconstruct_tile(tile, height, width, int(mode))
+        reconstruct_tile(tile, height, width, int(mode))
         np.testing.assert_array_equal(predict(tile.reshape(height, width), mode), residual, err_msg=f"{height} x {width}")
         assert (beside == CANARY).all()
 
@@ -82,9 +98,9 @@ def test_extremes(values: list[int]) -> None:
     for mode, (height, width) in product(MODES, [(16, 16), (17, 70), (40, 200)]):
         residual = rng.choice(np.array(values, np.uint8), (height, width))
         tile, out = residual.reshape(-1).copy(), np.empty(height * width, np.uint8)
-        numba_prediction.reconstruct_tile(tile, height, width, int(mode))
+        reconstruct_tile(tile, height, width, int(mode))
         np.testing.assert_array_equal(predict(tile.reshape(height, width), mode), residual)
-        numba_prediction.predict_tile(tile, out, height, width, int(mode))
+        predict_tile(tile, out, height, width, int(mode))
         np.testing.assert_array_equal(out.reshape(height, width), residual)
 
 
@@ -95,7 +111,22 @@ def test_constants_are_those_of_others() -> None:
     assert tuple(Coder) == (k.CODER_RAW, k.CODER_CONSTANT, k.CODER_RANS, k.CODER_CONTEXT)
     assert tuple(ContextKind) == (numba_context.PLANE, numba_context.POSITION, numba_context.SCALE)
     assert numba_context.SINGLE not in set(ContextKind)
-    assert [k.are_modes(np.array([0x24, i], np.uint8)) for i in range(256)] == IS_MODE.tolist()
+    assert [are_modes(np.array([0x24, i], np.uint8)) for i in range(256)] == IS_MODE.tolist()
+
+
+def test_part_of_kernels_is_not_called_by_python() -> None:
+    @jit
+    def twice(x: Any) -> Any:
+        return 2 * x
+
+    @kernel
+    def four_times(x: Any) -> Any:
+        return twice(twice(x))
+
+    for _ in range(2):
+        with pytest.raises(TypeError, match="twice is a part of kernels"):
+            twice(1)
+        assert four_times(1) == 4
 
 
 @pytest.mark.parametrize("marks", ["not exhaustive", exhaustive("exhaustive")])

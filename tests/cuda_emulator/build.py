@@ -23,7 +23,7 @@ _ENGINE = ["-O3", "-fno-tree-loop-distribute-patterns", "-fno-builtin-memcpy"]
 #: before each access for ThreadSanitizer come to races.cpp, which names inlined functions: line tables alone (-g1) do not.
 CHECKS = {
     "none": (["-g1"], ["-O2"]),
-    "races": (["-g", "-fno-var-tracking", "-DEMULATOR_RACES"], ["-O1", "-fsanitize=thread"]),
+    "races": (["-g", "-DEMULATOR_RACES"], ["-O1", "-fsanitize=thread"]),
     "sanitizers": (
         ["-g1", "-DEMULATOR_ADDRESS"],
         ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],

@@ -6,6 +6,7 @@ kernels call by address. Native is what is large and fixed, so that it is compil
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -35,14 +36,20 @@ _STAMP: Final = _stamp()
 def jit(function: F) -> F:
     """Compile as a part of the kernels that call it; once, where numba would compile anew for each constant that is passed.
 
-    Nothing else calls it: what would let Python and C call it is not compiled, a sixth of the time that compiling takes.
+    What would let Python and C call it is not compiled: a sixth of the time that compiling takes.
     """
     compile_with: Any = njit
     compiled: Any = compile_with(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")(function)
     template = compiled.get_call_template
     compiled.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)
+    compiled._insert = lambda *_: None  # nothing is there that a call by Python could find, which without a wrapper would crash
+    compiled._compile_for_args = functools.partial(_refuse, function.__name__)
     same: F = compiled
     return same
+
+
+def _refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+    raise TypeError(f"{name} is a part of kernels: Python cannot call it")
 
 
 def kernel(function: F) -> F:
