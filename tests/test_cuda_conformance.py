@@ -55,11 +55,11 @@ def check_all_passed(out: str) -> None:
     assert int(found[1]) >= 1000
 
 
-def check_sample(out: str) -> None:
-    """Nothing failed, and every kernel ran that the suite launches."""
+def check_sample(out: str, least: int) -> None:
+    """Nothing failed, so many checks passed at least, and every kernel ran that the suite launches."""
     found = json.loads(out)
     assert found["failed"] == []
-    assert found["passed"] >= 500
+    assert found["passed"] >= least
     assert set(found["launched"]) == LAUNCHED
 
 
@@ -71,11 +71,12 @@ def test_suite_but_for_spoilt_files() -> None:
 
 
 def test_sample_with_sanitizers() -> None:
-    check_sample(sanitized(SAMPLE, ""))
+    check_sample(sanitized(SAMPLE, ""), 500)
 
 
 def test_sample_without_races() -> None:
-    check_sample(races(SAMPLE))
+    """Of what is accepted, and of damaged payloads: a file that is refused launches no kernel, or one of those."""
+    check_sample(races([*SAMPLE, "accept/", "kernels/", "encode/", "payload/"]), 200)
 
 
 @pytest.mark.exhaustive
