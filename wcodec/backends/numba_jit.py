@@ -60,9 +60,8 @@ def jit(function: F) -> F:
     What would let Python and C call it is not compiled: a third of the time that compiling takes.
     """
     compile_with: Any = njit
-    compiled: Any = compile_with(
-        no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", pipeline_class=_PartCompiler
-    )(function)
+    no_wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled: Any = compile_with(**no_wrappers, error_model="numpy", pipeline_class=_PartCompiler)(function)
     template = compiled.get_call_template
     compiled.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)
     compiled._insert = lambda *_: None  # nothing is there that a call by Python could find, which without a wrapper would crash
