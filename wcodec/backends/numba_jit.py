@@ -35,7 +35,7 @@ def _stamp() -> str:
 _STAMP: Final = _stamp()
 
 
-class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
+class _PartLibrary(JITCodeLibrary):
     """LLVM IR that becomes a part of a kernel's. It is optimised there, together with what calls it, and not before as well."""
 
     def _optimize_final_module(self) -> None:
@@ -45,11 +45,11 @@ class _PartLibrary(JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
 
-class _PartCompiler(Compiler):  # type: ignore[misc]
+class _PartCompiler(Compiler):
     def compile_extra(self, func: Any) -> Any:
-        context, self.state.flags.no_compile = self.state.targetctx, True
-        self.state.library = _PartLibrary(context.codegen(), func.__qualname__)
-        compiled = super().compile_extra(func)._replace(entry_point=object())
+        context, library = self.state.targetctx, _anything(_PartLibrary)
+        self.state.library, self.state.flags.no_compile = library(context.codegen(), func.__qualname__), True
+        compiled = _anything(super().compile_extra)(func)._replace(entry_point=object())
         context.insert_user_function(compiled.entry_point, compiled.fndesc, [compiled.library])
         return compiled
 
