@@ -6,7 +6,7 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,11 @@ class GraphDevice(CupyDevice, TorchDevice):
         graph.capture_begin()  # with memory of its own: a pool may not be named again once all its graphs are gone
         try:
             work()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # that the capture is not valid, which the first error has said better
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph.replay
 
     def free_nbytes(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,10 @@ from variants import compile_for_all
 from wcodec.backends import Backend, load_backend, use_backend
 
 BACKENDS = ("reference", "numba")
+
+# Tests that interrupt a process start one that can be: in the background of a script, none that is started can.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # PyTorch reads it when it is imported: its threads would wait, spinning, for those of the tests that run beside each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

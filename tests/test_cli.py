@@ -244,7 +244,7 @@ def test_version_and_help() -> None:
     assert (status, out) == (0, f"wcodec {wcodec.__version__} (format 0.2)\n")
     status, out, _ = call("--help")
     assert status == 0
-    for name in ("encode", "decode", "repack", "verify", "info", "backends", "conformance", "demo", "bench"):
+    for name in ("encode", "decode", "repack", "verify", "info", "backends", "conformance", "warmup", "demo", "bench"):
         assert re.search(rf"^ +{name} ", out, re.MULTILINE)
         assert call(name, "--help")[0] == 0
 

@@ -19,7 +19,7 @@ from test_cuda_compile import code_of
 from wcodec.backends.cuda import cubins
 from wcodec.backends.cuda.compiler import compile_cubin, compile_with_usage
 from wcodec.backends.cuda.cupy_runtime import CupyRuntime
-from wcodec.backends.cuda.runtime import read_source
+from wcodec.backends.cuda.runtime import SOURCES, read_source
 from wcodec.errors import BackendUnavailable
 
 SOURCE = "difference"  #: the smallest
@@ -51,6 +51,7 @@ def runtime_of(capability: int, cupy: Any) -> Any:
     runtime.cupy, runtime.device = cupy, 0
     runtime.properties = {"major": capability // 10, "minor": capability % 10}
     runtime._functions, runtime._modules, runtime._lock, runtime._pid = {}, {}, threading.Lock(), os.getpid()
+    runtime._cubins = cubins.Cubins(capability)
     return runtime
 
 
@@ -80,9 +81,35 @@ def test_compiled_once(folder: Path, compiled: list[int]) -> None:
     assert cubins.cubin_of(SOURCE, 90) == code
     assert cubins.cubin_of(SOURCE, 80) != code
     assert compiled == [90, 80]
-    cubins.compile_all([SOURCE, "context"], 90, n_threads=2)
+    done = list(cubins.compile_all([SOURCE, "context"], 90, n_threads=2))
+    assert {(c.source, c.is_new) for c in done} == {(SOURCE, False), ("context", True)}
     assert compiled == [90, 80, 90]
     assert len(list(folder.iterdir())) == 3
+
+
+def test_what_is_used_together_is_compiled_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same time, each once; and what NVRTC does not take is an error of its own source alone."""
+    together, asked = threading.Barrier(2, timeout=60), list[str]()
+
+    def cubin_of(source: str, arch: int) -> bytes:
+        asked.append(source)
+        if source in ("one", "two"):
+            together.wait()
+        if source == "wrong":
+            raise BackendUnavailable("NVRTC: a log")
+        return f"{source} {arch}".encode()
+
+    monkeypatch.setattr(cubins, "TOGETHER", {"one": ("two",), "three": ("one", "wrong")})
+    monkeypatch.setattr(cubins, "cubin_of", cubin_of)
+    some = cubins.Cubins(90)
+    assert [some[name] for name in ("one", "two", "one", "three", "four")] == [b"one 90", b"two 90", b"one 90", b"three 90", b"four 90"]
+    with pytest.raises(BackendUnavailable, match="NVRTC: a log"):
+        some["wrong"]
+    assert sorted(asked) == ["four", "one", "three", "two", "wrong"]
+
+
+def test_what_is_together_is_there() -> None:
+    assert set(cubins.TOGETHER) | {name for names in cubins.TOGETHER.values() for name in names} <= set(SOURCES)
 
 
 @pytest.mark.parametrize("damage", [lambda d: b"", lambda d: d[:10], lambda d: d[:-1], lambda d: d[:-9] + bytes([d[-9] ^ 1]) + d[-8:]])

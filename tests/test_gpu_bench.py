@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -319,6 +321,15 @@ def test_a_step_that_passes_fails_or_hangs(checker: Any) -> None:
     hangs = checker.run([sys.executable, "-c", "import signal, time\nsignal.signal(2, signal.SIG_IGN)\nwhile 1: time.sleep(9)"], 2)
     assert hangs.status is None
     assert checker.run(["no-such-program"], 5).status == 127
+
+
+def test_a_step_is_interrupted_in_the_background_too(checker: Any) -> None:
+    """Where a shell has it that interrupts are ignored."""
+    make = "import sys, gpu_check, pathlib; c = gpu_check.Checker(pathlib.Path('.'), 0, 'numba', sys.stderr)"
+    command = [sys.executable, "-c", f"{make}; print(c.run(sys.argv[1:], 4).output)", sys.executable, "-c", HANGS]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
+    done = subprocess.run(["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == "begun\ninterrupted\n\n", done.stderr
 
 
 def test_one_bad_step_does_not_stop_the_others(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -389,7 +389,7 @@ def test_a_missing_driver_or_cupy_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_device_memory_becomes_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every dtype, by DLPack, from an emulated device, whose memory is the host's."""
+    """Every dtype, from an emulated device, whose memory is the host's. It is PyTorch's own, and its stream is that of PyTorch."""
     tensors = {f"{d.name} {shape}": tensor_of(d, shape, "gaussian", i) for i, d in enumerate(ARRAY_DTYPES) for shape in SHAPES}
     save_file(tensors, tmp_path / "a")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -397,20 +397,61 @@ def test_device_memory_becomes_tensors(tmp_path: Path, monkeypatch: pytest.Monke
 
     def loader(number: int | None) -> wcodec.cuda.Loader:
         made.append(number)
-        return real(number, runtime_of=lambda n: LazyRuntime(n or 0))
+        return real(number, runtime_of=lambda n: Runtime(n or 0))
 
     real = wcodec.cuda.Loader
-    monkeypatch.setattr("wcodec.cuda._loader", loader)
+    taken, streams = list[torch.Tensor](), list[int]()
+
+    def empty(nbytes: int, device: torch.device) -> torch.Tensor:
+        taken.append(torch.empty(nbytes, dtype=torch.uint8))
+        return taken[-1]
+
+    class Runtime(LazyRuntime):
+        def external_stream(self, handle: int) -> Any:
+            streams.append(handle)
+            return super().external_stream(handle)
+
+    monkeypatch.setattr("wcodec.torch.device_memory.empty", empty)
+    monkeypatch.setattr("wcodec.torch.device_memory.current_stream", lambda device: 70 + device.index)
+    monkeypatch.setattr("wcodec.cuda.shared_loader", loader)
     monkeypatch.setattr("wcodec.cuda.Loader", loader)
     found = load_file(tmp_path / "a", device="cuda:2")
     assert list(found) == list(tensors)
     assert [name for name in tensors if not same(found[name], tensors[name])] == []
+    assert {t.untyped_storage().data_ptr() for t in found.values()} == {t.untyped_storage().data_ptr() for t in taken}
     names = list(tensors)[3:5]
     assert list(load_file(tmp_path / "a", device="cuda:2", names=names)) == names
     with WCodecCheckpoint(tmp_path / "a", "cuda:1") as c:
         assert all(same(t, tensors[n]) for n, t in c.items())
         assert same(c[names[0]], tensors[names[0]])
     assert made == [2, 2, 1, 1]
+    assert set(streams) == {71, 72}
+
+
+def test_device_memory_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the runtime keeps is given back, once; then the error is that of memory."""
+    save_file({"w": weights(64, 64)}, tmp_path / "a")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked, closed, free = list[int](), list[int](), list[bool]([False, True])
+
+    def empty(nbytes: int, device: torch.device) -> torch.Tensor:
+        asked.append(nbytes)
+        if not free or not free.pop(0):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    class Runtime(LazyRuntime):
+        def close(self) -> None:
+            closed.append(self.device)
+
+    monkeypatch.setattr("wcodec.torch.device_memory.empty", empty)
+    monkeypatch.setattr("wcodec.torch.device_memory.current_stream", lambda _: 7)
+    loader = wcodec.cuda.Loader(1, runtime_of=lambda n: Runtime(n or 0))
+    monkeypatch.setattr("wcodec.cuda.shared_loader", lambda _: loader)
+    assert same(load_file(tmp_path / "a", device="cuda:1")["w"], weights(64, 64))
+    assert (asked, closed) == ([8192, 8192], [1])
+    with pytest.raises(DecodeError, match="resource_limit: in a: there is no memory for the tensors: CUDA out of memory"):
+        load_file(tmp_path / "a", device="cuda:1")
 
 
 def test_a_backend_that_was_chosen_is_used(tmp_path: Path) -> None:

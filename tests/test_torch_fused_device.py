@@ -520,3 +520,29 @@ def test_first_use_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     y = F.linear(x, w)
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
     assert torch.equal(F.linear(x, w), y)
+
+
+def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has to wait for the device: an operator on a new stream, a weight that is no operand, an embedding."""
+    dense, ids = weight(40, 64), torch.tensor([3, 3, 0])
+    plain, rows = (CompressedTensor.from_dense(dense, name=name) for name in ("plain", "embedding"))
+    operand, buffer = CompressedTensor.from_dense(dense, name="operand", fused=True), torch.empty(dense.nbytes, dtype=torch.uint8)
+    assert isinstance(plain._held, device.DeviceHeld)
+    monkeypatch.setattr(device, "is_capturing", lambda _: True)
+    for held in (plain._held, operand._held):
+        with pytest.raises(RuntimeError, match=rf"first use of '{held.name}' while a CUDA graph is captured: run the model once"):
+            held.decode_into(buffer)
+    for pick in (lambda: F.embedding(ids, rows), lambda: rows[ids], lambda: rows[2], lambda: rows._held.take(torch.tensor([1]))):
+        with pytest.raises(RuntimeError, match="rows of 'embedding' cannot be picked in a CUDA graph: hold it dense"):
+            pick()
+    with pytest.raises(RuntimeError, match="first use of a compressed weight while a CUDA graph is captured"):
+        torch.ops.wcodec.linear(weight(3, 64), operand.stream.clone(), [40, 64], dense.dtype, None)
+    monkeypatch.setattr(device, "is_capturing", lambda _: False)
+    assert torch.equal(F.embedding(ids, rows), dense[ids])
+    for held in (plain._held, operand._held):
+        held.decode_into(buffer)
+    monkeypatch.setattr(device, "is_capturing", lambda _: True)
+    with pytest.raises(RuntimeError, match="'plain' cannot be decoded in a CUDA graph, for it is no operand: hold it with fused=True"):
+        plain._held.decode_into(buffer)
+    operand._held.decode_into(buffer)
+    assert torch.equal(operand._held.view(buffer), dense)

@@ -139,7 +139,7 @@ class Checker:
         try:
             p = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE if apart else subprocess.STDOUT, text=True,
-                errors="replace", start_new_session=True,
+                errors="replace", start_new_session=True, preexec_fn=_interruptible,
             )  # fmt: skip
         except OSError as e:
             return Run(127, f"{command[0]}: {e}", 0.0)
@@ -307,6 +307,11 @@ class Checker:
         if outcome == "passed" and not any(line.startswith("reduced: ") for line in found):
             outcome = "failed"
         return Result(name, outcome, "; ".join(found) or run.last, command=command)
+
+
+def _interruptible() -> None:
+    """In a new process: a script that runs this in the background has it ignore interrupts, and all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(p: subprocess.Popen[str], grace: float) -> None:

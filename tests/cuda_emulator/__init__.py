@@ -157,6 +157,11 @@ class EmulatedRuntime(Runtime):
         memory[:] = CANARY
         return memory
 
+    def adopt(self, address: int, nbytes: int, owner: Any) -> NDArray[np.uint8]:
+        memory = (ctypes.c_uint8 * nbytes).from_address(address)
+        memory.owner = owner  # type: ignore[attr-defined]
+        return np.frombuffer(memory, np.uint8)
+
     pinned = empty
 
     def upload(self, host: NDArray[Any]) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -85,6 +86,29 @@ def _bar(outcomes: Iterable[Outcome], n: int) -> Iterable[Outcome]:
         return outcomes
     bar: Iterable[Outcome] = tqdm(outcomes, total=n, unit="check", leave=False)
     return bar
+
+
+def warmup(args: argparse.Namespace) -> int:
+    """`wcodec warmup`."""
+    from wcodec.reference.planes import DTYPES
+    from wcodec.warmup import warm_up, warm_up_cuda
+
+    chosen = args.backend or os.environ.get("WCODEC_BACKEND") or "auto"
+    of_cuda = chosen == "cuda" or backend_of(args).name == "cuda"  # if it is named, without a GPU too
+    if args.arch is not None and not of_cuda:
+        args.error("--arch is for --backend cuda")
+    if args.dtype and of_cuda:
+        args.error("--dtype is not for --backend cuda, all of whose kernels are compiled")
+    start, done = time.perf_counter(), list[dict[str, Any]]()
+    wanted = [d for d in DTYPES if d.name in args.dtype] if args.dtype else list(DTYPES)
+    name, steps = ("cuda", warm_up_cuda(args.arch)) if of_cuda else (backend_of(args).name, warm_up(backend_of(args), wanted))
+    for step in steps:
+        done.append(step._asdict())
+        if not args.json:
+            print(f"{step.seconds:7.2f} s  {step.what}", flush=True)
+    seconds = time.perf_counter() - start
+    show(args, {"backend": name, "seconds": seconds, "steps": done}, [f"{seconds:7.2f} s  in all, for backend {name}"])
+    return DONE
 
 
 def demo(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from wcodec.cli.common import STATUSES, Parser, path_argument
 from wcodec.reference.container import VERSION
 from wcodec.reference.plan_options import CODERS, LAYOUTS, OPERANDS, PREDICTORS, PRESETS, TRANSFORMS
+from wcodec.reference.planes import DTYPES
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -59,6 +60,7 @@ def parser() -> Parser:
     s = add("backends", "inspect", "list the backends: usable or why not, and which one is used")
     _add_json(s)
     _add_conformance(add("conformance", "measure", "run the conformance suite against a backend or a program"))
+    _add_warmup(add("warmup", "measure", "compile ahead of time what the first call would wait for, for containers and CI"))
     add("demo", "measure", "make a checkpoint offline, encode, decode and compare it, show sizes and speeds")
     s = add("bench", "measure", "measure speed and size of a safetensors file in memory, by backend, beside memcpy")
     s.add_argument("input", metavar="FILE.safetensors", type=path_argument, help="the file whose tensors are measured; it is only read")
@@ -122,6 +124,13 @@ def _add_conformance(s: argparse.ArgumentParser) -> None:
     s.add_argument("-f", "--force", action="store_true", help="replace the report, if it exists")
     s.add_argument("--filter", default="", metavar="TEXT", help="run only checks whose id contains this; the others count as not run")
     s.add_argument("--no-sweeps", action="store_true", help="leave out the sweeps; they count as not run")
+
+
+def _add_warmup(s: argparse.ArgumentParser) -> None:
+    s.add_argument("--dtype", metavar="NAME", nargs="+", choices=[d.name for d in DTYPES], help="only for these (default: all)")
+    text = "with --backend cuda: the compute capability to compile for, 75 to 120, where there is no GPU (default: that of the GPU)"
+    s.add_argument("--arch", metavar="N", type=_positive, help=text)
+    _add_json(s)
 
 
 # ---- what several have -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ The host reads and checks the file's index; records go to the device as they are
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from wcodec.backends.cuda.runtime import Runtime
 from wcodec.codec import BufferSource, Decoder, FileSource
 from wcodec.cuda import dlpack
 from wcodec.cuda.bases import base_memory, n_coded_bases
-from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Pipeline
+from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Allocate, Pipeline
 from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.outputs import AnyPath
@@ -69,6 +69,11 @@ class DeviceTensor:
     def nbytes(self) -> int:
         """Bytes of the tensor."""
         return int(self.words.size) * self.dtype.word_nbytes
+
+    @property
+    def address(self) -> int:
+        """Device address of its first byte."""
+        return self._runtime.address(self.words)
 
     def numpy(self) -> NDArray[Any]:
         """A copy on the host."""
@@ -126,7 +131,9 @@ class Loader:
         self._thread_lock = threading.Lock()
 
     # ---- files
-    def load_file(self, path: AnyPath, names: Sequence[str] | None = None, base: AnyPath | None = None) -> dict[str, DeviceTensor]:
+    def load_file(
+        self, path: AnyPath, names: Sequence[str] | None = None, base: AnyPath | None = None, *, allocate: Allocate | None = None
+    ) -> dict[str, DeviceTensor]:
         """Tensors of a file by name, in its order.
 
         Parameters
@@ -135,6 +142,9 @@ class Loader:
             Those wanted; ``None`` for all.
         base
             As of `wcodec.open`; it is decoded to the device too, a few tensors at a time.
+        allocate
+            Makes the memory of the tensors, where it is to be another library's: called with the `Runtime` of the device and a number
+            of bytes, returns what `Runtime.adopt` makes of it.
 
         Raises
         ------
@@ -144,7 +154,7 @@ class Loader:
             The file has no tensor of a name.
         """
         with File(path, self._decoder.backend, base=base) as f, f.reopen() as raw:
-            return self._load(FileSource(f.source, raw), f, f.index, names)
+            return self._load(FileSource(f.source, raw), f, f.index, names, allocate)
 
     def decode(self, data: Any) -> DeviceTensor:
         """The tensor of the bytes that `wcodec.encode` makes. Raises as `load_file`."""
@@ -165,7 +175,9 @@ class Loader:
         """`load_file` in a thread of its own, calls in order."""
         return self._later(self.load_file, path, names, base)
 
-    def iterate(self, path: AnyPath, names: Sequence[str] | None = None, base: AnyPath | None = None) -> Iterator[DeviceTensor]:
+    def iterate(
+        self, path: AnyPath, names: Sequence[str] | None = None, base: AnyPath | None = None, *, allocate: Allocate | None = None
+    ) -> Generator[DeviceTensor, None, None]:
         """Tensors of a file one after another, each when it is whole: a caller that drops them needs memory for a few alone.
 
         On the first device, with buffers of its own: meanwhile the loader may be used for other things. Raises as `load_file`.
@@ -174,7 +186,7 @@ class Loader:
             records = _chosen(f.index, names)
             size = self._fit(records, f, lambda streams, slot: _most_alive(records, streams, slot))
             pipeline = Pipeline(self.runtimes[0], *size, self.verify)
-            with closing(self._tensors(pipeline, FileSource(f.source, raw), f, f.index, records)) as tensors:
+            with closing(self._tensors(pipeline, FileSource(f.source, raw), f, f.index, records, allocate)) as tensors:
                 yield from tensors
 
     def close(self) -> None:
@@ -201,16 +213,18 @@ class Loader:
                 self._thread = ThreadPoolExecutor(1, "wcodec-load")
             return self._thread.submit(function, *args)
 
-    def _load(self, source: BufferSource, file: File | None, index: Index, names: Sequence[str] | None) -> dict[str, DeviceTensor]:
+    def _load(
+        self, source: BufferSource, file: File | None, index: Index, names: Sequence[str] | None, allocate: Allocate | None = None
+    ) -> dict[str, DeviceTensor]:
         records = _chosen(index, names)
         shares = _spread(records, len(self.runtimes))
         with self._lock:
             pipelines = [self._pipeline(i, share, file) for i, share in enumerate(shares)]
             if len(shares) == 1:
-                done = {t.name: t for t in self._tensors(pipelines[0], source, file, index, shares[0])}
+                done = {t.name: t for t in self._tensors(pipelines[0], source, file, index, shares[0], allocate)}
             else:
                 with ThreadPoolExecutor(len(shares), "wcodec-device") as threads:
-                    parts = threads.map(lambda p, share: list(self._tensors(p, source, file, index, share)), pipelines, shares)
+                    parts = threads.map(lambda p, share: list(self._tensors(p, source, file, index, share, allocate)), pipelines, shares)
                     done = {t.name: t for part in parts for t in part}
         return {t.name: done[t.name] for t in records}
 
@@ -246,12 +260,15 @@ class Loader:
         return streams, slot
 
     def _tensors(
-        self, pipeline: Pipeline, source: BufferSource, file: File | None, index: Index, records: list[TensorRecord]
-    ) -> Generator[DeviceTensor, None, None]:
+        self, pipeline: Pipeline, source: BufferSource, file: File | None, index: Index, records: list[TensorRecord],
+        allocate: Allocate | None,
+    ) -> Generator[DeviceTensor, None, None]:  # fmt: skip
         runtime = pipeline.runtime
         bases = None if file is None else base_memory(pipeline, file, records)
         try:
-            for t, memory in pipeline.tensors(source, records, index.tables, bases):  # between which the device in use is the caller's
+            for t, memory in pipeline.tensors(
+                source, records, index.tables, bases, allocate
+            ):  # between which the device in use is the caller's
                 yield DeviceTensor(t.name, t.shape, t.dtype, memory.view(t.dtype.word_type), runtime.device, runtime)
         except MemoryError as e:
             raise DecodeError("resource_limit", f"there is no memory for the tensors: {e}") from None
@@ -302,7 +319,8 @@ _loaders: dict[int | None, Loader] = {}
 _loaders_lock = threading.Lock()
 
 
-def _loader(device: int | None) -> Loader:
+def shared_loader(device: int | None) -> Loader:
+    """The loader that the functions of this module use for a GPU."""
     with _loaders_lock:
         if device not in _loaders:
             _loaders[device] = Loader(device)
@@ -313,14 +331,14 @@ def load_file(
     path: AnyPath, device: int | None = None, names: Sequence[str] | None = None, base: AnyPath | None = None
 ) -> dict[str, DeviceTensor]:
     """Tensors of a ``.wcodec`` file in the memory of a GPU. See `Loader.load_file`."""
-    return _loader(device).load_file(path, names, base)
+    return shared_loader(device).load_file(path, names, base)
 
 
 def decode(data: Any, device: int | None = None) -> DeviceTensor:
     """The bytes of `wcodec.encode` as a tensor in the memory of a GPU. See `Loader.decode`."""
-    return _loader(device).decode(data)
+    return shared_loader(device).decode(data)
 
 
 def decode_async(data: Any, device: int | None = None) -> Future[DeviceTensor]:
     """`decode`, later: a future. See `Loader.decode_async`."""
-    return _loader(device).decode_async(data)
+    return shared_loader(device).decode_async(data)

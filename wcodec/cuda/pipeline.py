@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,9 @@ SLOT_NBYTES: Final = 1 << 26  #: payload that a stream takes at once
 LEAST_SLOT_NBYTES: Final = 1 << 20
 READ_NBYTES: Final = 1 << 23  #: of the file that a thread reads at once
 SCRATCH_OF_SLOT: Final = 2  #: device memory for symbols on their way, for each byte of a slot
+
+#: Makes memory of so many bytes on the device of a runtime, uint8, for the runtime's current stream. Raises MemoryError.
+Allocate: TypeAlias = Callable[[Runtime, int], Any]
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,10 @@ class _Slot:
     crcs: list[PendingChecksums] = field(default_factory=list)  #: of the records, and of the words of each piece, if wanted
 
 
+def _allocate(runtime: Runtime, nbytes: int) -> Any:
+    return runtime.empty(nbytes)
+
+
 class Pipeline:
     """Decodes tensors one after another into device memory.
 
@@ -118,14 +125,17 @@ class Pipeline:
         return Pipeline(self.runtime, self.n_streams, self.slot_nbytes, self.verify)
 
     def tensors(
-        self, source: BufferSource, records: Iterable[TensorRecord], tables: TablePool, bases: Iterator[Any] | None = None
-    ) -> Generator[tuple[TensorRecord, Any], None, None]:
+        self, source: BufferSource, records: Iterable[TensorRecord], tables: TablePool, bases: Iterator[Any] | None = None,
+        allocate: Allocate | None = None,
+    ) -> Generator[tuple[TensorRecord, Any], None, None]:  # fmt: skip
         """Tensors with their memory on the device, uint8, each when it is whole and checked.
 
         Parameters
         ----------
         bases
             Device memory of what each tensor with a difference differs from, in their order.
+        allocate
+            Makes the tensors' memory; by default, the runtime does.
 
         Raises
         ------
@@ -135,7 +145,7 @@ class Pipeline:
         under_way: deque[_Slot] = deque()
         with ThreadPoolExecutor(self.n_streams, "wcodec-read") as readers:
             try:
-                for some in self._sets(records, tables, bases):
+                for some in self._sets(records, tables, bases, allocate or _allocate):
                     if len(under_way) == self.n_streams:
                         yield from self._finish(under_way.popleft())
                     under_way.append(self._slot(some))
@@ -147,14 +157,14 @@ class Pipeline:
                     self._give_up(slot)
 
     def _sets(
-        self, records: Iterable[TensorRecord], tables: TablePool, bases: Iterator[Any] | None
+        self, records: Iterable[TensorRecord], tables: TablePool, bases: Iterator[Any] | None, allocate: Allocate
     ) -> Iterator[list[tuple[Piece, _Target]]]:
         some: list[tuple[Piece, _Target]] = []
         nbytes = 0
         for t in records:
             if t.difference and bases is None:
                 raise DecodeError("bad_base", "the tensor is a difference from a base, which is not given", tensor=t.name)
-            target = _Target(self.runtime.empty(t.nbytes), next(bases) if bases is not None and t.difference else None)
+            target = _Target(allocate(self.runtime, t.nbytes), next(bases) if bases is not None and t.difference else None)
             for piece in pieces(t, tables, self.slot_nbytes):
                 size = piece.words_nbytes if t.difference else _room(piece)  # the base is in memory meanwhile
                 if some and nbytes + size > self.slot_nbytes:

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from wcodec.reference.plan import EncodeOptions
 from wcodec.torch import products
-from wcodec.torch.held import Held, call, compress, held_of, hold
+from wcodec.torch.held import ROWS_IN_GRAPH, Held, call, compress, held_of, hold
 from wcodec.torch.operands import Fused, check_options
 from wcodec.torch.scratch import ROUND
 
@@ -438,6 +438,7 @@ def _picks(w: Any, ids: Any, negative: bool) -> bool:
         return False
     if not isinstance(ids, torch.Tensor) or type(ids) is not torch.Tensor or ids.dtype not in (torch.int64, torch.int32):
         return False
+    w._held.outside_of_graphs(ROWS_IN_GRAPH)
     return negative or ids.numel() == 0 or int(ids.min()) >= 0
 
 

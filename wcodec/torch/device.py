@@ -22,10 +22,12 @@ from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Bytes
 from wcodec.slices import entries_of, touched
 from wcodec.torch.device_products import FACTORS, Prepared, multiply, prepare
-from wcodec.torch.held import Held, only_tensor, portions
+from wcodec.torch.held import ROWS_IN_GRAPH, Held, only_tensor, portions
 from wcodec.torch.scratch import Ahead, Buffers, Decodable, ahead_of
 
 ALIGNED: Final = 16  #: of payloads (spec: chapter 4)
+FIRST_USE: Final = "first use of {} while a CUDA graph is captured: run the model once before"
+NO_OPERAND: Final = "{} cannot be decoded in a CUDA graph, for it is no operand: hold it with fused=True, dense, or outside of the graph"
 
 
 class TensorSource:
@@ -76,9 +78,14 @@ class DeviceHeld(Held):
     def _read_record(self) -> TensorRecord:
         return self._opened_there().t
 
+    def outside_of_graphs(self, what: str) -> None:
+        if is_capturing(self.stream.device):
+            raise RuntimeError(what.format(repr(self.name) if self.name else "a compressed weight"))
+
     def _opened_there(self) -> ResidentTensor:
         stream, opened = self.stream, self._resident
         if opened is None or opened[0] is not stream:
+            self.outside_of_graphs(FIRST_USE)
             with self.naming():
                 index = Decoder(load_backend("reference")).read_index(TensorSource(stream))
                 t = only_tensor(index)
@@ -98,12 +105,19 @@ class DeviceHeld(Held):
             yield resident
 
     def decode_into(self, buffer: torch.Tensor) -> None:
-        """As `Held.decode_into`, on the current stream; only the first time is it waited for."""
+        """As `Held.decode_into`, on the current stream; only the first time is it waited for.
+
+        Raises
+        ------
+        RuntimeError
+            A CUDA graph is captured, and this is the first use, or the weight is no operand.
+        """
         with self._on_its_stream() as resident:
-            if self._decode_first(resident, buffer):
+            if not is_capturing(self.stream.device) and self._decode_first(resident, buffer):
                 return
             operand = self._known(resident).operand
             if operand is None:
+                self.outside_of_graphs(NO_OPERAND)
                 resident.decode(buffer.data_ptr())
             else:
                 operand.expand(buffer.data_ptr())
@@ -121,9 +135,7 @@ class DeviceHeld(Held):
         """What is known of a weight; it is decoded into scratch if it was not decoded yet."""
         prepared = self._prepared
         if prepared is None or prepared[0] is not resident:
-            if is_capturing(self.stream.device):
-                what = repr(self.name) if self.name else "a compressed weight"
-                raise RuntimeError(f"first use of {what} while a CUDA graph is captured: run the model once before")
+            self.outside_of_graphs(FIRST_USE)
             buffers = ahead_of(self.stream.device).buffers
             buffer = buffers.take(self.nbytes)
             try:
@@ -155,6 +167,7 @@ class DeviceHeld(Held):
         return out
 
     def _part(self, ids: np.ndarray[Any, Any]) -> torch.Tensor:
+        self.outside_of_graphs(ROWS_IN_GRAPH)
         with self._on_its_stream() as resident:
             t, n = resident.t, resident.t.dtype.words_per_element
             rows, cols = entries_of(ids, t.shape, t.row_rank)

@@ -24,6 +24,7 @@ from wcodec.torch.scratch import ahead_of
 from wcodec.torch.tiles import Tiling, row_tiles, tiling_of
 
 PART_NBYTES: Final = 1 << 24  #: decoded at once where rows are picked
+ROWS_IN_GRAPH: Final = "rows of {} cannot be picked in a CUDA graph: hold it dense, or use it outside of the graph"
 
 
 class Held:
@@ -144,6 +145,19 @@ class Held:
     def rows_at_once(self) -> int:
         """Entries of the first dimension that `take` decodes at once."""
         return max(1, PART_NBYTES * max(self.shape[0], 1) // max(self.nbytes, 1))
+
+    def outside_of_graphs(self, what: str) -> None:
+        """See that no CUDA graph is captured for the weight's device, where that would have to wait for it.
+
+        Parameters
+        ----------
+        what
+            The message of the error, with {} for the weight's name.
+
+        Raises
+        ------
+        RuntimeError
+        """
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor | None:
         """``(x @ W.T) * scale + bias`` of a matrix, by a kernel that reads the stream; ``None`` where none does, as on the CPU."""

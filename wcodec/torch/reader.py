@@ -43,12 +43,6 @@ def decodes_itself(device: torch.device) -> bool:
     return True
 
 
-def from_device(t: Any) -> torch.Tensor:
-    """The tensor in the memory of a `wcodec.cuda.DeviceTensor`, through DLPack as signed integers, which all know."""
-    flat: torch.Tensor = torch.from_dlpack(t.words.view(f"i{t.dtype.word_nbytes}"))
-    return flat.view(dtypes.torch_dtype(t.dtype)).view(t.shape)
-
-
 @contextlib.contextmanager
 def in_file(name: str) -> Iterator[None]:
     """Errors say in which file."""
@@ -167,10 +161,13 @@ class Reader:
 
     def _from_device(self, names: list[str]) -> dict[str, torch.Tensor]:
         import wcodec.cuda
+        from wcodec.torch.device_memory import DeviceMemory
 
         assert self.path is not None
-        found = wcodec.cuda.load_file(self.path, _number(self.device), names, self._base)
-        return {name: from_device(t) for name, t in found.items()}
+        loader, memory = wcodec.cuda.shared_loader(_number(self.device)), DeviceMemory(self.device)
+        with memory.in_use(loader.runtimes[0]):
+            found = loader.load_file(self.path, names, self._base, allocate=memory.allocate)
+        return {name: memory.tensor(t) for name, t in found.items()}
 
     def _from_host(self, records: dict[str, TensorRecord]) -> dict[str, torch.Tensor]:
         out = {name: empty(t) for name, t in records.items()}
@@ -188,14 +185,27 @@ class Reader:
         """
         names = self.keys() if names is None else list(names)
         if self.decodes_itself:
-            import wcodec.cuda
-
-            assert self.path is not None
-            with in_file(self.name), wcodec.cuda.Loader(_number(self.device)) as loader:
-                for t in loader.iterate(self.path, names, self._base):
-                    yield t.name, from_device(t)
+            with in_file(self.name):
+                yield from self._iterate_device(names)
         else:
             yield from one_ahead(self.tensor, names)
+
+    def _iterate_device(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        import wcodec.cuda
+        from wcodec.torch.device_memory import DeviceMemory
+
+        assert self.path is not None
+        memory = DeviceMemory(self.device)
+        with (
+            wcodec.cuda.Loader(_number(self.device)) as loader,
+            contextlib.closing(loader.iterate(self.path, names, self._base, allocate=memory.allocate)) as tensors,
+        ):
+            while True:
+                with memory.in_use(loader.runtimes[0]):  # not while the caller has a tensor
+                    t = next(tensors, None)
+                if t is None:
+                    return
+                yield t.name, memory.tensor(t)
 
     def slice(self, name: str) -> TensorSlice:
         """A tensor to take parts of.

@@ -8,16 +8,24 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from wcodec.backends.cuda.compiler import OPTIONS, compile_cubin, load_nvrtc
-from wcodec.backends.cuda.runtime import read_source
+from wcodec.backends.cuda.runtime import LINEARS, read_source
 from wcodec.errors import BackendUnavailable, EncodeError
 from wcodec.outputs import atomic_output
 
+#: What is used soon after a source is.
+TOGETHER: Final[dict[str, tuple[str, ...]]] = {
+    "decode": ("words", "checksum"),
+    "histogram": ("words", "encode", "checksum"),
+    **dict.fromkeys(LINEARS, ("operand",)),
+}
 _DIGEST_NBYTES: Final = 32  #: of SHA-256, before the code in a file
 _log = logging.getLogger("wcodec")
 _compile_log = logging.getLogger("wcodec.compile")
@@ -58,6 +66,11 @@ def cubin_of(source: str, arch: int) -> bytes:
     BackendUnavailable
         NVRTC does not take it, with its log.
     """
+    return _cubin(source, arch)[0]
+
+
+def _cubin(source: str, arch: int) -> tuple[bytes, bool]:
+    """Machine code, and whether it had to be compiled."""
     text = read_source(source)
     key = hashlib.sha256(repr((text, OPTIONS, arch, load_nvrtc().getVersion())).encode()).hexdigest()
     path = cache_folder() / f"{source}-sm_{arch}-{key[:32]}.cubin"
@@ -67,17 +80,56 @@ def cubin_of(source: str, arch: int) -> bytes:
         kept = b""
     digest, code = kept[:_DIGEST_NBYTES], kept[_DIGEST_NBYTES:]
     if code and hashlib.sha256(code).digest() == digest:
-        return code
+        return code, False
     _compile_log.info("cuda: compiling %s for sm_%d; the machine code is kept for later runs", source, arch)
     code = compile_cubin(text, arch)
     _keep(path, hashlib.sha256(code).digest() + code)
-    return code
+    return code, True
 
 
-def compile_all(sources: Iterable[str], arch: int, n_threads: int | None = None) -> None:
-    """Compile what is not there yet, in threads: NVRTC lets go of the GIL."""
-    with ThreadPoolExecutor(n_threads or len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(lambda source: cubin_of(source, arch), sources))
+class Compiled(NamedTuple):
+    """A source that is there now: how long that took, and whether it had to be compiled."""
+
+    source: str
+    seconds: float
+    is_new: bool
+
+
+def compile_all(sources: Iterable[str], arch: int, n_threads: int | None = None) -> Iterator[Compiled]:
+    """Compile what is not there yet, in threads, and keep it on disk; each source as soon as it is there.
+
+    Raises
+    ------
+    BackendUnavailable
+        As `cubin_of`.
+    """
+
+    def compile_one(source: str) -> Compiled:
+        start = time.perf_counter()
+        is_new = _cubin(source, arch)[1]
+        return Compiled(source, time.perf_counter() - start, is_new)
+
+    with ThreadPoolExecutor(n_threads or len(os.sched_getaffinity(0)), "wcodec-compile") as pool:
+        for done in as_completed([pool.submit(compile_one, source) for source in sources]):
+            yield done.result()
+
+
+class Cubins:
+    """Machine code for one architecture, source by source. What is used together with a source is compiled at the same time, in
+    threads: NVRTC lets go of the GIL.
+    """
+
+    def __init__(self, arch: int) -> None:
+        self.arch, self._coming, self._lock = arch, dict[str, Future[bytes]](), threading.Lock()
+
+    def __getitem__(self, source: str) -> bytes:
+        with self._lock:
+            new = [name for name in (source, *TOGETHER.get(source, ())) if name not in self._coming]
+            if new:
+                pool = ThreadPoolExecutor(len(new), "wcodec-compile")
+                self._coming |= {name: pool.submit(cubin_of, name, self.arch) for name in new}
+                pool.shutdown(wait=False)
+        return self._coming[source].result()
 
 
 _warned = False

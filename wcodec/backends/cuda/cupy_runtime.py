@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.cuda.compiler import load_nvrtc
-from wcodec.backends.cuda.cubins import architecture_for, cubin_of
+from wcodec.backends.cuda.cubins import Cubins, architecture_for
 from wcodec.backends.cuda.runtime import SOURCES, Runtime
 from wcodec.errors import BackendUnavailable
 
@@ -127,6 +127,7 @@ class CupyRuntime(Runtime):
             raise BackendUnavailable(f"GPU {self.device} has compute capability {p['major']}.{p['minor']}; 7.5 is the least")
         self._functions: dict[str, Any] = {}
         self._modules: dict[str, Any] = {}
+        self._cubins = Cubins(architecture_for(self.capability()))
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     def info(self) -> dict[str, str]:
@@ -174,6 +175,11 @@ class CupyRuntime(Runtime):
                     raise
                 torch.cuda.empty_cache()  # what PyTorch keeps for later
                 return self.cupy.empty(n, np.uint8)[:nbytes]
+
+    def adopt(self, address: int, nbytes: int, owner: Any) -> Any:
+        cuda = self.cupy.cuda
+        memory = cuda.UnownedMemory(address, nbytes, owner, self.device)
+        return self.cupy.ndarray((nbytes,), np.uint8, cuda.MemoryPointer(memory, 0))
 
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
         cuda = self.cupy.cuda
@@ -264,7 +270,7 @@ class CupyRuntime(Runtime):
                 if source not in self._modules:
                     with self.in_use():
                         module = self.cupy.cuda.function.Module()
-                        module.load(cubin_of(source, architecture_for(self.capability())))
+                        module.load(self._cubins[source])
                     self._modules[source] = module
                 self._functions[kernel] = self._modules[source].get_function(kernel)
             return self._functions[kernel]

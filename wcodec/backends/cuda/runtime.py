@@ -83,6 +83,10 @@ class Runtime(ABC):
         """Uninitialised device memory, uint8 of shape (nbytes,), aligned to 256 bytes."""
 
     @abstractmethod
+    def adopt(self, address: int, nbytes: int, owner: Any) -> Any:
+        """Device memory of another library, uint8 of shape (nbytes,), which `owner` keeps."""
+
+    @abstractmethod
     def pinned(self, nbytes: int) -> NDArray[np.uint8]:
         """Host memory that the device can copy from and to on its own."""
 

@@ -1,0 +1,81 @@
+"""`wcodec warmup`: compile ahead of time what would keep the first call waiting, for containers and CI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from wcodec.backends import Backend
+from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.errors import BackendUnavailable
+from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.plan_options import PRESETS
+from wcodec.reference.planes import DType
+
+_SHAPE = 520, 1100  #: of what is encoded and decoded: more than one segment, and ends that no vector fills
+
+
+class Step(NamedTuple):
+    """A part of the work that is done.
+
+    Attributes
+    ----------
+    what
+        A dtype, or a source of kernels and its architecture.
+    seconds
+        Wall time.
+    """
+
+    what: str
+    seconds: float
+
+
+def warm_up(backend: Backend, dtypes: Iterable[DType]) -> Iterator[Step]:
+    """Encode and decode a small matrix of each dtype with each preset: what that compiles is kept on disk.
+
+    Raises
+    ------
+    BackendUnavailable
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal(_SHAPE) * 0.02 * np.exp(rng.standard_normal((_SHAPE[0], 1)))  # of different scale, as in models
+    for dtype in dtypes:
+        start = time.perf_counter()
+        array = np.clip(np.round(rows * 400), 0, 127).astype(dtype.numpy) if dtype.numpy.kind in "iub" else rows.astype(dtype.numpy)
+        for preset in PRESETS:
+            data = Encoder(EncodeOptions(preset=preset), backend).encode(array)
+            source, decoder = BufferSource(data), Decoder(backend)
+            index = decoder.read_index(source)
+            decoder.tensor(source, index.tensors[0], index.tables, np.empty_like(array))
+        yield Step(dtype.name, time.perf_counter() - start)
+
+
+def warm_up_cuda(arch: int | None = None) -> Iterator[Step]:
+    """Compile all CUDA kernels for an architecture, in threads. That needs no GPU, if the architecture is named.
+
+    Parameters
+    ----------
+    arch
+        Compute capability without the point, such as 90; ``None`` for that of the GPU.
+
+    Raises
+    ------
+    BackendUnavailable
+        CuPy or NVRTC is missing; there is no GPU and no architecture was named; NVRTC does not know the architecture.
+    """
+    from wcodec.backends.cuda import cubins
+    from wcodec.backends.cuda.runtime import SOURCES
+
+    if arch is None:
+        from wcodec.backends.cuda.cupy_runtime import CupyRuntime
+
+        try:
+            arch = CupyRuntime().capability()
+        except BackendUnavailable as e:
+            raise BackendUnavailable(f"{e}; to compile for one that is elsewhere, name it: --arch 90") from e
+    arch = cubins.architecture_for(arch)
+    for done in cubins.compile_all(SOURCES, arch):
+        yield Step(f"{done.source} for sm_{arch}" + ("" if done.is_new else ", which was there"), done.seconds)
