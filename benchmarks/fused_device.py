@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 import torch
-from gpu_device import CupyDevice, Device, Work
+from gpu_device import CupyDevice, Device, EmulatedDevice, Work
 
-from wcodec.cuda import Loader
 from wcodec.errors import BackendUnavailable
-
-TESTS = Path(__file__).resolve().parent.parent / "tests"
 
 
 class TorchDevice(Device):
@@ -90,40 +83,15 @@ class GraphDevice(CupyDevice, TorchDevice):
         return self.runtime.free_nbytes()
 
 
-class EmulatedDevice(TorchDevice):
+class EmulatedTorchDevice(EmulatedDevice, TorchDevice):
     """The CPU, which runs the kernels as the tests do: that everything runs is seen, its times mean nothing."""
 
-    l2_nbytes = 1 << 14
     capability = 0
     burst_nbytes = 0
 
     def __init__(self) -> None:
-        if str(TESTS) not in sys.path:
-            sys.path.append(str(TESTS))
-        from cuda_emulator import EmulatedRuntime
-
-        self.runtime, self.place = EmulatedRuntime(), torch.device("cpu")
-
-    def about(self) -> dict[str, Any]:
-        return {**self.runtime.info(), "l2_nbytes": self.l2_nbytes}
-
-    def event(self) -> float:
-        return time.perf_counter()
-
-    def seconds(self, first: float, last: float) -> float:
-        return max(last - first, 1e-9)
-
-    def synchronize(self) -> None:
-        """Work is done when it is asked for."""
-
-    def copy(self, target: Any, source: Any) -> None:
-        self.runtime.copy_in(target, source)
-
-    def busy(self, seconds: float) -> None:
-        """Nothing is queued that would have to wait."""
-
-    def loader(self, **options: Any) -> Loader:
-        return Loader(runtime_of=lambda _: self.runtime, **options)
+        super().__init__()
+        self.place = torch.device("cpu")
 
     def capture(self, work: Work) -> Work:
         return work
@@ -132,4 +100,4 @@ class EmulatedDevice(TorchDevice):
         return self.runtime.free_nbytes()
 
 
-DEVICES: dict[bool, Callable[[], TorchDevice]] = {False: GraphDevice, True: EmulatedDevice}  #: by whether it is emulated
+DEVICES: dict[bool, Callable[[], TorchDevice]] = {False: GraphDevice, True: EmulatedTorchDevice}  #: by whether it is emulated

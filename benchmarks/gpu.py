@@ -40,7 +40,7 @@ import gpu_report
 import numpy as np
 from bench_files import HERE, machine
 from gpu_cases import DTYPES, Case, Model, ModelShape, copy_bandwidth, room_for, weights
-from gpu_device import CupyDevice, Device, Effort
+from gpu_device import CupyDevice, Device, Effort, EmulatedDevice
 
 import wcodec
 from wcodec.errors import BackendUnavailable
@@ -135,7 +135,7 @@ class Bench(Steps):
     def __init__(self, device: Device, args: argparse.Namespace) -> None:
         found = {"quick": args.quick, "copy": None, "cases": [], "model": None, "others": [], "rates": None, "marks": []}
         super().__init__(device, args, "gpu", found, "-quick" if args.quick else "")
-        self.effort = Effort(3, 20, 0.05) if args.quick else Effort()
+        self.effort = Effort(2, 3, 0.0) if args.emulated else Effort(3, 20, 0.05) if args.quick else Effort()
 
     def tables(self) -> Iterable[str]:
         self.report["marks"] = gpu_report.marks(self.report)
@@ -144,7 +144,7 @@ class Bench(Steps):
     # ---- the steps
     def run(self) -> None:
         """All of them, the most telling ones first."""
-        nbytes = min(COPY_NBYTES, self.device.runtime.free_nbytes() // 16)
+        nbytes = 1 << 16 if self.args.emulated else min(COPY_NBYTES, self.device.runtime.free_nbytes() // 16)
         self.report["copy"] = self.step("copy", lambda: copy_bandwidth(self.device, self.effort, nbytes))
         if self.report["copy"] is None:
             return
@@ -255,18 +255,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--model", type=lambda t: ModelShape(*map(int, t.split(","))), help="LAYERS,HIDDEN,FFN,VOCAB (default: Llama-2-7B's)")
     p.add_argument("--rates", action="store_true", help="measure the section rates too")
     p.add_argument("--seconds", type=float, default=0, help="begin no step after that time (default: no limit)")
+    p.add_argument("--emulated", action="store_true", help="small shapes on the emulator, for tests: times mean nothing")
     args = p.parse_args(argv)
-    args.shapes = args.shapes or (SHAPES[:2] if args.quick else SHAPES)
-    args.model = args.model or (ModelShape(2, 1024, 2816, 4000) if args.quick else ModelShape())
+    shapes, model = SHAPES, ModelShape()
+    if args.emulated:
+        shapes, model = ["64x96"], ModelShape(2, 64, 96, 128)
+    elif args.quick:
+        shapes, model = SHAPES[:2], ModelShape(2, 1024, 2816, 4000)
+    args.shapes, args.model = args.shapes or shapes, args.model or model
     args.sections = [*args.sections, "rates"] if args.rates and "rates" not in args.sections else args.sections
     return args
 
 
-def main(argv: list[str] | None = None, device_of: Callable[[], Device] = CupyDevice) -> int:
+def main(argv: list[str] | None = None, device_of: Callable[[], Device] | None = None) -> int:
     """Run all, print the tables. Returns the exit status: 0 if nothing went wrong, whatever the speed."""
     args = parse(argv)
     try:
-        device = device_of()
+        device = (device_of or (EmulatedDevice if args.emulated else CupyDevice))()
     except BackendUnavailable as e:
         print(e, file=sys.stderr)
         return 2

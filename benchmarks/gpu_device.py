@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from wcodec.backends.cuda.backend import CudaBackend
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.cuda import Loader
 
+TESTS = Path(__file__).resolve().parent.parent / "tests"
 QUEUE = 400  #: launches and events that are queued before anybody waits: a driver takes about 1024
 MOST_BUSY_S = 0.05
 
@@ -125,6 +128,40 @@ class CupyDevice(Device):
 
     def loader(self, **options: Any) -> Loader:
         return Loader(self.number, **options)
+
+
+class EmulatedDevice(Device):
+    """The CPU, which runs the kernels as the tests do: that everything runs is seen, its times mean nothing."""
+
+    l2_nbytes = 1 << 14
+
+    def __init__(self) -> None:
+        if str(TESTS) not in sys.path:
+            sys.path.append(str(TESTS))
+        from cuda_emulator import EmulatedRuntime
+
+        self.runtime = EmulatedRuntime()
+
+    def about(self) -> dict[str, Any]:
+        return {**self.runtime.info(), "l2_nbytes": self.l2_nbytes}
+
+    def event(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, first: float, last: float) -> float:
+        return max(last - first, 1e-9)
+
+    def synchronize(self) -> None:
+        """Work is done when it is asked for."""
+
+    def copy(self, target: Any, source: Any) -> None:
+        self.runtime.copy_in(target, source)
+
+    def busy(self, seconds: float) -> None:
+        """Nothing is queued that would have to wait."""
+
+    def loader(self, **options: Any) -> Loader:
+        return Loader(runtime_of=lambda _: self.runtime, **options)
 
 
 def nvidia_smi() -> dict[str, str]:

@@ -51,7 +51,7 @@ def runtime_of(capability: int, cupy: Any) -> Any:
     runtime.cupy, runtime.device = cupy, 0
     runtime.properties = {"major": capability // 10, "minor": capability % 10}
     runtime._functions, runtime._modules, runtime._lock, runtime._pid = {}, {}, threading.Lock(), os.getpid()
-    runtime._cubins = cubins.Cubins(capability)
+    runtime._streams, runtime._cubins = {}, cubins.Cubins(capability)
     return runtime
 
 
@@ -165,7 +165,11 @@ def test_streams_of_others_give_no_warning() -> None:
 
 def test_streams_of_others_before_cupy_14() -> None:
     cuda = SimpleNamespace(Stream=object, ExternalStream=lambda handle, device: (handle, device))
-    assert runtime_of(90, SimpleNamespace(cuda=cuda)).external_stream(7) == (7, 0)
+    runtime = runtime_of(90, SimpleNamespace(cuda=cuda))
+    assert runtime.external_stream(7) == (7, 0)
+    assert [runtime.external_stream(handle)[0] for handle in range(200)] == list(range(200))
+    assert runtime.external_stream(199) is runtime.external_stream(199)
+    assert len(runtime._streams) <= 64
 
 
 # ---- memory that PyTorch keeps -------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_everything_runs(scripts: Modules, tmp_path: Path) -> None:
     assert set(cases) == {(w, f) for w in ("bf16", "int8", "e4m3") for f in ("fixed", "rans")}
     copy = report["copy"]["device_to_device"]["gb_s"]
     for (weights, form), c in cases.items():
-        n_words, l2 = 24 * 1056, scripts.fused_device.EmulatedDevice.l2_nbytes
+        n_words, l2 = 24 * 1056, scripts.fused_device.EmulatedTorchDevice.l2_nbytes
         assert (c["n"], c["k"], c["dense_nbytes"]) == (24, 1056, 2 * n_words)
         least = {"bf16": 12, "int8": 8, "e4m3": 8}[weights] / 8 * n_words
         assert c["payload_nbytes"] >= least if form == "fixed" else c["payload_nbytes"] < 0.98 * least
@@ -150,8 +150,8 @@ def test_without_graphs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.Mo
         tried.append(1)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(scripts.fused_device.EmulatedDevice, "capture", capture)
-    monkeypatch.setattr(scripts.fused_device.EmulatedDevice, "busy", lambda self, seconds: held.append(seconds))
+    monkeypatch.setattr(scripts.fused_device.EmulatedTorchDevice, "capture", capture)
+    monkeypatch.setattr(scripts.fused_device.EmulatedTorchDevice, "busy", lambda self, seconds: held.append(seconds))
     status, report, _ = run(scripts, tmp_path, "--batches", "1,2", "--weights", "bf16", "--forms", "fixed")
     assert status == 1
     assert [f["step"] for f in report["failures"]] == ["CUDA graphs"]
@@ -246,7 +246,7 @@ def test_without_a_gpu(scripts: Modules, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_no_memory(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scripts.fused_device.EmulatedDevice, "free_nbytes", lambda self: 1 << 20)
+    monkeypatch.setattr(scripts.fused_device.EmulatedTorchDevice, "free_nbytes", lambda self: 1 << 20)
     status, report, _ = run(scripts, tmp_path, "--weights", "bf16")
     assert status == 0
     assert report["left_out"] == [f"{SHAPE} bf16 fixed (no memory)", f"{SHAPE} bf16 rans (no memory)"]

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +19,6 @@ from sampling import exhaustive
 
 from wcodec.backends import load_backend
 from wcodec.backends.cuda import compiler
-from wcodec.cuda import Loader
 from wcodec.errors import BackendUnavailable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,46 +62,19 @@ def emulated(scripts: Modules, spoil: str = "") -> Any:
                 raise CUDARuntimeError("an illegal memory access was encountered")
             super().launch(kernel, grid, block, *args)
 
-    class EmulatedDevice(scripts.gpu_device.Device):  # type: ignore[misc, name-defined]
-        l2_nbytes = 1 << 14
-
+    class Emulated(scripts.gpu_device.EmulatedDevice):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             self.runtime, self.delays = Runtime(), list[float]()
-
-        def about(self) -> dict[str, Any]:
-            return {**self.runtime.info(), "l2_nbytes": self.l2_nbytes}
-
-        def event(self) -> float:
-            return time.perf_counter()
-
-        def seconds(self, first: float, last: float) -> float:
-            return max(last - first, 1e-9)
-
-        def synchronize(self) -> None:
-            pass  # work is done when it is asked for
-
-        def copy(self, target: Any, source: Any) -> None:
-            self.runtime.copy_in(target, source)
 
         def busy(self, seconds: float) -> None:
             self.delays.append(seconds)
 
-        def loader(self, **options: Any) -> Loader:
-            return Loader(runtime_of=lambda _: Runtime(), **options)
-
-    return EmulatedDevice()
-
-
-@pytest.fixture
-def small(scripts: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few repetitions that they take seconds."""
-    monkeypatch.setattr(scripts.gpu, "COPY_NBYTES", 1 << 16)
-    monkeypatch.setattr(scripts.gpu, "Effort", lambda *_: scripts.gpu_device.Effort(2, 3, 0.0))
+    return Emulated()
 
 
 def run(scripts: Modules, folder: Path, *args: str, spoil: str = "") -> tuple[int, dict[str, Any], str]:
     """Exit status, report and tables."""
-    status = scripts.gpu.main(["--out", str(folder), *args], lambda: emulated(scripts, spoil))
+    status = scripts.gpu.main(["--emulated", "--out", str(folder), *args], lambda: emulated(scripts, spoil))
     (path,) = folder.glob("*.json")
     return status, json.loads(path.read_text()), path.with_suffix(".md").read_text()
 
@@ -113,7 +84,6 @@ def first_of(report: dict[str, Any], shape: str, dtype: str) -> dict[str, Any]:
     return next(c for c in report["cases"] if (c["shape"], c["dtype"]) == (shape, dtype))  # type: ignore[no-any-return]
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("shapes", [("64x96",), exhaustive((("40x64", "64x96"),))])
 def test_everything_runs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes: tuple[str, ...]) -> None:
     monkeypatch.setattr(scripts.gpu, "KEY", [("64x96", "int8")])
@@ -149,7 +119,6 @@ def test_everything_runs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.M
     assert report["machine"]["versions"]["wcodec"]
 
 
-@pytest.mark.usefixtures("small")
 def test_a_failure_is_kept_and_the_rest_runs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Any) -> None:
         raise AssertionError("a wrong word")
@@ -163,7 +132,6 @@ def test_a_failure_is_kept_and_the_rest_runs(scripts: Modules, tmp_path: Path, m
     assert "FAILED 40x64 bf16: encode: AssertionError: a wrong word" in tables
 
 
-@pytest.mark.usefixtures("small")
 def test_a_lost_gpu_ends_the_run(scripts: Modules, tmp_path: Path) -> None:
     status, report, _ = run(scripts, tmp_path, "--shapes", "40x64", "--dtypes", "bf16", "--sections", "decode,encode", spoil="build_luts")
     assert status == 1
@@ -171,7 +139,6 @@ def test_a_lost_gpu_ends_the_run(scripts: Modules, tmp_path: Path) -> None:
     assert report["left_out"] == ["40x64 bf16: encode"]
 
 
-@pytest.mark.usefixtures("small")
 def test_time_that_is_up(scripts: Modules, tmp_path: Path) -> None:
     status, report, tables = run(scripts, tmp_path, "--shapes", "40x64", "--dtypes", "bf16", "--seconds", "1e-9")
     assert status == 0
@@ -428,8 +395,7 @@ def test_the_commands_are_understood(scripts: Modules, checker: Any, run_script:
     assert "tests/test_gpu.py" in tests
     assert scripts.gpu.parse(speed[2:]).seconds > 100
     assert run_script(models, 120).status == 2, "there is no GPU, and that is said"
-    tiny = "--device cpu --hidden 64 --inner 128 --layers 2 --vocab 300 --heads 4 --kv-heads 2 --prompt 5 --tokens 4 --rounds 1"
-    on_a_cpu = run_script([*models, *tiny.split()], 300)
+    on_a_cpu = run_script([*models, "--device", "cpu", *scripts.gpu_check.TINY.split(), "--rounds", "1"], 300)
     assert on_a_cpu.status == 0, on_a_cpu.output
     (written,) = checker.out.glob("*-models-cpu.json")
     report = json.loads(written.read_text())

@@ -2,6 +2,7 @@
 
     python tools/gpu_check.py                            # the first five steps, in 560 seconds: the most telling facts come first
     python tools/gpu_check.py --only models --seconds 0  # one step, or several, without a limit but their own
+    python tools/gpu_check.py --emulated                 # a dry run: the same where there is no GPU, on the emulator of the tests
     make gpu-check GPU_CHECK_ARGS="--only speed --only fused --seconds 300"
 
 Steps: ``devices``, ``conformance`` (the whole suite on the device), ``tests`` (those marked ``gpu``), ``speed`` (benchmarks/gpu.py),
@@ -57,6 +58,8 @@ LIMITS = {
     "devices": (10, 60), "conformance": (30, 150), "tests": (30, 200), "speed": (80, 1500), "fused": (60, 360),
     "models": (100, 900), "memcheck": (60, 360), "racecheck": (60, 360),
 }  # fmt: skip
+EMULATED_BACKEND = "cuda_emulator.backend:EmulatedCuda"
+TINY = "--hidden 64 --inner 128 --layers 2 --vocab 300 --heads 4 --kv-heads 2 --prompt 5 --tokens 4"  #: a model for a dry run
 STEPS = tuple(LIMITS)
 USUAL = STEPS[:5]  #: the others are calls of their own
 SECONDS = 560.0  #: for all steps together: a little less than a command may take on a machine that is lent
@@ -107,10 +110,13 @@ class Checker:
     ----------
     seconds
         For all steps; 0 for no limit.
+    emulated
+        Whether this is a dry run without a GPU: everything as small as it can be.
     """
 
-    def __init__(self, out: Path, seconds: float, backend: str, log: TextIO) -> None:
+    def __init__(self, out: Path, seconds: float, backend: str, log: TextIO, emulated: bool = False) -> None:
         self.out, self.seconds, self.backend, self.log, self.started = out, seconds, backend, log, time.monotonic()
+        self.emulated, self.env = emulated, {"WCODEC_GPU_TESTS": "emulated"} if emulated else {}
         self.limit = float("inf")  #: of the step that runs
 
     def left(self) -> float:
@@ -133,7 +139,7 @@ class Checker:
             Whether to keep what it writes to its standard error out of the output.
         """
         paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        env = {**os.environ, **self.env, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         self.note(f"$ {' '.join(command)}\n")
         start, limit, lines, errors = time.monotonic(), min(limit or self.limit, self.limit, self.left()), list[str](), list[str]()
         try:
@@ -213,7 +219,7 @@ class Checker:
     def tests(self) -> Result:
         """Tests with the marker ``gpu``; those that are skipped are named."""
         files = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "tests").glob("test_*.py")) if "pytest.mark.gpu" in p.read_text()]
-        without = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        without = [name for name in ("torch", "transformers") if self.emulated or importlib.util.find_spec(name) is None]
         if without:  # the second needs the first
             files = [f for f in files if "transformers" not in f and not (without[0] == "torch" and "torch" in f)]
         with tempfile.TemporaryDirectory() as folder:
@@ -239,6 +245,7 @@ class Checker:
     def speed(self) -> Result:
         """The benchmark, which keeps what it has found when its time is up."""
         command = [sys.executable, "benchmarks/gpu.py", "--out", str(self.out), "--seconds", f"{self.for_benchmark():.0f}"]
+        command += ["--emulated"] * self.emulated
         start = time.time()
         run = self.run(command, show=True)
         written = [p for p in self.out.glob("*-gpu-*.json") if p.stat().st_mtime >= start - 1]  # one, if it has come so far
@@ -256,6 +263,7 @@ class Checker:
         if importlib.util.find_spec("torch") is None:
             return Result("fused", "not there", "torch not installed: no product was measured")
         command = [sys.executable, "benchmarks/fused.py", "--out", str(self.out), "--seconds", f"{self.for_benchmark():.0f}"]
+        command += ["--emulated"] * self.emulated
         start = time.time()
         run = self.run(command, show=True)
         written = [p for p in self.out.glob("*-fused-*.json") if p.stat().st_mtime >= start - 1]
@@ -274,7 +282,8 @@ class Checker:
         missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
         if missing:
             return Result("models", "not there", f"{' and '.join(missing)} not installed: no model was run")
-        options = ["--device", "cuda", "--rounds", "3", "--fused", "fixed,rans", "--out", str(self.out)]
+        size = ["--device", "cpu", *TINY.split()] if self.emulated else ["--device", "cuda"]
+        options = [*size, "--rounds", "3", "--fused", "fixed,rans", "--out", str(self.out)]
         command = [sys.executable, "benchmarks/bench_models.py", *options]
         run = self.run(command, show=True)
         said = [line for line in run.output.splitlines() if "tokens" in line or "held compressed" in line]
@@ -453,6 +462,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--seconds", type=float, default=SECONDS, help=f"for all steps together; 0: no limit but each step's own (default: {SECONDS:.0f})"
     )
+    p.add_argument("--emulated", action="store_true", help="a dry run without a GPU, on the emulator of the tests: figures mean nothing")
     p.add_argument("--backend", default="cuda", help=argparse.SUPPRESS)
     p.add_argument("--reduced", action="store_true", help=argparse.SUPPRESS)
     return p.parse_args(argv)
@@ -475,7 +485,8 @@ def main(argv: list[str] | None = None) -> int:
 
     write([])
     with (out / "gpu-check.log").open("w") as log:
-        results = check(Checker(out, args.seconds, args.backend, log), names, write)
+        backend = EMULATED_BACKEND if args.emulated else args.backend
+        results = check(Checker(out, args.seconds, backend, log, args.emulated), names, write)
     good = all(r.good for r in results)
     print(f"\n==== {out / 'gpu-check.json'}")
     for r in results:

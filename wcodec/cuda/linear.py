@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -152,12 +153,31 @@ def linear(
             taken = runtime.empty(plan.workspace_nbytes)
             workspace = runtime.address(taken)
         parts, ends = np.uint64(workspace or 0), (np.uint64(y), np.uint64(bias), np.uint64(scale))
-        kernel = f"linear_{weight.weights}_{factors}_{'coded' if weight.coded else 'raw'}_{plan.batch}"
-        sizes = [np.uint32(n) for n in (batch, plan.n_parts, plan.part_tiles, plan.slice_bits, plan.slice_tiles, plan.row_bits)]
+        kernel, sizes, add, blocks, counts = _launches(weight.weights, weight.coded, factors, rows, batch, plan)
         runtime.launch(kernel, plan.grid, BLOCK, *weight.args, np.uint64(x), *ends, *sizes, parts)
         if plan.n_parts > 1:
-            groups = plan.batch // 8
-            blocks = _ceil_div(_ceil_div(rows, ROW_TILE) * groups, WARPS)
-            counts = np.uint32(rows), np.uint32(batch), np.uint32(plan.n_parts), np.uint32(groups)
-            runtime.launch(f"add_parts_{factors}", blocks, BLOCK, *ends, *counts, parts)
+            runtime.launch(add, blocks, BLOCK, *ends, *counts, parts)
     return taken
+
+
+class _Launches(NamedTuple):
+    """What is the same each time that a plan is launched: the kernel of the products and its numbers, and that of the sums of parts."""
+
+    kernel: str
+    sizes: tuple[np.uint32, ...]
+    add: str
+    blocks: int
+    counts: tuple[np.uint32, ...]
+
+
+@lru_cache(maxsize=4096)
+def _launches(weights: str, coded: bool, factors: str, rows: int, batch: int, plan: LinearPlan) -> _Launches:
+    sizes = (batch, plan.n_parts, plan.part_tiles, plan.slice_bits, plan.slice_tiles, plan.row_bits)
+    groups = plan.batch // 8
+    return _Launches(
+        f"linear_{weights}_{factors}_{'coded' if coded else 'raw'}_{plan.batch}",
+        tuple(map(np.uint32, sizes)),
+        f"add_parts_{factors}",
+        _ceil_div(_ceil_div(rows, ROW_TILE) * groups, WARPS),
+        tuple(map(np.uint32, (rows, batch, plan.n_parts, groups))),
+    )

@@ -45,6 +45,8 @@ class Operand:
         Whether some of its symbols are coded.
     nbytes
         Device memory that is needed beside the payload.
+    args
+        What all kernels of operands get first.
 
     Raises
     ------
@@ -57,18 +59,15 @@ class Operand:
         if problem is not None:
             raise ValueError(f"no operand: {problem}")
         self.runtime, self.shape, self.weights = runtime, (t.shape[0], t.shape[1]), WEIGHTS[t.dtype.name]
-        plan, self._payload = t.plan(tables), payload
+        plan = t.plan(tables)
         with runtime.in_use():
             self._records = runtime.upload(records_of(plan).view(np.uint8))  # CuPy has no dtypes with fields, or few
             self._luts, self.prob_bits = _luts_of(runtime, plan)
         self.coded = self._luts is not None
         self.nbytes = int(self._records.nbytes) + (LUT_NBYTES if self.coded else 0)
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """What all kernels of operands get first."""
-        luts = np.uint64(self.runtime.address(self._luts) if self.coded else 0)
-        return np.uint64(self._payload), self._records, luts, np.uint32(self.shape[0]), np.uint32(self.shape[1]), np.uint32(self.prob_bits)
+        luts = np.uint64(runtime.address(self._luts) if self.coded else 0)
+        sizes = map(np.uint32, (*self.shape, self.prob_bits))
+        self.args: tuple[Any, ...] = (np.uint64(payload), self._records, luts, *sizes)
 
     def expand(self, words: int) -> None:
         """Queue decoding to a device address, row by row, on the current stream."""

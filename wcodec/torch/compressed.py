@@ -474,11 +474,12 @@ def _multiplies(w: Any, *others: Any) -> bool:
     return alike and not any(isinstance(t, CompressedTensor) for t in some)
 
 
-def _times(x: Any, w: CompressedTensor, bias: Any = None) -> Any:
-    """``x @ w + bias`` of operands that `_multiplies` has found fit, shapes included."""
+def _times(x: Any, w: CompressedTensor, bias: Any = None, transposed: bool = False) -> Any:
+    """``x @ w + bias``, or ``x @ w.T + bias``, of operands that `_multiplies` has found fit, shapes included."""
+    swapped = w._swapped != transposed
     if w._held is not None:
-        return (products.times_transposed if w._swapped else products.times)(w._held, x, bias)
-    if w._swapped:
+        return (products.times_transposed if swapped else products.times)(w._held, x, bias)
+    if swapped:
         return torch.ops.wcodec.linear(x, w._stream, _shape_held(w), w.dtype, bias)
     out = torch.ops.wcodec.linear_grad_input(x, w._stream, _shape_held(w), w.dtype)
     return out if bias is None else out + bias
@@ -487,7 +488,7 @@ def _times(x: Any, w: CompressedTensor, bias: Any = None) -> Any:
 @_handles(aten.linear.default)
 def _linear(x: Any, w: Any, bias: Any = None) -> Any:
     fits = _multiplies(w, x, bias) and x.shape[-1] == w.shape[1] and (bias is None or bias.shape == w.shape[:1])
-    return _times(x, _like(w, not w._swapped), bias) if fits else NotImplemented
+    return _times(x, w, bias, transposed=True) if fits else NotImplemented
 
 
 @_handles(aten.mm.default, aten.matmul.default)
@@ -495,7 +496,7 @@ def _matmul(a: Any, b: Any) -> Any:
     if _multiplies(b, a) and a.shape[-1] == b.shape[0]:
         return _times(a, b)
     if _multiplies(a, b) and b.dim() == 2 and a.shape[1] == b.shape[0]:
-        return _times(b.t(), _like(a, not a._swapped)).t().contiguous()
+        return _times(b.t(), a, transposed=True).t().contiguous()
     return NotImplemented
 
 

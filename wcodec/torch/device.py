@@ -101,8 +101,11 @@ class DeviceHeld(Held):
         """The tensor, with the stream of PyTorch that is current the runtime's too."""
         resident = self._opened_there()
         runtime = resident.runtime
-        with self.naming(), runtime.in_use(), runtime.on(runtime.external_stream(current_stream(self.stream.device))):
-            yield resident
+        try:
+            with runtime.in_use(), runtime.on(runtime.external_stream(current_stream(self.stream.device))):
+                yield resident
+        except DecodeError as e:
+            raise self.named(e) from None
 
     def decode_into(self, buffer: torch.Tensor) -> None:
         """As `Held.decode_into`, on the current stream; only the first time is it waited for.

@@ -73,7 +73,11 @@ class Held:
         try:
             yield
         except DecodeError as e:
-            raise DecodeError(e.code, e.message, tensor=self.name or e.tensor or None, offset=e.offset) from None
+            raise self.named(e) from None
+
+    def named(self, e: DecodeError) -> DecodeError:
+        """An error about the stream, with the weight's name."""
+        return DecodeError(e.code, e.message, tensor=self.name or e.tensor or None, offset=e.offset)
 
     # ---- decoding
     def decode_into(self, buffer: torch.Tensor) -> None:

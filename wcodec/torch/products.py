@@ -11,7 +11,7 @@ what int8 weights give before it is scaled may be too large.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -23,6 +23,12 @@ from wcodec.torch.held import Held, held_of
 FLOATS: Final = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})  #: of activations
 NARROW: Final = frozenset({torch.int8, torch.float8_e4m3fn, torch.float8_e5m2})  #: of weights: the types above hold their values
 DEQUANTISED: Final = {"cpu": 1 << 18, "cuda": 1 << 24}  #: words that are scaled at once: in float32 they fit caches, or scratch
+
+
+def _no_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """No autocast, which would take tiles to another dtype, one by one; nothing where there is none, for that takes microseconds."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 # ---- what weights call -----------------------------------------------------------------------------------------------------
@@ -51,7 +57,7 @@ def times_transposed(
     ------
     DecodeError
     """
-    with torch.autocast(x.device.type, enabled=False):  # which would take tiles to another dtype, one by one
+    with _no_autocast(x):
         if fused and by_tiles(held):
             return _times_transposed(held, x, bias, scale)
         out = held.product(x, bias, scale) if fused else None
@@ -103,7 +109,7 @@ def times(
     ------
     DecodeError
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x):
         if not (fused and by_tiles(held)):
             with _decoded(held) as dense:
                 return F.linear(x, dequantised(dense, scale, x.dtype).t(), bias)

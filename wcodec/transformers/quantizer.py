@@ -152,10 +152,11 @@ class WCodecHfQuantizer(HfQuantizer):
 
     def remove_quantization_config(self, model: Any) -> None:
         """Take away what makes ``save_pretrained`` encode."""
-        super().remove_quantization_config(model)
-        conversions = getattr(model, "_weight_conversions", None) or []
-        plain = [c.plain() if isinstance(c, CodedConverter) else c for c in conversions]
-        model._weight_conversions = [c for c in plain if c is not None]
+        conversions = getattr(model, "_weight_conversions", None)
+        super().remove_quantization_config(model)  # transformers 5.24 takes them away, for other quantizers cannot revert them
+        if conversions is not None:
+            plain = [c.plain() if isinstance(c, CodedConverter) else c for c in conversions]
+            model._weight_conversions = [c for c in plain if c is not None]
         for module in _models(model):
             for name in ("quantization_config", "_is_quantized"):
                 if hasattr(module.config, name):

@@ -20,6 +20,7 @@ from wcodec.errors import BackendUnavailable
 LEAST_CAPABILITY: Final = 75  #: of what NVRTC 13 compiles for
 STAGED_NBYTES: Final = 1 << 20  #: from here on, copies go through pinned memory, which the device reads and writes by itself
 MOST_STAGED_NBYTES: Final = 1 << 25  #: of that memory, of which CuPy takes the next power of two, and keeps it
+MOST_STREAMS: Final = 64  #: of other libraries that are remembered: PyTorch takes its streams from a pool of 32
 _OUT_OF_MEMORY: Final = 2  #: cudaErrorMemoryAllocation
 _NOT_INITIALIZED: Final = 3  #: CUDA_ERROR_NOT_INITIALIZED
 _FORKED: Final = "backend 'cuda' cannot be used in a process forked from one that has used CUDA: start processes by spawn"
@@ -128,6 +129,7 @@ class CupyRuntime(Runtime):
         self._functions: dict[str, Any] = {}
         self._modules: dict[str, Any] = {}
         self._cubins = Cubins(architecture_for(self.capability()))
+        self._streams: dict[int, Any] = {}  #: of other libraries, by handle
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     def info(self) -> dict[str, str]:
@@ -240,10 +242,17 @@ class CupyRuntime(Runtime):
             return self.cupy.cuda.Stream(non_blocking=True)
 
     def external_stream(self, handle: int) -> Any:
-        streams = self.cupy.cuda
-        if hasattr(streams.Stream, "from_external"):  # CuPy 14
-            return streams.Stream.from_external(_ExternalStream(handle))
-        return streams.ExternalStream(handle, self.device)
+        known = self._streams.get(handle)
+        if known is None:
+            streams = self.cupy.cuda
+            if hasattr(streams.Stream, "from_external"):  # CuPy 14
+                known = streams.Stream.from_external(_ExternalStream(handle))
+            else:
+                known = streams.ExternalStream(handle, self.device)
+            if len(self._streams) == MOST_STREAMS:
+                self._streams.clear()
+            self._streams[handle] = known
+        return known
 
     def on(self, stream: Any) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = stream
@@ -260,7 +269,8 @@ class CupyRuntime(Runtime):
 
     # ---- kernels
     def launch(self, kernel: str, grid: int, block: int, *args: Any) -> None:
-        self.function(kernel)((grid,), (block,), args)
+        function = self._functions.get(kernel) or self.function(kernel)
+        function((grid,), (block,), args)
 
     def function(self, kernel: str) -> Any:
         """A kernel, out of the machine code of its source, which is compiled at first (`cubins`)."""
