@@ -55,8 +55,6 @@ def emulated(scripts: Modules, spoil: str = "") -> Any:
         pass
 
     class Runtime(EmulatedRuntime):
-        device = 0
-
         def launch(self, kernel: str, grid: int, block: int, *args: Any) -> None:
             if kernel == spoil:
                 raise CUDARuntimeError("an illegal memory access was encountered")

@@ -122,6 +122,8 @@ class EmulatedRuntime(Runtime):
 
     launched: ClassVar[set[str]] = set()  #: kernels that any of them was asked to run, in this process
 
+    device = 0
+
     def __init__(
         self,
         sanitize: bool = False,
