@@ -225,7 +225,7 @@ class Checker:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "tests.xml"
             options = [
-                "-v", "--tb=short", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=90",
+                "-o", "addopts=", "-v", "--tb=short", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=90",
                 "--continue-on-collection-errors", "--junitxml", str(report),
             ]  # fmt: skip
             command = [sys.executable, "-m", "pytest", "-m", "gpu", *options, *files]
@@ -324,8 +324,11 @@ def _interruptible() -> None:
 
 
 def _end(p: subprocess.Popen[str], grace: float) -> None:
-    """End a process and those it has started: interrupt it, and wait, before it is killed."""
-    for how, seconds in ((signal.SIGINT, grace), (signal.SIGTERM, KILL_S), (signal.SIGKILL, KILL_S)):
+    """End a process and those it has started: interrupt it, and wait, before it is killed.
+
+    Twice: an exception is lost where C code has called Python, and pytest then takes it for the failure of a test.
+    """
+    for how, seconds in ((signal.SIGINT, grace / 2), (signal.SIGINT, grace / 2), (signal.SIGTERM, KILL_S), (signal.SIGKILL, KILL_S)):
         try:
             os.killpg(p.pid, how)
             p.wait(seconds)
