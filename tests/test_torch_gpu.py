@@ -52,6 +52,26 @@ def test_what_was_loaded_can_be_computed_with(checkpoint: tuple[Path, dict[str, 
     assert torch.equal(y, torch.nn.functional.linear(x, tensors["layer0"].cuda()))
 
 
+def test_memory_is_that_of_pytorch(checkpoint: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    """Its allocator knows of it, and of streams that still read what has been let go (`record_stream`)."""
+    path, tensors = checkpoint
+    for current in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(current):
+            torch.cuda.synchronize()
+            before, reader = torch.cuda.memory_allocated(), torch.cuda.Stream()
+            w = load_file(path, device="cuda", names=["layer0"])["layer0"]
+            assert torch.cuda.memory_allocated() - before >= w.nbytes
+            with torch.cuda.stream(reader):
+                torch.cuda._sleep(100_000_000)
+                copied = w.clone()
+            w.record_stream(reader)
+            del w
+            others = [load_file(path, device="cuda", names=[name]) for name in ("layer1", "layer2", "layer0")]
+            torch.cuda.synchronize()
+        assert same(copied.cpu(), tensors["layer0"])
+        del others
+
+
 def test_checkpoints_and_slices(checkpoint: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, tensors = checkpoint
     with WCodecCheckpoint(path, map_location="cuda") as c:
