@@ -24,7 +24,7 @@ import wcodec
 from wcodec import codec
 from wcodec.backends import Backend, load_backend, use_backend
 from wcodec.backends.cuda import differences as on_device
-from wcodec.backends.numba_cpu import NumbaBackend
+from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.codec import Decoder, Encoder
 from wcodec.cuda import BUFFERS_OF_SLOT, LEAST_SLOT_NBYTES, Loader
 from wcodec.errors import DecodeError, EncodeError

@@ -15,9 +15,9 @@ import numpy as np
 from numba.core import types
 from numpy.typing import NDArray
 
-from wcodec.backends import numba_ir as ir
-from wcodec.backends.numba_ir import I8, I32, I64, intrinsic, vector
-from wcodec.backends.numba_jit import jit, kernel
+from wcodec.backends.numba import ir
+from wcodec.backends.numba.compiling import jit, kernel
+from wcodec.backends.numba.ir import I8, I32, I64, intrinsic, vector
 
 _POLYNOMIAL: Final = 0x104C11DB7
 _LANES: Final = {"avx512": 4, "avx2": 2}.get(ir.CARRYLESS, 1)  #: of 128 bits, in a vector

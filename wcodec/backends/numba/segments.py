@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from wcodec.backends.numba_crc import sum_record, sum_words
-from wcodec.backends.numba_jit import call_5, jit, kernel
-from wcodec.backends.numba_prediction import PER_TILE, make_residuals, restore_tiles
-from wcodec.backends.numba_streams import copy, decode_stream, encode_stream, fill, padded
+from wcodec.backends.numba.checksums import sum_record, sum_words
+from wcodec.backends.numba.compiling import call_5, jit, kernel
+from wcodec.backends.numba.prediction import PER_TILE, make_residuals, restore_tiles
+from wcodec.backends.numba.rans import copy, decode_stream, encode_stream, fill, padded
 
 # Columns of a job. Those of a plane stand behind the others, PLANE_COLUMNS for each plane.
 ROW, COL, HEIGHT, WIDTH, LAYOUT, BASE, FILL, START, N_TILES, MODES_AT, MODES_NBYTES, PATCHES_AT, N_PATCHES, END = range(14)
@@ -28,7 +28,7 @@ PLANE_COLUMNS: Final = 5
 LAYOUT_RAW, LAYOUT_PAIRS = 0, 2
 CODER_RAW, CODER_CONSTANT, CODER_RANS, CODER_CONTEXT = 0, 1, 2, 4
 OK, BAD_STREAM, BAD_PATCH, BAD_TILE_MODE = 0, 1, 2, 3
-WITH_CONTEXTS: Final = -1  #: kind of segments that `numba_context` codes
+WITH_CONTEXTS: Final = -1  #: kind of segments that `contexts` codes
 
 
 # ---- jobs ------------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def fill_jobs(
 
 
 # ---- words and planes ------------------------------------------------------------------------------------------------
-# Words are bytes here. `split` and `merge` are the addresses of native functions (`numba_words`) for words of their size.
+# Words are bytes here. `split` and `merge` are the addresses of native functions (`words`) for words of their size.
 @jit
 def split_words(job: Any, shape: Any, data: Any, planes: Any, room: Any, side: Any, word_map: Any, addresses: Any, split: Any) -> None:
     """Byte planes of a segment in element order, `room` apart; `side` has room for its words, which narrow tiles need."""

@@ -1,4 +1,4 @@
-"""Planes merged into words as vectors: the reverse of `numba_split`.
+"""Planes merged into words as vectors: the reverse of `split`.
 
 Symbols come a few groups at a time out of the decoder, while they are in the first cache; lower planes from wherever they are.
 Words can be folded into their CRC-32 before they are stored.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from wcodec.backends import numba_ir as ir
-from wcodec.backends.numba_crc import factors_for, folded
-from wcodec.backends.numba_ir import I8, I16, I64, WIDTH, splat, vector
-from wcodec.backends.numba_jit import native
-from wcodec.backends.numba_vector import GROUP, KINDS, VECTORS
+from wcodec.backends.numba import ir
+from wcodec.backends.numba.checksums import factors_for, folded
+from wcodec.backends.numba.compiling import native
+from wcodec.backends.numba.ir import I8, I16, I64, WIDTH, splat, vector
+from wcodec.backends.numba.rans_vectors import GROUP, KINDS, VECTORS
 
 _N: Final = 4 * WIDTH  #: bytes of a vector
 LANES_NBYTES: Final = _N

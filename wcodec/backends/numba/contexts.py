@@ -1,6 +1,6 @@
 """Segments with a plane whose symbols have contexts. Spec: chapter 9.4.
 
-The class of each symbol becomes a plane of bytes, in the order of the symbols. As `numba_kernels` otherwise, whose loops these
+The class of each symbol becomes a plane of bytes, in the order of the symbols. As `segments` otherwise, whose loops these
 are; a module of its own, so that files without contexts do not compile it.
 """
 
@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from wcodec.backends import numba_kernels as nk
-from wcodec.backends.numba_crc import sum_record, sum_words
-from wcodec.backends.numba_jit import call_4, jit, kernel
-from wcodec.backends.numba_prediction import PER_TILE, make_residuals, restore_tiles
-from wcodec.backends.numba_streams import (  # fmt: skip
+from wcodec.backends.numba import segments as nk
+from wcodec.backends.numba.checksums import sum_record, sum_words
+from wcodec.backends.numba.compiling import call_4, jit, kernel
+from wcodec.backends.numba.prediction import PER_TILE, make_residuals, restore_tiles
+from wcodec.backends.numba.rans import (  # fmt: skip
     GROUP,
     MAP,
     begin_by_class,
@@ -25,7 +25,7 @@ from wcodec.backends.numba_streams import (  # fmt: skip
     fill,
     padded,
 )
-from wcodec.backends.numba_vector import MAPPED
+from wcodec.backends.numba.rans_vectors import MAPPED
 
 # Copies of the reference's enumeration, and what stands for one table, with coder RANS: a map of one class. So here all streams
 # have maps.
@@ -128,7 +128,7 @@ def encode_context_range(
     maps: Any, planes: Any, room: Any, side: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any,
     n_units: Any, n_patches: Any, addresses: Any, split: Any,
 ) -> Any:  # fmt: skip
-    """As `numba_kernels.encode_range`, for segments of layout BYTES or PAIRS; `entries` are words."""
+    """As `segments.encode_range`, for segments of layout BYTES or PAIRS; `entries` are words."""
     cols, word_nbytes = shape[0], shape[3]
     rooms, at = planes[word_nbytes * room :], 0
     work, classes = rooms[WORK * room : (WORK + 1) * room], rooms[CLASSES * room : (CLASSES + 1) * room]
@@ -255,7 +255,7 @@ def decode_context_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, maps: Any,
     planes: Any, room: Any, side: Any, work: Any, sums: Any, data: Any, status: Any, addresses: Any, merge: Any,
 ) -> None:  # fmt: skip
-    """As `numba_kernels.decode_range`, for segments of layout BYTES or PAIRS, two at a time, so that one's latency hides behind the
+    """As `segments.decode_range`, for segments of layout BYTES or PAIRS, two at a time, so that one's latency hides behind the
     other's. Lower planes with contexts come last, for plane 0 may hold their contexts."""
     own = (shape[3] + N_ROOMS) * room
     for a in range(first, last, 2):

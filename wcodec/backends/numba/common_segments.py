@@ -1,7 +1,7 @@
-"""Segments of the common kinds (`numba_vector.KINDS`), two at a time, so that one's latency hides behind the other's.
+"""Segments of the common kinds (`rans_vectors.KINDS`), two at a time, so that one's latency hides behind the other's.
 
 Words are split as vectors before they are counted or encoded; decoded symbols are merged with lower planes while in the first
-cache. Compiled only where `numba_ir.VARIANT` is not ``"plain"``.
+cache. Compiled only where `ir.VARIANT` is not ``"plain"``.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from wcodec.backends import numba_kernels as nk
-from wcodec.backends import numba_merge as mg
-from wcodec.backends import numba_split as sp
-from wcodec.backends import numba_vector as v
-from wcodec.backends.numba_crc import crc_behind, crc_of_lanes, sum_record, sum_words
-from wcodec.backends.numba_jit import call_2, jit, kernel
-from wcodec.backends.numba_prediction import make_residuals
-from wcodec.backends.numba_streams import (  # fmt: skip
+from wcodec.backends.numba import merge as mg
+from wcodec.backends.numba import rans_vectors as v
+from wcodec.backends.numba import segments as nk
+from wcodec.backends.numba import split as sp
+from wcodec.backends.numba.checksums import crc_behind, crc_of_lanes, sum_record, sum_words
+from wcodec.backends.numba.compiling import call_2, jit, kernel
+from wcodec.backends.numba.prediction import make_residuals
+from wcodec.backends.numba.rans import (  # fmt: skip
     DECODE_1,
     DECODE_2,
     ENCODE_1,
@@ -100,7 +100,7 @@ def histogram_fused_range(
     first: Any, last: Any, jobs: Any, shape: Any, data: Any, which: Any, mode: Any, base: Any, code: Any,
     planes: Any, room: Any, rows: Any, params: Any, four: Any, natives: Any, counts: Any, splitter: Any,
 ) -> None:  # fmt: skip
-    """As `numba_kernels.histogram_range`, for segments of a single tile."""
+    """As `segments.histogram_range`, for segments of a single tile."""
     word_nbytes, pairs = shape[3], base >= 0
     work, modes, patches = planes[(SHARE - 1) * room :], planes[:0], planes[4 * room : SHARE * room].view(np.uint32)
     for k in range(first, last):
@@ -155,7 +155,7 @@ def encode_fused_range(
     planes: Any, room: Any, rows: Any, params: Any, stream_words: Any, work: Any, sums: Any, record: Any,
     n_units: Any, n_patches: Any, splitter: Any,
 ) -> Any:  # fmt: skip
-    """As `numba_kernels.encode_range`, for segments that all suit a kind; `splitter` is its native function."""
+    """As `segments.encode_range`, for segments that all suit a kind; `splitter` is its native function."""
     word_nbytes, at = shape[3], 0
     pairs = jobs[first, nk.LAYOUT] == nk.LAYOUT_PAIRS
     half_words, n_groups = stream_words.size // 2, np.zeros(2, np.int64)
@@ -270,10 +270,10 @@ def decode_fused_range(
     first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any,
     planes: Any, room: Any, words: Any, symbols: Any, merging: Any, lanes: Any, work: Any, sums: Any, out: Any, status: Any, merger: Any,
 ) -> None:  # fmt: skip
-    """As `numba_kernels.decode_range`, for segments that all suit a kind (`numba_vector.KINDS`); `merger` is its native function.
+    """As `segments.decode_range`, for segments that all suit a kind (`rans_vectors.KINDS`); `merger` is its native function.
 
     `planes` has room for six planes, `words` for the words of two segments, `symbols` for a block of each. `merging` and `lanes` are
-    parameters and sums of `numba_merge`.
+    parameters and sums of `merge`.
     """
     cols, word_nbytes = shape[0], shape[3]
     pairs = jobs[first, nk.LAYOUT] == nk.LAYOUT_PAIRS

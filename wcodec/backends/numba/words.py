@@ -13,9 +13,9 @@ from typing import Any
 
 from llvmlite.ir import IntType
 
-from wcodec.backends import numba_ir as ir
-from wcodec.backends.numba_ir import I8, I64
-from wcodec.backends.numba_jit import native
+from wcodec.backends.numba import ir
+from wcodec.backends.numba.compiling import native
+from wcodec.backends.numba.ir import I8, I64
 
 
 def _map_of(b: Any, address: Any, word: Any) -> list[Any]:

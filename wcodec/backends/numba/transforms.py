@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from wcodec.backends import numba_ir as ir
-from wcodec.backends.numba_ir import I8, I16, I64, VARIANT, splat, vector
-from wcodec.backends.numba_jit import native
+from wcodec.backends.numba import ir
+from wcodec.backends.numba.compiling import native
+from wcodec.backends.numba.ir import I8, I16, I64, VARIANT, splat, vector
 from wcodec.reference.transforms import FRACTION, ORDER, SIZE, Transform, steps
 
 LANES: Final = {"avx512": 32, "avx2": 16, "plain": 8}[VARIANT]  #: bytes of a row that are transformed together

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wcodec.backends.numba_jit import kernel
+from wcodec.backends.numba.compiling import kernel
 
 
 @kernel

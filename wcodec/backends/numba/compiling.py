@@ -19,20 +19,20 @@ from numba.core import types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
-from wcodec.backends.numba_ir import I64, intrinsic
+from wcodec.backends.numba.ir import I64, intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _stamp() -> str:
+def stamp_of(folder: Path) -> str:
     """Checksum of the sources that kernels are made of. Numba itself looks at the file of the kernel alone."""
     crc = 0
-    for path in sorted(Path(__file__).parent.glob("numba_*.py")):
+    for path in sorted(folder.glob("*.py")):
         crc = zlib.crc32(path.read_bytes(), crc)
     return f"{crc:08x}"
 
 
-_STAMP: Final = _stamp()
+STAMP: Final = stamp_of(Path(__file__).parent)
 
 
 class _PartLibrary(JITCodeLibrary):
@@ -77,7 +77,7 @@ def _refuse(name: str, *args: Any, **kwargs: Any) -> Any:
 def kernel(function: F) -> F:
     """Compile at the first call, and keep the machine code on disk if there is a place for it."""
     compile_with: Any = njit
-    function.__qualname__ += f"-{_STAMP}"  # becomes a part of the name of the file on disk
+    function.__qualname__ += f"-{STAMP}"  # becomes a part of the name of the file on disk
     try:
         compiled: F = compile_with(cache=True, nogil=True, no_cfunc_wrapper=True, error_model="numpy")(function)
     except RuntimeError:  # numba finds no directory that it may write to
@@ -128,7 +128,7 @@ def _compiled(name: str, emitted: Any, n_args: int) -> Any:
     """A C function. What it calls is a global of it: numba does not find a function on disk that has a closure."""
     body = {2: _body_2, 4: _body_4, 5: _body_5}[n_args]
     function = FunctionType(body.__code__, {**globals(), "emitted": emitted}, name)
-    function.__qualname__ = f"{name}-{_STAMP}"
+    function.__qualname__ = f"{name}-{STAMP}"
     signature, compile_with = types.void(*[types.int64] * n_args), _anything(cfunc)
     try:
         return compile_with(signature, cache=True)(function)

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends import numba_context, numba_ir, numba_vector
-from wcodec.backends import numba_kernels as kernels
+from wcodec.backends.numba import contexts, ir, rans_vectors
+from wcodec.backends.numba import segments as kernels
 from wcodec.backends.protocol import DType, Geometry, SegmentPlan
 from wcodec.reference import entropy
 from wcodec.reference.entropy import ContextMap, Table
@@ -46,12 +46,12 @@ def word_map(dtype_id: int) -> NDArray[np.uint64]:
 def _kind(dtype: DType, pairs: bool) -> int:
     name = dtype.word_map.name.lower().replace("_first", f" {dtype.exponent_bits}")
     kind = (pairs, dtype.word_nbytes, name)
-    return 1 + numba_vector.KINDS.index(kind) if numba_ir.VARIANT != "plain" and kind in numba_vector.KINDS else 0
+    return 1 + rans_vectors.KINDS.index(kind) if ir.VARIANT != "plain" and kind in rans_vectors.KINDS else 0
 
 
 @lru_cache(maxsize=64)
 def fused_kinds(dtype_id: int) -> tuple[int, int]:
-    """Numbers of the vector kernels that suit layouts BYTES and PAIRS of a dtype (`numba_vector.KINDS`, from 1), or 0 for none."""
+    """Numbers of the vector kernels that suit layouts BYTES and PAIRS of a dtype (`rans_vectors.KINDS`, from 1), or 0 for none."""
     return _kind(BY_ID[dtype_id], False), _kind(BY_ID[dtype_id], True)
 
 
@@ -97,7 +97,7 @@ class Jobs(NamedTuple):
     rows
         A job each; for encoding they do not say where anything is in the payload.
     kinds
-        For each the number of the fused kernels that suit it, 0 for plain loops, or `numba_kernels.WITH_CONTEXTS`.
+        For each the number of the fused kernels that suit it, 0 for plain loops, or `segments.WITH_CONTEXTS`.
     tables
         The tables that are used; jobs number them from 0.
     maps
@@ -135,7 +135,7 @@ class Jobs(NamedTuple):
         return cls(rows, kinds, [plan.tables[i] for i in ids[:n_used].tolist()], maps)
 
     def map_arrays(self, own: Ints, size: int) -> tuple[NDArray[Any], ...]:
-        """The maps as `numba_context` takes them, for tables of `size` entries; `own` is what belongs to a table."""
+        """The maps as `contexts` takes them, for tables of `size` entries; `own` is what belongs to a table."""
         if not self.maps:
             return ()
         class_of, parts = np.zeros((len(self.maps), 256), np.uint8), np.zeros((len(self.maps), entropy.MAX_CLASSES), np.uint32)
@@ -153,7 +153,7 @@ def _missing(plan: SegmentPlan) -> ValueError:
 def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32], list[ContextMap]]:
     """Columns `coder` and `table`, and the context maps that are used, by whose places `table` names them.
 
-    In a segment with contexts RANS becomes CONTEXT, with a map of one class (`numba_context.SINGLE`).
+    In a segment with contexts RANS becomes CONTEXT, with a map of one class (`contexts.SINGLE`).
     """
     coder, table, pool = plan.segments.coder, plan.segments.table, plan.tables
     context = coder == Coder.CONTEXT.value
@@ -170,7 +170,7 @@ def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32]
     numbers = {number: i for i, number in enumerate(sorted(set(named)))}
     if not single.any() and max(numbers) >= n_maps:
         raise _missing(plan)
-    maps = [pool.maps[i] if i < n_maps else ContextMap(numba_context.SINGLE, bytes(1), (i - n_maps,)) for i in numbers]
+    maps = [pool.maps[i] if i < n_maps else ContextMap(contexts.SINGLE, bytes(1), (i - n_maps,)) for i in numbers]
     if max(max(m.tables) for m in maps) >= len(pool):
         raise _missing(plan)
     table[context] = [numbers[i] for i in named]
@@ -202,7 +202,7 @@ def frequencies(tables: list[Table]) -> Ints:
 
 
 def coding_tables(tables: list[Table]) -> tuple[NDArray[np.uint64], Bytes, Bytes]:
-    """Encoding tables: for each symbol ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32 | start``; those of `numba_vector`.
+    """Encoding tables: for each symbol ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32 | start``; those of `rans_vectors`.
 
     The last ones are those for symbols with contexts.
     """
@@ -211,6 +211,6 @@ def coding_tables(tables: list[Table]) -> tuple[NDArray[np.uint64], Bytes, Bytes
     one = np.uint64(1) << (np.uint64(32) + bits.reshape(-1, 1))
     some = np.maximum(freq, np.uint64(1))
     words = (freq << np.uint64(20) | start << np.uint64(8)).astype("<u4").view(np.uint8).reshape(-1, 256, 4)
-    entries = np.ascontiguousarray(words[:, :, 1:].transpose(0, 2, 1)) if numba_ir.BYTE_LOOKUP else words
+    entries = np.ascontiguousarray(words[:, :, 1:].transpose(0, 2, 1)) if ir.BYTE_LOOKUP else words
     reciprocals = np.stack([(one + some - np.uint64(1)) // some, freq << np.uint64(32) | start], axis=-1)
     return reciprocals, entries.reshape(len(freq), entries.shape[1] * entries.shape[2]), words.reshape(len(freq), 1024)

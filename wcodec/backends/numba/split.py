@@ -1,4 +1,4 @@
-"""Words cut into planes and nibble pairs as vectors: the reverse of what `numba_vector` does behind its decoder.
+"""Words cut into planes and nibble pairs as vectors: the reverse of what `rans_vectors` does behind its decoder.
 
 A kernel goes over the words of a segment in steps of `STEP` words, whose rows it trusts to be whole steps wide.
 """
@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from llvmlite.ir import IntType
 
-from wcodec.backends import numba_ir as ir
-from wcodec.backends.numba_ir import I8, I32, I64, WIDTH, splat, vector
-from wcodec.backends.numba_jit import native
-from wcodec.backends.numba_vector import KINDS
+from wcodec.backends.numba import ir
+from wcodec.backends.numba.compiling import native
+from wcodec.backends.numba.ir import I8, I32, I64, WIDTH, splat, vector
+from wcodec.backends.numba.rans_vectors import KINDS
 
 _N: Final = 4 * WIDTH  #: bytes of a vector
 STEP: Final = 2 * _N  #: words

@@ -1,4 +1,4 @@
-"""The CPU backend: compiled loops (`wcodec.backends.numba_kernels`) over ranges of segments, one thread a range."""
+"""The CPU backend: compiled loops (`wcodec.backends.numba.segments`) over ranges of segments, one thread a range."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import logging
 import os
 import platform
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import count, pairwise
 from pathlib import Path
@@ -21,13 +19,21 @@ import numpy as np
 from numba.core import event
 from numpy.typing import NDArray
 
-from wcodec.backends import numba_context, numba_differences, numba_fused, numba_jobs, numba_merge, numba_split, numba_tables, numba_words
-from wcodec.backends import numba_kernels as kernels
-from wcodec.backends.numba_crc import Sums, crc32_range
-from wcodec.backends.numba_ir import VARIANT
-from wcodec.backends.numba_jobs import Ints, Jobs
-from wcodec.backends.numba_kernels import WITH_CONTEXTS
-from wcodec.backends.numba_streams import VECTOR_BITS, Work
+from wcodec.backends.numba import common_segments as common
+from wcodec.backends.numba import contexts
+from wcodec.backends.numba import jobs as plans
+from wcodec.backends.numba import segments as kernels
+from wcodec.backends.numba.checksums import Sums, crc32_range
+from wcodec.backends.numba.differences import add_range, subtract_range, xor_range
+from wcodec.backends.numba.ir import VARIANT
+from wcodec.backends.numba.jobs import Ints, Jobs
+from wcodec.backends.numba.merge import merger as vector_merger
+from wcodec.backends.numba.rans import VECTOR_BITS
+from wcodec.backends.numba.scratch import Loans, Memory, Scratch, borrow_scratch
+from wcodec.backends.numba.segments import WITH_CONTEXTS
+from wcodec.backends.numba.split import splitter as vector_splitter
+from wcodec.backends.numba.tables import fill_luts, read_tables
+from wcodec.backends.numba.words import merger, splitter
 from wcodec.backends.protocol import Backend, Checksums, Difference, DType, EncodedSegments, Geometry, SegmentPlan
 from wcodec.reference import entropy
 from wcodec.reference.checksums import crc32_combine
@@ -38,9 +44,6 @@ T = TypeVar("T")
 
 TASK_NBYTES: Final = 1 << 23  #: words that a thread takes at once: enough to be worth it, little enough to share out
 INLINE_NBYTES: Final = 1 << 20  #: less than that is done in the caller's thread: to wake another one takes as long
-KEPT_LOANS: Final = 4  #: payloads whose memory is kept
-KEPT_NBYTES: Final = 1 << 26  #: larger scratch is not kept
-KEPT_LOAN_NBYTES: Final = 1 << 28  #: larger payloads are not kept
 
 
 class _Announcement(event.Listener):
@@ -62,80 +65,6 @@ _register: Any = event.register
 _register("numba:compile", _Announcement())
 
 
-class _Scratch:
-    """What one thread needs besides inputs and outputs. Grows on demand."""
-
-    def __init__(self) -> None:
-        self.planes, self.side, self.stream_words = np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint16)
-        self.four, self.addresses, self.streams = np.empty(4 * 256, np.uint32), np.empty(16, np.int64), Work()
-        self.split = np.zeros(numba_split.N_PARAMS + 8, np.int64)
-        self.symbols = np.zeros((2, numba_fused.BLOCK * entropy.GROUP), np.uint8)
-        self.merging, self.lanes = np.zeros((2, numba_merge.N_PARAMS), np.int64), np.zeros((2, numba_merge.LANES_NBYTES), np.uint8)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that grow."""
-        return self.planes.nbytes + self.side.nbytes + self.stream_words.nbytes + self.streams.spare.nbytes
-
-    def grow(self, n_planes: int, room: int, encoding: bool = False) -> None:
-        """Make room for planes `room` apart, and for encoding two streams of such planes."""
-        if self.planes.size < n_planes * room:
-            self.planes = np.empty(n_planes * room, np.uint8)
-        if encoding and self.stream_words.size < 2 * (room + 16):
-            self.stream_words = np.empty(2 * (room + 16), np.uint16)
-
-    def grow_side(self, room: int, shape: tuple[int, int, int, int], width: int) -> Bytes:
-        """Room for the words of a segment, if tiles are narrower than segments of that width."""
-        nbytes = room * shape[3] if shape[2] < width else 0
-        if self.side.size < nbytes:
-            self.side = np.empty(nbytes, np.uint8)
-        return self.side
-
-
-@contextmanager
-def _borrow(free: list[_Scratch]) -> Iterator[_Scratch]:
-    """Scratch that no one else uses meanwhile."""
-    try:
-        scratch = free.pop()
-    except IndexError:
-        scratch = _Scratch()
-    yield scratch
-    if scratch.nbytes <= KEPT_NBYTES:
-        free.append(scratch)
-
-
-class _Memory:
-    """Memory of an array, for `np.asarray`."""
-
-    def __init__(self, array: Bytes, nbytes: int | None = None) -> None:
-        self.array = array  # NumPy keeps this object, which keeps the memory
-        address, n = array.__array_interface__["data"][0], array.size if nbytes is None else nbytes
-        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (n,), "data": (address, False)}
-
-
-class _Loans:
-    """Memory for payloads, taken back when nobody looks at it any more: new pages cost as much as coding."""
-
-    def __init__(self) -> None:
-        self.free: list[Bytes] = []
-
-    def borrow(self, nbytes: int) -> _Memory:
-        """Memory of that size."""
-        try:
-            array = self.free.pop()
-        except IndexError:
-            array = np.empty(0, np.uint8)
-        if array.size < nbytes:
-            array = np.empty(nbytes, np.uint8)
-        memory = _Memory(array, nbytes)
-        weakref.finalize(memory, self._take_back, array).atexit = False
-        return memory
-
-    def _take_back(self, array: Bytes) -> None:
-        if len(self.free) < KEPT_LOANS and array.size <= KEPT_LOAN_NBYTES:
-            self.free.append(array)
-
-
 def _bytes(array: NDArray[Any]) -> Bytes:
     """The bytes of a contiguous array.
 
@@ -143,7 +72,7 @@ def _bytes(array: NDArray[Any]) -> Bytes:
     to their inputs, so inputs may all pass for writeable.
     """
     flat = array.reshape(-1).view(np.uint8)
-    return flat if flat.flags.writeable else np.asarray(_Memory(flat))
+    return flat if flat.flags.writeable else np.asarray(Memory(flat))
 
 
 def _runs(kinds: Ints, first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -168,8 +97,8 @@ class NumbaBackend(Backend):
         self.n_threads = threads or len(os.sched_getaffinity(0))
         self._lock, self._pid = threading.Lock(), os.getpid()
         self._executor: ThreadPoolExecutor | None = None
-        self._free: list[_Scratch] = []
-        self._loans = _Loans()
+        self._free: list[Scratch] = []
+        self._loans = Loans()
 
     def info(self) -> dict[str, str]:
         return {
@@ -178,7 +107,7 @@ class NumbaBackend(Backend):
         }  # fmt: skip
 
     # ---- threads
-    def _map(self, step: Callable[[int, int, _Scratch], T], n: int, nbytes: int) -> list[T]:
+    def _map(self, step: Callable[[int, int, Scratch], T], n: int, nbytes: int) -> list[T]:
         """``step(first, last, scratch)`` for ranges that make up `n` segments of `nbytes` bytes in all.
 
         The caller's thread takes part: Linux wakes two threads of a waiting caller on the same core, and moves one only after 2 to 4 ms.
@@ -192,7 +121,7 @@ class NumbaBackend(Backend):
         firsts, turns, out = range(0, n, size), count(), list[Any]([None] * -(-n // size))
 
         def work() -> None:
-            with _borrow(self._free) as scratch:
+            with borrow_scratch(self._free) as scratch:
                 while (i := next(turns)) < len(firsts):
                     out[i] = step(firsts[i], min(firsts[i] + size, n), scratch)
 
@@ -219,7 +148,7 @@ class NumbaBackend(Backend):
 
     def close(self) -> None:
         with self._lock:
-            executor, self._executor, self._free, self._loans = self._executor, None, [], _Loans()
+            executor, self._executor, self._free, self._loans = self._executor, None, [], Loans()
         if executor is not None:
             executor.shutdown()
 
@@ -229,23 +158,23 @@ class NumbaBackend(Backend):
         segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
         mode: int = 0, base: int | None = None, fill: int = 0,
     ) -> NDArray[np.int64]:  # fmt: skip
-        jobs, (height, width) = numba_jobs.rectangles(geometry, dtype, segments), numba_jobs.largest(geometry)
+        jobs, (height, width) = plans.rectangles(geometry, dtype, segments), plans.largest(geometry)
         nibbles = base is not None and dtype.word_nbytes == 1
         which = np.array(range(2 if nibbles else dtype.word_nbytes) if planes is None else planes, np.int64)
         counts = np.empty((len(jobs), which.size + (base is not None and not nibbles), 256), np.int64)
-        data, word_map = _bytes(_checked(words, geometry, dtype)), numba_jobs.word_map(dtype.id)
-        shape, room = numba_jobs.matrix_shape(geometry, dtype), numba_jobs.plane_room(geometry)
+        data, word_map = _bytes(_checked(words, geometry, dtype)), plans.word_map(dtype.id)
+        shape, room = plans.matrix_shape(geometry, dtype), plans.plane_room(geometry)
         raster = height <= geometry.tile_rows and width <= geometry.tile_cols
-        kind, window = numba_jobs.fused_kinds(dtype.id)[base is not None] if raster else 0, -1 if base is None else base
-        split = numba_split.splitter(kind, nibbles or bool((which > 0).any())) if kind else numba_words.splitter(dtype.word_nbytes)
+        kind, window = plans.fused_kinds(dtype.id)[base is not None] if raster else 0, -1 if base is None else base
+        split = vector_splitter(kind, nibbles or bool((which > 0).any())) if kind else splitter(dtype.word_nbytes)
 
-        def step(first: int, last: int, scratch: _Scratch) -> None:
+        def step(first: int, last: int, scratch: Scratch) -> None:
             scratch.streams.need_transforms({mode})
             if kind:
-                scratch.grow(numba_fused.SHARE + dtype.word_nbytes, room)
-                numba_fused.histogram_fused_range(
+                scratch.grow(common.SHARE + dtype.word_nbytes, room)
+                common.histogram_fused_range(
                     first, last, jobs, shape, data, which, mode, window, fill, scratch.planes, room,
-                    scratch.planes[numba_fused.SHARE * room :], scratch.split, scratch.four, scratch.streams.natives, counts, split,
+                    scratch.planes[common.SHARE * room :], scratch.split, scratch.four, scratch.streams.natives, counts, split,
                 )  # fmt: skip
             else:
                 scratch.grow(dtype.word_nbytes + 1, room)
@@ -272,21 +201,21 @@ class NumbaBackend(Backend):
     def _encode(self, plan: SegmentPlan, words: Any, sums: Sums) -> EncodedSegments:
         n, g, dtype, of_plan = plan.geometry.n_segments, plan.geometry, plan.dtype, Jobs.of(plan, encoding=True)
         jobs, kinds, tables, _ = of_plan
-        worst, (coding, entries, context_entries) = numba_jobs.worst_nbytes(plan), numba_jobs.coding_tables(tables)
+        worst, (coding, entries, context_entries) = plans.worst_nbytes(plan), plans.coding_tables(tables)
         own = np.array([(t.prob_bits, t.padding) for t in tables], np.int64).reshape(-1, 2)
         modes = np.empty(0, np.uint8) if plan.modes is None else _bytes(plan.modes)
-        data, shape, word_map = _bytes(_checked(words, g, dtype)), numba_jobs.matrix_shape(g, dtype), numba_jobs.word_map(dtype.id)
-        maps, used_modes = of_plan.map_arrays(own, 256), numba_jobs.used_modes(plan)
+        data, shape, word_map = _bytes(_checked(words, g, dtype)), plans.matrix_shape(g, dtype), plans.word_map(dtype.id)
+        maps, used_modes = of_plan.map_arrays(own, 256), plans.used_modes(plan)
         scales = np.empty(0, np.uint8) if plan.scales is None else _bytes(plan.scales)
         coded = np.flatnonzero(kinds > 0)
         kinds[coded[own[jobs[coded, kernels.N_COLUMNS + kernels.TABLE], 0] < VECTOR_BITS]] = 0
-        room, n_units, n_patches = numba_jobs.plane_room(g), np.zeros((dtype.n_planes, n), np.uint32), np.zeros(n, np.uint32)
+        room, n_units, n_patches = plans.plane_room(g), np.zeros((dtype.n_planes, n), np.uint32), np.zeros(n, np.uint32)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(worst)])
         payload = np.asarray(self._loans.borrow(int(starts[-1])))  # each thread writes where its part would start at worst
 
-        def step(first: int, last: int, scratch: _Scratch) -> tuple[int, int]:
-            scratch.grow(2 * numba_fused.SHARE + dtype.word_nbytes, room, encoding=True)
-            side = scratch.grow_side(room, shape, numba_jobs.largest(g)[1])
+        def step(first: int, last: int, scratch: Scratch) -> tuple[int, int]:
+            scratch.grow(2 * common.SHARE + dtype.word_nbytes, room, encoding=True)
+            side = scratch.grow_side(room, shape, plans.largest(g)[1])
             scratch.streams.need_transforms(used_modes)
             start, arrays, crcs = int(starts[first]), scratch.streams.arrays(), sums.arrays()
             at = start
@@ -295,20 +224,20 @@ class NumbaBackend(Backend):
                     at += kernels.encode_range(
                         a, b, jobs, shape, word_map, data, modes, coding, entries, own,
                         scratch.planes, room, side, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
-                        scratch.addresses, numba_words.splitter(dtype.word_nbytes),
+                        scratch.addresses, splitter(dtype.word_nbytes),
                     )  # fmt: skip
                 elif kinds[a] == WITH_CONTEXTS:
                     scratch.streams.need_contexts()
-                    at += numba_context.encode_context_range(
+                    at += contexts.encode_context_range(
                         a, b, jobs, shape, word_map, data, modes, scales, coding, context_entries, maps,
                         scratch.planes, room, side, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
-                        scratch.addresses, numba_words.splitter(dtype.word_nbytes),
+                        scratch.addresses, splitter(dtype.word_nbytes),
                     )  # fmt: skip
                 else:
-                    at += numba_fused.encode_fused_range(
+                    at += common.encode_fused_range(
                         a, b, jobs, shape, data, coding, entries, own, scratch.planes, room,
-                        scratch.planes[2 * numba_fused.SHARE * room :], scratch.split, scratch.stream_words, arrays, crcs, payload[at:],
-                        n_units, n_patches, numba_split.splitter(int(kinds[a]), True),
+                        scratch.planes[2 * common.SHARE * room :], scratch.split, scratch.stream_words, arrays, crcs, payload[at:],
+                        n_units, n_patches, vector_splitter(int(kinds[a]), True),
                     )  # fmt: skip
             return start, at
 
@@ -332,10 +261,10 @@ class NumbaBackend(Backend):
         g, dtype, of_plan = plan.geometry, plan.dtype, Jobs.of(plan)
         jobs, kinds, tables, _ = of_plan
         luts, own = np.empty((len(tables), 1 << entropy.MAX_PROB_BITS), np.uint32), np.empty((len(tables), 1), np.int64)
-        numba_tables.fill_luts(numba_jobs.frequencies(tables), luts)
+        fill_luts(plans.frequencies(tables), luts)
         own[:, 0] = [t.prob_bits for t in tables]
-        maps, used_modes = of_plan.map_arrays(own, 1 << entropy.MAX_PROB_BITS), numba_jobs.used_modes(plan)
-        room, shape, word_map = numba_jobs.plane_room(g), numba_jobs.matrix_shape(g, dtype), numba_jobs.word_map(dtype.id)
+        maps, used_modes = of_plan.map_arrays(own, 1 << entropy.MAX_PROB_BITS), plans.used_modes(plan)
+        room, shape, word_map = plans.plane_room(g), plans.matrix_shape(g, dtype), plans.word_map(dtype.id)
         if payload.size < plan.offsets[-1]:
             raise ValueError(f"the payload has {payload.size} bytes; the plan says {plan.offsets[-1]}")
         source, target = _bytes(payload), _checked(out, g, dtype).reshape(-1).view(np.uint8)
@@ -344,11 +273,11 @@ class NumbaBackend(Backend):
         longest = int(plan.stream_nbytes.max(initial=0))
         n_planes = 6 + 2 * dtype.word_nbytes if kinds.any() else dtype.word_nbytes + 1
         if maps:
-            n_planes = 2 * (numba_context.N_ROOMS + dtype.word_nbytes)
+            n_planes = 2 * (contexts.N_ROOMS + dtype.word_nbytes)
 
-        def step(first: int, last: int, scratch: _Scratch) -> None:
+        def step(first: int, last: int, scratch: Scratch) -> None:
             scratch.grow(n_planes, room)
-            side = scratch.grow_side(room, shape, numba_jobs.largest(g)[1])
+            side = scratch.grow_side(room, shape, plans.largest(g)[1])
             scratch.streams.grow(longest)
             scratch.streams.need_transforms(used_modes)
             arrays, crcs = scratch.streams.arrays(), sums.arrays()
@@ -356,19 +285,19 @@ class NumbaBackend(Backend):
                 if kinds[a] == 0:
                     kernels.decode_range(
                         a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, side, arrays, crcs, target, status,
-                        scratch.addresses, numba_words.merger(dtype.word_nbytes),
+                        scratch.addresses, merger(dtype.word_nbytes),
                     )  # fmt: skip
                 elif kinds[a] == WITH_CONTEXTS:
                     scratch.streams.need_contexts()
-                    numba_context.decode_context_range(
+                    contexts.decode_context_range(
                         a, b, jobs, shape, word_map, source, luts, maps, scratch.planes, room, side, arrays, crcs, target, status,
-                        scratch.addresses, numba_words.merger(dtype.word_nbytes),
+                        scratch.addresses, merger(dtype.word_nbytes),
                     )  # fmt: skip
                 else:
-                    numba_fused.decode_fused_range(
+                    common.decode_fused_range(
                         a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.planes[6 * room :],
                         scratch.symbols, scratch.merging, scratch.lanes, arrays, crcs, target, status,
-                        numba_merge.merger(int(kinds[a]), sums.of_words),
+                        vector_merger(int(kinds[a]), sums.of_words),
                     )  # fmt: skip
 
         self._map(step, status.size, target.size)
@@ -378,20 +307,20 @@ class NumbaBackend(Backend):
         out, top = np.empty(words.shape, words.dtype), 8 * words.itemsize - 1
         flat, others, coded = (_bytes(a).view(words.dtype) for a in (words, base, out))
 
-        def step(first: int, last: int, _: _Scratch) -> None:
+        def step(first: int, last: int, _: Scratch) -> None:
             if difference == Difference.XOR:
-                numba_differences.xor_range(flat[first:last], others[first:last], coded[first:last])
+                xor_range(flat[first:last], others[first:last], coded[first:last])
             else:
-                numba_differences.subtract_range(flat[first:last], others[first:last], coded[first:last], top)
+                subtract_range(flat[first:last], others[first:last], coded[first:last], top)
 
         self._map(step, out.size, out.nbytes)
         return out
 
     def add_base(self, coded: Any, base: Any, difference: Difference) -> int:
-        work = numba_differences.xor_range if difference == Difference.XOR else numba_differences.add_range
+        work = xor_range if difference == Difference.XOR else add_range
         words, others = (_bytes(a).view(coded.dtype) for a in (coded, base))
 
-        def step(first: int, last: int, _: _Scratch) -> None:
+        def step(first: int, last: int, _: Scratch) -> None:
             work(words[first:last], others[first:last], words[first:last])
 
         self._map(step, words.size, words.nbytes)
@@ -402,7 +331,7 @@ class NumbaBackend(Backend):
         while len(tables) < n:
             some = min(n - len(tables), 64)
             freq, prob_bits = np.zeros((some, 256), np.int64), np.zeros(some, np.int64)
-            at = numba_tables.read_tables(raw, at, freq, prob_bits)
+            at = read_tables(raw, at, freq, prob_bits)
             if at < 0:
                 return entropy.read_tables(data, offset, n)  # which says what is wrong
             tables += map(Table, freq, prob_bits.tolist())
@@ -412,7 +341,7 @@ class NumbaBackend(Backend):
         data, offsets = _bytes(payload), np.ascontiguousarray(offsets, np.int64)
         out = np.empty(offsets.size - 1, np.uint32)
 
-        def step(first: int, last: int, _: _Scratch) -> None:
+        def step(first: int, last: int, _: Scratch) -> None:
             crc32_range(data, offsets, first, last, 0, out)
 
         self._map(step, out.size, int(offsets[-1] - offsets[0]))
@@ -423,7 +352,7 @@ class NumbaBackend(Backend):
         n = min(self.n_threads, max(1, data.size // INLINE_NBYTES))
         offsets, parts = np.arange(n + 1, dtype=np.int64) * data.size // n, np.empty(n, np.uint32)
 
-        def step(first: int, last: int, _: _Scratch) -> None:
+        def step(first: int, last: int, _: Scratch) -> None:
             for k in range(first, last):
                 crc32_range(data, offsets, k, k + 1, start if k == 0 else 0, parts)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from wcodec.backends.numba_jit import jit, kernel
-from wcodec.backends.numba_streams import fill
+from wcodec.backends.numba.compiling import jit, kernel
+from wcodec.backends.numba.rans import fill
 
 
 @jit

@@ -1,8 +1,8 @@
-"""Prediction: residuals of tiles, and tiles out of residuals. Spec: chapter 7. Transforms are those of `numba_transform`.
+"""Prediction: residuals of tiles, and tiles out of residuals. Spec: chapter 7. Transforms are those of `transforms`.
 
 Forwards, every residual depends on given bytes alone: the whole tile is one run of bytes, and the first column is done over
 again. Backwards, LEFT, TOP and PLANAR are sums modulo 256 along the rows or down the columns, and AVG is a chain in each row;
-the chains of 15 rows run side by side. All are vectors of bytes, and plain loops where `numba_ir.VARIANT` is ``"plain"``.
+the chains of 15 rows run side by side. All are vectors of bytes, and plain loops where `ir.VARIANT` is ``"plain"``.
 
 A run of bytes is cut into vectors. What is left is done in a vector that overlaps the one before, or, in a run of less than
 `LANE` bytes, one by one: nothing is read or written outside of the run and, where the mode looks there, the row above.
@@ -15,14 +15,14 @@ from typing import Any, Final
 import numpy as np
 from numba.core import types
 
-from wcodec.backends import numba_ir as ir
-from wcodec.backends.numba_ir import I1, I8, I16, I32, I64, VARIANT, intrinsic, vector
-from wcodec.backends.numba_jit import call_4, jit
-from wcodec.backends.numba_streams import TRANSFORMS, copy
+from wcodec.backends.numba import ir
+from wcodec.backends.numba.compiling import call_4, jit
+from wcodec.backends.numba.ir import I1, I8, I16, I32, I64, VARIANT, intrinsic, vector
+from wcodec.backends.numba.rans import TRANSFORMS, copy
 
 LEFT, TOP, AVG, PLANAR, PER_TILE = 1, 2, 3, 4, 255  #: copies of the reference's constants
 CENTRE: Final = 128
-HEIGHT, WIDTH = 2, 3  #: columns of a job, as `numba_kernels` numbers them
+HEIGHT, WIDTH = 2, 3  #: columns of a job, as `segments` numbers them
 LANE: Final = 16  #: bytes that one instruction shifts together
 VECTOR: Final = 32  #: bytes of a sum along a row
 BLOCK: Final = 128  #: bytes of a few vectors, where these do not wait for each other
@@ -431,7 +431,7 @@ def _transform(tile: Any, height: Any, width: Any, mode: Any, inverse: Any, nati
 def make_residuals(job: Any, shape: Any, tile: Any, out: Any, mode: Any, modes: Any, natives: Any) -> None:
     """Residuals, or coefficients, of all tiles of a plane; `modes` holds a mode for each if `mode` is PER_TILE.
 
-    `natives` has the transforms that these name (`numba_streams.Work`), for which a vector's bytes are there behind each tile.
+    `natives` has the transforms that these name (`rans.Work`), for which a vector's bytes are there behind each tile.
     """
     _, tile_rows, tile_cols, _ = shape
     height, width, at, i = job[HEIGHT], job[WIDTH], 0, 0

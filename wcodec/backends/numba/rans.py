@@ -1,7 +1,7 @@
 """One rANS stream at a time: vector kernels where the CPU has them, plain loops elsewhere. Same bytes, same verdicts.
 
 `decode_stream` and `encode_stream` are the ones to use, and those ``by_class`` for streams whose symbols have classes;
-`numba_ir.VARIANT` has chosen them when this module is imported.
+`ir.VARIANT` has chosen them when this module is imported.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from wcodec.backends import numba_vector as v
-from wcodec.backends.numba_ir import VARIANT
-from wcodec.backends.numba_jit import call_2, call_4, jit
-from wcodec.backends.numba_transform import transformer
+from wcodec.backends.numba import rans_vectors as v
+from wcodec.backends.numba.compiling import call_2, call_4, jit
+from wcodec.backends.numba.ir import VARIANT
+from wcodec.backends.numba.transforms import transformer
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.transforms import Transform
 
 LANES, GROUP, HEAD_NBYTES, STATE_LOW = 32, 128, 128, 1 << 16
-VECTOR_BITS: Final = 11  #: the vector encoder's quotients need that many; see `numba_vector`
+VECTOR_BITS: Final = 11  #: the vector encoder's quotients need that many; see `rans_vectors`
 SPARE_NBYTES: Final = v.SLACK_NBYTES
 N_STREAMS: Final = 3  #: rows of `params` and `states`: two fused streams, and one by itself
 
@@ -65,7 +65,7 @@ def encode_groups(work: Any, row: Any, n_groups: Any, function: Any) -> None:
 def begin(work: Any, row: Any, payload: Any, at: Any, nbytes: Any, lut: Any, bits: Any) -> None:
     """Fill in row `row` of the vector kernels' parameters for a stream.
 
-    Its words are read from a copy with zeros behind it, for vectors reach beyond the end (`numba_vector.SLACK_NBYTES`).
+    Its words are read from a copy with zeros behind it, for vectors reach beyond the end (`rans_vectors.SLACK_NBYTES`).
     """
     params, states, spare = work[0][row], work[1][row], work[2][row]
     copy(payload[at : at + HEAD_NBYTES].view(np.uint32), states)

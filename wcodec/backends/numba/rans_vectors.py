@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from wcodec.backends import numba_ir as ir
-from wcodec.backends.numba_ir import F32, I8, I16, I32, I64, WIDTH, splat, vector
-from wcodec.backends.numba_jit import native
+from wcodec.backends.numba import ir
+from wcodec.backends.numba.compiling import native
+from wcodec.backends.numba.ir import F32, I8, I16, I32, I64, WIDTH, splat, vector
 
 LANES, STEPS, GROUP = 32, 4, 128
 VECTORS: Final = LANES // WIDTH

@@ -1,4 +1,4 @@
-"""Vectors of LLVM IR: the instructions that rANS needs and that numba's loops do not reach. See `numba_vector`."""
+"""Vectors of LLVM IR: the instructions that rANS needs and that numba's loops do not reach. See `rans_vectors`."""
 
 from __future__ import annotations
 
