@@ -18,7 +18,7 @@ import wcodec
 from wcodec.backends import Backend, load_backend, use_backend
 from wcodec.cli import main
 from wcodec.codec import Encoder
-from wcodec.conformance_cases import load
+from wcodec.conformance.cases import load
 from wcodec.errors import EncodeError
 from wcodec.operands import DTYPES, SEGMENT, TILE, operand_form, operand_problem
 from wcodec.reference.container import Difference, TensorRecord

@@ -17,7 +17,7 @@ from assembler_coding import DTYPES, MINUS, XOR
 from wcodec.backends.reference import ReferenceBackend
 from wcodec.bases import CodedBase
 from wcodec.codec import Encoder
-from wcodec.conformance_recipes import apply_edits, make
+from wcodec.conformance.recipes import apply_edits, make
 from wcodec.files import File as OpenFile
 from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import DTYPES as REGISTRY

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from wcodec.backends.protocol import Backend
 from wcodec.bases import CodedBase
 from wcodec.codec import Encoder
-from wcodec.conformance_recipes import make
+from wcodec.conformance.recipes import make
 from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.reference.container import Difference, Index, TensorRecord
@@ -126,13 +126,13 @@ class Vectors:
 
 
 def find_folder() -> Path:
-    """Where the vectors are: in the wheel beside this module, in a source tree beside the package.
+    """Where the vectors are: in the package of a wheel, in a source tree beside it.
 
     Raises
     ------
     FileNotFoundError
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     for folder in (here / "conformance_vectors", here.parent / "conformance_vectors"):
         if (folder / "manifest.json").is_file():
             return folder

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from wcodec.backends.protocol import Backend, Checksums
 from wcodec.codec import BufferSource, Decoder
-from wcodec.conformance_cases import Case, Check, Decoded, Mismatch, Vectors, check_decode, check_encode, decode, require
-from wcodec.conformance_recipes import splitmix64
+from wcodec.conformance.cases import Case, Check, Decoded, Mismatch, Vectors, check_decode, check_encode, decode, require
+from wcodec.conformance.recipes import splitmix64
 from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.reference import segments as reference
