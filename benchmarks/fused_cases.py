@@ -18,9 +18,8 @@ from gpu_device import MOST_BUSY_S, QUEUE, Work, summary
 from wcodec.codec import BufferSource, Decoder, Encoder
 from wcodec.cuda.linear import linear, plan_linear
 from wcodec.cuda.operand import Operand
-from wcodec.operands import operand_form
-from wcodec.reference.plan import EncodeOptions
-from wcodec.reference.plan_options import OPERANDS
+from wcodec.planner.options import OPERANDS, EncodeOptions
+from wcodec.reference.operands import operand_form
 
 
 class Weights(NamedTuple):

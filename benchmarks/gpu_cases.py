@@ -27,7 +27,8 @@ from wcodec.backends.cuda.worklist import Job
 from wcodec.codec import BufferSource, Decoder, Encoder, words_of
 from wcodec.errors import BackendUnavailable
 from wcodec.files import File
-from wcodec.reference.plan import EncodeOptions, Planner
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.planner import Planner
 from wcodec.reference.segments import SegmentPlan
 
 DTYPES: dict[str, Any] = {

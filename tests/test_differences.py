@@ -29,9 +29,9 @@ from wcodec.codec import Decoder, Encoder
 from wcodec.cuda import BUFFERS_OF_SLOT, LEAST_SLOT_NBYTES, Loader
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files import MAX_BASES, File, decode_file, encode_file, open_base, verify_file
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference import differences as reference
 from wcodec.reference.container import Difference
-from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import DType
 from wcodec.reference.tiles import Geometry
 from wcodec.report import as_text, describe

@@ -11,7 +11,7 @@ import pytest
 import wcodec
 from wcodec.backends import Backend
 from wcodec.codec import BufferSource, Decoder
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 
 
 def _weights() -> dict[str, np.ndarray]:

@@ -19,11 +19,13 @@ import wcodec
 from wcodec import EncodeOptions
 from wcodec.backends import load_backend
 from wcodec.codec import BufferSource, Decoder, Encoder
-from wcodec.reference import plan_contexts, plan_fast
+from wcodec.planner import contexts as plan_contexts
+from wcodec.planner import fast as plan_fast
+from wcodec.planner.costs import ideal_cost, log2_of
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.planner import Planner
 from wcodec.reference.container import Index
 from wcodec.reference.entropy import ContextKind
-from wcodec.reference.plan import Planner, choose_geometry
-from wcodec.reference.plan_costs import ideal_cost, log2_of
 from wcodec.reference.planes import Layout
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, unpack_scales

@@ -19,7 +19,7 @@ from wcodec.bases import CodedBase
 from wcodec.codec import Encoder
 from wcodec.conformance.recipes import apply_edits, make
 from wcodec.files import File as OpenFile
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import DTYPES as REGISTRY
 
 FLAGS = {

@@ -7,7 +7,7 @@ from wcodec.codec import Decoder, Encoder, decode, encode
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
 from wcodec.explain import explain
 from wcodec.files import File, load_file, open, save_file
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 
 if TYPE_CHECKING:
     from wcodec.directories import encode_safetensors_to_wcodec

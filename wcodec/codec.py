@@ -23,16 +23,18 @@ from wcodec.backends import Backend, get_backend
 from wcodec.backends.protocol import Checksums
 from wcodec.differences import BaseCheckpoint, BaseTensor, choose_difference, enlarged
 from wcodec.errors import DecodeError, EncodeError
+from wcodec.planner.fast import has_grown, stored_raw
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.planner import Planner
 from wcodec.reference import container
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import Base, ByteSource, Difference, Index, TensorRecord, coded_dtype
 from wcodec.reference.entropy import TablePool
-from wcodec.reference.plan import EncodeOptions, Planner, choose_geometry, chunks
-from wcodec.reference.plan_fast import has_grown, stored_raw
-from wcodec.reference.plan_options import is_of_operand
+from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import Bytes, DType, Words, dtype_of
 from wcodec.reference.segments import SegmentPlan, SegmentTable, Status
-from wcodec.reference.tiles import Geometry
+from wcodec.reference.tiles import Geometry, chunks
 
 CHUNK_BUFFERS: Final = 3  #: buffers that `Decoder.chunks` uses in turn: one is filled while others are written
 _TENSOR_NBYTES: Final = 1 << 25  #: words of an array decoded at once

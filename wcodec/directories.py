@@ -32,7 +32,7 @@ from wcodec.hub import (
 from wcodec.jobs import STATE, Job, Plan, Report, Tree, check_places, copying, linking, scan, writing
 from wcodec.kinds import HEAD_NBYTES, described
 from wcodec.outputs import AnyPath, check_room, map_file
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 
 FORMS: Final = ("wcodec", "hub")
 PLAIN: Final = ".safetensors"

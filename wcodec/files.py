@@ -27,8 +27,8 @@ from wcodec.errors import DecodeError, EncodeError, in_file
 from wcodec.extract import extract
 from wcodec.kinds import HEAD_NBYTES, described
 from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, check_room, map_file
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import MAGIC, ByteSource, Difference, Index, TensorRecord
-from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Bytes, DType, Words
 from wcodec.slices import entries_of, flat_ids, picks_of, touched
 from wcodec.sources import read_safetensors_header, write_safetensors_header

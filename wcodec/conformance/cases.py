@@ -23,9 +23,9 @@ from wcodec.codec import Encoder
 from wcodec.conformance.recipes import make
 from wcodec.errors import DecodeError
 from wcodec.files import File
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import Difference, Index, TensorRecord
 from wcodec.reference.differences import subtract
-from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import DTYPES, DType
 
 DTYPE_OF: Final = {d.name: d for d in DTYPES}

@@ -22,8 +22,8 @@ from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.entropy import TablePool
-from wcodec.reference.plan import chunks
 from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tiles import chunks
 
 STREAMS: Final = 4
 SLOT_NBYTES: Final = 1 << 26  #: payload that a stream takes at once

@@ -26,9 +26,9 @@ from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource, TensorRecord
-from wcodec.reference.plan import chunks
 from wcodec.reference.planes import Bytes, Words
 from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tiles import chunks
 from wcodec.torch import dtypes
 
 PIECE_NBYTES: Final = 1 << 23  #: words that a thread decodes at once: enough to be worth a call, little enough to share out

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.reference.plan_costs import BYTE, Choice, Chunk, Counts, Sample, ideal_cost
-from wcodec.reference.plan_tables import Tables
+from wcodec.planner.costs import BYTE, Choice, Chunk, Counts, Sample, ideal_cost
+from wcodec.planner.tables import Tables
 from wcodec.reference.prediction import MODES, N_MODES, PER_TILE
 from wcodec.reference.segments import Coder, padded
 

@@ -8,14 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.reference.container import Difference, TensorRecord
-from wcodec.reference.plan_options import OPERAND_DTYPES, OPERAND_SEGMENT, OPERAND_TILE
 from wcodec.reference.planes import Layout
 from wcodec.reference.segments import Coder
+from wcodec.reference.tiles import Geometry
 
-SEGMENT: Final = OPERAND_SEGMENT  #: rows and columns (R14.2)
-TILE: Final = OPERAND_TILE
-DTYPES: Final = OPERAND_DTYPES  #: by name (R14.1)
+SEGMENT: Final = (8, 1024)  #: rows and columns (R14.2)
+TILE: Final = (8, 32)
+DTYPES: Final = ("int8", "bfloat16", "float8_e4m3fn", "float8_e5m2")  #: by name (R14.1)
 _CODERS: Final = (Coder.RAW, Coder.RANS)  #: of plane 0 (R14.4)
+
+
+def is_of_operand(geometry: Geometry) -> bool:
+    """Whether segments and tiles are those of an operand (R14.2); no others that the planner chooses by itself are."""
+    g = geometry
+    return (g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols) == SEGMENT + TILE
 
 
 def operand_problem(t: TensorRecord) -> str | None:

@@ -12,9 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.reference.plan_costs import MAX_PATCHES, Choice, Chunk, Counts, stream_nbytes, window_of
-from wcodec.reference.plan_options import OPERAND_SEGMENT, OPERAND_TILE
-from wcodec.reference.plan_tables import Tables
+from wcodec.planner.costs import MAX_PATCHES, Choice, Chunk, Counts, stream_nbytes, window_of
+from wcodec.planner.tables import Tables
+from wcodec.reference.operands import SEGMENT as OPERAND_SEGMENT
+from wcodec.reference.operands import TILE as OPERAND_TILE
 from wcodec.reference.planes import Bytes
 from wcodec.reference.segments import Coder
 

@@ -1,7 +1,7 @@
 """What an encoder chooses: layouts, coders, tables, modes, contexts. Spec: chapter 14 (informative).
 
 All choices are made here, on the host, in integers and from exact histograms, so that every backend on every machine
-writes the same file; `plan_costs` says in what unit. Options and geometry are in `plan_options`.
+writes the same file; `costs` says in what unit. Options and geometry are in `options`.
 """
 
 from __future__ import annotations
@@ -12,29 +12,20 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.planner.contexts import Contexts
+from wcodec.planner.costs import BYTE, MAX_PATCHES, Choice, Chunk, Counts, Histograms, Sample, ideal_cost, stream_nbytes, window_of
+from wcodec.planner.fast import Fast
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.modes import Modes, TileModes
+from wcodec.planner.operands import Operands
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.tables import Tables
 from wcodec.reference.entropy import TablePool
-from wcodec.reference.plan_contexts import Contexts
-from wcodec.reference.plan_costs import (
-    BYTE,
-    MAX_PATCHES,
-    Choice,
-    Chunk,
-    Counts,
-    Histograms,
-    Sample,
-    ideal_cost,
-    stream_nbytes,
-    window_of,
-)
-from wcodec.reference.plan_fast import Fast
-from wcodec.reference.plan_modes import Modes, TileModes
-from wcodec.reference.plan_operands import Operands
-from wcodec.reference.plan_options import CHUNK_NBYTES, EncodeOptions, choose_geometry, chunks, is_of_operand
-from wcodec.reference.plan_tables import Tables
+from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import Bytes, DType, Layout, Words
 from wcodec.reference.prediction import PER_TILE
 from wcodec.reference.segments import SegmentPlan, SegmentTable, padded
-from wcodec.reference.tiles import Geometry
+from wcodec.reference.tiles import CHUNK_NBYTES, Geometry, chunks
 
 __all__ = ["CHUNK_NBYTES", "EncodeOptions", "Histograms", "Planner", "choose_geometry", "chunks", "ideal_cost"]
 

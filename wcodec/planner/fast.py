@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.reference.plan_costs import BYTE, Choice, Chunk, Counts, Sample, stream_nbytes
-from wcodec.reference.plan_tables import Tables
+from wcodec.planner.costs import BYTE, Choice, Chunk, Counts, Sample, stream_nbytes
+from wcodec.planner.tables import Tables
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
 
 LOWER: Final = 15  #: sixteenths of its bytes that a plane below the top one may keep, or it is stored raw

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.planner.costs import BIT, BYTE, IMPOSSIBLE, Choice, Chunk, Costs, Counts, ideal_cost, log2_of, stream_nbytes
+from wcodec.planner.modes import TileModes
+from wcodec.planner.tables import MAX_RARE, MAX_TABLES, RECENT_TABLES, Tables
 from wcodec.reference.entropy import MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap, Table, quantise
-from wcodec.reference.plan_costs import BIT, BYTE, IMPOSSIBLE, Choice, Chunk, Costs, Counts, ideal_cost, log2_of, stream_nbytes
-from wcodec.reference.plan_modes import TileModes
-from wcodec.reference.plan_tables import MAX_RARE, MAX_TABLES, RECENT_TABLES, Tables
 from wcodec.reference.planes import Bytes, DType, WordMap, split
 from wcodec.reference.prediction import PER_TILE, residuals
 from wcodec.reference.segments import Coder, pack_scales, padded

@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.planner.costs import BYTE, IMPOSSIBLE, Choice, Costs, Counts, ideal_cost, stream_nbytes
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.entropy import TablePool, quantise
-from wcodec.reference.plan_costs import BYTE, IMPOSSIBLE, Choice, Costs, Counts, ideal_cost, stream_nbytes
-from wcodec.reference.plan_options import EncodeOptions
 from wcodec.reference.prediction import CENTRE, PER_TILE, Mode
 from wcodec.reference.segments import Coder, SegmentTable, padded
 
