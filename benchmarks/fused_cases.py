@@ -15,7 +15,9 @@ from fused_device import TorchDevice
 from gpu_cases import host_backend, need
 from gpu_device import MOST_BUSY_S, QUEUE, Work, summary
 
-from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.cuda.linear import linear, plan_linear
 from wcodec.cuda.operand import Operand
 from wcodec.planner.options import OPERANDS, EncodeOptions

@@ -32,7 +32,9 @@ from bench_files import HERE, machine
 
 import wcodec
 from wcodec.backends import Backend, load_backend
-from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.files import map_file
 from wcodec.planner.options import PRESETS
 from wcodec.sources import SafetensorsHeader, read_safetensors_header

@@ -16,7 +16,7 @@ from cuda_emulator import EmulatedRuntime
 
 from wcodec import conformance
 from wcodec.backends import load_backend
-from wcodec.codec import BufferSource
+from wcodec.codec.sources import BufferSource
 from wcodec.conformance import kernels as conformance_kernels
 from wcodec.conformance.cases import Case, Vectors, load
 from wcodec.reference import container

@@ -17,7 +17,7 @@ from sampling import exhaustive
 from wcodec import conformance
 from wcodec.backends import load_backend
 from wcodec.cli import main
-from wcodec.codec import BufferSource
+from wcodec.codec.sources import BufferSource
 from wcodec.conformance import cases as conformance_cases
 from wcodec.conformance.cases import Vectors, load, sha256
 from wcodec.conformance.recipes import RECIPES, apply_edits, make, splitmix64

@@ -25,7 +25,8 @@ from wcodec import codec
 from wcodec.backends import Backend, load_backend, use_backend
 from wcodec.backends.cuda import differences as on_device
 from wcodec.backends.numba.backend import NumbaBackend
-from wcodec.codec import Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
 from wcodec.cuda import BUFFERS_OF_SLOT, LEAST_SLOT_NBYTES, Loader
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files import MAX_BASES, File, decode_file, encode_file, open_base, verify_file

@@ -20,7 +20,7 @@ from test_cli import call
 import wcodec
 from wcodec import EncodeOptions
 from wcodec.backends import load_backend
-from wcodec.codec import Encoder
+from wcodec.codec.encoder import Encoder
 from wcodec.explain import as_text, candidates, plot
 from wcodec.planner.planner import Planner
 from wcodec.reference.planes import DType

@@ -10,7 +10,8 @@ import pytest
 
 import wcodec
 from wcodec.backends import Backend
-from wcodec.codec import BufferSource, Decoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.sources import BufferSource
 from wcodec.planner.options import EncodeOptions
 
 

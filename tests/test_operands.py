@@ -17,7 +17,7 @@ from inputs import BY_NAME, bits, make_array, safetensors_bytes
 import wcodec
 from wcodec.backends import Backend, load_backend, use_backend
 from wcodec.cli import main
-from wcodec.codec import Encoder
+from wcodec.codec.encoder import Encoder
 from wcodec.conformance.cases import load
 from wcodec.errors import EncodeError
 from wcodec.planner.options import EncodeOptions
@@ -47,7 +47,8 @@ def record(data: bytes, name: str = "") -> TensorRecord:
 
 def plan_in_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """As if 16 MiB were that many bytes."""
-    monkeypatch.setattr("wcodec.codec.chunks", lambda geometry, word_nbytes, nbytes=size: chunks(geometry, word_nbytes, nbytes))
+    for module in ("wcodec.codec.encoder", "wcodec.codec.parts"):
+        monkeypatch.setattr(f"{module}.chunks", lambda geometry, word_nbytes, nbytes=size: chunks(geometry, word_nbytes, nbytes))
 
 
 # ---- what the encoder makes --------------------------------------------------------------------------------------------

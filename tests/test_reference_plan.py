@@ -11,7 +11,7 @@ import pytest
 from inputs import BY_NAME, make_array
 
 from wcodec.backends.reference import ReferenceBackend
-from wcodec.codec import words_of
+from wcodec.codec.encoder import words_of
 from wcodec.errors import EncodeError
 from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.options import EncodeOptions

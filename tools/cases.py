@@ -16,7 +16,7 @@ from assembler_coding import DTYPES, MINUS, XOR
 
 from wcodec.backends.reference import ReferenceBackend
 from wcodec.bases import CodedBase
-from wcodec.codec import Encoder
+from wcodec.codec.encoder import Encoder
 from wcodec.conformance.recipes import apply_edits, make
 from wcodec.files import File as OpenFile
 from wcodec.planner.options import EncodeOptions

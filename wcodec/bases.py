@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec import Progress, ignore_progress, rectangle
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.parts import rectangle
 from wcodec.differences import BaseCheckpoint, BaseTensor
 from wcodec.errors import DecodeError
 from wcodec.reference.container import TensorRecord

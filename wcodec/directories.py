@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from wcodec.backends import Backend, get_backend, load_backend
-from wcodec.codec import Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.configs import add_entry, is_of_transformers, read_config, remove_entry, rename_shards, shard_names
 from wcodec.errors import CodedError, DecodeError, EncodeError, in_file
 from wcodec.files import File, decode_file, encode_file, verify_file

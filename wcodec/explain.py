@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.files import File
 from wcodec.outputs import atomic_output
 from wcodec.planner.geometry import choose_geometry

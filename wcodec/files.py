@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.bases import CodedBase, OpenBase, SafetensorsBase
-from wcodec.codec import BufferSource, Decoder, Encoder, Progress, StreamSource, Writer, ignore_progress, words_of
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder, Writer, words_of
+from wcodec.codec.sources import BufferSource, StreamSource
 from wcodec.differences import BaseTensor
 from wcodec.duplicates import Again, Duplicates
 from wcodec.errors import DecodeError, EncodeError, in_file

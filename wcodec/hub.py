@@ -19,7 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import BufferSource, Decoder, Encoder, Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError, EncodeError, in_file
 from wcodec.kinds import HEAD_NBYTES, described
 from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, check_room, map_file

@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec import Encoder, Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.encoder import Encoder
 from wcodec.errors import DecodeError
 from wcodec.files import File, base_for, paths_of
 from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, named, reserve

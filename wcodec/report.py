@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.reference.container import TensorRecord, write_tables

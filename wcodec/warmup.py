@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import BackendUnavailable
 from wcodec.planner.options import PRESETS, EncodeOptions
 from wcodec.reference.planes import DType

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from wcodec.backends.protocol import Backend
 from wcodec.bases import CodedBase
-from wcodec.codec import Encoder
+from wcodec.codec.encoder import Encoder
 from wcodec.conformance.recipes import make
 from wcodec.errors import DecodeError
 from wcodec.files import File

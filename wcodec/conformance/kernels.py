@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.protocol import Backend, Checksums
-from wcodec.codec import BufferSource, Decoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.sources import BufferSource
 from wcodec.conformance.cases import Case, Check, Decoded, Mismatch, Vectors, check_decode, check_encode, decode, require
 from wcodec.conformance.recipes import splitmix64
 from wcodec.errors import DecodeError

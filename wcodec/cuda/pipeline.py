@@ -17,7 +17,8 @@ from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.differences import add_base
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import ALIGN, Job
-from wcodec.codec import BufferSource, check_segments, check_tensor
+from wcodec.codec.decoder import check_segments, check_tensor
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import TensorRecord
@@ -140,7 +141,7 @@ class Pipeline:
         Raises
         ------
         DecodeError
-            As `wcodec.codec.Decoder.tensor`.
+            As `wcodec.codec.decoder.Decoder.tensor`.
         """
         under_way: deque[_Slot] = deque()
         with ThreadPoolExecutor(self.n_streams, "wcodec-read") as readers:

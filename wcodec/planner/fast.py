@@ -1,7 +1,7 @@
 """Preset ``fast``: choices from a sixteenth of the words. Spec: chapter 14 (informative).
 
 All segments are looked at, but only the first rows of each. Each plane of a chunk gets one table, which can code any symbol: what
-was not looked at can make a record larger, but not wrong. `wcodec.codec.Writer` stores raw what has become larger than its words.
+was not looked at can make a record larger, but not wrong. `wcodec.codec.encoder.Writer` stores raw what has become larger than its words.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import Decoder, Rectangle, check_tensor, rectangle
+from wcodec.codec.decoder import Decoder, check_tensor
+from wcodec.codec.parts import Rectangle, rectangle
 from wcodec.differences import BaseTensor
 from wcodec.errors import DecodeError
 from wcodec.files import File

@@ -13,7 +13,7 @@ import torch
 
 from wcodec.backends import load_backend
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.codec import Decoder
+from wcodec.codec.decoder import Decoder
 from wcodec.cuda.operand import Operand
 from wcodec.cuda.resident import ResidentTensor
 from wcodec.errors import DecodeError

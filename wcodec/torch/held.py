@@ -12,7 +12,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from wcodec.backends import get_backend
-from wcodec.codec import Encoder
+from wcodec.codec.encoder import Encoder
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError
 from wcodec.files import File
 from wcodec.planner.options import EncodeOptions

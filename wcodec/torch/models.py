@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from wcodec.codec import FileSource
+from wcodec.codec.sources import FileSource
 from wcodec.errors import EncodeError
 from wcodec.extract import extract
 from wcodec.outputs import AnyPath

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 import torch
 
 from wcodec.backends import Backend
-from wcodec.codec import Part, check_tensor, part_of
+from wcodec.codec.decoder import check_tensor
+from wcodec.codec.parts import Part, part_of
 from wcodec.files import File
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import TensorRecord
