@@ -14,11 +14,11 @@ from wcodec.backends import Backend, get_backend
 from wcodec.codec.ahead import CHUNK_BUFFERS, ahead
 from wcodec.codec.parts import Ids, Part, Rectangle, aligned, gather, part_of, rectangles, runs
 from wcodec.codec.sources import BufferSource
-from wcodec.differences import BaseTensor
 from wcodec.errors import DecodeError
 from wcodec.reference import container
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource, Difference, Index, TensorRecord
+from wcodec.reference.differences import BaseTensor
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.planes import Bytes, Words
 from wcodec.reference.segments import SegmentPlan, Status

@@ -13,8 +13,8 @@ from wcodec.backends import Backend, get_backend
 from wcodec.backends.protocol import Checksums
 from wcodec.codec.ahead import Progress, ahead, ignore_progress
 from wcodec.codec.parts import Ids, rectangle
-from wcodec.differences import BaseCheckpoint, BaseTensor, choose_difference, enlarged
 from wcodec.errors import EncodeError
+from wcodec.planner.differences import choose_difference, enlarged
 from wcodec.planner.fast import has_grown, stored_raw
 from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.options import EncodeOptions
@@ -22,6 +22,7 @@ from wcodec.planner.planner import Planner
 from wcodec.reference import container
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import Base, Difference, Index, TensorRecord, coded_dtype
+from wcodec.reference.differences import BaseCheckpoint, BaseTensor
 from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import DType, Words, dtype_of
 from wcodec.reference.segments import SegmentPlan, SegmentTable

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend
 from wcodec.codec.decoder import Decoder, check_tensor
 from wcodec.codec.parts import Rectangle, rectangle
-from wcodec.differences import BaseTensor
 from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource, TensorRecord
+from wcodec.reference.differences import BaseTensor
 from wcodec.reference.planes import Bytes, Words
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import chunks

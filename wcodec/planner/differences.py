@@ -1,17 +1,18 @@
-"""Checkpoints that others are coded as differences from, and which difference to take. Spec: R12.5, R12.6."""
+"""Which difference from another checkpoint to take. Spec: chapter 14 (informative), R12.5."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends import Backend
+from wcodec.planner.costs import Histograms
 from wcodec.reference import entropy
 from wcodec.reference.container import Difference, coded_dtype
+from wcodec.reference.differences import BaseTensor
 from wcodec.reference.planes import DType, Words
 from wcodec.reference.tiles import Geometry
 
@@ -22,31 +23,14 @@ LARGER: Final = 4  #: segments of differences are that many times larger: they h
 LEAST_SAVING: Final = 50  #: a difference must save that part of what the tensor costs without: it needs a base
 
 
-class BaseTensor(Protocol):
-    """A tensor of another checkpoint, seen as the matrix of the one that is coded as a difference from it."""
+class Subtracting(Histograms, Protocol):
+    """The kernels that the choice of a difference needs; see `wcodec.backends.protocol.Backend`."""
 
-    def words(self, rows: slice, cols: slice, room: Words) -> Words:
-        """The words of a rectangle, C-contiguous and aligned: in `room`, which has its shape and type, or where they lie.
+    def to_device(self, array: Words) -> Any: ...
 
-        Raises
-        ------
-        DecodeError
-        """
+    def subtract_base(self, words: Any, base: Any, difference: Difference) -> Any: ...
 
 
-class BaseCheckpoint(Protocol):
-    """A checkpoint that others are coded as differences from."""
-
-    name: str  #: what people call it
-
-    def tensor(self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry) -> BaseTensor | None:
-        """The tensor of this name, dtype and shape as a matrix of these rows and columns, if there is one."""
-
-    def content_hash(self) -> bytes:
-        """Spec: R11.4."""
-
-
-# ---- what an encoder chooses ----------------------------------------------------------------------------------------------
 def enlarged(geometry: Geometry) -> Geometry:
     """Segments for differences, each of one tile; with as many columns, if the matrix has more rows than a segment."""
     g = geometry
@@ -77,7 +61,7 @@ def _cost(counts: NDArray[np.int64], prob_bits: int) -> float:
     return sum(min(float(cost), float(c.sum()) * (8 << 16)) for cost, c in zip(coded, counts, strict=True))
 
 
-def choose_difference(matrix: Words, base: BaseTensor, dtype: DType, prob_bits: int, backend: Backend) -> Difference:
+def choose_difference(matrix: Words, base: BaseTensor, dtype: DType, prob_bits: int, backend: Subtracting) -> Difference:
     """The difference that makes a part of a tensor smallest; none, if none saves 2 %."""
     if matrix.size == 0:
         return Difference.NONE
