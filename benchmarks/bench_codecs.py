@@ -43,7 +43,8 @@ from numpy.typing import NDArray
 import wcodec
 from wcodec.backends import load_backend
 from wcodec.bench import seconds, speed
-from wcodec.codec import Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
 from wcodec.outputs import map_file
 from wcodec.report import percent_text, size_text, table_text
 from wcodec.sources import read_safetensors_header

@@ -34,7 +34,8 @@ import numpy as np
 import wcodec
 from wcodec.backends import load_backend
 from wcodec.bench import seconds
-from wcodec.codec import Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
 
 #: Tensors of one layer of an 8-billion-parameter Llama: 436 MB in bf16. Repeated, and its rows scaled, to the size wanted.
 LAYER = {

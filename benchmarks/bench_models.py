@@ -36,8 +36,7 @@ from bench_files import HERE, machine
 
 import wcodec.torch
 from wcodec.errors import BackendUnavailable
-from wcodec.reference.plan import EncodeOptions
-from wcodec.reference.plan_options import OPERANDS
+from wcodec.planner.options import OPERANDS, EncodeOptions
 from wcodec.torch.models import model_memory
 
 CPU = {"hidden": 1024, "inner": 2816, "layers": 12, "vocab": 8000, "heads": 16, "kv_heads": 4}

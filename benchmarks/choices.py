@@ -16,7 +16,8 @@ import numpy as np
 from bench_files import machine
 
 import wcodec
-from wcodec.codec import BufferSource, Encoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.outputs import map_file
 from wcodec.reference import container
 from wcodec.reference.container import Index

@@ -15,12 +15,13 @@ from fused_device import TorchDevice
 from gpu_cases import host_backend, need
 from gpu_device import MOST_BUSY_S, QUEUE, Work, summary
 
-from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.cuda.linear import linear, plan_linear
 from wcodec.cuda.operand import Operand
-from wcodec.operands import operand_form
-from wcodec.reference.plan import EncodeOptions
-from wcodec.reference.plan_options import OPERANDS
+from wcodec.planner.options import OPERANDS, EncodeOptions
+from wcodec.reference.operands import operand_form
 
 
 class Weights(NamedTuple):

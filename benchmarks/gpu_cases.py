@@ -24,10 +24,13 @@ from wcodec.backends.cuda import encoding
 from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.worklist import Job
-from wcodec.codec import BufferSource, Decoder, Encoder, words_of
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder, words_of
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import BackendUnavailable
 from wcodec.files import File
-from wcodec.reference.plan import EncodeOptions, Planner
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.planner import Planner
 from wcodec.reference.segments import SegmentPlan
 
 DTYPES: dict[str, Any] = {

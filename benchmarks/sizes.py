@@ -32,9 +32,11 @@ from bench_files import HERE, machine
 
 import wcodec
 from wcodec.backends import Backend, load_backend
-from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.files import map_file
-from wcodec.reference.plan_options import PRESETS
+from wcodec.planner.options import PRESETS
 from wcodec.sources import SafetensorsHeader, read_safetensors_header
 
 OF_SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F8_E4M3": "float8_e4m3fn", "I8": "float8_e4m3fn"}

@@ -14,10 +14,11 @@ from typing import Any
 
 from cuda_emulator import EmulatedRuntime
 
-from wcodec import conformance, conformance_kernels
+from wcodec import conformance
 from wcodec.backends import load_backend
-from wcodec.codec import BufferSource
-from wcodec.conformance_cases import Case, Vectors, load
+from wcodec.codec.sources import BufferSource
+from wcodec.conformance import kernels as conformance_kernels
+from wcodec.conformance.cases import Case, Vectors, load
 from wcodec.reference import container
 from wcodec.reference.segments import Coder
 

@@ -13,7 +13,7 @@ import wcodec
 from wcodec.cuda.linear import linear, plan_linear
 from wcodec.cuda.operand import Operand
 from wcodec.files import File
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 
 FORMS = ["fixed", "rans"]
 KINDS = {"bf16": ml_dtypes.bfloat16, "int8": np.int8, "e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}

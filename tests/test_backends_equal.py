@@ -14,8 +14,9 @@ from fences import CANARY, Fence
 from plans import Case, aligned, complete, make_case, only, random_geometry, random_scales, random_tables, random_words, two_symbols
 from sampling import exhaustive, sampled
 
-from wcodec.backends import load_backend, numba_cpu
-from wcodec.backends.numba_cpu import NumbaBackend
+from wcodec.backends import load_backend
+from wcodec.backends.numba import backend as numba_backend
+from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.backends.protocol import Backend, SegmentPlan, Status
 from wcodec.errors import DecodeError
 from wcodec.reference import segments as reference
@@ -323,7 +324,7 @@ def test_nothing(backend: Backend, shape: tuple[int, int], dtype: DType) -> None
 @pytest.mark.parametrize("share", [4, exhaustive(1)])
 def test_more_than_one_range(backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, share: int) -> None:
     """A range for each thread, with a ragged last segment row and column; a share of it, where threads begin to be used at that share."""
-    monkeypatch.setattr(numba_cpu, "INLINE_NBYTES", numba_cpu.INLINE_NBYTES // share)
+    monkeypatch.setattr(numba_backend, "INLINE_NBYTES", numba_backend.INLINE_NBYTES // share)
     rng, dtype = np.random.default_rng(5), BY_NAME[name]
     rows = ((2 << 20) // share if backend.name == "numba" else 1 << 18) // 1030 // dtype.word_nbytes
     geometry = Geometry(rows, 1030, 128, 256, 32, 64)
@@ -353,7 +354,7 @@ def test_calls_at_once(backend: Backend, share: int) -> None:
 
 @pytest.mark.parametrize("share", [8, exhaustive(1)])
 def test_use_after_close(backend: Backend, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
-    monkeypatch.setattr(numba_cpu, "INLINE_NBYTES", numba_cpu.INLINE_NBYTES // share)
+    monkeypatch.setattr(numba_backend, "INLINE_NBYTES", numba_backend.INLINE_NBYTES // share)
     case = make_case(np.random.default_rng(9), BY_NAME["bfloat16"], Geometry(1000 // share, 1030, 64, 256, 64, 256))
     for _ in range(2):
         check_decode(backend, case)

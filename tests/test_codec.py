@@ -17,7 +17,8 @@ from sampling import crossed, exhaustive
 
 import wcodec
 from wcodec.backends import Backend, backend_names, load_backend
-from wcodec.codec import Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference.planes import DType
 

@@ -14,12 +14,13 @@ import pytest
 from conformance_sample import cover
 from sampling import exhaustive
 
-from wcodec import conformance, conformance_cases
+from wcodec import conformance
 from wcodec.backends import load_backend
 from wcodec.cli import main
-from wcodec.codec import BufferSource
-from wcodec.conformance_cases import Vectors, load, sha256
-from wcodec.conformance_recipes import RECIPES, apply_edits, make, splitmix64
+from wcodec.codec.sources import BufferSource
+from wcodec.conformance import cases as conformance_cases
+from wcodec.conformance.cases import Vectors, load, sha256
+from wcodec.conformance.recipes import RECIPES, apply_edits, make, splitmix64
 from wcodec.errors import DECODE_CODES
 from wcodec.reference import container
 from wcodec.reference.entropy import ContextKind
@@ -78,12 +79,12 @@ def test_stale_vectors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_vectors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str):
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / "manifest.json").write_text('{"cases": []}')
-    monkeypatch.setattr(conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance_cases.py"))
+    monkeypatch.setattr(conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance" / "cases.py"))
     assert conformance_cases.find_folder() == tmp_path / place
 
 
 def test_no_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance_cases.py"))
+    monkeypatch.setattr(conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance" / "cases.py"))
     with pytest.raises(SystemExit) as e:
         main(["conformance", "--backend", "reference"])
     assert e.value.code == 2
@@ -300,7 +301,7 @@ GOOD = """
 import sys
 from pathlib import Path
 from wcodec.backends import load_backend
-from wcodec.conformance_cases import decode
+from wcodec.conformance.cases import decode
 from wcodec.errors import DecodeError
 try:
     base = Path(sys.argv[3]) if sys.argv[3:] and sys.argv[3] else None

@@ -14,7 +14,7 @@ from operand_cases import FORMS, KINDS, damaged_operand, operand_of, weights_of,
 import wcodec
 from wcodec.cuda.operand import RECORD, Operand, kernel_problem, records_of
 from wcodec.files import File
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 
 SHAPES = [(1, 1), (7, 16), (16, 7), (17, 33), (100, 31), (16, 1024), (33, 1056), (8, 2080), (9, 1030), (24, 3072)]
 

@@ -21,17 +21,18 @@ from sampling import exhaustive, sampled
 from test_cli import assert_one_line_of_error, call
 
 import wcodec
-from wcodec import codec
 from wcodec.backends import Backend, load_backend, use_backend
 from wcodec.backends.cuda import differences as on_device
-from wcodec.backends.numba_cpu import NumbaBackend
-from wcodec.codec import Decoder, Encoder
+from wcodec.backends.numba.backend import NumbaBackend
+from wcodec.codec import encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
 from wcodec.cuda import BUFFERS_OF_SLOT, LEAST_SLOT_NBYTES, Loader
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files import MAX_BASES, File, decode_file, encode_file, open_base, verify_file
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference import differences as reference
 from wcodec.reference.container import Difference
-from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import DType
 from wcodec.reference.tiles import Geometry
 from wcodec.report import as_text, describe
@@ -338,7 +339,7 @@ def test_a_base_that_is_another_matrix(
     monkeypatch.setattr("wcodec.bases._BLOCK_NBYTES", block)
     names = ("bfloat16", "conv", "bias", "cube", "wide", "complex64")
     with monkeypatch.context() as m:
-        m.setattr(codec, "choose_geometry", other_geometry(row_rank, segment))
+        m.setattr(encoder, "choose_geometry", other_geometry(row_rank, segment))
         wcodec.save_file({n: BASE[n] for n in names}, "base.wcodec")
     fine = {n: FINE[n] for n in names}
     wcodec.save_file(fine, "delta.wcodec", options=EncodeOptions(segment=(16, 64)), base="base.wcodec")

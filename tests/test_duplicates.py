@@ -13,7 +13,7 @@ from inputs import BY_NAME, bits, make_array, safetensors_bytes
 
 import wcodec
 from wcodec.backends import Backend, load_backend
-from wcodec.codec import Encoder
+from wcodec.codec.encoder import Encoder
 from wcodec.cuda import Loader
 from wcodec.duplicates import _MOST_ALIKE, LEAST_NBYTES, Duplicates
 from wcodec.errors import EncodeError

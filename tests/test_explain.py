@@ -20,9 +20,9 @@ from test_cli import call
 import wcodec
 from wcodec import EncodeOptions
 from wcodec.backends import load_backend
-from wcodec.codec import Encoder
+from wcodec.codec.encoder import Encoder
 from wcodec.explain import as_text, candidates, plot
-from wcodec.reference.plan import Planner
+from wcodec.planner.planner import Planner
 from wcodec.reference.planes import DType
 from wcodec.reference.tiles import Geometry
 

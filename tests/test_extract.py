@@ -10,8 +10,9 @@ import pytest
 
 import wcodec
 from wcodec.backends import Backend
-from wcodec.codec import BufferSource, Decoder
-from wcodec.reference.plan import EncodeOptions
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.sources import BufferSource
+from wcodec.planner.options import EncodeOptions
 
 
 def _weights() -> dict[str, np.ndarray]:

@@ -20,8 +20,8 @@ from sampling import exhaustive
 
 import wcodec
 from wcodec.backends import Backend, use_backend
-from wcodec.backends.numba_cpu import NumbaBackend
-from wcodec.codec import CHUNK_BUFFERS
+from wcodec.backends.numba.backend import NumbaBackend
+from wcodec.codec.ahead import CHUNK_BUFFERS
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files import decode_file, encode_file, verify_file
 from wcodec.outputs import WriteBehind, atomic_output

@@ -16,11 +16,11 @@ import pytest
 from sampling import exhaustive
 from variants import VARIANTS, skip_unless_it_runs
 
-from wcodec.backends import numba_jobs
-from wcodec.backends.numba_cpu import NumbaBackend
-from wcodec.backends.numba_ir import VARIANT
-from wcodec.backends.numba_kernels import WITH_CONTEXTS
-from wcodec.backends.numba_vector import KINDS
+from wcodec.backends.numba import jobs
+from wcodec.backends.numba.backend import NumbaBackend
+from wcodec.backends.numba.ir import VARIANT
+from wcodec.backends.numba.rans_vectors import KINDS
+from wcodec.backends.numba.segments import WITH_CONTEXTS
 from wcodec.backends.protocol import SegmentPlan, Status
 from wcodec.reference.entropy import GROUP, MAX_PROB_BITS, MIN_PROB_BITS
 from wcodec.reference.planes import DTYPES, Layout
@@ -108,7 +108,7 @@ def test_all_kernels_are_reached(plans: list[SegmentPlan]) -> None:
     """One or two segments at a time, of several groups; into the output, and by way of scratch."""
     seen, shapes = set[int](), set[tuple[bool, bool]]()
     for plan in plans:
-        kinds = numba_jobs.Jobs.of(plan).kinds
+        kinds = jobs.Jobs.of(plan).kinds
         seen.update(kinds.tolist())
         heights, widths = plan.geometry.sizes()
         for kind, width in zip(kinds[heights * widths >= 4 * GROUP], widths[heights * widths >= 4 * GROUP], strict=True):
@@ -164,8 +164,8 @@ class ScratchTooSmall(NumbaBackend):
     """Takes a group too little for each plane: kernels go on behind the scratch."""
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
-        room = numba_jobs.plane_room
-        with mock.patch.object(numba_jobs, "plane_room", lambda geometry: room(geometry) - 2 * GROUP):
+        room = jobs.plane_room
+        with mock.patch.object(jobs, "plane_room", lambda geometry: room(geometry) - 2 * GROUP):
             return super().decode_segments(plan, payload, out)
 
 

@@ -42,7 +42,8 @@ import wcodec
 import wcodec.cuda
 from wcodec.backends import load_backend
 from wcodec.backends.protocol import Backend, Status
-from wcodec.codec import Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
 from wcodec.cuda import Loader, pipeline
 from wcodec.errors import BackendUnavailable, DecodeError
 from wcodec.files import encode_file

@@ -19,7 +19,7 @@ from sampling import exhaustive
 
 import wcodec
 from wcodec.backends import Backend, use_backend
-from wcodec.backends.numba_cpu import NumbaBackend
+from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.hub import HubFile, decode_hub_file, encode_hub_file, is_hub, is_stream, parse_version, verify_hub_file
 from wcodec.sources import read_safetensors_header

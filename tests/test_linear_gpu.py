@@ -17,7 +17,7 @@ from wcodec.backends.cuda.runtime import Runtime
 from wcodec.cuda.linear import linear, plan_linear
 from wcodec.cuda.operand import Operand
 from wcodec.files import File
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 
 pytestmark = pytest.mark.gpu
 

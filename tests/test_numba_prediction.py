@@ -12,8 +12,8 @@ from fences import Fence
 from sampling import exhaustive
 from variants import VARIANTS, check_tests
 
-from wcodec.backends import numba_context, numba_kernels, numba_prediction
-from wcodec.backends.numba_jit import jit, kernel
+from wcodec.backends.numba import contexts, prediction, segments
+from wcodec.backends.numba.compiling import kernel
 from wcodec.reference.entropy import ContextKind
 from wcodec.reference.prediction import CENTRE, IS_MODE, PER_TILE, Mode, predict
 from wcodec.reference.segments import Coder
@@ -34,17 +34,17 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @kernel
 def predict_tile(tile: Any, out: Any, height: int, width: int, mode: int) -> None:
-    numba_prediction.predict_tile(tile, out, height, width, mode)
+    prediction.predict_tile(tile, out, height, width, mode)
 
 
 @kernel
 def reconstruct_tile(tile: Any, height: int, width: int, mode: int) -> None:
-    numba_prediction.reconstruct_tile(tile, height, width, mode)
+    prediction.reconstruct_tile(tile, height, width, mode)
 
 
 @kernel
 def are_modes(modes: Any) -> Any:
-    return numba_kernels.are_modes(modes)
+    return segments.are_modes(modes)
 
 
 class Place:
@@ -105,28 +105,13 @@ def test_extremes(values: list[int]) -> None:
 
 
 def test_constants_are_those_of_others() -> None:
-    p, k = numba_prediction, numba_kernels
+    p, k = prediction, segments
     assert (p.LEFT, p.TOP, p.AVG, p.PLANAR, p.PER_TILE) == (Mode.LEFT, Mode.TOP, Mode.AVG, Mode.PLANAR, PER_TILE)
     assert (p.HEIGHT, p.WIDTH, p.CENTRE) == (k.HEIGHT, k.WIDTH, CENTRE)
     assert tuple(Coder) == (k.CODER_RAW, k.CODER_CONSTANT, k.CODER_RANS, k.CODER_CONTEXT)
-    assert tuple(ContextKind) == (numba_context.PLANE, numba_context.POSITION, numba_context.SCALE)
-    assert numba_context.SINGLE not in set(ContextKind)
+    assert tuple(ContextKind) == (contexts.PLANE, contexts.POSITION, contexts.SCALE)
+    assert contexts.SINGLE not in set(ContextKind)
     assert [are_modes(np.array([0x24, i], np.uint8)) for i in range(256)] == IS_MODE.tolist()
-
-
-def test_part_of_kernels_is_not_called_by_python() -> None:
-    @jit
-    def twice(x: Any) -> Any:
-        return 2 * x
-
-    @kernel
-    def four_times(x: Any) -> Any:
-        return twice(twice(x))
-
-    for _ in range(2):
-        with pytest.raises(TypeError, match="twice is a part of kernels"):
-            twice(1)
-        assert four_times(1) == 4
 
 
 @pytest.mark.parametrize("marks", ["not exhaustive", exhaustive("exhaustive")])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from fences import CANARY, Fence
 
-from wcodec.backends.numba_streams import TRANSFORMS, Work
-from wcodec.backends.numba_transform import LANES, transformer
+from wcodec.backends.numba.rans import TRANSFORMS, Work
+from wcodec.backends.numba.transforms import LANES, transformer
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.transforms import Transform, forward
 

@@ -17,15 +17,15 @@ from inputs import BY_NAME, bits, make_array, safetensors_bytes
 import wcodec
 from wcodec.backends import Backend, load_backend, use_backend
 from wcodec.cli import main
-from wcodec.codec import Encoder
-from wcodec.conformance_cases import load
+from wcodec.codec.encoder import Encoder
+from wcodec.conformance.cases import load
 from wcodec.errors import EncodeError
-from wcodec.operands import DTYPES, SEGMENT, TILE, operand_form, operand_problem
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import Difference, TensorRecord
-from wcodec.reference.plan import EncodeOptions
-from wcodec.reference.plan_options import chunks
+from wcodec.reference.operands import DTYPES, SEGMENT, TILE, operand_form, operand_problem
 from wcodec.reference.planes import Layout
 from wcodec.reference.segments import Coder
+from wcodec.reference.tiles import chunks
 
 FIXED, RANS = EncodeOptions(operand="fixed"), EncodeOptions(operand="rans")
 SHAPES = [(16, 2048), (13, 1500), (8, 1056), (1, 70), (3, 1), (9, 1031), (24, 32)]
@@ -47,7 +47,8 @@ def record(data: bytes, name: str = "") -> TensorRecord:
 
 def plan_in_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """As if 16 MiB were that many bytes."""
-    monkeypatch.setattr("wcodec.codec.chunks", lambda geometry, word_nbytes, nbytes=size: chunks(geometry, word_nbytes, nbytes))
+    for module in ("wcodec.codec.encoder", "wcodec.codec.parts"):
+        monkeypatch.setattr(f"{module}.chunks", lambda geometry, word_nbytes, nbytes=size: chunks(geometry, word_nbytes, nbytes))
 
 
 # ---- what the encoder makes --------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def test_tables_of_other_tensors_lack_symbols(monkeypatch: pytest.MonkeyPatch, b
     nibbles = 7 + (np.random.default_rng(1).random((2, 64, 512)) < 0.1).astype(np.uint8)
     matrix = (nibbles[0] << 4 ^ 0x80).view(np.int8)
     for most, form in ((1, "fixed"), (2, "rans")):
-        monkeypatch.setattr("wcodec.reference.plan_tables.MAX_TABLES", most)
+        monkeypatch.setattr("wcodec.planner.tables.MAX_TABLES", most)
         stream = io.BytesIO()
         writer = Encoder(RANS, backend).start(stream)
         writer.add("bytes", (nibbles[0] << 4 | nibbles[1]).reshape(2, 32, 512))

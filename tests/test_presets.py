@@ -18,12 +18,16 @@ from test_cli import call
 import wcodec
 from wcodec import EncodeOptions
 from wcodec.backends import load_backend
-from wcodec.codec import BufferSource, Decoder, Encoder
-from wcodec.reference import plan_contexts, plan_fast
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
+from wcodec.planner import contexts as plan_contexts
+from wcodec.planner import fast as plan_fast
+from wcodec.planner.costs import ideal_cost, log2_of
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.planner import Planner
 from wcodec.reference.container import Index
 from wcodec.reference.entropy import ContextKind
-from wcodec.reference.plan import Planner, choose_geometry
-from wcodec.reference.plan_costs import ideal_cost, log2_of
 from wcodec.reference.planes import Layout
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, unpack_scales
@@ -43,7 +47,7 @@ def coded(array: Array, **options: Any) -> tuple[int, Index]:
 
 
 def plan_of(array: Array, **options: Any) -> tuple[Planner, SegmentPlan]:
-    dtype, words = wcodec.codec.words_of(array)
+    dtype, words = wcodec.codec.encoder.words_of(array)
     _, g = choose_geometry(array.shape, dtype, EncodeOptions(**options))
     planner = Planner(EncodeOptions(**options))
     return planner, planner.plan(words.reshape(g.rows, g.cols), g, dtype, REFERENCE)
@@ -301,7 +305,7 @@ def test_fast_is_little_larger_and_reads_less(dtype: str) -> None:
                 counted[preset] += int(counts.sum())
                 return counts
 
-        d, words = wcodec.codec.words_of(array)
+        d, words = wcodec.codec.encoder.words_of(array)
         _, g = choose_geometry(array.shape, d, EncodeOptions(preset=preset))
         planner = Planner(EncodeOptions(preset=preset))
         planner.plan(words.reshape(g.rows, g.cols), g, d, Counting())  # type: ignore[arg-type]

@@ -19,7 +19,8 @@ from sampling import exhaustive
 
 import wcodec
 from wcodec.backends import load_backend
-from wcodec.codec import Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
 from wcodec.files import File, decode_file, encode_file
 from wcodec.reference.planes import BY_SAFETENSORS
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import wcodec
-from wcodec.codec import BufferSource, Encoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError
 from wcodec.reference.container import FOOTER, HEADER, RECORD, TENSOR, read_index, seal_index, write_header, write_index
 

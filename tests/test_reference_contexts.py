@@ -10,8 +10,8 @@ import pytest
 from plain_decoder import decode
 from plans import complete, only, random_tables
 
-from wcodec.codec import BufferSource
-from wcodec.conformance_cases import Case, load
+from wcodec.codec.sources import BufferSource
+from wcodec.conformance.cases import Case, load
 from wcodec.reference import container, segments
 from wcodec.reference.entropy import ContextKind, ContextMap, Table, TablePool, decode_streams, encode_streams
 from wcodec.reference.planes import BY_NAME, Layout

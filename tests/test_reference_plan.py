@@ -11,12 +11,15 @@ import pytest
 from inputs import BY_NAME, make_array
 
 from wcodec.backends.reference import ReferenceBackend
-from wcodec.codec import words_of
+from wcodec.codec.encoder import words_of
 from wcodec.errors import EncodeError
-from wcodec.reference.plan import CHUNK_NBYTES, EncodeOptions, Planner, choose_geometry, chunks, ideal_cost
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.planner import Planner, ideal_cost
 from wcodec.reference.planes import Layout
 from wcodec.reference.prediction import PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
+from wcodec.reference.tiles import CHUNK_NBYTES, chunks
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import wcodec
 from wcodec.backends import Backend
 from wcodec.cli import main
 from wcodec.files import decode_file, encode_file
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import BY_NAME, DTYPES
 from wcodec.repack import repack_file
 from wcodec.sources import write_safetensors_header

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wcodec.codec import BufferSource, decode
+from wcodec.codec import decode
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import DECODE_CODES
 from wcodec.reference import container, transforms
 from wcodec.reference.entropy import MAX_CLASSES, N_CONTEXTS, ContextKind

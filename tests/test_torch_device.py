@@ -10,7 +10,7 @@ import torch
 from cuda_emulator import EmulatedRuntime
 
 from wcodec.errors import DecodeError
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.torch import device
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.device import DeviceHeld

@@ -20,7 +20,7 @@ from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
 import wcodec
 from wcodec import EncodeOptions
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.operands import operand_form
+from wcodec.reference.operands import operand_form
 from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, load_compressed, save_file, scratch
 from wcodec.torch import held as held_module
 from wcodec.torch import products as products_module

@@ -16,10 +16,10 @@ from assembler_coding import DTYPES, MINUS, XOR
 
 from wcodec.backends.reference import ReferenceBackend
 from wcodec.bases import CodedBase
-from wcodec.codec import Encoder
-from wcodec.conformance_recipes import apply_edits, make
+from wcodec.codec.encoder import Encoder
+from wcodec.conformance.recipes import apply_edits, make
 from wcodec.files import File as OpenFile
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import DTYPES as REGISTRY
 
 FLAGS = {

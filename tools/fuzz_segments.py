@@ -77,7 +77,7 @@ def _fenced(base: Any, heap: Heap) -> Any:
 @contextmanager
 def fenced_numba(heap: Heap) -> Iterator[None]:
     """Let the numba backend, if it is in use, allocate behind fences. Modules with kernels keep their numpy: numba reads it."""
-    modules = [sys.modules[name] for name in ("wcodec.backends.numba_cpu", "wcodec.backends.numba_jobs") if name in sys.modules]
+    modules = [sys.modules[name] for name in ("wcodec.backends.numba.backend", "wcodec.backends.numba.jobs") if name in sys.modules]
     saved = [{name: getattr(module, name) for name in ("np", "Work", "Sums") if hasattr(module, name)} for module in modules]
     for module, values in zip(modules, saved, strict=True):
         for name, value in values.items():

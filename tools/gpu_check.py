@@ -384,7 +384,7 @@ def reduced(backend_name: str, seconds: float, say: Callable[[str], None] = prin
 
     from wcodec.backends import load_backend
     from wcodec.conformance import checks_of
-    from wcodec.conformance_cases import load
+    from wcodec.conformance.cases import load
     from wcodec.reference.planes import DTYPES
 
     backend, deadline = load_backend(backend_name), time.monotonic() + seconds

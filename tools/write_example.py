@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from wcodec.codec import BufferSource
+from wcodec.codec.sources import BufferSource
 from wcodec.reference import container
 from wcodec.reference.checksums import crc32
 from wcodec.reference.entropy import TablePool, quantise

@@ -25,7 +25,7 @@ import cases_reject  # noqa: E402
 import cases_reject_modes  # noqa: E402
 from cases import FLAGS, Case, sha256  # noqa: E402
 
-from wcodec.conformance_recipes import RECIPES  # noqa: E402
+from wcodec.conformance.recipes import RECIPES  # noqa: E402
 
 VECTORS = TOOLS.parent / "conformance_vectors"
 COMMAND = "python tools/write_vectors.py"

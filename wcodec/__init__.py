@@ -3,11 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from wcodec.backends import Backend, available_backends, get_backend, set_backend, use_backend
-from wcodec.codec import Decoder, Encoder, decode, encode
+from wcodec.codec import decode, encode
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
 from wcodec.explain import explain
 from wcodec.files import File, load_file, open, save_file
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 
 if TYPE_CHECKING:
     from wcodec.directories import encode_safetensors_to_wcodec

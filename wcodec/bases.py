@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec import Progress, ignore_progress, rectangle
-from wcodec.differences import BaseCheckpoint, BaseTensor
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.parts import rectangle
 from wcodec.errors import DecodeError
 from wcodec.reference.container import TensorRecord
-from wcodec.reference.differences import content_hash
+from wcodec.reference.differences import BaseCheckpoint, BaseTensor, content_hash
 from wcodec.reference.planes import DType, Words
 from wcodec.reference.tiles import Geometry
 from wcodec.sources import SourceTensor, read_safetensors_header

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.demo import usable_backends
 from wcodec.errors import EncodeError, in_file
 from wcodec.outputs import AnyPath, map_file

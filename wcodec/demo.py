@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend, available_backends, load_backend
-from wcodec.codec import Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
 from wcodec.files import decode_file, encode_file
 from wcodec.report import percent_text, size_text, table_text
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from wcodec.backends import Backend, get_backend, load_backend
-from wcodec.codec import Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.configs import add_entry, is_of_transformers, read_config, remove_entry, rename_shards, shard_names
 from wcodec.errors import CodedError, DecodeError, EncodeError, in_file
 from wcodec.files import File, decode_file, encode_file, verify_file
@@ -32,7 +32,7 @@ from wcodec.hub import (
 from wcodec.jobs import STATE, Job, Plan, Report, Tree, check_places, copying, linking, scan, writing
 from wcodec.kinds import HEAD_NBYTES, described
 from wcodec.outputs import AnyPath, check_room, map_file
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 
 FORMS: Final = ("wcodec", "hub")
 PLAIN: Final = ".safetensors"

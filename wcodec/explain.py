@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.files import File
 from wcodec.outputs import atomic_output
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.planner import Planner
 from wcodec.reference.container import TensorRecord, write_contexts, write_tables
-from wcodec.reference.plan import EncodeOptions, Planner, choose_geometry
 from wcodec.reference.planes import DType
 from wcodec.reference.prediction import MODES, Mode, mode_name
 from wcodec.reference.tiles import Geometry

@@ -20,15 +20,18 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.bases import CodedBase, OpenBase, SafetensorsBase
-from wcodec.codec import BufferSource, Decoder, Encoder, Progress, StreamSource, Writer, ignore_progress, words_of
-from wcodec.differences import BaseTensor
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder, Writer, words_of
+from wcodec.codec.sources import BufferSource, StreamSource
 from wcodec.duplicates import Again, Duplicates
 from wcodec.errors import DecodeError, EncodeError, in_file
 from wcodec.extract import extract
 from wcodec.kinds import HEAD_NBYTES, described
 from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, check_room, map_file
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import MAGIC, ByteSource, Difference, Index, TensorRecord
-from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.differences import BaseTensor
 from wcodec.reference.planes import Bytes, DType, Words
 from wcodec.slices import entries_of, flat_ids, picks_of, touched
 from wcodec.sources import read_safetensors_header, write_safetensors_header

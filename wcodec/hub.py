@@ -19,12 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import BufferSource, Decoder, Encoder, Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError, EncodeError, in_file
 from wcodec.kinds import HEAD_NBYTES, described
 from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, check_room, map_file
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import MAGIC, VERSION, Index
-from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Words
 from wcodec.reference.tiles import MAX_RANK
 from wcodec.sources import MAX_HEADER_NBYTES, SafetensorsHeader, SourceTensor, parse_safetensors_header, read_safetensors_header

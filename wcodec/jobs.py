@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, NamedTuple
 
-from wcodec.codec import Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.errors import CodedError, EncodeError, in_file
 from wcodec.outputs import NAME_LENGTH, AnyPath, atomic_output, check_output, named, temporary_of
 

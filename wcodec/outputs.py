@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from wcodec.codec import CHUNK_BUFFERS
+from wcodec.codec.ahead import CHUNK_BUFFERS
 from wcodec.errors import DecodeError, EncodeError
 
 AnyPath = str | os.PathLike[str]

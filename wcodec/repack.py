@@ -11,12 +11,13 @@ from typing import Final
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec import Encoder, Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.encoder import Encoder
 from wcodec.errors import DecodeError
 from wcodec.files import File, base_for, paths_of
 from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, named, reserve
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import TensorRecord
-from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Words
 
 IN_MEMORY: Final = 1 << 26  #: bytes of a decoded tensor from which on it goes by way of a file

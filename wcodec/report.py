@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files import File
-from wcodec.operands import operand_form
 from wcodec.reference.container import TensorRecord, write_tables
 from wcodec.reference.entropy import ContextKind
+from wcodec.reference.operands import operand_form
 from wcodec.reference.planes import DType, Layout
 from wcodec.reference.prediction import MODES, PER_TILE, mode_name
 from wcodec.reference.segments import Coder, SegmentTable

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec import BufferSource, Decoder, Encoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import BackendUnavailable
-from wcodec.reference.plan import EncodeOptions
-from wcodec.reference.plan_options import PRESETS
+from wcodec.planner.options import PRESETS, EncodeOptions
 from wcodec.reference.planes import DType
 
 _SHAPE = 520, 1100  #: of what is encoded and decoded: more than one segment, and ends that no vector fills

@@ -21,7 +21,7 @@ GROUP: Final = "wcodec.backends"
 _BUILT_IN: Final = {
     "cuda": "wcodec.backends.cuda.backend:CudaBackend",
     "reference": "wcodec.backends.reference:ReferenceBackend",
-    "numba": "wcodec.backends.numba_cpu:NumbaBackend",
+    "numba": "wcodec.backends.numba.backend:NumbaBackend",
 }
 _AUTO: Final = ("cuda", "numba", "reference")  #: what "auto" tries, fastest first
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from wcodec.backends import Backend, load_backend
-from wcodec.codec import Progress, ignore_progress
+from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.errors import BackendUnavailable, CodedError, EncodeError, WcodecError
 from wcodec.files import File
 from wcodec.jobs import check_places

@@ -29,7 +29,7 @@ from wcodec.files import File, decode_file, is_same_stream, open_base
 from wcodec.hub import HubFile, decode_hub_file, is_coded, is_hub
 from wcodec.jobs import Report
 from wcodec.outputs import check_output, map_file
-from wcodec.reference.plan_options import OPERANDS, EncodeOptions
+from wcodec.planner.options import OPERANDS, EncodeOptions
 from wcodec.report import percent_text, size_text
 
 Contents = Callable[[str, Backend, str | None], Iterator[Any]]  #: the pieces of a plain file, by path, backend and base

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from wcodec.cli.common import STATUSES, Parser, path_argument
+from wcodec.planner.options import CODERS, LAYOUTS, OPERANDS, PREDICTORS, PRESETS, TRANSFORMS
 from wcodec.reference.container import VERSION
-from wcodec.reference.plan_options import CODERS, LAYOUTS, OPERANDS, PREDICTORS, PRESETS, TRANSFORMS
 from wcodec.reference.planes import DTYPES
 
 

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.codec import BufferSource, Decoder, FileSource
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.sources import BufferSource, FileSource
 from wcodec.cuda import dlpack
 from wcodec.cuda.bases import base_memory, n_coded_bases
 from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Allocate, Pipeline

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from wcodec.bases import CodedBase, SafetensorsBase, in_base
-from wcodec.codec import FileSource
+from wcodec.codec.sources import FileSource
 from wcodec.cuda.pipeline import Pipeline
 from wcodec.errors import DecodeError
 from wcodec.files import File

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from wcodec.cuda.operand import BLOCK, WARPS, Operand
-from wcodec.operands import SEGMENT, TILE
+from wcodec.reference.operands import SEGMENT, TILE
 
 BATCHES: Final = (8, 16, 32, 64)  #: rows of x that the kernels are made for
 MOST_BATCH: Final = BATCHES[-1]

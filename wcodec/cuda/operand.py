@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from wcodec.backends.cuda.decoding import LUT_NBYTES
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import TableRows
-from wcodec.operands import operand_problem
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.entropy import TablePool
+from wcodec.reference.operands import operand_problem
 from wcodec.reference.segments import ALIGN, Coder, SegmentPlan
 
 BLOCK: Final = 256  #: threads of a block

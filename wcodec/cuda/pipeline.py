@@ -17,13 +17,14 @@ from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.differences import add_base
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import ALIGN, Job
-from wcodec.codec import BufferSource, check_segments, check_tensor
+from wcodec.codec.decoder import check_segments, check_tensor
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.entropy import TablePool
-from wcodec.reference.plan import chunks
 from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tiles import chunks
 
 STREAMS: Final = 4
 SLOT_NBYTES: Final = 1 << 26  #: payload that a stream takes at once
@@ -140,7 +141,7 @@ class Pipeline:
         Raises
         ------
         DecodeError
-            As `wcodec.codec.Decoder.tensor`.
+            As `wcodec.codec.decoder.Decoder.tensor`.
         """
         under_way: deque[_Slot] = deque()
         with ThreadPoolExecutor(self.n_streams, "wcodec-read") as readers:

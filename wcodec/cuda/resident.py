@@ -12,7 +12,7 @@ from wcodec.backends.cuda.checksums import crc32_ranges, crc32_records
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import Job
-from wcodec.codec import check_segments, check_tensor
+from wcodec.codec.decoder import check_segments, check_tensor
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.entropy import TablePool
 from wcodec.reference.segments import SegmentPlan

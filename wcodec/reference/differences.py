@@ -5,11 +5,37 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 
 from wcodec.reference.container import Difference
 from wcodec.reference.planes import DType, Words
+from wcodec.reference.tiles import Geometry
+
+
+class BaseTensor(Protocol):
+    """A tensor of another checkpoint, seen as the matrix of the one that is coded as a difference from it."""
+
+    def words(self, rows: slice, cols: slice, room: Words) -> Words:
+        """The words of a rectangle, C-contiguous and aligned: in `room`, which has its shape and type, or where they lie.
+
+        Raises
+        ------
+        DecodeError
+        """
+
+
+class BaseCheckpoint(Protocol):
+    """A checkpoint that others are coded as differences from."""
+
+    name: str  #: what people call it
+
+    def tensor(self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry) -> BaseTensor | None:
+        """The tensor of this name, dtype and shape as a matrix of these rows and columns, if there is one."""
+
+    def content_hash(self) -> bytes:
+        """Spec: R11.4."""
 
 
 def subtract(words: Words, base: Words, difference: Difference) -> Words:

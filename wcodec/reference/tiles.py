@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 MAX_SEGMENT_ELEMENTS: Final = 1 << 24  #: R6.5
 MIN_TILE: Final = 16  #: R6.7
 MAX_RANK: Final = 32  #: R6.1
+CHUNK_NBYTES: Final = 1 << 24  #: words planned and encoded at once
 
 
 def matrix_view(shape: tuple[int, ...], row_rank: int, words_per_element: int = 1) -> tuple[int, int]:
@@ -118,3 +119,22 @@ def element_order(height: int, width: int, tile_rows: int, tile_cols: int) -> ND
     """Raster indices of a segment's elements in the order in which they are coded: tile by tile (R6.9)."""
     index = np.arange(height * width, dtype=np.int64).reshape(height, width)
     return np.concatenate([index[tile].reshape(-1) for tile in tiles(height, width, tile_rows, tile_cols)])
+
+
+def chunks(geometry: Geometry, word_nbytes: int, nbytes: int = CHUNK_NBYTES) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Sub-grids that are coded at once: whole rows of segments up to `nbytes`.
+
+    Where a row of segments is larger than that and one word high, it is cut; the words of a chunk are contiguous either way.
+    """
+    n_down, n_across = geometry.grid
+    all_across = np.arange(n_across, dtype=np.int64)
+    band = geometry.segment_rows * geometry.cols * word_nbytes
+    if band > nbytes and min(geometry.segment_rows, geometry.rows) == 1:
+        step = max(1, nbytes // (geometry.segment_cols * word_nbytes))
+        for i in range(n_down):
+            for j in range(0, n_across, step):
+                yield np.array([i], np.int64), all_across[j : j + step]
+    else:
+        step = max(1, nbytes // max(band, 1))
+        for i in range(0, n_down, step):
+            yield np.arange(i, min(i + step, n_down), dtype=np.int64), all_across

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.torch import products
 from wcodec.torch.held import ROWS_IN_GRAPH, Held, call, compress, held_of, hold
 from wcodec.torch.operands import Fused, check_options

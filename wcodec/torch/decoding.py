@@ -20,15 +20,16 @@ import torch
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec import Decoder, Rectangle, check_tensor, rectangle
-from wcodec.differences import BaseTensor
+from wcodec.codec.decoder import Decoder, check_tensor
+from wcodec.codec.parts import Rectangle, rectangle
 from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource, TensorRecord
-from wcodec.reference.plan import chunks
+from wcodec.reference.differences import BaseTensor
 from wcodec.reference.planes import Bytes, Words
 from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tiles import chunks
 from wcodec.torch import dtypes
 
 PIECE_NBYTES: Final = 1 << 23  #: words that a thread decodes at once: enough to be worth a call, little enough to share out

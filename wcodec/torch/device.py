@@ -13,12 +13,12 @@ import torch
 
 from wcodec.backends import load_backend
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.codec import Decoder
+from wcodec.codec.decoder import Decoder
 from wcodec.cuda.operand import Operand
 from wcodec.cuda.resident import ResidentTensor
 from wcodec.errors import DecodeError
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import TensorRecord
-from wcodec.reference.plan import EncodeOptions
 from wcodec.reference.planes import Bytes
 from wcodec.slices import entries_of, touched
 from wcodec.torch.device_products import FACTORS, Prepared, multiply, prepare

@@ -9,7 +9,7 @@ import torch
 
 from wcodec.files import write_arrays
 from wcodec.outputs import AnyPath
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.torch.dtypes import to_array
 from wcodec.torch.reader import Device, Reader, TensorSlice
 

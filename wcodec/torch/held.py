@@ -12,12 +12,12 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from wcodec.backends import get_backend
-from wcodec.codec import Encoder
+from wcodec.codec.encoder import Encoder
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError
 from wcodec.files import File
-from wcodec.operands import operand_form
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import Index, TensorRecord
-from wcodec.reference.plan import EncodeOptions
+from wcodec.reference.operands import operand_form
 from wcodec.torch import dtypes, operands
 from wcodec.torch.operands import Fused
 from wcodec.torch.scratch import ahead_of

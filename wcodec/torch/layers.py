@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 
 from wcodec.errors import EncodeError
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.torch import products
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.models import compressed_parameter, noted

@@ -8,11 +8,11 @@ from typing import Final, NamedTuple
 
 import torch
 
-from wcodec.codec import FileSource
+from wcodec.codec.sources import FileSource
 from wcodec.errors import EncodeError
 from wcodec.extract import extract
 from wcodec.outputs import AnyPath
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.torch.checkpoint import WCodecCheckpoint
 from wcodec.torch.compressed import OWN, CompressedTensor
 from wcodec.torch.held import hold

@@ -7,8 +7,8 @@ from typing import Final, TypeAlias
 import torch
 
 from wcodec.errors import EncodeError
-from wcodec.operands import DTYPES
-from wcodec.reference.plan_options import OPERANDS, EncodeOptions
+from wcodec.planner.options import OPERANDS, EncodeOptions
+from wcodec.reference.operands import DTYPES
 
 Fused: TypeAlias = bool | str  #: whether weights are in fused mode; or that, and "fixed" or "rans": the form of operands
 

@@ -9,11 +9,12 @@ from typing import Final, NamedTuple
 import torch
 
 from wcodec.backends import Backend
-from wcodec.codec import Part, check_tensor, part_of
+from wcodec.codec.decoder import check_tensor
+from wcodec.codec.parts import Part, part_of
 from wcodec.files import File
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import TensorRecord
-from wcodec.reference.plan import chunks
+from wcodec.reference.tiles import chunks
 from wcodec.torch.scratch import tile_buffers
 
 TILE_NBYTES: Final = 1 << 20  #: of decoded words for each thread that decodes: about a second-level cache

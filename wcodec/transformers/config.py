@@ -9,7 +9,7 @@ from transformers.utils.quantization_config import MetalConfig
 from wcodec.configs import METHOD
 from wcodec.errors import DecodeError
 from wcodec.hub import VERSION_TEXT
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.torch.operands import Fused, check_fused
 
 _DTYPES: Final = ("float16", "bfloat16", "float32", "float64")

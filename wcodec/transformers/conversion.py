@@ -16,11 +16,12 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.base import HfQuantizer
 
 from wcodec import hub
-from wcodec.codec import BufferSource, Decoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError, EncodeError
+from wcodec.planner.options import EncodeOptions
 from wcodec.reference.checksums import crc32_each
 from wcodec.reference.container import MAGIC
-from wcodec.reference.plan import EncodeOptions
 from wcodec.torch import operands
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.held import Held, compress, encode, hold

@@ -17,7 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from wcodec import hub
 from wcodec.configs import METHOD
-from wcodec.reference.plan import EncodeOptions
+from wcodec.planner.options import EncodeOptions
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.held import hold
 from wcodec.torch.models import decompress_model

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from wcodec import hub
-from wcodec.codec import BufferSource, Decoder
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.sources import BufferSource
 from wcodec.files import File
 from wcodec.outputs import map_file
 from wcodec.reference.planes import DType

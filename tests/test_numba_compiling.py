@@ -1,0 +1,49 @@
+"""How the numba backend's code is compiled and kept."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wcodec.backends.numba import compiling
+from wcodec.backends.numba.compiling import STAMP, jit, kernel, stamp_of
+
+HERE = Path(compiling.__file__).parent
+
+
+def test_machine_code_is_of_all_sources(tmp_path: Path) -> None:
+    """What was kept on disk is not used once any source has changed: its name has the stamp in it."""
+    shutil.copytree(HERE, tmp_path / "numba", ignore=lambda _, names: [n for n in names if not n.endswith(".py")])
+    copies = sorted((tmp_path / "numba").glob("*.py"))
+    assert {path.name for path in copies} >= {"segments.py", "rans.py", "split.py", "ir.py", "compiling.py"}
+    assert stamp_of(tmp_path / "numba") == STAMP
+    seen = {STAMP}
+    for path in copies:
+        with path.open("a") as f:
+            f.write("#")
+        seen.add(stamp_of(tmp_path / "numba"))
+    assert len(seen) == 1 + len(copies)
+
+    @kernel
+    def double(x: Any) -> Any:
+        return 2 * x
+
+    assert STAMP in double.py_func.__qualname__
+
+
+def test_part_of_kernels_is_not_called_by_python() -> None:
+    @jit
+    def twice(x: Any) -> Any:
+        return 2 * x
+
+    @kernel
+    def four_times(x: Any) -> Any:
+        return twice(twice(x))
+
+    for _ in range(2):
+        with pytest.raises(TypeError, match="twice is a part of kernels"):
+            twice(1)
+        assert four_times(1) == 4

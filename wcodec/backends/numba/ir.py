@@ -1,0 +1,241 @@
+"""Vectors of LLVM IR: the instructions that rANS needs and that numba's loops do not reach. See `rans_vectors`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import llvmlite.binding
+import numba
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic as _intrinsic
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F32: Final = ir.FloatType()
+POINTER: Final = ir.PointerType()
+
+
+def intrinsic(function: Any) -> Any:
+    """``numba.extending.intrinsic``, whose callers do not see the typing context that the function takes."""
+    return _intrinsic(function)
+
+
+def _features() -> set[str]:
+    """Features of the CPU that numba compiles for; its environment variables can name a lesser one."""
+    config: Any = numba.config
+    if config.CPU_FEATURES is not None:
+        return {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
+    if config.CPU_NAME is not None and llvmlite.binding.get_host_cpu_name() != config.CPU_NAME:
+        return set()
+    return {name for name, there in llvmlite.binding.get_host_cpu_features().items() if there}
+
+
+def choose_variant() -> str:
+    """``"avx512"``, ``"avx2"``, or ``"plain"`` for any other CPU."""
+    features = _features()
+    if {"avx512f", "avx512bw", "avx512vl"} <= features:
+        return "avx512"
+    return "avx2" if "avx2" in features else "plain"
+
+
+VARIANT: Final = choose_variant()
+
+
+def _choose_carryless() -> str:
+    """Widest carry-less multiplication: ``"avx512"``, ``"avx2"``, ``"sse"``, or none."""
+    features = _features()
+    if "vpclmulqdq" in features:
+        return VARIANT if VARIANT != "plain" else "sse"
+    return "sse" if "pclmul" in features else ""
+
+
+CARRYLESS: Final = _choose_carryless()
+BYTE_LOOKUP: Final = VARIANT == "avx512" and "avx512vbmi" in _features()  #: tables of 256 bytes in registers
+WIDTH: Final = 16 if VARIANT == "avx512" else 8  #: u32 in a vector
+
+
+def vector(element: Any, n: int) -> Any:
+    """Type of a vector."""
+    return ir.VectorType(element, n)
+
+
+def splat(value: Any, element: Any, n: int) -> Any:
+    """Constant vector of equal elements."""
+    return ir.Constant(vector(element, n), [value] * n)
+
+
+def constant(of: Any, values: Any) -> Any:
+    """Constant of a type."""
+    return ir.Constant(of, values)
+
+
+def zero(of: Any) -> Any:
+    """The constant 0 of a type."""
+    return ir.Constant(of, None)
+
+
+def declare(b: Any, name: str, result: Any, args: list[Any]) -> Any:
+    """An LLVM function by name."""
+    insert: Any = cgutils.get_or_insert_function
+    return insert(b.module, ir.FunctionType(result, args), name)
+
+
+def pointer(b: Any, address: Any) -> Any:
+    """A pointer to bytes from an int64."""
+    return b.inttoptr(address, I8.as_pointer())
+
+
+def element(b: Any, base: Any, of: Any, index: Any) -> Any:
+    """``&((of *) base)[index]``."""
+    return b.gep(b.bitcast(base, of.as_pointer()), [index], source_etype=of)
+
+
+def load(b: Any, source: Any, of: Any) -> Any:
+    """Load from any address, aligned or not."""
+    loaded = b.load(b.bitcast(source, of.as_pointer()))
+    loaded.align = 1
+    return loaded
+
+
+def store(b: Any, value: Any, target: Any) -> None:
+    """Store to any address, aligned or not."""
+    b.store(value, b.bitcast(target, value.type.as_pointer())).align = 1
+
+
+def shuffle(b: Any, first: Any, second: Any, order: Iterable[int]) -> Any:
+    """Elements of two vectors, by their numbers in both."""
+    indices = list(order)
+    return b.shuffle_vector(first, second, ir.Constant(vector(I32, len(indices)), indices))
+
+
+def broadcast(b: Any, value: Any, n: int) -> Any:
+    """Vector of a value known at run time."""
+    undefined = ir.Constant(vector(value.type, n), ir.Undefined)
+    return shuffle(b, b.insert_element(undefined, value, I32(0)), undefined, [0] * n)
+
+
+def zipped(b: Any, first: Any, second: Any) -> list[Any]:
+    """``first[0], second[0], first[1], second[1], ...`` as two vectors."""
+    n = first.type.count
+    order = [k for i in range(n) for k in (i, n + i)]
+    return [shuffle(b, first, second, order[:n]), shuffle(b, first, second, order[n:])]
+
+
+def unzipped(b: Any, first: Any, second: Any) -> list[Any]:
+    """Inverse of `zipped`: the even and the odd elements of two vectors."""
+    n = first.type.count
+    return [shuffle(b, first, second, range(k, 2 * n, 2)) for k in range(2)]
+
+
+def lookup(b: Any, table: Any, index: Any, bits: int = 16) -> Any:
+    """``table[index]`` for each of 8 or 16 u32; indices are below ``2 ** bits``, which is 16 or 32.
+
+    Several indices at a time are moved to a general register. On Zen 4 that is 1.2 times as fast in the decoder as the gather
+    instruction, which is microcode there, and twice as fast in the encoder.
+    """
+    n, each = index.type.count, 64 // bits
+    narrow = index if bits == 32 else b.trunc(index, vector(I16, n))
+    some, out = b.bitcast(narrow, vector(I64, n // each)), ir.Constant(vector(I32, n), ir.Undefined)
+    for i in range(n // each):
+        four = b.extract_element(some, I32(i))
+        for k in range(each):
+            one = b.lshr(four, I64(bits * k))
+            one = one if k == each - 1 else b.and_(one, I64((1 << bits) - 1))
+            entry = b.load(element(b, table, I32, one))
+            entry.align = 4
+            out = b.insert_element(out, entry, I32(each * i + k))
+    return out
+
+
+def load_16(b: Any, source: Any) -> list[Any]:
+    """A table of 16 u32 in registers, for `lookup_16`."""
+    return [load(b, element(b, source, I32, I64(i)), vector(I32, WIDTH)) for i in range(0, 16, WIDTH)]
+
+
+def lookup_16(b: Any, table: list[Any], index: Any) -> Any:
+    """``table[index & 15]`` for each of 8 or 16 u32."""
+    of = vector(I32, WIDTH)
+    if VARIANT == "avx512":
+        return b.call(declare(b, "llvm.x86.avx512.permvar.si.512", of, [of] * 2), [table[0], index])
+    permute = declare(b, "llvm.x86.avx2.permd", of, [of] * 2)
+    low, high = (b.call(permute, [half, index]) for half in table)
+    return b.select(b.icmp_signed("<", b.shl(index, splat(28, I32, WIDTH)), zero(of)), high, low)
+
+
+def lookup_bytes(b: Any, table: list[Any], index: Any) -> Any:
+    """``table[index]`` for each of 64 bytes; `table` is four vectors. Needs `BYTE_LOOKUP`."""
+    of = vector(I8, 64)
+    permute = declare(b, "llvm.x86.avx512.vpermi2var.qi.512", of, [of] * 3)
+    low, high = (b.call(permute, [table[i], index, table[i + 1]]) for i in (0, 2))
+    return b.select(b.icmp_signed("<", index, zero(of)), high, low)
+
+
+def prefetch_line(b: Any, address: Any, write: int = 1) -> None:
+    """Ask for a cache line, to write to or to read; it need not exist."""
+    b.call(declare(b, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32]), [pointer(b, address), I32(write), I32(3), I32(1)])
+
+
+def popcount(b: Any, mask: Any) -> Any:
+    """Number of set elements, int64."""
+    count = declare(b, "llvm.ctpop.i32", I32, [I32])
+    return b.zext(b.call(count, [b.zext(b.bitcast(mask, ir.IntType(mask.type.count)), I32)]), I64)
+
+
+def _permute(b: Any, values: Any, mask: Any, table: Any) -> Any:
+    """AVX2: one of 256 permutations of 8 u32, 8 bytes each in `table`."""
+    row = b.zext(b.bitcast(mask, I8), I64)
+    order = b.zext(load(b, element(b, table, I64, row), vector(I8, 8)), vector(I32, 8))
+    return b.call(declare(b, "llvm.x86.avx2.permd", vector(I32, 8), [vector(I32, 8)] * 2), [values, order])
+
+
+def _avx512(b: Any, what: str, values: Any, mask: Any) -> Any:
+    n = values.type.count
+    of = vector(I32, n)
+    function = declare(b, f"llvm.x86.avx512.mask.{what}.v{n}i32", of, [of, of, vector(I1, n)])
+    return b.call(function, [values, zero(of), mask])
+
+
+def expand(b: Any, values: Any, mask: Any, table: Any) -> Any:
+    """Successive values for the elements that `mask` has, in ascending order; others are unspecified."""
+    return _avx512(b, "expand", values, mask) if VARIANT == "avx512" else _permute(b, values, mask, table)
+
+
+def compress(b: Any, values: Any, mask: Any, table: Any) -> Any:
+    """The values that `mask` has, moved together to the front; what is behind them is unspecified."""
+    return _avx512(b, "compress", values, mask) if VARIANT == "avx512" else _permute(b, values, mask, table)
+
+
+class Loop:
+    """``while`` counter: a loop of LLVM IR that carries values.
+
+    Use: ``loop = Loop(b, count, values)``, compute the new values from `loop.values`, then `loop.close`.
+    """
+
+    def __init__(self, b: Any, count: Any, values: list[Any]) -> None:
+        self.b, self.before, self.first = b, b.block, [I64(0), *values]
+        self.head, self.done = b.append_basic_block("loop"), b.append_basic_block("done")
+        self.count = count
+        b.cbranch(b.icmp_signed(">", count, I64(0)), self.head, self.done)
+        b.position_at_end(self.head)
+        self.phis = [b.phi(v.type) for v in self.first]
+        for phi, value in zip(self.phis, self.first, strict=True):
+            phi.add_incoming(value, self.before)
+        self.index, self.values = self.phis[0], self.phis[1:]
+
+    def close(self, values: list[Any]) -> list[Any]:
+        """End the body with the values for the next round. Returns those after the last one."""
+        b, body = self.b, self.b.block
+        following = b.add(self.index, I64(1))
+        new = [following, *values]
+        for phi, value in zip(self.phis, new, strict=True):
+            phi.add_incoming(value, body)
+        b.cbranch(b.icmp_signed("<", following, self.count), self.head, self.done)
+        b.position_at_end(self.done)
+        out = []
+        for first, last in zip(self.first[1:], values, strict=True):
+            phi = b.phi(first.type)
+            phi.add_incoming(first, self.before)
+            phi.add_incoming(last, body)
+            out.append(phi)
+        return out

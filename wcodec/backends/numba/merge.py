@@ -1,0 +1,157 @@
+"""Planes merged into words as vectors: the reverse of `split`.
+
+Symbols come a few groups at a time out of the decoder, while they are in the first cache; lower planes from wherever they are.
+Words can be folded into their CRC-32 before they are stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from wcodec.backends.numba import ir
+from wcodec.backends.numba.checksums import factors_for, folded
+from wcodec.backends.numba.compiling import native
+from wcodec.backends.numba.ir import I8, I16, I64, WIDTH, splat, vector
+from wcodec.backends.numba.rans_vectors import GROUP, KINDS, VECTORS
+
+_N: Final = 4 * WIDTH  #: bytes of a vector
+LANES_NBYTES: Final = _N
+
+# Columns of `params`, all int64. Addresses: of symbols, of where words go, of up to three lower planes, of what was folded and
+# of the factors from the end of a row to the next. Groups of a row, bytes between rows, groups left of this row, the window's
+# base, how far ahead of the stores cache lines are asked for. A kernel brings SYMBOLS, TARGET, LOWER and LEFT up to date.
+SYMBOLS, TARGET, LOWER, LANES, OVER, ROW_GROUPS, ROW_JUMP, LEFT, BASE, AHEAD = 0, 1, 2, 5, 6, 7, 8, 9, 10, 11
+N_PARAMS: Final = 12
+AHEAD_NBYTES: Final = 512  #: how far ahead of the loads cache lines are asked for
+
+
+class _Merger:
+    """The body of a kernel of one kind; see `KINDS`."""
+
+    def __init__(self, b: Any, params: Any, kind: tuple[bool, int, str], crc: bool) -> None:
+        self.b, self.params, (self.pairs, self.word_nbytes, self.map), self.crc = b, params, kind, crc
+        self.lower = [LOWER + p for p in range(1 if self.pairs and self.word_nbytes == 1 else self.word_nbytes - 1)]
+        self.base = ir.broadcast(b, b.trunc(self.param(BASE), I8), _N)
+        lanes = _N // 16
+        if crc:
+            two = self.load(self.param(OVER), 0, vector(I64, 2))
+            self.inside, self.between = factors_for(b, lanes, _N), ir.shuffle(b, two, two, [0, 1] * lanes)
+
+    def at(self, column: int) -> Any:
+        """Where a parameter stands."""
+        return ir.element(self.b, self.params, I64, I64(column))
+
+    def param(self, column: int) -> Any:
+        """A parameter."""
+        return ir.load(self.b, self.at(column), I64)
+
+    def load(self, address: Any, offset: int, of: Any) -> Any:
+        """Load from an address."""
+        return ir.load(self.b, ir.element(self.b, ir.pointer(self.b, address), I8, I64(offset)), of)
+
+    def run(self, n_groups: Any) -> None:
+        """Merge groups of symbols."""
+        b, columns = self.b, [SYMBOLS, TARGET, LEFT, *self.lower]
+        lanes = [self.load(self.param(LANES), 0, vector(I64, _N // 8))] if self.crc else []
+        jump, in_row, ahead = self.param(ROW_JUMP), self.param(ROW_GROUPS), self.param(AHEAD)
+        loop = ir.Loop(b, n_groups, [*map(self.param, columns), *lanes])
+        symbols, target, left, *lower = loop.values[: len(columns)]
+        words, read = self._words(symbols, lower)
+        to, nbytes = ir.pointer(b, target), _N * len(words)
+        for i, some in enumerate(words):
+            ir.store(b, some, ir.element(b, to, I8, I64(_N * i)))
+        new_lanes = self._fold(loop.values[len(columns) :], words, b.icmp_signed("==", left, in_row))
+        for line in range(0, nbytes, 64):
+            ir.prefetch_line(b, b.add(b.add(target, ahead), I64(line)))
+        for source in lower:
+            for line in range(0, read, 64):
+                ir.prefetch_line(b, b.add(source, I64(AHEAD_NBYTES + line)), 0)
+        left = b.sub(left, I64(1))
+        over = b.icmp_signed("==", left, I64(0))
+        target = b.add(b.add(target, I64(nbytes)), b.select(over, jump, I64(0)))
+        following = [b.add(symbols, I64(GROUP)), target, b.select(over, in_row, left), *(b.add(source, I64(read)) for source in lower)]
+        out = loop.close([*following, *new_lanes])
+        for column, value in zip(columns, out, strict=False):
+            ir.store(b, value, self.at(column))
+        for value in out[len(columns) :]:
+            ir.store(b, value, ir.pointer(b, self.param(LANES)))
+
+    def _fold(self, lanes: list[Any], words: list[Any], first: Any) -> list[Any]:
+        """Fold the words of a group, the `first` of a row or not."""
+        for x in lanes:
+            factors = self.b.select(first, self.between, self.inside)
+            for some in words:
+                x = folded(self.b, x, factors, self.b.bitcast(some, x.type))
+                factors = self.inside
+            return [x]
+        return []
+
+    def _words(self, source: Any, lower: list[Any]) -> tuple[list[Any], int]:
+        """Vectors of a group's words, and how many bytes of each lower plane they take."""
+        words, read = [], 0
+        for v in range(VECTORS):
+            for tops in self._tops(self.load(source, _N * v, vector(I8, _N)), lower, read):
+                planes = [tops]
+                if self.word_nbytes > 1:
+                    planes += [self._bytes(at, read) for at in lower]
+                    read += _N
+                words += self._merge(planes)
+            if self.word_nbytes == 1:
+                read += _N
+        return words, read
+
+    def _bytes(self, at: Any, offset: int) -> Any:
+        return self.load(at, offset, vector(I8, _N))
+
+    def _constant(self, value: int) -> Any:
+        return splat(value - 256 if value > 127 else value, I8, _N)
+
+    def _tops(self, symbols: Any, lower: list[Any], read: int) -> list[Any]:
+        """Top bytes of mapped words, in order."""
+        b, low, high, four = self.b, self._constant(0x0F), self._constant(0xF0), self._constant(4)
+        if not self.pairs:
+            return [symbols]
+        if self.word_nbytes > 1:
+            codes = ir.zipped(b, b.and_(symbols, low), b.lshr(symbols, four))
+            return [b.add(c, self.base) for c in codes]
+        halves = self._bytes(lower[0], read)
+        even = b.or_(b.shl(symbols, four), b.and_(halves, low))
+        return ir.zipped(b, even, b.or_(b.and_(symbols, high), b.lshr(halves, four)))
+
+    def _merge(self, planes: list[Any]) -> list[Any]:
+        """Words out of the bytes of mapped ones, as vectors of bytes."""
+        b, p = self.b, self._unmap(planes)
+        if self.word_nbytes == 1:
+            return p
+        high = ir.zipped(b, p[1], p[0])
+        if self.word_nbytes == 2:
+            return high
+        halves, out = vector(I16, _N // 2), []
+        for low, top in zip(ir.zipped(b, p[3], p[2]), high, strict=True):
+            out += [b.bitcast(w, vector(I8, _N)) for w in ir.zipped(b, b.bitcast(low, halves), b.bitcast(top, halves))]
+        return out
+
+    def _unmap(self, p: list[Any]) -> list[Any]:
+        b, c = self.b, self._constant
+        if self.map == "offset":
+            return [b.xor(p[0], c(0x80)), *p[1:]]
+        if self.map == "exponent 8":  # exponent | sign | mantissa, in two bytes
+            top = b.or_(b.and_(p[1], c(0x80)), b.lshr(p[0], c(1)))
+            return [top, b.or_(b.and_(p[1], c(0x7F)), b.shl(p[0], c(7))), *p[2:]]
+        if self.map == "identity":
+            return p
+        f = 7 - int(self.map[-1])  # bits of the mantissa, below which the sign stands
+        sign, mantissa = b.shl(b.and_(p[0], c(1 << f)), c(7 - f)), b.and_(p[0], c((1 << f) - 1))
+        return [b.or_(b.or_(sign, b.and_(b.lshr(p[0], c(1)), c(0x7F >> f << f))), mantissa)]
+
+
+def merger(number: int, crc: bool) -> int:
+    """Native function that merges groups of symbols with lower planes: ``(params, n_groups)``; with or without the CRC-32.
+
+    `number` is one more than that of a kind in `KINDS`.
+    """
+
+    def emit(b: Any, params: Any, n_groups: Any) -> None:
+        _Merger(b, ir.pointer(b, params), KINDS[number - 1], crc).run(n_groups)
+
+    return native(f"merge_{number}_crc" if crc else f"merge_{number}", emit, 2)

@@ -1,0 +1,159 @@
+"""Words cut into planes and nibble pairs as vectors: the reverse of what `rans_vectors` does behind its decoder.
+
+A kernel goes over the words of a segment in steps of `STEP` words, whose rows it trusts to be whole steps wide.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llvmlite.ir import IntType
+
+from wcodec.backends.numba import ir
+from wcodec.backends.numba.compiling import native
+from wcodec.backends.numba.ir import I8, I32, I64, WIDTH, splat, vector
+from wcodec.backends.numba.rans_vectors import KINDS
+
+_N: Final = 4 * WIDTH  #: bytes of a vector
+STEP: Final = 2 * _N  #: words
+
+# Columns of `params`, all int64. Addresses of the words, of the symbols and up to three lower planes, of the patches; steps of a row,
+# bytes from the end of a row to the next; the window's base, the code of words outside it, how far ahead cache lines are asked for in
+# bytes, how many patches there are.
+SOURCE, SYMBOLS, LOWER, PATCHES, ROW_STEPS, ROW_JUMP, BASE, FILL, AHEAD, N_PATCHES = 0, 1, 2, 5, 6, 7, 8, 9, 10, 11
+N_PARAMS: Final = 12
+
+
+class _Splitter:
+    """The body of a kernel of one kind; see `KINDS`."""
+
+    def __init__(self, b: Any, params: Any, kind: tuple[bool, int, str], lower: bool) -> None:
+        self.b, self.params, (self.pairs, self.word_nbytes, self.map), self.lower = b, params, kind, lower
+        self.window = self.pairs and self.word_nbytes > 1
+        self.base = ir.broadcast(b, b.trunc(self.param(BASE), I8), _N)
+        self.fill = ir.broadcast(b, b.trunc(self.param(FILL), I8), _N)
+        self.patches = ir.pointer(b, self.param(PATCHES))
+
+    def param(self, column: int) -> Any:
+        """A parameter."""
+        return ir.load(self.b, ir.element(self.b, self.params, I64, I64(column)), I64)
+
+    def put(self, column: int, at: Any, vectors: list[Any]) -> None:
+        """Store vectors from byte `at` of an output."""
+        target = ir.pointer(self.b, self.b.add(self.param(column), at))
+        for i, v in enumerate(vectors):
+            ir.store(self.b, v, ir.element(self.b, target, I8, I64(_N * i)))
+
+    def step(self, source: Any, first: Any, n_patches: Any) -> Any:
+        """Split `STEP` words, of which `first` is the number of the first. Returns the new number of patches."""
+        b, planes = self.b, self._planes(source)
+        half = b.lshr(first, I64(1))
+        if not self.pairs:
+            self.put(SYMBOLS, first, planes[0])
+        elif self.word_nbytes == 1:
+            self.put(SYMBOLS, half, [self._pack([b.lshr(v, self._constant(4)) for v in planes[0]])])
+            self.put(LOWER, half, [self._pack([b.and_(v, self._constant(15)) for v in planes[0]])])
+        else:
+            codes, outside = zip(*map(self._code, planes[0]), strict=True)
+            self.put(SYMBOLS, half, [self._pack(list(codes))])
+            for i, (mask, tops) in enumerate(zip(outside, planes[0], strict=True)):
+                n_patches = self._patch(mask, tops, b.add(first, I64(_N * i)), n_patches)
+        for p in range(1, self.word_nbytes if self.lower else 1):
+            self.put(LOWER + p - 1, first, planes[p])
+        return n_patches
+
+    def _constant(self, value: int) -> Any:
+        return splat(value - 256 if value > 127 else value, I8, _N)
+
+    def _planes(self, source: Any) -> list[list[Any]]:
+        """Two vectors of each plane of mapped words, the top one first."""
+        b, n = self.b, self.word_nbytes
+        loaded = [ir.load(b, ir.element(b, source, I8, I64(_N * i)), vector(I8, _N)) for i in range(2 * n)]
+        halves = [self._map(self._bytes(loaded[n * h : n * (h + 1)])[::-1]) for h in range(2)]
+        return [list(plane) for plane in zip(*halves, strict=True)]
+
+    def _bytes(self, v: list[Any]) -> list[Any]:
+        """Planes of `_N` words, the lowest byte first."""
+        while len(v) > 1:
+            cut = [ir.unzipped(self.b, *v[i : i + 2]) for i in range(0, len(v), 2)]
+            if len(v) == 2:
+                return list(cut[0])
+            even, odd = ([c[k] for c in cut] for k in range(2))
+            (zero, two), (one, three) = ir.unzipped(self.b, *even), ir.unzipped(self.b, *odd)
+            return [zero, one, two, three]
+        return v
+
+    def _map(self, p: list[Any]) -> list[Any]:
+        """The word map, on bytes."""
+        b, c = self.b, self._constant
+        if self.map == "offset":
+            return [b.xor(p[0], c(0x80)), *p[1:]]
+        if self.map == "exponent 8":
+            top = b.or_(b.shl(p[0], c(1)), b.lshr(p[1], c(7)))
+            return [top, b.or_(b.and_(p[1], c(0x7F)), b.and_(p[0], c(0x80))), *p[2:]]
+        if self.map == "identity":
+            return p
+        f = 7 - int(self.map[-1])  # bits of the mantissa
+        exponent, sign = b.shl(b.and_(p[0], c(0x7F >> f << f)), c(1)), b.lshr(b.and_(p[0], c(0x80)), c(7 - f))
+        return [b.or_(b.or_(exponent, sign), b.and_(p[0], c((1 << f) - 1)))]
+
+    def _pack(self, codes: list[Any]) -> Any:
+        even, odd = ir.unzipped(self.b, *codes)
+        return self.b.or_(even, self.b.shl(odd, self._constant(4)))
+
+    def _code(self, tops: Any) -> tuple[Any, Any]:
+        """Codes, and which words are outside the window."""
+        code = self.b.sub(tops, self.base)
+        outside = self.b.icmp_unsigned(">", code, self._constant(15))
+        return self.b.select(outside, self.fill, code), outside
+
+    def _patch(self, outside: Any, tops: Any, first: Any, n_patches: Any) -> Any:
+        """Append ``top << 24 | index`` of the words outside; most often there are none."""
+        b, bits = self.b, IntType(_N)
+        mask = b.bitcast(outside, bits)
+        before, some, done = b.block, b.append_basic_block("patches"), b.append_basic_block("patched")
+        b.cbranch(b.icmp_unsigned("==", mask, bits(0)), done, some)
+        b.position_at_end(some)
+        ir.store(b, tops, ir.element(b, self.params, I64, I64(N_PARAMS)))
+        count = b.zext(b.call(ir.declare(b, f"llvm.ctpop.i{_N}", bits, [bits]), [mask]), I64)
+        loop = ir.Loop(b, count, [mask])
+        index = b.call(ir.declare(b, f"llvm.cttz.i{_N}", bits, [bits, ir.I1]), [loop.values[0], ir.I1(1)])
+        index = b.zext(index, I64) if _N < 64 else index
+        top = b.zext(b.load(ir.element(b, ir.element(b, self.params, I64, I64(N_PARAMS)), I8, index)), I32)
+        patch = b.or_(b.shl(top, I32(24)), b.trunc(b.add(first, index), I32))
+        ir.store(b, patch, ir.element(b, self.patches, I32, b.add(n_patches, loop.index)))
+        loop.close([b.and_(loop.values[0], b.sub(loop.values[0], bits(1)))])
+        behind, total = b.block, b.add(n_patches, count)
+        b.branch(done)
+        b.position_at_end(done)
+        out = b.phi(I64)
+        out.add_incoming(n_patches, before)
+        out.add_incoming(total, behind)
+        return out
+
+
+def _split(b: Any, params: Any, n_steps: Any, kind: tuple[bool, int, str], lower: bool) -> None:
+    s = _Splitter(b, params, kind, lower)
+    in_row, jump, ahead = s.param(ROW_STEPS), s.param(ROW_JUMP), s.param(AHEAD)
+    loop = ir.Loop(b, n_steps, [s.param(SOURCE), in_row, I64(0)])
+    source, left, n_patches = loop.values
+    for line in range(0, STEP * s.word_nbytes, 64):
+        ir.prefetch_line(b, b.add(b.add(source, ahead), I64(line)), 0)
+    n_patches = s.step(ir.pointer(b, source), b.mul(loop.index, I64(STEP)), n_patches)
+    left = b.sub(left, I64(1))
+    over = b.icmp_signed("==", left, I64(0))
+    source = b.add(b.add(source, I64(STEP * s.word_nbytes)), b.select(over, jump, I64(0)))
+    *_, n_patches = loop.close([source, b.select(over, in_row, left), n_patches])
+    ir.store(b, n_patches, ir.element(b, params, I64, I64(N_PARAMS - 1)))
+
+
+def splitter(number: int, lower: bool) -> int:
+    """Native function that splits steps of words: ``(params, n_steps)``; with or without lower planes.
+
+    `number` is one more than that of a kind in `KINDS`. `params` has room for a vector behind it.
+    """
+
+    def emit(b: Any, params: Any, n_steps: Any) -> None:
+        _split(b, ir.pointer(b, params), n_steps, KINDS[number - 1], lower)
+
+    return native(f"split_{'all' if lower else 'symbols'}_{number}", emit, 2)

@@ -1,0 +1,241 @@
+"""From a file to arrays: container, kernels, checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.backends import Backend, get_backend
+from wcodec.codec.ahead import CHUNK_BUFFERS, ahead
+from wcodec.codec.parts import Ids, Part, Rectangle, aligned, gather, part_of, rectangles, runs
+from wcodec.codec.sources import BufferSource
+from wcodec.errors import DecodeError
+from wcodec.reference import container
+from wcodec.reference.checksums import crc32_combine
+from wcodec.reference.container import ByteSource, Difference, Index, TensorRecord
+from wcodec.reference.differences import BaseTensor
+from wcodec.reference.entropy import TablePool
+from wcodec.reference.planes import Bytes, Words
+from wcodec.reference.segments import SegmentPlan, Status
+from wcodec.reference.tiles import Geometry
+
+_TENSOR_NBYTES: Final = 1 << 25  #: words of an array decoded at once
+_STREAM_NBYTES: Final = 1 << 23  #: words decoded at once on their way to a file
+_STATUS_ERRORS: Final = {
+    Status.BAD_STREAM: ("bad_stream", "a rANS stream does not end as it must"),
+    Status.BAD_PATCH: ("bad_patch", "a patch lies outside the segment, or out of order"),
+    Status.BAD_TILE_MODE: ("unsupported_coder", "a tile has a reserved prediction mode"),
+}
+
+
+@contextmanager
+def _memory(nbytes: int, tensor: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise DecodeError("resource_limit", f"there is no memory for {nbytes} bytes", tensor=tensor) from None
+
+
+class Decoder:
+    """Decodes tensors of any number of files with the same backend and buffers.
+
+    Parameters
+    ----------
+    backend
+        ``None`` for the one of `get_backend`.
+    max_nbytes
+        Refuse files whose tensors decode to more bytes than that.
+    """
+
+    def __init__(self, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
+        self.backend, self.max_nbytes = backend or get_backend(), max_nbytes
+        self._buffers = [np.empty(0, np.uint8)] * (CHUNK_BUFFERS + max(0, self.backend.at_once - 1))
+        self._turn, self._spares = 0, list[Bytes]()
+
+    def read_index(self, source: ByteSource) -> Index:
+        """Read and check all of a file but the payload.
+
+        Raises
+        ------
+        DecodeError
+            As `wcodec.reference.container.read_index`; ``resource_limit`` above `max_nbytes`.
+        """
+        index = container.read_index(source, self.backend.read_tables)
+        if self.max_nbytes is not None and index.data_nbytes > self.max_nbytes:
+            raise DecodeError("resource_limit", f"the tensors have {index.data_nbytes} bytes; the caller allows {self.max_nbytes}")
+        return index
+
+    def decode(self, data: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """The array of a file of one tensor. See `decode`."""
+        source = BufferSource(data)
+        index = self.read_index(source)
+        if len(index.tensors) != 1:
+            raise DecodeError("bad_range", f"this file holds {len(index.tensors)} tensors, not one: use load_file or open")
+        return self.tensor(source, index.tensors[0], index.tables, out)
+
+    def tensor(
+        self, source: ByteSource, t: TensorRecord, tables: TablePool, out: NDArray[Any] | None = None, base: BaseTensor | None = None
+    ) -> NDArray[Any]:
+        """A whole tensor, checked against its CRC-32.
+
+        Parameters
+        ----------
+        out
+            C-contiguous array of the tensor's shape and dtype to decode into; ``None`` for a new one.
+        base
+            The tensor that one with a difference differs from.
+
+        Raises
+        ------
+        DecodeError
+        ValueError
+            `out` has another shape or dtype, or is not contiguous.
+        """
+        _check_base(t, base)
+        if out is None:
+            with _memory(t.nbytes, t.name):
+                out = np.empty(t.shape, t.dtype.numpy)
+        elif out.shape != t.shape or out.dtype != t.dtype.numpy or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError(f"out must be a writeable C-contiguous {t.dtype.name} array of shape {t.shape}")
+        matrix = out.reshape(-1).view(np.uint8).view(t.dtype.word_type).reshape(t.geometry.rows, t.geometry.cols)
+        plan = t.plan(tables)
+
+        def decode(piece: Rectangle) -> tuple[int, int]:
+            chunk = matrix[piece.rows, piece.cols]
+            return self.grid(source, t, plan, piece.down, piece.across, chunk, base), chunk.nbytes
+
+        crc = 0
+        for part, nbytes in ahead(decode, rectangles(t, _TENSOR_NBYTES), self.backend.at_once):
+            crc = crc32_combine(crc, part, nbytes)
+        check_tensor(t, crc)
+        return out
+
+    def chunks(self, source: ByteSource, t: TensorRecord, tables: TablePool, base: BaseTensor | None = None) -> Iterator[Words]:
+        """The words of a tensor in order, a chunk at a time. A chunk is overwritten `CHUNK_BUFFERS` chunks later. Raises as `tensor`."""
+        _check_base(t, base)
+        crc, plan = 0, t.plan(tables)
+
+        def decode(piece: tuple[Rectangle, Bytes]) -> tuple[int, Words]:
+            place, buffer = piece
+            chunk = buffer.view(t.dtype.word_type).reshape(place.shape)
+            return self.grid(source, t, plan, place.down, place.across, chunk, base), chunk
+
+        pieces = ((r, self._buffer(math.prod(r.shape) * t.dtype.word_nbytes, t.name)) for r in rectangles(t, _STREAM_NBYTES))
+        for part, chunk in ahead(decode, pieces, self.backend.at_once):
+            crc = crc32_combine(crc, part, chunk.nbytes)
+            yield chunk
+        check_tensor(t, crc)
+
+    def _buffer(self, nbytes: int, tensor: str) -> Bytes:
+        """Memory that is handed out again when as many others have been."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        if self._buffers[self._turn].size < nbytes:
+            with _memory(nbytes, tensor):
+                self._buffers[self._turn] = np.empty(nbytes, np.uint8)
+        return self._buffers[self._turn][:nbytes]
+
+    def grid(
+        self, source: ByteSource, t: TensorRecord, whole: SegmentPlan, down: Ids, across: Ids, out: Words, base: BaseTensor | None = None
+    ) -> int:
+        """Decode the segments of some segment rows and columns into `out`, which they fill; reads no others. `whole` is the tensor's plan.
+
+        Returns
+        -------
+        CRC-32 of `out`.
+
+        Raises
+        ------
+        DecodeError
+            ``bad_checksum`` of a segment, ``bad_stream``, ``bad_patch``, ``unsupported_coder``; ``bad_base``: it is missing.
+        """
+        _check_base(t, base)
+        if down.size == 0 or across.size == 0:
+            return 0
+        return self.part(source, t, part_of(t, whole, down, across), out, base)
+
+    def part(self, source: ByteSource, t: TensorRecord, part: Part, out: Words, base: BaseTensor | None = None) -> int:
+        """As `grid`, of a part that was planned before: who decodes it again and again spares that."""
+        records = gather(source, part.starts, part.plan.offsets)
+        backend = self.backend
+        payload, device = backend.to_device(aligned(records)), backend.target(out)
+        status, sums = backend.decode_with_checksums(part.plan, payload, device)
+        check_segments(t, part.ids, part.starts, status, sums.records)
+        crc = sums.words
+        if base is not None and t.difference != Difference.NONE:
+            with self._spare(out.nbytes, t.name) as room:
+                other = _base_words(t.geometry, part.down, part.across, base, room.view(out.dtype).reshape(out.shape))
+                crc = backend.add_base(device, backend.to_device(other), t.difference)
+        if device is not out:
+            backend.to_host(device, out)
+        return crc
+
+    @contextmanager
+    def _spare(self, nbytes: int, tensor: str) -> Iterator[Bytes]:
+        """Memory that nobody else uses meanwhile."""
+        try:
+            room = self._spares.pop()
+        except IndexError:
+            room = np.empty(0, np.uint8)
+        if room.size < nbytes:
+            with _memory(nbytes, tensor):
+                room = np.empty(nbytes, np.uint8)
+        yield room[:nbytes]
+        if room.size <= _TENSOR_NBYTES:
+            self._spares.append(room)
+
+
+def _check_base(t: TensorRecord, base: BaseTensor | None) -> None:
+    if t.difference != Difference.NONE and base is None:
+        raise DecodeError("bad_base", "the tensor is a difference from a base, which is not given", tensor=t.name)
+
+
+def _base_words(geometry: Geometry, down: Ids, across: Ids, base: BaseTensor, room: Words) -> Words:
+    """The base's words of some segment rows and columns: in `room`, or where they lie."""
+    runs_down = runs(down, geometry.segment_rows, geometry.rows)
+    runs_across = runs(across, geometry.segment_cols, geometry.cols)
+    if len(runs_down) == len(runs_across) == 1:
+        return base.words(runs_down[0], runs_across[0], room)
+    r = 0
+    for rows in runs_down:
+        height, c = rows.stop - rows.start, 0
+        for cols in runs_across:
+            width = cols.stop - cols.start
+            room[r : r + height, c : c + width] = base.words(rows, cols, np.empty((height, width), room.dtype))
+            c += width
+        r += height
+    return room
+
+
+def check_segments(t: TensorRecord, ids: Ids, starts: Ids, status: NDArray[np.uint8], crcs: NDArray[np.uint32]) -> None:
+    """Compare what decoding gave for some segments of a tensor: status and CRC-32 of each; `starts` says where they are in the file.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_checksum``, ``bad_stream``, ``bad_patch``, ``unsupported_coder``
+    """
+    wrong, bad = crcs != t.segment_crc32[ids], status != Status.OK.value
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise DecodeError("bad_checksum", f"the CRC-32 of segment {int(ids[k])} does not match", tensor=t.name, offset=int(starts[k]))
+    if bad.any():
+        k = int(np.argmax(bad))
+        code, message = _STATUS_ERRORS[Status(int(status[k]))]
+        raise DecodeError(code, f"segment {int(ids[k])}: {message}", tensor=t.name, offset=int(starts[k]))
+
+
+def check_tensor(t: TensorRecord, crc: int) -> None:
+    """Compare the CRC-32 of a whole tensor.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_checksum``
+    """
+    if crc != t.crc32:
+        raise DecodeError("bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name)

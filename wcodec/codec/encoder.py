@@ -1,0 +1,246 @@
+"""From arrays to a file: plan, kernels, container."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.backends import Backend, get_backend
+from wcodec.backends.protocol import Checksums
+from wcodec.codec.ahead import Progress, ahead, ignore_progress
+from wcodec.codec.parts import Ids, rectangle
+from wcodec.errors import EncodeError
+from wcodec.planner.differences import choose_difference, enlarged
+from wcodec.planner.fast import has_grown, stored_raw
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.planner import Planner
+from wcodec.reference import container
+from wcodec.reference.checksums import crc32_combine
+from wcodec.reference.container import Base, Difference, Index, TensorRecord, coded_dtype
+from wcodec.reference.differences import BaseCheckpoint, BaseTensor
+from wcodec.reference.operands import is_of_operand
+from wcodec.reference.planes import DType, Words, dtype_of
+from wcodec.reference.segments import SegmentPlan, SegmentTable
+from wcodec.reference.tiles import Geometry, chunks
+
+
+class ByteSink(Protocol):
+    """What is written to: a binary file, or anything that takes bytes and keeps what it is given unchanged."""
+
+    def write(self, data: Any, /) -> Any:
+        """Write all of some bytes."""
+
+
+def words_of(array: NDArray[Any]) -> tuple[DType, Words]:
+    """Registry row of an array and its words, flat; a copy only if it is not contiguous and little-endian.
+
+    Raises
+    ------
+    EncodeError
+        ``unsupported_dtype``
+    """
+    dtype = dtype_of(array)
+    flat = np.ascontiguousarray(array, dtype.numpy).reshape(-1)
+    return dtype, flat.view(np.uint8).view(dtype.word_type)
+
+
+class Encoder:
+    """Writes one file after another with the same options, backend and buffers.
+
+    Parameters
+    ----------
+    options
+        What not to leave to the encoder's measure; see `EncodeOptions`.
+    backend
+        ``None`` for the one of `get_backend`.
+
+    Examples
+    --------
+    >>> with open("model.wcodec", "wb") as f:
+    ...     writer = Encoder().start(f)
+    ...     writer.add("weight", array)
+    ...     writer.finish()
+    """
+
+    def __init__(self, options: EncodeOptions | None = None, backend: Backend | None = None) -> None:
+        self.options, self.backend = options or EncodeOptions(), backend or get_backend()
+
+    def start(self, stream: ByteSink, progress: Progress = ignore_progress, base: BaseCheckpoint | None = None) -> Writer:
+        """Begin a file on a binary stream, which need not be seekable; of differences from a base, where these are smaller."""
+        return Writer(stream, self.options, self.backend, progress, base)
+
+    def encode(self, array: NDArray[Any]) -> bytes:
+        """One array as a file of one tensor with an empty name. See `encode`."""
+        parts = _Parts()
+        writer = self.start(parts)
+        writer.add("", array)
+        writer.finish()
+        return b"".join(parts)
+
+
+class _Parts(list[Any]):
+    """What was written, to be put together once: backends do not write again to a payload that someone holds."""
+
+    write = list.append
+
+
+class Writer:
+    """A file being written: `add` each tensor, then `finish`. Holds one chunk of words and the index in memory."""
+
+    def __init__(
+        self, stream: ByteSink, options: EncodeOptions, backend: Backend, progress: Progress = ignore_progress,
+        base: BaseCheckpoint | None = None,
+    ) -> None:  # fmt: skip
+        self.stream, self.options, self.backend, self.progress, self.base = stream, options, backend, progress, base
+        self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
+        self.offset = self._write(container.write_header())
+
+    def _write(self, data: Any) -> int:
+        self.stream.write(data)
+        return len(data)
+
+    def add(self, name: str, array: NDArray[Any]) -> TensorRecord:
+        """Encode and write a tensor.
+
+        Parameters
+        ----------
+        name
+            UTF-8, unlike the others, at most 65535 bytes.
+        array
+            Any shape; a dtype of the registry.
+
+        Raises
+        ------
+        EncodeError
+            ``unsupported_dtype``, ``bad_name``, ``resource_limit``
+        """
+        array = np.asarray(array)
+        dtype, words = words_of(array)
+        return self.add_words(name, words, dtype, array.shape)
+
+    def add_words(self, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str = "") -> TensorRecord:
+        """Encode and write a tensor given as words, a flat unsigned array that may be a mapped file's.
+
+        `dtype_name` is kept in the file for dtypes that the format stores as opaque bytes.
+        """
+        self._check_name(name)
+        row_rank, geometry = choose_geometry(shape, dtype, self.options)
+        if words.size != math.prod(shape) * dtype.words_per_element:
+            raise EncodeError("bad_source", f"{words.size} words for shape {shape}", tensor=name)
+        matrix = words.reshape(geometry.rows, geometry.cols)
+        operand = self.options.operand is not None and is_of_operand(geometry)
+        base = None if self.base is None or operand else self.base.tensor(name, dtype, shape, geometry)
+        difference = Difference.NONE if base is None else choose_difference(matrix, base, dtype, self.options.prob_bits, self.backend)
+        if difference != Difference.NONE and self.options.segment is None and self.options.tile is None:
+            geometry = enlarged(geometry)
+        coded = coded_dtype(dtype, difference)
+        crc, start = 0, self.offset
+        tables, crcs = [SegmentTable.zeros(0, coded.n_planes)], [np.empty(0, np.uint32)]
+        grid = list(chunks(geometry, dtype.word_nbytes))
+        self.planner.start_tensor()
+        plans = self._plans(matrix, geometry, coded, grid, base, difference)
+        in_a_thread = len(grid) > 1 and self.backend.threads != 1  # coded while the next chunk is planned
+        for segments, sums, nbytes in ahead(lambda chunk: self._code(*chunk), plans, int(in_a_thread)):
+            tables.append(segments)
+            crcs.append(sums.records)
+            crc = crc32_combine(crc, sums.words, nbytes)
+            self.progress(nbytes)
+        record = TensorRecord(
+            name, dtype, shape, row_rank, geometry, SegmentTable.concatenate(tables), np.concatenate(crcs),
+            start, self.offset - start, crc, dtype_name, difference,
+        )  # fmt: skip
+        self.tensors.append(record)
+        return record
+
+    def add_duplicate(self, name: str, of: int) -> TensorRecord:
+        """Add a tensor that is in all but its name the one of that number, counted from 0. Costs a few bytes.
+
+        Raises
+        ------
+        EncodeError
+            ``bad_name``
+        """
+        self._check_name(name)
+        first = self.tensors[of]
+        of = of if first.duplicate_of is None else first.duplicate_of
+        record = first.duplicate(name, of)
+        self.tensors.append(record)
+        self.progress(record.nbytes)
+        return record
+
+    def _plans(
+        self, matrix: Words, geometry: Geometry, dtype: DType, grid: list[tuple[Ids, Ids]], base: BaseTensor | None, difference: Difference
+    ) -> Iterator[tuple[SegmentPlan, Any, int | None]]:
+        """Plan and words of each chunk; for differences, these and the CRC-32 of the words before."""
+        backend, room = self.backend, np.empty(0, dtype.word_type)
+        for down, across in grid:
+            piece = rectangle(geometry, down, across)
+            chunk, crc = np.require(matrix[piece.rows, piece.cols], dtype.word_type, ["C", "A"]), None
+            words = backend.to_device(chunk)
+            if base is not None and difference != Difference.NONE:
+                room = room if room.size >= chunk.size else np.empty(chunk.size, dtype.word_type)
+                other = base.words(piece.rows, piece.cols, room[: chunk.size].reshape(chunk.shape))
+                words, crc = backend.subtract_base(words, backend.to_device(other), difference), backend.crc32(chunk)
+            yield self.planner.plan(words, piece.geometry, dtype, backend), words, crc
+
+    def _code(self, plan: SegmentPlan, words: Any, crc: int | None) -> tuple[SegmentTable, Checksums, int]:
+        """Encode and write one chunk. Returns its segment table, checksums, and bytes before."""
+        backend, geometry = self.backend, plan.geometry
+
+        def encode(plan: SegmentPlan) -> tuple[Any, Checksums, SegmentPlan]:
+            encoded, sums = backend.encode_with_checksums(plan, words)
+            return encoded.payload, sums, plan.encoded(encoded.n_units, encoded.n_patches)
+
+        coded, sums, done = encode(plan)
+        if self.options.trusts_sample and (grown := has_grown(done)).any():
+            coded, sums, done = encode(stored_raw(plan, grown))
+        sums = sums if crc is None else sums._replace(words=crc)
+        payload = backend.to_host(coded)
+        if payload.nbytes != int(done.offsets[-1]):
+            raise AssertionError(f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}")
+        self.offset += self._write(payload.data)
+        return done.segments, sums, geometry.rows * geometry.cols * plan.dtype.word_nbytes
+
+    def _check_name(self, name: str) -> None:
+        try:
+            nbytes = len(name.encode())
+        except UnicodeEncodeError:
+            raise EncodeError("bad_name", f"the name {name!r} is not UTF-8") from None
+        if nbytes > 0xFFFF:
+            raise EncodeError("bad_name", f"a name of {nbytes} bytes; the format has room for 65535")
+        if name in self.names:
+            raise EncodeError("bad_name", "two tensors have this name", tensor=name)
+        self.names.add(name)
+
+    def finish(self, metadata: dict[str, str] | None = None, source_header: bytes | None = None) -> int:
+        """Write the index and the footer. Returns the bytes of the file.
+
+        Parameters
+        ----------
+        metadata
+            Texts to keep.
+        source_header
+            The first bytes of the safetensors file that the tensors came from, in order: restored before them.
+
+        Raises
+        ------
+        EncodeError
+            ``bad_name``: a metadata text is not UTF-8.
+        """
+        for text in (t for pair in (metadata or {}).items() for t in pair):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise EncodeError("bad_name", f"the metadata text {text!r} is not UTF-8") from None
+        kind = None if source_header is None else container.SourceKind.SAFETENSORS
+        base = None
+        if self.base is not None and any(t.difference for t in self.tensors):
+            base = Base(self.base.content_hash(), self.base.name.encode(errors="replace").decode())
+        index = Index(self.tensors, self.planner.pool, metadata or {}, kind, source_header or b"", base)
+        self.offset += self._write(container.write_index(index, self.offset))
+        return self.offset

@@ -1,0 +1,417 @@
+"""Checks of a backend's kernels against the rules of `wcodec.backends.protocol`, and sweeps over spoilt files.
+
+The payloads that a plan must give stand in the vectors, many of them from a second implementation; where inputs are made
+on the spot (corrupt payloads, histograms), ``wcodec.reference`` says what is due.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.backends.protocol import Backend, Checksums
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.sources import BufferSource
+from wcodec.conformance.cases import Case, Check, Decoded, Mismatch, Vectors, check_decode, check_encode, decode, require
+from wcodec.conformance.recipes import splitmix64
+from wcodec.errors import DecodeError
+from wcodec.files import File
+from wcodec.reference import segments as reference
+from wcodec.reference.checksums import crc32_each
+from wcodec.reference.container import Difference, TensorRecord
+from wcodec.reference.differences import subtract
+from wcodec.reference.entropy import TablePool
+from wcodec.reference.planes import DTYPES, Words
+from wcodec.reference.prediction import MODES, N_MODES
+from wcodec.reference.segments import SegmentPlan, SegmentTable, Status, padded
+from wcodec.reference.tiles import Geometry
+
+Bytes = NDArray[np.uint8]
+
+GUARD: Final = 64  #: bytes before and behind each array that a kernel gets
+CANARY: Final = 0xC5
+MOST_SEGMENTS: Final = 24  #: decoded one by one
+MOST_FLIPS: Final = 500  #: flipped bits of a payload
+FLIPPED: Final = ("base_bytes", "patches_5", "base_records", "base_deflated", "base_extended")  #: small files, one of each structure
+CORRUPTED: Final = (  #: payloads of all kinds
+    "base_bytes", "base_pairs", "base_tiles", "base_both_planes", "base_coders", "base_nibbles", "pairs_complex_patched",
+    "patches_5", "eight_planes", "mixed_layouts", "n_129_bytes", "base_contexts", "base_modes", "context_position_adst_left",
+    "context_scale_shared",
+)  # fmt: skip
+THREADED: Final = (
+    "base_bytes", "base_pairs", "base_tiles", "mixed_layouts", "auto_bfloat16", "auto_int8", "many_tensors", "auto_tables",
+    "modes_mixed", "context_plane_tiles", "context_scale_parts", "difference_mixed",
+)  # fmt: skip
+DCT_TOP: Final = 0x12  #: a mode
+
+
+# ---- arrays with guards ------------------------------------------------------------------------------------------------
+class Guarded:
+    """A device array amid canaries: `array` is what a kernel gets.
+
+    Parameters
+    ----------
+    content
+        uint8: what the array holds.
+    shift
+        Bytes by which it is off a multiple of 64.
+    """
+
+    def __init__(self, backend: Backend, content: Bytes, canary: int = CANARY, shift: int = 0) -> None:
+        room = np.empty(content.size + 4 * GUARD, np.uint8)
+        start = -room.ctypes.data % GUARD
+        self.low, self.high = GUARD + shift, GUARD + shift + content.size
+        before = room[start : start + self.high + GUARD]
+        before[:] = canary
+        before[self.low : self.high] = content
+        self.expected = before.copy()
+        self.backend, self.device = backend, backend.to_device(before)
+        self.array = self.device[self.low : self.high]
+
+    def content(self, what: str) -> Bytes:
+        """What the array holds now, after a look at the canaries."""
+        now = self.backend.to_host(self.device)
+        for name, part in (("before", slice(0, self.low)), ("behind", slice(self.high, None))):
+            wrong = np.flatnonzero(now[part] != self.expected[part])
+            require(not wrong.size, f"nothing written {name} {what}", f"{wrong.size} bytes changed there")
+        return np.asarray(now[self.low : self.high])
+
+    def unchanged(self, what: str) -> None:
+        """Check that nothing at all was written."""
+        same = bool((self.content(what) == self.expected[self.low : self.high]).all())
+        require(same, f"{what} to be left as it is", "changes")
+
+
+def snapshot(plan: SegmentPlan) -> list[bytes]:
+    """All arrays of a plan as bytes."""
+    columns = [getattr(plan.segments, f.name) for f in fields(SegmentTable)]
+    return [a.tobytes() for a in (*columns, plan.fill, plan.modes, plan.scales) if a is not None]
+
+
+def decode_guarded(
+    backend: Backend, plan: SegmentPlan, payload: Bytes, canary: int = CANARY, shift: int = 0, checksums: bool = False
+) -> tuple[NDArray[Any], Words]:
+    """Status and words of `Backend.decode_segments`, or of `Backend.decode_with_checksums`, with canaries around all arrays."""
+    geometry, word = plan.geometry, plan.dtype.word_type
+    source = Guarded(backend, payload, canary)
+    out = Guarded(backend, np.full(geometry.rows * geometry.cols * word.itemsize, canary ^ 0xFF, np.uint8), canary, shift)
+    before = snapshot(plan)
+    target = out.array.view(word).reshape(geometry.rows, geometry.cols)
+    if checksums:
+        status, sums = backend.decode_with_checksums(plan, source.array, target)
+        check_checksums(sums, plan, payload, out.content("out") if not status.any() else None)
+    else:
+        status = backend.decode_segments(plan, source.array, target)
+    words = out.content("out").view(word).reshape(geometry.rows, geometry.cols)
+    source.unchanged("the payload")
+    require(snapshot(plan) == before, "the plan to be left as it is", "changes")
+    n = geometry.n_segments
+    shaped = isinstance(status, np.ndarray) and status.dtype == np.uint8 and status.shape == (n,)
+    require(shaped, f"a status of uint8 and shape ({n},)", f"{getattr(status, 'dtype', type(status))} {getattr(status, 'shape', '')}")
+    return status, words
+
+
+def check_checksums(sums: Checksums, plan: SegmentPlan, payload: Bytes, words: Bytes | None) -> None:
+    """Checksums of all records, and of all words if these are known."""
+    due = crc32_each(payload, plan.offsets).tolist()
+    require(sums.records.tolist() == due, "the CRC-32s of the records", str(sums.records.tolist()[:8]))
+    require(words is None or sums.words == zlib.crc32(words.data), "the CRC-32 of the words", str(sums.words))
+
+
+# ---- kernels on good input -----------------------------------------------------------------------------------------------
+def _payload(case: Case, t: TensorRecord) -> Bytes:
+    return np.frombuffer(case.data, np.uint8)[t.payload_offset : t.payload_offset + t.payload_nbytes]
+
+
+def _matrix(case: Case, i: int, t: TensorRecord) -> Words:
+    """What is coded: the words, or their difference from the base's."""
+    return case.coded_words(i, t.difference).reshape(t.geometry.rows, t.geometry.cols)
+
+
+def check_kernels(case: Case, backend: Backend) -> None:
+    """Every kernel on every tensor of a case."""
+    with File(io.BytesIO(case.data), backend, base=case.base_path) as f:
+        for i, t in enumerate(f.index.tensors):
+            if t.duplicate_of is None:
+                _check_tensor(case, i, t, f)
+
+
+def _check_tensor(case: Case, i: int, t: TensorRecord, f: File) -> None:
+    backend = f.decoder.backend
+    plan, matrix, payload = t.plan(f.index.tables), _matrix(case, i, t), _payload(case, t)
+    for canary, shift in ((CANARY, 0), (0x3A, t.dtype.word_nbytes)):
+        status, words = decode_guarded(backend, plan, payload, canary, shift, checksums=shift > 0)
+        require(not status.any(), "status OK of all segments", str(status.tolist()[:20]))
+        require(bool((words == matrix).all()), f"the words of tensor {t.name!r}", "others")
+    crcs = backend.checksums(Guarded(backend, payload).array, plan.offsets)
+    require(crcs.tolist() == t.segment_crc32.tolist(), "the CRC-32s of the records", str(crcs.tolist()[:8]))
+    _check_parts(f, t, case.words(i).reshape(matrix.shape))
+    if "fill" in case.row["tensors"][i]:
+        _check_encode(backend, t, plan, payload, matrix, np.array(case.row["tensors"][i]["fill"], np.uint8))
+    _check_histograms(case, backend, t, matrix)
+
+
+def _check_parts(f: File, t: TensorRecord, matrix: Words) -> None:
+    """Single segments, and the whole in chunks."""
+    g, base = t.geometry, f.base_of(t)
+    for k in range(0, g.n_segments, -(-g.n_segments // MOST_SEGMENTS)) if g.n_segments > 1 else ():
+        rows, cols = g.rectangle(k)
+        i, j = divmod(k, g.grid[1])
+        out = np.full(matrix[rows, cols].shape, CANARY, t.dtype.word_type)
+        f.decoder.grid(f.source, t, t.plan(f.index.tables), np.array([i], np.int64), np.array([j], np.int64), out, base)
+        require(bool((out == matrix[rows, cols]).all()), f"the words of segment {k} alone", "others")
+    parts = b"".join(part.tobytes() for part in f.chunks(t))
+    require(parts == matrix.tobytes(), "the words in chunks", "others")
+
+
+def _pieces(payload: Bytes, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Bytes | None:
+    """Parts of a payload, one behind another; ``None`` if all are empty."""
+    parts = [payload[a : a + n] for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
+    return np.concatenate(parts) if any(p.size for p in parts) else None
+
+
+def _check_encode(backend: Backend, t: TensorRecord, plan: SegmentPlan, payload: Bytes, matrix: Words, fill: Bytes) -> None:
+    """`encode_segments` after the plan that the file shows gives the payload of the file."""
+    done = plan.segments
+    s = replace(done, n_units=np.zeros_like(done.n_units), n_patches=np.zeros_like(done.n_patches))
+    modes = _pieces(payload, plan.offsets[:-1], plan.modes_nbytes)
+    scales = _pieces(payload, plan.offsets[:-1] + padded(plan.modes_nbytes), plan.scale_nbytes)
+    todo = SegmentPlan(plan.dtype, plan.geometry, s, plan.tables, fill, modes, scales)
+    before = snapshot(todo)
+    for shift in (0, t.dtype.word_nbytes):
+        words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8), shift=shift)
+        device = words.array.view(t.dtype.word_type).reshape(matrix.shape)
+        if shift:
+            encoded, sums = backend.encode_with_checksums(todo, device)
+            check_checksums(sums, plan, payload, np.frombuffer(matrix.tobytes(), np.uint8))
+        else:
+            encoded = backend.encode_segments(todo, device)
+        words.unchanged("the words")
+        require(snapshot(todo) == before, "the plan to be left as it is", "changes")
+        require(np.array_equal(encoded.n_units, done.n_units), f"n_units {done.n_units.tolist()}", str(encoded.n_units.tolist()))
+        require(np.array_equal(encoded.n_patches, done.n_patches), f"n_patches {done.n_patches.tolist()}", str(encoded.n_patches.tolist()))
+        got = np.asarray(backend.to_host(encoded.payload))
+        require(got.dtype == np.uint8 and got.tobytes() == payload.tobytes(), "the payload of the file", "another")
+
+
+def _modes(case: Case) -> list[int]:
+    """All modes; of cases that are not about transforms, one of each transform."""
+    k = zlib.crc32(case.id.encode()) % N_MODES
+    return [m for m in MODES if m < N_MODES or m % 16 == k or "Transform" in case.row["flags"]]
+
+
+def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Words) -> None:
+    """`histogram` of modes, of windows, of some segments, against the reference."""
+    g, n = t.geometry, t.geometry.n_segments
+    if n > 64:  # a few dozen segments show as much
+        return
+    some, last = np.arange(0, n, 2), t.dtype.word_nbytes - 1
+    calls: list[dict[str, Any]] = [{"mode": m} for m in _modes(case)] + [{"segments": some}, {"segments": some[:0]}]
+    calls += [{"planes": (0,)}, {"planes": (last,), "segments": some}, {"planes": (last,), "mode": DCT_TOP}]
+    dtype = t.coded_dtype
+    if dtype.has_pairs:
+        bases = (0,) if dtype.word_nbytes == 1 else (0, 110, 240)
+        calls += [{"base": b, "fill": f} for b in bases for f in (0, 9)] + [{"base": 0, "fill": 15, "segments": some}]
+        if not last:
+            calls += [{"base": 0, "fill": 6, "planes": (p,)} for p in (0, 1)]
+        else:
+            calls += [{"base": 110, "fill": 3, "planes": p} for p in ((), (0,), (0, last))]
+    words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8))
+    device = words.array.view(dtype.word_type).reshape(matrix.shape)
+    for call in calls:
+        got, due = backend.histogram(device, g, dtype, **call), reference.histogram(matrix, g, dtype, **call)
+        words.unchanged("the words")
+        require(got.dtype == np.int64 and got.shape == due.shape, f"histograms of int64 {due.shape}", f"{got.dtype} {got.shape}")
+        if not np.array_equal(got, due):
+            segment, plane, symbol = np.argwhere(got != due)[0].tolist()
+            what = f"{due[segment, plane, symbol]} of symbol {symbol} in plane {plane} of histogram {segment} with {call}"
+            raise Mismatch(what, str(got[segment, plane, symbol]))
+
+
+def check_empty(backend: Backend) -> None:
+    """All kernels on no segments at all."""
+    for dtype in DTYPES:
+        for rows, cols in ((0, 0), (0, 5), (5, 0)):
+            g = Geometry(rows, cols, 16, 16, 16, 16)
+            plan = SegmentPlan(dtype, g, SegmentTable.zeros(0, dtype.n_planes), TablePool(), np.empty(0, np.uint8))
+            words = backend.to_device(np.empty((rows, cols), dtype.word_type))
+            counts = backend.histogram(words, g, dtype)
+            require(counts.shape == (0, dtype.word_nbytes, 256), f"no histograms of {dtype.word_nbytes} planes", str(counts.shape))
+            encoded = backend.encode_segments(plan, words)
+            payload = backend.to_host(encoded.payload)
+            require(payload.size == 0, "no payload", f"{payload.size} bytes")
+            require(encoded.n_units.shape == (dtype.n_planes, 0), f"n_units of shape ({dtype.n_planes}, 0)", str(encoded.n_units.shape))
+            require(encoded.n_patches.shape == (0,), "n_patches of shape (0,)", str(encoded.n_patches.shape))
+            for checksums in (False, True):
+                status, _ = decode_guarded(backend, plan, np.empty(0, np.uint8), checksums=checksums)
+                require(status.size == 0, "no status", str(status))
+    crcs = backend.checksums(backend.to_device(np.empty(0, np.uint8)), np.zeros(1, np.int64))
+    require(crcs.shape == (0,), "no CRC-32s", str(crcs.shape))
+
+
+def check_threads(vectors: Vectors, backend: Backend) -> None:
+    """Cases at once in several threads, each several times."""
+    cases = [vectors[f"accept/{name}"] for name in THREADED] * 3
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(check_decode, c, backend) for c in cases]
+        jobs += [pool.submit(check_encode, c, backend) for c in cases if "encode" in c.row]
+        for job in jobs:
+            job.result()
+
+
+#: parts of the record of a file's first segment that are spoilt, and what its status is then: a stream of plane 0 comes before a
+#: tile mode, that before a stream that needs plane 0 for its contexts, all of them before a patch
+FAULTS: Final = (
+    ("base_modes", ("modes",), Status.BAD_TILE_MODE),
+    ("base_modes", ("plane 0",), Status.BAD_STREAM),
+    ("base_modes", ("plane 1",), Status.BAD_STREAM),
+    ("base_modes", ("modes", "plane 0"), Status.BAD_STREAM),
+    ("base_modes", ("modes", "plane 1"), Status.BAD_TILE_MODE),
+    ("base_modes", ("modes", "plane 0", "plane 1"), Status.BAD_STREAM),
+    ("base_contexts", ("patches",), Status.BAD_PATCH),
+    ("base_contexts", ("patches", "plane 0"), Status.BAD_STREAM),
+    ("base_contexts", ("patches", "plane 1"), Status.BAD_STREAM),
+    ("context_scale_parts", ("plane 1",), Status.BAD_STREAM),
+    ("context_scale_parts", ("patches", "plane 1"), Status.BAD_STREAM),
+)
+
+
+def check_faults(vectors: Vectors, backend: Backend) -> None:
+    """A segment with several faults has the status of the first one that a decoder meets."""
+    for name, parts, due in FAULTS:
+        case = vectors[f"accept/{name}"]
+        index = Decoder(backend).read_index(BufferSource(case.data))
+        plan, spoilt = index.tensors[0].plan(index.tables), _payload(case, index.tensors[0]).copy()
+        starts = {f"plane {p}": int(plan.plane_offsets[p, 0]) for p in range(plan.dtype.n_planes)}
+        starts |= {"modes": int(plan.offsets[0]), "patches": int(plan.patch_offsets[0])}
+        for part in parts:
+            spoilt[starts[part] : starts[part] + 4] = 255  # no start state that leads to the end, no mode, no index
+        status, _ = decode_guarded(backend, plan, spoilt)
+        require(status[0] == due, f"status {due.name} of {name} with other {', '.join(parts)}", str(status[0]))
+        require(not status[1:].any(), "status OK of the other segments", str(status.tolist()))
+
+
+def check_differences(backend: Backend) -> None:
+    """`subtract_base` and `add_base` are as the reference has them, and each other's inverse."""
+    for nbytes in (1, 2, 4, 8):
+        words, base = (splitmix64(seed, 35 * 8 // nbytes).view(f"<u{nbytes}")[: 35 * 8].reshape(35, -1) for seed in (1, 2))
+        base[::3] = words[::3]
+        base[1::3] = words[1::3] + base.dtype.type(1)
+        for difference in (Difference.XOR, Difference.MINUS):
+            given = [Guarded(backend, np.frombuffer(a.tobytes(), np.uint8), shift=nbytes) for a in (words, base)]
+            devices = [g.array.view(words.dtype).reshape(words.shape) for g in given]
+            coded = backend.subtract_base(devices[0], devices[1], difference)
+            due = subtract(words, base, difference)
+            require(np.array_equal(backend.to_host(coded), due), f"{difference.name} of words of {nbytes} bytes", "others")
+            room = Guarded(backend, np.frombuffer(due.tobytes(), np.uint8), shift=nbytes)
+            crc = backend.add_base(room.array.view(words.dtype).reshape(words.shape), devices[1], difference)
+            require(room.content("the words").tobytes() == words.tobytes(), f"the words, from {difference.name}", "others")
+            require(crc == zlib.crc32(words.tobytes()), "the CRC-32 of the words", str(crc))
+            for g in given:
+                g.unchanged("the words and the base")
+
+
+def check_limit(vectors: Vectors, backend: Backend) -> None:
+    """A decoder that is told a limit keeps it, to the byte."""
+    case = vectors["accept/base_records"]
+    n, source = sum(t["nbytes"] for t in case.row["tensors"]), BufferSource(case.data)
+    Decoder(backend, n).read_index(source)
+    try:
+        Decoder(backend, n - 1).read_index(source)
+    except DecodeError as e:
+        require(e.code == "resource_limit", "resource_limit", str(e))
+    else:
+        raise Mismatch("resource_limit", "an index")
+
+
+# ---- sweeps --------------------------------------------------------------------------------------------------------------
+def check_prefixes(case: Case, backend: Backend) -> None:
+    """Every strict prefix of a file is refused."""
+    for n in range(len(case.data)):
+        try:
+            decode(backend, case.data[:n])
+        except DecodeError as e:
+            require(e.code in ("truncated", "bad_magic"), f"truncated, cut to {n} bytes", str(e))
+        else:
+            raise Mismatch(f"truncated, cut to {n} bytes", "a decoded file")
+
+
+def _same(a: Decoded, b: Decoded) -> bool:
+    names = [[(t.name, t.dtype.id, t.shape) for t in d.index.tensors] for d in (a, b)]
+    return names[0] == names[1] and a.restored == b.restored and a.index.metadata == b.index.metadata
+
+
+def check_flips(case: Case, backend: Backend) -> None:
+    """Every flipped bit of a file is refused or changes nothing."""
+    good = decode(backend, case.data)
+    for bit in range(8 * len(case.data)):
+        spoilt = bytearray(case.data)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        try:
+            got = decode(backend, bytes(spoilt))
+        except DecodeError:
+            continue
+        require(_same(good, got), f"a file refused whose bit {bit} was flipped", "other data")
+
+
+def corruptions(payload: Bytes, seed: int) -> Iterator[tuple[str, Bytes]]:
+    """A payload, spoilt in many ways: bits flipped, all 0, all 1, noise, shifted."""
+    n = 8 * payload.size
+    bits = range(n) if n <= MOST_FLIPS else sorted(set((splitmix64(seed, MOST_FLIPS) % np.uint64(n)).tolist()))
+    for bit in bits:
+        spoilt = payload.copy()
+        spoilt[bit // 8] ^= 1 << bit % 8
+        yield f"bit {bit} flipped", spoilt
+    yield "all 0", np.zeros_like(payload)
+    yield "all 255", np.full_like(payload, 255)
+    for i in range(4):
+        yield f"noise {i}", splitmix64(seed + i, payload.size).astype(np.uint8)
+    yield "shifted by 16 bytes", np.roll(payload, 16)
+    yield "shifted by 2 bytes", np.roll(payload, -2)
+
+
+def check_payload(case: Case, backend: Backend) -> None:
+    """On corrupt payloads a backend gives the status and the words of the reference, and stays within its arrays."""
+    index = decode(backend, case.data).index
+    for t in index.tensors:
+        plan = t.plan(index.tables)
+        for what, spoilt in corruptions(_payload(case, t), zlib.crc32(case.id.encode())):
+            out = np.zeros((t.geometry.rows, t.geometry.cols), t.dtype.word_type)
+            due = reference.decode_segments(plan, spoilt, out)
+            status, words = decode_guarded(backend, plan, spoilt)
+            names = [[Status(s).name if s < len(Status) else str(s) for s in many.tolist()[:20]] for many in (due, status)]
+            require(np.array_equal(status, due), f"status {names[0]} ({what})", str(names[1]))
+            for k in np.flatnonzero(due == Status.OK).tolist():
+                part = t.geometry.rectangle(k)
+                require(bool((words[part] == out[part]).all()), f"the reference's words in segment {k} ({what})", "others")
+
+
+def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
+    """Checks of kernels, and sweeps."""
+    for case in vectors.cases:
+        if case.expect == "accept":
+            yield Check(f"kernels/{case.name}", case.rules, partial(check_kernels, case, backend))
+    yield Check("duty/empty_input", ("R6.4",), partial(check_empty, backend))
+    yield Check("duty/threads", (), partial(check_threads, vectors, backend))
+    yield Check("duty/faults", ("R13.1",), partial(check_faults, vectors, backend))
+    yield Check("duty/differences", ("R12.5",), partial(check_differences, backend))
+    yield Check("duty/max_nbytes", ("R13.2",), partial(check_limit, vectors, backend))
+
+
+def sweeps(vectors: Vectors, backend: Backend) -> Iterator[Check]:
+    """Spoilt files made on the spot."""
+    for name in FLIPPED:
+        case = vectors[f"accept/{name}"]
+        yield Check(f"prefixes/{name}", ("R4.6", "R4.7", "R13.1"), partial(check_prefixes, case, backend))
+        yield Check(f"flips/{name}", ("R11.2", "R13.1"), partial(check_flips, case, backend))
+    for name in CORRUPTED:
+        case = vectors[f"accept/{name}"]
+        yield Check(f"payload/{name}", ("R9.11", "R10.4", "R10.8", "R13.1"), partial(check_payload, case, backend))

@@ -1,0 +1,392 @@
+"""Which planes are coded with contexts, and under which tables. Spec: chapters 9.4 and 14 (informative).
+
+Clusters are found by iteration under code length (as k-means under squared distance: S. Lloyd, 1982; under code length: T. Linder,
+2000), tables are added as long as they save more than their own bytes (minimum description length: J. Rissanen, 1978). All in whole
+numbers, in a fixed order, ties to the lowest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.planner.costs import BIT, BYTE, IMPOSSIBLE, Choice, Chunk, Costs, Counts, ideal_cost, log2_of, stream_nbytes
+from wcodec.planner.modes import TileModes
+from wcodec.planner.tables import MAX_RARE, MAX_TABLES, RECENT_TABLES, Tables
+from wcodec.reference.entropy import MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap, Table, quantise
+from wcodec.reference.planes import Bytes, DType, WordMap, split
+from wcodec.reference.prediction import PER_TILE, residuals
+from wcodec.reference.segments import Coder, pack_scales, padded
+from wcodec.reference.tiles import Geometry, tiles
+
+SIDES: Final = 4  #: classes of rows, and of columns
+SMOOTH: Final = 32  #: a count of so many parts, to which one is added, while clusters are looked for
+MANY: Final = 64  #: of more symbols, four neighbours are counted as one while classes are looked for
+DEAR: Final = 64 * BIT  #: what a symbol costs that a table cannot code, while classes are looked for
+LEAST_WORDS: Final = 4096  #: smaller segments have no contexts, unless these are forced
+BLOCK: Final = 64  #: segments looked at together
+NEW_TABLES: Final = 64  #: most tables that contexts of a block add
+ROUNDS: Final = 2  #: of fitting classes to tables, and tables to classes
+RECENT_MAPS: Final = 64  #: how far back an encoder looks for a map that fits
+FEW_MAPS: Final = 4  #: the same, for segments so small that looking would take longer than all else
+
+
+# ---- clusters ------------------------------------------------------------------------------------------------------------------
+def _prices(counts: Counts) -> Costs:
+    """Cost of each symbol (last axis) given counts, all above 0."""
+    smooth = counts * SMOOTH + 1
+    return (log2_of(smooth.sum(axis=-1, keepdims=True)) - log2_of(smooth)).astype(np.float64)
+
+
+def _by_rank(weight: Counts) -> Counts:
+    """Classes of equal size, by ascending weight."""
+    rank = np.empty(weight.size, np.int64)
+    rank[np.argsort(weight, kind="stable")] = np.arange(weight.size)
+    return rank * SIDES // weight.size
+
+
+class Scales:
+    """Classes of the rows and the columns of a segment's plane.
+
+    Parameters
+    ----------
+    symbols
+        uint8 of shape (height, width).
+    weight
+        Of each of 256 symbols: classes ascend by its mean.
+    """
+
+    def __init__(self, symbols: Bytes, weight: Counts) -> None:
+        self.symbols, self.counts = symbols, np.bincount(symbols.reshape(-1), minlength=256)
+        bins = np.flatnonzero(self.counts) >> (2 if (self.counts > 0).sum() > MANY else 0)
+        found, number = np.unique(bins, return_inverse=True)
+        self.bin_of, self.n = np.zeros(256, np.int64), found.size
+        self.bin_of[self.counts > 0] = number.reshape(-1)
+        self.bins = self.bin_of[symbols]
+        self.rows = _by_rank(weight[symbols].sum(axis=1))
+        by_col = self._by_col()
+        self.cols = self._clusters(by_col, _by_rank(by_col.sum(axis=1) @ self._mean(weight)), 3)
+        self.rows = self._clusters(self._by_row(), self.rows, 4)
+        self.cols = self._clusters(self._by_col(), self.cols, 2)
+
+    def _mean(self, of_symbols: NDArray[Any]) -> Counts:
+        """Of each bin, the mean over its symbols (last axis)."""
+        of_bin = (self.bin_of[:, None] == np.arange(self.n)).astype(np.float64)
+        return np.asarray((of_symbols * self.counts) @ of_bin // (self.counts @ of_bin), np.int64)
+
+    def _by_row(self) -> Counts:
+        """Counts of bins by row and class of columns."""
+        return self._lines(np.arange(len(self.rows))[:, None] * SIDES + self.cols, len(self.rows))
+
+    def _by_col(self) -> Counts:
+        """Counts of bins by column and class of rows."""
+        width = self.symbols.shape[1]
+        return self._lines(np.arange(width) * SIDES + self.rows[:, None], width)
+
+    def _lines(self, line: Counts, n_lines: int) -> Counts:
+        return np.bincount((line * self.n + self.bins).reshape(-1), minlength=n_lines * SIDES * self.n).reshape(n_lines, SIDES, self.n)
+
+    def _clusters(self, counts: Counts, classes: Counts, rounds: int) -> Counts:
+        """Classes of lines given their counts: each goes where it is shortest, repeatedly."""
+        flat = counts.reshape(len(counts), -1).astype(np.float64)
+        for _ in range(rounds):
+            sums = (np.arange(SIDES)[:, None] == classes).astype(np.float64) @ flat
+            classes = np.argmin(flat @ _prices(sums.astype(np.int64).reshape(SIDES, SIDES, -1)).reshape(SIDES, -1).T, axis=1)
+        return classes
+
+    def fit(self, cost: Costs) -> None:
+        """Assign rows, then columns, to the classes of tables whose costs are given: (16, 256)."""
+        prices = self._mean(np.minimum(cost, DEAR)).reshape(SIDES, SIDES, self.n).astype(np.float64)
+        self.rows = np.argmin(self._by_row().reshape(len(self.rows), -1) @ prices.reshape(SIDES, -1).T, axis=1)
+        self.cols = np.argmin(self._by_col().reshape(len(self.cols), -1) @ prices.swapaxes(0, 1).reshape(SIDES, -1).T, axis=1)
+
+    def joint(self) -> Counts:
+        """Counts of the symbols by both classes: (16, 256)."""
+        return _joint((self.rows[:, None] * SIDES + self.cols).astype(np.uint8), self.symbols, SIDES * SIDES)
+
+    def packed(self) -> Bytes:
+        """As the record holds them."""
+        return pack_scales(self.rows.astype(np.uint8), self.cols.astype(np.uint8))
+
+
+def weights(dtype: DType) -> Counts:
+    """What grows with the magnitude of a word, by its top byte."""
+    s = np.arange(256)
+    if dtype.word_map is WordMap.OFFSET:
+        return np.abs(2 * s - 255)
+    return s & 127 if dtype.numpy.kind == "f" and dtype.word_map is WordMap.IDENTITY else s
+
+
+def positions(segment: Bytes, g: Geometry) -> Bytes:
+    """Place of each word of a segment in the 8x8 blocks of its tile (R9.13), in raster order."""
+    rows, cols = (np.arange(n) % t % 8 for n, t in zip(segment.shape, (g.tile_rows, g.tile_cols), strict=True))
+    return np.asarray(rows[:, None] * 8 + cols, np.uint8)
+
+
+# ---- tables and maps -----------------------------------------------------------------------------------------------------------
+def _price(table: Table) -> int:
+    return (table.serialised_nbytes + 2) * BYTE
+
+
+def _map_price(n_contexts: int, n_classes: int) -> int:
+    return (2 + n_contexts + 2 * n_classes) * BYTE
+
+
+class Clusters:
+    """Tables for many histograms: those given, and new ones as long as they pay.
+
+    Parameters
+    ----------
+    counts
+        Histograms (n, 256).
+    tables
+        What there is.
+    prob_bits
+        Of new tables.
+    """
+
+    def __init__(self, counts: Counts, tables: list[Table], prob_bits: int) -> None:
+        self.counts, self.tables, self.prob_bits, self.n_given = counts, list(tables), prob_bits, len(tables)
+        self.total = counts.sum(axis=0)
+        self.number, self.cost = np.zeros(len(counts), np.int64), np.full(len(counts), IMPOSSIBLE)
+        for i, table in enumerate(self.tables):
+            self._offer(i, table)
+
+    def _offer(self, i: int, table: Table) -> None:
+        got = self.counts @ table.cost
+        self.number, self.cost = np.where(got < self.cost, i, self.number), np.minimum(got, self.cost)
+
+    def _table(self, of: NDArray[np.bool_], everything: bool = False) -> Table:
+        """A table for some histograms; `everything` gives a slot to all symbols that occur anywhere."""
+        total = self.counts[of].sum(axis=0)
+        rare = (total == 0) & (self.total > 0)
+        if not everything and rare.sum() > MAX_RARE:
+            rare[:] = False
+        if (total + rare > 0).sum() < 2:  # a table has at least two symbols
+            rare[int(np.argmax(total == 0))] = True
+        return quantise(total + rare, self.prob_bits)
+
+    def grow(self, most: int) -> None:
+        """Add up to `most` tables, the next one for the histogram that gains most, and for all that like it."""
+        ideal, tried = ideal_cost(self.counts), np.zeros(len(self.counts), bool)
+        for _ in range(2 * most):
+            gain = np.where(tried, 0, self.cost - ideal)
+            k = int(np.argmax(gain))
+            if gain[k] < 64 * BYTE or len(self.tables) - self.n_given == most:
+                break
+            tried[k] = True
+            takers = self.counts @ self._table(np.arange(len(gain)) == k, everything=True).cost < self.cost
+            takers[k] = True
+            new = self._table(takers)
+            got = self.counts @ new.cost
+            if np.maximum(self.cost - got, 0).sum() > _price(new):
+                self.tables.append(new)
+                self._offer(len(self.tables) - 1, new)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Make each new table again from the histograms that it has, twice."""
+        for _ in range(2):
+            for i in range(self.n_given, len(self.tables)):
+                mine = (self.number == i) & (self.counts > 0).any(axis=1)  # nothing costs nothing, wherever it is
+                if mine.any():
+                    self.tables[i] = self._table(mine)
+                    self.cost[mine] = self.counts[mine] @ self.tables[i].cost
+            for i in range(self.n_given, len(self.tables)):
+                self._offer(i, self.tables[i])
+
+
+@dataclass
+class _Found:
+    """Context maps for a plane of some segments, and the cost of the symbols."""
+
+    number: Counts
+    cost: Costs
+
+
+class Contexts:
+    """Chooses context maps.
+
+    Parameters
+    ----------
+    tables
+        Where tables and maps come from.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables, self.pool, self.options = tables, tables.pool, tables.options
+        self.forced = tables.options.coder == "context"
+
+    def _costs(self, joint: Counts, context_map: ContextMap) -> Costs:
+        """Of joint counts (n, contexts, 256), under a map's tables."""
+        by_class = np.stack([self.pool[t].cost for t in context_map.tables])
+        table = by_class[np.frombuffer(context_map.class_of, np.uint8)]
+        return np.asarray(joint.reshape(len(joint), -1) @ table.reshape(-1), np.float64)
+
+    def _recent(self, joint: Counts, kind: int) -> _Found:
+        """The best of the maps that there are."""
+        found = _Found(np.zeros(len(joint), np.int64), np.full(len(joint), IMPOSSIBLE))
+        most = RECENT_MAPS if joint.sum() >= len(joint) * LEAST_WORDS else FEW_MAPS
+        for i in range(max(0, len(self.pool.maps) - most), len(self.pool.maps)):
+            if self.pool.maps[i].kind == kind:
+                got = self._costs(joint, self.pool.maps[i])
+                found.number, found.cost = np.where(got < found.cost, i, found.number), np.minimum(got, found.cost)
+        return found
+
+    def _room(self) -> bool:
+        return len(self.pool.maps) < MAX_TABLES - BLOCK and len(self.pool) < MAX_TABLES - NEW_TABLES - MAX_CLASSES
+
+    def shared(self, joint: Counts, kind: ContextKind) -> _Found:
+        """For each segment the best of the maps of a kind, one new map for all of them among these if it pays."""
+        found, total = self._recent(joint, kind), joint.sum(axis=0)
+        seen = np.flatnonzero(total.sum(axis=1))
+        if seen.size == 0 or not self._room():
+            return found
+        clusters = Clusters(total[seen], [], self.options.prob_bits)
+        clusters.grow(MAX_CLASSES)
+        used, number = np.unique(clusters.number, return_inverse=True)
+        nearest = np.abs(np.arange(N_CONTEXTS[kind])[:, None] - seen).argmin(axis=1)  # of contexts that have not occurred
+        class_of = number.reshape(-1)[nearest].astype(np.uint8).tobytes()
+        new = ContextMap(kind, class_of, tuple(len(self.pool) + i for i in range(used.size)))
+        self.pool.tables += [clusters.tables[i] for i in used]
+        got = self._costs(joint, new)
+        price = sum(_price(clusters.tables[i]) for i in used) + _map_price(N_CONTEXTS[kind], used.size)
+        if np.maximum(found.cost - got, 0).sum() > price:
+            self.pool.maps.append(new)
+            better = got < found.cost
+            return _Found(np.where(better, len(self.pool.maps) - 1, found.number), np.minimum(got, found.cost))
+        del self.pool.tables[-used.size :]
+        return found
+
+    def by_scale(self, scales: list[Scales]) -> _Found:
+        """For each segment a map of kind SCALE; fits classes to tables, and new tables to classes."""
+        n_tables = len(self.pool)
+        found = self._scale_maps(np.stack([s.joint() for s in scales]))
+        if not (found.cost < IMPOSSIBLE).all():
+            return found
+        maps = [self.pool.maps[i] for i in found.number.tolist()]
+        for _ in range(ROUNDS):
+            joint = np.stack([self._fitted(own, m, cost) for own, m, cost in zip(scales, maps, found.cost.tolist(), strict=True)])
+            self._settle(joint, maps, n_tables)
+            found.cost = np.array([self._costs(j[None], m)[0] for j, m in zip(joint, maps, strict=True)])
+        return found
+
+    def _fitted(self, own: Scales, m: ContextMap, cost: float) -> Counts:
+        """Joint counts, after the classes have been fitted to a map's tables if that costs less than `cost`."""
+        before = own.rows, own.cols
+        own.fit(np.stack([self.pool[m.tables[c]].cost for c in m.class_of]))
+        joint = own.joint()
+        if self._costs(joint[None], m)[0] < cost:
+            return joint
+        own.rows, own.cols = before
+        return own.joint()
+
+    def _settle(self, joint: Counts, maps: list[ContextMap], n_tables: int) -> None:
+        """Make each table behind the first `n_tables` again from what it codes."""
+        total = np.zeros((len(self.pool), 256), np.int64)
+        for counts, m in zip(joint, maps, strict=True):
+            np.add.at(total, [m.tables[c] for c in m.class_of], counts)
+        for t in range(n_tables, len(self.pool)):
+            rare = (total[t] == 0) & (self.pool[t].freq > 0)
+            if (total[t] > 0).sum() > 1:
+                self.pool.tables[t] = quantise(total[t] + (rare & (rare.sum() <= MAX_RARE)), self.options.prob_bits)
+
+    def _scale_maps(self, joint: Counts) -> _Found:
+        """For each segment a map of kind SCALE, given counts by classes of rows and columns (n, 16, 256)."""
+        found = self._recent(joint, ContextKind.SCALE)
+        if not self._room():
+            return found
+        first = max(0, len(self.pool) - RECENT_TABLES)
+        clusters = Clusters(joint.reshape(-1, 256), self.pool.tables[first:], self.options.prob_bits)
+        clusters.grow(NEW_TABLES)
+        self.pool.tables += clusters.tables[clusters.n_given :]
+        for k, (numbers, cost) in enumerate(zip(clusters.number.reshape(-1, 16), clusters.cost.reshape(-1, 16).sum(axis=1), strict=True)):
+            used, class_of = np.unique(first + numbers, return_inverse=True)
+            new = ContextMap(ContextKind.SCALE, class_of.reshape(-1).astype(np.uint8).tobytes(), tuple(used.tolist()))
+            if cost + _map_price(16, used.size) < found.cost[k]:
+                self.pool.maps.append(new)
+                rest = self._costs(joint[k:], new)
+                better = rest < found.cost[k:]
+                found.number[k:][better], found.cost[k:][better] = len(self.pool.maps) - 1, rest[better]
+        return found
+
+    def improve(
+        self, chunk: Chunk, planes: list[Choice], tile_modes: TileModes, where: NDArray[np.bool_]
+    ) -> tuple[list[Choice], list[Bytes]]:
+        """Choices of byte planes with contexts where they make them smaller, maps aside; and the packed classes of each segment.
+
+        Looks at segments `where`.
+        """
+        out = [c.copy() for c in planes]
+        scales = [np.empty(0, np.uint8)] * chunk.size.size
+        large = np.flatnonzero(where & ((chunk.size >= LEAST_WORDS) | self.forced))
+        words = chunk.backend.to_host(chunk.words)
+        for at in range(0, large.size, BLOCK):
+            ids = large[at : at + BLOCK]
+            cut = [split(words[chunk.geometry.rectangle(k)], chunk.dtype) for k in ids.tolist()]
+            for p, choice in enumerate(planes):
+                if p < 2 or (choice.coder[ids] == Coder.RANS).any() or self.forced:
+                    coded = [_coded(chunk, int(k), b[p], choice, tile_modes.get(p)) for k, b in zip(ids, cut, strict=True)]
+                    self._improve_plane(chunk, ids, [b[0] for b in cut], coded, p, out[p], scales)
+        return out, scales
+
+    def _improve_plane(
+        self, chunk: Chunk, ids: Counts, tops: list[Bytes], coded: list[Bytes], p: int, choice: Choice, scales: list[Bytes]
+    ) -> None:
+        """Contexts of one plane of some segments: by the plane above, by place behind transforms, else by rows and columns."""
+        wanted = (choice.coder[ids] != Coder.CONSTANT) & (self.forced | (p > 0) | (choice.coder[ids] == Coder.RANS))
+        mode = choice.prediction[ids]
+        placed = ((mode >= 16) & (mode != PER_TILE)) | ((mode == PER_TILE) & (not chunk.geometry.one_tile))
+        by_place, by_scale = np.flatnonzero(wanted & placed & (p == 0)), np.flatnonzero(wanted & ~placed & (p == 0))
+        by_plane = np.flatnonzero(wanted & (p > 0))
+        g = chunk.geometry
+        if by_plane.size:
+            joint = np.stack([_joint(tops[i], coded[i], 256) for i in by_plane])
+            self._take(choice, ids[by_plane], self.shared(joint, ContextKind.PLANE), 0)
+        if by_place.size:
+            places = [positions(coded[i], g) for i in by_place]
+            joint = np.stack([_joint(place, coded[i], 64) for i, place in zip(by_place, places, strict=True)])
+            self._take(choice, ids[by_place], self.shared(joint, ContextKind.POSITION), 0)
+        if by_scale.size:
+            classes = [Scales(coded[i], weights(chunk.dtype)) for i in by_scale]
+            found = self.by_scale(classes)
+            packed = [c.packed() for c in classes]
+            took = self._take(choice, ids[by_scale], found, padded(np.array([s.size for s in packed])))
+            for k, own, mine in zip(ids[by_scale].tolist(), packed, took.tolist(), strict=True):
+                scales[k] = own if mine else scales[k]
+
+    def _take(self, choice: Choice, ids: Counts, found: _Found, more_nbytes: Counts | int) -> NDArray[np.bool_]:
+        """Use maps where they make a plane smaller, with `more_nbytes` beside its stream. Returns where."""
+        nbytes = stream_nbytes(found.cost) + more_nbytes
+        took = (found.cost < IMPOSSIBLE) & ((nbytes < choice.nbytes[ids]) | self.forced)
+        mine = ids[took]
+        choice.coder[mine], choice.table[mine], choice.nbytes[mine] = Coder.CONTEXT, found.number[took], nbytes[took]
+        return np.asarray(took)
+
+    def price(self, planes: list[Choice], where: NDArray[np.bool_], n_tables: int, n_maps: int) -> int:
+        """Cost of the maps behind the first `n_maps` that some segments use, and of their tables behind the first `n_tables`."""
+        numbers = {int(i) for c in planes for i in c.table[where & (c.coder == Coder.CONTEXT)] if i >= n_maps}
+        maps = [self.pool.maps[i] for i in sorted(numbers)]
+        own = {t for m in maps for t in m.tables if t >= n_tables}
+        return sum(_map_price(len(m.class_of), len(m.tables)) for m in maps) + sum(_price(self.pool[t]) for t in sorted(own))
+
+
+def _joint(contexts: Bytes, symbols: Bytes, n_contexts: int) -> Counts:
+    """Counts of symbols by context."""
+    key = contexts.astype(np.uint16) << np.uint16(8) | symbols
+    return np.bincount(key.reshape(-1), minlength=n_contexts * 256).reshape(n_contexts, 256)
+
+
+def _coded(chunk: Chunk, k: int, plane: Bytes, choice: Choice, tile_modes: list[NDArray[np.uint8]] | None) -> Bytes:
+    """What is coded of a plane of segment `k`: its residuals, in raster order."""
+    mode = int(choice.prediction[k])
+    if mode == 0:
+        return plane
+    modes = tile_modes[k] if mode == PER_TILE and tile_modes is not None else np.array([mode], np.uint8)
+    out, g, (height, width) = np.empty_like(plane), chunk.geometry, plane.shape
+    for i, at in enumerate(tiles(height, width, g.tile_rows, g.tile_cols)):
+        out[at] = residuals(plane[at], int(modes[i % modes.size]))
+    return out

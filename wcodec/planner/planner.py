@@ -1,0 +1,286 @@
+"""What an encoder chooses: layouts, coders, tables, modes, contexts. Spec: chapter 14 (informative).
+
+All choices are made here, on the host, in integers and from exact histograms, so that every backend on every machine
+writes the same file; `costs` says in what unit. Options and geometry are in `options`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.planner.contexts import Contexts
+from wcodec.planner.costs import BYTE, MAX_PATCHES, Choice, Chunk, Counts, Histograms, Sample, ideal_cost, stream_nbytes, window_of
+from wcodec.planner.fast import Fast
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.modes import Modes, TileModes
+from wcodec.planner.operands import Operands
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.tables import Tables
+from wcodec.reference.entropy import TablePool
+from wcodec.reference.operands import is_of_operand
+from wcodec.reference.planes import Bytes, DType, Layout, Words
+from wcodec.reference.prediction import PER_TILE
+from wcodec.reference.segments import SegmentPlan, SegmentTable, padded
+from wcodec.reference.tiles import CHUNK_NBYTES, Geometry, chunks
+
+__all__ = ["CHUNK_NBYTES", "EncodeOptions", "Histograms", "Planner", "choose_geometry", "chunks", "ideal_cost"]
+
+FEW: Final = 16  #: of no more segments than that, all planes are counted, in all
+
+
+def spread(n: int, most: int) -> Counts:
+    """Ids of a quarter of `n` segments, but at least one and no more than `most`, spread evenly."""
+    count = min(most, max(1, n // 4))
+    return np.arange(count) * n // count
+
+
+def _unseen_cost(counts: Counts) -> Counts:
+    """Entropy of what a few symbols stand for, in all: theirs, and half a nat for each symbol but one (Miller and Madow, 1955)."""
+    return np.asarray(ideal_cost(counts) + ((counts > 0).sum(axis=-1) - 1) * 47274, np.int64)
+
+
+def _bytes_suit_some(halves: Counts, whole: Counts, size: Counts) -> bool:
+    """Whether some segments look 3 % smaller in bytes than in nibble pairs, by their histograms in both forms."""
+    pairs = np.minimum(_unseen_cost(halves), size[:, None] * (4 << 16)).sum(axis=1)
+    return bool((pairs * 100 > np.minimum(_unseen_cost(whole), size * BYTE) * 103).any())
+
+
+@dataclass
+class _Pairs:
+    """How segments would be stored in nibble pairs; `top` holds counts of their top bytes, for words of several."""
+
+    base: int | NDArray[np.uint8]
+    fill: int | NDArray[np.uint8]
+    planes: list[Choice]
+    n_patches: Counts
+    top: Counts | None = None
+
+    @property
+    def nbytes(self) -> Counts:
+        """Bytes in the file."""
+        return sum((c.nbytes for c in self.planes), padded(4 * self.n_patches))
+
+
+@dataclass
+class _Draft:
+    """A plan while it is made: `nbytes` of each segment's record, `tile_modes` of byte planes, `scales` of each segment."""
+
+    table: SegmentTable
+    fill: NDArray[np.uint8]
+    nbytes: Counts
+    tile_modes: TileModes = field(default_factory=dict)
+    scales: list[Bytes] = field(default_factory=list)
+
+    def store(self, planes: list[Choice], where: NDArray[np.bool_], layout: Layout, nbytes: Counts) -> None:
+        """Use choices of planes in some segments, and of nothing else there."""
+        t = self.table
+        self.nbytes = np.where(where, nbytes, self.nbytes)
+        np.copyto(t.layout, layout.value, where=where)
+        np.copyto(t.base, 0, where=where)
+        for column, name in ((t.coder, "coder"), (t.table, "table"), (t.prediction, "prediction")):
+            for p in range(len(column)):
+                np.copyto(column[p], getattr(planes[p], name) if p < len(planes) else 0, where=where)
+
+    def take_bytes(self, planes: list[Choice], raw_nbytes: Counts, forced: bool) -> None:
+        """Use layout BYTES, where it is smaller or everywhere."""
+        nbytes = sum((c.nbytes for c in planes), np.zeros_like(raw_nbytes))
+        self.store(planes, (nbytes < raw_nbytes) | forced, Layout.BYTES, nbytes)
+
+    def take_pairs(self, pairs: _Pairs, where: NDArray[np.bool_]) -> None:
+        """Use layout PAIRS in some segments."""
+        self.store(pairs.planes, where, Layout.PAIRS, pairs.nbytes)
+        np.copyto(self.table.base, pairs.base, where=where)
+        np.copyto(self.fill, pairs.fill, where=where)
+
+    def plan(self, dtype: DType, geometry: Geometry, pool: TablePool) -> SegmentPlan:
+        """The plan, for its encoder."""
+        modes = [
+            m[k] for k in range(geometry.n_segments) for p, m in sorted(self.tile_modes.items()) if self.table.prediction[p, k] == PER_TILE
+        ]
+        scales = np.concatenate(self.scales) if any(s.size for s in self.scales) else None
+        return SegmentPlan(dtype, geometry, self.table, pool, self.fill, np.concatenate(modes) if modes else None, scales)
+
+
+class Planner:
+    """Plans chunk after chunk of a file's tensors; keeps the table pool.
+
+    Parameters
+    ----------
+    options
+        Choices taken by the caller.
+    """
+
+    def __init__(self, options: EncodeOptions) -> None:
+        self.options, self.tables = options, Tables(options)
+        self.pool, self.forced = self.tables.pool, self.tables.forced
+        self.modes, self.contexts, self.operands = Modes(self.tables), Contexts(self.tables), Operands(self.tables)
+        self.nbytes: Counts = np.empty(0, np.int64)  #: of the segments of the last plan: their records, as far as a plan can say
+
+    def start_tensor(self) -> None:
+        """The next chunk is the first one of a tensor."""
+        self.operands.start_tensor()
+
+    def plan(self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms) -> SegmentPlan:
+        """Plan the segments of `words`, which `geometry` covers exactly."""
+        n, kept = geometry.n_segments, (len(self.pool), len(self.pool.maps))
+        heights, widths = geometry.sizes()
+        size = heights * widths
+        draft = _Draft(SegmentTable.zeros(n, dtype.n_planes), np.zeros(n, np.uint8), padded(size * dtype.word_nbytes))
+        if self.options.layout != "raw" and n > 0:
+            chunk = Chunk(words, geometry, dtype, backend, size)
+            if self.options.operand and is_of_operand(geometry):
+                self._fill_in_operand(draft, chunk)
+            else:
+                self._fill_in(draft, chunk)
+            self.tables.prune(draft.table, *kept)
+        self.nbytes = draft.nbytes
+        return draft.plan(dtype, geometry, self.pool)
+
+    def _fill_in(self, draft: _Draft, chunk: Chunk) -> None:
+        """Choose all of a chunk."""
+        sample, raw_nbytes, size = self._look(chunk), draft.nbytes, chunk.size
+        if self.options.trusts_sample and sample.part is not chunk and chunk.geometry.one_tile:
+            self._trust(draft, Fast(self.tables, chunk, sample))
+            return
+        winners = self.modes.winners(chunk, sample)
+        sample.bytes |= any(winners) or self.options.contexts
+        pairs = self._pairs(chunk, sample) if sample.pairs else None
+        others, plain, planes = raw_nbytes, list[Choice](), list[Choice]()
+        if pairs is None or not self._best_by_far(pairs, sample, chunk, winners, raw_nbytes):
+            plain = self._bytes(chunk, sample, pairs)
+            planes = self.modes.predict(chunk, plain, winners, draft.tile_modes) if sample.bytes else plain
+            draft.take_bytes(planes, raw_nbytes, self.forced or self.options.layout != "auto" or self.options.forces_mode)
+            others = np.minimum(draft.nbytes, raw_nbytes)
+            wanted = None if pairs is None else self._wanted(pairs, others, size)
+        else:
+            wanted = np.full(size.size, True)
+        if pairs is not None and wanted is not None:
+            draft.take_pairs(pairs, wanted | (self.options.layout == "pairs"))
+        if planes and self.options.contexts:
+            self._with_contexts(draft, chunk, planes, plain)
+
+    def _fill_in_operand(self, draft: _Draft, chunk: Chunk) -> None:
+        """Choose all of a chunk of an operand: pairs, but for segments of too many patches, if layout pairs is not asked for."""
+        windows, planes = self.operands.choose(chunk)
+        few = windows.few(chunk.size) | (self.options.layout == "pairs")
+        if not few.all():
+            ids = np.flatnonzero(~few)
+            counts = chunk.histogram(segments=ids)
+            others = [Choice.raw(chunk.size) for _ in range(chunk.dtype.word_nbytes)]
+            for p, choice in enumerate(others):
+                choice.put(self.tables.choose(counts[:, p], chunk.size[ids]), ids)
+            draft.take_bytes(others, draft.nbytes, forced=False)
+        draft.take_pairs(_Pairs(windows.base, windows.fill, planes, windows.outside), few)
+
+    def _trust(self, draft: _Draft, fast: Fast) -> None:
+        """Choose all of a chunk by the sample."""
+        raw_nbytes, layout, sample = draft.nbytes, self.options.layout, fast.sample
+        if sample.bytes or not sample.pairs:
+            draft.take_bytes(fast.bytes(), raw_nbytes, layout != "auto")
+        if sample.pairs:
+            base, fill, planes, few = fast.pairs()
+            pairs = _Pairs(base, fill, planes, np.zeros_like(raw_nbytes))
+            draft.take_pairs(
+                pairs, (few & (pairs.nbytes * 1000 <= draft.nbytes * 1003) & (pairs.nbytes < raw_nbytes)) | (layout == "pairs")
+            )
+
+    def _with_contexts(self, draft: _Draft, chunk: Chunk, planes: list[Choice], plain: list[Choice]) -> None:
+        """Take layout BYTES with contexts where that is smaller, if it is so with the maps and tables that it needs.
+
+        `planes` may have modes; `plain` has none: with contexts, NONE may be better where it was not.
+        """
+        n_tables, n_maps = len(self.pool), len(self.pool.maps)
+        moded = np.any([c.prediction > 0 for c in planes], axis=0)
+        planes, scales = self.contexts.improve(chunk, planes, draft.tile_modes, np.full_like(moded, True))
+        if moded.any() and not self.options.forces_mode:
+            others, other_scales = self.contexts.improve(chunk, plain, {}, moded)
+            for p, (choice, other) in enumerate(zip(planes, others, strict=True)):
+                better = moded & (other.nbytes < choice.nbytes)
+                choice.take(other, better)
+                scales = [o if b and p == 0 else s for s, o, b in zip(scales, other_scales, better.tolist(), strict=True)]
+        nbytes = sum((c.nbytes for c in planes), np.zeros_like(chunk.size))
+        forced = self.contexts.forced
+        better = (nbytes < draft.nbytes) | forced
+        saved = int(np.maximum(draft.nbytes - nbytes, 0).sum()) * BYTE
+        if forced or saved > self.contexts.price(planes, better, n_tables, n_maps):
+            draft.store(planes, better, Layout.BYTES, nbytes)
+            draft.scales = [s if b else s[:0] for s, b in zip(scales, better.tolist(), strict=True)]
+
+    # ---- looking at the words
+    def _look(self, chunk: Chunk) -> Sample:
+        """Histograms of some words: which planes are worth counting, and whether pairs or bytes can be left out."""
+        n, one_byte = chunk.size.size, chunk.dtype.word_nbytes == 1
+        part = chunk if n <= FEW else chunk.top_rows()
+        ids = spread(n, FEW) if part is chunk else np.arange(part.size.size)
+        counts = part.histogram(segments=ids)
+        cost, bits = ideal_cost(counts.sum(axis=0)), int(part.size[ids].sum()) * BYTE
+        worth = cost * 100 < bits * 99
+        worth[~worth] = (ideal_cost(counts[:, ~worth]) * 20 < part.size[ids, None] * (BYTE * 19)).any(axis=0)
+        planes = range(counts.shape[1]) if n <= FEW or self.forced else sorted({0, *np.flatnonzero(worth).tolist()})
+        pairs = chunk.dtype.has_pairs and self.options.layout in ("auto", "pairs") and not self.options.forces_mode
+        sample = Sample(part, ids, counts, tuple(planes), pairs, True)
+        if pairs and one_byte and n > FEW and self.options.layout == "auto" and not self.forced:
+            halves = part.histogram(segments=ids, base=0, fill=sample.window()[1])
+            of_both, low = ideal_cost(halves.sum(axis=0)), ideal_cost(halves[:, 1])
+            nibbles, whole = int(np.minimum(of_both, bits // 2).sum()), min(int(cost[0]), bits)
+            low_pays = of_both[1] * 200 < bits * 99 or bool((low * 40 < part.size[ids] * (BYTE * 19)).any())
+            sample.nibbles = (0, 1) if low_pays else (0,)
+            sample.pairs, sample.bytes = nibbles * 99 < whole * 100, nibbles * 400 >= whole * 401
+            sample.bytes = sample.bytes or _bytes_suit_some(halves, counts[:, 0], part.size[ids])
+        return sample
+
+    def _pairs(self, chunk: Chunk, sample: Sample) -> _Pairs:
+        """Choices of the planes, if coded in nibble pairs; counts of the top plane come with them."""
+        size, dtype = chunk.size, chunk.dtype
+        half, (base, fill) = (size + 1) // 2, sample.window()
+        if dtype.word_nbytes == 1:
+            counts = chunk.histogram(base=0, fill=fill, planes=sample.nibbles)
+            halves = [self.tables.choose(counts[:, i], half) for i in range(len(sample.nibbles))]
+            return _Pairs(0, fill, [*halves, Choice.raw(half)][:2], np.zeros(size.size, np.int64))
+        counts = chunk.histogram(base=base, fill=fill, planes=sample.planes)
+        better, filled = window_of(counts[:, 1].sum(axis=0))
+        outside = size - counts[:, 1, base : base + 16].sum(axis=1)
+        if (int(outside.sum()) - int((size - counts[:, 1, better : better + 16].sum(axis=1)).sum())) << 10 > int(size.sum()):
+            base, fill = better, filled  # the sample has misled
+            counts = chunk.histogram(base=base, fill=fill, planes=sample.planes)
+            outside = size - counts[:, 1, base : base + 16].sum(axis=1)
+        top, lower = self.tables.choose(counts[:, 0], half), [Choice.raw(size) for _ in range(1, dtype.word_nbytes)]
+        for i, p in enumerate(sample.planes[1:], 2):
+            lower[p - 1] = self.tables.choose(counts[:, i], size)
+        return _Pairs(base, fill, [top, *lower], outside, counts[:, 1])
+
+    def _bytes(self, chunk: Chunk, sample: Sample, pairs: _Pairs | None) -> list[Choice]:
+        """Choices of the planes, if coded in bytes without modes."""
+        size, word_nbytes = chunk.size, chunk.dtype.word_nbytes
+        if not sample.bytes:
+            return [Choice.raw(size)]
+        if pairs is not None and pairs.top is not None:
+            planes = [self.tables.choose(pairs.top, size), *pairs.planes[1:]]
+        else:
+            counts = chunk.histogram(planes=sample.planes)
+            planes = [Choice.raw(size) for _ in range(word_nbytes)]
+            for i, p in enumerate(sample.planes):
+                planes[p] = self.tables.choose(counts[:, i], size)
+        return planes
+
+    def _wanted(self, pairs: _Pairs, others: Counts, size: Counts) -> NDArray[np.bool_]:
+        """Where pairs are better than what costs `others`: at most 0.3 % larger, for they decode faster, and few patches."""
+        raw_nbytes = padded(size * len(pairs.planes)) if pairs.top is not None else padded(size)
+        better = (pairs.nbytes * 1000 <= others * (1000 if self.options.preset == "max" else 1003)) & (pairs.nbytes < raw_nbytes)
+        return np.asarray((pairs.n_patches * MAX_PATCHES <= size) & (better | self.forced))
+
+    def _best_by_far(self, pairs: _Pairs, sample: Sample, chunk: Chunk, winners: list[list[int]], raw_nbytes: Counts) -> bool:
+        """Whether pairs are better everywhere than bytes can be, so that these need not be chosen."""
+        if any(winners) or self.options.contexts:
+            return False
+        if not sample.bytes:
+            return bool(self._wanted(pairs, raw_nbytes, chunk.size).all())
+        if pairs.top is None:
+            return False
+        least = np.where(pairs.top.max(axis=1) == chunk.size, 0, stream_nbytes(ideal_cost(pairs.top)))
+        bound = np.minimum(least, padded(chunk.size)) + sum((c.nbytes for c in pairs.planes[1:]), np.zeros(chunk.size.size, np.int64))
+        return bool(self._wanted(pairs, np.minimum(bound, raw_nbytes), chunk.size).all())
