@@ -19,7 +19,7 @@ from wcodec.errors import DecodeError, EncodeError
 from wcodec.torch import scratch
 from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.files import load_file, save_file
-from wcodec.torch.held import hold
+from wcodec.torch.holding import hold
 from wcodec.torch.models import compress_model, decompress_model, load_compressed, model_memory
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

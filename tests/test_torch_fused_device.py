@@ -23,8 +23,7 @@ from torch_fused_cases import KINDS, Net, check_gradients, check_product, damage
 from wcodec import EncodeOptions
 from wcodec.cuda import crossover
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, device, load_compressed, model_memory, operands, save_file
-from wcodec.torch import held as held_module
+from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, device, holding, load_compressed, model_memory, operands, save_file
 from wcodec.torch.device import DeviceHeld
 from wcodec.torch.held import Held
 from wcodec.transformers import WCodecConfig, WCodecModel
@@ -121,7 +120,7 @@ def test_outliers_nan_and_infinity() -> None:
     dense, x = weight(70, 1100), weight(4, 1100)
     dense[::7, 3], dense[2, 500], dense[8] = 1000.0, -30000.0, 0  # patches, all of a row
     w = fused(dense)
-    assert w.held._read_record().segments.n_patches.max() > 1000
+    assert w.held.record().segments.n_patches.max() > 1000
     check_product(w, dense, x)
     dense[5, 7], dense[10, 9], dense[69, 1099] = float("nan"), float("inf"), -float("inf")
     x[1, 3], x[2, 4], x[3, 9] = float("inf"), float("nan"), 0
@@ -269,7 +268,7 @@ def test_damage_is_found_at_first_use() -> None:
     w.stream[200] ^= 8
     assert torch.equal(F.linear(x, w), F.linear(x, small))
     again = CompressedTensor.from_stream(small.stream.clone(), "v", fused=True)
-    record = again.held._read_record()
+    record = again.held.record()
     object.__setattr__(record, "crc32", record.crc32 ^ 1)
     with pytest.raises(DecodeError, match=r"bad_checksum: the CRC-32 of the decoded tensor.*'v'"):
         F.linear(x, again)
@@ -382,8 +381,8 @@ def test_compressed_models() -> None:
 
 def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, ids = Net(256, 300, 2), torch.tensor([[3, 299, 0]])
-    encoded, encode = [], held_module.encode
-    monkeypatch.setattr(held_module, "encode", lambda *a: encoded.append(1) or encode(*a))
+    encoded, encode = [], holding.encode
+    monkeypatch.setattr(holding, "encode", lambda *a: encoded.append(1) or encode(*a))
     plain, *forms = EncodeOptions(), EncodeOptions(operand="fixed"), EncodeOptions(operand="rans")
     for stored, asked, form, n_encoded in (
         (plain, True, "fixed", 3), (forms[0], True, "fixed", 0), (forms[1], True, "rans", 0),

@@ -438,7 +438,7 @@ def test_layers() -> None:
     assert resident.weight.held is layer.weight.held
     assert torch.equal(resident(x), dense(x))
     other = WCodecLinear.from_linear(WCodecLinear.from_linear(dense, name="up"), options=EncodeOptions(operand="rans"))
-    assert (operand_form(other.weight.held._read_record()), other.weight.held.name) == ("rans", "up"), "coded anew"
+    assert (operand_form(other.weight.held.record()), other.weight.held.name) == ("rans", "up"), "coded anew"
     assert torch.equal(other.weight.decode(), dense.weight)
     again = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
     assert (type(again), again.mode) == (WCodecLinear, "fused")

@@ -38,7 +38,7 @@ def weight(*shape: int, dtype: torch.dtype = torch.bfloat16, device: Any = "cpu"
 
 def form_of(w: CompressedTensor) -> str | None:
     """Of the stream of a weight."""
-    return operand_form(w.held._read_record())
+    return operand_form(w.held.record())
 
 
 def operate(x: torch.Tensor, w: CompressedTensor, bias: torch.Tensor | None = None, scale: torch.Tensor | None = None) -> torch.Tensor:

@@ -28,7 +28,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch import products
-from wcodec.torch.held import ROWS_IN_GRAPH, Held, call, compress, held_of, hold
+from wcodec.torch.held import ROWS_IN_GRAPH, Held, compress
+from wcodec.torch.holding import held_of, hold, moved, name_stream
 from wcodec.torch.operands import Fused, check_options
 from wcodec.torch.scratch import ROUND
 
@@ -200,7 +201,7 @@ class CompressedTensor(torch.Tensor):
         shape = tuple(self.shape)
         name = "" if self._held is None else self._held.name
         if name:
-            call(self.stream, name)
+            name_stream(self.stream, name)
         return ["stream"], (self._swapped, _swap(shape) if self._swapped else shape, self.dtype, name, self.fused)
 
     @staticmethod
@@ -243,7 +244,7 @@ def rebuild(
 ) -> CompressedTensor:  # fmt: skip
     """What a pickle of a compressed tensor calls."""
     held = hold(stream, name, None if options is None else EncodeOptions(**options))
-    out = CompressedTensor(held.to(stream.device, fused), swapped, fused=fused)  # in torch.load, the stream may have come to a GPU
+    out = CompressedTensor(moved(held, stream.device, fused), swapped, fused=fused)  # in torch.load, the stream may have come to a GPU
     out.__dict__.update(extra)
     out.requires_grad_(requires_grad)
     return out
@@ -405,7 +406,7 @@ def _to_copy(w: Any, *, dtype: Any = None, device: Any = None, memory_format: An
         return torch.empty_strided(w.shape, w.stride(), dtype=dtype or w.dtype, device="meta")
     if w._held is None or (dtype is not None and dtype != w.dtype) or _turns(w, memory_format):
         return NotImplemented
-    held = w._held.copy() if device is None or torch.device(device) == w.device else w._held.to(torch.device(device), w.fused)
+    held = w._held.copy() if device is None or torch.device(device) == w.device else moved(w._held, torch.device(device), w.fused)
     return CompressedTensor(held, w._swapped, fused=w.fused)
 
 

@@ -23,7 +23,7 @@ from wcodec.reference.planes import Bytes
 from wcodec.slices import entries_of, touched
 from wcodec.torch.device_products import FACTORS, Prepared, multiply, prepare
 from wcodec.torch.held import ROWS_IN_GRAPH, Held, only_tensor, portions
-from wcodec.torch.scratch import Ahead, Buffers, Decodable, ahead_of
+from wcodec.torch.scratch import AHEAD_OF_TYPE, Ahead, Buffers, Decodable, ahead_of
 
 ALIGNED: Final = 16  #: of payloads (spec: chapter 4)
 FIRST_USE: Final = "first use of {} while a CUDA graph is captured: run the model once before"
@@ -75,7 +75,7 @@ class DeviceHeld(Held):
         self._first = threading.Lock()
         super().__init__(stream.clone() if stream.data_ptr() % ALIGNED else stream, name, options)
 
-    def _read_record(self) -> TensorRecord:
+    def record(self) -> TensorRecord:
         return self._opened_there().t
 
     def outside_of_graphs(self, what: str) -> None:
@@ -310,3 +310,6 @@ class DeviceAhead(Ahead):
             pending, self._next, self._last = self._next, None, None
         if pending is not None:
             self._give_after(pending)
+
+
+AHEAD_OF_TYPE["cuda"] = DeviceAhead

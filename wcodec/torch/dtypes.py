@@ -72,9 +72,8 @@ def to_array(tensor: torch.Tensor, name: str | None = None) -> NDArray[Any]:
         ``unsupported_dtype``: a dtype that the format does not have; a sparse, quantised or ``meta`` tensor, or one of a subclass.
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        from wcodec.torch.compressed import CompressedTensor
-
-        tensor = tensor.decode() if isinstance(tensor, CompressedTensor) else tensor
+        decode = getattr(type(tensor), "decode", None)  # of a compressed one
+        tensor = tensor if decode is None else decode(tensor)
     _check(tensor, name)
     try:
         row = row_of(tensor.dtype)

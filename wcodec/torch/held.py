@@ -9,11 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from wcodec.backends import get_backend
 from wcodec.codec.encoder import Encoder
-from wcodec.errors import BackendUnavailable, DecodeError, EncodeError
+from wcodec.errors import DecodeError
 from wcodec.files import File
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import Index, TensorRecord
@@ -51,11 +50,12 @@ class Held:
         self.successor: weakref.ref[Held] | None = None
         self._file: tuple[torch.Tensor, int, File] | None = None  #: what was opened, for which stream and memory: these may change
         self._tiling: tuple[File, Tiling] | None = None  #: of what was opened
-        t = self._read_record()
+        t = self.record()
         self.shape, self.nbytes, self.dtype = t.shape, t.nbytes, dtypes.torch_dtype(t.dtype)
 
     # ---- what it is
-    def _read_record(self) -> TensorRecord:
+    def record(self) -> TensorRecord:
+        """What the stream's index says of the tensor. Raises DecodeError."""
         with self.naming():
             return only_tensor(self._opened().index)
 
@@ -175,34 +175,13 @@ class Held:
         ------
         EncodeError
         """
-        form = operand_form(self._read_record()) or False
+        form = operand_form(self.record()) or False
         self.stream = compress(dense, self.options, self.name, form)[0].to(self.stream.device)
         self.version += 1
 
     def copy(self) -> Held:
         """Another one with the same content, which may change for itself."""
         return type(self)(self.stream.clone(), self.name, self.options)
-
-    def to(self, device: torch.device, fused: Fused = False) -> Held:
-        """The same on a device, itself if it is there. In fused mode as an operand, where `options_for` has it so: if it is none
-        yet, or not of the form that `fused` names, it is decoded and encoded anew.
-
-        Raises
-        ------
-        DecodeError
-            It is damaged, and had to be decoded.
-        """
-        options = operands.options_for(self.shape, self.dtype, device, self.options, fused)
-        if fused and options is not None and options.operand is not None:
-            form = operand_form(self._read_record())
-            if form is None or (isinstance(fused, str) and form != fused):
-                dense = self.dense()
-                stream = encode(dense, options, self.name)
-                if pays(stream, dense):
-                    return hold(stream.to(device), self.name, options)
-        if device == self.stream.device:
-            return self
-        return hold(self.stream.to(device), self.name, self.options)
 
 
 def portions(rows: np.ndarray[Any, Any], span: int) -> Sequence[slice]:
@@ -264,54 +243,3 @@ def compress(
     if of_operand is options or pays(stream, dense):
         return stream, of_operand
     return encode(dense, options, name), options
-
-
-def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> Held:
-    """A stream on any device, held.
-
-    Raises
-    ------
-    DecodeError
-        It is no file of one tensor.
-    EncodeError
-        ``bad_source``: the tensor is not uint8 of one dimension.
-    BackendUnavailable
-        On a device that wcodec has no backend for, or lacks what one needs.
-    """
-    if stream.dtype != torch.uint8 or stream.dim() != 1:
-        raise EncodeError("bad_source", "a stream is a uint8 tensor of one dimension", tensor=name or None)
-    if operands.on_gpu(stream.device):
-        from wcodec.torch.device import DeviceHeld
-
-        return DeviceHeld(stream.contiguous(), name, options)
-    if stream.device.type == "cpu":
-        return Held(stream.contiguous(), name, options)
-    raise BackendUnavailable(f"compressed weights cannot be decoded on {stream.device}: move the model to a CPU or an NVIDIA GPU")
-
-
-# ---- streams of graphs -------------------------------------------------------------------------------------------------------
-_held: Final = WeakTensorKeyDictionary()  #: streams that operators get, as they are held
-_names: Final = WeakTensorKeyDictionary()  #: what the weights are called whose streams graphs get
-
-
-def call(stream: torch.Tensor, name: str) -> None:
-    """Say what errors of operators on a stream call the weight."""
-    _names[stream] = name
-
-
-def held_of(stream: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> Held:
-    """What an operator of PyTorch reads: its index and plans are kept for as long as the stream is there.
-
-    Raises
-    ------
-    DecodeError
-        It is no file of one tensor.
-    RuntimeError
-        Its tensor has another shape or dtype.
-    """
-    held: Held | None = _held.get(stream)
-    if held is None:
-        held = _held[stream] = hold(stream.detach(), _names.get(stream, ""))  # what is kept must not keep the key
-    if held.shape != tuple(shape) or held.dtype != dtype:
-        raise RuntimeError(f"the stream holds a {held.dtype} tensor of shape {held.shape}, not {dtype} of {tuple(shape)}")
-    return held

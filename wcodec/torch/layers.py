@@ -12,6 +12,7 @@ from wcodec.errors import EncodeError
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch import products
 from wcodec.torch.compressed import CompressedTensor
+from wcodec.torch.holding import moved
 from wcodec.torch.models import compressed_parameter, noted
 
 MODES: Final = ("fused", "resident")
@@ -219,5 +220,5 @@ def _compressed(weight: torch.Tensor, mode: str, options: EncodeOptions | None, 
         return compressed_parameter(weight, options, name, fused)
     if options is not None:
         return noted(compressed_parameter(weight.decode().contiguous(), options, weight.held.name, fused), weight)
-    other = CompressedTensor(weight.held.to(weight.device, fused), weight._swapped, fused=fused)
+    other = CompressedTensor(moved(weight.held, weight.device, fused), weight._swapped, fused=fused)
     return noted(torch.nn.Parameter(other, requires_grad=False), weight)

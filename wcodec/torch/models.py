@@ -15,7 +15,7 @@ from wcodec.outputs import AnyPath
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch.checkpoint import WCodecCheckpoint
 from wcodec.torch.compressed import OWN, CompressedTensor
-from wcodec.torch.held import hold
+from wcodec.torch.holding import hold, moved
 from wcodec.torch.operands import Fused, check_fused, check_options
 from wcodec.torch.reader import Device, Reader
 from wcodec.torch.scratch import return_freed_memory
@@ -217,7 +217,8 @@ def _load(place: _Place, reader: Reader, source: FileSource, name: str, device: 
         new = reader.tensor(name).to(goes_to)
         new = new if place.is_buffer else torch.nn.Parameter(new, requires_grad=old.requires_grad and new.is_floating_point())
     else:
-        held = hold(torch.from_numpy(extract(source, reader.file.original(t), reader.file.index.tables)), name).to(goes_to, fused)
+        stream = torch.from_numpy(extract(source, reader.file.original(t), reader.file.index.tables))
+        held = moved(hold(stream, name), goes_to, fused)
         new = torch.nn.Parameter(CompressedTensor(held, fused=bool(fused)), requires_grad=False)
     for _, module, leaf in place.where:
         setattr(module, leaf, new)

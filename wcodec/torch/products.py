@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 
 from wcodec.torch import operands
-from wcodec.torch.held import Held, held_of
+from wcodec.torch.held import Held
+from wcodec.torch.holding import held_of
 
 FLOATS: Final = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})  #: of activations
 NARROW: Final = frozenset({torch.int8, torch.float8_e4m3fn, torch.float8_e5m2})  #: of weights: the types above hold their values

@@ -162,6 +162,9 @@ def _when_done(future: Future[torch.Tensor], give: Callable[[torch.Tensor], None
         future.add_done_callback(finish)
 
 
+#: Makes what decodes for a device, by its type; `Ahead`, where nothing is said. Who holds weights there says it.
+AHEAD_OF_TYPE: Final[dict[str, Callable[[torch.device], Ahead]]] = {}
+
 _ahead: Final[dict[torch.device, Ahead]] = {}
 _tiles: Final[dict[torch.device, Buffers]] = {}
 _ahead_lock: Final = threading.Lock()
@@ -181,12 +184,8 @@ def ahead_of(device: torch.device) -> Ahead:
     """What decodes for a device."""
     with _ahead_lock:
         if device not in _ahead:
-            if device.type == "cuda":
-                from wcodec.torch.device import DeviceAhead
-
-                _ahead[device] = DeviceAhead(device)
-            else:
-                _ahead[device] = Ahead(Buffers(device))
+            make = AHEAD_OF_TYPE.get(device.type)
+            _ahead[device] = Ahead(Buffers(device)) if make is None else make(device)
         return _ahead[device]
 
 

@@ -24,7 +24,8 @@ from wcodec.reference.checksums import crc32_each
 from wcodec.reference.container import MAGIC
 from wcodec.torch import operands
 from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.held import Held, compress, encode, hold
+from wcodec.torch.held import Held, compress, encode
+from wcodec.torch.holding import hold, moved
 from wcodec.torch.operands import Fused
 
 #: Whether the loader asks a quantizer what to cast a tensor of the checkpoint to, and looks whether its shape is right, as
@@ -290,10 +291,10 @@ class AnyConverter(CodedConverter):
         (target,) = self.layer_targets
         if not self.coding.resident or target not in self.coding.weights or self.cast not in (None, held.dtype):
             return super()._decoded(held)
-        moved = held.to(held.stream.device, self.coding.fused)
-        if moved is held:  # it was not decoded
+        there = moved(held, held.stream.device, self.coding.fused)
+        if there is held:  # it was not decoded
             check_payload(held)
-        return frozen(CompressedTensor(moved, fused=bool(self.coding.fused)))
+        return frozen(CompressedTensor(there, fused=bool(self.coding.fused)))
 
 
 class EncodingConverter(WeightConverter):

@@ -19,7 +19,7 @@ from wcodec import hub
 from wcodec.configs import METHOD
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.held import hold
+from wcodec.torch.holding import hold
 from wcodec.torch.models import decompress_model
 from wcodec.transformers.config import WCodecConfig
 from wcodec.transformers.conversion import LOADER_ASKS, AnyConverter, CodedConverter, Coding, Decode, Stream, is_stream

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,8 +18,7 @@ from typing import Final, NamedTuple
 
 from wcodec.backends.cuda.compiler import OPTIONS, compile_cubin, load_nvrtc
 from wcodec.backends.cuda.runtime import LINEARS, read_source
-from wcodec.errors import BackendUnavailable, EncodeError
-from wcodec.outputs import atomic_output
+from wcodec.errors import BackendUnavailable
 
 #: What is used soon after a source is.
 TOGETHER: Final[dict[str, tuple[str, ...]]] = {
@@ -140,9 +140,15 @@ def _keep(path: Path, data: bytes) -> None:
     global _warned
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic_output(path, overwrite=True) as f:
-            f.write(data)
-    except (OSError, EncodeError) as e:  # the latter: something else than a file stands there
+        handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix="unfinished-")
+        try:
+            with open(handle, "wb") as f:
+                f.write(data)
+            os.replace(unfinished, path)
+        except BaseException:
+            os.unlink(unfinished)
+            raise
+    except OSError as e:
         if not _warned:
             _log.warning("machine code of CUDA kernels is not kept, and compiled in each process: %s: %s", path.parent, e)
         _warned = True
