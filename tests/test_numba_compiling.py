@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from wcodec.backends.numba import compiling
+from wcodec.backends.numba.backend import _Announcement
 from wcodec.backends.numba.compiling import STAMP, jit, kernel, stamp_of
 
 HERE = Path(compiling.__file__).parent
@@ -32,6 +35,22 @@ def test_machine_code_is_of_all_sources(tmp_path: Path) -> None:
         return 2 * x
 
     assert STAMP in double.py_func.__qualname__
+
+
+def test_only_our_kernels_are_announced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(_Announcement, "said", False)
+    listener = _Announcement()
+
+    def compiled(module: str) -> list[str]:
+        function = SimpleNamespace(py_func=SimpleNamespace(__module__=module))
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "wcodec.compile"):
+            listener.on_start(SimpleNamespace(data={"dispatcher": function}))
+        return caplog.messages
+
+    assert compiled("a_user.s_own") == compiled("wcodec_more.kernels") == []
+    assert len(compiled("wcodec.backends.numba.segments")) == 1
+    assert compiled("wcodec.backends.numba.rans") == [], "once"
 
 
 def test_part_of_kernels_is_not_called_by_python() -> None:

@@ -47,12 +47,16 @@ INLINE_NBYTES: Final = 1 << 20  #: less than that is done in the caller's thread
 
 
 class _Announcement(event.Listener):
-    """Says once that kernels are being compiled, which takes seconds: on a logger that the command line shows on a terminal."""
+    """Says once that kernels are being compiled, which takes seconds: on a logger that the command line shows on a terminal.
+
+    Numba tells of all that it compiles, a user's own functions too.
+    """
 
     said = False
 
     def on_start(self, event: Any) -> None:
-        if not self.said:
+        module = getattr(getattr(event.data.get("dispatcher"), "py_func", None), "__module__", None) or ""
+        if not self.said and module.startswith(__name__.rpartition(".")[0] + "."):
             _compile_log.info("numba: compiling for this CPU; the machine code is kept for later runs")
             self.said = True
 
