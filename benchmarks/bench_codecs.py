@@ -57,21 +57,34 @@ OF_SAFETENSORS = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8"
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 LEAST_NBYTES = 1 << 20  #: groups of a file's tensors that are smaller are left out
 TURN_NBYTES = 1 << 22  #: a round codes smaller data several times
-QUIET_SHARE = 0.97  #: of the wall time that the process had a core; with less, something else ran there
+#: of the wall time that the process had a core; with less, something else ran there
+QUIET_SHARE = 0.97
 LMZIP_CHUNK_NBYTES = 8 << 20  #: lmzip's own default
 
 #: pip name and what is measured, by codec.
 NOTES = {
     "memcpy": ("numpy", "np.copyto; with more threads, in as many parts"),
-    "wcodec": ("wcodec", "backend numba, Encoder and Decoder kept, decodes into a buffer; CRC-32 of all, made and checked"),
+    "wcodec": (
+        "wcodec",
+        "backend numba, Encoder and Decoder kept, decodes into a buffer; CRC-32 of all, made and checked",
+    ),
     "zstd-1": ("zstandard", "level 1, new bytes"),
     "zstd-3": ("zstandard", "level 3, new bytes"),
     "lz4": ("lz4", "one block, default speed, new bytes"),
     "blosc2-zstd": ("blosc2", "zstd level 1, shuffle with the typesize, decodes into a buffer"),
     "blosc2-lz4": ("blosc2", "lz4 level 1, bitshuffle with the typesize, decodes into a buffer"),
-    "ZipNN": ("zipnn", "byte format of the dtype, int8 in its fp8 mode since it has no other, new bytearray; no checksum"),
-    "lmzip": ("lmzip", "chunks of 8 MiB in memory, level 1, decodes into a buffer; CRC-32 made and checked"),
-    "OpenZL": ("openzl", "bf16: deconstruct, exponents entropy-coded; fp16, fp32: bytes split, then coded; new buffer; its checksums"),
+    "ZipNN": (
+        "zipnn",
+        "byte format of the dtype, int8 in its fp8 mode since it has no other, new bytearray; no checksum",
+    ),
+    "lmzip": (
+        "lmzip",
+        "chunks of 8 MiB in memory, level 1, decodes into a buffer; CRC-32 made and checked",
+    ),
+    "OpenZL": (
+        "openzl",
+        "bf16: deconstruct, exponents entropy-coded; fp16, fp32: bytes split, then coded; new buffer; its checksums",
+    ),
     "pcodec": ("pcodec", "default level 8, bf16 as uint16, fp8 as uint8, decodes into a buffer"),
 }
 
@@ -108,7 +121,9 @@ def make_memcpy(threads: int) -> Maker:
     pool = ThreadPoolExecutor(threads)
 
     def make(dtype: str, array: NDArray[Any], out: NDArray[Any]) -> Work:
-        parts = list(zip(np.array_split(raw(out), threads), np.array_split(raw(array), threads), strict=True))
+        parts = list(
+            zip(np.array_split(raw(out), threads), np.array_split(raw(array), threads), strict=True)
+        )
 
         def copy(_: Any = None) -> None:
             if threads == 1:
@@ -122,7 +137,10 @@ def make_memcpy(threads: int) -> Maker:
 
 
 def make_wcodec(threads: int) -> Maker:
-    encoder, decoder = Encoder(None, load_backend("numba", threads)), Decoder(load_backend("numba", threads))
+    encoder, decoder = (
+        Encoder(None, load_backend("numba", threads)),
+        Decoder(load_backend("numba", threads)),
+    )
 
     def make(dtype: str, array: NDArray[Any], out: NDArray[Any]) -> Work:
         def decode(data: bytes) -> None:
@@ -138,7 +156,9 @@ def make_zstd(level: int, threads: int) -> Maker:
 
     compressor = zstandard.ZstdCompressor(level=level, threads=threads if threads > 1 else 0)
     decompressor = zstandard.ZstdDecompressor()
-    return lambda dtype, array, out: Work(lambda: compressor.compress(raw(array)), decompressor.decompress)
+    return lambda dtype, array, out: Work(
+        lambda: compressor.compress(raw(array)), decompressor.decompress
+    )
 
 
 def make_lz4(threads: int) -> Maker:
@@ -157,13 +177,21 @@ def make_blosc2(codec: str, shuffle: str, threads: int) -> Maker:
     import blosc2
 
     blosc2.set_nthreads(threads)
-    options = {"codec": blosc2.Codec[codec], "clevel": 1, "filters": [blosc2.Filter[shuffle]], "filters_meta": [0], "nthreads": threads}
+    options = {
+        "codec": blosc2.Codec[codec],
+        "clevel": 1,
+        "filters": [blosc2.Filter[shuffle]],
+        "filters_meta": [0],
+        "nthreads": threads,
+    }
 
     def make(dtype: str, array: NDArray[Any], out: NDArray[Any]) -> Work:
         def decode(data: Any) -> None:
             blosc2.decompress2(data, dst=raw(out), nthreads=threads)
 
-        return Work(lambda: blosc2.compress2(raw(array), typesize=array.itemsize, **options), decode)
+        return Work(
+            lambda: blosc2.compress2(raw(array), typesize=array.itemsize, **options), decode
+        )
 
     return make
 
@@ -171,7 +199,13 @@ def make_blosc2(codec: str, shuffle: str, threads: int) -> Maker:
 def make_zipnn(threads: int) -> Maker:
     from zipnn import ZipNN
 
-    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8_e4m3fn", "int8": "float8_e4m3fn"}
+    names = {
+        "bf16": "bfloat16",
+        "fp16": "float16",
+        "fp32": "float32",
+        "fp8": "float8_e4m3fn",
+        "int8": "float8_e4m3fn",
+    }
 
     def make(dtype: str, array: NDArray[Any], out: NDArray[Any]) -> Work:
         codec = ZipNN(input_format="byte", bytearray_dtype=names[dtype], threads=threads)
@@ -186,20 +220,37 @@ def make_lmzip(threads: int) -> Maker:
 
     def make(dtype: str, array: NDArray[Any], out: NDArray[Any]) -> Work:
         kind, target = KIND_BF16 if dtype == "bf16" else KIND_BYTES, memoryview(raw(out))
-        cuts = [(i, min(i + LMZIP_CHUNK_NBYTES, array.nbytes)) for i in range(0, array.nbytes, LMZIP_CHUNK_NBYTES)]
+        cuts = [
+            (i, min(i + LMZIP_CHUNK_NBYTES, array.nbytes))
+            for i in range(0, array.nbytes, LMZIP_CHUNK_NBYTES)
+        ]
 
         def encode() -> list[tuple[bytes, int, int, int]]:
             view, chunks = memoryview(raw(array)), []
             for start, stop in cuts:
-                parts, which, flags, crc = codec.encode_chunk(view[start:stop], array.itemsize, 1, True, kind=kind)
-                chunks.append((b"".join(parts) if isinstance(parts, list) else bytes(parts), which, flags, crc))
+                parts, which, flags, crc = codec.encode_chunk(
+                    view[start:stop], array.itemsize, 1, True, kind=kind
+                )
+                chunks.append(
+                    (
+                        b"".join(parts) if isinstance(parts, list) else bytes(parts),
+                        which,
+                        flags,
+                        crc,
+                    )
+                )
             return chunks
 
         def decode(chunks: list[tuple[bytes, int, int, int]]) -> None:
             for (start, stop), (data, which, flags, crc) in zip(cuts, chunks, strict=True):
                 to = target[start:stop]
-                done = codec.decode_chunk(data, which, array.itemsize, flags, stop - start, crc, True, to)
-                if np.frombuffer(done, np.uint8).ctypes.data != np.frombuffer(to, np.uint8).ctypes.data:
+                done = codec.decode_chunk(
+                    data, which, array.itemsize, flags, stop - start, crc, True, to
+                )
+                if (
+                    np.frombuffer(done, np.uint8).ctypes.data
+                    != np.frombuffer(to, np.uint8).ctypes.data
+                ):
                     to[:] = done
 
         return Work(encode, decode, lambda chunks: sum(len(c[0]) for c in chunks))
@@ -226,7 +277,10 @@ def make_openzl(threads: int) -> Maker:
         context.set_parameter(zl.CParam.StickyParameters, 1)
         context.set_parameter(zl.CParam.FormatVersion, zl.MAX_FORMAT_VERSION)
         context.ref_compressor(compressor)
-        kind, words = zl.Type.Numeric if array.itemsize > 1 else zl.Type.Serial, array.reshape(-1).view(UNSIGNED[array.itemsize])
+        kind, words = (
+            zl.Type.Numeric if array.itemsize > 1 else zl.Type.Serial,
+            array.reshape(-1).view(UNSIGNED[array.itemsize]),
+        )
         return Work(
             lambda: context.compress([zl.Input(kind, words)]),
             lambda data: decoder.decompress(data)[0].content.as_nparray(),
@@ -238,7 +292,13 @@ def make_openzl(threads: int) -> Maker:
 def make_pcodec(threads: int) -> Maker:
     from pcodec import ChunkConfig, standalone
 
-    names = {"bf16": np.uint16, "fp16": np.float16, "fp32": np.float32, "fp8": np.uint8, "int8": np.int8}
+    names = {
+        "bf16": np.uint16,
+        "fp16": np.float16,
+        "fp32": np.float32,
+        "fp8": np.uint8,
+        "int8": np.int8,
+    }
 
     def make(dtype: str, array: NDArray[Any], out: NDArray[Any]) -> Work:
         numbers, target = raw(array).view(names[dtype]), raw(out).view(names[dtype])
@@ -272,7 +332,9 @@ MAKERS: dict[str, tuple[Callable[[int], Maker], bool]] = {
 def generated(shape: str, dtype: str) -> DataSet:
     """Gaussian weights of standard deviation 0.02."""
     rows, cols = map(int, shape.split("x"))
-    weights = np.random.default_rng(rows * 65537 + cols).standard_normal((rows, cols), np.float32) * np.float32(0.02)
+    weights = np.random.default_rng(rows * 65537 + cols).standard_normal(
+        (rows, cols), np.float32
+    ) * np.float32(0.02)
     if dtype == "int8":
         weights = np.rint(weights / (np.abs(weights).max(axis=1, keepdims=True) / 127))
     return DataSet(f"gaussian {shape} {dtype}", "generated", dtype, weights.astype(DTYPES[dtype]))
@@ -295,7 +357,9 @@ def of_file(path: Path) -> Iterator[DataSet]:
 def data_sets(args: argparse.Namespace) -> Iterator[DataSet]:
     """All that the command line asks for, one at a time."""
     if args.shapes is None:
-        pairs = [("4096x4096", d) for d in args.dtypes] + [(s, "bf16") for s in SHAPES if s != "4096x4096" and "bf16" in args.dtypes]
+        pairs = [("4096x4096", d) for d in args.dtypes] + [
+            (s, "bf16") for s in SHAPES if s != "4096x4096" and "bf16" in args.dtypes
+        ]
     else:
         pairs = [(s, d) for s in args.shapes for d in args.dtypes]
     for shape, dtype in pairs:
@@ -314,7 +378,9 @@ def warm(maker: Maker, dtype: str) -> None:
 
 def resident(field: str) -> int:
     """``VmRSS`` or ``VmHWM`` of this process, bytes."""
-    found = re.search(rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    found = re.search(
+        rf"^{field}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE
+    )
     return 1024 * int(found[1]) if found else 0
 
 
@@ -335,7 +401,12 @@ def bench(data: DataSet, makers: dict[str, Maker], rounds: int) -> dict[str, Any
     """Round trips, then `rounds` rounds. Exits if a codec does not give the bytes back."""
     pristine, array, out = data.array, data.array.copy(), np.empty_like(data.array)
     calls = max(1, TURN_NBYTES // pristine.nbytes)
-    works, payloads, failed, peaks = dict[str, Work](), dict[str, Any](), dict[str, str](), dict[str, dict[str, int | None]]()
+    works, payloads, failed, peaks = (
+        dict[str, Work](),
+        dict[str, Any](),
+        dict[str, str](),
+        dict[str, dict[str, int | None]](),
+    )
     for name, maker in makers.items():
         try:
             warm(maker, data.dtype)
@@ -362,7 +433,11 @@ def bench(data: DataSet, makers: dict[str, Maker], rounds: int) -> dict[str, Any
             total += seconds(run)
         return total / calls
 
-    names, encode_s, decode_s = list(works), {n: list[float]() for n in works}, {n: list[float]() for n in works}
+    names, encode_s, decode_s = (
+        list(works),
+        {n: list[float]() for n in works},
+        {n: list[float]() for n in works},
+    )
     wall, cpu = time.perf_counter(), time.process_time()
     for i in range(rounds):
         gc.collect()
@@ -385,7 +460,9 @@ def bench(data: DataSet, makers: dict[str, Maker], rounds: int) -> dict[str, Any
         for other in ("memcpy", "ZipNN"):
             for way in ("encode", "decode"):
                 if other in codecs:
-                    row[f"{way}_of_{other.lower()}"] = row[way]["median_gb_s"] / codecs[other][way]["median_gb_s"]
+                    row[f"{way}_of_{other.lower()}"] = (
+                        row[way]["median_gb_s"] / codecs[other][way]["median_gb_s"]
+                    )
     return {
         "name": data.name, "origin": data.origin, "dtype": data.dtype, "shape": list(pristine.shape), "nbytes": nbytes,
         "rounds": rounds, "calls_a_round": calls, "cpu_share": share, "codecs": codecs, "failed": failed,
@@ -397,7 +474,21 @@ def as_text(result: dict[str, Any], threads: dict[str, int]) -> Iterator[str]:
     yield f"\n{result['name']}, {size_text(result['nbytes'])}, {result['rounds']} rounds, GB/s of decoded bytes: median (p25..p75)"
     if result["cpu_share"] < QUIET_SHARE:
         yield f"disturbed: this process had its core for {result['cpu_share']:.0%} of the time; measure again"
-    head = ["codec", "threads", "size", "encode", "", "decode", "", "of memcpy: enc", "dec", "of ZipNN: enc", "dec", "peak: enc", "dec"]
+    head = [
+        "codec",
+        "threads",
+        "size",
+        "encode",
+        "",
+        "decode",
+        "",
+        "of memcpy: enc",
+        "dec",
+        "of ZipNN: enc",
+        "dec",
+        "peak: enc",
+        "dec",
+    ]
     rows = [head]
     for name, c in result["codecs"].items():
         cells = [name, str(threads[name]), percent_text(c["stored_nbytes"], result["nbytes"])]
@@ -405,7 +496,10 @@ def as_text(result: dict[str, Any], threads: dict[str, int]) -> Iterator[str]:
             cells += [f"{s['median_gb_s']:.2f}", f"({s['p25_gb_s']:.2f}..{s['p75_gb_s']:.2f})"]
         for key in ("encode_of_memcpy", "decode_of_memcpy", "encode_of_zipnn", "decode_of_zipnn"):
             cells.append(f"{c[key]:.2f}" if key in c else "-")
-        cells += ["-" if c[f"{way}_peak_nbytes"] is None else size_text(c[f"{way}_peak_nbytes"]) for way in ("encode", "decode")]
+        cells += [
+            "-" if c[f"{way}_peak_nbytes"] is None else size_text(c[f"{way}_peak_nbytes"])
+            for way in ("encode", "decode")
+        ]
         rows.append(cells)
     yield from table_text(rows)
 
@@ -417,24 +511,46 @@ def draw(results: list[dict[str, Any]], target: Path, title: str) -> None:
 
     mpl.use("svg")
     mpl.rcParams.update(
-        {"svg.hashsalt": "wcodec", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "svg.hashsalt": "wcodec",
+            "svg.fonttype": "none",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     )
     origins = [o for o in ("generated", "file") if any(r["origin"] == o for r in results)]
     dtypes = [d for d in DTYPES if any(r["dtype"] == d for r in results)]
     fig, axes = plt.subplots(
-        len(origins), len(dtypes), figsize=(2.7 * len(dtypes) + 0.6, 2.7 * len(origins) + 1.2), squeeze=False, sharey=True
+        len(origins),
+        len(dtypes),
+        figsize=(2.7 * len(dtypes) + 0.6, 2.7 * len(origins) + 1.2),
+        squeeze=False,
+        sharey=True,
     )
-    colors = dict(zip([n for n in MAKERS if n not in ("memcpy", "wcodec")], plt.get_cmap("tab10").colors, strict=False))
+    colors = dict(
+        zip(
+            [n for n in MAKERS if n not in ("memcpy", "wcodec")],
+            plt.get_cmap("tab10").colors,
+            strict=False,
+        )
+    )
     marks = dict(zip(colors, "os^vDP<>X", strict=False))
     handles: dict[str, Any] = {}
     for (i, origin), (j, dtype) in ((a, b) for a in enumerate(origins) for b in enumerate(dtypes)):
-        ax, result = axes[i][j], next((r for r in results if (r["origin"], r["dtype"]) == (origin, dtype)), None)
+        ax, result = (
+            axes[i][j],
+            next((r for r in results if (r["origin"], r["dtype"]) == (origin, dtype)), None),
+        )
         if result is None:
             ax.axis("off")
             continue
         for name, c in result["codecs"].items():
             x, s = 100 * c["ratio"], c["decode"]
-            y, spread = s["median_gb_s"], [[s["median_gb_s"] - s["p25_gb_s"]], [s["p75_gb_s"] - s["median_gb_s"]]]
+            y, spread = (
+                s["median_gb_s"],
+                [[s["median_gb_s"] - s["p25_gb_s"]], [s["p75_gb_s"] - s["median_gb_s"]]],
+            )
             if name == "memcpy":
                 handles[name] = ax.axhline(y, color="0.45", linestyle="--", linewidth=1)
             else:
@@ -454,7 +570,9 @@ def draw(results: list[dict[str, Any]], target: Path, title: str) -> None:
         if j == 0:
             ax.set_ylabel("decode, GB/s")
     order = [n for n in MAKERS if n in handles]
-    fig.legend([handles[n] for n in order], order, loc="lower center", ncols=len(order), frameon=False)
+    fig.legend(
+        [handles[n] for n in order], order, loc="lower center", ncols=len(order), frameon=False
+    )
     fig.suptitle(title, fontsize=10)
     fig.tight_layout(rect=(0, 0.06, 1, 1))
     fig.savefig(target, metadata={"Date": None})
@@ -485,15 +603,29 @@ def cpu_details() -> dict[str, Any]:
     """Of ``/proc/cpuinfo``: family, model, stepping, and the vector sets."""
     path = Path("/proc/cpuinfo")
     text = path.read_text() if path.exists() else ""
-    found = dict(re.findall(r"^(cpu family|model|stepping|cache size|flags)\s*: (.*)$", text, re.MULTILINE))
+    found = dict(
+        re.findall(r"^(cpu family|model|stepping|cache size|flags)\s*: (.*)$", text, re.MULTILINE)
+    )
     flags = set(found.pop("flags", "").split())
-    return {**found, "vectors": sorted(flags & {"avx2", "avx512f", "avx512bw", "avx512_vbmi2", "bmi2", "asimd", "sve"})}
+    return {
+        **found,
+        "vectors": sorted(
+            flags & {"avx2", "avx512f", "avx512bw", "avx512_vbmi2", "bmi2", "asimd", "sve"}
+        ),
+    }
 
 
 def versions() -> dict[str, str]:
     """Of all that takes part."""
     out = {"wcodec": wcodec.__version__}
-    for package in ("numpy", "ml_dtypes", "numba", "llvmlite", "torch", *(pip for pip, _ in NOTES.values())):
+    for package in (
+        "numpy",
+        "ml_dtypes",
+        "numba",
+        "llvmlite",
+        "torch",
+        *(pip for pip, _ in NOTES.values()),
+    ):
         with contextlib.suppress(PackageNotFoundError):
             out.setdefault(package, version(package))
     return out
@@ -504,7 +636,9 @@ def command_line() -> str:
     return " ".join(["python", *(Path(a).name if "/" in a else a for a in sys.argv)])
 
 
-def load_makers(threads: int, only: list[str]) -> tuple[dict[str, Maker], dict[str, int], dict[str, str]]:
+def load_makers(
+    threads: int, only: list[str]
+) -> tuple[dict[str, Maker], dict[str, int], dict[str, str]]:
     """Codecs that are installed, how many threads each uses, and why not of the others."""
     makers, used, missing = dict[str, Maker](), dict[str, int](), dict[str, str]()
     for name in only:
@@ -535,17 +669,54 @@ def parse() -> argparse.Namespace:
             raise argparse.ArgumentTypeError("shapes look like 4096x4096,256x256, or none")
         return out
 
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", type=Path, nargs="+", action="extend", default=[], metavar="FILE", help="safetensors files")
-    p.add_argument("--shapes", type=shapes, help="of generated tensors, or none (default: 4096x4096, and in bf16 five shapes)")
-    p.add_argument("--dtypes", type=names(list(DTYPES)), default=list(DTYPES), help=f"of generated tensors (default: {','.join(DTYPES)})")
-    p.add_argument("--codecs", type=names(list(MAKERS)), default=list(MAKERS), help=f"default: {','.join(MAKERS)}")
-    p.add_argument("--rounds", type=int, default=9, help="default: 9; medians of fewer than 7 say little")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="safetensors files",
+    )
+    p.add_argument(
+        "--shapes",
+        type=shapes,
+        help="of generated tensors, or none (default: 4096x4096, and in bf16 five shapes)",
+    )
+    p.add_argument(
+        "--dtypes",
+        type=names(list(DTYPES)),
+        default=list(DTYPES),
+        help=f"of generated tensors (default: {','.join(DTYPES)})",
+    )
+    p.add_argument(
+        "--codecs",
+        type=names(list(MAKERS)),
+        default=list(MAKERS),
+        help=f"default: {','.join(MAKERS)}",
+    )
+    p.add_argument(
+        "--rounds", type=int, default=9, help="default: 9; medians of fewer than 7 say little"
+    )
     p.add_argument("--core", type=int, help="the core to stay on (default: the last)")
-    p.add_argument("--threads", type=int, default=1, help="threads and cores, for codecs that can use them (default: 1)")
-    p.add_argument("--fresh-memory", action="store_true", help="let the allocator give freed memory back")
-    p.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-codecs-CPU.json)")
-    p.add_argument("--figure", type=Path, metavar="OUT.svg", help="draw size against speed of decoding")
+    p.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads and cores, for codecs that can use them (default: 1)",
+    )
+    p.add_argument(
+        "--fresh-memory", action="store_true", help="let the allocator give freed memory back"
+    )
+    p.add_argument(
+        "--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-codecs-CPU.json)"
+    )
+    p.add_argument(
+        "--figure", type=Path, metavar="OUT.svg", help="draw size against speed of decoding"
+    )
     return p.parse_args()
 
 
@@ -564,12 +735,26 @@ def main() -> None:
         print("\n".join(as_text(results[-1], threads)), flush=True)
     if not results:
         raise SystemExit("there was nothing to measure")
-    about = {**machine(), "command": command_line(), "versions": versions(), "cpu_details": cpu_details(), "cores_used": cores}
-    about |= {"threads": threads, "load_before": load_before, "freed_memory_kept": kept, "missing": missing, "notes": NOTES}
+    about = {
+        **machine(),
+        "command": command_line(),
+        "versions": versions(),
+        "cpu_details": cpu_details(),
+        "cores_used": cores,
+    }
+    about |= {
+        "threads": threads,
+        "load_before": load_before,
+        "freed_memory_kept": kept,
+        "missing": missing,
+        "notes": NOTES,
+    }
     if "wcodec" in makers:
         about["backend"] = load_backend("numba", args.threads).info()
     d = about["cpu_details"]
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{about['cpu']} f{d.get('cpu family', 0)} m{d.get('model', 0)}".lower()).strip("-")
+    slug = re.sub(
+        r"[^a-z0-9]+", "-", f"{about['cpu']} f{d.get('cpu family', 0)} m{d.get('model', 0)}".lower()
+    ).strip("-")
     slug += f"-{args.threads}threads" if args.threads > 1 else ""
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-codecs-{slug}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -52,27 +52,38 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     """Run all, print a line for each result, write the JSON."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--data", type=Path, help="a folder of .safetensors files to measure too")
     p.add_argument("--gb", type=float, default=1.0, help="size of the generated file (default: 1)")
     p.add_argument("--repeats", type=int, default=7, help="runs of each command (default: 7)")
     p.add_argument("--backends", default="numba", help="comma-separated (default: numba)")
     p.add_argument("--threads", default="1,2", help="comma-separated (default: 1,2)")
-    p.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-files.json)")
+    p.add_argument(
+        "--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-files.json)"
+    )
     args = p.parse_args()
     with tempfile.TemporaryDirectory(prefix="wcodec-bench-") as name:
         folder = Path(name)
-        sources = [make_llama(folder / "llama-bf16.safetensors", args.gb), *sorted(args.data.glob("*.safetensors") if args.data else [])]
+        sources = [
+            make_llama(folder / "llama-bf16.safetensors", args.gb),
+            *sorted(args.data.glob("*.safetensors") if args.data else []),
+        ]
         files = [
             bench_file(source, folder, backend, int(threads), args.repeats)
             for source in sources
             for backend in args.backends.split(",")
             for threads in args.threads.split(",")
         ]
-    arrays = [bench_array(b, int(t)) for b in args.backends.split(",") for t in args.threads.split(",")]
+    arrays = [
+        bench_array(b, int(t)) for b in args.backends.split(",") for t in args.threads.split(",")
+    ]
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-files.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"machine": machine(), "files": files, "arrays": arrays}, indent=1) + "\n")
+    out.write_text(
+        json.dumps({"machine": machine(), "files": files, "arrays": arrays}, indent=1) + "\n"
+    )
     print(out)
 
 
@@ -87,7 +98,13 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
@@ -105,17 +122,27 @@ def make_llama(path: Path, gb: float) -> Path:
     layer_nbytes = sum(2 * math.prod(s) for s in LAYER.values())
     n_layers = max(1, math.ceil(gb * 1e9 / layer_nbytes))
     scale = gb * 1e9 / (n_layers * layer_nbytes)
-    shapes = {f"model.layers.{i}.{n}.weight": (max(1, round(r * scale)), c) for i in range(n_layers) for n, (r, c) in LAYER.items()}
+    shapes = {
+        f"model.layers.{i}.{n}.weight": (max(1, round(r * scale)), c)
+        for i in range(n_layers)
+        for n, (r, c) in LAYER.items()
+    }
     header, at = dict[str, Any](), 0
     for name, shape in shapes.items():
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 2 * math.prod(shape)]}
+        header[name] = {
+            "dtype": "BF16",
+            "shape": shape,
+            "data_offsets": [at, at + 2 * math.prod(shape)],
+        }
         at += 2 * math.prod(shape)
     raw, rng = json.dumps(header).encode(), np.random.default_rng(0)
     with path.open("wb") as f:
         f.write(struct.pack("<Q", len(raw)) + raw)
         for rows, cols in shapes.values():
             for first in range(0, rows, 1024):
-                values = rng.standard_normal((min(1024, rows - first), cols), np.float32) * np.float32(0.02)
+                values = rng.standard_normal(
+                    (min(1024, rows - first), cols), np.float32
+                ) * np.float32(0.02)
                 f.write(values.astype(ml_dtypes.bfloat16).tobytes())
     return path
 
@@ -124,7 +151,10 @@ def run_command(args: list[str]) -> tuple[float, int]:
     """Wall seconds and peak of anonymous memory of ``wcodec`` with these arguments."""
     start = time.perf_counter()
     env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    peak = watched(subprocess.Popen([sys.executable, "-m", "wcodec", *args, "-q"], env=env), f"wcodec {' '.join(args)}")
+    peak = watched(
+        subprocess.Popen([sys.executable, "-m", "wcodec", *args, "-q"], env=env),
+        f"wcodec {' '.join(args)}",
+    )
     return time.perf_counter() - start, peak
 
 
@@ -134,7 +164,11 @@ def watched(p: subprocess.Popen[bytes], what: str) -> int:
     while p.poll() is None:
         try:
             with open(f"/proc/{p.pid}/status") as f:
-                peak = max(peak, *(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon")), 0)
+                peak = max(
+                    peak,
+                    *(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon")),
+                    0,
+                )
         except (FileNotFoundError, ProcessLookupError):
             break
         time.sleep(0.002)
@@ -143,7 +177,9 @@ def watched(p: subprocess.Popen[bytes], what: str) -> int:
     return peak
 
 
-def bench_file(source: Path, folder: Path, backend: str, threads: int, repeats: int) -> dict[str, Any]:
+def bench_file(
+    source: Path, folder: Path, backend: str, threads: int, repeats: int
+) -> dict[str, Any]:
     """`wcodec encode` and `wcodec decode` of a file."""
     coded, back = folder / "coded.wcodec", folder / "back.safetensors"
     common, encode, decode, copies = ["--backend", backend, "--threads", str(threads)], [], [], []
@@ -182,12 +218,21 @@ def bench_file(source: Path, folder: Path, backend: str, threads: int, repeats: 
 
 def bench_array(backend_name: str, threads: int, repeats: int = 7) -> dict[str, Any]:
     """Encode, decode into a buffer that is used again, and memcpy, in turn, of a 64 MB bf16 array."""
-    weights = (np.random.default_rng(1).standard_normal((8192, 4096), np.float32) * np.float32(0.02)).astype(ml_dtypes.bfloat16)
-    encoder, decoder = Encoder(None, load_backend(backend_name, threads)), Decoder(load_backend(backend_name, threads))
+    weights = (
+        np.random.default_rng(1).standard_normal((8192, 4096), np.float32) * np.float32(0.02)
+    ).astype(ml_dtypes.bfloat16)
+    encoder, decoder = (
+        Encoder(None, load_backend(backend_name, threads)),
+        Decoder(load_backend(backend_name, threads)),
+    )
     data, out = encoder.encode(weights), np.zeros_like(weights)
     decoder.decode(data, out)
     times = [
-        (seconds(lambda: np.copyto(out, weights)), seconds(lambda: encoder.encode(weights)), seconds(lambda: decoder.decode(data, out)))
+        (
+            seconds(lambda: np.copyto(out, weights)),
+            seconds(lambda: encoder.encode(weights)),
+            seconds(lambda: decoder.decode(data, out)),
+        )
         for _ in range(repeats)
     ]
     copy, encode, decode = (statistics.median(t) for t in zip(*times, strict=True))

@@ -26,7 +26,9 @@ def main(rounds: int = 15) -> None:
     pairs = [[1e3 * seconds(line) for line in lines] for _ in range(rounds)]
     for line, times in zip(lines, zip(*pairs, strict=True), strict=True):
         print(f"{line:15} {statistics.median(times):6.0f} ms")
-    print(f"{'beyond numpy':15} {statistics.median(b - a for a, b in pairs):6.0f} ms, of {rounds} rounds")
+    print(
+        f"{'beyond numpy':15} {statistics.median(b - a for a, b in pairs):6.0f} ms, of {rounds} rounds"
+    )
 
 
 if __name__ == "__main__":

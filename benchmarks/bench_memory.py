@@ -33,8 +33,12 @@ class Block(torch.nn.Module):
 
     def __init__(self, hidden: int, inner: int) -> None:
         super().__init__()
-        self.q, self.o = (torch.nn.Linear(hidden, hidden, bias=False, dtype=torch.bfloat16) for _ in range(2))
-        self.gate, self.up = (torch.nn.Linear(hidden, inner, bias=False, dtype=torch.bfloat16) for _ in range(2))
+        self.q, self.o = (
+            torch.nn.Linear(hidden, hidden, bias=False, dtype=torch.bfloat16) for _ in range(2)
+        )
+        self.gate, self.up = (
+            torch.nn.Linear(hidden, inner, bias=False, dtype=torch.bfloat16) for _ in range(2)
+        )
         self.down = torch.nn.Linear(inner, hidden, bias=False, dtype=torch.bfloat16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,14 +48,18 @@ class Block(torch.nn.Module):
 
 def write(path: Path, hidden: int = HIDDEN, inner: int = INNER, layers: int = LAYERS) -> None:
     """The checkpoint: the same Gaussian numbers in another order for each weight."""
-    numbers = (np.random.default_rng(1).standard_normal(hidden * inner + 4096, np.float32) * 0.02).view(np.uint32)
+    numbers = (
+        np.random.default_rng(1).standard_normal(hidden * inner + 4096, np.float32) * 0.02
+    ).view(np.uint32)
     words = ((numbers + 0x8000) >> 16).astype(np.uint16)
     with torch.device("meta"):
         model = torch.nn.Sequential(*[Block(hidden, inner) for _ in range(layers)])
     with path.open("wb") as f:
         writer = wcodec.Encoder().start(f)
         for i, (name, p) in enumerate(model.named_parameters()):
-            writer.add_words(name, words[13 * i : 13 * i + p.numel()], BY_NAME["bfloat16"], tuple(p.shape))
+            writer.add_words(
+                name, words[13 * i : 13 * i + p.numel()], BY_NAME["bfloat16"], tuple(p.shape)
+            )
         writer.finish()
 
 
@@ -64,7 +72,9 @@ def status(key: str) -> int:
 def main() -> None:
     """See the module."""
     p = argparse.ArgumentParser(description="Memory of a model whose weights stay compressed.")
-    p.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-memory.json)")
+    p.add_argument(
+        "--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-memory.json)"
+    )
     p.add_argument("--child", nargs=2, metavar=("FILE", "MODE"), help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.child:
@@ -74,11 +84,19 @@ def main() -> None:
         path = Path(name) / "model.wcodec"
         write(path)
         found = {
-            mode: json.loads(subprocess.run([sys.executable, __file__, "--child", path, mode], capture_output=True, check=True).stdout)
+            mode: json.loads(
+                subprocess.run(
+                    [sys.executable, __file__, "--child", path, mode],
+                    capture_output=True,
+                    check=True,
+                ).stdout
+            )
             for mode in ("load", "compress")
         }
     for mode, m in found.items():
-        print(f"{mode:9} dense {m['dense'] / 1e9:.3f} GB, held {m['held'] / 1e9:.3f} GB, peak {m['peak'] / 1e9:.3f} GB")
+        print(
+            f"{mode:9} dense {m['dense'] / 1e9:.3f} GB, held {m['held'] / 1e9:.3f} GB, peak {m['peak'] / 1e9:.3f} GB"
+        )
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-memory.json"
     out.write_text(json.dumps({"machine": machine(), "models": found}, indent=1) + "\n")
 
@@ -88,7 +106,8 @@ def measured(path: Path, mode: str) -> dict[str, int]:
     torch.set_num_threads(1)
     x = torch.randn(1, HIDDEN).bfloat16()
     with torch.no_grad():
-        compress_model(Block(HIDDEN, 64))(x)  # compiles kernels, takes buffers that do not grow with the model
+        # compiles kernels, takes buffers that do not grow with the model
+        compress_model(Block(HIDDEN, 64))(x)
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
         if mode == "load":
@@ -104,7 +123,12 @@ def measured(path: Path, mode: str) -> dict[str, int]:
         assert y.isfinite().all()
         assert torch.equal(model(x), y)
     memory = model_memory(model)
-    return {"dense": memory.dense, "held": memory.held, "n_compressed": memory.n_compressed, "peak": status("VmHWM") - before}
+    return {
+        "dense": memory.dense,
+        "held": memory.held,
+        "n_compressed": memory.n_compressed,
+        "peak": status("VmHWM") - before,
+    }
 
 
 def _block(dense: torch.Tensor) -> Block:

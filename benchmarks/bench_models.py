@@ -40,7 +40,14 @@ from wcodec.planner.options import OPERANDS, EncodeOptions
 from wcodec.torch.models import model_memory
 
 CPU = {"hidden": 1024, "inner": 2816, "layers": 12, "vocab": 8000, "heads": 16, "kv_heads": 4}
-LLAMA_3_8B = {"hidden": 4096, "inner": 14336, "layers": 32, "vocab": 128256, "heads": 32, "kv_heads": 8}
+LLAMA_3_8B = {
+    "hidden": 4096,
+    "inner": 14336,
+    "layers": 32,
+    "vocab": 128256,
+    "heads": 32,
+    "kv_heads": 8,
+}
 KEPT = "kept"  #: weights as they are compressed for decoding
 FORMS = (KEPT, *OPERANDS)  #: of weights in fused mode
 
@@ -49,7 +56,9 @@ def forms_of(text: str) -> list[str]:
     """A list of `FORMS`."""
     wrong = set(text.split(",")) - set(FORMS)
     if wrong:
-        raise argparse.ArgumentTypeError(f"{', '.join(sorted(wrong))}: there are {', '.join(FORMS)}")
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(sorted(wrong))}: there are {', '.join(FORMS)}"
+        )
     return text.split(",")
 
 
@@ -83,11 +92,18 @@ def generate(model: Any, prompt: torch.Tensor, n: int) -> torch.Tensor:
     """`n` tokens behind a prompt."""
     with torch.inference_mode():
         return model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=n, min_new_tokens=n, do_sample=False, use_cache=True
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+            use_cache=True,
         )  # type: ignore[no-any-return]
 
 
-def measure(model: Any, prompt: torch.Tensor, n_tokens: int, rounds: int) -> tuple[dict[str, Any], torch.Tensor]:
+def measure(
+    model: Any, prompt: torch.Tensor, n_tokens: int, rounds: int
+) -> tuple[dict[str, Any], torch.Tensor]:
     """Times of a prompt and its tokens, and the tokens."""
     timer, first, rate = Timer(prompt.device), list[float](), list[float]()
     tokens = generate(model, prompt, n_tokens)
@@ -111,7 +127,9 @@ def device_memory(device: torch.device, reset: bool = False) -> int | None:
         return None
     import cupy
 
-    most = torch.cuda.max_memory_allocated(device) + int(cupy.get_default_memory_pool().total_bytes())
+    most = torch.cuda.max_memory_allocated(device) + int(
+        cupy.get_default_memory_pool().total_bytes()
+    )
     if reset:
         torch.cuda.reset_peak_memory_stats(device)
     return most
@@ -120,10 +138,21 @@ def device_memory(device: torch.device, reset: bool = False) -> int | None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All of it; what there is is written after each form, lest a time that is up takes it along."""
     device = torch.device(args.device)
-    shape = {key: getattr(args, key) or default for key, default in (LLAMA_3_8B if device.type == "cuda" else CPU).items()}
+    shape = {
+        key: getattr(args, key) or default
+        for key, default in (LLAMA_3_8B if device.type == "cuda" else CPU).items()
+    }
     model = make(shape, device)
-    prompt = torch.randint(1, shape["vocab"], (1, args.prompt), generator=torch.Generator().manual_seed(1)).to(device)
-    report: dict[str, Any] = {"machine": about(device), "shape": shape, "prompt": args.prompt, "tokens": args.tokens, "rounds": args.rounds}
+    prompt = torch.randint(
+        1, shape["vocab"], (1, args.prompt), generator=torch.Generator().manual_seed(1)
+    ).to(device)
+    report: dict[str, Any] = {
+        "machine": about(device),
+        "shape": shape,
+        "prompt": args.prompt,
+        "tokens": args.tokens,
+        "rounds": args.rounds,
+    }
     report["dense_nbytes"] = model_memory(model).dense
     device_memory(device, reset=True)
     report["plain"], due = measure(model, prompt, args.tokens, args.rounds)
@@ -158,7 +187,9 @@ def write(report: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def run_fused(model: Any, prompt: torch.Tensor, due: torch.Tensor, form: str, args: argparse.Namespace) -> dict[str, Any]:
+def run_fused(
+    model: Any, prompt: torch.Tensor, due: torch.Tensor, form: str, args: argparse.Namespace
+) -> dict[str, Any]:
     """The same in fused mode, with the weights in a form of `FORMS`."""
     start = time.perf_counter()
     if form != KEPT:
@@ -173,7 +204,10 @@ def run_fused(model: Any, prompt: torch.Tensor, due: torch.Tensor, form: str, ar
     free(prompt.device)
     device_memory(prompt.device, reset=True)
     found, got = measure(model, prompt, args.tokens, args.rounds)
-    found |= {"device_nbytes": device_memory(prompt.device), "scratch_nbytes": wcodec.torch.scratch_nbytes()}
+    found |= {
+        "device_nbytes": device_memory(prompt.device),
+        "scratch_nbytes": wcodec.torch.scratch_nbytes(),
+    }
     found |= {"held_nbytes": model_memory(model).held, "compress_s": compress_s}
     new = slice(prompt.shape[1], None)
     return {**found, "n_same_tokens": int((got == due)[:, new].sum())}
@@ -198,34 +232,66 @@ def about(device: torch.device) -> dict[str, Any]:
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The report, to be read."""
-    out = [f"{report['dense_nbytes'] / 1e9:.2f} GB of weights, {report['held_nbytes'] / 1e9:.2f} GB held compressed"]
+    out = [
+        f"{report['dense_nbytes'] / 1e9:.2f} GB of weights, {report['held_nbytes'] / 1e9:.2f} GB held compressed"
+    ]
     fused = {f"fused {form}": found for form, found in report.get("fused", {}).items()}
     found = {name: report[name] for name in ("plain", "resident")} | fused
     for name, r in found.items():
-        memory = "" if r["device_nbytes"] is None else f", {r['device_nbytes'] / 1e9:.2f} GB of the device"
-        out.append(f"{name}: {r['tokens_s']:.2f} tokens/s, first token after {r['first_s']:.3f} s{memory}")
+        memory = (
+            ""
+            if r["device_nbytes"] is None
+            else f", {r['device_nbytes'] / 1e9:.2f} GB of the device"
+        )
+        out.append(
+            f"{name}: {r['tokens_s']:.2f} tokens/s, first token after {r['first_s']:.3f} s{memory}"
+        )
     plain = found.pop("plain")["tokens_s"]
-    out += [f"{name} / plain: {r['tokens_s'] / plain:.2f} of the tokens/s" for name, r in found.items()]
+    out += [
+        f"{name} / plain: {r['tokens_s'] / plain:.2f} of the tokens/s" for name, r in found.items()
+    ]
     for name, r in fused.items():
-        out.append(f"{name}: {r['held_nbytes'] / 1e9:.2f} GB held, {r['n_same_tokens']} of {report['tokens']} tokens as plain")
-        out.append(f"scratch: {report['scratch_nbytes'] / 1e6:.1f} MB resident, {r['scratch_nbytes'] / 1e6:.1f} MB {name}")
+        out.append(
+            f"{name}: {r['held_nbytes'] / 1e9:.2f} GB held, {r['n_same_tokens']} of {report['tokens']} tokens as plain"
+        )
+        out.append(
+            f"scratch: {report['scratch_nbytes'] / 1e6:.1f} MB resident, {r['scratch_nbytes'] / 1e6:.1f} MB {name}"
+        )
     out.append("the same tokens" if report["same_tokens"] else "FAILED: other tokens")
     return out
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print, write. Returns 0 if the tokens are the same."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     for key in CPU:
-        p.add_argument(f"--{key.replace('_', '-')}", type=int, help=f"(default: {CPU[key]}, on a GPU {LLAMA_3_8B[key]})")
+        p.add_argument(
+            f"--{key.replace('_', '-')}",
+            type=int,
+            help=f"(default: {CPU[key]}, on a GPU {LLAMA_3_8B[key]})",
+        )
     p.add_argument("--prompt", type=int, default=128, help="tokens of the prompt (default: 128)")
     p.add_argument("--tokens", type=int, default=32, help="tokens to generate (default: 32)")
     p.add_argument("--rounds", type=int, default=7, help="runs of each (default: 7)")
     forms = f"comma-separated, of {', '.join(FORMS)} (without a value: {KEPT})"
-    p.add_argument("--fused", type=forms_of, nargs="?", const=[KEPT], default=[], metavar="FORMS", help=f"measure fused mode too: {forms}")
+    p.add_argument(
+        "--fused",
+        type=forms_of,
+        nargs="?",
+        const=[KEPT],
+        default=[],
+        metavar="FORMS",
+        help=f"measure fused mode too: {forms}",
+    )
     p.add_argument("--preset", default="default", help="of the compression (default: default)")
-    p.add_argument("--out", type=Path, default=Path(os.environ["OUT"]) if os.environ.get("OUT") else HERE / "results")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path(os.environ["OUT"]) if os.environ.get("OUT") else HERE / "results",
+    )
     args = p.parse_args(argv)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("this PyTorch finds no GPU", file=sys.stderr)

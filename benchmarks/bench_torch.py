@@ -55,7 +55,11 @@ class Throttled(io.RawIOBase):
     """A file of which no more than so many GB/s can be read."""
 
     def __init__(self, path: Path, rate: float) -> None:
-        self._file, self._rate, self._free = path.open("rb", buffering=0), rate * 1e9, time.perf_counter()
+        self._file, self._rate, self._free = (
+            path.open("rb", buffering=0),
+            rate * 1e9,
+            time.perf_counter(),
+        )
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """As of a file."""
@@ -111,7 +115,9 @@ def settle(nbytes: int) -> None:
     memory[:: os.sysconf("SC_PAGE_SIZE")] = 1
 
 
-def timed(calls: dict[str, tuple[Callable[[], Any], Path | None]], rounds: int, nbytes: int) -> dict[str, list[float]]:
+def timed(
+    calls: dict[str, tuple[Callable[[], Any], Path | None]], rounds: int, nbytes: int
+) -> dict[str, list[float]]:
     """Seconds of calls, in turn, that take so much memory; those with a path from a cold cache."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds + 1):
@@ -132,17 +138,26 @@ def timed(calls: dict[str, tuple[Callable[[], Any], Path | None]], rounds: int, 
 def summary(title: str, seconds: dict[str, list[float]], nbytes: int) -> dict[str, Any]:
     """Medians, printed, and as parts of each other."""
     medians = {name: statistics.median(s) for name, s in seconds.items()}
-    print(title, ", ".join(f"{name} {s:.3f} s ({nbytes / s / 1e9:.2f} GB/s)" for name, s in medians.items()), flush=True)
+    print(
+        title,
+        ", ".join(f"{name} {s:.3f} s ({nbytes / s / 1e9:.2f} GB/s)" for name, s in medians.items()),
+        flush=True,
+    )
     # of neighbours in time, so that what else the machine does counts less
     ratios = {
-        name: statistics.median(a / b for a, b in zip(seconds["wcodec"], s, strict=True)) for name, s in seconds.items() if name != "wcodec"
+        name: statistics.median(a / b for a, b in zip(seconds["wcodec"], s, strict=True))
+        for name, s in seconds.items()
+        if name != "wcodec"
     }
     return {"median_s": medians, "wcodec_of": ratios, "all_s": seconds}
 
 
 def peak_memory(kind: str, path: Path) -> int:
     """Peak of anonymous memory of a process that loads a file."""
-    return watched(subprocess.Popen([sys.executable, __file__, "--child", kind, str(path)]), f"the process that loads by {kind}")
+    return watched(
+        subprocess.Popen([sys.executable, __file__, "--child", kind, str(path)]),
+        f"the process that loads by {kind}",
+    )
 
 
 def child(kind: str, path: str) -> None:
@@ -166,7 +181,9 @@ def bench(plain: Path, coded: Path, rounds: int, rates: list[float]) -> dict[str
     nbytes = plain.stat().st_size
     buffer = np.ones(nbytes, np.uint8)
     state, wanted = load_file(coded), safetensors.torch.load_file(plain)
-    if state.keys() != wanted.keys() or any(not torch.equal(state[n].view(torch.int16), t.view(torch.int16)) for n, t in wanted.items()):
+    if state.keys() != wanted.keys() or any(
+        not torch.equal(state[n].view(torch.int16), t.view(torch.int16)) for n, t in wanted.items()
+    ):
         raise SystemExit("the file did not come back")
     del state, wanted
     calls: dict[str, Callable[[], Any]] = {
@@ -176,9 +193,20 @@ def bench(plain: Path, coded: Path, rounds: int, rates: list[float]) -> dict[str
         "safetensors own": lambda: own(safetensors.torch.load_file(plain)),
         "safetensors pread": lambda: safetensors.torch.load_file(plain, backend="pread"),
     }
-    out: dict[str, Any] = {"nbytes": nbytes, "stored_nbytes": coded.stat().st_size, "rounds": rounds, "threads": torch.get_num_threads()}
-    out["warm"] = summary("warm:", timed({name: (call, None) for name, call in calls.items()}, rounds, nbytes), nbytes)
-    cold = {name: (call, coded if name.startswith("wcodec") else plain) for name, call in calls.items() if name != "safetensors own"}
+    out: dict[str, Any] = {
+        "nbytes": nbytes,
+        "stored_nbytes": coded.stat().st_size,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+    }
+    out["warm"] = summary(
+        "warm:", timed({name: (call, None) for name, call in calls.items()}, rounds, nbytes), nbytes
+    )
+    cold = {
+        name: (call, coded if name.startswith("wcodec") else plain)
+        for name, call in calls.items()
+        if name != "safetensors own"
+    }
     cold["disk"] = lambda: read_file(plain, buffer), plain
     out["cold"] = summary("cold:", timed(cold, rounds, nbytes), nbytes)
     for rate in rates:
@@ -186,28 +214,47 @@ def bench(plain: Path, coded: Path, rounds: int, rates: list[float]) -> dict[str
             "wcodec": (lambda rate=rate: load_file(Throttled(coded, rate)), None),  # type: ignore[misc]
             "reading": (lambda rate=rate: read_file(plain, buffer, rate), None),  # type: ignore[misc]
         }
-        out[f"throttled to {rate} GB/s"] = summary(f"throttled to {rate} GB/s:", timed(throttled, rounds, nbytes), nbytes)
+        out[f"throttled to {rate} GB/s"] = summary(
+            f"throttled to {rate} GB/s:", timed(throttled, rounds, nbytes), nbytes
+        )
     buffer = np.empty(0, np.uint8)
-    kinds = {"import": coded, **{name: coded if name == "wcodec" else plain for name in calls if name != "wcodec read"}}
+    kinds = {
+        "import": coded,
+        **{name: coded if name == "wcodec" else plain for name in calls if name != "wcodec read"},
+    }
     out["peak_anonymous_nbytes"] = {name: peak_memory(name, path) for name, path in kinds.items()}
-    print("peak memory:", ", ".join(f"{name} {n / 1e6:.0f} MB" for name, n in out["peak_anonymous_nbytes"].items()))
+    print(
+        "peak memory:",
+        ", ".join(f"{name} {n / 1e6:.0f} MB" for name, n in out["peak_anonymous_nbytes"].items()),
+    )
     return out
 
 
 def main() -> None:
     """Make the files, run all, write the JSON."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--gb", type=float, default=1.0, help="size of the generated file (default: 1)")
     p.add_argument("--rounds", type=int, default=9, help="runs of each load (default: 9)")
-    p.add_argument("--rates", default="0.25,0.5,0.9", help="GB/s of throttled readers, comma-separated (default: 0.25,0.5,0.9)")
-    p.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-torch.json)")
+    p.add_argument(
+        "--rates",
+        default="0.25,0.5,0.9",
+        help="GB/s of throttled readers, comma-separated (default: 0.25,0.5,0.9)",
+    )
+    p.add_argument(
+        "--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-torch.json)"
+    )
     p.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.child:
         child(*args.child)
         return
     with tempfile.TemporaryDirectory(prefix="wcodec-bench-") as name:
-        plain, coded = make_llama(Path(name) / "llama-bf16.safetensors", args.gb), Path(name) / "llama-bf16.wcodec"
+        plain, coded = (
+            make_llama(Path(name) / "llama-bf16.safetensors", args.gb),
+            Path(name) / "llama-bf16.wcodec",
+        )
         encode_file(plain, coded)
         result = bench(plain, coded, args.rounds, [float(r) for r in args.rates.split(",")])
     about = machine()

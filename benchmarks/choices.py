@@ -32,18 +32,32 @@ CHOICES = {
     "predictor top": {"predictor": "top", "layout": "bytes"},
     "predictor avg": {"predictor": "avg", "layout": "bytes"},
     "predictor planar": {"predictor": "planar", "layout": "bytes"},
-    **{f"segment {r} x {c}": {"segment": (r, c)} for r, c in ((16, 128), (64, 128), (64, 256), (128, 256), (256, 512), (512, 512))},
-    **{f"segment 128 x 256, tile {t} x {t}": {"segment": (128, 256), "tile": (t, t)} for t in (16, 32, 128)},
+    **{
+        f"segment {r} x {c}": {"segment": (r, c)}
+        for r, c in ((16, 128), (64, 128), (64, 256), (128, 256), (256, 512), (512, 512))
+    },
+    **{
+        f"segment 128 x 256, tile {t} x {t}": {"segment": (128, 256), "tile": (t, t)}
+        for t in (16, 32, 128)
+    },
     **{f"prob_bits {p}": {"prob_bits": p} for p in (9, 10, 11)},
 }
 
 
-def encode(header: SafetensorsHeader, data: memoryview, options: wcodec.EncodeOptions) -> tuple[int, Index]:
+def encode(
+    header: SafetensorsHeader, data: memoryview, options: wcodec.EncodeOptions
+) -> tuple[int, Index]:
     """Bytes of the encoded file, and its index."""
     stream = io.BytesIO()
     writer = Encoder(options).start(stream)
     for t in header.tensors:
-        writer.add_words(t.name, np.frombuffer(data[t.start : t.stop], t.dtype.word_type), t.dtype, t.shape, t.dtype_name)
+        writer.add_words(
+            t.name,
+            np.frombuffer(data[t.start : t.stop], t.dtype.word_type),
+            t.dtype,
+            t.shape,
+            t.dtype_name,
+        )
     writer.finish(header.metadata, header.raw)
     return len(stream.getvalue()), container.read_index(BufferSource(stream.getvalue()))
 
@@ -78,7 +92,9 @@ def main() -> int:
         for row in measure(path):
             rows.append(row)
             print(
-                "{file:32} {choice:36} {percent:8.3f} %  index {index_nbytes:8}  tables {n_tables:4} of {table_nbytes_mean:6}".format(**row)
+                "{file:32} {choice:36} {percent:8.3f} %  index {index_nbytes:8}  tables {n_tables:4} of {table_nbytes_mean:6}".format(
+                    **row
+                )
             )
     if args.json:
         report = {"machine": machine(), "rows": rows}

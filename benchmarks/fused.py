@@ -87,7 +87,9 @@ class FusedBench(Steps):
                 for form in self.args.forms:
                     self.case(shape, weights, form)
         if device.graph_error is not None:
-            self.report["failures"].append({"step": "CUDA graphs", "error": device.graph_error, "traceback": ""})
+            self.report["failures"].append(
+                {"step": "CUDA graphs", "error": device.graph_error, "traceback": ""}
+            )
 
     def case(self, text: str, weights: str, form: str) -> None:
         """A shape, with all batches; a batch that fails does not keep the next from being measured."""
@@ -103,7 +105,10 @@ class FusedBench(Steps):
             self.report["cases"].append(entry)
             bandwidth = float(self.report["copy"]["device_to_device"]["gb_s"]) * 1e9
             for batch in self.args.batches:
-                found = self.attempt(f"{name}, batch {batch}", lambda b=batch: case.measure(b, self.args.rounds, bandwidth))
+                found = self.attempt(
+                    f"{name}, batch {batch}",
+                    lambda b=batch: case.measure(b, self.args.rounds, bandwidth),
+                )
                 if found is not None:
                     entry["batches"].append(found)
 
@@ -113,17 +118,54 @@ class FusedBench(Steps):
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     p = parser_of(__doc__)
-    p.add_argument("--shapes", type=lambda t: t.split(","), help=f"comma-separated (default: {','.join(SHAPES)})")
-    p.add_argument("--weights", type=chosen_of(WEIGHTS), default=list(WEIGHTS), help=f"of {', '.join(WEIGHTS)} (default: all)")
-    p.add_argument("--forms", type=chosen_of(FORMS), default=list(FORMS), help=f"of {', '.join(FORMS)} (default: all)")
+    p.add_argument(
+        "--shapes",
+        type=lambda t: t.split(","),
+        help=f"comma-separated (default: {','.join(SHAPES)})",
+    )
+    p.add_argument(
+        "--weights",
+        type=chosen_of(WEIGHTS),
+        default=list(WEIGHTS),
+        help=f"of {', '.join(WEIGHTS)} (default: all)",
+    )
+    p.add_argument(
+        "--forms",
+        type=chosen_of(FORMS),
+        default=list(FORMS),
+        help=f"of {', '.join(FORMS)} (default: all)",
+    )
     batches = ",".join(map(str, BATCHES))
-    p.add_argument("--batches", type=lambda t: [int(b) for b in t.split(",")], help=f"comma-separated (default: {batches})")
+    p.add_argument(
+        "--batches",
+        type=lambda t: [int(b) for b in t.split(",")],
+        help=f"comma-separated (default: {batches})",
+    )
     p.add_argument("--rounds", type=int, help="measurements of each (default: 9)")
-    p.add_argument("--seconds", type=float, default=0, help="begin no shape after that time (default: no limit)")
-    p.add_argument("--table", nargs="?", const="", metavar="RESULT", help="print rows for wcodec/cuda/crossover.py; of a result, if given")
-    p.add_argument("--emulated", action="store_true", help="small shapes on the emulator, for tests: times mean nothing")
+    p.add_argument(
+        "--seconds",
+        type=float,
+        default=0,
+        help="begin no shape after that time (default: no limit)",
+    )
+    p.add_argument(
+        "--table",
+        nargs="?",
+        const="",
+        metavar="RESULT",
+        help="print rows for wcodec/cuda/crossover.py; of a result, if given",
+    )
+    p.add_argument(
+        "--emulated",
+        action="store_true",
+        help="small shapes on the emulator, for tests: times mean nothing",
+    )
     args = p.parse_args(argv)
-    usual: dict[str, Any] = EMULATED if args.emulated else {"shapes": list(SHAPES), "batches": list(BATCHES), "rounds": 9}
+    usual: dict[str, Any] = (
+        EMULATED
+        if args.emulated
+        else {"shapes": list(SHAPES), "batches": list(BATCHES), "rounds": 9}
+    )
     for key, value in usual.items():
         setattr(args, key, getattr(args, key) or value)
     return args
@@ -133,7 +175,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run all, print the tables. Returns the exit status: 0 if nothing went wrong, whatever the speed."""
     args = parse(argv)
     if args.table:
-        print("\n".join(fused_report.rows_text(json.loads(Path(args.table).read_text())["crossover"])))
+        print(
+            "\n".join(fused_report.rows_text(json.loads(Path(args.table).read_text())["crossover"]))
+        )
         return 0
     try:
         device = DEVICES[args.emulated]()

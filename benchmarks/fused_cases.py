@@ -43,7 +43,8 @@ STD = 0.02
 ROTATION = 5  #: times the L2 that the copies of a weight are together
 LEAST_COPIES = 2
 PRODUCT_OPS = 4  #: launches of a product, at most
-HOLD_S = 5e-4  #: that graphs wait for, so that events and graphs are queued when the first one starts
+#: that graphs wait for, so that events and graphs are queued when the first one starts
+HOLD_S = 5e-4
 CHECKED_ROWS = 256  #: of W, that results are compared on
 MOST_ERROR = 1.5  #: times that of PyTorch
 BLOCK = 1 << 24  #: weights that are scaled at once
@@ -51,12 +52,19 @@ BLOCK = 1 << 24  #: weights that are scaled at once
 Times = dict[str, dict[str, float]]
 
 
-def make_weight(shape: tuple[int, int], weights: str, place: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+def make_weight(
+    shape: tuple[int, int], weights: str, place: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gaussian weights, and scales of rows, float32, so that each row's largest magnitude is the dtype's."""
     generator, of = torch.Generator(place).manual_seed(shape[0] + shape[1]), WEIGHTS[weights]
     if not of.most:
-        return torch.empty(shape, dtype=of.torch, device=place).normal_(0, STD, generator=generator), None
-    words, scale = torch.empty(shape, dtype=of.torch, device=place), torch.empty(shape[0], device=place)
+        return torch.empty(shape, dtype=of.torch, device=place).normal_(
+            0, STD, generator=generator
+        ), None
+    words, scale = (
+        torch.empty(shape, dtype=of.torch, device=place),
+        torch.empty(shape[0], device=place),
+    )
     step = max(1, BLOCK // shape[1])
     for some, scales in zip(words.split(step), scale.split(step), strict=True):
         values = torch.empty(some.shape, device=place).normal_(0, STD, generator=generator)
@@ -70,7 +78,10 @@ def widened(words: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     """The weight as bf16, scaled."""
     if scale is None:
         return words
-    out, step = torch.empty(words.shape, dtype=torch.bfloat16, device=words.device), max(1, BLOCK // words.shape[1])
+    out, step = (
+        torch.empty(words.shape, dtype=torch.bfloat16, device=words.device),
+        max(1, BLOCK // words.shape[1]),
+    )
     for to, some, scales in zip(out.split(step), words.split(step), scale.split(step), strict=True):
         to.copy_(some.to(torch.float32) * scales[:, None])
     return out
@@ -83,7 +94,9 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 class Case:
     """A matrix as operand and dense, often enough that no cache holds all of either."""
 
-    def __init__(self, device: TorchDevice, shape: tuple[int, int], weights: str, form: str) -> None:
+    def __init__(
+        self, device: TorchDevice, shape: tuple[int, int], weights: str, form: str
+    ) -> None:
         self.device, self.shape, self.weights, self.form = device, shape, weights, form
         self.words, self.scale = make_weight(shape, weights, device.place)
         start = time.perf_counter()
@@ -94,13 +107,23 @@ class Case:
         index = Decoder(host).read_index(BufferSource(data))
         record = index.tensors[0]
         need(operand_form(record) == form, f"the encoder made {operand_form(record)}, not {form}")
-        payload = torch.from_numpy(np.frombuffer(data, np.uint8)[record.payload_offset :][: record.payload_nbytes].copy()).to(device.place)
+        payload = torch.from_numpy(
+            np.frombuffer(data, np.uint8)[record.payload_offset :][: record.payload_nbytes].copy()
+        ).to(device.place)
         dense = widened(self.words, self.scale)
         self.payload_nbytes, self.dense_nbytes = payload.nbytes, dense.nbytes
-        self.payloads = [payload, *(payload.clone() for _ in range(self._copies(payload.nbytes) - 1))]
+        self.payloads = [
+            payload,
+            *(payload.clone() for _ in range(self._copies(payload.nbytes) - 1)),
+        ]
         self.denses = [dense, *(dense.clone() for _ in range(self._copies(dense.nbytes) - 1))]
-        self.operands = [Operand(device.runtime, record, index.tables, p.data_ptr()) for p in self.payloads]
-        self.scratch, self.wide = torch.empty_like(self.words), None if self.scale is None else torch.empty_like(dense)
+        self.operands = [
+            Operand(device.runtime, record, index.tables, p.data_ptr()) for p in self.payloads
+        ]
+        self.scratch, self.wide = (
+            torch.empty_like(self.words),
+            None if self.scale is None else torch.empty_like(dense),
+        )
         for operand in self.operands:
             self.scratch.view(torch.uint8).zero_()
             operand.expand(self.scratch.data_ptr())
@@ -121,7 +144,11 @@ class Case:
     @staticmethod
     def room(shape: tuple[int, int], device: TorchDevice) -> int:
         """Device memory that a case takes, at most: words, copies of both forms and scratch, twice, as of bf16; blocks in float32."""
-        return 2 * math.prod(shape) * (3 + 2 * LEAST_COPIES) + 3 * ROTATION * device.l2_nbytes + 12 * BLOCK
+        return (
+            2 * math.prod(shape) * (3 + 2 * LEAST_COPIES)
+            + 3 * ROTATION * device.l2_nbytes
+            + 12 * BLOCK
+        )
 
     # ---- products
     def measure(self, batch: int, rounds: int, bandwidth: float) -> dict[str, Any]:
@@ -142,7 +169,9 @@ class Case:
             "n_slices": 1 << plan.slice_bits,
             **products.check(),
         }
-        n = max(len(self.payloads), len(self.denses), math.ceil(device.burst_nbytes / self.dense_nbytes))
+        n = max(
+            len(self.payloads), len(self.denses), math.ceil(device.burst_nbytes / self.dense_nbytes)
+        )
         some = min(max(len(self.payloads), len(self.denses)), QUEUE // PRODUCT_OPS)
         works = {name: products.burst(name, n) for name in CONTENDERS}
         few = {name: products.burst(name, some) for name in CONTENDERS}
@@ -152,12 +181,20 @@ class Case:
         if graphs is not None:
             out["times"] = timed(device, graphs, n, rounds, HOLD_S)
         else:
-            hold = min(MOST_BUSY_S, 2 * some * max(t["p90_s"] for t in out["launched"].values()) + 1e-4)
+            hold = min(
+                MOST_BUSY_S, 2 * some * max(t["p90_s"] for t in out["launched"].values()) + 1e-4
+            )
             out["way"], out["n_products"] = "held", some
             out["times"] = timed(device, few, some, rounds, hold)
         seconds = {name: out["times"][name]["median_s"] for name in CONTENDERS}
-        speed = {"fused": self.payload_nbytes / seconds["fused"], "cublas": self.dense_nbytes / seconds["cublas"]}
-        out |= {"to_cublas": seconds["cublas"] / seconds["fused"], "to_decoded": seconds["decoded"] / seconds["fused"]}
+        speed = {
+            "fused": self.payload_nbytes / seconds["fused"],
+            "cublas": self.dense_nbytes / seconds["cublas"],
+        }
+        out |= {
+            "to_cublas": seconds["cublas"] / seconds["fused"],
+            "to_decoded": seconds["decoded"] / seconds["fused"],
+        }
         out["gb_s"] = {name: s / 1e9 for name, s in speed.items()}
         out["of_copy"] = {name: s / bandwidth for name, s in speed.items()}
         return out
@@ -169,15 +206,26 @@ class Products:
     def __init__(self, case: Case, batch: int) -> None:
         self.case, self.batch = case, batch
         (n, k), device, first = case.shape, case.device, case.operands[0]
-        self.x = torch.randn(batch, k, generator=torch.Generator().manual_seed(batch)).to(torch.bfloat16).to(device.place)
+        self.x = (
+            torch.randn(batch, k, generator=torch.Generator().manual_seed(batch))
+            .to(torch.bfloat16)
+            .to(device.place)
+        )
         self.y = torch.empty(batch, n, dtype=torch.bfloat16, device=device.place)
         self.plan = plan_linear(case.shape, first.coded, batch, device.runtime.n_processors())
-        self.workspace = torch.empty(self.plan.workspace_nbytes, dtype=torch.uint8, device=device.place)
+        self.workspace = torch.empty(
+            self.plan.workspace_nbytes, dtype=torch.uint8, device=device.place
+        )
 
     def fused(self, i: int) -> torch.Tensor:
         """Straight from the operand."""
         scale = 0 if self.case.scale is None else self.case.scale.data_ptr()
-        at = self.x.data_ptr(), self.batch, self.case.operands[i % len(self.case.operands)], self.y.data_ptr()
+        at = (
+            self.x.data_ptr(),
+            self.batch,
+            self.case.operands[i % len(self.case.operands)],
+            self.y.data_ptr(),
+        )
         linear(*at, scale=scale, plan=self.plan, workspace=self.workspace.data_ptr())
         return self.y
 
@@ -214,13 +262,21 @@ class Products:
         case = self.case
         got, last = self.fused(0).clone(), self.fused(len(case.operands) - 1)
         need(torch.equal(got, last), "two products with the same weights differ")
-        rows = torch.linspace(0, case.shape[0] - 1, min(case.shape[0], CHECKED_ROWS), device=case.device.place).long()
-        words = case.words.view(torch.uint8)[rows].view(case.words.dtype)  # not every dtype can be indexed on every device
+        rows = torch.linspace(
+            0, case.shape[0] - 1, min(case.shape[0], CHECKED_ROWS), device=case.device.place
+        ).long()
+        # not every dtype can be indexed on every device
+        words = case.words.view(torch.uint8)[rows].view(case.words.dtype)
         exact = self.x.double() @ words.double().T
         exact = exact if case.scale is None else exact * case.scale[rows].double()
         size = exact.norm()
-        error, usual = (float((y[:, rows].double() - exact).norm() / size) for y in (got, self.decoded(0)))
-        need(error <= MOST_ERROR * usual, f"batch {self.batch}: error {error:.2e}, {usual:.2e} of PyTorch's product")
+        error, usual = (
+            float((y[:, rows].double() - exact).norm() / size) for y in (got, self.decoded(0))
+        )
+        need(
+            error <= MOST_ERROR * usual,
+            f"batch {self.batch}: error {error:.2e}, {usual:.2e} of PyTorch's product",
+        )
         return {"error": error, "torch_error": usual}
 
 
@@ -236,7 +292,9 @@ def captured(device: TorchDevice, works: Mapping[str, Work]) -> dict[str, Work] 
         return None
 
 
-def timed(device: TorchDevice, works: Mapping[str, Work], n: int, rounds: int, hold: float = 0.0) -> Times:
+def timed(
+    device: TorchDevice, works: Mapping[str, Work], n: int, rounds: int, hold: float = 0.0
+) -> Times:
     """Seconds of a product, of works of `n` products each, that take turns; before each one, the stream waits for `hold` seconds."""
     names, times = list(works), {name: list[float]() for name in works}
     for work in works.values():

@@ -53,26 +53,37 @@ class GraphDevice(CupyDevice, TorchDevice):
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
-            raise BackendUnavailable("products on a GPU are measured on one, and this PyTorch finds none")
+            raise BackendUnavailable(
+                "products on a GPU are measured on one, and this PyTorch finds none"
+            )
         self.place = torch.device("cuda", torch.cuda.current_device())
         super().__init__(self.place.index)
-        self.capability = 10 * int(self.runtime.properties["major"]) + int(self.runtime.properties["minor"])
+        self.capability = 10 * int(self.runtime.properties["major"]) + int(
+            self.runtime.properties["minor"]
+        )
         self._stream = torch.cuda.Stream(self.place)  # the default one is not captured
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Make the device and a stream that both libraries know the calling thread's."""
         runtime, handle = self.runtime, int(self._stream.cuda_stream)
-        with torch.cuda.device(self.place), torch.cuda.stream(self._stream), runtime.in_use(), runtime.on(runtime.external_stream(handle)):
+        with (
+            torch.cuda.device(self.place),
+            torch.cuda.stream(self._stream),
+            runtime.in_use(),
+            runtime.on(runtime.external_stream(handle)),
+        ):
             yield
 
     def capture(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin()  # with memory of its own: a pool may not be named again once all its graphs are gone
+        # with memory of its own: a pool may not be named again once all its graphs are gone
+        graph.capture_begin()
         try:
             work()
         except BaseException:
-            with suppress(RuntimeError):  # that the capture is not valid, which the first error has said better
+            # that the capture is not valid, which the first error has said better
+            with suppress(RuntimeError):
                 graph.capture_end()
             raise
         graph.capture_end()
@@ -100,4 +111,5 @@ class EmulatedTorchDevice(EmulatedDevice, TorchDevice):
         return self.runtime.free_nbytes()
 
 
-DEVICES: dict[bool, Callable[[], TorchDevice]] = {False: GraphDevice, True: EmulatedTorchDevice}  #: by whether it is emulated
+#: by whether it is emulated
+DEVICES: dict[bool, Callable[[], TorchDevice]] = {False: GraphDevice, True: EmulatedTorchDevice}

@@ -22,22 +22,57 @@ class Mark(NamedTuple):
 MLP = ("14336x4096", "4096x14336", "28672x8192", "8192x28672")
 LAYERS = ("4096x4096", "1024x4096", "8192x8192", "1024x8192", *MLP)
 MARKS = (
-    Mark("bf16 fixed, MLP shapes, batch 1 to 16: as fast as cuBLAS", "fixed", MLP, (1, 2, 4, 8, 16), "to_cublas", 1.0),
-    Mark("bf16 fixed, MLP shapes, batch 1 to 16: as fast as cuBLAS (goal)", "fixed", MLP, (1, 2, 4, 8, 16), "to_cublas", 1.2),
+    Mark(
+        "bf16 fixed, MLP shapes, batch 1 to 16: as fast as cuBLAS",
+        "fixed",
+        MLP,
+        (1, 2, 4, 8, 16),
+        "to_cublas",
+        1.0,
+    ),
+    Mark(
+        "bf16 fixed, MLP shapes, batch 1 to 16: as fast as cuBLAS (goal)",
+        "fixed",
+        MLP,
+        (1, 2, 4, 8, 16),
+        "to_cublas",
+        1.2,
+    ),
     Mark("bf16 rans, MLP shapes, batch 1: as fast as cuBLAS", "rans", MLP, (1,), "to_cublas", 0.6),
-    Mark("bf16 rans, all layers, batch 1: as fast as decoding, then cuBLAS", "rans", LAYERS, (1,), "to_decoded", 1.0),
+    Mark(
+        "bf16 rans, all layers, batch 1: as fast as decoding, then cuBLAS",
+        "rans",
+        LAYERS,
+        (1,),
+        "to_decoded",
+        1.0,
+    ),
 )
 Row = tuple[int, str, str, int, int, int]
 
 
 def marks(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each mark with the least ratio, and whether it is met; ``None`` unless all of it was measured."""
-    found = {(c["shape"], c["form"], b["batch"]): b for c in cases if c["weights"] == "bf16" for b in c["batches"]}
+    found = {
+        (c["shape"], c["form"], b["batch"]): b
+        for c in cases
+        if c["weights"] == "bf16"
+        for b in c["batches"]
+    }
     out = []
     for m in MARKS:
         keys = [(shape, m.form, batch) for shape in m.shapes for batch in m.batches]
-        value = min(found[key][m.ratio] for key in keys) if all(key in found for key in keys) else None
-        out.append({"what": m.what, "value": value, "least": m.least, "met": None if value is None else value >= m.least})
+        value = (
+            min(found[key][m.ratio] for key in keys) if all(key in found for key in keys) else None
+        )
+        out.append(
+            {
+                "what": m.what,
+                "value": value,
+                "least": m.least,
+                "met": None if value is None else value >= m.least,
+            }
+        )
     return out
 
 
@@ -102,9 +137,14 @@ def _rows(cases: Sequence[dict[str, Any]]) -> list[list[str]]:
     for c in cases:
         for b in c["batches"]:
             times, launched = (
-                [f"{1e6 * b[of][n]['median_s']:.1f}" for n in ("fused", "cublas", "decoded")] for of in ("times", "launched")
+                [f"{1e6 * b[of][n]['median_s']:.1f}" for n in ("fused", "cublas", "decoded")]
+                for of in ("times", "launched")
             )
-            speeds = [text for n in ("fused", "cublas") for text in (f"{b['gb_s'][n]:.0f}", f"{100 * b['of_copy'][n]:.0f} %")]
+            speeds = [
+                text
+                for n in ("fused", "cublas")
+                for text in (f"{b['gb_s'][n]:.0f}", f"{100 * b['of_copy'][n]:.0f} %")
+            ]
             rows.append([
                 c["shape"], f"{c['bits']:.2f}", str(b["batch"]), *times, f"{b['to_cublas']:.2f}", f"{b['to_decoded']:.2f}", *speeds,
                 *launched, f"{b['error']:.1e}", f"{b['torch_error']:.1e}", f"{b['n_parts']} x {b['n_slices']}", b["way"],

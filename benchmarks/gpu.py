@@ -47,7 +47,8 @@ from wcodec.errors import BackendUnavailable
 
 SHAPES = ["256x256", "1024x1024", "4096x4096", "4096x11008", "14336x4096"]
 SECTIONS = ["decode", "encode", "model", "others", "rates"]
-KEY = [("4096x11008", "bf16"), ("256x256", "bf16"), ("4096x4096", "int8")]  #: cases with a mark, measured first
+#: cases with a mark, measured first
+KEY = [("4096x11008", "bf16"), ("256x256", "bf16"), ("4096x4096", "int8")]
 PACKAGES = ["cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-nvcomp-cu13", "dfloat11", "torch"]
 COPY_NBYTES = 1 << 30
 LOST = ("CUDARuntimeError", "CUDADriverError", "AcceleratorError")  #: of CuPy and PyTorch
@@ -70,12 +71,22 @@ class Steps(ABC):
         Written to the JSON file `path` after each step, and as tables beside it.
     """
 
-    def __init__(self, device: Device, args: argparse.Namespace, kind: str, found: dict[str, Any], suffix: str = "") -> None:
+    def __init__(
+        self,
+        device: Device,
+        args: argparse.Namespace,
+        kind: str,
+        found: dict[str, Any],
+        suffix: str = "",
+    ) -> None:
         self.device, self.args, self.started = device, args, time.perf_counter()
         self.report: dict[str, Any] = {
             "machine": about_machine(), "gpu": device.about(), **found, "failures": [], "left_out": [], "seconds": 0.0,
         }  # fmt: skip
-        day, gpu = datetime.date.today().isoformat(), re.sub(r"[^a-z0-9]+", "-", self.report["gpu"]["device"].lower()).strip("-")
+        day, gpu = (
+            datetime.date.today().isoformat(),
+            re.sub(r"[^a-z0-9]+", "-", self.report["gpu"]["device"].lower()).strip("-"),
+        )
         self.path = args.out / f"{day}-{kind}-{gpu}{suffix}.json"
         self.lost = False  # the GPU does nothing any more
 
@@ -99,7 +110,13 @@ class Steps(ABC):
         try:
             return work()
         except Exception as e:
-            self.report["failures"].append({"step": name, "error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()})
+            self.report["failures"].append(
+                {
+                    "step": name,
+                    "error": f"{type(e).__name__}: {e}",
+                    "traceback": traceback.format_exc(),
+                }
+            )
             self.lost = type(e).__name__ in LOST  # no launch works after one that went astray
             return None
 
@@ -133,9 +150,19 @@ class Bench(Steps):
     """Speed of the backend."""
 
     def __init__(self, device: Device, args: argparse.Namespace) -> None:
-        found = {"quick": args.quick, "copy": None, "cases": [], "model": None, "others": [], "rates": None, "marks": []}
+        found = {
+            "quick": args.quick,
+            "copy": None,
+            "cases": [],
+            "model": None,
+            "others": [],
+            "rates": None,
+            "marks": [],
+        }
         super().__init__(device, args, "gpu", found, "-quick" if args.quick else "")
-        self.effort = Effort(2, 3, 0.0) if args.emulated else Effort(3, 20, 0.05) if args.quick else Effort()
+        self.effort = (
+            Effort(2, 3, 0.0) if args.emulated else Effort(3, 20, 0.05) if args.quick else Effort()
+        )
 
     def tables(self) -> Iterable[str]:
         self.report["marks"] = gpu_report.marks(self.report)
@@ -144,8 +171,14 @@ class Bench(Steps):
     # ---- the steps
     def run(self) -> None:
         """All of them, the most telling ones first."""
-        nbytes = 1 << 16 if self.args.emulated else min(COPY_NBYTES, self.device.runtime.free_nbytes() // 16)
-        self.report["copy"] = self.step("copy", lambda: copy_bandwidth(self.device, self.effort, nbytes))
+        nbytes = (
+            1 << 16
+            if self.args.emulated
+            else min(COPY_NBYTES, self.device.runtime.free_nbytes() // 16)
+        )
+        self.report["copy"] = self.step(
+            "copy", lambda: copy_bandwidth(self.device, self.effort, nbytes)
+        )
         if self.report["copy"] is None:
             return
         wanted = [(s, d) for s in self.args.shapes for d in self.args.dtypes]
@@ -174,7 +207,10 @@ class Bench(Steps):
         sections = [s for s in ("decode", "encode") if s in self.args.sections]
         if not sections:
             return
-        case = self.step(f"{name}: data", lambda: Case(self.device, (rows, cols), dtype, self.bandwidth, self.effort))
+        case = self.step(
+            f"{name}: data",
+            lambda: Case(self.device, (rows, cols), dtype, self.bandwidth, self.effort),
+        )
         if case is None:
             return
         entry = case.about()
@@ -189,12 +225,17 @@ class Bench(Steps):
         while shape.layers > 1 and shape.nbytes * MODEL_MEMORY > free:
             shape = ModelShape(shape.layers // 2, shape.hidden, shape.ffn, shape.vocab)
         with room_for(shape.nbytes) as folder:
-            model = self.step("model: data", lambda: Model(self.device, shape, self.bandwidth, self.effort, folder))
+            model = self.step(
+                "model: data",
+                lambda: Model(self.device, shape, self.bandwidth, self.effort, folder),
+            )
             if model is None:
                 return
             entry = self.report["model"] = model.about()
             entry["decode"] = self.step("model: decode", model.decode)
-            entry["load"] = self.step("model: load", lambda: model.load(2 if self.args.quick else 5))
+            entry["load"] = self.step(
+                "model: load", lambda: model.load(2 if self.args.quick else 5)
+            )
 
     def others(self) -> None:
         """Other codecs on the same bytes."""
@@ -202,7 +243,10 @@ class Bench(Steps):
         rows, cols = map(int, shape.split("x"))
         for name, measure in gpu_others.CODECS.items():
             arrays = [weights((rows, cols), "bf16", seed) for seed in range(3)]
-            found = self.step(name, lambda arrays=arrays, measure=measure: measure(self.device, arrays, self.effort))
+            found = self.step(
+                name,
+                lambda arrays=arrays, measure=measure: measure(self.device, arrays, self.effort),
+            )
             self.report["others"] += [{"name": name, "shape": shape, **f} for f in found or []]
 
 
@@ -211,8 +255,16 @@ def about_machine() -> dict[str, Any]:
     try:
         out = machine()
     except OSError:
-        out = {"cpu": platform.processor(), "cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
-        out |= {"versions": {"wcodec": wcodec.__version__, "numpy": np.__version__}, "commit": "unknown"}
+        out = {
+            "cpu": platform.processor(),
+            "cores": os.cpu_count(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+        }
+        out |= {
+            "versions": {"wcodec": wcodec.__version__, "numpy": np.__version__},
+            "commit": "unknown",
+        }
         out |= {"date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
     for package in PACKAGES:
         try:
@@ -222,7 +274,11 @@ def about_machine() -> dict[str, Any]:
     root, digest = HERE.parent / "wcodec", hashlib.sha256()
     for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".cu", ".cuh")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return {**out, "sources_sha256": digest.hexdigest(), "command": " ".join(["python", *(os.path.basename(a) for a in sys.argv)])}
+    return {
+        **out,
+        "sources_sha256": digest.hexdigest(),
+        "command": " ".join(["python", *(os.path.basename(a) for a in sys.argv)]),
+    }
 
 
 def chosen_of(known: Iterable[str]) -> Callable[[str], list[str]]:
@@ -231,7 +287,9 @@ def chosen_of(known: Iterable[str]) -> Callable[[str], list[str]]:
     def chosen(text: str) -> list[str]:
         wrong = set(text.split(",")) - set(known)
         if wrong:
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(wrong))}: there are {', '.join(known)}")
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(sorted(wrong))}: there are {', '.join(known)}"
+            )
         return text.split(",")
 
     return chosen
@@ -239,23 +297,56 @@ def chosen_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """A command line that says where results go."""
-    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     out = Path(os.environ["OUT"]) if os.environ.get("OUT") else HERE / "results"
-    p.add_argument("--out", type=Path, default=out, help="folder of the results (default: $OUT or benchmarks/results)")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=out,
+        help="folder of the results (default: $OUT or benchmarks/results)",
+    )
     return p
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     p = parser_of(__doc__)
-    p.add_argument("--quick", action="store_true", help="few repetitions, small shapes, a small model")
-    p.add_argument("--sections", type=chosen_of(SECTIONS), default=SECTIONS[:4], help=f"of {', '.join(SECTIONS)} (default: all but rates)")
-    p.add_argument("--shapes", type=lambda t: t.split(","), help=f"comma-separated (default: {','.join(SHAPES)})")
-    p.add_argument("--dtypes", type=chosen_of(list(DTYPES)), default=list(DTYPES), help=f"of {', '.join(DTYPES)} (default: all)")
-    p.add_argument("--model", type=lambda t: ModelShape(*map(int, t.split(","))), help="LAYERS,HIDDEN,FFN,VOCAB (default: Llama-2-7B's)")
+    p.add_argument(
+        "--quick", action="store_true", help="few repetitions, small shapes, a small model"
+    )
+    p.add_argument(
+        "--sections",
+        type=chosen_of(SECTIONS),
+        default=SECTIONS[:4],
+        help=f"of {', '.join(SECTIONS)} (default: all but rates)",
+    )
+    p.add_argument(
+        "--shapes",
+        type=lambda t: t.split(","),
+        help=f"comma-separated (default: {','.join(SHAPES)})",
+    )
+    p.add_argument(
+        "--dtypes",
+        type=chosen_of(list(DTYPES)),
+        default=list(DTYPES),
+        help=f"of {', '.join(DTYPES)} (default: all)",
+    )
+    p.add_argument(
+        "--model",
+        type=lambda t: ModelShape(*map(int, t.split(","))),
+        help="LAYERS,HIDDEN,FFN,VOCAB (default: Llama-2-7B's)",
+    )
     p.add_argument("--rates", action="store_true", help="measure the section rates too")
-    p.add_argument("--seconds", type=float, default=0, help="begin no step after that time (default: no limit)")
-    p.add_argument("--emulated", action="store_true", help="small shapes on the emulator, for tests: times mean nothing")
+    p.add_argument(
+        "--seconds", type=float, default=0, help="begin no step after that time (default: no limit)"
+    )
+    p.add_argument(
+        "--emulated",
+        action="store_true",
+        help="small shapes on the emulator, for tests: times mean nothing",
+    )
     args = p.parse_args(argv)
     shapes, model = SHAPES, ModelShape()
     if args.emulated:
@@ -263,7 +354,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     elif args.quick:
         shapes, model = SHAPES[:2], ModelShape(2, 1024, 2816, 4000)
     args.shapes, args.model = args.shapes or shapes, args.model or model
-    args.sections = [*args.sections, "rates"] if args.rates and "rates" not in args.sections else args.sections
+    args.sections = (
+        [*args.sections, "rates"] if args.rates and "rates" not in args.sections else args.sections
+    )
     return args
 
 

@@ -16,7 +16,16 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from gpu_device import BackendOn, Device, Effort, Recorder, gpu_times, stage_times, summary, wall_times
+from gpu_device import (
+    BackendOn,
+    Device,
+    Effort,
+    Recorder,
+    gpu_times,
+    stage_times,
+    summary,
+    wall_times,
+)
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend, load_backend
@@ -36,7 +45,8 @@ from wcodec.reference.segments import SegmentPlan
 DTYPES: dict[str, Any] = {
     "bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32, "fp8": ml_dtypes.float8_e4m3fn, "int8": np.int8,
 }  # fmt: skip
-DISTINCT = 3  #: data sets of a case; if more are needed to fill the L2, they are copies elsewhere in memory
+#: data sets of a case; if more are needed to fill the L2, they are copies elsewhere in memory
+DISTINCT = 3
 ROTATION = 3  #: times the L2 that a case's sets are together
 MOST_SETS = 1024
 BLOCK = 1 << 20  #: elements that a thread draws at once
@@ -66,7 +76,9 @@ def weights(shape: tuple[int, int], dtype: str, seed: int) -> NDArray[Any]:
 
     def fill(first: int) -> None:
         n = min(step, rows - first)
-        values = np.random.default_rng([seed, rows, cols, first]).standard_normal((n, cols), np.float32)
+        values = np.random.default_rng([seed, rows, cols, first]).standard_normal(
+            (n, cols), np.float32
+        )
         if dtype == "int8":
             values = np.rint(values * (127 / np.abs(values).max(axis=1, keepdims=True)))
         else:
@@ -90,7 +102,9 @@ class Encoded:
     @cached_property
     def payload(self) -> NDArray[np.uint8]:
         """Segment records."""
-        return np.frombuffer(self.data, np.uint8)[self.record.payload_offset :][: self.record.payload_nbytes]
+        return np.frombuffer(self.data, np.uint8)[self.record.payload_offset :][
+            : self.record.payload_nbytes
+        ]
 
     @cached_property
     def matrix(self) -> NDArray[Any]:
@@ -99,10 +113,16 @@ class Encoded:
         return words_of(self.array)[1].reshape(g.rows, g.cols)
 
 
-def checked_crcs(runtime: Any, plan: SegmentPlan, payload: int, words: int, nbytes: int) -> tuple[PendingChecksums, PendingChecksums]:
+def checked_crcs(
+    runtime: Any, plan: SegmentPlan, payload: int, words: int, nbytes: int
+) -> tuple[PendingChecksums, PendingChecksums]:
     """Queue the checksums of the records of a tensor and of its words, as a `Loader` does."""
-    records = crc32_ranges(runtime, plan.offsets[:-1].astype(np.uint64) + np.uint64(payload), np.diff(plan.offsets))
-    return records, crc32_ranges(runtime, np.array([words], np.uint64), np.array([nbytes], np.int64))
+    records = crc32_ranges(
+        runtime, plan.offsets[:-1].astype(np.uint64) + np.uint64(payload), np.diff(plan.offsets)
+    )
+    return records, crc32_ranges(
+        runtime, np.array([words], np.uint64), np.array([nbytes], np.int64)
+    )
 
 
 class DecodeSet:
@@ -187,8 +207,16 @@ class Case:
         Bytes a second that the device copies, reads and writes counted.
     """
 
-    def __init__(self, device: Device, shape: tuple[int, int], dtype: str, bandwidth: float, effort: Effort) -> None:
-        self.device, self.shape, self.dtype, self.bandwidth, self.effort = device, shape, dtype, bandwidth, effort
+    def __init__(
+        self, device: Device, shape: tuple[int, int], dtype: str, bandwidth: float, effort: Effort
+    ) -> None:
+        self.device, self.shape, self.dtype, self.bandwidth, self.effort = (
+            device,
+            shape,
+            dtype,
+            bandwidth,
+            effort,
+        )
         self.host = host_backend()
         start = time.perf_counter()
         arrays = [weights(shape, dtype, seed) for seed in range(DISTINCT)]
@@ -215,8 +243,16 @@ class Case:
     def decode(self) -> dict[str, Any]:
         """Kernels alone with and without checksums, their stages, calls of the backend, and from host memory."""
         device, effort = self.device, self.effort
-        n = min(MOST_SETS, max(DISTINCT, math.ceil(ROTATION * device.l2_nbytes / (self.nbytes + self.stored_nbytes))))
-        sets = [DecodeSet(device, self.encoded[i % DISTINCT], compare=i < DISTINCT) for i in range(n)]
+        n = min(
+            MOST_SETS,
+            max(
+                DISTINCT,
+                math.ceil(ROTATION * device.l2_nbytes / (self.nbytes + self.stored_nbytes)),
+            ),
+        )
+        sets = [
+            DecodeSet(device, self.encoded[i % DISTINCT], compare=i < DISTINCT) for i in range(n)
+        ]
         n_launches = len(sets[0].plain.launches), len(sets[0].checks.launches)
         out = {
             "n_sets": n, "launches": n_launches[0], "queue_s": float(np.median([s.queue_s for s in sets])),
@@ -226,8 +262,13 @@ class Case:
             "launch_s": _launch_s(device, [s.plain for s in sets]),
         }  # fmt: skip
         backend = BackendOn(device.runtime)
-        calls = [lambda s=s: backend.decode_segments(s.source.plan, s.payload, s.words) for s in sets]
-        checked = [lambda s=s: backend.decode_with_checksums(s.source.plan, s.payload, s.words) for s in sets]
+        calls = [
+            lambda s=s: backend.decode_segments(s.source.plan, s.payload, s.words) for s in sets
+        ]
+        checked = [
+            lambda s=s: backend.decode_with_checksums(s.source.plan, s.payload, s.words)
+            for s in sets
+        ]
         out["call"] = self._speed(wall_times(calls, effort))
         out["call_with_crc"] = self._speed(wall_times(checked, effort))
         for s in sets[:DISTINCT]:
@@ -239,9 +280,16 @@ class Case:
         with self.device.loader() as loader, room_for(len(self.encoded[0].data)) as folder:
             path = folder / "one.wcodec"
             path.write_bytes(self.encoded[0].data)
-            need(loader.load_file(path)[""].numpy().tobytes() == self.encoded[0].array.tobytes(), "a loaded file differs")
+            need(
+                loader.load_file(path)[""].numpy().tobytes() == self.encoded[0].array.tobytes(),
+                "a loaded file differs",
+            )
             return {
-                "from_bytes": self._speed(wall_times([lambda e=e: loader.decode(e.data) for e in self.encoded], self.effort)),
+                "from_bytes": self._speed(
+                    wall_times(
+                        [lambda e=e: loader.decode(e.data) for e in self.encoded], self.effort
+                    )
+                ),
                 "from_file": self._speed(wall_times([lambda: loader.load_file(path)], self.effort)),
             }
 
@@ -270,20 +318,35 @@ class Case:
             self._same(e, plan, result)
 
         def planned(w: Any) -> None:
-            backend.encode_segments(Planner(EncodeOptions()).plan(w, one.geometry, one.dtype, backend), w)
+            backend.encode_segments(
+                Planner(EncodeOptions()).plan(w, one.geometry, one.dtype, backend), w
+            )
 
-        calls = [lambda p=p, w=w: backend.encode_segments(p, w) for p, w in zip(plans, words, strict=True)]
+        calls = [
+            lambda p=p, w=w: backend.encode_segments(p, w)
+            for p, w in zip(plans, words, strict=True)
+        ]
         out["call"] = self._speed(wall_times(calls, effort))
-        out["call_with_plan"] = self._speed(wall_times([lambda w=w: planned(w) for w in words], effort))
+        out["call_with_plan"] = self._speed(
+            wall_times([lambda w=w: planned(w) for w in words], effort)
+        )
         encoder = Encoder(None, backend)
-        out["host_to_host"] = self._speed(wall_times([lambda e=e: encoder.encode(e.array) for e in self.encoded], effort))
+        out["host_to_host"] = self._speed(
+            wall_times([lambda e=e: encoder.encode(e.array) for e in self.encoded], effort)
+        )
         return out
 
     def _same(self, e: Encoded, plan: SegmentPlan, result: tuple[Any, Any, Any]) -> None:
         """Check that the bytes are those that the host makes of the same plan."""
         due = self.host.encode_segments(plan, e.matrix)
-        need((due.n_units == result[1]).all() and (due.n_patches == result[2]).all(), "streams or patches differ from the host's")
-        need(np.array_equal(due.payload, self.device.runtime.download(result[0])), "the payload differs from the host's")
+        need(
+            (due.n_units == result[1]).all() and (due.n_patches == result[2]).all(),
+            "streams or patches differ from the host's",
+        )
+        need(
+            np.array_equal(due.payload, self.device.runtime.download(result[0])),
+            "the payload differs from the host's",
+        )
 
 
 def _launch_s(device: Device, runs: Sequence[Recorder]) -> float:
@@ -320,8 +383,18 @@ class ModelShape:
     def tensors(self) -> dict[str, tuple[int, int]]:
         """Shapes by name."""
         h, f = self.hidden, self.ffn
-        layer = {"q": (h, h), "k": (h, h), "v": (h, h), "o": (h, h), "gate": (f, h), "up": (f, h), "down": (h, f)}
-        out = {f"layers.{i}.{name}": shape for i in range(self.layers) for name, shape in layer.items()}
+        layer = {
+            "q": (h, h),
+            "k": (h, h),
+            "v": (h, h),
+            "o": (h, h),
+            "gate": (f, h),
+            "up": (f, h),
+            "down": (h, f),
+        }
+        out = {
+            f"layers.{i}.{name}": shape for i in range(self.layers) for name, shape in layer.items()
+        }
         return {"embed": (self.vocab, h), **out, "head": (self.vocab, h)}
 
     @property
@@ -333,7 +406,9 @@ class ModelShape:
 class Model:
     """A model of distinct random tensors, `DISTINCT` of each shape, each used for several names."""
 
-    def __init__(self, device: Device, shape: ModelShape, bandwidth: float, effort: Effort, folder: Path) -> None:
+    def __init__(
+        self, device: Device, shape: ModelShape, bandwidth: float, effort: Effort, folder: Path
+    ) -> None:
         self.device, self.bandwidth, self.effort = device, bandwidth, effort
         self.shape, self.path = shape, folder / "model.wcodec"
         self.arrays, self.of = dict[tuple[Any, ...], NDArray[Any]](), dict[str, tuple[Any, ...]]()
@@ -364,7 +439,9 @@ class Model:
             for t in f.index.tensors:
                 payload, out = runtime.empty(t.payload_nbytes), runtime.empty(t.nbytes)
                 self._upload(payload, f.source.read(t.payload_offset, t.payload_nbytes))
-                jobs.append(Job(t.plan(f.index.tables), runtime.address(out), runtime.address(payload)))
+                jobs.append(
+                    Job(t.plan(f.index.tables), runtime.address(out), runtime.address(payload))
+                )
                 outs.append((payload, out))
                 records.append(t)
         run, start = Recorder(runtime), time.perf_counter()
@@ -372,13 +449,24 @@ class Model:
         decoding.queue()
         queue_s = time.perf_counter() - start
         need(not decoding.status().any(), "a segment of the model is not OK")
-        addresses, sizes = np.array([j.words for j in jobs], np.uint64), np.array([t.nbytes for t in records], np.int64)
+        addresses, sizes = (
+            np.array([j.words for j in jobs], np.uint64),
+            np.array([t.nbytes for t in records], np.int64),
+        )
         crcs = crc32_ranges(runtime, addresses, sizes).result()
-        need((crcs == [t.crc32 for t in records]).all(), "the CRC-32 of a tensor of the model is wrong")
+        need(
+            (crcs == [t.crc32 for t in records]).all(),
+            "the CRC-32 of a tensor of the model is wrong",
+        )
         for i in (0, 1, len(outs) - 1):
             due = self.arrays[self.of[records[i].name]].reshape(-1).view(np.uint8)
-            need(np.array_equal(runtime.download(outs[i][1]), due), f"tensor {records[i].name} of the model differs")
-        times = summary(gpu_times(self.device, [run.replay], len(run.launches), self.effort), self.shape.nbytes)
+            need(
+                np.array_equal(runtime.download(outs[i][1]), due),
+                f"tensor {records[i].name} of the model differs",
+            )
+        times = summary(
+            gpu_times(self.device, [run.replay], len(run.launches), self.effort), self.shape.nbytes
+        )
         floor_s = (self.shape.nbytes + sum(t.payload_nbytes for t in records)) / self.bandwidth
         return {
             "kernels": {**times, "of_floor": floor_s / times["median_s"]}, "queue_s": queue_s, "launches": len(run.launches),
@@ -407,7 +495,10 @@ class Model:
                     loaded = loader.load_file(self.path)
                     times.append(time.perf_counter() - start)
                 for key in (next(iter(loaded)), next(reversed(loaded))):
-                    need(loaded[key].numpy().tobytes() == self.arrays[self.of[key]].tobytes(), f"tensor {key} of the file differs")
+                    need(
+                        loaded[key].numpy().tobytes() == self.arrays[self.of[key]].tobytes(),
+                        f"tensor {key} of the file differs",
+                    )
                 loaded.clear()
             out[name] = {"first_s": times[0], **summary(times[1:], self.shape.nbytes)}
         return out

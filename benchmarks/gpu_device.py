@@ -121,7 +121,9 @@ class CupyDevice(Device):
 
     def copy(self, target: Any, source: Any) -> None:
         api, stream = self.cupy.cuda.runtime, self.cupy.cuda.get_current_stream()
-        api.memcpyAsync(target.data.ptr, source.data.ptr, source.nbytes, api.memcpyDeviceToDevice, stream.ptr)
+        api.memcpyAsync(
+            target.data.ptr, source.data.ptr, source.nbytes, api.memcpyDeviceToDevice, stream.ptr
+        )
 
     def busy(self, seconds: float) -> None:
         self._busy((1,), (1,), (np.uint64(seconds * 1e9),))
@@ -171,13 +173,20 @@ def nvidia_smi() -> dict[str, str]:
         "pcie.link.gen.current,pcie.link.width.current,clocks_event_reasons.active"
     )
     try:
-        asked = subprocess.run(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], capture_output=True, text=True, timeout=30)
+        asked = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return {}
     lines = asked.stdout.splitlines()
     if asked.returncode or not lines:
         return {"error": (asked.stdout + asked.stderr).strip()[-200:]}
-    return dict(zip(fields.split(","), (cell.strip() for cell in lines[0].split(",")), strict=False))
+    return dict(
+        zip(fields.split(","), (cell.strip() for cell in lines[0].split(",")), strict=False)
+    )
 
 
 class Recorder:
@@ -280,7 +289,9 @@ def gpu_times(device: Device, works: Sequence[Work], ops: int, effort: Effort) -
 def stage_times(device: Device, runs: Sequence[Recorder], effort: Effort) -> dict[str, float]:
     """Median seconds of each kernel of some launches that are alike, by events between them; several launches of one are added up."""
     times = defaultdict[str, list[float]](list)
-    for some in _groups(device, [run.replay for run in runs], 2 * max(1, len(runs[0].launches)), effort):
+    for some in _groups(
+        device, [run.replay for run in runs], 2 * max(1, len(runs[0].launches)), effort
+    ):
         marked = []
         for i in some:
             marks = [("", device.event())]

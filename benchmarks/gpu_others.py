@@ -43,15 +43,22 @@ def nvcomp_ans(device: Device, arrays: Sequence[NDArray[Any]], effort: Effort) -
     return out
 
 
-def _nvcomp_one(nvcomp: Any, device: Any, arrays: Sequence[NDArray[Any]], data_type: str, effort: Effort) -> dict[str, Any]:
+def _nvcomp_one(
+    nvcomp: Any, device: Any, arrays: Sequence[NDArray[Any]], data_type: str, effort: Effort
+) -> dict[str, Any]:
     cupy = device.cupy
     stream = cupy.cuda.get_current_stream()
-    codec = nvcomp.Codec(algorithm="ANS", device_id=device.number, cuda_stream=stream.ptr, data_type=data_type)
+    codec = nvcomp.Codec(
+        algorithm="ANS", device_id=device.number, cuda_stream=stream.ptr, data_type=data_type
+    )
     words = [cupy.asarray(a.reshape(-1).view(np.uint8)) for a in arrays]
     sources = [nvcomp.as_array(w.view(np.dtype(data_type))) for w in words]
     device.synchronize()
     coded = [codec.encode(s) for s in sources]
-    configs = [codec.decompression_config(c) if hasattr(codec, "decompression_config") else None for c in coded]
+    configs = [
+        codec.decompression_config(c) if hasattr(codec, "decompression_config") else None
+        for c in coded
+    ]
     targets = [cupy.empty_like(w) for w in words]
 
     def decode(i: int) -> Any:
@@ -93,7 +100,9 @@ class Huffman(NamedTuple):
     positions: NDArray[np.uint32]
 
 
-def huffman(symbols: NDArray[np.uint8], table: dict[Any, tuple[int, int]], end: tuple[int, int]) -> Huffman:
+def huffman(
+    symbols: NDArray[np.uint8], table: dict[Any, tuple[int, int]], end: tuple[int, int]
+) -> Huffman:
     """Code symbols by a table of (bits, code); `end` fills the last byte. DFloat11's own encoder takes a microsecond a symbol."""
     bits, codes = np.zeros(256, np.int64), np.zeros(256, np.uint32)
     for symbol, (n, code) in table.items():
@@ -105,17 +114,22 @@ def huffman(symbols: NDArray[np.uint8], table: dict[Any, tuple[int, int]], end: 
     stream = np.zeros(n_bits + -n_bits % 8, np.uint8)
     for k in range(int(bits.max())):
         some = np.flatnonzero(lengths > k)
-        stream[starts[some] + k] = codes[symbols[some]] >> (lengths[some] - 1 - k).astype(np.uint32) & 1
+        stream[starts[some] + k] = (
+            codes[symbols[some]] >> (lengths[some] - 1 - k).astype(np.uint32) & 1
+        )
     for k, at in enumerate(range(n_bits, stream.size)):
         stream[at] = end[1] >> (end[0] - 1 - k) & 1 if k < end[0] else 0
     data = np.packbits(stream)
-    marks = np.append(starts, n_bits) if n_bits % 8 else starts  # what fills the last byte begins where a code might
+    # what fills the last byte begins where a code might
+    marks = np.append(starts, n_bits) if n_bits % 8 else starts
     first = np.searchsorted(marks, np.arange(0, marks[-1] + 1, THREAD_BITS))
     n_blocks = -(-data.size // (THREADS * THREAD_NBYTES))
     gaps = np.zeros(n_blocks * THREADS, np.uint8)
     gaps[: first.size] = marks[first] % THREAD_BITS
     five = np.unpackbits(gaps[:, None], axis=1)[:, 3:]
-    positions = np.append(np.searchsorted(marks, np.arange(0, marks[-1] + 1, BLOCK_BITS)), symbols.size)
+    positions = np.append(
+        np.searchsorted(marks, np.arange(0, marks[-1] + 1, BLOCK_BITS)), symbols.size
+    )
     return Huffman(data, np.packbits(five), positions.astype(np.uint32))
 
 
@@ -128,7 +142,8 @@ def dfloat11(device: Device, arrays: Sequence[NDArray[Any]], effort: Effort) -> 
     try:
         import torch
 
-        tables = _module(folder / "dfloat11_utils.py")  # the package itself imports much that only whole models need
+        # the package itself imports much that only whole models need
+        tables = _module(folder / "dfloat11_utils.py")
     except ImportError as e:
         return missing(f"dfloat11 is there, but not what it needs: {e}")
     if not hasattr(device, "cupy"):
@@ -151,7 +166,9 @@ def _module(path: Path) -> ModuleType:
     return module
 
 
-def _dfloat11_times(device: Any, ptx: Path, a: Any, luts: Any, stream: Huffman, rest: Any, effort: Effort) -> dict[str, Any]:
+def _dfloat11_times(
+    device: Any, ptx: Path, a: Any, luts: Any, stream: Huffman, rest: Any, effort: Effort
+) -> dict[str, Any]:
     cupy = device.cupy
     kernel = cupy.RawModule(path=str(ptx)).get_function("decode")
     shared = 4 * THREADS + 4 + 2 * int(np.diff(stream.positions.astype(np.int64)).max())
@@ -159,10 +176,19 @@ def _dfloat11_times(device: Any, ptx: Path, a: Any, luts: Any, stream: Huffman, 
         kernel.max_dynamic_shared_size_bytes = shared
     grid = math.ceil(stream.data.size / (THREADS * THREAD_NBYTES))
     counts = np.uint32(luts.shape[0]), np.uint32(stream.data.size), np.uint32(a.size)
-    stored = stream.data.nbytes + stream.gaps.nbytes + stream.positions.nbytes + rest.nbytes + luts.nbytes
+    stored = (
+        stream.data.nbytes
+        + stream.gaps.nbytes
+        + stream.positions.nbytes
+        + rest.nbytes
+        + luts.nbytes
+    )
     n_sets = max(2, math.ceil(3 * device.l2_nbytes / (a.nbytes + stored)))
     host = luts, stream.data, rest, stream.positions, stream.gaps
-    sets = [(*(cupy.asarray(h) for h in host), cupy.asarray(np.full_like(a, 0xA5A5))) for _ in range(n_sets)]
+    sets = [
+        (*(cupy.asarray(h) for h in host), cupy.asarray(np.full_like(a, 0xA5A5)))
+        for _ in range(n_sets)
+    ]
 
     def decode(i: int) -> None:
         kernel((grid,), (THREADS,), (*sets[i], *counts), shared_mem=shared)
@@ -172,7 +198,15 @@ def _dfloat11_times(device: Any, ptx: Path, a: Any, luts: Any, stream: Huffman, 
         if not np.array_equal(sets[i][-1].get(), a):
             raise AssertionError("what it decoded differs")
     times = gpu_times(device, [lambda i=i: decode(i) for i in range(n_sets)], 1, effort)
-    return {"version": version("dfloat11"), "options": "kernel", "ratio": stored / a.nbytes, "decode": summary(times, a.nbytes)}
+    return {
+        "version": version("dfloat11"),
+        "options": "kernel",
+        "ratio": stored / a.nbytes,
+        "decode": summary(times, a.nbytes),
+    }
 
 
-CODECS: dict[str, Callable[[Device, Sequence[NDArray[Any]], Effort], Found]] = {"nvCOMP ANS": nvcomp_ans, "DFloat11": dfloat11}
+CODECS: dict[str, Callable[[Device, Sequence[NDArray[Any]], Effort], Found]] = {
+    "nvCOMP ANS": nvcomp_ans,
+    "DFloat11": dfloat11,
+}

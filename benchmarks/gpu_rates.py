@@ -73,9 +73,13 @@ __device__ __forceinline__ u32 start_of(u32 i, u32 base, u32 kind) {
     return mixed;
 }
 """
-    out = [f"#define THREADS {THREADS}\n#define CHAINS {CHAINS}\n#define UNROLLED {UNROLLED}\n{head}"]
+    out = [
+        f"#define THREADS {THREADS}\n#define CHAINS {CHAINS}\n#define UNROLLED {UNROLLED}\n{head}"
+    ]
     for name, step in STEPS.items():
-        start = "RANDOM" if name == "LDS_RANDOM" else "SAME_ROW" if name == "LDS_SAME_ROW" else "PLAIN"
+        start = (
+            "RANDOM" if name == "LDS_RANDOM" else "SAME_ROW" if name == "LDS_SAME_ROW" else "PLAIN"
+        )
         out.append(_KERNEL.replace("NAME", name).replace("STEP", step).replace("START", start))
     return "".join(out)
 
@@ -93,8 +97,25 @@ def measure(device: Any) -> dict[str, float]:
             first = cupy.asarray(np.full(MOST_MULTIPROCESSORS, (1 << 64) - 1, np.uint64))
             last = cupy.zeros(MOST_MULTIPROCESSORS, np.uint64)
             blocks, sink = cupy.zeros(MOST_MULTIPROCESSORS, np.uint32), cupy.zeros(1, np.uint32)
-            kernel((grid,), (THREADS,), (first, last, blocks, sink, np.uint32(ROUNDS), np.uint32(0x10325476), np.uint32(0x9E3779B9)))
-        n, clocks = blocks.get().astype(np.float64), last.get().astype(np.float64) - first.get().astype(np.float64)
+            kernel(
+                (grid,),
+                (THREADS,),
+                (
+                    first,
+                    last,
+                    blocks,
+                    sink,
+                    np.uint32(ROUNDS),
+                    np.uint32(0x10325476),
+                    np.uint32(0x9E3779B9),
+                ),
+            )
+        n, clocks = (
+            blocks.get().astype(np.float64),
+            last.get().astype(np.float64) - first.get().astype(np.float64),
+        )
         full = n == BLOCKS
-        out[NAMES.get(name, name)] = float(np.median(n[full] * THREADS * ROUNDS * UNROLLED * CHAINS / clocks[full]))
+        out[NAMES.get(name, name)] = float(
+            np.median(n[full] * THREADS * ROUNDS * UNROLLED * CHAINS / clocks[full])
+        )
     return out

@@ -7,15 +7,63 @@ from typing import Any
 
 #: What is marked: case, where its figure stands in the report, the limit, its unit, whether it is a least value.
 MARKS = [
-    ("bf16 4096x11008 decode, kernels: of the floor", ("4096x11008", "bf16", "decode", "kernels", "of_floor"), 0.6, "%", True),
-    ("bf16 4096x11008 decode, kernels: of the floor (goal)", ("4096x11008", "bf16", "decode", "kernels", "of_floor"), 0.8, "%", True),
-    ("bf16 256x256 decode, a call with checksums", ("256x256", "bf16", "decode", "call_with_crc", "median_s"), 1e-3, "ms", False),
-    ("bf16 256x256 decode, from bytes in host memory", ("256x256", "bf16", "decode", "from_bytes", "median_s"), 1e-3, "ms", False),
-    ("int8 4096x4096 decode, a call with checksums", ("4096x4096", "int8", "decode", "call_with_crc", "median_s"), 5e-3, "ms", False),
-    ("7B-shaped bf16 set, file in host memory to device", ("model", "load", "load", "median_s"), 3.0, "s", False),
+    (
+        "bf16 4096x11008 decode, kernels: of the floor",
+        ("4096x11008", "bf16", "decode", "kernels", "of_floor"),
+        0.6,
+        "%",
+        True,
+    ),
+    (
+        "bf16 4096x11008 decode, kernels: of the floor (goal)",
+        ("4096x11008", "bf16", "decode", "kernels", "of_floor"),
+        0.8,
+        "%",
+        True,
+    ),
+    (
+        "bf16 256x256 decode, a call with checksums",
+        ("256x256", "bf16", "decode", "call_with_crc", "median_s"),
+        1e-3,
+        "ms",
+        False,
+    ),
+    (
+        "bf16 256x256 decode, from bytes in host memory",
+        ("256x256", "bf16", "decode", "from_bytes", "median_s"),
+        1e-3,
+        "ms",
+        False,
+    ),
+    (
+        "int8 4096x4096 decode, a call with checksums",
+        ("4096x4096", "int8", "decode", "call_with_crc", "median_s"),
+        5e-3,
+        "ms",
+        False,
+    ),
+    (
+        "7B-shaped bf16 set, file in host memory to device",
+        ("model", "load", "load", "median_s"),
+        3.0,
+        "s",
+        False,
+    ),
     ("7B-shaped bf16 set, the first time", ("model", "load", "load", "first_s"), 3.0, "s", False),
-    ("bf16 4096x11008 encode, kernels", ("4096x11008", "bf16", "encode", "kernels", "gb_s"), 300.0, "GB/s", True),
-    ("bf16 4096x11008 encode, a call without planning", ("4096x11008", "bf16", "encode", "call", "gb_s"), 300.0, "GB/s", True),
+    (
+        "bf16 4096x11008 encode, kernels",
+        ("4096x11008", "bf16", "encode", "kernels", "gb_s"),
+        300.0,
+        "GB/s",
+        True,
+    ),
+    (
+        "bf16 4096x11008 encode, a call without planning",
+        ("4096x11008", "bf16", "encode", "call", "gb_s"),
+        300.0,
+        "GB/s",
+        True,
+    ),
 ]
 _SCALE = {"%": 100.0, "ms": 1e3, "s": 1.0, "GB/s": 1.0}
 FULL_MODEL_LAYERS = 32
@@ -27,15 +75,31 @@ def marks(report: dict[str, Any]) -> list[dict[str, Any]]:
     for what, path, limit, unit, least in MARKS:
         value = _find(report, path)
         met = None if value is None else bool(value >= limit if least else value < limit)
-        out.append({"what": what, "value": value, "limit": limit, "unit": unit, "at_least": least, "met": met})
+        out.append(
+            {
+                "what": what,
+                "value": value,
+                "limit": limit,
+                "unit": unit,
+                "at_least": least,
+                "met": met,
+            }
+        )
     return out
 
 
 def _find(report: dict[str, Any], path: tuple[str, ...]) -> Any:
     found: Any = None
     if path[0] != "model":
-        found, path = next((c for c in report["cases"] if (c["shape"], c["dtype"]) == path[:2]), None), path[2:]
-    elif report["model"] and report["model"]["layers"] == FULL_MODEL_LAYERS and report["model"]["nbytes"] > 13e9:
+        found, path = (
+            next((c for c in report["cases"] if (c["shape"], c["dtype"]) == path[:2]), None),
+            path[2:],
+        )
+    elif (
+        report["model"]
+        and report["model"]["layers"] == FULL_MODEL_LAYERS
+        and report["model"]["nbytes"] > 13e9
+    ):
         found, path = report["model"], path[1:]
     for key in path:
         found = found.get(key) if found else None
@@ -70,7 +134,10 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
         yield from _model_lines(report["model"])
     yield from _others_table(report["others"])
     if report["rates"]:
-        yield from _section("Rates, instructions / clock / multiprocessor", [["instruction", "rate"], *_rows(report["rates"])])
+        yield from _section(
+            "Rates, instructions / clock / multiprocessor",
+            [["instruction", "rate"], *_rows(report["rates"])],
+        )
     yield from _section("Marks", None)
     yield "```"
     yield from marks_text(report)
@@ -97,15 +164,32 @@ def _section(title: str, rows: list[list[str]] | None) -> Iterator[str]:
 def _table(rows: list[list[str]]) -> Iterator[str]:
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for n, row in enumerate(rows):
-        yield "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) + " |"
+        yield (
+            "| "
+            + " | ".join(
+                c.ljust(w) if i == 0 else c.rjust(w)
+                for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+            + " |"
+        )
         if n == 0:
-            yield "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+            yield (
+                "|"
+                + "|".join(
+                    "-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)
+                )
+                + "|"
+            )
 
 
 def _speed(s: dict[str, float]) -> list[str]:
     """Speed, its spread, share of the floor."""
     scale = s["gb_s"] * s["median_s"]
-    return [f"{s['gb_s']:.1f}", f"{scale / s['p90_s']:.1f}..{scale / s['p10_s']:.1f}", f"{100 * s['of_floor']:.1f} %"]
+    return [
+        f"{s['gb_s']:.1f}",
+        f"{scale / s['p90_s']:.1f}..{scale / s['p10_s']:.1f}",
+        f"{100 * s['of_floor']:.1f} %",
+    ]
 
 
 def _ms(s: dict[str, float]) -> str:
@@ -136,11 +220,29 @@ def _encode_tables(cases: list[dict[str, Any]]) -> Iterator[str]:
     done = [c for c in cases if c.get("encode")]
     if not done:
         return
-    rows = [["encode", "kernels GB/s", "p10..p90", "of floor", "call GB/s", "with plan GB/s", "host to host GB/s", "first plan ms"]]
+    rows = [
+        [
+            "encode",
+            "kernels GB/s",
+            "p10..p90",
+            "of floor",
+            "call GB/s",
+            "with plan GB/s",
+            "host to host GB/s",
+            "first plan ms",
+        ]
+    ]
     for c in done:
         e = c["encode"]
         others = [f"{e[name]['gb_s']:.2f}" for name in ("call", "call_with_plan", "host_to_host")]
-        rows.append([f"{c['shape']} {c['dtype']}", *_speed(e["kernels"]), *others, f"{1e3 * e['first_plan_s']:.1f}"])
+        rows.append(
+            [
+                f"{c['shape']} {c['dtype']}",
+                *_speed(e["kernels"]),
+                *others,
+                f"{1e3 * e['first_plan_s']:.1f}",
+            ]
+        )
     yield from _section("Encode", rows)
     yield from _stages("encode", done)
 
@@ -150,7 +252,12 @@ def _stages(section: str, cases: list[dict[str, Any]]) -> Iterator[str]:
     rows = [[f"{section}, us", *names]]
     for c in cases:
         found = c[section]["stages_s"]
-        rows.append([f"{c['shape']} {c['dtype']}", *(f"{1e6 * found[n]:.1f}" if n in found else "-" for n in names)])
+        rows.append(
+            [
+                f"{c['shape']} {c['dtype']}",
+                *(f"{1e6 * found[n]:.1f}" if n in found else "-" for n in names),
+            ]
+        )
     yield ""
     yield from _table(rows)
 

@@ -72,7 +72,9 @@ class Instruction(NamedTuple):
     @property
     def is_branch(self) -> bool:
         """BRA.DIV is not taken while a warp is together; a call with a predicate does not come back, as this compiler uses it."""
-        return (self.op == "BRA" and self.name != "BRA.DIV") or (self.op == "CALL" and bool(self.predicate))
+        return (self.op == "BRA" and self.name != "BRA.DIV") or (
+            self.op == "CALL" and bool(self.predicate)
+        )
 
     @property
     def ends_block(self) -> bool:
@@ -111,16 +113,29 @@ def tool(package: str, name: str) -> str:
 def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
     """Instructions of a kernel."""
     disassembler = tool("nvidia-cuda-nvdisasm", "nvdisasm")
-    env = {**os.environ, "NVDISASM_PATH": str(Path(disassembler).parent), "PATH": f"{Path(disassembler).parent}:{os.environ['PATH']}"}
+    env = {
+        **os.environ,
+        "NVDISASM_PATH": str(Path(disassembler).parent),
+        "PATH": f"{Path(disassembler).parent}:{os.environ['PATH']}",
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernels.cubin")
         path.write_bytes(cubin)
         command = [tool("nvidia-cuda-cuobjdump", "cuobjdump"), "-sass", "-fun", kernel, str(path)]
         text = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:\{ )?(@!?U?P\d+|@!?U?PT)?\s*([A-Z][\w.]*)\s*(.*?)\s*;", text, re.MULTILINE)
-    if [int(address, 16) for address, *_ in lines] != list(range(0, 16 * len(lines), 16)) or not lines:
+    lines = re.findall(
+        r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:\{ )?(@!?U?P\d+|@!?U?PT)?\s*([A-Z][\w.]*)\s*(.*?)\s*;",
+        text,
+        re.MULTILINE,
+    )
+    if [int(address, 16) for address, *_ in lines] != list(
+        range(0, 16 * len(lines), 16)
+    ) or not lines:
         raise SystemExit(f"{kernel}: cuobjdump's output is not understood")
-    return [Instruction(int(address, 16), predicate, name, operands) for address, predicate, name, operands in lines]
+    return [
+        Instruction(int(address, 16), predicate, name, operands)
+        for address, predicate, name, operands in lines
+    ]
 
 
 # ---- control flow --------------------------------------------------------------------------------------------------------------
@@ -128,7 +143,11 @@ class Flow:
     """Basic blocks of a kernel, named by their addresses, and its loops."""
 
     def __init__(self, code: list[Instruction]) -> None:
-        starts = {code[0].address} | {t for i in code if i.is_branch for t in i.targets} | {i.address + 16 for i in code if i.ends_block}
+        starts = (
+            {code[0].address}
+            | {t for i in code if i.is_branch for t in i.targets}
+            | {i.address + 16 for i in code if i.ends_block}
+        )
         self.blocks: dict[int, list[Instruction]] = {}
         for i in code:
             if i.address in starts:
@@ -156,7 +175,11 @@ class Flow:
         while changed:
             changed = False
             for name in self.blocks:
-                new = {name}.union(set.intersection(*(over[p] for p in self.before[name])) if name != self.first else ())
+                new = {name}.union(
+                    set.intersection(*(over[p] for p in self.before[name]))
+                    if name != self.first
+                    else ()
+                )
                 changed |= new != over[name]
                 over[name] = new
         return over
@@ -176,7 +199,9 @@ class Flow:
                 found.append(Loop(head, latches, frozenset(body)))
         return found
 
-    def marks(self, names: frozenset[int] | tuple[int, ...], mark: Callable[[Instruction], bool]) -> int:
+    def marks(
+        self, names: frozenset[int] | tuple[int, ...], mark: Callable[[Instruction], bool]
+    ) -> int:
         """Instructions of a kind in all these blocks."""
         return sum(mark(i) for name in names for i in self.blocks[name])
 
@@ -184,14 +209,20 @@ class Flow:
         """Of all these blocks."""
         return self.marks(names, lambda i: i.is_ballot)
 
-    def hot_path(self, loop: Loop, mark: Callable[[Instruction], bool] = lambda i: i.is_ballot) -> tuple[int, ...]:
+    def hot_path(
+        self, loop: Loop, mark: Callable[[Instruction], bool] = lambda i: i.is_ballot
+    ) -> tuple[int, ...]:
         """Blocks of the way once around a loop with the most marked instructions, and of those with the fewest instructions."""
         inner = {(latch, other.head) for other in self.loops() for latch in other.latches}
 
         @functools.cache
         def best(name: int) -> tuple[int, int, tuple[int, ...]] | None:
-            ways = [best(t) for t in self.after[name] if t in loop.blocks and (name, t) not in inner]
-            rest = [way for way in ways if way is not None] + ([(0, 0, ())] if name in loop.latches else [])
+            ways = [
+                best(t) for t in self.after[name] if t in loop.blocks and (name, t) not in inner
+            ]
+            rest = [way for way in ways if way is not None] + (
+                [(0, 0, ())] if name in loop.latches else []
+            )
             if not rest:
                 return None
             missed, n, path = min(rest)
@@ -206,10 +237,16 @@ def find_loop(flow: Flow) -> tuple[Loop, tuple[int, ...]]:
     with_ballots = [loop for loop in flow.loops() if flow.ballots(loop.blocks)]
     innermost = [a for a in with_ballots if not any(b.blocks < a.blocks for b in with_ballots)]
     ways = [(loop, flow.hot_path(loop)) for loop in innermost]
-    ways = [(loop, path) for loop, path in ways if flow.ballots(path) % STEPS == 0 and flow.ballots(path)]
+    ways = [
+        (loop, path)
+        for loop, path in ways
+        if flow.ballots(path) % STEPS == 0 and flow.ballots(path)
+    ]
     if not ways:
         raise SystemExit("there is no loop that decodes whole groups")
-    return min(ways, key=lambda way: sum(len(flow.blocks[name]) for name in way[1]) / flow.ballots(way[1]))
+    return min(
+        ways, key=lambda way: sum(len(flow.blocks[name]) for name in way[1]) / flow.ballots(way[1])
+    )
 
 
 # ---- counts --------------------------------------------------------------------------------------------------------------------
@@ -235,7 +272,9 @@ def count(kernel: str, arch: int, bits: float, listing: bool) -> dict[str, Any]:
     beside = [slow_path(flow.blocks[name]) for name in sorted(loop.blocks - set(path))]
     slides = STEPS * 32 * bits / 8 / SLIDE_NBYTES  # a group
     slow = sum(b["instructions"] for b in beside if b["slides"]) * slides
-    classes = Counter(CLASS_OF.get(i.op, "uniform" if i.op[0] == "U" or "UR" in i.op else "other") for i in hot)
+    classes = Counter(
+        CLASS_OF.get(i.op, "uniform" if i.op[0] == "U" or "UR" in i.op else "other") for i in hot
+    )
     return {
         "kernel": kernel, "arch": f"sm_{arch}", "registers": usage[kernel].registers, "shared_nbytes": usage[kernel].shared_nbytes,
         "loop": [f"{min(loop.blocks):#x}", f"{flow.blocks[max(loop.blocks)][-1].address:#x}"], "groups_an_iteration": groups,
@@ -250,7 +289,12 @@ def count(kernel: str, arch: int, bits: float, listing: bool) -> dict[str, Any]:
 def slow_path(block: list[Instruction]) -> dict[str, Any]:
     """What a block beside the hot path does."""
     slides = any(i.op == "STS" for i in block)
-    return {"at": f"{block[0].address:#x}", "instructions": len(block), "slides": slides, "ops": sorted({i.op for i in block})}
+    return {
+        "at": f"{block[0].address:#x}",
+        "instructions": len(block),
+        "slides": slides,
+        "ops": sorted({i.op for i in block}),
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -259,11 +303,15 @@ def show(result: dict[str, Any]) -> None:
     a_weight = result["instructions_a_weight"]
     group = f"{result['instructions_a_group']:.1f} a group of {result['weights_a_group']} weights"
     slides = f"{result['with_slides_a_weight']:.2f} with a slide every {result['groups_a_slide']:.1f} groups"
-    print(f"{result['kernel']} {result['arch']}: {a_weight:.2f} instructions a weight ({group} and a lane; {slides})")
+    print(
+        f"{result['kernel']} {result['arch']}: {a_weight:.2f} instructions a weight ({group} and a lane; {slides})"
+    )
     print(f"    {result['registers']} registers; {classes}")
     for block in result["beside_the_hot_path"]:
         what = "slides the buffer" if block["slides"] else "does not slide the buffer"
-        print(f"    beside the hot path: {block['instructions']} instructions at {block['at']}, which {what}: {' '.join(block['ops'])}")
+        print(
+            f"    beside the hot path: {block['instructions']} instructions at {block['at']}, which {what}: {' '.join(block['ops'])}"
+        )
 
 
 def described() -> dict[str, Any]:
@@ -280,26 +328,56 @@ def described() -> dict[str, Any]:
 def main() -> None:
     """Count, print, write the JSON."""
     decoders = [k for k in SOURCES["decode"] if k.startswith("decode")]
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--kernels", default="decode_pairs_2", help="comma-separated, or all (default: decode_pairs_2)")
-    p.add_argument("--arch", default="90", help="compute capabilities without the point, comma-separated (default: 90)")
-    p.add_argument("--bits", type=float, default=5.25, help="of the stream, a symbol, for the share of slides (default: 5.25)")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--kernels",
+        default="decode_pairs_2",
+        help="comma-separated, or all (default: decode_pairs_2)",
+    )
+    p.add_argument(
+        "--arch",
+        default="90",
+        help="compute capabilities without the point, comma-separated (default: 90)",
+    )
+    p.add_argument(
+        "--bits",
+        type=float,
+        default=5.25,
+        help="of the stream, a symbol, for the share of slides (default: 5.25)",
+    )
     p.add_argument("--listing", action="store_true", help="print the hot paths")
-    p.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-sass.json)")
+    p.add_argument(
+        "--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-sass.json)"
+    )
     args = p.parse_args()
     kernels = decoders if args.kernels == "all" else args.kernels.split(",")
-    results = [count(k, int(arch), args.bits, args.listing) for arch in args.arch.split(",") for k in kernels]
+    results = [
+        count(k, int(arch), args.bits, args.listing)
+        for arch in args.arch.split(",")
+        for k in kernels
+    ]
     for result in results:
         show(result)
     about = described()
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-sass.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    how = " ".join((__doc__ or "").partition("How it is counted: ")[2].partition("Results go")[0].split())
-    out.write_text(json.dumps({"machine": about, "bits_a_symbol": args.bits, "how": how, "kernels": results}, indent=1) + "\n")
+    how = " ".join(
+        (__doc__ or "").partition("How it is counted: ")[2].partition("Results go")[0].split()
+    )
+    out.write_text(
+        json.dumps(
+            {"machine": about, "bits_a_symbol": args.bits, "how": how, "kernels": results}, indent=1
+        )
+        + "\n"
+    )
     print(out)
     over = [r for r in results if r["instructions_a_weight"] > MOST.get(r["kernel"], float("inf"))]
     if over:
-        sys.exit(f"{', '.join(r['kernel'] for r in over)}: more than the {MOST} instructions a weight that it may take")
+        sys.exit(
+            f"{', '.join(r['kernel'] for r in over)}: more than the {MOST} instructions a weight that it may take"
+        )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ from wcodec.backends.cuda.compiler import compile_with_usage
 from wcodec.backends.cuda.runtime import read_source
 
 BATCHES = {"8": 1, "16": 2, "32": 4, "64": 8}  #: groups of 8 rows of x that a kernel multiplies
-KINDS = ("linear_bf16_bf16", "linear_int8_bf16", "linear_int8_fp16", "linear_e4m3_bf16")  #: of those that are counted
+#: of those that are counted
+KINDS = ("linear_bf16_bf16", "linear_int8_bf16", "linear_int8_fp16", "linear_e4m3_bf16")
 LANE_WEIGHTS = 16  #: of a lane, in two tiles
 TILE_PRODUCTS = 2  #: matrix instructions for them, a group
 BITS = {
@@ -55,7 +56,10 @@ def is_mark(i: Instruction) -> bool:
 
 def hot_path(flow: Flow, form: str) -> list[Instruction]:
     """The way once around the loop over whole tiles that are loaded ahead."""
-    found, loops = [], [loop for loop in flow.loops() if flow.marks(tuple(loop.blocks), lambda i: i.op == "HMMA")]
+    found, loops = (
+        [],
+        [loop for loop in flow.loops() if flow.marks(tuple(loop.blocks), lambda i: i.op == "HMMA")],
+    )
     for loop in (a for a in loops if not any(b.blocks < a.blocks for b in loops)):
         path = flow.hot_path(loop, is_mark)
         products, ballots = flow.marks(path, lambda i: i.op == "HMMA"), flow.ballots(path)
@@ -83,7 +87,11 @@ def count(code: list[Instruction], groups: int) -> Count:
         raise SystemExit(f"{n_products} matrix instructions are no whole tiles")
     weights = LANE_WEIGHTS * tiles
     classes = {k: n / weights for k, n in Counter(map(class_of, code)).most_common()}
-    clocks = sum(4 if ".128" in i.name else 2 if ".64" in i.name else 1 for i in code if i.op in ("LDS", "LDG"))
+    clocks = sum(
+        4 if ".128" in i.name else 2 if ".64" in i.name else 1
+        for i in code
+        if i.op in ("LDS", "LDG")
+    )
     bounds = {
         "issue": ISSUE * weights / len(code),
         "alu": ALU / classes["alu"],
@@ -105,7 +113,10 @@ def measure(kind: str, arch: int, listing: str) -> list[dict[str, Any]]:
             code = hot_path(Flow(disassemble(cubin, kernel)), form)
             result = count(code, groups)
             if listing and kernel.endswith(listing):
-                print(*(f"{i.address:05x} {i.predicate:5} {i.name} {i.operands}" for i in code), sep="\n")
+                print(
+                    *(f"{i.address:05x} {i.predicate:5} {i.name} {i.operands}" for i in code),
+                    sep="\n",
+                )
             bound, least = min(result.bounds.items(), key=lambda item: item[1])
             out.append({
                 "kernel": kernel, "instructions_a_weight": round(result.instructions, 2), "registers": usage[kernel].registers,
@@ -117,20 +128,33 @@ def measure(kind: str, arch: int, listing: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Count and print."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--arch", type=int, default=90, help="compute capability without the point (default: 90)")
-    p.add_argument("--listing", default="", help="print the way around the loop of kernels whose names end with this")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--arch", type=int, default=90, help="compute capability without the point (default: 90)"
+    )
+    p.add_argument(
+        "--listing",
+        default="",
+        help="print the way around the loop of kernels whose names end with this",
+    )
     p.add_argument("--out", type=Path, help="a JSON file for the figures")
     args = p.parse_args()
     rows = [row for kind in KINDS for row in measure(kind, args.arch, args.listing)]
-    print(f"{'kernel':28} {'instr/w':>8} {'regs':>5} {'w/clock':>8} {'bound':>9} {'memory':>7} {'ratio':>6}")
+    print(
+        f"{'kernel':28} {'instr/w':>8} {'regs':>5} {'w/clock':>8} {'bound':>9} {'memory':>7} {'ratio':>6}"
+    )
     for r in rows:
         print(
             f"{r['kernel']:28} {r['instructions_a_weight']:8.2f} {r['registers']:5} {r['weights_a_clock']:8.1f} {r['bound']:>9}"
             f" {r['memory_gives']:7.1f} {r['ratio']:6.2f}"
         )
     if args.out:
-        args.out.write_text(json.dumps({"machine": described(), "arch": args.arch, "kernels": rows}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps({"machine": described(), "arch": args.arch, "kernels": rows}, indent=1)
+            + "\n"
+        )
     if slow := [r["kernel"] for r in rows if r["kernel"].endswith("raw_8") and r["ratio"] < 1]:
         raise SystemExit(f"bound by instructions, not by memory: {', '.join(slow)}")
 

@@ -39,7 +39,13 @@ from wcodec.files import map_file
 from wcodec.planner.options import PRESETS
 from wcodec.sources import SafetensorsHeader, read_safetensors_header
 
-OF_SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F8_E4M3": "float8_e4m3fn", "I8": "float8_e4m3fn"}
+OF_SAFETENSORS = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F8_E4M3": "float8_e4m3fn",
+    "I8": "float8_e4m3fn",
+}
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
@@ -61,16 +67,27 @@ def encode(header: SafetensorsHeader, data: memoryview, preset: str, backend: Ba
     parts = Parts()
     writer = Encoder(wcodec.EncodeOptions(preset=preset), backend).start(parts)
     for t in header.tensors:
-        writer.add_words(t.name, np.frombuffer(data[t.start : t.stop], t.dtype.word_type), t.dtype, t.shape, t.dtype_name)
+        writer.add_words(
+            t.name,
+            np.frombuffer(data[t.start : t.stop], t.dtype.word_type),
+            t.dtype,
+            t.shape,
+            t.dtype_name,
+        )
     writer.finish(header.metadata, header.raw)
     return b"".join(parts)
 
 
-def measure(header: SafetensorsHeader, data: memoryview, preset: str, backend: Backend, rounds: int) -> dict[str, Any]:
+def measure(
+    header: SafetensorsHeader, data: memoryview, preset: str, backend: Backend, rounds: int
+) -> dict[str, Any]:
     """One preset on one file."""
     nbytes = sum(t.stop - t.start for t in header.tensors)
     blob, decoder = encode(header, data, preset, backend), Decoder(backend)
-    runs = [timed(lambda: len(encode(header, data, preset, backend))) for _ in range(1 if preset == "max" else rounds)]
+    runs = [
+        timed(lambda: len(encode(header, data, preset, backend)))
+        for _ in range(1 if preset == "max" else rounds)
+    ]
     source = BufferSource(blob)
     index = decoder.read_index(source)
     buffers = [np.empty(t.shape, t.dtype.numpy) for t in index.tensors]
@@ -97,19 +114,39 @@ def others(path: Path, data: memoryview, dtype: str) -> Iterator[tuple[str, dict
 
     def entry(package: str, nbytes: int, encoding: float, decoding: float) -> dict[str, Any]:
         sizes = {"percent": round(100 * nbytes / len(data), 3), "version": version(package)}
-        return {**sizes, "encode_GBps": round(len(data) / encoding / 1e9, 4), "decode_GBps": round(len(data) / decoding / 1e9, 3)}
+        return {
+            **sizes,
+            "encode_GBps": round(len(data) / encoding / 1e9, 4),
+            "decode_GBps": round(len(data) / decoding / 1e9, 3),
+        }
 
     if find_spec("zstandard"):
         import zstandard
 
         blob, encoding, _ = timed(lambda: zstandard.ZstdCompressor(level=19).compress(data))
-        yield "zstd -19", entry("zstandard", len(blob), encoding, timed(lambda: zstandard.ZstdDecompressor().decompress(blob))[1])
+        yield (
+            "zstd -19",
+            entry(
+                "zstandard",
+                len(blob),
+                encoding,
+                timed(lambda: zstandard.ZstdDecompressor().decompress(blob))[1],
+            ),
+        )
     if find_spec("lmz"):
         with tempfile.TemporaryDirectory() as folder:
             packed, back = Path(folder, "x.lmz"), Path(folder, "back")
             command = [sys.executable, "-m", "lmz"]
-            _, encoding, _ = timed(lambda: subprocess.run([*command, "compress", "-q", "-j", "1", path, packed], check=True))
-            _, decoding, _ = timed(lambda: subprocess.run([*command, "decompress", "-q", "-j", "1", packed, back], check=True))
+            _, encoding, _ = timed(
+                lambda: subprocess.run(
+                    [*command, "compress", "-q", "-j", "1", path, packed], check=True
+                )
+            )
+            _, decoding, _ = timed(
+                lambda: subprocess.run(
+                    [*command, "decompress", "-q", "-j", "1", packed, back], check=True
+                )
+            )
             yield "lmzip", entry("lmzip", packed.stat().st_size, encoding, decoding)
     if find_spec("zipnn"):
         from zipnn import ZipNN
@@ -121,11 +158,15 @@ def others(path: Path, data: memoryview, dtype: str) -> Iterator[tuple[str, dict
 
 def main() -> None:
     """Run all, print a line for each result, write the JSON."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("files", nargs="+", type=Path)
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--backend", default="numba")
-    p.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-sizes.json)")
+    p.add_argument(
+        "--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-sizes.json)"
+    )
     args = p.parse_args()
     kept = keep_freed_memory()
     backend, results = load_backend(args.backend, 1), dict[str, dict[str, Any]]()
@@ -149,7 +190,14 @@ def main() -> None:
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-sizes.json"
     out.write_text(
         json.dumps(
-            {"machine": machine(), "keeps_freed_memory": kept, "others": versions, "backend": backend.info(), "files": results}, indent=1
+            {
+                "machine": machine(),
+                "keeps_freed_memory": kept,
+                "others": versions,
+                "backend": backend.info(),
+                "files": results,
+            },
+            indent=1,
         )
         + "\n"
     )

@@ -16,7 +16,10 @@ from wcodec.backends import Backend, load_backend, use_backend
 BACKENDS = ("reference", "numba")
 
 # Tests that interrupt a process start one that can be: in the background of a script, none that is started can.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # PyTorch reads it when it is imported: its threads would wait, spinning, for those of the tests that run beside each.
@@ -30,7 +33,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before workers begin with all of the tests, compile what each of them would compile for itself."""
-    with_workers = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    with_workers = getattr(config.option, "numprocesses", None) and not hasattr(
+        config, "workerinput"
+    )
     if with_workers and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
         compile_for_all()
 

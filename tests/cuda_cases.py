@@ -29,7 +29,11 @@ def runtime_id(options: dict[str, Any]) -> str:
 
 #: The same for a fixture: always one that compares accesses, and one in an order that no GPU has; the other orders in `make test-all`.
 EACH_RUNTIME = [
-    pytest.param(options, id=runtime_id(options), marks=() if runtime_id(options) in ("races", "reverse-0") else pytest.mark.exhaustive)
+    pytest.param(
+        options,
+        id=runtime_id(options),
+        marks=() if runtime_id(options) in ("races", "reverse-0") else pytest.mark.exhaustive,
+    )
     for options in RUNTIMES
 ]
 
@@ -84,8 +88,16 @@ def pad(n: int, to: int = 16) -> int:
 def tensors_of(dtype: DType, geometry: Geometry) -> Array:
     """The `TENSOR` of a matrix."""
     out = np.zeros(1, TENSOR)
-    out["cols"], out["tile_rows"], out["tile_cols"] = geometry.cols, geometry.tile_rows, geometry.tile_cols
-    out["word_nbytes"], out["map"], out["exponent_bits"] = dtype.word_nbytes, dtype.word_map, dtype.exponent_bits
+    out["cols"], out["tile_rows"], out["tile_cols"] = (
+        geometry.cols,
+        geometry.tile_rows,
+        geometry.tile_cols,
+    )
+    out["word_nbytes"], out["map"], out["exponent_bits"] = (
+        dtype.word_nbytes,
+        dtype.word_map,
+        dtype.exponent_bits,
+    )
     out["n_planes"] = dtype.n_planes
     return out
 
@@ -110,7 +122,13 @@ def planes_of(dtype: DType, geometry: Geometry) -> Array:
     return out
 
 
-def launch(runtime: EmulatedRuntime, kernel: str, structures: tuple[Array, ...], chosen: Array, *results: Array) -> None:
+def launch(
+    runtime: EmulatedRuntime,
+    kernel: str,
+    structures: tuple[Array, ...],
+    chosen: Array,
+    *results: Array,
+) -> None:
     """Run a kernel on the entries of a list, which together with the structures can't be written."""
     memory = Memory()
     args = [memory.put(a) for a in (*structures, chosen.astype(np.uint32))]

@@ -34,7 +34,9 @@ class Fence:
 
     def __init__(self, nbytes: int, at_end: bool) -> None:
         inner = max(1, -(-nbytes // PAGE)) * PAGE
-        whole: np.ndarray[Any, Any] = np.frombuffer(mmap.mmap(-1, inner + 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        whole: np.ndarray[Any, Any] = np.frombuffer(
+            mmap.mmap(-1, inner + 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8
+        )
         self._inner = whole[PAGE : PAGE + inner]
         self._inner[:] = CANARY
         _protect(whole.ctypes.data, PAGE, 0)

@@ -22,7 +22,9 @@ def bits(array: NDArray[Any]) -> bytes:
     return np.ascontiguousarray(array).tobytes()
 
 
-def make_array(dtype: DType, shape: tuple[int, ...], kind: str = "uniform", seed: int = 0) -> NDArray[Any]:
+def make_array(
+    dtype: DType, shape: tuple[int, ...], kind: str = "uniform", seed: int = 0
+) -> NDArray[Any]:
     """An array of bit patterns of a kind: random ones, Gaussian values, one value, ramps, few values, constant but for outliers."""
     rng = np.random.default_rng(seed)
     n, t = int(np.prod(shape, dtype=np.int64)) * dtype.words_per_element, dtype.word_type
@@ -31,10 +33,13 @@ def make_array(dtype: DType, shape: tuple[int, ...], kind: str = "uniform", seed
     if kind == "gaussian":
         words = gaussian_words(rng, dtype, n)
     elif kind == "constant":
-        words = np.full(n, rng.integers(0, top, None, np.uint64, endpoint=True), np.uint64).astype(t)
+        words = np.full(n, rng.integers(0, top, None, np.uint64, endpoint=True), np.uint64).astype(
+            t
+        )
     elif kind == "ramp":
         step, every = rng.integers(0, 5), rng.choice([1, 1, 4])
-        start = step if rng.random() < 0.5 else rng.integers(0, 300)  # one that starts at its step has one residual everywhere
+        # one that starts at its step has one residual everywhere
+        start = step if rng.random() < 0.5 else rng.integers(0, 300)
         words = np.arange(n) // every * step + start
     elif kind == "few":
         words = rng.choice(uniform[:3], n) if n else uniform
@@ -77,7 +82,9 @@ def safetensors_bytes(
     """
     entries, at = list[tuple[str, Any]](), 0
     for name, dtype, shape, data in tensors:
-        entries.append((name, {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}))
+        entries.append(
+            (name, {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]})
+        )
         at += len(data)
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     header.update(entries[i] for i in order or range(len(entries)))

@@ -31,7 +31,11 @@ def torch_peak_of(steps: Callable[[], object]) -> int:
     steps()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p:
         steps()
-    events = [(e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [
+        (e.start_ns(), e.nbytes())
+        for e in p.profiler.kineto_results.events()
+        if e.name() == "[memory]"
+    ]
     now = peak = 0
     for _, nbytes in sorted(events, key=lambda event: event[0]):
         now += nbytes

@@ -39,7 +39,10 @@ def slots(table: Any) -> tuple[int, list[int], list[int], list[int]]:
     if id(table) not in _SLOTS:
         freq = [int(f) for f in table.freq]
         start = [sum(freq[:s]) for s in range(256)]
-        _SLOTS[id(table)] = table, (table.prob_bits, [s for s in range(256) for _ in range(freq[s])], freq, start)
+        _SLOTS[id(table)] = (
+            table,
+            (table.prob_bits, [s for s in range(256) for _ in range(freq[s])], freq, start),
+        )
     return _SLOTS[id(table)][1]
 
 
@@ -48,9 +51,13 @@ def slots(table: Any) -> tuple[int, list[int], list[int], list[int]]:
 def lifting(transform: int) -> tuple[list[int], list[list[int]]]:
     """Order and rows of the table in chapter 8."""
     name = ("", "dct", "adst")[transform]
-    found = re.search(rf"{name.upper()}, order (.*?):\n\n<!-- {name} -->\n.*?\n.*?\n(.*?)<!--", SPEC, re.S)
+    found = re.search(
+        rf"{name.upper()}, order (.*?):\n\n<!-- {name} -->\n.*?\n.*?\n(.*?)<!--", SPEC, re.S
+    )
     assert found
-    return [int(k) for k in found[1].split(",")], [[int(v) for v in line.strip("|").split("|")] for line in found[2].splitlines()]
+    return [int(k) for k in found[1].split(",")], [
+        [int(v) for v in line.strip("|").split("|")] for line in found[2].splitlines()
+    ]
 
 
 def signed(v: int) -> int:
@@ -101,16 +108,29 @@ class Record:
 
     def __init__(self, data: bytes, at: int, t: Any, tables: Any, k: int) -> None:
         g, self.k, self.tables, self.dtype = t.geometry, k, tables, t.coded_dtype
-        self.s = {name: [int(v) for v in getattr(t.segments, name)[..., k].reshape(-1)] for name in t.segments.__slots__}
+        self.s = {
+            name: [int(v) for v in getattr(t.segments, name)[..., k].reshape(-1)]
+            for name in t.segments.__slots__
+        }
         across = -(-g.cols // g.segment_cols)
         self.row, self.col = k // across * g.segment_rows, k % across * g.segment_cols
-        self.height, self.width = min(g.segment_rows, g.rows - self.row), min(g.segment_cols, g.cols - self.col)
+        self.height, self.width = (
+            min(g.segment_rows, g.rows - self.row),
+            min(g.segment_cols, g.cols - self.col),
+        )
         self.n, self.data, self.at = self.height * self.width, data, at
         h, w = g.tile_rows, g.tile_cols
         self.tiles = [
-            (r, c, min(h, self.height - r), min(w, self.width - c)) for r in range(0, self.height, h) for c in range(0, self.width, w)
+            (r, c, min(h, self.height - r), min(w, self.width - c))
+            for r in range(0, self.height, h)
+            for c in range(0, self.width, w)
         ]
-        self.places = [(r + i, c + j, i, j) for r, c, height, width in self.tiles for i in range(height) for j in range(width)]
+        self.places = [
+            (r + i, c + j, i, j)
+            for r, c, height, width in self.tiles
+            for i in range(height)
+            for j in range(width)
+        ]
 
     def take(self, nbytes: int) -> bytes:
         """The next part, behind which the record goes on at a multiple of 16."""
@@ -123,7 +143,9 @@ class Record:
         nbytes, out = self.dtype.word_nbytes, [[0] * self.width for _ in range(self.height)]
         if self.s["layout"] == [0]:
             raw = self.take(self.n * nbytes)
-            values = [int.from_bytes(raw[i : i + nbytes], "little") for i in range(0, len(raw), nbytes)]
+            values = [
+                int.from_bytes(raw[i : i + nbytes], "little") for i in range(0, len(raw), nbytes)
+            ]
             return [values[r * self.width : (r + 1) * self.width] for r in range(self.height)]
         for (r, c, _, _), mapped in zip(self.places, self.mapped(), strict=True):
             out[r][c] = self.word(mapped)
@@ -145,8 +167,16 @@ class Record:
         stored = self.take(len(own) * len(self.tiles))
         for i, p in enumerate(own):
             modes[p] = list(stored[i * len(self.tiles) : (i + 1) * len(self.tiles)])
-        used = [self.tables.maps[m] for m, coder in zip(self.s["table"], self.s["coder"], strict=True) if coder == 4]
-        scales = self.take(-(-(self.height + self.width) // 4)) if any(m.kind == 3 for m in used) else b""
+        used = [
+            self.tables.maps[m]
+            for m, coder in zip(self.s["table"], self.s["coder"], strict=True)
+            if coder == 4
+        ]
+        scales = (
+            self.take(-(-(self.height + self.width) // 4))
+            if any(m.kind == 3 for m in used)
+            else b""
+        )
         classes = [b >> 2 * i & 3 for b in scales for i in range(4)]
         planes: list[list[int]] = []
         for p in range(2 if nbytes == 1 and pairs else nbytes):
@@ -154,14 +184,19 @@ class Record:
             planes.append(symbols if pairs else self.restored(symbols, modes[p]))
         if not pairs:
             return [int.from_bytes(bytes(element), "big") for element in zip(*planes, strict=True)]
-        halves = [[h for v in plane for h in (v & 15, v >> 4)][: self.n] for plane in planes[: 1 + (nbytes == 1)]]
+        halves = [
+            [h for v in plane for h in (v & 15, v >> 4)][: self.n]
+            for plane in planes[: 1 + (nbytes == 1)]
+        ]
         if nbytes == 1:
             return [high << 4 | low for high, low in zip(*halves, strict=True)]
         tops = [self.s["base"][0] + code for code in halves[0]]
         patches = self.take(4 * self.s["n_patches"][0])
         for (patch,) in struct.iter_unpack("<I", patches):
             tops[patch & 0xFFFFFF] = patch >> 24
-        return [int.from_bytes(bytes(element), "big") for element in zip(tops, *planes[1:], strict=True)]
+        return [
+            int.from_bytes(bytes(element), "big") for element in zip(tops, *planes[1:], strict=True)
+        ]
 
     def one_mode(self, p: int) -> list[int]:
         return [self.s["prediction"][p]] * len(self.tiles)
@@ -169,7 +204,11 @@ class Record:
     def plane(self, p: int, planes: list[list[int]], classes: list[int]) -> list[int]:
         """R10.5: the symbols of a plane."""
         half = self.s["layout"] == [2] and (p == 0 or self.dtype.word_nbytes == 1)
-        n, coder, number = (self.n + 1) // 2 if half else self.n, self.s["coder"][p], self.s["table"][p]
+        n, coder, number = (
+            (self.n + 1) // 2 if half else self.n,
+            self.s["coder"][p],
+            self.s["table"][p],
+        )
         if coder == 0:
             return list(self.take(n))
         if coder == 1:
@@ -181,11 +220,15 @@ class Record:
         contexts = self.contexts(context_map.kind, planes, classes, half)
 
         def table_of(i: int) -> Any:
-            return self.tables[context_map.tables[0 if i < 0 else context_map.class_of[contexts[i]]]]
+            return self.tables[
+                context_map.tables[0 if i < 0 else context_map.class_of[contexts[i]]]
+            ]
 
         return rans(stream, n, table_of)
 
-    def contexts(self, kind: int, planes: list[list[int]], classes: list[int], half: bool) -> list[int]:
+    def contexts(
+        self, kind: int, planes: list[list[int]], classes: list[int], half: bool
+    ) -> list[int]:
         """R9.13, R9.14: the context of each symbol."""
         if kind == 1:
             if self.s["layout"] == [2] and self.dtype.word_nbytes > 1:
@@ -200,7 +243,11 @@ class Record:
         """A plane of BYTES, tile by tile."""
         out, at = list[int](), 0
         for (_, _, height, width), mode in zip(self.tiles, modes, strict=True):
-            out += [v for row in tile_of(symbols[at : at + height * width], height, width, mode) for v in row]
+            out += [
+                v
+                for row in tile_of(symbols[at : at + height * width], height, width, mode)
+                for v in row
+            ]
             at += height * width
         return out
 

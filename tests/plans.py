@@ -71,17 +71,29 @@ def random_geometry(rng: np.random.Generator, most: int = 60) -> Geometry:
     return Geometry(rows, cols, s_rows, s_cols, t_rows, t_cols)
 
 
-def random_words(rng: np.random.Generator, geometry: Geometry, dtype: DType) -> np.ndarray[Any, Any]:
+def random_words(
+    rng: np.random.Generator, geometry: Geometry, dtype: DType
+) -> np.ndarray[Any, Any]:
     """Words of any kind: noise, few values, smooth, or floats around one exponent with some far off."""
-    shape, bits, kind = (geometry.rows, geometry.cols), 8 * dtype.word_nbytes, int(rng.integers(0, 4))
-    words = rng.integers(0, 1 << bits, shape, np.uint64, endpoint=False) if bits < 64 else rng.integers(0, 1 << 64, shape, np.uint64)
+    shape, bits, kind = (
+        (geometry.rows, geometry.cols),
+        8 * dtype.word_nbytes,
+        int(rng.integers(0, 4)),
+    )
+    words = (
+        rng.integers(0, 1 << bits, shape, np.uint64, endpoint=False)
+        if bits < 64
+        else rng.integers(0, 1 << 64, shape, np.uint64)
+    )
     if kind == 1:
         words = rng.choice(words.reshape(-1)[:5], shape)
     elif kind == 2:
         words = np.cumsum(rng.integers(0, 3, shape, np.uint64), axis=1) << np.uint64(bits - 8)
     elif kind == 3 and dtype.word_map is WordMap.EXPONENT_FIRST:
         m = bits - 1 - dtype.exponent_bits
-        exponent = np.clip(rng.normal(0.45 * 2**dtype.exponent_bits, 3, shape), 0, 2**dtype.exponent_bits - 1).astype(np.uint64)
+        exponent = np.clip(
+            rng.normal(0.45 * 2**dtype.exponent_bits, 3, shape), 0, 2**dtype.exponent_bits - 1
+        ).astype(np.uint64)
         keep = ~np.uint64(((1 << dtype.exponent_bits) - 1) << m)
         words = np.where(rng.random(shape) < 0.99, words & keep | exponent << np.uint64(m), words)
     return np.ascontiguousarray(words.astype(dtype.word_type))
@@ -90,7 +102,9 @@ def random_words(rng: np.random.Generator, geometry: Geometry, dtype: DType) -> 
 def random_tables(rng: np.random.Generator, n: int = 5) -> TablePool:
     """Tables of all precisions that hold all symbols, more or less skewed."""
     counts = [(1 + 1e5 * rng.random(256) ** rng.integers(1, 40)).astype(np.int64) for _ in range(n)]
-    return TablePool(quantise(c, int(rng.integers(MIN_PROB_BITS, MAX_PROB_BITS + 1))) for c in counts)
+    return TablePool(
+        quantise(c, int(rng.integers(MIN_PROB_BITS, MAX_PROB_BITS + 1))) for c in counts
+    )
 
 
 def with_maps(rng: np.random.Generator, tables: TablePool) -> TablePool:
@@ -101,7 +115,9 @@ def with_maps(rng: np.random.Generator, tables: TablePool) -> TablePool:
         alike = [i for i, t in enumerate(tables.tables) if t.prob_bits == bits]
         n_classes = int(rng.choice([1, 2, 3, MAX_CLASSES, rng.integers(1, MAX_CLASSES + 1)]))
         class_of = rng.integers(0, n_classes, N_CONTEXTS[kind]).astype(np.uint8)
-        maps.append(ContextMap(kind, class_of.tobytes(), tuple(rng.choice(alike, n_classes).tolist())))
+        maps.append(
+            ContextMap(kind, class_of.tobytes(), tuple(rng.choice(alike, n_classes).tolist()))
+        )
     return TablePool(tables.tables, maps)
 
 
@@ -112,10 +128,17 @@ def two_symbols(prob_bits: int, rare: int, first: int = 3, second: int = 200) ->
     return Table(freq, prob_bits)
 
 
-def random_plan(rng: np.random.Generator, geometry: Geometry, dtype: DType, tables: TablePool) -> SegmentPlan:
+def random_plan(
+    rng: np.random.Generator, geometry: Geometry, dtype: DType, tables: TablePool
+) -> SegmentPlan:
     """Each column drawn from what the rules allow."""
     n, s = geometry.n_segments, SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
-    s.layout[:] = rng.choice([Layout.RAW, Layout.BYTES, Layout.BYTES, Layout.PAIRS, Layout.PAIRS] if dtype.has_pairs else [0, 1, 1], n)
+    s.layout[:] = rng.choice(
+        [Layout.RAW, Layout.BYTES, Layout.BYTES, Layout.PAIRS, Layout.PAIRS]
+        if dtype.has_pairs
+        else [0, 1, 1],
+        n,
+    )
     pairs = s.layout == Layout.PAIRS
     if dtype.word_nbytes > 1:
         s.base[:] = np.where(pairs, rng.choice([0, 108, 118, 240, rng.integers(0, 241)], n), 0)
@@ -123,12 +146,18 @@ def random_plan(rng: np.random.Generator, geometry: Geometry, dtype: DType, tabl
     for p in range(dtype.n_planes):
         used = (s.layout != Layout.RAW) & (pairs | (p < dtype.word_nbytes))
         maps = np.flatnonzero(~of_plane if p == 0 else np.ones(of_plane.size, bool))
-        coders = [Coder.RAW, Coder.CONSTANT, Coder.RANS, Coder.RANS, Coder.RANS] + [Coder.CONTEXT] * (3 * bool(maps.size))
+        coders = [Coder.RAW, Coder.CONSTANT, Coder.RANS, Coder.RANS, Coder.RANS] + [
+            Coder.CONTEXT
+        ] * (3 * bool(maps.size))
         s.coder[p] = np.where(used, rng.choice(coders, n), 0)
         if p > 0:  # a constant that is made up is no context
             s.coder[p, (s.coder[p] == Coder.CONTEXT) & (s.coder[0] == Coder.CONSTANT)] = Coder.RANS
-        rans, constant, context = (s.coder[p] == c for c in (Coder.RANS, Coder.CONSTANT, Coder.CONTEXT))
-        s.table[p] = np.where(rans, rng.integers(0, len(tables), n), np.where(constant, rng.integers(0, 256, n), 0))
+        rans, constant, context = (
+            s.coder[p] == c for c in (Coder.RANS, Coder.CONSTANT, Coder.CONTEXT)
+        )
+        s.table[p] = np.where(
+            rans, rng.integers(0, len(tables), n), np.where(constant, rng.integers(0, 256, n), 0)
+        )
         s.table[p, context] = rng.choice(maps, int(context.sum())) if maps.size else 0
         modes = rng.choice([0, 1, 2, 3, 4, rng.choice(MODES), PER_TILE, PER_TILE], n)
         s.prediction[p] = np.where((rans | context) & ~pairs, modes, 0)
@@ -142,8 +171,12 @@ def random_scales(rng: np.random.Generator, plan: SegmentPlan) -> np.ndarray[Any
     """Classes of rows and columns for all segments that have them."""
     heights, widths = plan.geometry.sizes()
     parts = [
-        reference.pack_scales(rng.integers(0, 4, h).astype(np.uint8), rng.integers(0, 4, w).astype(np.uint8))
-        for h, w, nbytes in zip(heights.tolist(), widths.tolist(), plan.scale_nbytes.tolist(), strict=True)
+        reference.pack_scales(
+            rng.integers(0, 4, h).astype(np.uint8), rng.integers(0, 4, w).astype(np.uint8)
+        )
+        for h, w, nbytes in zip(
+            heights.tolist(), widths.tolist(), plan.scale_nbytes.tolist(), strict=True
+        )
         if nbytes
     ]
     out = np.concatenate([np.empty(0, np.uint8), *parts])
@@ -151,11 +184,22 @@ def random_scales(rng: np.random.Generator, plan: SegmentPlan) -> np.ndarray[Any
     return out
 
 
-def make_case(rng: np.random.Generator, dtype: DType, geometry: Geometry | None = None, plan: SegmentPlan | None = None) -> Case:
+def make_case(
+    rng: np.random.Generator,
+    dtype: DType,
+    geometry: Geometry | None = None,
+    plan: SegmentPlan | None = None,
+) -> Case:
     """A random case of a dtype, or of a plan."""
-    geometry = (random_geometry(rng) if geometry is None else geometry) if plan is None else plan.geometry
+    geometry = (
+        (random_geometry(rng) if geometry is None else geometry) if plan is None else plan.geometry
+    )
     check_geometry(geometry)
-    plan = random_plan(rng, geometry, dtype, with_maps(rng, random_tables(rng))) if plan is None else plan
+    plan = (
+        random_plan(rng, geometry, dtype, with_maps(rng, random_tables(rng)))
+        if plan is None
+        else plan
+    )
     words = random_words(rng, geometry, dtype)
     words.flags.writeable = False
     return complete(plan, words)
@@ -170,7 +214,9 @@ def complete(plan: SegmentPlan, words: np.ndarray[Any, Any]) -> Case:
     return Case(plan, words, aligned(payload), decoding)
 
 
-def only(dtype: DType, geometry: Geometry, tables: TablePool, layout: Layout, **columns: Any) -> SegmentPlan:
+def only(
+    dtype: DType, geometry: Geometry, tables: TablePool, layout: Layout, **columns: Any
+) -> SegmentPlan:
     """A plan with the same columns in all segments."""
     s = SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
     s.layout[:] = layout

@@ -20,11 +20,18 @@ def crossed(*axes: Iterable[Any], one_in: int) -> list[Any]:
     """All combinations; one in so many runs in `make test`, such that each value is in one if some other axis has that many."""
     held = [list(axis) for axis in axes]
     places = product(*(range(len(axis)) for axis in held))
-    return [v if sum(at) % one_in == 0 else exhaustive(v) for at, v in zip(places, product(*held), strict=True)]
+    return [
+        v if sum(at) % one_in == 0 else exhaustive(v)
+        for at, v in zip(places, product(*held), strict=True)
+    ]
 
 
 def exhaustive(value: Any) -> Any:
     """A parameter that only `make test-all` runs; several values of one test are a tuple."""
     if hasattr(value, "marks"):  # it is a `pytest.param`
-        return pytest.param(*value.values, marks=[*value.marks, pytest.mark.exhaustive], id=value.id)
-    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.exhaustive)
+        return pytest.param(
+            *value.values, marks=[*value.marks, pytest.mark.exhaustive], id=value.id
+        )
+    return pytest.param(
+        *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.exhaustive
+    )

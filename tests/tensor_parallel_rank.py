@@ -30,7 +30,10 @@ BLOCK_PLAN = {"up": "colwise", "down": "rowwise"}
 
 def block(folder: Path, rank: int) -> dict[str, Any]:
     """Two linear layers, the first split by columns, the second by rows, and a sum over the ranks."""
-    shard, x = load_shard(folder / "block.wcodec", rank, WORLD, BLOCK_PLAN), torch.load(folder / "x.pt")
+    shard, x = (
+        load_shard(folder / "block.wcodec", rank, WORLD, BLOCK_PLAN),
+        torch.load(folder / "x.pt"),
+    )
     hidden = torch.nn.functional.linear(x, shard["up.weight"], shard["up.bias"])
     out = torch.nn.functional.linear(hidden, shard["down.weight"])
     dist.all_reduce(out)
@@ -43,12 +46,16 @@ def model(folder: Path, rank: int, name: str) -> dict[str, Any]:
     whole = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
     plan = whole._expand_parallel_plan(dict(whole.tp_plan))
     shard = load_shard(folder / f"{name}-wcodec", rank, WORLD, whole.tp_plan)
-    theirs = apply_tensor_parallelism(whole, init_device_mesh("cpu", (WORLD,), mesh_dim_names=("tp",)), plan)
+    theirs = apply_tensor_parallelism(
+        whole, init_device_mesh("cpu", (WORLD,), mesh_dim_names=("tp",)), plan
+    )
     n_split = 0
     for key, parameter in theirs.named_parameters():
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         if not torch.equal(local, shard[key]) or local.dtype != shard[key].dtype:
-            raise AssertionError(f"{key}: {tuple(local.shape)} of transformers, {tuple(shard[key].shape)} of load_shard")
+            raise AssertionError(
+                f"{key}: {tuple(local.shape)} of transformers, {tuple(shard[key].shape)} of load_shard"
+            )
         n_split += shard[key].shape != parameter.shape
         with torch.no_grad():
             local.copy_(shard[key])
@@ -63,15 +70,22 @@ def model(folder: Path, rank: int, name: str) -> dict[str, Any]:
 def work(folder: Path, rank: int) -> None:
     """Do all, in the order in which the other rank does."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    found = {"block": block(folder, rank), **{name: model(folder, rank, name) for name in ("llama", "mixtral")}}
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+    )
+    found = {
+        "block": block(folder, rank),
+        **{name: model(folder, rank, name) for name in ("llama", "mixtral")},
+    }
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    other = multiprocessing.get_context("fork").Process(target=work, args=(Path(sys.argv[1]), 1), daemon=True)
+    other = multiprocessing.get_context("fork").Process(
+        target=work, args=(Path(sys.argv[1]), 1), daemon=True
+    )
     other.start()
     work(Path(sys.argv[1]), 0)
     other.join()

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from fences import CANARY, Fence
-from plans import Case, aligned, complete, make_case, only, random_geometry, random_scales, random_tables, random_words, two_symbols
+from plans import (
+    Case,
+    aligned,
+    complete,
+    make_case,
+    only,
+    random_geometry,
+    random_scales,
+    random_tables,
+    random_words,
+    two_symbols,
+)
 from sampling import exhaustive, sampled
 
 from wcodec.backends import load_backend
@@ -39,12 +50,25 @@ from wcodec.reference.tiles import Geometry
 
 BACKENDS = ["numba", "cuda_emulator.backend:EmulatedCuda"]
 GUARD = 64  #: canary words on both sides of an output
-SHAPES_OF_WORDS = ["uint8", "int8", "float8_e4m3fn", "float8_e5m2", "uint16", "int16", "bfloat16", "int32", "float32", "float64", "int64"]
+SHAPES_OF_WORDS = [
+    "uint8",
+    "int8",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "uint16",
+    "int16",
+    "bfloat16",
+    "int32",
+    "float32",
+    "float64",
+    "int64",
+]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    one = load_backend(request.param, 3)  # more threads than some machines have cores: ranges end at odd places
+    # more threads than some machines have cores: ranges end at odd places
+    one = load_backend(request.param, 3)
     yield one
     one.close()
 
@@ -67,7 +91,11 @@ def decode(backend: Backend, plan: SegmentPlan, payload: Any) -> tuple[Any, np.n
     g, t = plan.geometry, plan.dtype.word_type
     canary = np.frombuffer(bytes([CANARY]) * t.itemsize, t)[0]
     room = backend.to_device(np.full(g.rows * g.cols + 2 * GUARD, canary, t))
-    status = backend.decode_segments(plan, backend.to_device(payload), room[GUARD : GUARD + g.rows * g.cols].reshape(g.rows, g.cols))
+    status = backend.decode_segments(
+        plan,
+        backend.to_device(payload),
+        room[GUARD : GUARD + g.rows * g.cols].reshape(g.rows, g.cols),
+    )
     host = backend.to_host(room)
     assert (host[:GUARD] == canary).all(), "written before the output"
     assert (host[-GUARD:] == canary).all(), "written behind the output"
@@ -98,10 +126,15 @@ def check_bad(backend: Backend, plan: SegmentPlan, payload: np.ndarray[Any, Any]
     return [int(s) for s in good]
 
 
-def check_histogram(backend: Backend, rng: np.random.Generator, geometry: Geometry, dtype: DType) -> None:
+def check_histogram(
+    backend: Backend, rng: np.random.Generator, geometry: Geometry, dtype: DType
+) -> None:
     words, n = random_words(rng, geometry, dtype), geometry.n_segments
     some = np.flatnonzero(rng.random(n) < 0.5)
-    calls: list[dict[str, Any]] = [{"mode": int(m)} for m in (0, *rng.choice(MODES[1:5], 2, False), *rng.choice(MODES[5:], 2, False))]
+    calls: list[dict[str, Any]] = [
+        {"mode": int(m)}
+        for m in (0, *rng.choice(MODES[1:5], 2, False), *rng.choice(MODES[5:], 2, False))
+    ]
     if dtype.has_pairs:
         bases = [0] if dtype.word_nbytes == 1 else [0, 240, int(rng.integers(0, 241))]
         calls += [{"base": b, "fill": int(rng.integers(0, 16))} for b in bases]
@@ -109,7 +142,9 @@ def check_histogram(backend: Backend, rng: np.random.Generator, geometry: Geomet
         calls += [{"base": 0, "fill": 5, "planes": (p,)} for p in (0, last)]
     for call, segments in itertools.product(calls, (None, some)):
         expected = reference.histogram(words, geometry, dtype, segments=segments, **call)
-        counts = backend.histogram(backend.to_device(words), geometry, dtype, segments=segments, **call)
+        counts = backend.histogram(
+            backend.to_device(words), geometry, dtype, segments=segments, **call
+        )
         assert counts.dtype == np.int64
         np.testing.assert_array_equal(counts, expected, err_msg=f"{call} {segments}")
 
@@ -123,13 +158,22 @@ def check_checksums(backend: Backend, case: Case) -> None:
 def spoil(rng: np.random.Generator, case: Case) -> np.ndarray[Any, Any]:
     """A payload with a few wrong bits or bytes, by preference where they are not mere data."""
     payload, plan = case.payload.copy(), case.decoding
-    starts = [plan.offsets[:-1], plan.patch_offsets, plan.plane_offsets.reshape(-1), plan.offsets[1:] - 16]
+    starts = [
+        plan.offsets[:-1],
+        plan.patch_offsets,
+        plan.plane_offsets.reshape(-1),
+        plan.offsets[1:] - 16,
+    ]
     for _ in range(int(rng.integers(1, 6)) if payload.size else 0):
         at = int(rng.choice(starts[int(rng.integers(0, 4))])) + int(rng.integers(0, 24))
         if rng.random() < 0.3:
             at = int(rng.integers(0, payload.size))
         if 0 <= at < payload.size:
-            payload[at] = rng.integers(0, 256) if rng.random() < 0.5 else payload[at] ^ (1 << int(rng.integers(0, 8)))
+            payload[at] = (
+                rng.integers(0, 256)
+                if rng.random() < 0.5
+                else payload[at] ^ (1 << int(rng.integers(0, 8)))
+            )
     return payload
 
 
@@ -172,14 +216,22 @@ def test_garbage_payloads(backend: Backend, name: str, kind: str) -> None:
         check_bad(
             backend,
             case.decoding,
-            rng.integers(0, 256, n).astype(np.uint8) if kind == "noise" else np.full(n, -(kind == "ones") & 255, np.uint8),
+            rng.integers(0, 256, n).astype(np.uint8)
+            if kind == "noise"
+            else np.full(n, -(kind == "ones") & 255, np.uint8),
         )
 
 
 def test_one_word_short(backend: Backend) -> None:
     """A stream whose only word is 0, cut off before it: read as zeros, every state comes out right, and yet it is bad."""
     geometry = Geometry(1, 128, 1, 128, 1, 128)
-    plan = only(BY_NAME["uint8"], geometry, TablePool([two_symbols(12, 1, 0, 1)]), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
+    plan = only(
+        BY_NAME["uint8"],
+        geometry,
+        TablePool([two_symbols(12, 1, 0, 1)]),
+        Layout.BYTES,
+        coder=[Coder.RANS, Coder.RAW],
+    )
     words = np.ones((1, 128), np.uint8)
     words[0, 4 * 5 + 2 : 4 * 5 + 4] = 0  # lane 5 alone sheds a word, once
     case = complete(plan, words)
@@ -192,8 +244,14 @@ def test_one_word_short(backend: Backend) -> None:
 
 def test_patches(backend: Backend) -> None:
     """Bad patches, and that a bad stream goes before them."""
-    rng, dtype, geometry = np.random.default_rng(1), BY_NAME["bfloat16"], Geometry(40, 40, 20, 20, 20, 20)
-    plan = only(dtype, geometry, random_tables(rng), Layout.PAIRS, base=118, coder=[Coder.RANS, Coder.RAW])
+    rng, dtype, geometry = (
+        np.random.default_rng(1),
+        BY_NAME["bfloat16"],
+        Geometry(40, 40, 20, 20, 20, 20),
+    )
+    plan = only(
+        dtype, geometry, random_tables(rng), Layout.PAIRS, base=118, coder=[Coder.RANS, Coder.RAW]
+    )
     words = rng.integers(0, 1 << 16, (40, 40)).astype(np.uint16)
     case = complete(plan, words)
     check_encode(backend, case)
@@ -217,8 +275,19 @@ def test_patches(backend: Backend) -> None:
 
 def test_tile_modes(backend: Backend) -> None:
     """Bytes that are no modes, and that a bad stream goes before them."""
-    rng, dtype, geometry = np.random.default_rng(2), BY_NAME["int16"], Geometry(48, 40, 32, 32, 16, 16)
-    plan = only(dtype, geometry, random_tables(rng), Layout.BYTES, coder=[Coder.RANS, Coder.RANS], prediction=[PER_TILE, PER_TILE])
+    rng, dtype, geometry = (
+        np.random.default_rng(2),
+        BY_NAME["int16"],
+        Geometry(48, 40, 32, 32, 16, 16),
+    )
+    plan = only(
+        dtype,
+        geometry,
+        random_tables(rng),
+        Layout.BYTES,
+        coder=[Coder.RANS, Coder.RANS],
+        prediction=[PER_TILE, PER_TILE],
+    )
     plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
     case = complete(plan, random_words(rng, geometry, dtype))
     check_encode(backend, case)
@@ -232,23 +301,40 @@ def test_tile_modes(backend: Backend) -> None:
         payload = case.payload.copy()
         payload[0] = value
         assert check_bad(backend, case.decoding, payload) == [Status.BAD_TILE_MODE, 0, 0, 0]
-        payload[int(case.decoding.plane_offsets[1, 0]) + 3] ^= 0x40  # the lowest bits may pass for another symbol
+        # the lowest bits may pass for another symbol
+        payload[int(case.decoding.plane_offsets[1, 0]) + 3] ^= 0x40
         assert check_bad(backend, case.decoding, payload) == [Status.BAD_STREAM, 0, 0, 0]
 
 
 @pytest.mark.parametrize("coder", [Coder.RANS, Coder.CONTEXT])
 def test_faults_of_several_kinds(backend: Backend, coder: Coder) -> None:
     """A mode that is none goes before bad streams of lower planes with contexts, which it may keep from being decoded."""
-    rng, dtype, geometry = np.random.default_rng(4), BY_NAME["int16"], Geometry(48, 40, 32, 32, 16, 16)
+    rng, dtype, geometry = (
+        np.random.default_rng(4),
+        BY_NAME["int16"],
+        Geometry(48, 40, 32, 32, 16, 16),
+    )
     tables = random_tables(rng)
     bits = [t.prob_bits for t in tables.tables]
     alike = tuple(i for i, b in enumerate(bits) if b == bits[0])
     class_of = (np.arange(256) % len(alike)).astype(np.uint8).tobytes()
     pool = TablePool(
-        tables.tables, [ContextMap(ContextKind.POSITION, class_of[:64], alike), ContextMap(ContextKind.PLANE, class_of, alike)]
+        tables.tables,
+        [
+            ContextMap(ContextKind.POSITION, class_of[:64], alike),
+            ContextMap(ContextKind.PLANE, class_of, alike),
+        ],
     )
     table = [0, 1 if coder == Coder.CONTEXT else 0]
-    plan = only(dtype, geometry, pool, Layout.BYTES, coder=[Coder.CONTEXT, coder], table=table, prediction=[0, PER_TILE])
+    plan = only(
+        dtype,
+        geometry,
+        pool,
+        Layout.BYTES,
+        coder=[Coder.CONTEXT, coder],
+        table=table,
+        prediction=[0, PER_TILE],
+    )
     plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
     case = complete(plan, random_words(rng, geometry, dtype))
     check_encode(backend, case)
@@ -271,17 +357,40 @@ def test_faults_of_several_kinds(backend: Backend, coder: Coder) -> None:
 def test_contexts_in_large_segments(backend: Backend, name: str, rows: int) -> None:
     """Pairs of segments of many groups, and of unequal ones, with all kinds of maps over 16 tables."""
     tall = rows * 16 // 25
-    rng, dtype, geometry = np.random.default_rng(11), BY_NAME[name], Geometry(rows, 700, tall, 256, tall, 256)
-    tables = TablePool(quantise((1 + 1e5 * rng.random(256) ** 9).astype(np.int64), 12) for _ in range(16))
-    maps = [ContextMap(k, rng.integers(0, 16, n).astype(np.uint8).tobytes(), tuple(range(16))) for k, n in N_CONTEXTS.items()]
+    rng, dtype, geometry = (
+        np.random.default_rng(11),
+        BY_NAME[name],
+        Geometry(rows, 700, tall, 256, tall, 256),
+    )
+    tables = TablePool(
+        quantise((1 + 1e5 * rng.random(256) ** 9).astype(np.int64), 12) for _ in range(16)
+    )
+    maps = [
+        ContextMap(k, rng.integers(0, 16, n).astype(np.uint8).tobytes(), tuple(range(16)))
+        for k, n in N_CONTEXTS.items()
+    ]
     n = geometry.n_segments
     for layout in [Layout.BYTES, Layout.PAIRS] if dtype.has_pairs else [Layout.BYTES]:
         n_planes = dtype.word_nbytes if layout == Layout.BYTES or dtype.word_nbytes > 1 else 2
-        plan = only(dtype, geometry, TablePool(tables.tables, maps), layout, base=100 if layout == Layout.PAIRS and n_planes > 2 else 0)
+        plan = only(
+            dtype,
+            geometry,
+            TablePool(tables.tables, maps),
+            layout,
+            base=100 if layout == Layout.PAIRS and n_planes > 2 else 0,
+        )
         s = plan.segments
-        s.coder[:n_planes] = rng.choice([Coder.RANS, Coder.CONTEXT, Coder.CONTEXT, Coder.CONTEXT], (n_planes, n))
-        s.table[:n_planes] = np.where(np.arange(n_planes)[:, None] == 0, rng.integers(1, 3, n), rng.integers(0, 3, (n_planes, n)))
-        case = complete(replace(plan, scales=random_scales(rng, plan)), random_words(rng, geometry, dtype))
+        s.coder[:n_planes] = rng.choice(
+            [Coder.RANS, Coder.CONTEXT, Coder.CONTEXT, Coder.CONTEXT], (n_planes, n)
+        )
+        s.table[:n_planes] = np.where(
+            np.arange(n_planes)[:, None] == 0,
+            rng.integers(1, 3, n),
+            rng.integers(0, 3, (n_planes, n)),
+        )
+        case = complete(
+            replace(plan, scales=random_scales(rng, plan)), random_words(rng, geometry, dtype)
+        )
         check_encode(backend, case)
         check_decode(backend, case)
         check_bad(backend, case.decoding, spoil(rng, case))
@@ -291,8 +400,18 @@ def test_contexts_in_large_segments(backend: Backend, name: str, rows: int) -> N
 @pytest.mark.parametrize("rare", [1, 2, 3, 7, 255])
 def test_extreme_tables(backend: Backend, prob_bits: int, rare: int) -> None:
     """Two symbols, of frequencies at both ends: where a reciprocal would be inexact, were it ever so."""
-    rng, dtype, geometry = np.random.default_rng(3), BY_NAME["uint8"], Geometry(61, 67, 61, 67, 61, 67)
-    plan = only(dtype, geometry, TablePool([two_symbols(prob_bits, rare)]), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
+    rng, dtype, geometry = (
+        np.random.default_rng(3),
+        BY_NAME["uint8"],
+        Geometry(61, 67, 61, 67, 61, 67),
+    )
+    plan = only(
+        dtype,
+        geometry,
+        TablePool([two_symbols(prob_bits, rare)]),
+        Layout.BYTES,
+        coder=[Coder.RANS, Coder.RAW],
+    )
     for share in (0.0, 0.001, 0.5, 1.0):
         case = complete(plan, np.where(rng.random((61, 67)) < share, 3, 200).astype(np.uint8))
         check_encode(backend, case)
@@ -303,7 +422,11 @@ def test_extreme_tables(backend: Backend, prob_bits: int, rare: int) -> None:
 @pytest.mark.parametrize("name", ["uint8", "bfloat16", "float32", "int64"])
 def test_sizes(backend: Backend, n: int, name: str) -> None:
     rng = np.random.default_rng(n)
-    for geometry in (Geometry(1, n, 1, n, 1, n), Geometry(n, 1, n, 1, n, 1), Geometry(3, n, 1, n, 1, n)):
+    for geometry in (
+        Geometry(1, n, 1, n, 1, n),
+        Geometry(n, 1, n, 1, n, 1),
+        Geometry(3, n, 1, n, 1, n),
+    ):
         case = make_case(rng, BY_NAME[name], geometry)
         check_encode(backend, case)
         check_decode(backend, case)
@@ -322,7 +445,9 @@ def test_nothing(backend: Backend, shape: tuple[int, int], dtype: DType) -> None
 
 @pytest.mark.parametrize("name", ["bfloat16", "uint8", exhaustive("float32")])
 @pytest.mark.parametrize("share", [4, exhaustive(1)])
-def test_more_than_one_range(backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, share: int) -> None:
+def test_more_than_one_range(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, share: int
+) -> None:
     """A range for each thread, with a ragged last segment row and column; a share of it, where threads begin to be used at that share."""
     monkeypatch.setattr(numba_backend, "INLINE_NBYTES", numba_backend.INLINE_NBYTES // share)
     rng, dtype = np.random.default_rng(5), BY_NAME[name]
@@ -339,8 +464,15 @@ def test_more_than_one_range(backend: Backend, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("share", [4, exhaustive(1)])
 def test_calls_at_once(backend: Backend, share: int) -> None:
     cases = [make_case(np.random.default_rng([6, i]), d) for i, d in enumerate(DTYPES)][::share]
-    cases.append(make_case(np.random.default_rng(6), BY_NAME["bfloat16"], Geometry(300 // share, 1030, 64, 256, 64, 256)))
-    assert all(case.expected.size == case.words.size for case in cases)  # made here, and not by the threads
+    cases.append(
+        make_case(
+            np.random.default_rng(6),
+            BY_NAME["bfloat16"],
+            Geometry(300 // share, 1030, 64, 256, 64, 256),
+        )
+    )
+    # made here, and not by the threads
+    assert all(case.expected.size == case.words.size for case in cases)
 
     def work(i: int) -> None:
         for case in cases[i:] + cases[:i]:
@@ -355,7 +487,11 @@ def test_calls_at_once(backend: Backend, share: int) -> None:
 @pytest.mark.parametrize("share", [8, exhaustive(1)])
 def test_use_after_close(backend: Backend, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
     monkeypatch.setattr(numba_backend, "INLINE_NBYTES", numba_backend.INLINE_NBYTES // share)
-    case = make_case(np.random.default_rng(9), BY_NAME["bfloat16"], Geometry(1000 // share, 1030, 64, 256, 64, 256))
+    case = make_case(
+        np.random.default_rng(9),
+        BY_NAME["bfloat16"],
+        Geometry(1000 // share, 1030, 64, 256, 64, 256),
+    )
     for _ in range(2):
         check_decode(backend, case)
         check_encode(backend, case)
@@ -371,16 +507,25 @@ def test_nothing_outside_is_touched(name: str, at_end: bool) -> None:
     for _ in range(4):
         case = make_case(rng, dtype)
         shape = case.words.shape
-        words, out, payload = (Fence(n, at_end).bytes for n in (case.words.nbytes, case.words.nbytes, case.payload.size))
+        words, out, payload = (
+            Fence(n, at_end).bytes
+            for n in (case.words.nbytes, case.words.nbytes, case.payload.size)
+        )
         words[:] = case.words.reshape(-1).view(np.uint8)
         matrix = words.view(dtype.word_type).reshape(shape)
         assert (backend.encode_segments(case.plan, matrix).payload == case.payload).all()
         backend.histogram(matrix, case.plan.geometry, dtype, mode=int(rng.choice(MODES)))
         for _ in range(4):
             payload[:] = (
-                case.payload if rng.random() < 0.2 else spoil(rng, case) if rng.random() < 0.5 else rng.integers(0, 256, payload.size)
+                case.payload
+                if rng.random() < 0.2
+                else spoil(rng, case)
+                if rng.random() < 0.5
+                else rng.integers(0, 256, payload.size)
             )
-            backend.decode_segments(case.decoding, payload, out.view(dtype.word_type).reshape(shape))
+            backend.decode_segments(
+                case.decoding, payload, out.view(dtype.word_type).reshape(shape)
+            )
             backend.checksums(payload, case.decoding.offsets)
 
 
@@ -398,7 +543,9 @@ def test_tables_are_read_as_the_reference_reads_them() -> None:
 
     for i in range(400):
         n = 70 if i % 100 == 0 else int(rng.integers(0, 4))
-        data = bytearray(b"abc" + b"".join(t.serialised for t in random_tables(rng, n).tables) + bytes(i % 3))
+        data = bytearray(
+            b"abc" + b"".join(t.serialised for t in random_tables(rng, n).tables) + bytes(i % 3)
+        )
         if i % 2 and len(data) > 3:
             at = int(rng.integers(3, len(data)))
             data[at] ^= 1 << int(rng.integers(0, 8))
@@ -417,7 +564,13 @@ def test_tables_that_are_not_there_are_refused(coder: Coder, where: str) -> None
     backend, dtype, geometry = NumbaBackend(1), BY_NAME["int16"], Geometry(32, 32, 16, 16, 16, 16)
     tables = random_tables(np.random.default_rng(14), 2).tables
     one_map = ContextMap(ContextKind.POSITION, bytes(64), (2 if where == "map" else 0,))
-    plan = only(dtype, geometry, TablePool(tables, [one_map]), Layout.BYTES, coder=[Coder.CONTEXT if where != "table" else coder, coder])
+    plan = only(
+        dtype,
+        geometry,
+        TablePool(tables, [one_map]),
+        Layout.BYTES,
+        coder=[Coder.CONTEXT if where != "table" else coder, coder],
+    )
     plan.segments.table[1, 3] = {"map": 0, "beside": 2, "table": 2}[where]
     words = np.zeros((32, 32), np.uint16)
     with pytest.raises(ValueError, match="not among its 2 tables and 1 maps"):

@@ -38,7 +38,9 @@ WCODEC = [sys.executable, "-m", "wcodec"]
 
 def run(*args: object, **more: Any) -> tuple[int, str, str]:
     """The command: status, stdout, stderr."""
-    done = subprocess.run([*WCODEC, *map(str, args)], capture_output=True, text=True, timeout=120, **more)
+    done = subprocess.run(
+        [*WCODEC, *map(str, args)], capture_output=True, text=True, timeout=120, **more
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -82,15 +84,21 @@ def names(folder: Path) -> list[str]:
 
 
 # ---- what it does ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("name", "do"), [("numba", run), ("reference", call), exhaustive(("reference", run))])
+@pytest.mark.parametrize(
+    ("name", "do"), [("numba", run), ("reference", call), exhaustive(("reference", run))]
+)
 def test_there_and_back(folder: Path, name: str, do: Callable[..., tuple[int, str, str]]) -> None:
     status, out, err = do("--backend", name, "encode", "model.safetensors", "-o", "model.wcodec")
     assert (status, err) == (0, "")
     line = r"model\.safetensors -> model\.wcodec: [\d.]+ kB -> [\d.]+ kB \([\d.]+ %\), [\d.]+ s\n"
     assert re.fullmatch(line, out), out
-    status, out, err = do("decode", "model.wcodec", "-o", "back.safetensors", "--backend", name, "--threads", 1)
+    status, out, err = do(
+        "decode", "model.wcodec", "-o", "back.safetensors", "--backend", name, "--threads", 1
+    )
     assert (status, err) == (0, "")
-    assert re.fullmatch(r"model\.wcodec -> back\.safetensors: [\d.]+ kB -> [\d.]+ kB, [\d.]+ s\n", out), out
+    assert re.fullmatch(
+        r"model\.wcodec -> back\.safetensors: [\d.]+ kB -> [\d.]+ kB, [\d.]+ s\n", out
+    ), out
     assert (folder / "back.safetensors").read_bytes() == CHECKPOINT
     status, out, err = do("verify", "model.wcodec", "--backend", name)
     assert (status, err) == (0, "")
@@ -121,20 +129,54 @@ def test_quiet_and_json(folder: Path) -> None:
     assert call("encode", "model.safetensors", "-o", "m", "-q") == (0, "", "")
     assert call("decode", "m", "-o", "back", "--quiet") == (0, "", "")
     assert call("verify", "-q", "m") == (0, "", "")
-    status, out, err = call("--backend", "reference", "encode", "--json", "model.safetensors", "-o", "m2")
+    status, out, err = call(
+        "--backend", "reference", "encode", "--json", "model.safetensors", "-o", "m2"
+    )
     report = json.loads(out)
     assert (status, err) == (0, "")
-    assert report.keys() == {"input", "output", "nbytes", "stored_nbytes", "ratio", "seconds", "backend"}
+    assert report.keys() == {
+        "input",
+        "output",
+        "nbytes",
+        "stored_nbytes",
+        "ratio",
+        "seconds",
+        "backend",
+    }
     size = (folder / "m2").stat().st_size
-    assert (report["nbytes"], report["stored_nbytes"], report["ratio"]) == (len(CHECKPOINT), size, size / len(CHECKPOINT))
-    assert (report["input"], report["backend"], report["output"]) == ("model.safetensors", "reference", "m2")
+    assert (report["nbytes"], report["stored_nbytes"], report["ratio"]) == (
+        len(CHECKPOINT),
+        size,
+        size / len(CHECKPOINT),
+    )
+    assert (report["input"], report["backend"], report["output"]) == (
+        "model.safetensors",
+        "reference",
+        "m2",
+    )
     for args in (("decode", "m2", "-o", "b2"), ("verify", "m2")):
         status, out, err = call(*args, "--json")
         report = json.loads(out)
-        assert (status, err, report["nbytes"], report["stored_nbytes"]) == (0, "", len(CHECKPOINT), size)
+        assert (status, err, report["nbytes"], report["stored_nbytes"]) == (
+            0,
+            "",
+            len(CHECKPOINT),
+            size,
+        )
 
 
-OPTIONS = ["--predictor", "top", "--layout", "bytes", "--segment", "64x64", "--tile", "32x16", "--prob-bits", "10"]
+OPTIONS = [
+    "--predictor",
+    "top",
+    "--layout",
+    "bytes",
+    "--segment",
+    "64x64",
+    "--tile",
+    "32x16",
+    "--prob-bits",
+    "10",
+]
 
 
 def test_options_reach_the_encoder(folder: Path) -> None:
@@ -158,16 +200,27 @@ def test_info(folder: Path) -> None:
         "safetensors",
         ["format"],
     )
-    assert (report["nbytes"], report["stored_nbytes"]) == (len(CHECKPOINT), Path("m").stat().st_size)
+    assert (report["nbytes"], report["stored_nbytes"]) == (
+        len(CHECKPOINT),
+        Path("m").stat().st_size,
+    )
     w, w8, none, ramp = report["tensors"]
     assert (w["name"], w["dtype"], w["shape"], w["nbytes"]) == ("w", "BF16", [200, 150], 60_000)
     assert w["bits_per_weight"] == 8 * w["stored_nbytes"] / 30_000
     assert w["layouts"] == {"pairs": 1}
     assert w["coders"] == {"raw": 1, "rans": 1}
     assert w["predictions"] == {"none": 1}
-    assert w["order0_bits_per_weight"] == pytest.approx(order0(w["dtype"], make_array(BY_NAME["bfloat16"], (200, 150), "gaussian")))
-    assert w8["order0_bits_per_weight"] == pytest.approx(order0("I8", make_array(BY_NAME["int8"], (200, 150), "gaussian")))
-    assert (none["bits_per_weight"], none["order0_bits_per_weight"], none["n_segments"]) == (None, None, 0)
+    assert w["order0_bits_per_weight"] == pytest.approx(
+        order0(w["dtype"], make_array(BY_NAME["bfloat16"], (200, 150), "gaussian"))
+    )
+    assert w8["order0_bits_per_weight"] == pytest.approx(
+        order0("I8", make_array(BY_NAME["int8"], (200, 150), "gaussian"))
+    )
+    assert (none["bits_per_weight"], none["order0_bits_per_weight"], none["n_segments"]) == (
+        None,
+        None,
+        0,
+    )
     assert ramp["name"] == "ramp\x1b[31m\n"
     status, out, _ = call("info", "m")
     assert status == 0
@@ -191,7 +244,9 @@ def order0(name: str, array: np.ndarray) -> float:
 def test_info_counts_the_modes_of_tiles(folder: Path) -> None:
     rng = np.random.default_rng(4)
     array = rng.integers(0, 200, (256, 256)).astype(np.uint8)
-    array[:, 128:] = np.cumsum(rng.integers(0, 3, (256, 128)), axis=1) + rng.integers(0, 9, (256, 1))
+    array[:, 128:] = np.cumsum(rng.integers(0, 3, (256, 128)), axis=1) + rng.integers(
+        0, 9, (256, 1)
+    )
     (folder / "a").write_bytes(safetensors_bytes([("a", "U8", [256, 256], array.tobytes())]))
     call("encode", "a", "-o", "m", "--segment", "256x256", "--tile", "64x64", "-q")
     for more in ([], ["--no-bound"]):
@@ -202,11 +257,14 @@ def test_info_counts_the_modes_of_tiles(folder: Path) -> None:
 
 
 def test_info_of_a_reader_that_goes_away(folder: Path) -> None:
-    tensors = [(f"tensor.{i}", "U8", [1], b"x") for i in range(200)]  # a line each: more than the pipe holds
+    # a line each: more than the pipe holds
+    tensors = [(f"tensor.{i}", "U8", [1], b"x") for i in range(200)]
     (folder / "many").write_bytes(safetensors_bytes(tensors))
     call("encode", "many", "-o", "m", "-q", "--backend", "reference")
     line = [*WCODEC, "info", "--no-bound", "m"]
-    p = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pipesize=4096)
+    p = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pipesize=4096
+    )
     assert p.stdout is not None
     assert p.stderr is not None
     p.stdout.readline()
@@ -221,7 +279,9 @@ def test_backends(folder: Path) -> None:
     rows = {r["name"]: r for r in json.loads(out)}
     assert (status, err) == (0, "")
     assert all(rows[name]["usable"] for name in BACKENDS)
-    assert [r["name"] for r in rows.values() if r["used"]] == ["cuda" if rows["cuda"]["usable"] else "numba"]
+    assert [r["name"] for r in rows.values() if r["used"]] == [
+        "cuda" if rows["cuda"]["usable"] else "numba"
+    ]
     assert rows["cuda"]["usable"] or re.match("backend 'cuda' needs ", rows["cuda"]["reason"])
     status, out, _ = call("backends", "--backend", "reference")
     assert re.search(r"^\* reference +numpy ", out, re.MULTILINE)
@@ -230,12 +290,20 @@ def test_backends(folder: Path) -> None:
 
 def test_the_environment_and_verbosity(folder: Path) -> None:
     env = os.environ | {"WCODEC_BACKEND": "reference", "WCODEC_THREADS": "1"}
-    assert json.loads(run("encode", "model.safetensors", "-o", "m", "--json", env=env)[1])["backend"] == "reference"
-    _, out, _ = run("encode", "model.safetensors", "-f", "-o", "m", "--json", "--backend", "numba", env=env)
+    assert (
+        json.loads(run("encode", "model.safetensors", "-o", "m", "--json", env=env)[1])["backend"]
+        == "reference"
+    )
+    _, out, _ = run(
+        "encode", "model.safetensors", "-f", "-o", "m", "--json", "--backend", "numba", env=env
+    )
     assert json.loads(out)["backend"] == "numba"
     status, out, err = run("-v", "verify", "m", "-q")
     assert (status, out) == (0, "")
-    assert re.fullmatch(r"wcodec: auto: (backend cuda|not cuda: backend 'cuda' needs .+\nwcodec: auto: backend numba)\n", err)
+    assert re.fullmatch(
+        r"wcodec: auto: (backend cuda|not cuda: backend 'cuda' needs .+\nwcodec: auto: backend numba)\n",
+        err,
+    )
     assert run("verify", "m", env=env | {"WCODEC_BACKEND": "nonsense"})[0] == 1
 
 
@@ -244,7 +312,18 @@ def test_version_and_help() -> None:
     assert (status, out) == (0, f"wcodec {wcodec.__version__} (format 0.2)\n")
     status, out, _ = call("--help")
     assert status == 0
-    for name in ("encode", "decode", "repack", "verify", "info", "backends", "conformance", "warmup", "demo", "bench"):
+    for name in (
+        "encode",
+        "decode",
+        "repack",
+        "verify",
+        "info",
+        "backends",
+        "conformance",
+        "warmup",
+        "demo",
+        "bench",
+    ):
         assert re.search(rf"^ +{name} ", out, re.MULTILINE)
         assert call(name, "--help")[0] == 0
 
@@ -253,25 +332,46 @@ def test_conformance_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None
     from wcodec import conformance
 
     seen: list[tuple[object, dict[str, Any]]] = []
-    report = conformance.Report("x", vectors={"cases": 0}, outcomes=[conformance.Outcome("x", (), "failed")])
-    monkeypatch.setattr(conformance, "run", lambda target, **more: seen.append((target, more)) or report)
+    report = conformance.Report(
+        "x", vectors={"cases": 0}, outcomes=[conformance.Outcome("x", (), "failed")]
+    )
+    monkeypatch.setattr(
+        conformance, "run", lambda target, **more: seen.append((target, more)) or report
+    )
     assert call("conformance", "--command", "decoder {input} {output}", "--no-sweeps")[0] == 1
     assert call("--backend", "numba", "conformance", "--filter", "accept")[0] == 1
     (command, first), (backend, second) = seen
     assert isinstance(command, conformance.Command)
-    assert (command.template, first["sweeps"], first["select"]) == ("decoder {input} {output}", False, "")
+    assert (command.template, first["sweeps"], first["select"]) == (
+        "decoder {input} {output}",
+        False,
+        "",
+    )
     assert (backend, second["sweeps"], second["select"]) == (load_backend("numba"), True, "accept")
 
 
-def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo, "make_checkpoints", partial(demo.make_checkpoints, shapes={"a": (300, 200), "b": (10, 70)}))
+def test_demo(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        demo,
+        "make_checkpoints",
+        partial(demo.make_checkpoints, shapes={"a": (300, 200), "b": (10, 70)}),
+    )
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     status, out, err = call("demo")
     assert (status, err) == (0, "")
     for name in BACKENDS:
-        assert len(re.findall(rf"^(bf16|int8)\.safetensors +{name} .* MB/s +yes$", out, re.MULTILINE)) == 2
+        assert (
+            len(re.findall(rf"^(bf16|int8)\.safetensors +{name} .* MB/s +yes$", out, re.MULTILINE))
+            == 2
+        )
     assert names(tmp_path) == []
-    monkeypatch.setattr(demo, "decode_file", lambda source, target, backend, overwrite: Path(target).write_bytes(b"x"))
+    monkeypatch.setattr(
+        demo,
+        "decode_file",
+        lambda source, target, backend, overwrite: Path(target).write_bytes(b"x"),
+    )
     status, out, err = call("demo", "--backend", "reference")
     assert status == 1
     assert_one_line_of_error(err, "a file did not come back")
@@ -280,7 +380,9 @@ def test_demo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_bench(folder: Path, name: str) -> None:
-    status, out, err = call("bench", "model.safetensors", "--backend", name, "--rounds", 2, "--json")
+    status, out, err = call(
+        "bench", "model.safetensors", "--backend", name, "--rounds", 2, "--json"
+    )
     assert (status, err) == (0, "")
     report = json.loads(out)
     assert (report["nbytes"], report["n_tensors"], report["same"]) == (90_200, 4, True)
@@ -393,22 +495,40 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
         (["decode", "missing", "-o", "m"], "missing: No such file or directory"),
         (["verify", "missing"], "missing: No such file or directory"),
         (["info", "missing"], "missing: No such file or directory"),
-        (["encode", "empty_directory", "-o", "m"], "bad_source: there is no .safetensors file in 'empty_directory'"),
+        (
+            ["encode", "empty_directory", "-o", "m"],
+            "bad_source: there is no .safetensors file in 'empty_directory'",
+        ),
         (["decode", "empty_directory", "-o", "m"], "bad_magic: there is neither "),
         (["verify", "empty_directory"], "bad_magic: there is neither "),
         (["info", "empty_directory"], "bad_magic: there is neither "),
-        (["encode", "hub.safetensors", "-o", "m"], "bad_source: in 'hub.safetensors': the file is in hub form already"),
-        (["encode", "--form", "hub", "hub.safetensors", "-o", "m"], "bad_source: in 'hub.safetensors': the file is in hub form already"),
+        (
+            ["encode", "hub.safetensors", "-o", "m"],
+            "bad_source: in 'hub.safetensors': the file is in hub form already",
+        ),
+        (
+            ["encode", "--form", "hub", "hub.safetensors", "-o", "m"],
+            "bad_source: in 'hub.safetensors': the file is in hub form already",
+        ),
         (["encode", "--form", "hub", "missing", "-o", "m"], "missing: No such file or directory"),
         (["decode", "hub.safetensors", "-o", "m", "--max-nbytes", "100"], "resource_limit: "),
         (["verify", "hub.safetensors", "--max-nbytes", "100"], "resource_limit: "),
         (["encode", "model.safetensors", "-o", "no/such/m"], "no/such: there is no such directory"),
-        (["encode", "model.safetensors", "-o", "model.safetensors/m"], "model.safetensors: there is no such directory"),
+        (
+            ["encode", "model.safetensors", "-o", "model.safetensors/m"],
+            "model.safetensors: there is no such directory",
+        ),
         (["decode", "model.safetensors", "-o", "m"], "bad_magic: "),
         (["verify", "model.safetensors", "--json"], "bad_magic: "),
         (["info", "model.safetensors", "--json"], "bad_magic: "),
-        (["encode", "coded", "-o", "m"], "bad_source: in 'coded': not a safetensors file but a .wcodec file: wcodec decode restores"),
-        (["encode", "empty", "-o", "m"], "bad_source: in 'empty': not a safetensors file but an empty file"),
+        (
+            ["encode", "coded", "-o", "m"],
+            "bad_source: in 'coded': not a safetensors file but a .wcodec file: wcodec decode restores",
+        ),
+        (
+            ["encode", "empty", "-o", "m"],
+            "bad_source: in 'empty': not a safetensors file but an empty file",
+        ),
         (["decode", "empty", "-o", "m"], "(truncated|bad_magic): "),
         (["decode", "coded", "-o", "m", "--max-nbytes", "100"], "resource_limit: "),
         (["verify", "coded", "--max-nbytes", "100"], "resource_limit: "),
@@ -430,7 +550,13 @@ def test_bad_input(folder: Path, args: list[str], message: str) -> None:
     status, out, err = call(*args)
     assert (status, out) == (1, "")
     assert_one_line_of_error(err, message)
-    assert names(folder) == ["coded", "empty", "empty_directory", "hub.safetensors", "model.safetensors"]
+    assert names(folder) == [
+        "coded",
+        "empty",
+        "empty_directory",
+        "hub.safetensors",
+        "model.safetensors",
+    ]
 
 
 def refused(folder: Path, data: bytes, label: object) -> str:
@@ -515,11 +641,14 @@ def test_sizes_in_the_index_that_lie_are_refused(folder: Path, step: int) -> Non
             lying = raw[:at] + value + raw[at + 8 :]
             if lying == raw:
                 continue
-            (folder / "bad").write_bytes(data[:index_offset] + seal_index(lying, index_offset, data_nbytes, n_tensors))
+            (folder / "bad").write_bytes(
+                data[:index_offset] + seal_index(lying, index_offset, data_nbytes, n_tensors)
+            )
             status, _, err = call("decode", "bad", "-o", "out", "--backend", "reference", "-q")
             if status == 0:
                 (folder / "out").unlink()
-                n_taken += 1  # what no decoder can know better: a name, a metadata text, the source header
+                # what no decoder can know better: a name, a metadata text, the source header
+                n_taken += 1
             else:
                 assert status == 1
                 assert_one_line_of_error(err, r"[a-z_]+: ")
@@ -539,7 +668,9 @@ def test_fields_of_the_footer_that_lie_are_refused(folder: Path) -> None:
             refused(folder, bytes(bad), (at, value))
 
 
-@pytest.mark.parametrize("in_process", [{"decode": "reference", "verify": "numba", "info": "numba"}, exhaustive({})])
+@pytest.mark.parametrize(
+    "in_process", [{"decode": "reference", "verify": "numba", "info": "numba"}, exhaustive({})]
+)
 def test_a_bad_file(folder: Path, in_process: dict[str, str]) -> None:
     """By each command as a process of its own, but with one of the backends in this one."""
     call("encode", "model.safetensors", "-o", "coded", "-q")
@@ -549,8 +680,13 @@ def test_a_bad_file(folder: Path, in_process: dict[str, str]) -> None:
     data[start + 20] ^= 1
     (folder / "coded").write_bytes(data)
     (folder / "out").write_bytes(b"old")
-    for name, args in product(BACKENDS, (["decode", "coded", "-f", "-o", "out"], ["verify", "coded"], ["info", "coded", "--json"])):
-        status, out, err = (call if in_process.get(args[0]) == name else run)("--backend", name, *args)
+    for name, args in product(
+        BACKENDS,
+        (["decode", "coded", "-f", "-o", "out"], ["verify", "coded"], ["info", "coded", "--json"]),
+    ):
+        status, out, err = (call if in_process.get(args[0]) == name else run)(
+            "--backend", name, *args
+        )
         assert (status, out) == (1, "")
         assert_one_line_of_error(err, "bad_checksum: in 'coded': ")
         assert f"(tensor 'w8', offset {start})" in err
@@ -568,7 +704,8 @@ def test_an_error_stays_one_line_whatever_the_name(folder: Path) -> None:
 
 def test_a_directory_that_cannot_be_written(folder: Path) -> None:
     before = names(folder)
-    status, out, err = call("encode", "model.safetensors", "-o", "/proc/self/m")  # where not even root can make a file
+    # where not even root can make a file
+    status, out, err = call("encode", "model.safetensors", "-o", "/proc/self/m")
     assert (status, out) == (1, "")
     assert_one_line_of_error(err, ".*proc")
     assert names(folder) == before
@@ -598,13 +735,18 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert_one_line_of_error(err, "resource_limit: ")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_an_interrupted_command_leaves_nothing(folder: Path, number: signal.Signals, status: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_an_interrupted_command_leaves_nothing(
+    folder: Path, number: signal.Signals, status: int
+) -> None:
     data = np.random.default_rng(2).standard_normal(1_000_000).astype(np.float16).tobytes() * 30
     (folder / "large").write_bytes(safetensors_bytes([("w", "F16", [30_000, 1000], data)]))
     before = names(folder)
     command = [*WCODEC, "--backend", "reference", "encode", "large", "-o", "m"]
-    heeded = partial(signal.signal, number, signal.SIG_DFL)  # a background job of a shell has it ignored
+    # a background job of a shell has it ignored
+    heeded = partial(signal.signal, number, signal.SIG_DFL)
     p = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
     deadline = time.monotonic() + 60
     while names(folder) == before and time.monotonic() < deadline:
@@ -627,11 +769,16 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 sys.argv[1:] = ["demo"]
 sys.exit(main())
 """
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 7
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode
+        == 7
+    )
 
 
 @pytest.mark.parametrize("has_tqdm", [False, True])
-def test_progress_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch, has_tqdm: bool) -> None:
+def test_progress_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, has_tqdm: bool
+) -> None:
     """Of work that takes long: here each file does. With tqdm its bar, without it a line that is written over."""
 
     class Terminal(io.StringIO):
@@ -642,12 +789,22 @@ def test_progress_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch, h
         monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setattr("wcodec.cli.common._QUIET_S", 0)
     monkeypatch.setattr("wcodec.cli.common._EVERY_S", 0)
-    for args in (["encode", "model.safetensors", "-o", "m"], ["verify", "m"], ["decode", "m", "-o", "back"], ["repack", "m", "-o", "n"]):
+    for args in (
+        ["encode", "model.safetensors", "-o", "m"],
+        ["verify", "m"],
+        ["decode", "m", "-o", "back"],
+        ["repack", "m", "-o", "n"],
+    ):
         shown = Terminal()
         with contextlib.redirect_stderr(shown):
             assert cli.main(args) == 0
         text = shown.getvalue()
-        assert re.search(r"\r +\d+%\|.*B/s\]" if has_tqdm else r"\r\d+ %, [\d.]+ kB of 90\.\d kB, [\d.]+ .?B/s, \d+ s left", text), args
+        assert re.search(
+            r"\r +\d+%\|.*B/s\]"
+            if has_tqdm
+            else r"\r\d+ %, [\d.]+ kB of 90\.\d kB, [\d.]+ .?B/s, \d+ s left",
+            text,
+        ), args
         *_, last, nothing = text.split("\r")
         assert (last.strip(), nothing) == ("", ""), "the line is wiped"
     assert call("encode", "model.safetensors", "-f", "-o", "m")[2] == "", "nothing in a pipe"

@@ -23,16 +23,35 @@ from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference.planes import DType
 
 # Below, at and above a group of 128 symbols, a segment of 32768 words, and a chunk of two segment rows.
-SHAPES: list[tuple[int, ...]] = [(), (0,), (3, 0, 2), (1,), (127,), (129,), (32_769,), (256, 256), (300, 515), (2, 3, 70), (2, 1, 3, 1, 64)]
+SHAPES: list[tuple[int, ...]] = [
+    (),
+    (0,),
+    (3, 0, 2),
+    (1,),
+    (127,),
+    (129,),
+    (32_769,),
+    (256, 256),
+    (300, 515),
+    (2, 3, 70),
+    (2, 1, 3, 1, 64),
+]
 
 
 @pytest.mark.parametrize("small", [True, exhaustive(False)])
-@pytest.mark.parametrize(("dtype", "kind"), crossed(ARRAY_DTYPES, KINDS, one_in=3), ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize(
+    ("dtype", "kind"), crossed(ARRAY_DTYPES, KINDS, one_in=3), ids=lambda v: getattr(v, "name", v)
+)
 def test_every_dtype_comes_back(backend: Backend, dtype: DType, kind: str, small: bool) -> None:
     """On the reference but one of the large shapes: the others are what the other backend is compared with elsewhere."""
     large = [shape for shape in SHAPES if np.prod(shape) > 1000]
     for shape in SHAPES:
-        if small and backend.name == "reference" and shape in large and shape != large[dtype.id // 3 % 3]:
+        if (
+            small
+            and backend.name == "reference"
+            and shape in large
+            and shape != large[dtype.id // 3 % 3]
+        ):
             continue
         array = make_array(dtype, shape, kind)
         back = wcodec.decode(wcodec.encode(array))
@@ -40,31 +59,51 @@ def test_every_dtype_comes_back(backend: Backend, dtype: DType, kind: str, small
 
 
 @pytest.mark.parametrize(
-    ("dtype", "layout"), crossed([ml_dtypes.bfloat16, np.float16, np.int16], ["auto", "raw", "bytes", "pairs"], one_in=2)
+    ("dtype", "layout"),
+    crossed(
+        [ml_dtypes.bfloat16, np.float16, np.int16], ["auto", "raw", "bytes", "pairs"], one_in=2
+    ),
 )
 def test_every_16_bit_pattern_comes_back(backend: Backend, dtype: Any, layout: str) -> None:
     array = np.arange(1 << 16).astype(np.uint16).view(dtype).reshape(256, 256)
-    for options in (wcodec.EncodeOptions(layout=layout), wcodec.EncodeOptions(layout=layout, min_saving=-8)):
+    for options in (
+        wcodec.EncodeOptions(layout=layout),
+        wcodec.EncodeOptions(layout=layout, min_saving=-8),
+    ):
         assert bits(wcodec.decode(wcodec.encode(array, options))) == bits(array)
 
 
 @pytest.mark.parametrize(
     ("dtype", "predictor"),
-    crossed([np.uint8, np.int8, np.uint16, np.float32, ml_dtypes.bfloat16], ["auto", "left", "top", "avg", "planar"], one_in=2),
+    crossed(
+        [np.uint8, np.int8, np.uint16, np.float32, ml_dtypes.bfloat16],
+        ["auto", "left", "top", "avg", "planar"],
+        one_in=2,
+    ),
 )
-def test_planes_whose_residuals_are_constant_come_back(backend: Backend, dtype: Any, predictor: str) -> None:
+def test_planes_whose_residuals_are_constant_come_back(
+    backend: Backend, dtype: Any, predictor: str
+) -> None:
     """A ramp that starts at its step has one residual everywhere, but is no constant."""
     for shape in ((1, 3), (1, 200), (5, 1), (64, 64)):
         words = np.arange(1, np.prod(shape) + 1).reshape(shape)
         array = words.astype(np.dtype(f"u{np.dtype(dtype).itemsize}")).view(dtype)
-        for options in (wcodec.EncodeOptions(predictor=predictor), wcodec.EncodeOptions(predictor=predictor, min_saving=-8)):
+        for options in (
+            wcodec.EncodeOptions(predictor=predictor),
+            wcodec.EncodeOptions(predictor=predictor, min_saving=-8),
+        ):
             assert bits(wcodec.decode(wcodec.encode(array, options))) == bits(array)
 
 
 def test_layouts_of_arrays_in_memory_do_not_matter(backend: Backend) -> None:
     array = np.arange(600, dtype="<i4").reshape(20, 30)
     plain = wcodec.encode(array)
-    for other in (array.astype(">i4"), np.asfortranarray(array), np.repeat(array, 2, axis=0)[::2], array[::-1][::-1]):
+    for other in (
+        array.astype(">i4"),
+        np.asfortranarray(array),
+        np.repeat(array, 2, axis=0)[::2],
+        array[::-1][::-1],
+    ):
         assert wcodec.encode(other) == plain
     assert wcodec.decode(plain).dtype == np.dtype("<i4")
     assert wcodec.encode(array.T) != plain
@@ -84,12 +123,20 @@ def test_an_array_is_decoded_into_another(backend: Backend) -> None:
     transposed = np.empty(array.shape[::-1], array.dtype).T
     readonly = np.empty_like(array)
     readonly.flags.writeable = False
-    for wrong in (np.empty((200, 300), array.dtype), np.empty(array.shape, np.uint16), transposed, readonly):
+    for wrong in (
+        np.empty((200, 300), array.dtype),
+        np.empty(array.shape, np.uint16),
+        transposed,
+        readonly,
+    ):
         with pytest.raises(ValueError, match="out must be"):
             wcodec.decode(data, wrong)
 
 
-@pytest.mark.parametrize("array", [np.array(["text"]), np.array([None]), np.zeros(3, ml_dtypes.int4), np.zeros(3, "M8[s]")])
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["text"]), np.array([None]), np.zeros(3, ml_dtypes.int4), np.zeros(3, "M8[s]")],
+)
 def test_arrays_that_have_no_dtype_id_are_refused(array: np.ndarray) -> None:
     with pytest.raises(EncodeError, match="unsupported_dtype"):
         wcodec.encode(array)
@@ -137,7 +184,9 @@ def test_a_file_is_written_to_a_stream_that_cannot_seek(backend: Backend) -> Non
     writer = Encoder().start(pipe)  # type: ignore[arg-type]
     writer.add("", make_array(ARRAY_DTYPES[2], (300, 300), "gaussian"))
     writer.finish()
-    assert b"".join(pipe.parts) == wcodec.encode(make_array(ARRAY_DTYPES[2], (300, 300), "gaussian"))
+    assert b"".join(pipe.parts) == wcodec.encode(
+        make_array(ARRAY_DTYPES[2], (300, 300), "gaussian")
+    )
 
 
 def test_objects_may_be_used_again_also_after_an_error(backend: Backend) -> None:
@@ -153,7 +202,10 @@ def test_objects_may_be_used_again_also_after_an_error(backend: Backend) -> None
 
 @pytest.mark.parametrize("n", [6, exhaustive(12)])
 def test_several_threads_at_once(backend: Backend, n: int) -> None:
-    arrays = [make_array(d, (n * 25, 257), "gaussian", i) for i, d in enumerate(ARRAY_DTYPES[1 : 13 : 12 // n])]
+    arrays = [
+        make_array(d, (n * 25, 257), "gaussian", i)
+        for i, d in enumerate(ARRAY_DTYPES[1 : 13 : 12 // n])
+    ]
     expected = [wcodec.encode(a) for a in arrays]
     encoder, decoder = Encoder(None, backend), Decoder(backend)
     wrong: list[int] = []
@@ -161,7 +213,9 @@ def test_several_threads_at_once(backend: Backend, n: int) -> None:
     def work(k: int) -> None:
         for i in range(k, k + n):
             i %= n
-            if encoder.encode(arrays[i]) != expected[i] or bits(decoder.decode(expected[i])) != bits(arrays[i]):
+            if encoder.encode(arrays[i]) != expected[i] or bits(
+                decoder.decode(expected[i])
+            ) != bits(arrays[i]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(0, n, n // 3)]
@@ -203,11 +257,19 @@ def _huge() -> wcodec.reference.container.TensorRecord:
     from wcodec.reference.segments import SegmentTable
     from wcodec.reference.tiles import Geometry
 
-    side, dtype, n = 1 << 12, ARRAY_DTYPES[12], 1 << 20  # 2^20 segments of 2^24 float64: 2^47 bytes, all that can be addressed
+    # 2^20 segments of 2^24 float64: 2^47 bytes, all that can be addressed
+    side, dtype, n = 1 << 12, ARRAY_DTYPES[12], 1 << 20
     g = Geometry(side << 10, side << 10, side, side, side, side)
     empty = SegmentTable.zeros(1, dtype.n_planes)
-    table = SegmentTable(*(np.broadcast_to(c, (*c.shape[:-1], n)) for c in (getattr(empty, f) for f in SegmentTable.__slots__)))
-    return TensorRecord("", dtype, (side << 10, side << 10), 1, g, table, np.zeros(n, np.uint32), 32, 0, 0)
+    table = SegmentTable(
+        *(
+            np.broadcast_to(c, (*c.shape[:-1], n))
+            for c in (getattr(empty, f) for f in SegmentTable.__slots__)
+        )
+    )
+    return TensorRecord(
+        "", dtype, (side << 10, side << 10), 1, g, table, np.zeros(n, np.uint32), 32, 0, 0
+    )
 
 
 # ---- backends ----------------------------------------------------------------------------------------------------------------
@@ -218,7 +280,14 @@ def test_backends_under_test_are_usable_and_listed() -> None:
 
 
 def test_names_are_strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cuda:0", "no such", "no_such_package:Backend", "math:pi", "wcodec.errors:WcodecError", "wcodec.backends.protocol:No"):
+    for name in (
+        "cuda:0",
+        "no such",
+        "no_such_package:Backend",
+        "math:pi",
+        "wcodec.errors:WcodecError",
+        "wcodec.backends.protocol:No",
+    ):
         with pytest.raises(wcodec.BackendUnavailable):
             load_backend(name)
     monkeypatch.setenv("WCODEC_THREADS", "many")
@@ -261,7 +330,13 @@ def test_errors_have_a_code_a_place_and_survive_pickling() -> None:
     e = DecodeError("bad_checksum", "no match", tensor="x", offset=7)
     assert str(e) == "bad_checksum: no match (tensor 'x', offset 7)"
     back = pickle.loads(pickle.dumps(e))
-    assert (type(back), back.code, back.tensor, back.offset, str(back)) == (DecodeError, e.code, "x", 7, str(e))
+    assert (type(back), back.code, back.tensor, back.offset, str(back)) == (
+        DecodeError,
+        e.code,
+        "x",
+        7,
+        str(e),
+    )
     assert str(EncodeError("bad_source", "m")) == "bad_source: m"
     with pytest.raises(ValueError, match="not a code"):
         DecodeError("bad_source", "m")

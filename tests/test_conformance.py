@@ -34,7 +34,9 @@ SPEC = ROOT / "spec" / "wcodec.md"
 MANIFEST = json.loads((ROOT / "conformance_vectors" / "manifest.json").read_text(encoding="utf-8"))
 
 #: codes that no file alone can cause, with the reason
-NOT_BY_A_FILE = {"resource_limit": "depends on the caller and the machine; the check duty/max_nbytes causes it"}
+NOT_BY_A_FILE = {
+    "resource_limit": "depends on the caller and the machine; the check duty/max_nbytes causes it"
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,10 @@ def vectors() -> Vectors:
 
 def check_vectors(folder: Path) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, TOOLS / "write_vectors.py", "--folder", folder, "--check"], capture_output=True, text=True, check=False
+        [sys.executable, TOOLS / "write_vectors.py", "--folder", folder, "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.returncode, done.stderr
 
@@ -54,17 +59,30 @@ def test_vectors_are_current():
 
 
 @pytest.mark.parametrize("anew", [False, exhaustive(True)])
-def test_stale_vectors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], anew: bool):
+def test_stale_vectors_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], anew: bool
+):
     """By the command; or in this process, where those that are there stand for those that would be written."""
     shutil.copytree(ROOT / "conformance_vectors", tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
     import write_vectors
 
-    files = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    files = {
+        p.relative_to(tmp_path).as_posix(): p.read_bytes()
+        for p in tmp_path.rglob("*")
+        if p.is_file()
+    }
     monkeypatch.setattr(write_vectors, "contents", lambda: files)
 
     def check() -> tuple[int, str]:
-        return check_vectors(tmp_path) if anew else (write_vectors.main(["--folder", str(tmp_path), "--check"]), capsys.readouterr().err)
+        return (
+            check_vectors(tmp_path)
+            if anew
+            else (
+                write_vectors.main(["--folder", str(tmp_path), "--check"]),
+                capsys.readouterr().err,
+            )
+        )
 
     assert check() == (0, "")
     (tmp_path / "accept" / "no_tensors.wcodec").write_bytes(b"")
@@ -79,12 +97,18 @@ def test_stale_vectors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_vectors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str):
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / "manifest.json").write_text('{"cases": []}')
-    monkeypatch.setattr(conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance" / "cases.py"))
+    monkeypatch.setattr(
+        conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance" / "cases.py")
+    )
     assert conformance_cases.find_folder() == tmp_path / place
 
 
-def test_no_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance" / "cases.py"))
+def test_no_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(
+        conformance_cases, "__file__", str(tmp_path / "wcodec" / "conformance" / "cases.py")
+    )
     with pytest.raises(SystemExit) as e:
         main(["conformance", "--backend", "reference"])
     assert e.value.code == 2
@@ -117,13 +141,26 @@ def test_bases_of_differences(vectors: Vectors):
     for case in vectors.cases:
         differs = any("difference" in t for t in case.row.get("tensors", []))
         assert not differs or case.checkpoint, case.id
-        assert case.checkpoint is None or (case.checkpoint.expect, case.checkpoint.checkpoint) == ("accept", None)
-    assert {t["difference"] for c in MANIFEST["cases"] for t in c.get("tensors", []) if "difference" in t} == {"xor", "minus"}
+        assert case.checkpoint is None or (case.checkpoint.expect, case.checkpoint.checkpoint) == (
+            "accept",
+            None,
+        )
+    assert {
+        t["difference"]
+        for c in MANIFEST["cases"]
+        for t in c.get("tensors", [])
+        if "difference" in t
+    } == {"xor", "minus"}
 
 
 def test_every_mode_and_context_has_a_case(vectors: Vectors):
     """Each mode for a whole plane and for a tile; each kind of context in each layout, under tables of each sum."""
-    whole, of_tiles, contexts, sums = set[int](), set[int](), set[tuple[int, int, int]](), set[int]()
+    whole, of_tiles, contexts, sums = (
+        set[int](),
+        set[int](),
+        set[tuple[int, int, int]](),
+        set[int](),
+    )
     for case in vectors.cases:
         if case.expect != "accept":
             continue
@@ -131,7 +168,11 @@ def test_every_mode_and_context_has_a_case(vectors: Vectors):
         for t in index.tensors:
             plan, s = t.plan(index.tables), t.segments
             whole |= set(s.prediction.reshape(-1).tolist())
-            for at, n in zip((plan.offsets[:-1] + t.payload_offset).tolist(), plan.modes_nbytes.tolist(), strict=True):
+            for at, n in zip(
+                (plan.offsets[:-1] + t.payload_offset).tolist(),
+                plan.modes_nbytes.tolist(),
+                strict=True,
+            ):
                 of_tiles |= set(case.data[at : at + n])
             for p, k in np.argwhere(s.coder == Coder.CONTEXT).tolist():
                 context_map = index.tables.maps[int(s.table[p, k])]
@@ -140,10 +181,15 @@ def test_every_mode_and_context_has_a_case(vectors: Vectors):
     assert whole == {*MODES, PER_TILE}
     assert of_tiles == set(MODES)
     assert sums == {9, 10, 11, 12}
-    assert contexts >= {(ContextKind.PLANE, Layout.BYTES, n) for n in (2, 4, 8)} | {(ContextKind.PLANE, Layout.PAIRS, n) for n in (1, 2, 4)}
-    assert contexts >= {(kind, layout, n) for kind in (ContextKind.POSITION, ContextKind.SCALE) for layout in (1, 2) for n in (1, 2)} - {
-        (ContextKind.POSITION, Layout.BYTES, 2)
+    assert contexts >= {(ContextKind.PLANE, Layout.BYTES, n) for n in (2, 4, 8)} | {
+        (ContextKind.PLANE, Layout.PAIRS, n) for n in (1, 2, 4)
     }
+    assert contexts >= {
+        (kind, layout, n)
+        for kind in (ContextKind.POSITION, ContextKind.SCALE)
+        for layout in (1, 2)
+        for n in (1, 2)
+    } - {(ContextKind.POSITION, Layout.BYTES, 2)}
 
 
 def test_every_recipe_gives_its_bytes(vectors: Vectors):
@@ -156,8 +202,15 @@ def test_every_recipe_gives_its_bytes(vectors: Vectors):
 
 
 def test_splitmix64_is_the_published_one():
-    due = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
-    assert splitmix64(1234567, 5).tolist() == due  # test values of Rosetta Code and of the Java library
+    due = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    # test values of Rosetta Code and of the Java library
+    assert splitmix64(1234567, 5).tolist() == due
 
 
 @pytest.mark.parametrize(
@@ -166,10 +219,34 @@ def test_splitmix64_is_the_published_one():
         ({"recipe": "hex", "bytes": "0102ff"}, 3, 1, "0102ff"),
         ({"recipe": "constant", "value": "0x1234"}, 2, 2, "34123412"),
         ({"recipe": "counter", "start": "0xff", "step": 2}, 3, 1, "ff0103"),
-        ({"recipe": "splitmix64", "seed": 1234567, "shift": 0}, 1, 8, (6457827717110365317).to_bytes(8, "little").hex()),
-        ({"recipe": "splitmix64", "seed": 1234567, "shift": 56}, 1, 1, f"{6457827717110365317 >> 56:02x}"),
+        (
+            {"recipe": "splitmix64", "seed": 1234567, "shift": 0},
+            1,
+            8,
+            (6457827717110365317).to_bytes(8, "little").hex(),
+        ),
+        (
+            {"recipe": "splitmix64", "seed": 1234567, "shift": 56},
+            1,
+            1,
+            f"{6457827717110365317 >> 56:02x}",
+        ),
         ({"recipe": "choice", "seed": 1234567, "values": ["0xa", "0xb"]}, 2, 1, "0b0b"),
-        ({"recipe": "smooth", "seed": 0, "width": 2, "down": 10, "across": 3, "both": 1, "noise": 0, "shift": 0}, 4, 1, "00030a0e"),
+        (
+            {
+                "recipe": "smooth",
+                "seed": 0,
+                "width": 2,
+                "down": 10,
+                "across": 3,
+                "both": 1,
+                "noise": 0,
+                "shift": 0,
+            },
+            4,
+            1,
+            "00030a0e",
+        ),
         ({"recipe": "constant", "value": 0, "set": [[1, "0x7f80"]]}, 2, 2, "0000807f"),
     ],
 )
@@ -180,7 +257,12 @@ def test_recipes_by_hand(recipe: dict, n: int, word_nbytes: int, due: str):
 def test_every_edit_gives_its_file(vectors: Vectors):
     edited = [c for c in vectors.cases if "edits" in c.row]
     for case in edited:
-        assert apply_edits(vectors[case.row["base"]].data, case.row["edits"], case.row.get("refit", [])) == case.data, case.id
+        assert (
+            apply_edits(
+                vectors[case.row["base"]].data, case.row["edits"], case.row.get("refit", [])
+            )
+            == case.data
+        ), case.id
     assert {c.id for c in vectors.cases if c.expect != "accept"} <= {c.id for c in edited}
     assert all(vectors[c.row["base"]].expect == "accept" for c in edited)
 
@@ -218,7 +300,15 @@ def test_every_rule_has_a_case():
 # ---- the suite itself --------------------------------------------------------------------------------------------------
 def some(vectors: Vectors, *more: str) -> list[str]:
     """All files and duties; the kernels on few files, which together hold whatever any file holds."""
-    return ["accept/", "reject/", "either/", "encode/", "duty/", *more, *(f"kernels/{name}" for name in cover(vectors))]
+    return [
+        "accept/",
+        "reject/",
+        "either/",
+        "encode/",
+        "duty/",
+        *more,
+        *(f"kernels/{name}" for name in cover(vectors)),
+    ]
 
 
 @pytest.mark.parametrize("whole", [False, exhaustive(True)])
@@ -235,14 +325,26 @@ def test_numba_passes(monkeypatch: pytest.MonkeyPatch, vectors: Vectors, whole: 
 @pytest.mark.parametrize("whole", [False, exhaustive(True)])
 def test_reference_passes(vectors: Vectors, whole: bool):
     """Spoilt payloads are held against the reference itself, and spoilt files are refused before it comes to them, nearly all."""
-    report = conformance.run(load_backend("reference"), select="" if whole else some(vectors), sweeps=whole)
+    report = conformance.run(
+        load_backend("reference"), select="" if whole else some(vectors), sweeps=whole
+    )
     assert [str(o) for o in report.failed] == []
     assert report.totals["passed"] >= (1300 if whole else 1000)
     assert report.good == whole
 
 
 def test_left_out_is_not_green(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    status = main(["conformance", "--backend", "reference", "--filter", "accept/rank_0", "--report", str(tmp_path / "r.json")])
+    status = main(
+        [
+            "conformance",
+            "--backend",
+            "reference",
+            "--filter",
+            "accept/rank_0",
+            "--report",
+            str(tmp_path / "r.json"),
+        ]
+    )
     out = capsys.readouterr().out.splitlines()
     report = json.loads((tmp_path / "r.json").read_text())
     n = len(report["checks"]) - 3
@@ -251,7 +353,9 @@ def test_left_out_is_not_green(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert report["totals"] == {"passed": 3, "failed": 0, "not run": n}
     assert report["target"] == "reference"
     ran = [c for c in report["checks"] if c["outcome"] == "passed"]
-    assert [c["id"] for c in ran] == [f"accept/rank_0_{d}" for d in ("bfloat16", "complex128", "uint8")]
+    assert [c["id"] for c in ran] == [
+        f"accept/rank_0_{d}" for d in ("bfloat16", "complex128", "uint8")
+    ]
     assert ran[0].keys() == {"id", "rules", "outcome", "seconds", "message"}
 
 
@@ -259,8 +363,22 @@ def test_interrupted_is_not_green(tmp_path: Path):
     """What was found until then is reported."""
     once = f"import os, pathlib, signal; pathlib.Path('{tmp_path}/once').touch(exist_ok=False); os.kill(os.getppid(), signal.SIGINT)"
     (tmp_path / "decoder.py").write_text(once)
-    report, decoder = tmp_path / "r.json", f"{sys.executable} {tmp_path}/decoder.py {{input}} {{output}}"
-    line = [sys.executable, "-m", "wcodec", "conformance", "--report", report, "--filter", "accept/", "--command", decoder]
+    report, decoder = (
+        tmp_path / "r.json",
+        f"{sys.executable} {tmp_path}/decoder.py {{input}} {{output}}",
+    )
+    line = [
+        sys.executable,
+        "-m",
+        "wcodec",
+        "conformance",
+        "--report",
+        report,
+        "--filter",
+        "accept/",
+        "--command",
+        decoder,
+    ]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
     totals = json.loads(report.read_text())["totals"]
@@ -271,7 +389,9 @@ def test_interrupted_is_not_green(tmp_path: Path):
 
 
 def test_without_sweeps_is_not_green(capsys: pytest.CaptureFixture[str]):
-    assert main(["conformance", "--backend", "reference", "--filter", "base_raw", "--no-sweeps"]) == 1
+    assert (
+        main(["conformance", "--backend", "reference", "--filter", "base_raw", "--no-sweeps"]) == 1
+    )
     assert not capsys.readouterr().out.endswith(" 0 not run\n")
 
 
@@ -289,7 +409,10 @@ def test_unknown_backend(capsys: pytest.CaptureFixture[str]):
 def test_damaged_vectors_fail(tmp_path: Path, vectors: Vectors):
     (tmp_path / "accept").mkdir()
     row = vectors["accept/no_tensors"].row
-    bases = [vectors[f"accept/{n}"].row for n in (*conformance.kernels.FLIPPED, *conformance.kernels.CORRUPTED)]
+    bases = [
+        vectors[f"accept/{n}"].row
+        for n in (*conformance.kernels.FLIPPED, *conformance.kernels.CORRUPTED)
+    ]
     (tmp_path / "manifest.json").write_text(json.dumps({"cases": [row, *bases]}))
     (tmp_path / "accept" / "no_tensors.wcodec").write_bytes(b"\x89WCODEC\n")
     report = conformance.run(load_backend("reference"), folder=tmp_path, select="accept/no_tensors")
@@ -311,27 +434,46 @@ except DecodeError as e:
 open(sys.argv[2], "wb").write(data)
 """
 WRONG = {
-    "accepts everything": ("open(sys.argv[2], 'wb')", {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"}),
-    "writes nothing": ("", {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"}),
+    "accepts everything": (
+        "open(sys.argv[2], 'wb')",
+        {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"},
+    ),
+    "writes nothing": (
+        "",
+        {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"},
+    ),
     "leaves a file behind": (
         "open(sys.argv[2], 'wb'); sys.exit(1)",
         {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"},
     ),
-    "crashes": ("import os; os.abort()", {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"}),
+    "crashes": (
+        "import os; os.abort()",
+        {"accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"},
+    ),
 }
 SOME = ["accept/special_bfloat16", "accept/source_alone", "reject/magic_first_byte"]
 
 
 def command(tmp_path: Path, program: str, more: str = "") -> conformance.Command:
     (tmp_path / "decoder.py").write_text(program)
-    return conformance.Command(f"'{sys.executable}' '{tmp_path / 'decoder.py'}' {{input}} {{output}} {more}")
+    return conformance.Command(
+        f"'{sys.executable}' '{tmp_path / 'decoder.py'}' {{input}} {{output}} {more}"
+    )
 
 
-@pytest.mark.parametrize("first", [1, exhaustive(0)])  # the name of the very first sweep begins the names of others
+# the name of the very first sweep begins the names of others
+@pytest.mark.parametrize("first", [1, exhaustive(0)])
 def test_program_passes(tmp_path: Path, first: int):
     decoder = command(tmp_path, GOOD)
     _, sweeps = conformance.checks_of(decoder, load())
-    names = [*SOME, "accept/base_records", "either/padding_words", "reject/table_padding", sweeps[first].id, sweeps[-1].id]
+    names = [
+        *SOME,
+        "accept/base_records",
+        "either/padding_words",
+        "reject/table_padding",
+        sweeps[first].id,
+        sweeps[-1].id,
+    ]
     report = conformance.run(decoder, select=names)
     assert [str(o) for o in report.failed] == []
     assert report.totals["passed"] >= len(names)
@@ -345,18 +487,42 @@ def test_wrong_program_fails(tmp_path: Path, name: str):
     assert {o.id for o in report.failed} == due
 
 
-OF_BASES = ["accept/difference_xor_w2", "accept/base_difference", "reject/base_other_file", "reject/base_other_hash"]
+OF_BASES = [
+    "accept/difference_xor_w2",
+    "accept/base_difference",
+    "reject/base_other_file",
+    "reject/base_other_hash",
+]
 
 
 def test_program_that_takes_a_base(tmp_path: Path):
-    report = conformance.run(command(tmp_path, GOOD, "{base}"), select=[*OF_BASES, "accept/base_unused", "reject/base_missing"])
+    report = conformance.run(
+        command(tmp_path, GOOD, "{base}"),
+        select=[*OF_BASES, "accept/base_unused", "reject/base_missing"],
+    )
     assert [str(o) for o in report.failed] == []
     assert report.totals["passed"] == len(OF_BASES) + 2
 
 
-def test_program_without_a_base_leaves_its_cases_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_program_without_a_base_leaves_its_cases_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     line = command(tmp_path, GOOD).template
-    assert main(["conformance", "--command", line, "--filter", "base_other_", "--no-sweeps", "--report", str(tmp_path / "r.json")]) == 1
+    assert (
+        main(
+            [
+                "conformance",
+                "--command",
+                line,
+                "--filter",
+                "base_other_",
+                "--no-sweeps",
+                "--report",
+                str(tmp_path / "r.json"),
+            ]
+        )
+        == 1
+    )
     checks = {c["id"]: c for c in json.loads((tmp_path / "r.json").read_text())["checks"]}
     assert {checks[id]["message"] for id in OF_BASES} == {"the command has no {base}"}
     assert {checks[id]["outcome"] for id in OF_BASES} == {"not run"}

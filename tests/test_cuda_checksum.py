@@ -36,14 +36,27 @@ class GuardedRuntime(EmulatedRuntime):
     @property
     def whole(self) -> bool:
         """Whether all canaries are as they were."""
-        return bool(self._blocks) and all((b[:GUARD] == CANARY).all() and (b[-GUARD:] == CANARY).all() for b in self._blocks)
+        return bool(self._blocks) and all(
+            (b[:GUARD] == CANARY).all() and (b[-GUARD:] == CANARY).all() for b in self._blocks
+        )
 
 
-def check(runtime: EmulatedRuntime, data: Any, starts: Sequence[int] | NDArray[Any], sizes: Sequence[int] | NDArray[Any]) -> None:
+def check(
+    runtime: EmulatedRuntime,
+    data: Any,
+    starts: Sequence[int] | NDArray[Any],
+    sizes: Sequence[int] | NDArray[Any],
+) -> None:
     """Compare the CRC-32s of ranges of `data`, which is on the device, with zlib's."""
-    starts, sizes, before = np.asarray(starts, np.int64), np.asarray(sizes, np.int64), zlib.crc32(data)
+    starts, sizes, before = (
+        np.asarray(starts, np.int64),
+        np.asarray(sizes, np.int64),
+        zlib.crc32(data),
+    )
     out = crc32_ranges(runtime, (starts + runtime.address(data)).astype(np.uint64), sizes).result()
-    want = np.array([zlib.crc32(data[a : a + n]) for a, n in zip(starts, sizes, strict=True)], np.uint32)
+    want = np.array(
+        [zlib.crc32(data[a : a + n]) for a, n in zip(starts, sizes, strict=True)], np.uint32
+    )
     assert out.dtype == np.uint32
     wrong = np.flatnonzero(out != want)
     assert not wrong.size, [(int(starts[k]) % 128, int(sizes[k])) for k in wrong[:8]]
@@ -79,7 +92,10 @@ def test_every_small_size_at_odd_addresses(runtime: GuardedRuntime) -> None:
 @pytest.mark.parametrize("part_nbytes", PART_SIZES, indirect=True)
 def test_sizes_around_rows_blocks_and_parts(runtime: GuardedRuntime, part_nbytes: int) -> None:
     """Rows are of 128 bytes, blocks of 32 rows behind the first 1 to 32, parts of `part_nbytes`."""
-    edges = {k * ROW_NBYTES for k in (1, 2, 31, 32, 33, 34, 64, 65, 66)} | {part_nbytes, 2 * part_nbytes}
+    edges = {k * ROW_NBYTES for k in (1, 2, 31, 32, 33, 34, 64, 65, 66)} | {
+        part_nbytes,
+        2 * part_nbytes,
+    }
     sizes = sorted({edge + d for edge in edges for d in (-5, -1, 0, 1, 4) if edge + d <= 70_000})
     data = runtime.upload(random_bytes(80_000))
     for offset in (0, 2, 119):
@@ -92,7 +108,10 @@ def test_random_ranges(part_nbytes: int) -> None:
     rng, runtime = np.random.default_rng(part_nbytes), GuardedRuntime(order="shuffled", seed=3)
     data = runtime.upload(random_bytes(100_000))
     starts = rng.integers(0, 100_000, 200)
-    sizes = np.minimum(rng.integers(0, 4000, 200) ** rng.integers(0, 2, 200) * rng.integers(0, 30, 200), 100_000 - starts)
+    sizes = np.minimum(
+        rng.integers(0, 4000, 200) ** rng.integers(0, 2, 200) * rng.integers(0, 30, 200),
+        100_000 - starts,
+    )
     check(runtime, data, starts, sizes)
     assert runtime.whole
 
@@ -120,7 +139,9 @@ def test_uniform_bytes(value: int) -> None:
 
 
 @pytest.mark.parametrize("at_end", [True, False])
-@pytest.mark.parametrize("nbytes", [1, 2, 3, 4, 5, 15, 127, 128, 129, 4095, 4096, 4099, 8192, 12_345])
+@pytest.mark.parametrize(
+    "nbytes", [1, 2, 3, 4, 5, 15, 127, 128, 129, 4095, 4096, 4099, 8192, 12_345]
+)
 def test_nothing_is_read_outside(nbytes: int, at_end: bool) -> None:
     fence = Fence(nbytes, at_end)
     fence.bytes[:] = random_bytes(nbytes)
@@ -132,7 +153,9 @@ def test_of_nothing() -> None:
     runtime = GuardedRuntime()
     none = crc32_ranges(runtime, np.zeros(0, np.uint64), np.zeros(0, np.int64)).result()
     assert (none.shape, none.dtype) == ((0,), np.uint32)
-    assert crc32_ranges(runtime, np.array([1, 0], np.uint64), np.zeros(2, np.int64)).result().tolist() == [0, 0]
+    assert crc32_ranges(
+        runtime, np.array([1, 0], np.uint64), np.zeros(2, np.int64)
+    ).result().tolist() == [0, 0]
 
 
 def test_computed_first_fetched_later() -> None:
@@ -157,7 +180,10 @@ def test_ranges_larger_than_any_here() -> None:
     shares["remainder"] = rng.integers(0, 1 << 32, 40)
     shares["behind"] = ROW_NBYTES + rng.integers(0, nbytes[shares["range"]] + np.uint64(1))
     out = runtime.upload(np.zeros(5, np.uint32))
-    device = [runtime.upload(a) for a in (checksums._powers().view(np.uint8), ranges.view(np.uint8), shares.view(np.uint8))]
+    device = [
+        runtime.upload(a)
+        for a in (checksums._powers().view(np.uint8), ranges.view(np.uint8), shares.view(np.uint8))
+    ]
     runtime.launch("crc32_join", 1, checksums.THREADS, *device, out, np.uint32(5), np.uint32(40))
     want = [crc32_combine(0xFFFFFFFF, 0, int(n)) ^ 0xFFFFFFFF for n in nbytes]
     for behind, remainder, k in shares.tolist():
@@ -191,7 +217,12 @@ def main() -> None:
     """Ranges in memory that ends where they do, with sanitizers on."""
     runtime = EmulatedRuntime.sanitized()
     for nbytes in [*range(1, 140, 3), 4096, 4097, 8191, 70_001]:
-        check(runtime, runtime.upload(random_bytes(nbytes)), [0, nbytes // 2], [nbytes, nbytes - nbytes // 2])
+        check(
+            runtime,
+            runtime.upload(random_bytes(nbytes)),
+            [0, nbytes // 2],
+            [nbytes, nbytes - nbytes // 2],
+        )
     print("OK")
 
 

@@ -39,8 +39,14 @@ def code_of(cubin: bytes) -> dict[str, int]:
     assert table + entry_nbytes * n <= len(cubin)
     headers = [struct.unpack_from("<I20xQQ", cubin, table + entry_nbytes * i) for i in range(n)]
     text = cubin[headers[names][1] :][: headers[names][2]]
-    sections = {text[name : text.index(b"\0", name)].decode(): nbytes for name, _, nbytes in headers}
-    return {name.removeprefix(".text."): nbytes for name, nbytes in sections.items() if name.startswith(".text.")}
+    sections = {
+        text[name : text.index(b"\0", name)].decode(): nbytes for name, _, nbytes in headers
+    }
+    return {
+        name.removeprefix(".text."): nbytes
+        for name, nbytes in sections.items()
+        if name.startswith(".text.")
+    }
 
 
 def test_every_source_is_named() -> None:
@@ -49,10 +55,17 @@ def test_every_source_is_named() -> None:
 
 def targets() -> list[Any]:
     """All sources for all architectures; always each for one of them in turn, of products one for the usual one."""
-    always = {source: ARCHITECTURES[-1 - i % len(ARCHITECTURES)] for i, source in enumerate(SOURCES) if source not in LINEARS}
+    always = {
+        source: ARCHITECTURES[-1 - i % len(ARCHITECTURES)]
+        for i, source in enumerate(SOURCES)
+        if source not in LINEARS
+    }
     always["linear_e4m3_fp16"] = 90
     pairs = itertools.product(SOURCES, ARCHITECTURES)
-    return [(source, arch) if always.get(source) == arch else exhaustive((source, arch)) for source, arch in pairs]
+    return [
+        (source, arch) if always.get(source) == arch else exhaustive((source, arch))
+        for source, arch in pairs
+    ]
 
 
 @pytest.mark.parametrize(("source", "arch"), targets())
@@ -74,7 +87,11 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     """Print registers a thread and shared memory a block, of each kernel but the many products."""
     sources = [source for source in SOURCES if source not in LINEARS[1:]]
     lines = [f"{'kernel':30} {'shared':>6}  registers on sm_90"]
-    lines += [f"{k:30} {u.shared_nbytes:6}  {u.registers:4}" for source in sources for k, u in build(source, 90).usage.items()]
+    lines += [
+        f"{k:30} {u.shared_nbytes:6}  {u.registers:4}"
+        for source in sources
+        for k, u in build(source, 90).usage.items()
+    ]
     with capsys.disabled():
         print("", *lines, sep="\n")
     assert len(lines) == 1 + sum(len(SOURCES[source]) for source in sources)

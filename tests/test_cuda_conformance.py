@@ -29,7 +29,9 @@ BACKEND = "cuda_emulator.backend:EmulatedCuda"
 def sanitized(args: list[str], how: str) -> str:
     """What a command prints; it must end well, and the sanitizers must be silent."""
     paths = f"{ROOT}:{ROOT / 'tests'}"
-    done = run_sanitized(args, timeout=1800, env={"WCODEC_EMULATOR": f"sanitize {how}", "PYTHONPATH": paths})
+    done = run_sanitized(
+        args, timeout=1800, env={"WCODEC_EMULATOR": f"sanitize {how}", "PYTHONPATH": paths}
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     assert not re.search("Sanitizer|runtime error", done.stderr), done.stderr[-6000:]
     return done.stdout
@@ -37,13 +39,24 @@ def sanitized(args: list[str], how: str) -> str:
 
 SUITE = ["-m", "wcodec", "conformance", "--backend", BACKEND]
 SAMPLE = ["-m", "conformance_sample", BACKEND]
-LAUNCHED = {kernel for source, kernels in SOURCES.items() if source not in ("operand", *LINEARS) for kernel in kernels}
+LAUNCHED = {
+    kernel
+    for source, kernels in SOURCES.items()
+    if source not in ("operand", *LINEARS)
+    for kernel in kernels
+}
 
 
 def races(args: list[str]) -> str:
     """What a command prints, for which every access of memory is compared with those before it that no barrier orders, in any order."""
-    env = {**os.environ, "WCODEC_EMULATOR": "races shuffled 5", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run([sys.executable, *args], env=env, capture_output=True, text=True, timeout=1800)
+    env = {
+        **os.environ,
+        "WCODEC_EMULATOR": "races shuffled 5",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    done = subprocess.run(
+        [sys.executable, *args], env=env, capture_output=True, text=True, timeout=1800
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return done.stdout
 
@@ -95,9 +108,13 @@ ORDERS = ["forward", "reverse", "shuffled 3"]
 IN_FULL = [exhaustive((6700, seed, how)) for seed, how in enumerate(ORDERS, 1)]
 
 
-@pytest.mark.parametrize(("n", "seed", "how"), [(700, 4, "shuffled 4"), exhaustive((2000, 4, "shuffled 4")), *IN_FULL])
+@pytest.mark.parametrize(
+    ("n", "seed", "how"), [(700, 4, "shuffled 4"), exhaustive((2000, 4, "shuffled 4")), *IN_FULL]
+)
 def test_corrupted_segments(n: int, seed: int, how: str) -> None:
     """Amid memory that ends where the buffers do; 20,000 in full."""
     tool = str(ROOT / "tools" / "fuzz_segments.py")
-    out = sanitized([tool, "--small", "--segments", str(n), "--seed", str(seed), "--backend", BACKEND], how)
+    out = sanitized(
+        [tool, "--small", "--segments", str(n), "--seed", str(seed), "--backend", BACKEND], how
+    )
     assert int(out.split()[0]) >= n

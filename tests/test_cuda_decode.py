@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import BLOCK, EACH_RUNTIME, Array, Memory, address, check_sanitized, pad, planes_of, segments_of, tensors_of
+from cuda_cases import (
+    BLOCK,
+    EACH_RUNTIME,
+    Array,
+    Memory,
+    address,
+    check_sanitized,
+    pad,
+    planes_of,
+    segments_of,
+    tensors_of,
+)
 from cuda_emulator import CANARY, EmulatedRuntime
 from plans import Case, complete, only, random_tables, random_words, two_symbols
 from sampling import sampled
@@ -18,7 +29,15 @@ from sampling import sampled
 from wcodec.backends.cuda.layout import BATCH, PLANE, TABLE
 from wcodec.backends.protocol import Status
 from wcodec.reference import segments as reference
-from wcodec.reference.entropy import GROUP, MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool, decode_streams, encode_streams
+from wcodec.reference.entropy import (
+    GROUP,
+    MAX_PROB_BITS,
+    MIN_PROB_BITS,
+    Table,
+    TablePool,
+    decode_streams,
+    encode_streams,
+)
 from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
@@ -28,7 +47,11 @@ BAD_STREAM, BAD_PATCH = 1, 4  # as in common.cuh
 BYTES = [d for d in DTYPES if d.word_nbytes <= 4]
 PAIRS = [d for d in BYTES if d.has_pairs]
 KINDS = [(d, Layout.BYTES) for d in BYTES] + [(d, Layout.PAIRS) for d in PAIRS]
-ONE_OF_EACH = [(BY_NAME[n], layout) for n in ("int8", "bfloat16", "float32") for layout in (Layout.BYTES, Layout.PAIRS)]
+ONE_OF_EACH = [
+    (BY_NAME[n], layout)
+    for n in ("int8", "bfloat16", "float32")
+    for layout in (Layout.BYTES, Layout.PAIRS)
+]
 
 
 def kind_id(kind: Any) -> str:
@@ -45,7 +68,11 @@ def all_precisions(rng: np.random.Generator) -> TablePool:
     """Tables of each precision, with symbols of any frequency, also at both ends of the alphabet."""
     tables = []
     for prob_bits in range(MIN_PROB_BITS, MAX_PROB_BITS + 1):
-        tables += [two_symbols(prob_bits, 1), two_symbols(prob_bits, (1 << prob_bits) - 1, 0, 255), two_symbols(prob_bits, 7, 254, 1)]
+        tables += [
+            two_symbols(prob_bits, 1),
+            two_symbols(prob_bits, (1 << prob_bits) - 1, 0, 255),
+            two_symbols(prob_bits, 7, 254, 1),
+        ]
         some = random_tables(rng, 40)
         tables += [t for t in some.tables if t.prob_bits == prob_bits][:2]
     return TablePool(tables)
@@ -82,7 +109,9 @@ def luts_of(runtime: EmulatedRuntime, memory: Memory, rows: Array) -> Array:
 @functools.cache
 def known_luts(pool: TablePool) -> Array:
     """The same by the reference."""
-    return np.concatenate([np.pad(t.lut, (0, SLOTS - t.lut.size)) for t in pool.tables]).astype(np.uint32)
+    return np.concatenate([np.pad(t.lut, (0, SLOTS - t.lut.size)) for t in pool.tables]).astype(
+        np.uint32
+    )
 
 
 def test_luts(runtime: EmulatedRuntime) -> None:
@@ -116,21 +145,30 @@ def random_symbols(rng: np.random.Generator, table: Table, n: int) -> Array:
     return rng.choice(256, n, p=table.freq / table.freq.sum()).astype(np.uint8)
 
 
-def random_streams(rng: np.random.Generator, sizes: Iterable[int], pool: TablePool | None = None) -> Streams:
+def random_streams(
+    rng: np.random.Generator, sizes: Iterable[int], pool: TablePool | None = None
+) -> Streams:
     """Good streams of these sizes, under any tables."""
     pool, n_symbols = all_precisions(rng) if pool is None else pool, np.array(list(sizes), np.int64)
     tables = rng.integers(0, len(pool), n_symbols.size)
-    symbols = [random_symbols(rng, pool[t], n) for t, n in zip(tables.tolist(), n_symbols.tolist(), strict=True)]
+    symbols = [
+        random_symbols(rng, pool[t], n)
+        for t, n in zip(tables.tolist(), n_symbols.tolist(), strict=True)
+    ]
     return Streams(pool, encode_streams(symbols, tables, pool), n_symbols, tables)
 
 
-def check_streams(runtime: EmulatedRuntime, rng: np.random.Generator, some: Streams, at_end: bool = True) -> Array:
+def check_streams(
+    runtime: EmulatedRuntime, rng: np.random.Generator, some: Streams, at_end: bool = True
+) -> Array:
     """Symbols, those that fill up the last groups too, and what is said of the streams, are the reference's. Returns which are good."""
     memory, rows, whole = Memory(at_end), table_rows(some.pool), whole_groups(some.n_symbols)
     expected = decode_streams(some.streams, whole, some.tables, some.pool)
     planes = np.zeros(len(some.streams), PLANE)
     planes["table"], planes["coder"] = some.tables, Coder.RANS
-    return check_kernel(runtime, rng, memory, "decode_streams", some, planes, rows, expected, BAD_STREAM)
+    return check_kernel(
+        runtime, rng, memory, "decode_streams", some, planes, rows, expected, BAD_STREAM
+    )
 
 
 def whole_groups(n_symbols: Array) -> Array:
@@ -139,9 +177,17 @@ def whole_groups(n_symbols: Array) -> Array:
 
 
 def check_kernel(
-    runtime: EmulatedRuntime, rng: np.random.Generator, memory: Memory, kernel: str, some: Any, planes: Array, rows: Array,
-    expected: tuple[list[Array], Array], bad: int, maps: Array | None = None,
-) -> Array:  # fmt: skip
+    runtime: EmulatedRuntime,
+    rng: np.random.Generator,
+    memory: Memory,
+    kernel: str,
+    some: Any,
+    planes: Array,
+    rows: Array,
+    expected: tuple[list[Array], Array],
+    bad: int,
+    maps: Array | None = None,
+) -> Array:
     """A kernel finds symbols, and which streams are good, as expected. Returns the latter.
 
     Parameters
@@ -159,7 +205,10 @@ def check_kernel(
     """
     symbols, good = expected
     rooms, before = [memory.room(s.size) for s in symbols], 64
-    planes["at"], planes["nbytes"] = [address(memory.put(s)) for s in some.streams], [s.size for s in some.streams]
+    planes["at"], planes["nbytes"] = (
+        [address(memory.put(s)) for s in some.streams],
+        [s.size for s in some.streams],
+    )
     planes["symbols"], planes["n_symbols"] = [address(r) for r in rooms], some.n_symbols
     planes["segment"] = rng.permutation(planes.size)
     batches, listed = batches_of(rng, np.arange(planes.size), planes["table"])
@@ -180,7 +229,21 @@ def check_kernel(
 def test_streams(runtime: EmulatedRuntime, at_end: bool) -> None:
     """Of 1 to 8 groups and some longer, all precisions; the buffer of words slides in the longer ones."""
     rng = np.random.default_rng(1)
-    sizes = [1, 2, 127, 128, 129, 255, 256, 257, *range(384, 1025, 128), *rng.integers(1, 1024, 20).tolist(), 4000, 6000, 9001]
+    sizes = [
+        1,
+        2,
+        127,
+        128,
+        129,
+        255,
+        256,
+        257,
+        *range(384, 1025, 128),
+        *rng.integers(1, 1024, 20).tolist(),
+        4000,
+        6000,
+        9001,
+    ]
     assert check_streams(runtime, rng, random_streams(rng, sizes), at_end).all()
 
 
@@ -194,7 +257,9 @@ def greedy_stream(n_groups: int, n_waiting: int) -> Array:
         state = state // 4095 << 12 | state % 4095
     words = np.zeros((n_steps, 32 - n_waiting), "<u2")
     words[-2] = 1  # then the last one makes 2^16 of the state
-    stream = np.array([state] * n_waiting + [0] * (32 - n_waiting), "<u4").tobytes() + words.tobytes()
+    stream = (
+        np.array([state] * n_waiting + [0] * (32 - n_waiting), "<u4").tobytes() + words.tobytes()
+    )
     return np.frombuffer(stream + bytes(-len(stream) % 16), np.uint8)
 
 
@@ -202,10 +267,14 @@ def test_most_words(runtime: EmulatedRuntime) -> None:
     """The fastest way through the buffer; beside other streams, whose words are not 0."""
     rng, pool = np.random.default_rng(2), TablePool([GREEDY])
     shapes = [(n_groups, n_waiting) for n_groups in (1, 2, 3, 8, 9, 61) for n_waiting in range(8)]
-    others = encode_streams([np.full(n, 255, np.uint8) for n in range(4000, 4040)], np.zeros(40, np.int64), pool)
+    others = encode_streams(
+        [np.full(n, 255, np.uint8) for n in range(4000, 4040)], np.zeros(40, np.int64), pool
+    )
     streams = [greedy_stream(*s) for s in shapes] + others
     sizes = np.array([GROUP * n for n, _ in shapes] + [*range(4000, 4040)])
-    assert check_streams(runtime, rng, Streams(pool, streams, sizes, np.zeros(sizes.size, np.int64))).all()
+    assert check_streams(
+        runtime, rng, Streams(pool, streams, sizes, np.zeros(sizes.size, np.int64))
+    ).all()
 
 
 def test_streams_that_run_out(runtime: EmulatedRuntime) -> None:
@@ -214,9 +283,17 @@ def test_streams_that_run_out(runtime: EmulatedRuntime) -> None:
     shapes = [(n_groups, n_waiting) for n_groups in (1, 2, 7, 20) for n_waiting in (0, 1)]
     for shape in shapes:
         stream = greedy_stream(*shape)
-        streams += [stream, stream[:-16], stream[:-32], stream[:-48], np.append(stream, np.zeros(16, np.uint8))]
+        streams += [
+            stream,
+            stream[:-16],
+            stream[:-32],
+            stream[:-48],
+            np.append(stream, np.zeros(16, np.uint8)),
+        ]
     sizes = np.repeat([GROUP * n for n, _ in shapes], 5)
-    good = check_streams(runtime, rng, Streams(pool, streams, sizes, np.zeros(sizes.size, np.int64)))
+    good = check_streams(
+        runtime, rng, Streams(pool, streams, sizes, np.zeros(sizes.size, np.int64))
+    )
     np.testing.assert_array_equal(good, np.arange(sizes.size) % 5 == 0)
 
 
@@ -232,7 +309,9 @@ def spoilt_stream(rng: np.random.Generator, stream: Array, kind: int) -> Array:
         out[:128].view("<u4")[:] = rng.integers(0, 3, 32) * rng.integers(0, 1 << 16, 32)
     elif kind == 3:  # units too few or too many
         n = int(rng.integers(0, out.size // 16 - 7))
-        out = np.concatenate([out[: 128 + 16 * n], rng.integers(0, 2, 16 * int(rng.integers(0, 3))).astype(np.uint8)])
+        out = np.concatenate(
+            [out[: 128 + 16 * n], rng.integers(0, 2, 16 * int(rng.integers(0, 3))).astype(np.uint8)]
+        )
     elif kind == 4:  # all of it
         out[:] = rng.integers(0, 256, out.size)
     elif kind == 5:
@@ -266,22 +345,35 @@ def some_tables(seed: int) -> TablePool:
     return random_tables(np.random.default_rng(seed))
 
 
-def fused_case(rng: np.random.Generator, dtype: DType, layout: Layout, geometry: Geometry, words: Array | None = None) -> Case:
+def fused_case(
+    rng: np.random.Generator,
+    dtype: DType,
+    layout: Layout,
+    geometry: Geometry,
+    words: Array | None = None,
+) -> Case:
     """A plan of one-tile segments whose lower planes are raw, each with any table."""
     pool, n = some_tables(int(rng.integers(20))), geometry.n_segments
     coder = [Coder.RANS, *[Coder.RAW] * (dtype.n_planes - 1)]
     windowed = layout == Layout.PAIRS and dtype.word_nbytes > 1
     plan = only(dtype, geometry, pool, layout, coder=coder)
     plan.segments.table[0] = rng.integers(0, len(pool), n)
-    plan.segments.base[:] = rng.choice([0, 108, 118, 240, int(rng.integers(0, 241))], n) if windowed else 0
+    plan.segments.base[:] = (
+        rng.choice([0, 108, 118, 240, int(rng.integers(0, 241))], n) if windowed else 0
+    )
     plan = replace(plan, fill=rng.integers(0, 16, n).astype(np.uint8))
     return complete(plan, random_words(rng, geometry, dtype) if words is None else words)
 
 
 def suits(case: Case) -> Array:
     """Segments that the kernels are made for: each lane's words of a group lie in one row."""
-    (heights, widths), each = case.plan.geometry.sizes(), 8 if case.plan.segments.layout[0] == Layout.PAIRS else 4
-    return np.flatnonzero((heights == 1) | (widths == case.plan.geometry.cols) | (widths % each == 0))
+    (heights, widths), each = (
+        case.plan.geometry.sizes(),
+        8 if case.plan.segments.layout[0] == Layout.PAIRS else 4,
+    )
+    return np.flatnonzero(
+        (heights == 1) | (widths == case.plan.geometry.cols) | (widths % each == 0)
+    )
 
 
 class Fused:
@@ -293,7 +385,9 @@ class Fused:
         Words before the matrix, in a buffer that is larger by a few: where it starts is aligned to words only.
     """
 
-    def __init__(self, case: Case, payload: Array | None = None, at_end: bool = True, shift: int = 0) -> None:
+    def __init__(
+        self, case: Case, payload: Array | None = None, at_end: bool = True, shift: int = 0
+    ) -> None:
         self.case, self.plan, self.memory = case, case.decoding, Memory(at_end)
         self._payload = case.payload if payload is None else payload
         dtype, geometry, s = self.plan.dtype, self.plan.geometry, self.plan.segments
@@ -302,18 +396,33 @@ class Fused:
         self.words = self.room[before : before + nbytes]
         self.tensors, self.planes = tensors_of(dtype, geometry), planes_of(dtype, geometry)
         self.segments = segments_of(dtype, geometry, address(self.words))
-        self.segments["layout"], self.segments["base"], self.segments["n_patches"] = s.layout, s.base, s.n_patches
+        self.segments["layout"], self.segments["base"], self.segments["n_patches"] = (
+            s.layout,
+            s.base,
+            s.n_patches,
+        )
         for k, segment in enumerate(self.segments):
-            segment["patches"] = self._part(int(self.plan.patch_offsets[k]), pad(4 * int(s.n_patches[k])))
+            segment["patches"] = self._part(
+                int(self.plan.patch_offsets[k]), pad(4 * int(s.n_patches[k]))
+            )
             for p, plane in enumerate(self.planes[k]):
                 nbytes = int(self.plan.stream_nbytes[p, k])
-                plane["coder"], plane["table"], plane["n_symbols"] = s.coder[p, k], s.table[p, k], self.plan.plane_nbytes[p, k]
-                plane["at"], plane["nbytes"] = self._part(int(self.plan.plane_offsets[p, k]), nbytes), nbytes
+                plane["coder"], plane["table"], plane["n_symbols"] = (
+                    s.coder[p, k],
+                    s.table[p, k],
+                    self.plan.plane_nbytes[p, k],
+                )
+                plane["at"], plane["nbytes"] = (
+                    self._part(int(self.plan.plane_offsets[p, k]), nbytes),
+                    nbytes,
+                )
 
     def _part(self, start: int, nbytes: int) -> int:
         return address(self.memory.put(self._payload[start : start + nbytes])) if nbytes else 0
 
-    def run(self, runtime: EmulatedRuntime, rng: np.random.Generator, chosen: Array) -> tuple[Array, Array]:
+    def run(
+        self, runtime: EmulatedRuntime, rng: np.random.Generator, chosen: Array
+    ) -> tuple[Array, Array]:
         """Words and status bits of all segments, which are 8 before."""
         rows = table_rows(self.plan.tables)
         luts = self.memory.put(known_luts(self.plan.tables))
@@ -321,7 +430,9 @@ class Fused:
         self.room[:] = CANARY
         status = self.memory.room(4 * self.segments.size).view(np.uint32)
         status[:] = 8
-        args = [self.memory.put(a) for a in (self.tensors, self.segments, self.planes, batches, listed)]
+        args = [
+            self.memory.put(a) for a in (self.tensors, self.segments, self.planes, batches, listed)
+        ]
         kernel = kernel_of(self.plan.dtype, Layout(int(self.plan.segments.layout[0])))
         runtime.launch(kernel, batches.size, BLOCK, self.memory.put(rows), luts, *args, status)
         self.memory.check()
@@ -329,17 +440,28 @@ class Fused:
         at = address(self.words) - address(self.room)
         whole[at : at + self.words.size] = CANARY
         assert (whole == CANARY).all(), "written outside of the matrix"
-        return self.words.view(self.plan.dtype.word_type).reshape(self.case.words.shape).copy(), status
+        return self.words.view(self.plan.dtype.word_type).reshape(
+            self.case.words.shape
+        ).copy(), status
 
 
 def canaries(case: Case) -> Array:
     """A matrix of nothing else."""
-    out: Array = np.full(case.words.nbytes, CANARY, np.uint8).view(case.words.dtype).reshape(case.words.shape)
+    out: Array = (
+        np.full(case.words.nbytes, CANARY, np.uint8)
+        .view(case.words.dtype)
+        .reshape(case.words.shape)
+    )
     return out
 
 
 def check_fused(
-    runtime: EmulatedRuntime, rng: np.random.Generator, case: Case, chosen: Array | None = None, at_end: bool = True, shift: int = 0
+    runtime: EmulatedRuntime,
+    rng: np.random.Generator,
+    case: Case,
+    chosen: Array | None = None,
+    at_end: bool = True,
+    shift: int = 0,
 ) -> None:
     """The words of the chosen segments are those of the reference, and no others are touched."""
     chosen = suits(case) if chosen is None else chosen
@@ -354,12 +476,18 @@ def check_fused(
     assert (status == 8).all()
 
 
-def check_bad(runtime: EmulatedRuntime, rng: np.random.Generator, case: Case, payload: Array) -> Array:
+def check_bad(
+    runtime: EmulatedRuntime, rng: np.random.Generator, case: Case, payload: Array
+) -> Array:
     """Same status as the reference, same words where it is good, nothing else touched. Returns the statuses of all segments."""
     chosen, decoded = suits(case), case.words.copy()
     good = reference.decode_segments(case.decoding, payload, decoded)
     words, status = Fused(case, payload).run(runtime, rng, chosen)
-    found = np.where(status & BAD_STREAM, Status.BAD_STREAM, np.where(status & BAD_PATCH, Status.BAD_PATCH, Status.OK))
+    found = np.where(
+        status & BAD_STREAM,
+        Status.BAD_STREAM,
+        np.where(status & BAD_PATCH, Status.BAD_PATCH, Status.OK),
+    )
     np.testing.assert_array_equal(found[chosen], good[chosen])
     assert (status & ~np.uint32(BAD_STREAM | BAD_PATCH) == 8).all()
     for k in range(case.plan.geometry.n_segments):
@@ -377,21 +505,47 @@ def check_bad(runtime: EmulatedRuntime, rng: np.random.Generator, case: Case, pa
 def test_segments(runtime: EmulatedRuntime, dtype: DType, layout: Layout, at_end: bool) -> None:
     """All maps; segments as wide as the matrix or not, in step with groups or not."""
     rng = np.random.default_rng([4, dtype.id, layout, at_end])
-    shapes = [(9, 512, 9, 256), (40, 100, 17, 100), (30, 120, 24, 40), (33, 70, 33, 16), (7, 300, 5, 120)]
+    shapes = [
+        (9, 512, 9, 256),
+        (40, 100, 17, 100),
+        (30, 120, 24, 40),
+        (33, 70, 33, 16),
+        (7, 300, 5, 120),
+    ]
     for rows, cols, s_rows, s_cols in shapes:
         case = fused_case(rng, dtype, layout, Geometry(rows, cols, s_rows, s_cols, s_rows, s_cols))
         check_fused(runtime, rng, case, at_end=at_end)
-        check_fused(runtime, rng, case, rng.permutation(suits(case))[:2], not at_end, shift=int(rng.integers(0, 4)))
+        check_fused(
+            runtime,
+            rng,
+            case,
+            rng.permutation(suits(case))[:2],
+            not at_end,
+            shift=int(rng.integers(0, 4)),
+        )
 
 
-@pytest.mark.parametrize("n", sampled([1, 2, 3, 4, 5, 7, 8, 9, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1025, 5000], always=10))
+@pytest.mark.parametrize(
+    "n",
+    sampled(
+        [1, 2, 3, 4, 5, 7, 8, 9, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1025, 5000], always=10
+    ),
+)
 @pytest.mark.parametrize(("dtype", "layout"), ONE_OF_EACH, ids=kind_id)
 def test_sizes(dtype: DType, layout: Layout, n: int) -> None:
     """Around a lane's words, groups, and pairs of groups; in one row, in one column, in rows of a few."""
     rng, runtime = np.random.default_rng([5, n]), EmulatedRuntime(order="shuffled", seed=n)
-    for rows, cols, s_rows, s_cols in ((1, n, 1, n), (n, 1, n, 1), (2, n, 1, n), (n, 8, n, 8), (-(-n // 8), 24, -(-n // 8), 8)):
+    for rows, cols, s_rows, s_cols in (
+        (1, n, 1, n),
+        (n, 1, n, 1),
+        (2, n, 1, n),
+        (n, 8, n, 8),
+        (-(-n // 8), 24, -(-n // 8), 8),
+    ):
         if rows * cols < 20000:
-            case = fused_case(rng, dtype, layout, Geometry(rows, cols, s_rows, s_cols, s_rows, s_cols))
+            case = fused_case(
+                rng, dtype, layout, Geometry(rows, cols, s_rows, s_cols, s_rows, s_cols)
+            )
             check_fused(runtime, rng, case, shift=n % 5)
 
 
@@ -406,7 +560,10 @@ def test_parts_of_a_row(dtype: DType, layout: Layout, width: int) -> None:
             check_fused(runtime, rng, case, np.arange(case.plan.geometry.n_segments), shift=shift)
 
 
-@pytest.mark.parametrize("width", sampled([8, 16, 24, 32, 40, 64, 120, 128, 136, 248, 256, 264, 512, 520, 1024], always=8))
+@pytest.mark.parametrize(
+    "width",
+    sampled([8, 16, 24, 32, 40, 64, 120, 128, 136, 248, 256, 264, 512, 520, 1024], always=8),
+)
 @pytest.mark.parametrize(("dtype", "layout"), ONE_OF_EACH, ids=kind_id)
 def test_widths(dtype: DType, layout: Layout, width: int) -> None:
     """Rows of the matrix that are aligned to what a lane stores, or not."""
@@ -418,13 +575,18 @@ def test_widths(dtype: DType, layout: Layout, width: int) -> None:
         check_fused(runtime, rng, case, np.arange(2), shift=1)
 
 
-@pytest.mark.parametrize(("dtype", "layout"), [(BY_NAME["bfloat16"], Layout.PAIRS), (BY_NAME["int8"], Layout.BYTES)], ids=kind_id)
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(BY_NAME["bfloat16"], Layout.PAIRS), (BY_NAME["int8"], Layout.BYTES)],
+    ids=kind_id,
+)
 def test_rows_far_apart(dtype: DType, layout: Layout) -> None:
     """Two groups span more than 4 GiB of a matrix, most of whose pages are never touched."""
     rng, rows = np.random.default_rng(7), 64 + 9
     case = fused_case(rng, dtype, layout, Geometry(rows, 8, rows, 8, rows, 8))
     fused, pitch = Fused(case), (1 << 32) // 32 + 64
-    far = mmap.mmap(-1, rows * pitch, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # Linux: MAP_NORESERVE
+    # Linux: MAP_NORESERVE
+    far = mmap.mmap(-1, rows * pitch, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
     matrix = np.frombuffer(far, dtype.word_type).reshape(rows, -1)
     fused.tensors["cols"], fused.segments["words"] = matrix.shape[1], address(matrix)
     fused.run(EmulatedRuntime(), rng, np.arange(1))
@@ -448,7 +610,11 @@ def patched_case(rng: np.random.Generator, dtype: DType, share: float, geometry:
     """Words of which a share has any exponent."""
     m = 8 * dtype.word_nbytes - 9
     words = rng.integers(0, 1 << (8 * dtype.word_nbytes), (geometry.rows, geometry.cols), np.uint64)
-    exponent = np.where(rng.random(words.shape) < share, rng.integers(0, 256, words.shape), 118 + rng.integers(0, 16, words.shape))
+    exponent = np.where(
+        rng.random(words.shape) < share,
+        rng.integers(0, 256, words.shape),
+        118 + rng.integers(0, 16, words.shape),
+    )
     words = words & ~np.uint64(255 << m) | exponent.astype(np.uint64) << np.uint64(m)
     case = fused_case(rng, dtype, Layout.PAIRS, geometry, words.astype(dtype.word_type))
     case.plan.segments.base[:] = 118
@@ -495,8 +661,13 @@ def test_any_patches(runtime: EmulatedRuntime) -> None:
         case = patched_case(rng, BY_NAME["bfloat16"], 0.05, geometry)
         payload = case.payload.copy()
         for k in np.flatnonzero(rng.random(geometry.n_segments) < 0.7).tolist():
-            at, count = int(case.decoding.patch_offsets[k]), int(case.decoding.segments.n_patches[k])
-            payload[at : at + 4 * count] = np.sort(rng.integers(0, 402, count)).astype("<u4").view(np.uint8)
+            at, count = (
+                int(case.decoding.patch_offsets[k]),
+                int(case.decoding.segments.n_patches[k]),
+            )
+            payload[at : at + 4 * count] = (
+                np.sort(rng.integers(0, 402, count)).astype("<u4").view(np.uint8)
+            )
         seen.update(check_bad(runtime, rng, case, payload).tolist())
     assert seen == {Status.OK, Status.BAD_PATCH}
 
@@ -511,14 +682,17 @@ def test_bad_payloads(runtime: EmulatedRuntime, dtype: DType, layout: Layout) ->
         payload = case.payload.copy()
         for k in np.flatnonzero(rng.random(case.plan.geometry.n_segments) < 0.7).tolist():
             a, b = int(case.decoding.offsets[k]), int(case.decoding.offsets[k + 1])
-            payload[a:b] = spoilt_stream(rng, payload[a:b], int(rng.choice([0, 0, 1, 2, 4, 5, 6, 7, 7])))
+            payload[a:b] = spoilt_stream(
+                rng, payload[a:b], int(rng.choice([0, 0, 1, 2, 4, 5, 6, 7, 7]))
+            )
         statuses = check_bad(runtime, rng, case, payload)
         n_bad, n = n_bad + int((statuses != Status.OK).sum()), n + statuses.size
     assert 0.1 * n < n_bad < 0.8 * n
 
 
 # ---- sanitizers ------------------------------------------------------------------------------------------------------------
-@pytest.mark.exhaustive  # the sample of the conformance suite runs these kernels with sanitizers too
+# the sample of the conformance suite runs these kernels with sanitizers too
+@pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)
 

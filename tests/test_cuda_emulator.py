@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulator import CANARY, ORDERS, EmulatedRuntime, EmulatorError, build, planted, run_sanitized
+from cuda_emulator import (
+    CANARY,
+    ORDERS,
+    EmulatedRuntime,
+    EmulatorError,
+    build,
+    planted,
+    run_sanitized,
+)
 from numpy.typing import NDArray
 from sampling import sampled
 
@@ -39,10 +47,14 @@ def random_words(n: int, seed: int = 1) -> U32s:
     return words
 
 
-OPTIONS = [{"order": order, "seed": seed} for order, seed in ORDERS] + [{"order": "shuffled", "seed": 3, "races": True}]
+OPTIONS = [{"order": order, "seed": seed} for order, seed in ORDERS] + [
+    {"order": "shuffled", "seed": 3, "races": True}
+]
 
 
-@pytest.fixture(params=sampled(OPTIONS, always=3), ids=lambda options: "-".join(map(str, options.values())))
+@pytest.fixture(
+    params=sampled(OPTIONS, always=3), ids=lambda options: "-".join(map(str, options.values()))
+)
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Every order, and one with each access checked."""
     return dict(request.param)
@@ -57,7 +69,9 @@ def expected_collectives(x: U32s, block: int) -> U32s:
         return np.repeat(np.asarray(of_warps, np.uint32), 32)
 
     def lane(of: Any) -> U32s:
-        return np.take_along_axis(warps, np.broadcast_to(of, warps.shape).astype(np.int64), 1).ravel()
+        return np.take_along_axis(
+            warps, np.broadcast_to(of, warps.shape).astype(np.int64), 1
+        ).ravel()
 
     return np.stack([
         each([sum(int(v & 1) << k for k, v in enumerate(warp)) for warp in warps]),
@@ -110,7 +124,9 @@ def integer_functions(x: int, y: int) -> list[int]:
 
 def test_integer_functions() -> None:
     rt, a, b = probe(), random_words(1000, 1), random_words(1000, 2)[::-1].copy()
-    rows = np.array([integer_functions(int(x), int(y)) for x, y in zip(a, b, strict=True)], np.uint32).T
+    rows = np.array(
+        [integer_functions(int(x), int(y)) for x, y in zip(a, b, strict=True)], np.uint32
+    ).T
     out = rt.empty(rows.nbytes)
     rt.launch("integers", 8, 128, rt.upload(a), rt.upload(b), out, np.uint32(a.size))
     np.testing.assert_array_equal(rt.download(out).view(np.uint32).reshape(rows.shape), rows)
@@ -119,7 +135,19 @@ def test_integer_functions() -> None:
 def test_atomics(options: dict[str, Any]) -> None:
     rt, x = probe(**options), random_words(1000)
     for dtype, values in ((np.uint32, x), (np.uint64, x.astype(np.uint64) << np.uint64(32) | ~x)):
-        start = np.array([5, 0, -1 % (1 << np.dtype(dtype).itemsize * 8), 9, 0, -1 % (1 << np.dtype(dtype).itemsize * 8), 0, 3], dtype)
+        start = np.array(
+            [
+                5,
+                0,
+                -1 % (1 << np.dtype(dtype).itemsize * 8),
+                9,
+                0,
+                -1 % (1 << np.dtype(dtype).itemsize * 8),
+                0,
+                3,
+            ],
+            dtype,
+        )
         other = np.zeros(8, np.uint64 if dtype is np.uint32 else np.uint32)
         mine, theirs = rt.upload(start), rt.upload(other)
         pair = (mine, theirs) if dtype is np.uint32 else (theirs, mine)
@@ -143,14 +171,19 @@ def test_indices_and_64_bit_parameters() -> None:
     out = rt.empty(3 * 70 * 16)
     rt.launch("indices", 3, 70, out, np.uint64((1 << 32) + 10))  # the last warp is not whole
     i = np.arange(210, dtype=np.uint32)
-    np.testing.assert_array_equal(rt.download(out).view(np.uint32).reshape(-1, 4), np.stack([i + 10, 0 * i + 3, 0 * i, (i % 4) ** 2], 1))
+    np.testing.assert_array_equal(
+        rt.download(out).view(np.uint32).reshape(-1, 4),
+        np.stack([i + 10, 0 * i + 3, 0 * i, (i % 4) ** 2], 1),
+    )
 
 
 def test_vectors_and_no_parameters() -> None:
     rt, x = probe(), random_words(400)
     out = rt.empty(x.nbytes)
     rt.launch("vectors", 1, 128, rt.upload(x), out, np.uint32(100))
-    np.testing.assert_array_equal(rt.download(out).view(np.uint32).reshape(-1, 4), x.reshape(-1, 4)[:, ::-1])
+    np.testing.assert_array_equal(
+        rt.download(out).view(np.uint32).reshape(-1, 4), x.reshape(-1, 4)[:, ::-1]
+    )
     rt.launch("nothing", (1 << 16) + 1, 1)
 
 
@@ -166,7 +199,9 @@ def test_structures_are_those_of_layout(tmp_path: Path, name: str) -> None:
     assert sum(expected[2::2]) == expected[0]
     lines = [f"    out[{i}] = (u32){entry};" for i, entry in enumerate(entries)]
     source = tmp_path / "structures.cu"
-    source.write_text("\n".join(['#include "common.cuh"', "KERNEL structures(u32 *out) {", *lines, "}", ""]))
+    source.write_text(
+        "\n".join(['#include "common.cuh"', "KERNEL structures(u32 *out) {", *lines, "}", ""])
+    )
     rt = EmulatedRuntime(extra={"structures": (source, ("structures",))})
     out = rt.empty(4 * len(entries))
     rt.launch("structures", 1, 1, out)
@@ -196,7 +231,9 @@ def test_wrong_launches() -> None:
     rt = probe()
     x, n = rt.upload(random_words(32)), np.uint32(32)
     for args in ((x, x), (x, x, n, n), (x, x, np.uint64(32)), (x, n, n), ()):
-        with pytest.raises(EmulatorError, match=r"collectives takes parameters of \(8, 8, 4\) bytes"):
+        with pytest.raises(
+            EmulatorError, match=r"collectives takes parameters of \(8, 8, 4\) bytes"
+        ):
             rt.launch("collectives", 1, 32, *args)
     for arg in (32, 1.5, np.int32(1), None):
         with pytest.raises(EmulatorError, match="an argument is"):
@@ -211,7 +248,11 @@ def test_wrong_launches() -> None:
 def test_sources_that_do_not_fit(tmp_path: Path) -> None:
     source = tmp_path / "one.cu"
     source.write_text('#include "common.cuh"\nKERNEL one(u32 *out) { *out = 1; }\n')
-    extra = {"one": (source, ("one", "two")), "gone": (tmp_path / "gone.cu", ("three",)), "probe": (PROBE, KERNELS)}
+    extra = {
+        "one": (source, ("one", "two")),
+        "gone": (tmp_path / "gone.cu", ("three",)),
+        "probe": (PROBE, KERNELS),
+    }
     rt = EmulatedRuntime(extra=extra)
     with pytest.raises(EmulatorError, match=r"(?s)one\.o can't be built.*two.*was not declared"):
         rt.launch("one", 1, 1, rt.empty(4))
@@ -222,7 +263,9 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_a_changed_source_is_built_again(tmp_path: Path) -> None:
     source, header = tmp_path / "one.cu", tmp_path / "number.cuh"
-    source.write_text('#include "common.cuh"\n#include "number.cuh"\nKERNEL one(u32 *out) { *out = NUMBER; }\n')
+    source.write_text(
+        '#include "common.cuh"\n#include "number.cuh"\nKERNEL one(u32 *out) { *out = NUMBER; }\n'
+    )
     for number in (3, 4):
         header.write_text(f"#define NUMBER {number}\n")
         rt = EmulatedRuntime(extra={"one": (source, ("one",))})
@@ -231,7 +274,9 @@ def test_a_changed_source_is_built_again(tmp_path: Path) -> None:
         assert out.view(np.uint32)[0] == number
 
 
-def test_builds_and_launches_from_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builds_and_launches_from_several_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four threads find nothing built."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     x = random_words(96 * 40)
@@ -300,7 +345,8 @@ def test_nothing_is_found_without_a_fault(options: dict[str, Any], kernel: str) 
 def test_planted_fault_ends_the_launch(options: dict[str, Any], kernel: str) -> None:
     with pytest.raises(EmulatorError, match=f"^{kernel}, block [0-4], .*{REFUSED[kernel]}"):
         planted.run(kernel, True, **options)
-    np.testing.assert_array_equal(planted.run(kernel, False, **options), planted.expected(kernel))  # the next launch is whole
+    # the next launch is whole
+    np.testing.assert_array_equal(planted.run(kernel, False, **options), planted.expected(kernel))
 
 
 @pytest.mark.parametrize("kernel", BY_ORDER)
@@ -314,7 +360,10 @@ def test_planted_fault_shows_in_some_order(kernel: str) -> None:
 @pytest.mark.parametrize(("order", "seed"), ORDERS)
 def test_planted_race_is_found_in_any_order(kernel: str, order: str, seed: int) -> None:
     place = r"planted\.cu:[0-9]+"
-    with pytest.raises(EmulatorError, match=rf"^{kernel}, .*race: {place} (reads|writes) what {place} has (read|written)"):
+    with pytest.raises(
+        EmulatorError,
+        match=rf"^{kernel}, .*race: {place} (reads|writes) what {place} has (read|written)",
+    ):
         planted.run(kernel, True, order=order, seed=seed, races=True)
 
 
@@ -325,7 +374,9 @@ def test_misaligned_access_is_found_with_races() -> None:
 
 @pytest.mark.parametrize("kernel", sampled(SANITIZED, always=4))
 def test_sanitizer_finds_planted_fault(kernel: str) -> None:
-    done = run_sanitized(["-m", "cuda_emulator.planted", "fault", "sanitize", kernel], env=ENVIRONMENT)
+    done = run_sanitized(
+        ["-m", "cuda_emulator.planted", "fault", "sanitize", kernel], env=ENVIRONMENT
+    )
     assert done.returncode != 0
     assert re.search(SANITIZED[kernel], done.stderr), done.stderr
     assert "planted.cu:" in done.stderr
@@ -333,7 +384,9 @@ def test_sanitizer_finds_planted_fault(kernel: str) -> None:
 
 
 def test_sanitizers_find_nothing_without_a_fault() -> None:
-    done = run_sanitized(["-m", "cuda_emulator.planted", "right", "sanitize", *planted.KERNELS], env=ENVIRONMENT)
+    done = run_sanitized(
+        ["-m", "cuda_emulator.planted", "right", "sanitize", *planted.KERNELS], env=ENVIRONMENT
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n") == [f"{kernel} right" for kernel in planted.KERNELS] + [""]
 
@@ -345,5 +398,7 @@ def test_sanitized_runtime_needs_its_process() -> None:
 
 def test_stack_overflow_does_not_reach_other_stacks() -> None:
     command = [sys.executable, "-m", "cuda_emulator.planted", "fault", "plain", "deep_recursion"]
-    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
+    )
     assert done.returncode == -11, done.stderr

@@ -13,13 +13,31 @@ from cuda_cases import check_sanitized
 from cuda_emulator import ORDERS, EmulatedRuntime
 from fences import CANARY, Heap
 from numpy.typing import NDArray
-from plans import Case, complete, make_case, only, random_geometry, random_tables, random_words, two_symbols
+from plans import (
+    Case,
+    complete,
+    make_case,
+    only,
+    random_geometry,
+    random_tables,
+    random_words,
+    two_symbols,
+)
 from sampling import exhaustive
 
 from wcodec.backends.cuda.layout import BATCH, PLANE, SEGMENT, TABLE, TENSOR
 from wcodec.backends.cuda.worklist import TableRows
 from wcodec.reference import segments as reference
-from wcodec.reference.entropy import GROUP, HEAD_NBYTES, MAX_PROB_BITS, MIN_PROB_BITS, UNIT, Table, TablePool, max_stream_nbytes
+from wcodec.reference.entropy import (
+    GROUP,
+    HEAD_NBYTES,
+    MAX_PROB_BITS,
+    MIN_PROB_BITS,
+    UNIT,
+    Table,
+    TablePool,
+    max_stream_nbytes,
+)
 from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
 from wcodec.reference.prediction import MODES, PER_TILE, Mode, residuals
 from wcodec.reference.segments import Coder
@@ -52,7 +70,9 @@ class Device:
 
     def room(self, nbytes: int) -> Array:
         """Bytes that are `CANARY`."""
-        return self.runtime.empty(nbytes) if self.heap is None else self.heap.empty(nbytes, np.uint8)
+        return (
+            self.runtime.empty(nbytes) if self.heap is None else self.heap.empty(nbytes, np.uint8)
+        )
 
     def units(self, data: Array, room_nbytes: int) -> Array:
         """Scratch that starts with some bytes; the others are noise."""
@@ -97,7 +117,15 @@ def table_rows(tables: TablePool) -> Array:
 
 
 def tensor_row(geometry: Geometry, dtype: DType) -> Array:
-    fields = geometry.cols, geometry.tile_rows, geometry.tile_cols, dtype.word_nbytes, dtype.word_map, dtype.exponent_bits, dtype.n_planes
+    fields = (
+        geometry.cols,
+        geometry.tile_rows,
+        geometry.tile_cols,
+        dtype.word_nbytes,
+        dtype.word_map,
+        dtype.exponent_bits,
+        dtype.n_planes,
+    )
     return np.array([tuple(int(f) for f in fields)], TENSOR)
 
 
@@ -120,17 +148,32 @@ class Work:
         self.device, self.case, self.n_planes = device, case, dtype.n_planes
         self._kept: list[Array] = [device.put(case.words)]
         self.segments = segment_rows(plan.geometry, dtype, device.address(self._kept[0]))
-        self.segments["layout"], self.segments["plane"] = plan.segments.layout, dtype.n_planes * np.arange(n)
+        self.segments["layout"], self.segments["plane"] = (
+            plan.segments.layout,
+            dtype.n_planes * np.arange(n),
+        )
         self.planes = np.zeros(n * dtype.n_planes, PLANE)
-        self.planes["at"] = self.planes["symbols"] = self.planes["residuals"] = self.planes["classes"] = NOWHERE
+        self.planes["at"] = self.planes["symbols"] = self.planes["residuals"] = self.planes[
+            "classes"
+        ] = NOWHERE
         self.streams: dict[int, Array] = {}
         self.patches = np.zeros(n, np.uint32)
         rows = TableRows()
-        rows.of(plan.tables, np.arange(len(plan.tables), dtype=np.uint32), np.full(len(plan.tables), Coder.RANS, np.uint8))
-        rows.of(plan.tables, np.arange(len(plan.tables.maps), dtype=np.uint32), np.full(len(plan.tables.maps), Coder.CONTEXT, np.uint8))
+        rows.of(
+            plan.tables,
+            np.arange(len(plan.tables), dtype=np.uint32),
+            np.full(len(plan.tables), Coder.RANS, np.uint8),
+        )
+        rows.of(
+            plan.tables,
+            np.arange(len(plan.tables.maps), dtype=np.uint32),
+            np.full(len(plan.tables.maps), Coder.CONTEXT, np.uint8),
+        )
         for k in range(n):
             self._add(k)
-        self.tables, self.maps, self.tensors = (device.put(a) for a in (rows.array(), rows.maps(), tensor_row(plan.geometry, dtype)))
+        self.tables, self.maps, self.tensors = (
+            device.put(a) for a in (rows.array(), rows.maps(), tensor_row(plan.geometry, dtype))
+        )
         self.on_device = [self.tensors, device.put(self.segments), device.put(self.planes)]
 
     def _keep(self, array: Array) -> int:
@@ -141,28 +184,48 @@ class Work:
         plan, case, device = self.case.plan, self.case, self.device
         if plan.segments.layout[k] == Layout.RAW:
             return
-        modes = np.empty(0, np.uint8) if plan.modes is None else plan.modes[plan.modes_offsets[k] : plan.modes_offsets[k + 1]]
+        modes = (
+            np.empty(0, np.uint8)
+            if plan.modes is None
+            else plan.modes[plan.modes_offsets[k] : plan.modes_offsets[k + 1]]
+        )
         planes, patches = reference.segment_planes(plan, case.words, k)
         data = patches.astype("<u4").view(np.uint8)
         self.patches[k] = patches.size
         self.segments["modes"][k] = self._keep(device.put(modes)) if modes.size else NOWHERE
-        scales = np.empty(0, np.uint8) if plan.scales is None else plan.scales[plan.scale_offsets[k] : plan.scale_offsets[k + 1]]
+        scales = (
+            np.empty(0, np.uint8)
+            if plan.scales is None
+            else plan.scales[plan.scale_offsets[k] : plan.scale_offsets[k + 1]]
+        )
         self.segments["scales"][k] = self._keep(device.put(scales)) if scales.size else NOWHERE
         self.segments["scales_nbytes"][k] = scales.size
-        self.segments["patches"][k] = self._keep(device.units(data, padded(data.size))) if data.size else NOWHERE
-        for p, (plane, plane_modes) in enumerate(zip(planes, reference.plane_modes(plan, k, modes), strict=False)):
+        self.segments["patches"][k] = (
+            self._keep(device.units(data, padded(data.size))) if data.size else NOWHERE
+        )
+        for p, (plane, plane_modes) in enumerate(
+            zip(planes, reference.plane_modes(plan, k, modes), strict=False)
+        ):
             i = k * self.n_planes + p
             row, n = self.planes[i], plane.size
             row["n_symbols"], row["segment"], row["index"] = n, k, p
-            row["coder"], row["table"], row["prediction"] = (getattr(plan.segments, c)[p, k] for c in ("coder", "table", "prediction"))
+            row["coder"], row["table"], row["prediction"] = (
+                getattr(plan.segments, c)[p, k] for c in ("coder", "table", "prediction")
+            )
             if row["coder"] == Coder.RAW:
                 row["symbols"] = self._keep(device.units(plane, whole_groups(n)))
             elif row["coder"] != Coder.CONSTANT:
                 self.streams[i] = device.room(int(max_stream_nbytes(n)))
                 row["at"], row["nbytes"] = device.address(self.streams[i]), self.streams[i].size
                 predicted = row["prediction"] != Mode.NONE
-                coded = reference.each_tile(plan, k, plane, plane_modes, residuals) if predicted else plane
-                row["residuals" if predicted else "symbols"] = self._keep(device.units(coded, whole_groups(n)))
+                coded = (
+                    reference.each_tile(plan, k, plane, plane_modes, residuals)
+                    if predicted
+                    else plane
+                )
+                row["residuals" if predicted else "symbols"] = self._keep(
+                    device.units(coded, whole_groups(n))
+                )
             if row["coder"] == Coder.CONTEXT:
                 classes = reference.classes_of(plan, p, k, scales, planes[0])
                 assert classes is not None
@@ -170,7 +233,11 @@ class Work:
 
     def batches(self, rng: np.random.Generator, coder: Coder) -> tuple[Array, Array]:
         """All streams of a coder in any order, in batches of random sizes, each with one table or map."""
-        rans = rng.permutation(np.array([i for i in sorted(self.streams) if self.planes["coder"][i] == coder], np.int64))
+        rans = rng.permutation(
+            np.array(
+                [i for i in sorted(self.streams) if self.planes["coder"][i] == coder], np.int64
+            )
+        )
         listed, batches = list[int](), list[tuple[int, int, int, int]]()
         for table in np.unique(self.planes["table"][rans]).tolist():
             ids = rans[self.planes["table"][rans] == table].tolist()
@@ -184,7 +251,10 @@ class Work:
     def encode(self, rng: np.random.Generator) -> Array:
         """Run `build_coders`, `encode_streams` and `encode_contexts`; returns the lengths of all planes."""
         device, n_tables = self.device, len(self.case.plan.tables)
-        coders, lengths = device.room(n_tables * 256 * CODER.itemsize), device.room(4 * self.planes.size)
+        coders, lengths = (
+            device.room(n_tables * 256 * CODER.itemsize),
+            device.room(4 * self.planes.size),
+        )
         device.launch("build_coders", n_tables, self.tables, np.uint32(n_tables), coders)
         for coder, kernel, tables in (
             (Coder.RANS, "encode_streams", (self.tables,)),
@@ -192,7 +262,16 @@ class Work:
         ):
             listed, batches = self.batches(rng, coder)
             if listed.size:
-                device.launch(kernel, batches.size, *tables, coders, self.on_device[2], device.put(batches), device.put(listed), lengths)
+                device.launch(
+                    kernel,
+                    batches.size,
+                    *tables,
+                    coders,
+                    self.on_device[2],
+                    device.put(batches),
+                    device.put(listed),
+                    lengths,
+                )
         return lengths
 
     def assemble(self, rng: np.random.Generator, lengths: Array) -> list[Array]:
@@ -204,7 +283,9 @@ class Work:
         starts[order] = ends - sizes[order]
         room = device.room(int(ends[-1]))
         records = device.put((starts + device.address(room)).astype(np.uint64))
-        device.launch("assemble", sizes.size, *self.on_device, lengths, device.put(self.patches), records)
+        device.launch(
+            "assemble", sizes.size, *self.on_device, lengths, device.put(self.patches), records
+        )
         out = [room[a : a + n].copy() for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
         for a, n in zip(starts.tolist(), sizes.tolist(), strict=True):
             room[a : a + n] = CANARY
@@ -234,12 +315,16 @@ def check_encode(device: Device, case: Case, seed: int = 0) -> None:
             assert length == CANARY * 0x01010101
     offsets = case.decoding.offsets
     for k, record in enumerate(work.assemble(rng, lengths)):
-        np.testing.assert_array_equal(record, case.payload[offsets[k] : offsets[k + 1]], err_msg=f"segment {k}")
+        np.testing.assert_array_equal(
+            record, case.payload[offsets[k] : offsets[k + 1]], err_msg=f"segment {k}"
+        )
     if device.heap is not None:
         device.heap.forget()
 
 
-def check_histogram(device: Device, words: Array, geometry: Geometry, dtype: DType, segments: Array, **call: Any) -> None:
+def check_histogram(
+    device: Device, words: Array, geometry: Geometry, dtype: DType, segments: Array, **call: Any
+) -> None:
     """As `reference.histogram`, for calls that name all of its options."""
     base, planes = call["base"], call["planes"]
     held = device.put(words)
@@ -247,11 +332,27 @@ def check_histogram(device: Device, words: Array, geometry: Geometry, dtype: DTy
     rows["base"], rows["fill"] = base or 0, call["fill"]
     expected = reference.histogram(words, geometry, dtype, segments=segments, **call)
     counts = device.room(4 * expected.size)
-    held_too = [device.put(a) for a in (tensor_row(geometry, dtype), rows, segments.astype(np.uint32), np.array(planes, np.uint32))]
+    held_too = [
+        device.put(a)
+        for a in (
+            tensor_row(geometry, dtype),
+            rows,
+            segments.astype(np.uint32),
+            np.array(planes, np.uint32),
+        )
+    ]
     device.launch(
-        "histograms", segments.size, *held_too, np.uint32(len(planes)), np.uint32(call["mode"]), np.uint32(base is not None), counts
+        "histograms",
+        segments.size,
+        *held_too,
+        np.uint32(len(planes)),
+        np.uint32(call["mode"]),
+        np.uint32(base is not None),
+        counts,
     )
-    np.testing.assert_array_equal(counts.view(np.uint32).reshape(expected.shape), expected, err_msg=f"{geometry} {call}")
+    np.testing.assert_array_equal(
+        counts.view(np.uint32).reshape(expected.shape), expected, err_msg=f"{geometry} {call}"
+    )
     if device.heap is not None:
         device.heap.forget()
 
@@ -266,16 +367,29 @@ def histogram_calls(rng: np.random.Generator, dtype: DType) -> Iterator[dict[str
     if not dtype.has_pairs:
         return
     if n == 1:
-        yield from ({"planes": planes, "mode": 0, "base": 0, "fill": fill} for planes in ((0, 1), (0,), (1,)))
+        yield from (
+            {"planes": planes, "mode": 0, "base": 0, "fill": fill}
+            for planes in ((0, 1), (0,), (1,))
+        )
     else:
         bases = 0, 240, int(rng.integers(0, 241))
-        yield from ({"planes": planes, "mode": 0, "base": b, "fill": fill} for b, planes in zip(bases, ((), every, every[1:]), strict=True))
+        yield from (
+            {"planes": planes, "mode": 0, "base": b, "fill": fill}
+            for b, planes in zip(bases, ((), every, every[1:]), strict=True)
+        )
 
 
-def check_histograms(device: Device, rng: np.random.Generator, geometry: Geometry, dtype: DType) -> None:
+def check_histograms(
+    device: Device, rng: np.random.Generator, geometry: Geometry, dtype: DType
+) -> None:
     words, n = random_words(rng, geometry, dtype), geometry.n_segments
     for call in histogram_calls(rng, dtype):
-        if dtype.has_pairs and call["base"] is not None and not call["planes"] and dtype.word_nbytes == 1:
+        if (
+            dtype.has_pairs
+            and call["base"] is not None
+            and not call["planes"]
+            and dtype.word_nbytes == 1
+        ):
             continue
         segments = np.arange(n) if rng.random() < 0.5 else np.flatnonzero(rng.random(n) < 0.6)
         if segments.size:
@@ -289,11 +403,16 @@ def test_coders(device: Device) -> None:
     few[[0, 31, 32, 255]] = 1, 2, 4000, 93
     tables.tables.append(Table(few, 12))
     coders = device.room(len(tables) * 256 * CODER.itemsize)
-    device.launch("build_coders", len(tables), device.put(table_rows(tables)), np.uint32(len(tables)), coders)
+    device.launch(
+        "build_coders", len(tables), device.put(table_rows(tables)), np.uint32(len(tables)), coders
+    )
     for table, row in zip(tables.tables, coders.view(CODER).reshape(-1, 256), strict=True):
         np.testing.assert_array_equal(row["freq"], table.freq)
         np.testing.assert_array_equal(row["start"], table.start)
-        np.testing.assert_array_equal(row["reciprocal"], [-((-1 << 32 + table.prob_bits) // f) if f else 0 for f in table.freq.tolist()])
+        np.testing.assert_array_equal(
+            row["reciprocal"],
+            [-((-1 << 32 + table.prob_bits) // f) if f else 0 for f in table.freq.tolist()],
+        )
 
 
 @pytest.mark.parametrize("prob_bits", range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
@@ -310,36 +429,66 @@ def test_division_is_exact(prob_bits: int) -> None:
     freq, reciprocal = used["freq"].astype(np.uint64), used["reciprocal"]
     low, high, word = reciprocal & np.uint64(0xFFFFFFFF), reciprocal >> np.uint64(32), np.uint64(32)
     most = 1 << 32 - prob_bits  # quotients are below it
-    quotients = np.concatenate([np.arange(50), most - 1 - np.arange(50), rng.integers(0, most, 400)]).astype(np.uint64)[None, :]
+    quotients = np.concatenate(
+        [np.arange(50), most - 1 - np.arange(50), rng.integers(0, most, 400)]
+    ).astype(np.uint64)[None, :]
     for x in (quotients * freq, quotients * freq + freq - np.uint64(1)):
         assert (x < freq << np.uint64(32 - prob_bits)).all()
         mixed = ((x * low >> word) + x * high) & np.uint64(0xFFFFFFFF)
-        np.testing.assert_array_equal(mixed >> np.uint64(prob_bits), np.broadcast_to(quotients, x.shape))
+        np.testing.assert_array_equal(
+            mixed >> np.uint64(prob_bits), np.broadcast_to(quotients, x.shape)
+        )
 
 
 @pytest.mark.parametrize("prob_bits", range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
 @pytest.mark.parametrize("rare", [1, 2, 3, 255])
 def test_extreme_tables(shuffled: Device, prob_bits: int, rare: int) -> None:
     """Two symbols, of frequencies at both ends."""
-    rng, dtype, geometry = np.random.default_rng(3), BY_NAME["uint8"], Geometry(31, 37, 31, 37, 31, 37)
-    plan = only(dtype, geometry, TablePool([two_symbols(prob_bits, rare)]), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
+    rng, dtype, geometry = (
+        np.random.default_rng(3),
+        BY_NAME["uint8"],
+        Geometry(31, 37, 31, 37, 31, 37),
+    )
+    plan = only(
+        dtype,
+        geometry,
+        TablePool([two_symbols(prob_bits, rare)]),
+        Layout.BYTES,
+        coder=[Coder.RANS, Coder.RAW],
+    )
     for share in (0.0, 0.01, 0.5, 1.0):
-        check_encode(shuffled, complete(plan, np.where(rng.random((31, 37)) < share, 3, 200).astype(np.uint8)))
+        check_encode(
+            shuffled,
+            complete(plan, np.where(rng.random((31, 37)) < share, 3, 200).astype(np.uint8)),
+        )
 
 
-@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 127, 128, 129, 256, 383, 511, 512, 513, 640, 1025, 1100])
+@pytest.mark.parametrize(
+    "n", [1, 2, 15, 16, 17, 127, 128, 129, 256, 383, 511, 512, 513, 640, 1025, 1100]
+)
 def test_sizes(device: Device, n: int) -> None:
     """Around groups, and chunks of four groups."""
     rng, dtype = np.random.default_rng(n), BY_NAME["uint8"]
     for rows in (1, 12):
         geometry = Geometry(rows, n, 1, n, 1, n)
-        plan = only(dtype, geometry, random_tables(rng), Layout.BYTES, coder=[Coder.RANS, Coder.RAW], table=[int(rng.integers(0, 5)), 0])
+        plan = only(
+            dtype,
+            geometry,
+            random_tables(rng),
+            Layout.BYTES,
+            coder=[Coder.RANS, Coder.RAW],
+            table=[int(rng.integers(0, 5)), 0],
+        )
         check_encode(device, complete(plan, random_words(rng, geometry, dtype)), n)
 
 
 def test_symbols_that_a_table_does_not_have(shuffled: Device) -> None:
     """No plan has them; the scratch holds what becomes of them."""
-    rng, dtype, geometry = np.random.default_rng(4), BY_NAME["uint8"], Geometry(12, 600, 1, 600, 1, 600)
+    rng, dtype, geometry = (
+        np.random.default_rng(4),
+        BY_NAME["uint8"],
+        Geometry(12, 600, 1, 600, 1, 600),
+    )
     plan = only(dtype, geometry, random_tables(rng), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
     work = Work(shuffled, complete(plan, random_words(rng, geometry, dtype)))
     work.tables = shuffled.put(np.tile(table_rows(TablePool([two_symbols(12, 1, 7, 8)])), 5))
@@ -372,17 +521,32 @@ def test_raw_words(shuffled: Device, name: str, at_end: bool) -> None:
         (40, 1, 20, 1),
     ]:
         geometry = Geometry(rows, cols, segment_rows_, segment_cols, segment_rows_, segment_cols)
-        check_encode(shuffled, complete(only(dtype, geometry, random_tables(rng), Layout.RAW), random_words(rng, geometry, dtype)))
+        check_encode(
+            shuffled,
+            complete(
+                only(dtype, geometry, random_tables(rng), Layout.RAW),
+                random_words(rng, geometry, dtype),
+            ),
+        )
 
 
 def test_tile_modes_and_patches(device: Device) -> None:
     rng, dtype = np.random.default_rng(6), BY_NAME["int16"]
     geometry = Geometry(70, 50, 48, 32, 16, 16)
-    plan = only(dtype, geometry, random_tables(rng), Layout.BYTES, coder=[Coder.RANS, Coder.RANS], prediction=[PER_TILE, PER_TILE])
+    plan = only(
+        dtype,
+        geometry,
+        random_tables(rng),
+        Layout.BYTES,
+        coder=[Coder.RANS, Coder.RANS],
+        prediction=[PER_TILE, PER_TILE],
+    )
     plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
     check_encode(device, complete(plan, random_words(rng, geometry, dtype)))
     dtype, geometry = BY_NAME["bfloat16"], Geometry(40, 41, 20, 20, 20, 20)
-    plan = only(dtype, geometry, random_tables(rng), Layout.PAIRS, base=118, coder=[Coder.RANS, Coder.RAW])
+    plan = only(
+        dtype, geometry, random_tables(rng), Layout.PAIRS, base=118, coder=[Coder.RANS, Coder.RAW]
+    )
     words = rng.integers(0, 1 << 16, (40, 41)).astype(np.uint16)
     words[:20, :20] = 120 << 7  # no patch in the first segment, one in the third
     words[:20, 40:] = 120 << 7
@@ -397,10 +561,17 @@ def test_histograms(device: Device, dtype: DType) -> None:
     check_histograms(device, rng, random_geometry(rng, 40), dtype)
 
 
-@pytest.mark.parametrize("name", ["uint8", "int8", "float8_e4m3fn", "bfloat16", "int16", "float32", "int32", "float64", "int64"])
+@pytest.mark.parametrize(
+    "name",
+    ["uint8", "int8", "float8_e4m3fn", "bfloat16", "int16", "float32", "int32", "float64", "int64"],
+)
 @pytest.mark.parametrize("at_end", [True, False])
 def test_histograms_of_many_geometries(name: str, at_end: bool) -> None:
-    rng, dtype, device = np.random.default_rng(8), BY_NAME[name], Device(EmulatedRuntime(order="shuffled", seed=5))
+    rng, dtype, device = (
+        np.random.default_rng(8),
+        BY_NAME[name],
+        Device(EmulatedRuntime(order="shuffled", seed=5)),
+    )
     assert device.heap is not None
     device.heap.at_end = at_end
     for geometry in GEOMETRIES:
@@ -409,14 +580,19 @@ def test_histograms_of_many_geometries(name: str, at_end: bool) -> None:
 
 def test_histogram_of_many_words() -> None:
     """One bin that takes all, as a layer of zeros would."""
-    rng, dtype, geometry = np.random.default_rng(9), BY_NAME["bfloat16"], Geometry(1 << 9, 1 << 9, 1 << 9, 1 << 9, 1 << 9, 1 << 9)
+    rng, dtype, geometry = (
+        np.random.default_rng(9),
+        BY_NAME["bfloat16"],
+        Geometry(1 << 9, 1 << 9, 1 << 9, 1 << 9, 1 << 9, 1 << 9),
+    )
     words = random_words(rng, geometry, dtype) & np.uint16(0x8000)
     call = {"planes": (0, 1), "mode": 0, "base": 0, "fill": 3}
     check_histogram(Device(EmulatedRuntime()), words, geometry, dtype, np.arange(1), **call)
 
 
 # ---- sanitizers ----------------------------------------------------------------------------------------------------------
-@pytest.mark.exhaustive  # the sample of the conformance suite runs these kernels with sanitizers too
+# the sample of the conformance suite runs these kernels with sanitizers too
+@pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)
 

@@ -39,10 +39,24 @@ def weights(*shape: int, dtype: Any = ml_dtypes.bfloat16) -> np.ndarray[Any, Any
 def model() -> dict[str, np.ndarray[Any, Any]]:
     """Tensors of many dtypes and sizes, empty ones and scalars among them."""
     out = {f"layer{i}.weight": weights(200 + i, 320) for i in range(5)}
-    out |= {"half": weights(70, 130, dtype=np.float16), "single": weights(90, 200, dtype=np.float32)}
-    out |= {"double": weights(40, 100, dtype=np.float64), "eight": weights(300, 90, dtype=ml_dtypes.float8_e4m3fn)}
-    out |= {"complex": weights(30, 70, dtype=np.complex64), "flags": RNG.random(1000) < 0.1, "nothing": weights(0, 3), "one": weights()}
-    return out | {"ids": RNG.integers(0, 50, (1000, 3)), "small": RNG.integers(-20, 20, (100, 400)).astype(np.int8)}
+    out |= {
+        "half": weights(70, 130, dtype=np.float16),
+        "single": weights(90, 200, dtype=np.float32),
+    }
+    out |= {
+        "double": weights(40, 100, dtype=np.float64),
+        "eight": weights(300, 90, dtype=ml_dtypes.float8_e4m3fn),
+    }
+    out |= {
+        "complex": weights(30, 70, dtype=np.complex64),
+        "flags": RNG.random(1000) < 0.1,
+        "nothing": weights(0, 3),
+        "one": weights(),
+    }
+    return out | {
+        "ids": RNG.integers(0, 50, (1000, 3)),
+        "small": RNG.integers(-20, 20, (100, 400)).astype(np.int8),
+    }
 
 
 def emulated(device: int | None) -> LazyRuntime:
@@ -71,7 +85,9 @@ def same(device: Any, host: np.ndarray[Any, Any]) -> None:
 
 
 @pytest.mark.usefixtures("small_slots")
-@pytest.mark.parametrize(("devices", "streams"), sampled(itertools.product([None, [0], [0, 1, 2]], [1, 2, 4]), always=4))
+@pytest.mark.parametrize(
+    ("devices", "streams"), sampled(itertools.product([None, [0], [0, 1, 2]], [1, 2, 4]), always=4)
+)
 def test_whole_file(checkpoint: Any, streams: int, devices: list[int] | None) -> None:
     path, tensors = checkpoint
     with Loader(devices, streams=streams, runtime_of=emulated) as loader:
@@ -87,7 +103,11 @@ def test_whole_file(checkpoint: Any, streams: int, devices: list[int] | None) ->
 def test_files_of_every_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transforms and contexts, of the conformance suite; pieces that are rows of segments share the tables and maps of the file."""
     monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", 1 << 10)
-    paths = [p for kind in ("dct", "adst", "context") for p in (VECTORS / "accept").glob(f"{kind}_*.wcodec")]
+    paths = [
+        p
+        for kind in ("dct", "adst", "context")
+        for p in (VECTORS / "accept").glob(f"{kind}_*.wcodec")
+    ]
     assert len(paths) > 30
     with Loader(runtime_of=emulated) as loader:
         for path in paths:
@@ -188,7 +208,9 @@ def test_spoilt_files(checkpoint: Any, verify: bool) -> None:
     assert len(errors) == 6 if verify else errors
     for e in errors:
         assert e.tensor == "layer3.weight"
-        assert t.payload_offset <= (e.offset or t.payload_offset) < t.payload_offset + t.payload_nbytes
+        assert (
+            t.payload_offset <= (e.offset or t.payload_offset) < t.payload_offset + t.payload_nbytes
+        )
     assert len(loader.load_file(path)) == len(tensors), "a loader goes on after an error"
 
 
@@ -209,7 +231,9 @@ def test_limits(checkpoint: Any) -> None:
     with pytest.raises(DecodeError, match="resource_limit"):
         Loader(runtime_of=emulated, max_device_bytes=nbytes).load_file(path)
     runtime = Counting(0)
-    loaded = Loader(runtime_of=lambda _: runtime, max_device_bytes=nbytes + (8 << 20)).load_file(path)
+    loaded = Loader(runtime_of=lambda _: runtime, max_device_bytes=nbytes + (8 << 20)).load_file(
+        path
+    )
     assert len(loaded) == len(tensors)
     assert runtime.most <= nbytes + (8 << 20)
     with pytest.raises(ValueError, match="at least one"):
@@ -221,7 +245,11 @@ def test_limits_are_of_each_device(tmp_path: Path) -> None:
     wcodec.save_file({"large": weights(1000, 2000), "small": weights(10)}, tmp_path / "two.wcodec")
     loader = Loader([0, 1], runtime_of=emulated, max_device_bytes=4_000_000 + (8 << 20))
     loader.load_file(tmp_path / "two.wcodec")
-    buffers = [p.n_streams * p.slot_nbytes * wcodec.cuda.BUFFERS_OF_SLOT for p in loader._pipelines if p is not None]
+    buffers = [
+        p.n_streams * p.slot_nbytes * wcodec.cuda.BUFFERS_OF_SLOT
+        for p in loader._pipelines
+        if p is not None
+    ]
     assert len(buffers) == 2
     assert buffers[0] <= 8 << 20
     kept = list(loader._pipelines)
@@ -248,11 +276,19 @@ def test_limits_while_tensors_go(tmp_path: Path) -> None:
     """Those alive at once count, not all."""
     wcodec.save_file({f"{i}": weights(200, 300) for i in range(20)}, tmp_path / "many.wcodec")
     runtime, limit = Counting(0), 8 * 120_000 + 8 * (1 << 14)
-    for t in Loader(runtime_of=lambda _: runtime, max_device_bytes=limit, streams=2).iterate(tmp_path / "many.wcodec"):
+    for t in Loader(runtime_of=lambda _: runtime, max_device_bytes=limit, streams=2).iterate(
+        tmp_path / "many.wcodec"
+    ):
         assert t.nbytes == 120_000
     assert runtime.most <= limit
     with pytest.raises(DecodeError, match="resource_limit"):
-        next(iter(Loader(runtime_of=emulated, max_device_bytes=200_000).iterate(tmp_path / "many.wcodec")))
+        next(
+            iter(
+                Loader(runtime_of=emulated, max_device_bytes=200_000).iterate(
+                    tmp_path / "many.wcodec"
+                )
+            )
+        )
 
 
 def test_a_loader_that_iterates_does_other_things_too(checkpoint: Any) -> None:
@@ -283,7 +319,9 @@ def test_later_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decoding, "queue", slow)
     with Loader(runtime_of=emulated) as loader:
         futures = [loader.decode_async(data)]
-        thread = threading.Thread(target=lambda: futures.append(loader.decode_async(data)), daemon=True)
+        thread = threading.Thread(
+            target=lambda: futures.append(loader.decode_async(data)), daemon=True
+        )
         thread.start()
         thread.join(30)
         waited = thread.is_alive()
@@ -294,7 +332,9 @@ def test_later_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_slots")
-def test_what_is_queued_is_waited_for_when_something_fails(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_queued_is_waited_for_when_something_fails(
+    checkpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory goes with the error; a kernel that runs later would write to what is another's by then."""
     path, tensors = checkpoint
     runtime, of_words, n = Counting(0), pipeline.crc32_ranges, 0
@@ -331,7 +371,9 @@ def test_staged_copies(monkeypatch: pytest.MonkeyPatch) -> None:
         Event=lambda **_: SimpleNamespace(synchronize=lambda: None), runtime=SimpleNamespace(CUDARuntimeError=ZeroDivisionError),
     )  # fmt: skip
     runtime.device, runtime._pid = 0, os.getpid()
-    runtime.cupy = SimpleNamespace(cuda=cuda, empty=lambda n, dtype: np.empty(n, dtype).view(PlayedArray))
+    runtime.cupy = SimpleNamespace(
+        cuda=cuda, empty=lambda n, dtype: np.empty(n, dtype).view(PlayedArray)
+    )
     for shape in ((2000,), (7, 500), (4500, 1), (3000, 5)):
         host = RNG.integers(0, 1 << 16, shape).astype(np.uint16)
         device = runtime.upload(host)
@@ -353,7 +395,8 @@ class PlayedArray(np.ndarray[Any, Any]):
     def data(self) -> Any:  # type: ignore[override]
         at = self.ctypes.data
         return SimpleNamespace(
-            copy_from_host_async=lambda host, n: ctypes.memmove(at, host, n), copy_to_host_async=lambda host, n: ctypes.memmove(host, at, n)
+            copy_from_host_async=lambda host, n: ctypes.memmove(at, host, n),
+            copy_to_host_async=lambda host, n: ctypes.memmove(host, at, n),
         )
 
 
@@ -367,13 +410,17 @@ def test_many_small_tensors_take_few_launches(tmp_path: Path) -> None:
 def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, with what to install; and a backend that was named is not replaced by another."""
     monkeypatch.setattr(cupy_runtime.ctypes, "CDLL", no_driver)
-    with pytest.raises(BackendUnavailable, match=r"^backend 'cuda' needs an NVIDIA GPU and its driver: no libcuda\.so\.1 here$"):
+    with pytest.raises(
+        BackendUnavailable,
+        match=r"^backend 'cuda' needs an NVIDIA GPU and its driver: no libcuda\.so\.1 here$",
+    ):
         cupy_runtime.CupyRuntime()
     with pytest.raises(BackendUnavailable, match="its driver"):
         Loader()
     monkeypatch.setattr(cupy_runtime, "_ask_driver", lambda: None)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setitem(sys.modules, "cupy.cuda", None)  # it may be there, and be found without its parent
+    # it may be there, and be found without its parent
+    monkeypatch.setitem(sys.modules, "cupy.cuda", None)
     with pytest.raises(BackendUnavailable, match=r"needs CuPy .*; pip install 'wcodec\[cuda\]'$"):
         cupy_runtime.CupyRuntime()
     monkeypatch.setenv("WCODEC_CUDA_DEVICE", "first")

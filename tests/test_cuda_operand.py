@@ -16,7 +16,18 @@ from wcodec.cuda.operand import RECORD, Operand, kernel_problem, records_of
 from wcodec.files import File
 from wcodec.planner.options import EncodeOptions
 
-SHAPES = [(1, 1), (7, 16), (16, 7), (17, 33), (100, 31), (16, 1024), (33, 1056), (8, 2080), (9, 1030), (24, 3072)]
+SHAPES = [
+    (1, 1),
+    (7, 16),
+    (16, 7),
+    (17, 33),
+    (100, 31),
+    (16, 1024),
+    (33, 1056),
+    (8, 2080),
+    (9, 1030),
+    (24, 3072),
+]
 
 
 @pytest.fixture(params=EACH_RUNTIME)
@@ -38,7 +49,10 @@ def check(runtime: EmulatedRuntime, array: Array, form: str, at_end: bool = True
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_expand(runtime: EmulatedRuntime, kind: str, form: str) -> None:
-    coded = [check(runtime, weights_of(kind, shape, i), form, i % 2 == 0).coded for i, shape in enumerate(SHAPES)]
+    coded = [
+        check(runtime, weights_of(kind, shape, i), form, i % 2 == 0).coded
+        for i, shape in enumerate(SHAPES)
+    ]
     assert any(coded) == (form == "rans")
 
 
@@ -51,7 +65,12 @@ def test_windows(kind: str, form: str) -> None:
 
 def test_every_byte() -> None:
     for kind in ("int8", "e4m3", "e5m2"):
-        every = np.random.default_rng(1).permutation(np.arange(4096) % 256).astype(np.uint8).reshape(32, 128)
+        every = (
+            np.random.default_rng(1)
+            .permutation(np.arange(4096) % 256)
+            .astype(np.uint8)
+            .reshape(32, 128)
+        )
         check(EmulatedRuntime(), every.view(KINDS[kind]), "fixed")
 
 
@@ -60,7 +79,10 @@ def test_any_address() -> None:
     runtime = EmulatedRuntime()
     for kind, step in (("bf16", 2), ("int8", 1)):
         array = weights_of(kind, (9, 96))
-        weight, expected = operand_of(runtime, array, "fixed", memory := Memory()), array.reshape(-1).view(np.uint8)
+        weight, expected = (
+            operand_of(runtime, array, "fixed", memory := Memory()),
+            array.reshape(-1).view(np.uint8),
+        )
         for offset in (0, step, 4 * step, 8 * step):
             out = memory.room(offset + array.nbytes)
             weight.expand(address(out) + offset)
@@ -70,7 +92,9 @@ def test_any_address() -> None:
 def test_records() -> None:
     """Where planes are, whether plane 0 is coded, the base, and how many patches there are."""
     array = words_of("specials", (20, 1100)).view(ml_dtypes.bfloat16)
-    index = File(np.frombuffer(wcodec.encode(array, EncodeOptions(operand="rans")), np.uint8), None).index
+    index = File(
+        np.frombuffer(wcodec.encode(array, EncodeOptions(operand="rans")), np.uint8), None
+    ).index
     (t,) = index.tensors
     plan = t.plan(index.tables)
     got = records_of(plan)
@@ -93,7 +117,9 @@ def test_memory_beside_the_payload() -> None:
 
 def test_too_large() -> None:
     """Kernels number 4-byte words of a payload, rows and columns in 32 bits."""
-    (t,) = File(wcodec.encode(weights_of("bf16", (8, 1024)), EncodeOptions(operand="fixed")), None).index.tensors
+    (t,) = File(
+        wcodec.encode(weights_of("bf16", (8, 1024)), EncodeOptions(operand="fixed")), None
+    ).index.tensors
     assert kernel_problem(replace(t, payload_nbytes=(1 << 34) - 16)) is None
     assert kernel_problem(replace(t, payload_nbytes=1 << 34)) == "it is too large"
     assert kernel_problem(replace(t, shape=(8, (1 << 31) - 1))) is None

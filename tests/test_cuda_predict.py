@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from cuda_cases import EACH_RUNTIME, Array, Memory, address, check_sanitized, launch, pad, planes_of, segments_of, tensors_of
+from cuda_cases import (
+    EACH_RUNTIME,
+    Array,
+    Memory,
+    address,
+    check_sanitized,
+    launch,
+    pad,
+    planes_of,
+    segments_of,
+    tensors_of,
+)
 from cuda_emulator import CANARY, EmulatedRuntime
 from plans import random_geometry
 from sampling import sampled
@@ -48,7 +59,11 @@ class Case:
 
 
 def make_case(
-    rng: np.random.Generator, geometry: Geometry, choices: list[int], modes: Sequence[int] = range(N_MODES), values: tuple[int, ...] = ()
+    rng: np.random.Generator,
+    geometry: Geometry,
+    choices: list[int],
+    modes: Sequence[int] = range(N_MODES),
+    values: tuple[int, ...] = (),
 ) -> Case:
     """Random symbols, planes' modes out of `choices` and tiles' out of `modes`, and what the reference makes of them.
 
@@ -61,11 +76,21 @@ def make_case(
         shape = rows.stop - rows.start, cols.stop - cols.start
         for p in range(FLOAT32.n_planes):
             own = case.prediction[k, p]
-            case.modes[k, p] = (rng.choice(modes, counts[k]) if own == PER_TILE else np.full(counts[k], own)).astype(np.uint8)
+            case.modes[k, p] = (
+                rng.choice(modes, counts[k]) if own == PER_TILE else np.full(counts[k], own)
+            ).astype(np.uint8)
             sizes = [(r.stop - r.start, c.stop - c.start) for r, c in tile_slices(geometry, shape)]
-            of_tiles = [rng.choice(values, s).astype(np.uint8) if values else rng.integers(0, 256, s, np.uint8) for s in sizes]
+            of_tiles = [
+                rng.choice(values, s).astype(np.uint8)
+                if values
+                else rng.integers(0, 256, s, np.uint8)
+                for s in sizes
+            ]
             case.symbols[k, p] = np.concatenate([t.reshape(-1) for t in of_tiles])
-            coded = [residuals(t, int(m)).reshape(-1) for t, m in zip(of_tiles, case.modes[k, p], strict=True)]
+            coded = [
+                residuals(t, int(m)).reshape(-1)
+                for t, m in zip(of_tiles, case.modes[k, p], strict=True)
+            ]
             case.residuals[k, p] = np.concatenate(coded)
     return case
 
@@ -77,27 +102,39 @@ def tile_slices(geometry: Geometry, shape: tuple[int, int]) -> list[tuple[slice,
 class Structures:
     """What the kernels read, and the planes, each in a buffer of whole groups."""
 
-    def __init__(self, case: Case, symbols: dict[tuple[int, int], Array], at_end: bool = True) -> None:
+    def __init__(
+        self, case: Case, symbols: dict[tuple[int, int], Array], at_end: bool = True
+    ) -> None:
         self.case, self.memory = case, Memory(at_end)
         n_planes = FLOAT32.n_planes
-        self.tensors, self.planes = tensors_of(FLOAT32, case.geometry), planes_of(FLOAT32, case.geometry)
+        self.tensors, self.planes = (
+            tensors_of(FLOAT32, case.geometry),
+            planes_of(FLOAT32, case.geometry),
+        )
         self.segments = segments_of(FLOAT32, case.geometry, 0)
         self.planes["prediction"] = case.prediction
         self.rooms = {}
         for k, segment in enumerate(self.segments):
-            per_tile = [case.modes[k, p] for p in range(n_planes) if case.prediction[k, p] == PER_TILE]
+            per_tile = [
+                case.modes[k, p] for p in range(n_planes) if case.prediction[k, p] == PER_TILE
+            ]
             segment["modes"] = address(self.memory.put(np.concatenate(per_tile))) if per_tile else 0
             for p in range(n_planes):
                 data = symbols[k, p]
                 room = self.rooms[k, p] = self.memory.room(pad(data.size, 128))
                 room[: data.size] = data
-                self.planes[k, p]["symbols"], self.planes[k, p]["n_symbols"] = address(room), data.size
+                self.planes[k, p]["symbols"], self.planes[k, p]["n_symbols"] = (
+                    address(room),
+                    data.size,
+                )
 
     @property
     def all(self) -> tuple[Array, Array, Array]:
         return self.tensors, self.segments, self.planes
 
-    def check(self, rooms: dict[tuple[int, int], Array], expected: dict[tuple[int, int], Array]) -> None:
+    def check(
+        self, rooms: dict[tuple[int, int], Array], expected: dict[tuple[int, int], Array]
+    ) -> None:
         """Planes are as they should be, and what is behind their symbols as it was."""
         self.memory.check()
         for key, want in expected.items():
@@ -119,7 +156,9 @@ def check_inverse(runtime: EmulatedRuntime, case: Case, chosen: Array, at_end: b
         launch(runtime, "inverse_prediction", s.all, chosen, status)
     assert (status == 4).all()
     keys = {(int(i) // FLOAT32.n_planes, int(i) % FLOAT32.n_planes) for i in chosen}
-    s.check(s.rooms, {key: case.symbols[key] if key in keys else case.residuals[key] for key in s.rooms})
+    s.check(
+        s.rooms, {key: case.symbols[key] if key in keys else case.residuals[key] for key in s.rooms}
+    )
 
 
 def check_forward(runtime: EmulatedRuntime, case: Case, chosen: Array, at_end: bool = True) -> None:
@@ -155,7 +194,19 @@ def test_random(runtime: EmulatedRuntime, seed: int, at_end: bool) -> None:
 def test_tiles(runtime: EmulatedRuntime, mode: Mode) -> None:
     """Many tiles, which warps take, with ragged ones at both edges: of the usual sizes, flat, narrow, and of an odd width."""
     rng = np.random.default_rng(mode)
-    for tile in ((16, 16), (16, 64), (64, 16), (17, 19), (16, 33), (40, 18), (16, 2), (33, 1), (1, 16), (2, 17), (3, 600)):
+    for tile in (
+        (16, 16),
+        (16, 64),
+        (64, 16),
+        (17, 19),
+        (16, 33),
+        (40, 18),
+        (16, 2),
+        (33, 1),
+        (1, 16),
+        (2, 17),
+        (3, 600),
+    ):
         rows, cols = 3 * tile[0] + min(5, tile[0]), 4 * tile[1] + min(7, tile[1])
         segment = tuple(5 * t if t >= 16 else t for t in tile)
         rows, cols = min(rows, segment[0]), min(cols, segment[1])
@@ -175,7 +226,10 @@ def test_large_tiles(mode: Mode, rows: int, cols: int) -> None:
     """A segment that is one tile, which the block shares."""
     rng, shape = np.random.default_rng([mode, rows, cols]), (rows, cols)
     for order, seed in (("forward", 0), ("shuffled", 3)):
-        check_both(EmulatedRuntime(order=order, seed=seed), make_case(rng, Geometry(*shape, *shape, *shape), [mode]))
+        check_both(
+            EmulatedRuntime(order=order, seed=seed),
+            make_case(rng, Geometry(*shape, *shape, *shape), [mode]),
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -195,14 +249,23 @@ def test_extremes(runtime: EmulatedRuntime, mode: Mode) -> None:
 def test_bad_modes(runtime: EmulatedRuntime) -> None:
     """The status says so; tiles with bad modes are as they were, all others are right."""
     rng = np.random.default_rng(1)
-    for geometry in (Geometry(70, 75, 64, 64, 16, 16), Geometry(70, 75, 64, 64, 32, 64), Geometry(3, 40, 1, 40, 1, 40)):
+    for geometry in (
+        Geometry(70, 75, 64, 64, 16, 16),
+        Geometry(70, 75, 64, 64, 32, 64),
+        Geometry(3, 40, 1, 40, 1, 40),
+    ):
         case = make_case(rng, geometry, [PER_TILE, PER_TILE, Mode.TOP])
         expected = {key: symbols.copy() for key, symbols in case.symbols.items()}
         bad = set()
         for (k, p), modes in case.modes.items():
             if case.prediction[k, p] != PER_TILE or rng.random() < 0.3:
                 continue
-            ends = np.cumsum([(r.stop - r.start) * (c.stop - c.start) for r, c in tile_slices(geometry, shape_of(geometry, k))])
+            ends = np.cumsum(
+                [
+                    (r.stop - r.start) * (c.stop - c.start)
+                    for r, c in tile_slices(geometry, shape_of(geometry, k))
+                ]
+            )
             for i in rng.permutation(modes.size)[: rng.integers(1, 3)]:
                 modes[i] = rng.choice([5, 6, 128, 254, 255])
                 tile = slice(int(ends[i - 1]) if i else 0, int(ends[i]))
@@ -211,8 +274,16 @@ def test_bad_modes(runtime: EmulatedRuntime) -> None:
         s = Structures(case, case.residuals)
         status = s.memory.room(4 * s.segments.size).view(np.uint32)
         status[:] = 1
-        launch(runtime, "inverse_prediction", s.all, np.flatnonzero(case.prediction.reshape(-1)), status)
-        assert status.tolist() == [1 | BAD_TILE_MODE * (k in bad) for k in range(geometry.n_segments)]
+        launch(
+            runtime,
+            "inverse_prediction",
+            s.all,
+            np.flatnonzero(case.prediction.reshape(-1)),
+            status,
+        )
+        assert status.tolist() == [
+            1 | BAD_TILE_MODE * (k in bad) for k in range(geometry.n_segments)
+        ]
         s.check(s.rooms, expected)
 
 
@@ -222,7 +293,8 @@ def shape_of(geometry: Geometry, k: int) -> tuple[int, int]:
 
 
 # ---- sanitizers ------------------------------------------------------------------------------------------------------------
-@pytest.mark.exhaustive  # the sample of the conformance suite runs these kernels with sanitizers too
+# the sample of the conformance suite runs these kernels with sanitizers too
+@pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)
 

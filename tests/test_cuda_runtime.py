@@ -50,7 +50,12 @@ def runtime_of(capability: int, cupy: Any) -> Any:
     runtime: Any = CupyRuntime.__new__(CupyRuntime)
     runtime.cupy, runtime.device = cupy, 0
     runtime.properties = {"major": capability // 10, "minor": capability % 10}
-    runtime._functions, runtime._modules, runtime._lock, runtime._pid = {}, {}, threading.Lock(), os.getpid()
+    runtime._functions, runtime._modules, runtime._lock, runtime._pid = (
+        {},
+        {},
+        threading.Lock(),
+        os.getpid(),
+    )
     runtime._streams, runtime._cubins = {}, cubins.Cubins(capability)
     return runtime
 
@@ -73,7 +78,8 @@ def test_what_runs_is_what_is_audited(folder: Path) -> None:
         *["function add_base"] * 2,
     ]
     assert loaded == [compile_cubin(read_source(SOURCE), 90)]
-    assert code_of(loaded[0]) == code_of(compile_with_usage(read_source(SOURCE), 90)[0])  # whose option has ptxas talk
+    # whose option has ptxas talk
+    assert code_of(loaded[0]) == code_of(compile_with_usage(read_source(SOURCE), 90)[0])
 
 
 def test_compiled_once(folder: Path, compiled: list[int]) -> None:
@@ -87,7 +93,9 @@ def test_compiled_once(folder: Path, compiled: list[int]) -> None:
     assert len(list(folder.iterdir())) == 3
 
 
-def test_what_is_used_together_is_compiled_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_used_together_is_compiled_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the same time, each once; and what NVRTC does not take is an error of its own source alone."""
     together, asked = threading.Barrier(2, timeout=60), list[str]()
 
@@ -102,17 +110,33 @@ def test_what_is_used_together_is_compiled_together(folder: Path, monkeypatch: p
     monkeypatch.setattr(cubins, "TOGETHER", {"one": ("two",), "three": ("one", "wrong")})
     monkeypatch.setattr(cubins, "cubin_of", cubin_of)
     some = cubins.Cubins(90)
-    assert [some[name] for name in ("one", "two", "one", "three", "four")] == [b"one 90", b"two 90", b"one 90", b"three 90", b"four 90"]
+    assert [some[name] for name in ("one", "two", "one", "three", "four")] == [
+        b"one 90",
+        b"two 90",
+        b"one 90",
+        b"three 90",
+        b"four 90",
+    ]
     with pytest.raises(BackendUnavailable, match="NVRTC: a log"):
         some["wrong"]
     assert sorted(asked) == ["four", "one", "three", "two", "wrong"]
 
 
 def test_what_is_together_is_there() -> None:
-    assert set(cubins.TOGETHER) | {name for names in cubins.TOGETHER.values() for name in names} <= set(SOURCES)
+    assert set(cubins.TOGETHER) | {
+        name for names in cubins.TOGETHER.values() for name in names
+    } <= set(SOURCES)
 
 
-@pytest.mark.parametrize("damage", [lambda d: b"", lambda d: d[:10], lambda d: d[:-1], lambda d: d[:-9] + bytes([d[-9] ^ 1]) + d[-8:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: b"",
+        lambda d: d[:10],
+        lambda d: d[:-1],
+        lambda d: d[:-9] + bytes([d[-9] ^ 1]) + d[-8:],
+    ],
+)
 def test_damaged_code_is_not_run(folder: Path, compiled: list[int], damage: Any) -> None:
     code = cubins.cubin_of(SOURCE, 90)
     (path,) = folder.iterdir()
@@ -123,7 +147,9 @@ def test_damaged_code_is_not_run(folder: Path, compiled: list[int], damage: Any)
     assert compiled == [90, 90]
 
 
-def test_a_directory_where_the_file_would_be(folder: Path, compiled: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_directory_where_the_file_would_be(
+    folder: Path, compiled: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     code = cubins.cubin_of(SOURCE, 90)
     (path,) = folder.iterdir()
     path.unlink()
@@ -134,7 +160,9 @@ def test_a_directory_where_the_file_would_be(folder: Path, compiled: list[int], 
     assert len(caplog.messages) == 1
 
 
-def test_no_place_to_keep_it(folder: Path, compiled: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_no_place_to_keep_it(
+    folder: Path, compiled: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     folder.parent.parent.mkdir(exist_ok=True)
     folder.parent.write_bytes(b"a file where the folder would be")
     with caplog.at_level(logging.WARNING, "wcodec"):
@@ -144,7 +172,9 @@ def test_no_place_to_keep_it(folder: Path, compiled: list[int], caplog: pytest.L
     assert str(folder) in caplog.messages[0]
 
 
-@pytest.mark.parametrize(("capability", "arch"), [(75, 75), (87, 87), (89, 89), (90, 90), (101, 100), (121, 121)])
+@pytest.mark.parametrize(
+    ("capability", "arch"), [(75, 75), (87, 87), (89, 89), (90, 90), (101, 100), (121, 121)]
+)
 def test_architectures(capability: int, arch: int) -> None:
     assert cubins.architecture_for(capability) == arch
 
@@ -197,7 +227,9 @@ class Full:
 
 
 @pytest.mark.parametrize(("initialized", "enough"), [(True, True), (True, False), (False, True)])
-def test_memory_that_pytorch_keeps(monkeypatch: pytest.MonkeyPatch, initialized: bool, enough: bool) -> None:
+def test_memory_that_pytorch_keeps(
+    monkeypatch: pytest.MonkeyPatch, initialized: bool, enough: bool
+) -> None:
     full = Full(initialized, enough)
     monkeypatch.setitem(sys.modules, "torch", full)
     if initialized and enough:

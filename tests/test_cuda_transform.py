@@ -32,7 +32,10 @@ def test_steps_are_those_of_the_reference(transform: Transform) -> None:
     text = (KERNELS / "transform.cuh").read_text()
     found = re.search(rf"struct Steps<TRANSFORM_{transform.name}> {{(.*?)\n}};", text, re.DOTALL)
     assert found
-    rows = [tuple(map(int, row)) for row in re.findall(r"{(\d), (\d), (-?\d+), (-?\d+), (-?\d+)}", found[1])]
+    rows = [
+        tuple(map(int, row))
+        for row in re.findall(r"{(\d), (\d), (-?\d+), (-?\d+), (-?\d+)}", found[1])
+    ]
     assert tuple(rows) == ROWS[transform]
     heads = re.search(r"COUNT = (\d+), ORDER = 0x(\w{8});", found[1])
     assert heads
@@ -40,7 +43,9 @@ def test_steps_are_those_of_the_reference(transform: Transform) -> None:
     assert tuple(int(digit) for digit in reversed(heads[2])) == ORDER[transform]
 
 
-def check_both(runtime: EmulatedRuntime, case: Case, chosen: Array | None = None, at_end: bool = True) -> None:
+def check_both(
+    runtime: EmulatedRuntime, case: Case, chosen: Array | None = None, at_end: bool = True
+) -> None:
     """There and back, on some planes; nothing else is touched."""
     chosen = np.flatnonzero(case.prediction.reshape(-1)) if chosen is None else chosen
     if chosen.size == 0:
@@ -52,7 +57,9 @@ def check_both(runtime: EmulatedRuntime, case: Case, chosen: Array | None = None
     launch(runtime, "inverse_transform", s.all, chosen)
     launch(runtime, "inverse_prediction", s.all, chosen, status)
     assert (status == 4).all()
-    s.check(s.rooms, {key: case.symbols[key] if key in keys else case.residuals[key] for key in s.rooms})
+    s.check(
+        s.rooms, {key: case.symbols[key] if key in keys else case.residuals[key] for key in s.rooms}
+    )
     s, none = Structures(case, case.symbols, at_end), np.empty(0, np.uint8)
     rooms = {key: s.memory.room(room.size) for key, room in s.rooms.items()}
     for (k, p), room in rooms.items():
@@ -79,9 +86,16 @@ def test_tiles(mode: int) -> None:
     """Tiles that warps take and tiles that the block takes, narrower and flatter than a group, with left-overs at both edges."""
     rng, runtime = np.random.default_rng(mode), EmulatedRuntime(order="shuffled", seed=mode)
     for rows, cols, *rest in (
-        (60, 70, 48, 64, 16, 16), (35, 57, 34, 57, 17, 19), (64, 40, 64, 40, 64, 40), (1, 300, 1, 300, 1, 300), (300, 1, 300, 1, 300, 1),
-        (7, 90, 7, 90, 7, 90), (90, 7, 90, 7, 90, 7), (8, 8, 8, 8, 8, 8), (9, 15, 9, 15, 9, 15),
-    ):  # fmt: skip
+        (60, 70, 48, 64, 16, 16),
+        (35, 57, 34, 57, 17, 19),
+        (64, 40, 64, 40, 64, 40),
+        (1, 300, 1, 300, 1, 300),
+        (300, 1, 300, 1, 300, 1),
+        (7, 90, 7, 90, 7, 90),
+        (90, 7, 90, 7, 90, 7),
+        (8, 8, 8, 8, 8, 8),
+        (9, 15, 9, 15, 9, 15),
+    ):
         check_both(runtime, make_case(rng, Geometry(rows, cols, *rest), [mode]))
 
 
@@ -89,10 +103,16 @@ def test_tiles(mode: int) -> None:
 def test_extremes(runtime: EmulatedRuntime, mode: int) -> None:
     """Values at both ends, which wrap at many a step."""
     geometry = Geometry(40, 48, 40, 48, 40, 48)
-    check_both(runtime, make_case(np.random.default_rng(mode), geometry, [mode], values=(0, 255, 127, 128)))
+    check_both(
+        runtime, make_case(np.random.default_rng(mode), geometry, [mode], values=(0, 255, 127, 128))
+    )
 
 
-@pytest.mark.parametrize("geometry", [Geometry(130, 171, 64, 64, 16, 16), Geometry(40, 40, 40, 40, 40, 40)], ids=["many", "one"])
+@pytest.mark.parametrize(
+    "geometry",
+    [Geometry(130, 171, 64, 64, 16, 16), Geometry(40, 40, 40, 40, 40, 40)],
+    ids=["many", "one"],
+)
 def test_bytes_that_are_no_modes(runtime: EmulatedRuntime, geometry: Geometry) -> None:
     """Each of them is refused where there are tiles enough, and no other; its tile stays as it was."""
     rng = np.random.default_rng(2)
@@ -102,7 +122,9 @@ def test_bytes_that_are_no_modes(runtime: EmulatedRuntime, geometry: Geometry) -
     for (k, p), modes in case.modes.items():
         rows, cols = geometry.rectangle(k)
         at = 0
-        for i, (r, c) in enumerate(tile_slices(geometry, (rows.stop - rows.start, cols.stop - cols.start))):
+        for i, (r, c) in enumerate(
+            tile_slices(geometry, (rows.stop - rows.start, cols.stop - cols.start))
+        ):
             end = at + (r.stop - r.start) * (c.stop - c.start)
             if k != 4 and rng.random() < 0.9 and (mode := next(wrong, None)) is not None:
                 modes[i] = mode
@@ -128,8 +150,18 @@ def test_counts(runtime: EmulatedRuntime) -> None:
     s.planes["residuals"] = s.planes["symbols"]
     chosen = rng.permutation(s.planes.size)[:9]
     counts = s.memory.room(4 * 256 * chosen.size)
-    runtime.launch("count_residuals", chosen.size, BLOCK, s.memory.put(s.planes), s.memory.put(chosen.astype(np.uint32)), counts)
-    expected = [np.bincount(case.residuals[i // FLOAT32.n_planes, i % FLOAT32.n_planes], minlength=256) for i in chosen.tolist()]
+    runtime.launch(
+        "count_residuals",
+        chosen.size,
+        BLOCK,
+        s.memory.put(s.planes),
+        s.memory.put(chosen.astype(np.uint32)),
+        counts,
+    )
+    expected = [
+        np.bincount(case.residuals[i // FLOAT32.n_planes, i % FLOAT32.n_planes], minlength=256)
+        for i in chosen.tolist()
+    ]
     np.testing.assert_array_equal(counts.view(np.uint32).reshape(-1, 256), expected)
     s.memory.check()
 
@@ -145,17 +177,22 @@ def test_histograms(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for limit, mode in zip((1 << 20, 5000, 1), (16, 33, 36), strict=True):
         monkeypatch.setattr(encoding, "SCRATCH_NBYTES", limit)
         geometry = random_geometry(rng)
-        words = rng.integers(0, 256, (geometry.rows, geometry.cols * dtype.word_nbytes), np.uint8).view(dtype.word_type)
+        words = rng.integers(
+            0, 256, (geometry.rows, geometry.cols * dtype.word_nbytes), np.uint8
+        ).view(dtype.word_type)
         some = np.flatnonzero(rng.random(geometry.n_segments) < 0.6)
         for segments in (None, some, some[:0]):
             for planes in (None, (dtype.word_nbytes - 1,)):
                 call = {"segments": segments, "planes": planes, "mode": mode}
                 expected = histogram(words, geometry, dtype, **call)
-                np.testing.assert_array_equal(backend.histogram(words, geometry, dtype, **call), expected)
+                np.testing.assert_array_equal(
+                    backend.histogram(words, geometry, dtype, **call), expected
+                )
 
 
 # ---- sanitizers ------------------------------------------------------------------------------------------------------------
-@pytest.mark.exhaustive  # the sample of the conformance suite runs these kernels with sanitizers too
+# the sample of the conformance suite runs these kernels with sanitizers too
+@pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)
 

@@ -6,7 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cuda_cases import EACH_RUNTIME, Array, Memory, address, check_sanitized, launch, pad, planes_of, segments_of, tensors_of
+from cuda_cases import (
+    EACH_RUNTIME,
+    Array,
+    Memory,
+    address,
+    check_sanitized,
+    launch,
+    pad,
+    planes_of,
+    segments_of,
+    tensors_of,
+)
 from cuda_emulator import CANARY, EmulatedRuntime
 from plans import Case, complete, make_case, only, random_geometry, random_tables
 from sampling import exhaustive, sampled
@@ -19,8 +30,11 @@ from wcodec.reference.tiles import Geometry
 
 BAD_PATCH = 4  # as in common.cuh
 WINDOWED = [d for d in DTYPES if d.has_pairs and d.word_nbytes > 1]
-F64_SPLIT = replace(BY_NAME["float64"], word_map=WordMap.EXPONENT_FIRST, exponent_bits=11)  # in no registry, yet the kernels can
-KINDS = [BY_NAME[n] for n in ("uint8", "int8", "float8_e5m2", "int16", "bfloat16", "float32", "int64")]
+# in no registry, yet the kernels can
+F64_SPLIT = replace(BY_NAME["float64"], word_map=WordMap.EXPONENT_FIRST, exponent_bits=11)
+KINDS = [
+    BY_NAME[n] for n in ("uint8", "int8", "float8_e5m2", "int16", "bfloat16", "float32", "int64")
+]
 
 #: Each dtype at one end of memory; at the other in `make test-all`.
 EACH_END = [(d, i % 2 == 0) for i, d in enumerate([*DTYPES, F64_SPLIT])]
@@ -34,7 +48,11 @@ def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
 
 def symbols_of(case: Case, k: int) -> list[Array]:
     """Planes of a segment as they are before prediction."""
-    return [] if case.plan.segments.layout[k] == Layout.RAW else reference.segment_planes(case.plan, case.words, k)[0]
+    return (
+        []
+        if case.plan.segments.layout[k] == Layout.RAW
+        else reference.segment_planes(case.plan, case.words, k)[0]
+    )
 
 
 def some(rng: np.random.Generator, n: int) -> Array:
@@ -53,9 +71,17 @@ class Merging:
         self.tensors, self.planes = tensors_of(dtype, geometry), planes_of(dtype, geometry)
         self.segments = segments_of(dtype, geometry, address(self.words))
         for k, segment in enumerate(self.segments):
-            segment["layout"], segment["base"], segment["n_patches"] = s.layout[k], s.base[k], s.n_patches[k]
-            segment["record"] = self._part(int(self.plan.offsets[k]), int(self.plan.words_nbytes[k]))
-            segment["patches"] = self._part(int(self.plan.patch_offsets[k]), pad(4 * int(s.n_patches[k])))
+            segment["layout"], segment["base"], segment["n_patches"] = (
+                s.layout[k],
+                s.base[k],
+                s.n_patches[k],
+            )
+            segment["record"] = self._part(
+                int(self.plan.offsets[k]), int(self.plan.words_nbytes[k])
+            )
+            segment["patches"] = self._part(
+                int(self.plan.patch_offsets[k]), pad(4 * int(s.n_patches[k]))
+            )
             for p, symbols in enumerate(symbols_of(case, k)):
                 self._place(self.planes[k, p], p, k, symbols)
 
@@ -64,9 +90,15 @@ class Merging:
 
     def _place(self, plane: Array, p: int, k: int, symbols: Array) -> None:
         s = self.plan.segments
-        plane["coder"], plane["table"], plane["n_symbols"] = s.coder[p, k], s.table[p, k], symbols.size
+        plane["coder"], plane["table"], plane["n_symbols"] = (
+            s.coder[p, k],
+            s.table[p, k],
+            symbols.size,
+        )
         if s.coder[p, k] == Coder.RAW:
-            plane["at"] = self._part(int(self.plan.plane_offsets[p, k]), int(self.plan.stream_nbytes[p, k]))
+            plane["at"] = self._part(
+                int(self.plan.plane_offsets[p, k]), int(self.plan.stream_nbytes[p, k])
+            )
             plane["nbytes"] = self.plan.stream_nbytes[p, k]
         elif s.coder[p, k] != Coder.CONSTANT:
             plane["symbols"] = address(self.memory.put(symbols, pad(symbols.size, 128)))
@@ -78,12 +110,18 @@ class Merging:
         bits[:] = status
         launch(runtime, "merge_words", (self.tensors, self.segments, self.planes), chosen, bits)
         self.memory.check()
-        return self.words.view(self.plan.dtype.word_type).reshape(self.case.words.shape).copy(), bits
+        return self.words.view(self.plan.dtype.word_type).reshape(
+            self.case.words.shape
+        ).copy(), bits
 
 
 def check_merge(runtime: EmulatedRuntime, case: Case, chosen: Array, at_end: bool = True) -> None:
     """The words of the chosen segments are those of the reference, and no others are touched."""
-    expected = np.frombuffer(np.full(case.words.nbytes, CANARY, np.uint8), case.words.dtype).reshape(case.words.shape).copy()
+    expected = (
+        np.frombuffer(np.full(case.words.nbytes, CANARY, np.uint8), case.words.dtype)
+        .reshape(case.words.shape)
+        .copy()
+    )
     decoded = expected.copy()
     assert not reference.decode_segments(case.decoding, case.payload, decoded).any()
     for k in chosen.tolist():
@@ -93,7 +131,11 @@ def check_merge(runtime: EmulatedRuntime, case: Case, chosen: Array, at_end: boo
     assert (bits == 3).all()
 
 
-@pytest.mark.parametrize(("dtype", "at_end"), EACH_END, ids=lambda v: f"{v.name}-{v.exponent_bits}" if isinstance(v, DType) else str(v))
+@pytest.mark.parametrize(
+    ("dtype", "at_end"),
+    EACH_END,
+    ids=lambda v: f"{v.name}-{v.exponent_bits}" if isinstance(v, DType) else str(v),
+)
 def test_merge(runtime: EmulatedRuntime, dtype: DType, at_end: bool) -> None:
     rng = np.random.default_rng([dtype.id, at_end, dtype.exponent_bits])
     for _ in range(3):
@@ -102,12 +144,23 @@ def test_merge(runtime: EmulatedRuntime, dtype: DType, at_end: bool) -> None:
 
 
 # ---- split -----------------------------------------------------------------------------------------------------------------
-def check_split(runtime: EmulatedRuntime, plan: SegmentPlan, words: Array, chosen: Array, at_end: bool = True) -> None:
+def check_split(
+    runtime: EmulatedRuntime, plan: SegmentPlan, words: Array, chosen: Array, at_end: bool = True
+) -> None:
     """Symbols and patches of the chosen segments are those of the reference, and nothing else is touched."""
-    memory, dtype, geometry, case = Memory(at_end), plan.dtype, plan.geometry, Case(plan, words, np.empty(0, np.uint8), plan)
+    memory, dtype, geometry, case = (
+        Memory(at_end),
+        plan.dtype,
+        plan.geometry,
+        Case(plan, words, np.empty(0, np.uint8), plan),
+    )
     tensors, planes = tensors_of(dtype, geometry), planes_of(dtype, geometry)
     segments = segments_of(dtype, geometry, address(memory.put(words)))
-    segments["layout"], segments["base"], segments["fill"] = plan.segments.layout, plan.segments.base, plan.fill
+    segments["layout"], segments["base"], segments["fill"] = (
+        plan.segments.layout,
+        plan.segments.base,
+        plan.fill,
+    )
     counts = memory.room(4 * segments.size).view(np.uint32)
     counts[:] = 12345
     patches = [memory.room(4 * int(n)) for n in plan.n_elements]
@@ -126,7 +179,9 @@ def check_split(runtime: EmulatedRuntime, plan: SegmentPlan, words: Array, chose
         if k in chosen:
             assert counts[k] == found.size
             for p, symbols in enumerate(own):
-                np.testing.assert_array_equal(rooms[k, p][: symbols.size], symbols, f"segment {k}, plane {p}")
+                np.testing.assert_array_equal(
+                    rooms[k, p][: symbols.size], symbols, f"segment {k}, plane {p}"
+                )
         else:
             assert counts[k] == 12345
             assert all((rooms[k, p] == CANARY).all() for p in range(len(own)))
@@ -135,12 +190,18 @@ def check_split(runtime: EmulatedRuntime, plan: SegmentPlan, words: Array, chose
         assert (patches[k][4 * found.size :] == CANARY).all()
 
 
-@pytest.mark.parametrize(("dtype", "at_end"), EACH_END, ids=lambda v: f"{v.name}-{v.exponent_bits}" if isinstance(v, DType) else str(v))
+@pytest.mark.parametrize(
+    ("dtype", "at_end"),
+    EACH_END,
+    ids=lambda v: f"{v.name}-{v.exponent_bits}" if isinstance(v, DType) else str(v),
+)
 def test_split(runtime: EmulatedRuntime, dtype: DType, at_end: bool) -> None:
     rng = np.random.default_rng([dtype.id, at_end, dtype.exponent_bits])
     for _ in range(3):
         case = make_case(rng, dtype)
-        check_split(runtime, case.plan, case.words, some(rng, case.plan.geometry.n_segments), at_end)
+        check_split(
+            runtime, case.plan, case.words, some(rng, case.plan.geometry.n_segments), at_end
+        )
 
 
 # ---- both ------------------------------------------------------------------------------------------------------------------
@@ -150,12 +211,23 @@ def check_both(runtime: EmulatedRuntime, case: Case) -> None:
     check_split(runtime, case.plan, case.words, everything)
 
 
-@pytest.mark.parametrize("n", sampled([1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 127, 128, 129, 1023, 1025, 4095, 4096, 4097, 9000], always=10))
+@pytest.mark.parametrize(
+    "n",
+    sampled(
+        [1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 127, 128, 129, 1023, 1025, 4095, 4096, 4097, 9000],
+        always=10,
+    ),
+)
 @pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
 def test_sizes(dtype: DType, n: int) -> None:
     """Around items, groups, and what a block takes at once; contiguous or not."""
     rng, runtime = np.random.default_rng(n), EmulatedRuntime(order="shuffled", seed=n)
-    for geometry in (Geometry(1, n, 1, n, 1, n), Geometry(n, 1, n, 1, n, 1), Geometry(3, n, 1, n, 1, n), Geometry(n, 3, n, 2, n, 2)):
+    for geometry in (
+        Geometry(1, n, 1, n, 1, n),
+        Geometry(n, 1, n, 1, n, 1),
+        Geometry(3, n, 1, n, 1, n),
+        Geometry(n, 3, n, 2, n, 2),
+    ):
         if n < 1025 or geometry.cols != n:
             check_both(runtime, make_case(rng, dtype, geometry))
 
@@ -169,15 +241,26 @@ def test_widths(dtype: DType, width: int) -> None:
     """Rows that items go beyond or not, aligned or not, in a wider matrix; as one tile, as narrow and as flat ones."""
     rng, runtime = np.random.default_rng(width), EmulatedRuntime(order="shuffled", seed=width)
     rows = max(2, 3000 // width)
-    for cols, tile in ((2 * width, width), (2 * width + 1, width), (2 * width, 16), (3 * width, 17)):
+    for cols, tile in (
+        (2 * width, width),
+        (2 * width + 1, width),
+        (2 * width, 16),
+        (3 * width, 17),
+    ):
         tall = max(16, pad(rows, 32))
         if tile == width:
-            geometries = [Geometry(rows, cols, rows, width, rows, width), Geometry(rows, cols, tall, width, 16, width)]
+            geometries = [
+                Geometry(rows, cols, rows, width, rows, width),
+                Geometry(rows, cols, tall, width, 16, width),
+            ]
         elif width < tile:
             continue
         else:
             across = pad(width, tile)
-            geometries = [Geometry(rows, cols, tall, across, 16, tile), Geometry(rows, cols, rows, across, rows, tile)]
+            geometries = [
+                Geometry(rows, cols, tall, across, 16, tile),
+                Geometry(rows, cols, rows, across, rows, tile),
+            ]
         for geometry in geometries:
             check_both(runtime, make_case(rng, dtype, geometry))
 
@@ -187,20 +270,45 @@ def test_all_16_bit_words(runtime: EmulatedRuntime) -> None:
     words = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
     for name in ("bfloat16", "int16"):
         for layout in (Layout.BYTES, Layout.PAIRS)[: 1 + BY_NAME[name].has_pairs]:
-            plan = only(BY_NAME[name], geometry, random_tables(np.random.default_rng(0)), layout, base=100 * (layout == Layout.PAIRS))
+            plan = only(
+                BY_NAME[name],
+                geometry,
+                random_tables(np.random.default_rng(0)),
+                layout,
+                base=100 * (layout == Layout.PAIRS),
+            )
             check_both(runtime, complete(plan, words))
 
 
 # ---- patches ---------------------------------------------------------------------------------------------------------------
-def windowed_case(rng: np.random.Generator, dtype: DType, share: float, geometry: Geometry | None = None, fill: int = 5) -> Case:
+def windowed_case(
+    rng: np.random.Generator,
+    dtype: DType,
+    share: float,
+    geometry: Geometry | None = None,
+    fill: int = 5,
+) -> Case:
     """Words of which a share is outside of the window."""
     geometry = random_geometry(rng) if geometry is None else geometry
     base = int(rng.integers(0, 241))
-    mapped = rng.integers(0, 1 << (8 * dtype.word_nbytes), (geometry.rows, geometry.cols), np.uint64)
+    mapped = rng.integers(
+        0, 1 << (8 * dtype.word_nbytes), (geometry.rows, geometry.cols), np.uint64
+    )
     shift = np.uint64(8 * dtype.word_nbytes - 8)
-    top = np.where(rng.random(mapped.shape) < share, rng.integers(0, 256, mapped.shape), base + rng.integers(0, 16, mapped.shape))
+    top = np.where(
+        rng.random(mapped.shape) < share,
+        rng.integers(0, 256, mapped.shape),
+        base + rng.integers(0, 16, mapped.shape),
+    )
     mapped = (mapped & ((np.uint64(1) << shift) - np.uint64(1))) | top.astype(np.uint64) << shift
-    plan = only(dtype, geometry, random_tables(rng), Layout.PAIRS, base=base, coder=[Coder.RANS, *[Coder.RAW] * (dtype.n_planes - 1)])
+    plan = only(
+        dtype,
+        geometry,
+        random_tables(rng),
+        Layout.PAIRS,
+        base=base,
+        coder=[Coder.RANS, *[Coder.RAW] * (dtype.n_planes - 1)],
+    )
     plan = replace(plan, fill=np.full(geometry.n_segments, fill, np.uint8))
     return complete(plan, unmap_words(mapped.astype(dtype.word_type), dtype))
 
@@ -250,16 +358,23 @@ def test_any_patches(runtime: EmulatedRuntime) -> None:
         case = windowed_case(rng, BY_NAME["bfloat16"], 0.05, geometry)
         payload = case.payload.copy()
         for k in np.flatnonzero(rng.random(geometry.n_segments) < 0.7):
-            at, count = int(case.decoding.patch_offsets[k]), int(case.decoding.segments.n_patches[k])
+            at, count = (
+                int(case.decoding.patch_offsets[k]),
+                int(case.decoding.segments.n_patches[k]),
+            )
             random = rng.integers(0, int(case.plan.n_elements[k]) + 3, count)
             payload[at : at + 4 * count] = np.sort(random).astype("<u4").view(np.uint8)
         expected = case.words.copy()
         status = reference.decode_segments(case.decoding, payload, expected)
-        words, bits = Merging(Case(case.plan, case.words, payload, case.decoding)).run(runtime, np.arange(geometry.n_segments))
+        words, bits = Merging(Case(case.plan, case.words, payload, case.decoding)).run(
+            runtime, np.arange(geometry.n_segments)
+        )
         assert ((bits == BAD_PATCH) == (status == Status.BAD_PATCH)).all()
         assert (bits & ~np.uint32(BAD_PATCH) == 0).all()
         for k in np.flatnonzero(status == Status.OK):
-            np.testing.assert_array_equal(words[geometry.rectangle(k)], expected[geometry.rectangle(k)])
+            np.testing.assert_array_equal(
+                words[geometry.rectangle(k)], expected[geometry.rectangle(k)]
+            )
 
 
 # ---- sanitizers ------------------------------------------------------------------------------------------------------------

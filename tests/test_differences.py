@@ -53,7 +53,10 @@ def by_the_spec(w: int, b: int, n: int, kind: Difference) -> int:
 
 def words_pair(rng: np.random.Generator, word_nbytes: int, n: int) -> tuple[Array, Array]:
     """Any two words, two that are near, and the extremes."""
-    w, b = (rng.integers(0, 256, (n, word_nbytes), np.uint8).view(f"<u{word_nbytes}").reshape(-1) for _ in range(2))
+    w, b = (
+        rng.integers(0, 256, (n, word_nbytes), np.uint8).view(f"<u{word_nbytes}").reshape(-1)
+        for _ in range(2)
+    )
     near = rng.random(n) < 0.5
     b[near] = (w + rng.integers(0, 5, n).astype(w.dtype) - w.dtype.type(2))[near]
     w[: n // 9], b[: n // 18] = 0, np.iinfo(w.dtype).max
@@ -64,7 +67,9 @@ def words_pair(rng: np.random.Generator, word_nbytes: int, n: int) -> tuple[Arra
 def test_all_pairs_of_bytes(kind: Difference) -> None:
     w, b = (a.astype(np.uint8).reshape(-1) for a in np.mgrid[:256, :256])
     coded = reference.subtract(w, b, kind)
-    assert coded.tolist() == [by_the_spec(x, y, 8, kind) for x, y in zip(w.tolist(), b.tolist(), strict=True)]
+    assert coded.tolist() == [
+        by_the_spec(x, y, 8, kind) for x, y in zip(w.tolist(), b.tolist(), strict=True)
+    ]
     reference.add(coded, b, kind)
     assert (coded == w).all()
 
@@ -76,13 +81,18 @@ def test_backends_subtract_and_add_alike(kind: Difference, word_nbytes: int) -> 
     for shape in ((0, 3), (1, 1), (7, 33), (600, 700)):
         w, b = (a.reshape(shape) for a in words_pair(rng, word_nbytes, shape[0] * shape[1]))
         if w.size < 1000:
-            expected = [by_the_spec(int(x), int(y), 8 * word_nbytes, kind) for x, y in zip(w.flat, b.flat, strict=True)]
+            expected = [
+                by_the_spec(int(x), int(y), 8 * word_nbytes, kind)
+                for x, y in zip(w.flat, b.flat, strict=True)
+            ]
             assert reference.subtract(w, b, kind).reshape(-1).tolist() == expected
         w.flags.writeable = b.flags.writeable = False
         for backend in (load_backend("reference"), load_backend("numba"), EmulatedCuda()):
             coded = backend.subtract_base(*map(backend.to_device, (w, b)), kind)
             assert bits(backend.to_host(coded)) == bits(reference.subtract(w, b, kind))
-            assert backend.add_base(coded, backend.to_device(b), kind) == load_backend("reference").crc32(w)
+            assert backend.add_base(coded, backend.to_device(b), kind) == load_backend(
+                "reference"
+            ).crc32(w)
             assert bits(backend.to_host(coded)) == bits(w)
 
 
@@ -91,16 +101,27 @@ def test_kernels_touch_their_words_alone(how: dict[str, Any]) -> None:
     """All starts and ends within a unit, between pages that cannot be touched."""
     runtime, rng = EmulatedRuntime(**how), np.random.default_rng(0)
     for word_nbytes in (1, 2, 4, 8):
-        for n, at_end in ((1, True), (3, False), (16 // word_nbytes + 1, True), (700, False), (701, True)):
+        for n, at_end in (
+            (1, True),
+            (3, False),
+            (16 // word_nbytes + 1, True),
+            (700, False),
+            (701, True),
+        ):
             w, b = words_pair(rng, word_nbytes, n)
             for kind in KINDS:
-                memory = [Fence(n * word_nbytes, end) for end in (at_end, at_end, at_end != (n == 700))]  # once not aligned alike
+                # once not aligned alike
+                memory = [
+                    Fence(n * word_nbytes, end) for end in (at_end, at_end, at_end != (n == 700))
+                ]
                 for fence, data in zip(memory, (w, b), strict=False):
                     fence.bytes[:] = data.view(np.uint8)
                 addresses = [runtime.address(fence.bytes) for fence in memory]
                 on_device.subtract_base(runtime, *addresses, n * word_nbytes, word_nbytes, kind)
                 assert memory[2].bytes.tobytes() == bits(reference.subtract(w, b, kind))
-                on_device.add_base(runtime, addresses[2], addresses[1], n * word_nbytes, word_nbytes, kind)
+                on_device.add_base(
+                    runtime, addresses[2], addresses[1], n * word_nbytes, word_nbytes, kind
+                )
                 assert memory[2].bytes.tobytes() == bits(w)
 
 
@@ -118,7 +139,11 @@ def nudged(array: Array, scale: float = 2, seed: int = 1) -> Array:
     """A copy of which every word is a few steps away."""
     out = array.copy()
     words = out.reshape(-1).view(f"<u{array.dtype.itemsize}")
-    words += np.rint(np.random.default_rng(seed).standard_normal(words.size) * scale).astype(np.int64).astype(words.dtype)
+    words += (
+        np.rint(np.random.default_rng(seed).standard_normal(words.size) * scale)
+        .astype(np.int64)
+        .astype(words.dtype)
+    )
     return out
 
 
@@ -157,7 +182,8 @@ def test_every_weight_a_few_steps_away(tmp_path: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", WEIGHTS)
 def test_nothing_has_changed(tmp_path: Path, dtype: str) -> None:
-    base = make_array(BY_NAME[dtype], (4000, 600), "gaussian")  # many segments: not all are looked at
+    # many segments: not all are looked at
+    base = make_array(BY_NAME[dtype], (4000, 600), "gaussian")
     assert delta(tmp_path, base, base)[1] < 1000
 
 
@@ -184,16 +210,30 @@ def test_another_model_is_no_base(tmp_path: Path, dtype: str) -> None:
 # ---- checkpoints -----------------------------------------------------------------------------------------------------------------
 def checkpoint() -> dict[str, Array]:
     """Tensors of all dtypes and many shapes."""
-    out = {d.name: make_array(d, (61, 83), "gaussian", i) for i, d in enumerate(ARRAY_DTYPES) if d.name != "bool"}
-    out |= {"conv": make_array(BY_NAME["float32"], (40, 8, 3, 3), "gaussian"), "bias": make_array(BY_NAME["bfloat16"], (3000,), "gaussian")}
+    out = {
+        d.name: make_array(d, (61, 83), "gaussian", i)
+        for i, d in enumerate(ARRAY_DTYPES)
+        if d.name != "bool"
+    }
+    out |= {
+        "conv": make_array(BY_NAME["float32"], (40, 8, 3, 3), "gaussian"),
+        "bias": make_array(BY_NAME["bfloat16"], (3000,), "gaussian"),
+    }
     out |= {"cube": make_array(BY_NAME["bfloat16"], (5, 40, 100), "gaussian")}
-    out |= {"wide": make_array(BY_NAME["float16"], (3, 5000), "gaussian"), "one": np.array(1.5), "none": np.empty((0, 3), np.int8)}
+    out |= {
+        "wide": make_array(BY_NAME["float16"], (3, 5000), "gaussian"),
+        "one": np.array(1.5),
+        "none": np.empty((0, 3), np.int8),
+    }
     return out | {"tied": out["bfloat16"]}
 
 
 def fine_tuned(base: dict[str, Array], seed: int = 1) -> dict[str, Array]:
     """Every weight a few steps away, and some far."""
-    out = {n: nudged(a, seed=seed) if a.dtype.itemsize < 16 and a.dtype.kind != "c" else a.copy() for n, a in base.items()}
+    out = {
+        n: nudged(a, seed=seed) if a.dtype.itemsize < 16 and a.dtype.kind != "c" else a.copy()
+        for n, a in base.items()
+    }
     for array in out.values():
         if array.dtype.itemsize == 2:
             array.reshape(-1).view(np.uint16)[::50] += np.uint16(700)
@@ -202,7 +242,22 @@ def fine_tuned(base: dict[str, Array], seed: int = 1) -> dict[str, Array]:
 
 BASE = checkpoint()
 FINE = fine_tuned(BASE)
-FEW = {n: FINE[n] for n in ("int8", "float16", "bfloat16", "float64", "complex64", "conv", "bias", "cube", "one", "none", "tied")}
+FEW = {
+    n: FINE[n]
+    for n in (
+        "int8",
+        "float16",
+        "bfloat16",
+        "float64",
+        "complex64",
+        "conv",
+        "bias",
+        "cube",
+        "one",
+        "none",
+        "tied",
+    )
+}
 DTYPE_NAMES = {a.dtype: d.safetensors for d in ARRAY_DTYPES for a in [np.empty(0, d.numpy)]}
 
 
@@ -220,7 +275,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WCODEC_BACKEND", raising=False)
     write_safetensors(tmp_path / "base.safetensors", BASE, padding=3)
-    wcodec.save_file(BASE, tmp_path / "base.wcodec", options=EncodeOptions(segment=(32, 48), layout="bytes"))
+    wcodec.save_file(
+        BASE, tmp_path / "base.wcodec", options=EncodeOptions(segment=(32, 48), layout="bytes")
+    )
     write_safetensors(tmp_path / "fine.safetensors", FINE)
     return tmp_path
 
@@ -244,7 +301,11 @@ def same(path: Path | io.BytesIO, tensors: dict[str, Array], **how: Any) -> None
 
 @pytest.mark.parametrize(
     ("backend", "base"),
-    [*((name, "base.safetensors") for name in BACKENDS), ("numba", "base.wcodec"), exhaustive(("reference", "base.wcodec"))],
+    [
+        *((name, "base.safetensors") for name in BACKENDS),
+        ("numba", "base.wcodec"),
+        exhaustive(("reference", "base.wcodec")),
+    ],
     indirect=["backend"],
 )
 def test_there_and_back(files: Path, backend: Backend, base: str) -> None:
@@ -269,7 +330,14 @@ def test_the_file_depends_on_nothing_but_the_words(files: Path) -> None:
         (files / name).mkdir()
         for form in ("base.safetensors", "base.wcodec"):
             (files / name / "base").write_bytes((files / form).read_bytes())
-            encode_file("fine.safetensors", "delta", None, load_backend(name), base=files / name / "base", overwrite=True)
+            encode_file(
+                "fine.safetensors",
+                "delta",
+                None,
+                load_backend(name),
+                base=files / name / "base",
+                overwrite=True,
+            )
             written.add((files / "delta").read_bytes())
     assert len(written) == 1
 
@@ -278,10 +346,26 @@ def test_content_hash(files: Path) -> None:
     """As R11.4 says, however it is coded, and no other order, name, dtype, shape or bit."""
     with File("base.wcodec") as f:
         found = reference.content_hash((t.name, t.dtype, t.shape, t.crc32) for t in f.index.tensors)
-        assert found == reference.content_hash((t.name, t.dtype, t.shape, t.crc32) for t in reversed(f.index.tensors))
+        assert found == reference.content_hash(
+            (t.name, t.dtype, t.shape, t.crc32) for t in reversed(f.index.tensors)
+        )
     row = ("w", BY_NAME["int8"], (2, 3), 7)
-    changes = [("x", *row[1:]), ("w", BY_NAME["uint8"], (2, 3), 7), ("w", row[1], (3, 2), 7), ("w", row[1], (6,), 7), (*row[:3], 8)]
-    assert len({reference.content_hash(rows) for rows in ([row], [], [row, ("y", *row[1:])], *([c] for c in changes))}) == 8
+    changes = [
+        ("x", *row[1:]),
+        ("w", BY_NAME["uint8"], (2, 3), 7),
+        ("w", row[1], (3, 2), 7),
+        ("w", row[1], (6,), 7),
+        (*row[:3], 8),
+    ]
+    assert (
+        len(
+            {
+                reference.content_hash(rows)
+                for rows in ([row], [], [row, ("y", *row[1:])], *([c] for c in changes))
+            }
+        )
+        == 8
+    )
     by_hand = bytes.fromhex("01000000 77 03 02 0200000000000000 0300000000000000 07000000")
     assert reference.content_hash([row]) == hashlib.sha256(by_hand).digest()
     assert open_base("base.safetensors", load_backend("numba")).content_hash() == found
@@ -292,7 +376,13 @@ def test_tensors_without_a_match_are_stored_whole(files: Path) -> None:
     a, b = (make_array(word, (100, 90), "gaussian", seed) for seed in (1, 2))
     base = {"renamed": a, "reshaped": a, "retyped": a, "kept": a}
     wcodec.save_file(base, "base.wcodec")
-    tensors = {"new name": a, "reshaped": nudged(a).reshape(90, 100), "retyped": nudged(a).view(np.float16), "kept": nudged(a), "new": b}
+    tensors = {
+        "new name": a,
+        "reshaped": nudged(a).reshape(90, 100),
+        "retyped": nudged(a).view(np.float16),
+        "kept": nudged(a),
+        "new": b,
+    }
     wcodec.save_file(tensors, "delta.wcodec", base="base.wcodec")
     same(files / "delta.wcodec", tensors)
     with wcodec.open("delta.wcodec") as f:
@@ -312,7 +402,11 @@ def test_duplicates_of_differences(files: Path) -> None:
     same(files / "delta.wcodec", fine)
     verify_file("delta.wcodec")
     with wcodec.open("delta.wcodec") as f:
-        assert [(t.duplicate_of, bool(t.difference)) for t in f.index.tensors] == [(None, True), (0, True), (0, True)]
+        assert [(t.duplicate_of, bool(t.difference)) for t in f.index.tensors] == [
+            (None, True),
+            (0, True),
+            (0, True),
+        ]
 
 
 def other_geometry(row_rank: int, segment: tuple[int, int]) -> Any:
@@ -327,14 +421,20 @@ def other_geometry(row_rank: int, segment: tuple[int, int]) -> Any:
     return choose
 
 
-OTHERS = [(0, (1, 700)), (1, (7, 11)), (2, (16, 1)), (3, (100, 3)), (4, (1000, 1))]  #: ranks of rows, and segments
+#: ranks of rows, and segments
+OTHERS = [(0, (1, 700)), (1, (7, 11)), (2, (16, 1)), (3, (100, 3)), (4, (1000, 1))]
 
 
 @pytest.mark.parametrize(
-    ("row_rank", "segment", "block"), [*((*other, 1 << 23) for other in OTHERS), *sampled([(*other, 300) for other in OTHERS], 2)]
+    ("row_rank", "segment", "block"),
+    [*((*other, 1 << 23) for other in OTHERS), *sampled([(*other, 300) for other in OTHERS], 2)],
 )
 def test_a_base_that_is_another_matrix(
-    files: Path, monkeypatch: pytest.MonkeyPatch, row_rank: int, segment: tuple[int, int], block: int
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    row_rank: int,
+    segment: tuple[int, int],
+    block: int,
 ) -> None:
     monkeypatch.setattr("wcodec.bases._BLOCK_NBYTES", block)
     names = ("bfloat16", "conv", "bias", "cube", "wide", "complex64")
@@ -342,7 +442,9 @@ def test_a_base_that_is_another_matrix(
         m.setattr(encoder, "choose_geometry", other_geometry(row_rank, segment))
         wcodec.save_file({n: BASE[n] for n in names}, "base.wcodec")
     fine = {n: FINE[n] for n in names}
-    wcodec.save_file(fine, "delta.wcodec", options=EncodeOptions(segment=(16, 64)), base="base.wcodec")
+    wcodec.save_file(
+        fine, "delta.wcodec", options=EncodeOptions(segment=(16, 64)), base="base.wcodec"
+    )
     same(files / "delta.wcodec", fine)
     with wcodec.open("delta.wcodec") as f:
         assert all(t.difference for t in f.index.tensors)
@@ -356,7 +458,9 @@ def test_a_base_that_is_a_difference(files: Path, backend: Backend, fine: dict[s
     wcodec.save_file(third, "third.wcodec", base="second.wcodec")
     same(files / "third.wcodec", third)
     (files / "base.wcodec").unlink()
-    with pytest.raises(DecodeError, match=r"in the base 'second.wcodec': .*'base.wcodec', which is not beside it") as e:
+    with pytest.raises(
+        DecodeError, match=r"in the base 'second.wcodec': .*'base.wcodec', which is not beside it"
+    ) as e:
         verify_file("third.wcodec")
     assert e.value.code == "bad_base"
 
@@ -400,13 +504,29 @@ def test_bases_of_each_other(files: Path) -> None:
 
 def test_a_base_of_the_same_name_is_not_the_file_itself(files: Path) -> None:
     forge(files / "model.wcodec", "model.wcodec", BASE["bfloat16"])
-    with pytest.raises(DecodeError, match=r"'model\.wcodec', which is not beside it: name the base \(--base\)") as e:
+    with pytest.raises(
+        DecodeError, match=r"'model\.wcodec', which is not beside it: name the base \(--base\)"
+    ) as e:
         verify_file("model.wcodec")
     assert e.value.code == "bad_base"
 
 
 # ---- bases that are not there ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["../base.wcodec", "/etc/passwd", "..", ".", "", "x/../base.wcodec", "a\0b", "x" * 300, "b\\c", "sub"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../base.wcodec",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        "x/../base.wcodec",
+        "a\0b",
+        "x" * 300,
+        "b\\c",
+        "sub",
+    ],
+)
 def test_a_hint_is_no_path(files: Path, name: str) -> None:
     (files / "sub").mkdir()
     forge(files / "sub" / "delta.wcodec", name, BASE["bfloat16"])
@@ -423,7 +543,10 @@ def test_an_empty_tensor_needs_its_base_too(files: Path) -> None:
         t = f.index.tensors[0]
         object.__setattr__(t, "shape", (0, 83))
         object.__setattr__(t, "geometry", Geometry(0, 83, 1, 1, 1, 1))
-        for read in (lambda: f.decoder.tensor(f.source, t, f.index.tables), lambda: next(f.decoder.chunks(f.source, t, f.index.tables))):
+        for read in (
+            lambda: f.decoder.tensor(f.source, t, f.index.tables),
+            lambda: next(f.decoder.chunks(f.source, t, f.index.tables)),
+        ):
             with pytest.raises(DecodeError, match="bad_base"):
                 read()
 
@@ -445,7 +568,9 @@ def test_a_file_object_has_no_neighbours(files: Path) -> None:
 
 def test_command_line(files: Path) -> None:
     original = (files / "fine.safetensors").read_bytes()
-    status, out, err = call("encode", "--base", "base.safetensors", "fine.safetensors", "-o", "delta.wcodec")
+    status, out, err = call(
+        "encode", "--base", "base.safetensors", "fine.safetensors", "-o", "delta.wcodec"
+    )
     assert (status, err) == (0, "")
     (files / "fine.safetensors").unlink()
     assert call("verify", "delta.wcodec")[0] == 0
@@ -453,7 +578,9 @@ def test_command_line(files: Path) -> None:
     for command in (("decode", "delta.wcodec", "-f", "-o", "out"), ("verify", "delta.wcodec")):
         status, _, err = call(*command)
         assert status == 1
-        assert_one_line_of_error(err, "bad_base: in 'delta.wcodec': the file holds differences from 'base.safetensors'")
+        assert_one_line_of_error(
+            err, "bad_base: in 'delta.wcodec': the file holds differences from 'base.safetensors'"
+        )
         assert "--base" in err
         status, _, err = call(*command, "--base", "moved.safetensors")
         assert (status, err) == (0, "")
@@ -474,8 +601,14 @@ def test_wrong_bases(files: Path) -> None:
     (files / "empty").write_bytes(b"")
     wrong = {
         (): "bad_base: in 'delta.wcodec': base.safetensors has the content hash",
-        ("--base", "base.safetensors"): "bad_base: in 'delta.wcodec': base.safetensors has the content hash",
-        ("--base", "fine.safetensors"): "bad_base: in 'delta.wcodec': fine.safetensors has the content hash",
+        (
+            "--base",
+            "base.safetensors",
+        ): "bad_base: in 'delta.wcodec': base.safetensors has the content hash",
+        (
+            "--base",
+            "fine.safetensors",
+        ): "bad_base: in 'delta.wcodec': fine.safetensors has the content hash",
         ("--base", "text"): "bad_base: in 'delta.wcodec': the base text is no .wcodec file",
         ("--base", "empty"): "bad_base: in 'delta.wcodec': the base empty is no .wcodec file",
         ("--base", "not there"): "not there: No such file",
@@ -486,12 +619,19 @@ def test_wrong_bases(files: Path) -> None:
         assert status == 1
         assert_one_line_of_error(err, message)
         if args:
-            assert call("encode", "fine.safetensors", "-f", "-o", "x.wcodec", *args)[0] == (0 if "safetensors" in args[1] else 1)
+            assert call("encode", "fine.safetensors", "-f", "-o", "x.wcodec", *args)[0] == (
+                0 if "safetensors" in args[1] else 1
+            )
     assert not (files / "out").exists()
-    status, _, err = call("encode", "fine.safetensors", "-f", "-o", "base.wcodec", "--base", "base.wcodec")
+    status, _, err = call(
+        "encode", "fine.safetensors", "-f", "-o", "base.wcodec", "--base", "base.wcodec"
+    )
     assert status == 2
     assert "the output base.wcodec is base.wcodec, which is read" in err
-    with pytest.raises(EncodeError, match=r"bad_option: the output 'base.wcodec' would replace 'base.wcodec', which is read"):
+    with pytest.raises(
+        EncodeError,
+        match=r"bad_option: the output 'base.wcodec' would replace 'base.wcodec', which is read",
+    ):
         wcodec.save_file(FINE, "base.wcodec", base="base.wcodec")
 
 
@@ -523,11 +663,19 @@ def test_info_of_differences(files: Path) -> None:
     with wcodec.open("delta.wcodec") as f:
         report = describe(f)
         assert report["base"] == {"name": "base.wcodec", "content_hash": f.index.base.sha256.hex()}  # type: ignore[union-attr]
-        assert all(t["order0_bits_per_weight"] is not None for t in report["tensors"] if t["shape"] not in ([0, 3],))
+        assert all(
+            t["order0_bits_per_weight"] is not None
+            for t in report["tensors"]
+            if t["shape"] not in ([0, 3],)
+        )
         (files / "base.wcodec").unlink()
     with wcodec.open("delta.wcodec") as f:
         report = describe(f)
-        unknown = [t["difference"] for t in report["tensors"] if t["order0_bits_per_weight"] is None and 0 not in t["shape"]]
+        unknown = [
+            t["difference"]
+            for t in report["tensors"]
+            if t["order0_bits_per_weight"] is None and 0 not in t["shape"]
+        ]
         assert len(unknown) > 10
         assert set(unknown) <= {"xor", "minus"}
         assert any("minus base" in line for line in as_text(report))
@@ -538,21 +686,36 @@ def emulated(device: int | None) -> LazyRuntime:
     return LazyRuntime(device or 0, seed=device or 0)
 
 
-@pytest.mark.parametrize(("slot", "fine"), [(1 << 12, FEW), (1 << 26, FINE), exhaustive((1 << 12, FINE))])
-def test_on_devices(files: Path, monkeypatch: pytest.MonkeyPatch, slot: int, fine: dict[str, Array]) -> None:
+@pytest.mark.parametrize(
+    ("slot", "fine"), [(1 << 12, FEW), (1 << 26, FINE), exhaustive((1 << 12, FINE))]
+)
+def test_on_devices(
+    files: Path, monkeypatch: pytest.MonkeyPatch, slot: int, fine: dict[str, Array]
+) -> None:
     monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", slot)
     third = fine_tuned(fine, seed=5)
-    wcodec.save_file(fine, "second.wcodec", options=EncodeOptions(segment=(16, 64)), base="base.safetensors")  # to be cut
+    # to be cut
+    wcodec.save_file(
+        fine, "second.wcodec", options=EncodeOptions(segment=(16, 64)), base="base.safetensors"
+    )
     wcodec.save_file(third, "third.wcodec", base="second.wcodec")
     for devices in (None, [0, 1]):
         with Loader(devices, streams=2, runtime_of=emulated) as loader:
-            for path, base, tensors in (("second", "base.wcodec", fine), ("second", None, fine), ("third", None, third)):
+            for path, base, tensors in (
+                ("second", "base.wcodec", fine),
+                ("second", None, fine),
+                ("third", None, third),
+            ):
                 loaded = loader.load_file(f"{path}.wcodec", base=base)
                 assert list(loaded) == list(tensors)
                 assert all(loaded[n].numpy().tobytes() == bits(a) for n, a in tensors.items())
-            assert all(t.numpy().tobytes() == bits(third[t.name]) for t in loader.iterate("third.wcodec"))
+            assert all(
+                t.numpy().tobytes() == bits(third[t.name]) for t in loader.iterate("third.wcodec")
+            )
             next(iter(loader.iterate("third.wcodec")))  # given up
-            assert loader.load_file("third.wcodec", ["tied"])["tied"].numpy().tobytes() == bits(third["tied"])
+            assert loader.load_file("third.wcodec", ["tied"])["tied"].numpy().tobytes() == bits(
+                third["tied"]
+            )
 
 
 def test_devices_refuse_wrong_bases(files: Path) -> None:
@@ -576,7 +739,10 @@ def test_devices_count_the_memory_of_bases(files: Path) -> None:
     """At least: the tensors, and the buffers for both files."""
     wcodec.save_file(FINE, "delta.wcodec", base="base.wcodec")
     nbytes, buffers = sum(a.nbytes for a in FINE.values()), LEAST_SLOT_NBYTES * BUFFERS_OF_SLOT
-    with pytest.raises(DecodeError, match="resource_limit"), Loader(runtime_of=emulated, max_device_bytes=nbytes + buffers) as loader:
+    with (
+        pytest.raises(DecodeError, match="resource_limit"),
+        Loader(runtime_of=emulated, max_device_bytes=nbytes + buffers) as loader,
+    ):
         loader.load_file("delta.wcodec")
     with Loader(runtime_of=emulated, max_device_bytes=3 * nbytes + 2 * buffers) as loader:
         assert loader.load_file("delta.wcodec")["tied"].numpy().tobytes() == bits(FINE["tied"])
@@ -603,7 +769,14 @@ def peak_memory(folder: Path, n_rows: int) -> int:
     def steps() -> None:
         backend = NumbaBackend(1)  # which keeps memory for the next calls
         encode_file(folder / "base", folder / "base.wcodec", None, backend, overwrite=True)
-        encode_file(folder / "in", folder / "coded", None, backend, base=folder / "base.wcodec", overwrite=True)
+        encode_file(
+            folder / "in",
+            folder / "coded",
+            None,
+            backend,
+            base=folder / "base.wcodec",
+            overwrite=True,
+        )
         decode_file(folder / "coded", folder / "out", backend, overwrite=True)
 
     peak = peak_of(steps)
@@ -613,7 +786,8 @@ def peak_memory(folder: Path, n_rows: int) -> int:
 
 @pytest.mark.parametrize("n_rows", [2000, exhaustive(4000)])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, n_rows: int) -> None:
-    small, large = peak_memory(tmp_path, n_rows), peak_memory(tmp_path, 4 * n_rows)  # 16 and 66 MB, or twice as much
+    # 16 and 66 MB, or twice as much
+    small, large = peak_memory(tmp_path, n_rows), peak_memory(tmp_path, 4 * n_rows)
     assert large < small + 30e6 < 140e6
 
 
@@ -626,13 +800,21 @@ def test_no_base_is_written_over(tmp_path: Path) -> None:
     wcodec.save_file(words[0] | {"w": words[0]["w"] ^ 1}, b, base=a)
     before = a.read_bytes(), b.read_bytes()
     for target in (a, b):
-        with pytest.raises(wcodec.EncodeError, match=r"bad_option: the output .* would replace .*, which is read for it"):
+        with pytest.raises(
+            wcodec.EncodeError,
+            match=r"bad_option: the output .* would replace .*, which is read for it",
+        ):
             wcodec.save_file(words[2], target, base=b)
     wcodec.save_file(words[0] | {"w": words[0]["w"] ^ 3}, c, base=b)
     for target in (a, b):
-        with pytest.raises(wcodec.EncodeError, match=r"bad_option: the output .* would replace .*, which is read for it"):
+        with pytest.raises(
+            wcodec.EncodeError,
+            match=r"bad_option: the output .* would replace .*, which is read for it",
+        ):
             decode_file(c, target, overwrite=True)
     assert (a.read_bytes(), b.read_bytes()) == before
     a.unlink()
-    with pytest.raises(wcodec.DecodeError, match=r"bad_base.*put it there, or name a restored safetensors file"):
+    with pytest.raises(
+        wcodec.DecodeError, match=r"bad_base.*put it there, or name a restored safetensors file"
+    ):
         wcodec.load_file(c)

@@ -25,7 +25,8 @@ from wcodec.hub import is_hub, is_stream
 from wcodec.jobs import STATE, Report
 
 FORMS = ("wcodec", "hub")
-N_CODED = {"wcodec": 4, "hub": 3, "decode": 3}  #: the adapter stays as it is in form hub: peft reads it
+#: the adapter stays as it is in form hub: peft reads it
+N_CODED = {"wcodec": 4, "hub": 3, "decode": 3}
 CONFIG = b'{\n  "architectures": [\n    "X"\n  ],\n  "model_type": "x",\n  "snow": "\\u2603 \xe2\x98\x83"\n}\n'
 ENTRY = b'\n  "quantization_config": {"quant_method": "wcodec", "format_version": "0.2"},'
 
@@ -38,14 +39,24 @@ def weights(seed: int, padding: int = 0, stream: bytes = b"\x89WCODEC\n") -> byt
         ("none", "F16", [0, 2], b""),
         ("four", "F4", [2, 2], b"xy"),
         ("stream", "U8", [9], stream + b"x"),
-        ("scale", "F8_E4M3", [80, 90], bits(make_array(BY_NAME["float8_e4m3fn"], (80, 90), "gaussian", seed))),
+        (
+            "scale",
+            "F8_E4M3",
+            [80, 90],
+            bits(make_array(BY_NAME["float8_e4m3fn"], (80, 90), "gaussian", seed)),
+        ),
     ]
     return safetensors_bytes(tensors, {"format": "pt"}, padding, order=[3, 0, 1, 2, 4, 5])
 
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 INDEX_NAME = "model.safetensors.index.json"
-INDEX = json.dumps({"metadata": {"total_size": 1}, "weight_map": {"w": SHARDS[0], "v": SHARDS[1]}}, indent=2).encode() + b"\n"
+INDEX = (
+    json.dumps(
+        {"metadata": {"total_size": 1}, "weight_map": {"w": SHARDS[0], "v": SHARDS[1]}}, indent=2
+    ).encode()
+    + b"\n"
+)
 MODEL: dict[str, bytes] = {
     "config.json": CONFIG,
     SHARDS[0]: weights(1),
@@ -80,7 +91,9 @@ def model(tmp_path: Path) -> Path:
 def tree(root: Path) -> dict[str, str]:
     """SHA-256 of every file, by name; directories too."""
     return {
-        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "directory"
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        if p.is_file()
+        else "directory"
         for p in sorted(root.rglob("*"))
     }
 
@@ -91,53 +104,96 @@ def there_and_back(folder: Path, form: str) -> tuple[Report, Report]:
     checked = verify_directory(folder / "coded")
     back = decode_directory(folder / "coded", folder / "back")
     assert tree(folder / "back") == tree(folder / "model")
-    assert (back.n_coded, back.nbytes, back.stored_nbytes) == (there.n_coded, there.nbytes, there.stored_nbytes)
+    assert (back.n_coded, back.nbytes, back.stored_nbytes) == (
+        there.n_coded,
+        there.nbytes,
+        there.stored_nbytes,
+    )
     assert checked.n_coded == there.n_coded
-    for root, total in (("model", there.nbytes), ("coded", there.stored_nbytes), ("back", back.nbytes)):
+    for root, total in (
+        ("model", there.nbytes),
+        ("coded", there.stored_nbytes),
+        ("back", back.nbytes),
+    ):
         assert sum(p.stat().st_size for p in (folder / root).rglob("*") if p.is_file()) == total
     return there, back
 
 
 # ---- there and back ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
-def test_a_model_comes_back_byte_for_byte(backend: Backend, tmp_path: Path, model: Path, form: str) -> None:
+def test_a_model_comes_back_byte_for_byte(
+    backend: Backend, tmp_path: Path, model: Path, form: str
+) -> None:
     there, back = there_and_back(tmp_path, form)
     n = N_CODED[form]
-    assert (there.n_coded, there.n_copied, there.n_skipped) == (n, 12 - n, 0) == (back.n_coded, back.n_copied, back.n_skipped)
+    assert (
+        (there.n_coded, there.n_copied, there.n_skipped)
+        == (n, 12 - n, 0)
+        == (back.n_coded, back.n_copied, back.n_skipped)
+    )
     assert there.stored_nbytes < there.nbytes
 
 
 def test_what_form_wcodec_holds(tmp_path: Path, model: Path) -> None:
     encode_directory(model, tmp_path / "coded")
-    found = {name: (tmp_path / "coded" / name).read_bytes() for name, what in tree(tmp_path / "coded").items() if what != "directory"}
+    found = {
+        name: (tmp_path / "coded" / name).read_bytes()
+        for name, what in tree(tmp_path / "coded").items()
+        if what != "directory"
+    }
     changed = {name for name in MODEL if "safetensors" in name}
-    assert {n: d for n, d in found.items() if "wcodec" not in n} == {n: d for n, d in MODEL.items() if n not in changed}
-    assert {n for n in found if "wcodec" in n} == {n.replace(".safetensors", ".wcodec") for n in changed}
+    assert {n: d for n, d in found.items() if "wcodec" not in n} == {
+        n: d for n, d in MODEL.items() if n not in changed
+    }
+    assert {n for n in found if "wcodec" in n} == {
+        n.replace(".safetensors", ".wcodec") for n in changed
+    }
     assert found["model.wcodec.index.json"] == INDEX.replace(b".safetensors", b".wcodec")
     with wcodec.open(tmp_path / "coded" / "text_encoder" / "model.wcodec") as f:
-        assert bits(f.get_tensor("w")) == bits(make_array(BY_NAME["bfloat16"], (60, 70), "gaussian", 4))
+        assert bits(f.get_tensor("w")) == bits(
+            make_array(BY_NAME["bfloat16"], (60, 70), "gaussian", 4)
+        )
 
 
 def test_what_form_hub_holds(tmp_path: Path, model: Path) -> None:
     encode_directory(model, tmp_path / "coded", "hub")
-    found = {name: (tmp_path / "coded" / name).read_bytes() for name, what in tree(tmp_path / "coded").items() if what != "directory"}
+    found = {
+        name: (tmp_path / "coded" / name).read_bytes()
+        for name, what in tree(tmp_path / "coded").items()
+        if what != "directory"
+    }
     assert found.keys() == MODEL.keys()
     changed = {n for n in MODEL if found[n] != MODEL[n]}
-    assert changed == {*SHARDS, "text_encoder/model.safetensors", "config.json", "text_encoder/config.json"}
+    assert changed == {
+        *SHARDS,
+        "text_encoder/model.safetensors",
+        "config.json",
+        "text_encoder/config.json",
+    }
     with_dtype = ENTRY.replace(b'"}', b'", "dtype": "%s"}')
-    assert found["config.json"] == b"{" + with_dtype % b"float32" + CONFIG[1:], "of the first weight by name that is float"
-    assert found["text_encoder/config.json"] == b" \n{" + with_dtype % b"float32" + b'"model_type":"y"}'
+    assert found["config.json"] == b"{" + with_dtype % b"float32" + CONFIG[1:], (
+        "of the first weight by name that is float"
+    )
+    assert (
+        found["text_encoder/config.json"]
+        == b" \n{" + with_dtype % b"float32" + b'"model_type":"y"}'
+    )
     for name in SHARDS:
         assert is_hub(tmp_path / "coded" / name)
     index = json.loads(found[INDEX_NAME])
     with safetensors.safe_open(tmp_path / "coded" / index["weight_map"]["v"], "numpy") as f:
         assert is_stream(w := f.get_tensor("w"))
-        assert bits(wcodec.decode(w)) == bits(make_array(BY_NAME["bfloat16"], (60, 70), "gaussian", 2))
+        assert bits(wcodec.decode(w)) == bits(
+            make_array(BY_NAME["bfloat16"], (60, 70), "gaussian", 2)
+        )
 
 
 def test_weights_of_other_libraries_are_left_alone_in_form_hub(tmp_path: Path) -> None:
     """Such as a Dense layer of sentence-transformers, or a UNet of diffusers: they would not know what to do with streams."""
-    others = {"2_Dense/config.json": b'{"in_features": 3}', "2_Dense/model.safetensors": weights(6, stream=b"no magic")}
+    others = {
+        "2_Dense/config.json": b'{"in_features": 3}',
+        "2_Dense/model.safetensors": weights(6, stream=b"no magic"),
+    }
     fill(tmp_path / "model", {"config.json": CONFIG, "model.safetensors": weights(1), **others})
     there, _ = there_and_back(tmp_path, "hub")
     assert (there.n_coded, there.n_copied) == (1, 3)
@@ -160,7 +216,15 @@ def test_links_and_what_is_left_out(tmp_path: Path, form: str) -> None:
     """As in the cache of huggingface_hub: files are links into another directory."""
     fill(tmp_path / "blobs", {"a": CONFIG, "b": weights(1)})
     plain = fill(tmp_path / "plain", {"config.json": CONFIG, "model.safetensors": weights(1)})
-    root = fill(tmp_path / "model", {".git/config": b"x", ".cache/huggingface/x.lock": b"", "sub/.git/x": b"y", "sub/.gitattributes": b"z"})
+    root = fill(
+        tmp_path / "model",
+        {
+            ".git/config": b"x",
+            ".cache/huggingface/x.lock": b"",
+            "sub/.git/x": b"y",
+            "sub/.gitattributes": b"z",
+        },
+    )
     (root / "config.json").symlink_to("../blobs/a")
     (root / "model.safetensors").symlink_to("../blobs/b")
     (plain / "sub").mkdir()
@@ -174,18 +238,29 @@ def test_links_and_what_is_left_out(tmp_path: Path, form: str) -> None:
 def test_wcodec_files_of_arrays_become_safetensors_files(tmp_path: Path) -> None:
     (tmp_path / "coded").mkdir()
     wcodec.save_file({"a": np.arange(9.0)}, tmp_path / "coded" / "x.wcodec")
-    assert decode_directory(tmp_path / "coded", tmp_path / "back") == Report(1, 0, 0, *sizes(tmp_path, "back", "coded"))
-    np.testing.assert_array_equal(safetensors.numpy.load_file(tmp_path / "back" / "x.safetensors")["a"], np.arange(9.0))
+    assert decode_directory(tmp_path / "coded", tmp_path / "back") == Report(
+        1, 0, 0, *sizes(tmp_path, "back", "coded")
+    )
+    np.testing.assert_array_equal(
+        safetensors.numpy.load_file(tmp_path / "back" / "x.safetensors")["a"], np.arange(9.0)
+    )
 
 
 def sizes(folder: Path, *roots: str) -> list[int]:
-    return [sum(p.stat().st_size for p in (folder / root).rglob("*") if p.is_file()) for root in roots]
+    return [
+        sum(p.stat().st_size for p in (folder / root).rglob("*") if p.is_file()) for root in roots
+    ]
 
 
-def test_plain_safetensors_files_beside_encoded_ones_are_copied(tmp_path: Path, model: Path) -> None:
+def test_plain_safetensors_files_beside_encoded_ones_are_copied(
+    tmp_path: Path, model: Path
+) -> None:
     """Such as an adapter that was saved into an encoded directory."""
     encode_directory(model, tmp_path / "coded", "hub")
-    fill(tmp_path / "coded", {"adapter_model.safetensors": safetensors_bytes([("a", "U8", [3], b"abc")])})
+    fill(
+        tmp_path / "coded",
+        {"adapter_model.safetensors": safetensors_bytes([("a", "U8", [3], b"abc")])},
+    )
     decode_directory(tmp_path / "coded", tmp_path / "back")
     fill(model, {"adapter_model.safetensors": safetensors_bytes([("a", "U8", [3], b"abc")])})
     assert tree(tmp_path / "back") == tree(model)
@@ -205,7 +280,11 @@ def test_progress_counts_all_files(tmp_path: Path, model: Path) -> None:
         assert sum(done) == sizes(tmp_path, "model")[0]
         done.clear()
         verify_directory(tmp_path / form, progress=done.append)
-        assert sum(done) == sum(len(d) for n, d in MODEL.items() if n.endswith(".safetensors") and (form == "wcodec" or "lora" not in n))
+        assert sum(done) == sum(
+            len(d)
+            for n, d in MODEL.items()
+            if n.endswith(".safetensors") and (form == "wcodec" or "lora" not in n)
+        )
 
 
 # ---- bases -------------------------------------------------------------------------------------------------------------------
@@ -217,7 +296,13 @@ def tuned(data: bytes) -> bytes:
 def test_differences_from_a_directory(tmp_path: Path, model: Path, coded_base: bool) -> None:
     base = tmp_path / "base"
     files = {name: data for name, data in MODEL.items() if "lora" not in name}
-    fill(model, {name: tuned(data) if name.endswith(".safetensors") else data for name, data in files.items()})
+    fill(
+        model,
+        {
+            name: tuned(data) if name.endswith(".safetensors") else data
+            for name, data in files.items()
+        },
+    )
     if coded_base:
         encode_directory(fill(tmp_path / "plain", files), base)
     else:
@@ -227,7 +312,9 @@ def test_differences_from_a_directory(tmp_path: Path, model: Path, coded_base: b
     assert there.stored_nbytes < 0.6 * alone.stored_nbytes
     for check in (decode_directory, None):
         with pytest.raises(DecodeError, match="bad_base: in 'model-00001"):
-            verify_directory(tmp_path / "coded") if check is None else check(tmp_path / "coded", tmp_path / "no")
+            verify_directory(tmp_path / "coded") if check is None else check(
+                tmp_path / "coded", tmp_path / "no"
+            )
     assert not (tmp_path / "no" / SHARDS[0]).exists()
     verify_directory(tmp_path / "coded", base=base)
     decode_directory(tmp_path / "coded", tmp_path / "back", base=base)
@@ -287,14 +374,21 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, model: Path, form: str) 
     assert sum(done) < total * 0.5
     assert (report.n_coded, report.n_copied) == (N_CODED[form], 12 - N_CODED[form])
     assert tree(tmp_path / "out") == wanted
-    with pytest.raises(EncodeError, match="output_exists"):  # a run that ended is no run to go on with
+    # a run that ended is no run to go on with
+    with pytest.raises(EncodeError, match="output_exists"):
         run(form, tmp_path, lambda _: None)
 
 
 def interrupted(folder: Path, form: str = "wcodec", **more: Any) -> int:
     """Stop an encoding run after its first files. Returns how many were finished."""
     with pytest.raises(Stop):
-        encode_directory(folder / "model", folder / "out", form, progress=stopping(sizes(folder, "model")[0] // 2), **more)
+        encode_directory(
+            folder / "model",
+            folder / "out",
+            form,
+            progress=stopping(sizes(folder, "model")[0] // 2),
+            **more,
+        )
     return len(json.loads((folder / "out" / STATE).read_bytes())["files"])
 
 
@@ -302,7 +396,8 @@ def test_other_options_do_all_again(tmp_path: Path, model: Path) -> None:
     assert interrupted(tmp_path) > 2
     options, before = wcodec.EncodeOptions(segment=(16, 70)), tree(tmp_path / "out")
     with pytest.raises(
-        EncodeError, match=r"output_exists: the output '.*' is of a run that did not end, with another input or other options"
+        EncodeError,
+        match=r"output_exists: the output '.*' is of a run that did not end, with another input or other options",
     ):
         encode_directory(model, tmp_path / "out", options=options)
     assert tree(tmp_path / "out") == before
@@ -313,7 +408,8 @@ def test_other_options_do_all_again(tmp_path: Path, model: Path) -> None:
 
 def test_a_changed_source_is_done_again(tmp_path: Path, model: Path) -> None:
     n = interrupted(tmp_path)
-    for i, name in enumerate(("assets/deep/noise.bin", "config.json")):  # the one larger, the other of another time
+    # the one larger, the other of another time
+    for i, name in enumerate(("assets/deep/noise.bin", "config.json")):
         path = model / name
         path.write_bytes(path.read_bytes() + b"\n" * (1 - i))
         os.utime(path, ns=(0, i))
@@ -331,7 +427,18 @@ def test_a_finished_file_that_is_gone_is_done_again(tmp_path: Path, model: Path)
 
 
 @pytest.mark.parametrize(
-    "state", [b"", b"\xff", b"[]", b'{"run": 1}', b'{"run": {}, "files": 7}', b"[" * 100_000, "list", "entries", "numbers"]
+    "state",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"run": 1}',
+        b'{"run": {}, "files": 7}',
+        b"[" * 100_000,
+        "list",
+        "entries",
+        "numbers",
+    ],
 )
 def test_a_damaged_state_does_all_again(tmp_path: Path, model: Path, state: bytes | str) -> None:
     interrupted(tmp_path)
@@ -339,7 +446,11 @@ def test_a_damaged_state_does_all_again(tmp_path: Path, model: Path, state: byte
     if isinstance(state, str):
         whole = json.loads(path.read_bytes())
         entry = next(iter(whole["files"].values()))
-        files = {"list": [], "entries": dict.fromkeys(whole["files"], 7), "numbers": dict.fromkeys(whole["files"], entry | {"nbytes": "1"})}
+        files = {
+            "list": [],
+            "entries": dict.fromkeys(whole["files"], 7),
+            "numbers": dict.fromkeys(whole["files"], entry | {"nbytes": "1"}),
+        }
         state = json.dumps({"run": whole["run"], "files": files[state], "writing": ""}).encode()
     path.write_bytes(state)
     assert encode_directory(model, tmp_path / "out", overwrite=True).n_skipped == 0
@@ -349,8 +460,16 @@ def test_a_damaged_state_does_all_again(tmp_path: Path, model: Path, state: byte
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path, model: Path) -> None:
     interrupted(tmp_path)
-    ours = [f".{STATE}.0123abcd.tmp", ".model-00001-of-00002.wcodec.00000000.tmp", "lora/.adapter_model.wcodec.ffffffff.tmp"]
-    others = [".model-00001-of-00002.wcodec.tmp", ".other.wcodec.00000000.tmp", "lora/.model-00001-of-00002.wcodec.00000000.tmp"]
+    ours = [
+        f".{STATE}.0123abcd.tmp",
+        ".model-00001-of-00002.wcodec.00000000.tmp",
+        "lora/.adapter_model.wcodec.ffffffff.tmp",
+    ]
+    others = [
+        ".model-00001-of-00002.wcodec.tmp",
+        ".other.wcodec.00000000.tmp",
+        "lora/.model-00001-of-00002.wcodec.00000000.tmp",
+    ]
     fill(tmp_path / "out", dict.fromkeys(ours, b"half"))
     assert plan_encode(model, tmp_path / "out").done
     fill(tmp_path / "out", dict.fromkeys(others, b"half"))
@@ -378,10 +497,17 @@ def test_a_run_that_fails_at_once_leaves_nothing(tmp_path: Path, model: Path) ->
 
 def test_an_unfinished_directory_is_no_input(tmp_path: Path, model: Path) -> None:
     interrupted(tmp_path, "hub")
-    for function in (lambda: decode_directory(tmp_path / "out", tmp_path / "x"), lambda: verify_directory(tmp_path / "out")):
-        with pytest.raises(DecodeError, match=r"truncated: '\.wcodec-resume\.json': the directory is unfinished"):
+    for function in (
+        lambda: decode_directory(tmp_path / "out", tmp_path / "x"),
+        lambda: verify_directory(tmp_path / "out"),
+    ):
+        with pytest.raises(
+            DecodeError, match=r"truncated: '\.wcodec-resume\.json': the directory is unfinished"
+        ):
             function()
-    with pytest.raises(EncodeError, match=r"bad_source: '\.wcodec-resume\.json': the directory is unfinished"):
+    with pytest.raises(
+        EncodeError, match=r"bad_source: '\.wcodec-resume\.json': the directory is unfinished"
+    ):
         encode_directory(tmp_path / "out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -423,7 +549,10 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = 
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "form"), [(name, form) for name, (_, forms, _) in BAD_SOURCES.items() for form in forms])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, form) for name, (_, forms, _) in BAD_SOURCES.items() for form in forms],
+)
 def test_a_bad_source(tmp_path: Path, model: Path, name: str, form: str) -> None:
     change, _, message = BAD_SOURCES[name]
     change(model)
@@ -445,7 +574,9 @@ def test_bad_targets(tmp_path: Path, model: Path, form: str) -> None:
         tmp_path: "the input lies in the output",
         tmp_path / "link": "are the same directory",
         fill(tmp_path, {"file": b""}) / "file": "is not a directory",
-        fill(tmp_path / "a", {f"{inside}/x": b""}): "a directory stands where the file 'assets/deep/noise.bin' goes",
+        fill(
+            tmp_path / "a", {f"{inside}/x": b""}
+        ): "a directory stands where the file 'assets/deep/noise.bin' goes",
         fill(tmp_path / "b", {"assets": b""}): "a file stands where the directory 'assets' goes",
         fill(tmp_path / "c", {"x": b""}): "'assets' is a link to a directory",
     }
@@ -453,7 +584,11 @@ def test_bad_targets(tmp_path: Path, model: Path, form: str) -> None:
     link(tmp_path / "c", "assets", "../a")
     before = tree(tmp_path)
     for target, message in targets.items():
-        write = partial(decode_directory if form == "decode" else partial(encode_directory, form=form), source, overwrite=True)
+        write = partial(
+            decode_directory if form == "decode" else partial(encode_directory, form=form),
+            source,
+            overwrite=True,
+        )
         with pytest.raises(EncodeError) as e:
             write(target)
         assert (e.value.code, message in e.value.message) == ("bad_option", True), e.value
@@ -538,13 +673,26 @@ def test_a_shard_that_is_missing(tmp_path: Path, model: Path, form: str) -> None
         with pytest.raises(DecodeError, match=f"truncated: {message}"):
             look(tmp_path / "coded")
     (model / SHARDS[1]).unlink()
-    with pytest.raises(EncodeError, match=f"bad_source: in '.*index.json': the index names '{SHARDS[1]}', which is not there"):
+    with pytest.raises(
+        EncodeError,
+        match=f"bad_source: in '.*index.json': the index names '{SHARDS[1]}', which is not there",
+    ):
         encode_directory(model, tmp_path / "again", form)
     assert not (tmp_path / "back").exists()
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("index", [b"{}", b"[]", b'{"weight_map": {"a": 7}}', b'{"weight_map": {"a": []}}', b'{"weight_map": []}', b"\xff"])
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"{}",
+        b"[]",
+        b'{"weight_map": {"a": 7}}',
+        b'{"weight_map": {"a": []}}',
+        b'{"weight_map": []}',
+        b"\xff",
+    ],
+)
 def test_an_index_that_is_none(tmp_path: Path, model: Path, index: bytes) -> None:
     fill(model, {INDEX_NAME: index})
     encode_directory(model, tmp_path / "coded")
@@ -557,8 +705,19 @@ def test_an_index_that_is_none(tmp_path: Path, model: Path, index: bytes) -> Non
 @pytest.mark.parametrize("form", FORMS)
 def test_names_in_an_index_are_not_followed(tmp_path: Path, form: str) -> None:
     fill(tmp_path / "elsewhere", {"x.safetensors": weights(9)})
-    index = json.dumps({"weight_map": {"w": "../elsewhere/x.safetensors", "v": "/etc/passwd", "u": "model.safetensors"}}).encode()
-    fill(tmp_path / "model", {"model.safetensors": weights(1), INDEX_NAME: index, "config.json": CONFIG})
+    index = json.dumps(
+        {
+            "weight_map": {
+                "w": "../elsewhere/x.safetensors",
+                "v": "/etc/passwd",
+                "u": "model.safetensors",
+            }
+        }
+    ).encode()
+    fill(
+        tmp_path / "model",
+        {"model.safetensors": weights(1), INDEX_NAME: index, "config.json": CONFIG},
+    )
     before = tree(tmp_path / "elsewhere")
     assert there_and_back_without_verifying(tmp_path, form).n_coded == 1
     assert tree(tmp_path / "elsewhere") == before
@@ -577,23 +736,40 @@ def test_limits(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) ->
         coded = tmp_path / form
         encode_directory(model, coded, form)
         total = N_CODED[form] * (60 * 70 * 2 + 12 + 2 + 9 + 80 * 90)
-        for function in (lambda n: verify_directory(coded, max_nbytes=n), lambda n: decode_directory(coded, tmp_path / "x", max_nbytes=n)):  # noqa: B023
+        for function in (
+            partial(verify_directory, coded),
+            partial(decode_directory, coded, tmp_path / "x"),
+        ):
             with pytest.raises(DecodeError, match="resource_limit"):
-                function(total - 1)
+                function(max_nbytes=total - 1)
         verify_directory(coded, max_nbytes=total)
         with monkeypatch.context() as m:
-            m.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": sizes(tmp_path, "model")[0] - 1}))
+            m.setattr(
+                "shutil.disk_usage",
+                lambda _: type("Usage", (), {"free": sizes(tmp_path, "model")[0] - 1}),
+            )
             with pytest.raises(DecodeError, match="resource_limit"):
                 decode_directory(coded, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
 # ---- config.json -------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("raw", [CONFIG, b'{"a":1}', b'\r\n\t{\r\n"a": "{"}\r\n', b'{"text_config": {"quantization_config": {}}}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        CONFIG,
+        b'{"a":1}',
+        b'\r\n\t{\r\n"a": "{"}\r\n',
+        b'{"text_config": {"quantization_config": {}}}',
+    ],
+)
 def test_the_entry_comes_out_as_it_went_in(raw: bytes) -> None:
     added = add_entry(raw)
     assert len(added) == len(raw) + len(ENTRY)
-    assert json.loads(added) == {"quantization_config": {"quant_method": "wcodec", "format_version": "0.2"}, **json.loads(raw)}
+    assert json.loads(added) == {
+        "quantization_config": {"quant_method": "wcodec", "format_version": "0.2"},
+        **json.loads(raw),
+    }
     assert remove_entry(added) == raw
     assert remove_entry(raw) == raw
     assert json.loads(add_entry(raw, "float16"))["quantization_config"]["dtype"] == "float16"
@@ -606,7 +782,12 @@ def test_a_config_that_was_written_anew() -> None:
     """As by save_pretrained: sorted, with more of the entry."""
     entry = {"format_version": "0.2", "mode": "resident", "quant_method": "wcodec"}
     written = (
-        json.dumps({"model_type": "x", "quantization_config": entry, "snow": "\N{SNOWMAN}"}, indent=2, sort_keys=True).encode() + b"\n"
+        json.dumps(
+            {"model_type": "x", "quantization_config": entry, "snow": "\N{SNOWMAN}"},
+            indent=2,
+            sort_keys=True,
+        ).encode()
+        + b"\n"
     )
     assert remove_entry(written) == b'{\n  "model_type": "x",\n  "snow": "\\u2603"\n}\n'
     other = json.dumps({"quantization_config": {"quant_method": "gptq"}}).encode()
@@ -620,7 +801,11 @@ def test_a_directory_that_another_program_saved(tmp_path: Path) -> None:
     array = make_array(BY_NAME["bfloat16"], (100, 90), "gaussian")
     (tmp_path / "coded").mkdir()
     stream = np.frombuffer(wcodec.encode(array), np.uint8)
-    safetensors.numpy.save_file({"w": stream, "b": np.arange(3.0)}, tmp_path / "coded" / "model.safetensors", {"format": "pt"})
+    safetensors.numpy.save_file(
+        {"w": stream, "b": np.arange(3.0)},
+        tmp_path / "coded" / "model.safetensors",
+        {"format": "pt"},
+    )
     config = {"model_type": "x", "quantization_config": {"quant_method": "wcodec"}}
     fill(tmp_path / "coded", {"config.json": json.dumps(config, indent=2).encode()})
     decode_directory(tmp_path / "coded", tmp_path / "back")
@@ -642,11 +827,19 @@ def test_encode_safetensors_to_wcodec(tmp_path: Path, model: Path) -> None:
     for form in FORMS:
         done = list[int]()
         report = wcodec.encode_safetensors_to_wcodec(
-            name, tmp_path / "one", form=form, backend="reference", progress=done.append, overwrite=True
+            name,
+            tmp_path / "one",
+            form=form,
+            backend="reference",
+            progress=done.append,
+            overwrite=True,
         )
         assert report == Report(1, 0, 0, name.stat().st_size, (tmp_path / "one").stat().st_size)
         assert sum(done) > 15_000
-        assert wcodec.encode_safetensors_to_wcodec(str(model), tmp_path / form, form=form).n_coded == N_CODED[form]
+        assert (
+            wcodec.encode_safetensors_to_wcodec(str(model), tmp_path / form, form=form).n_coded
+            == N_CODED[form]
+        )
         decode_directory(tmp_path / form, tmp_path / f"{form}-back")
         assert tree(tmp_path / f"{form}-back") == tree(model)
     assert is_hub(tmp_path / "one")
@@ -678,7 +871,10 @@ def test_bad_calls(tmp_path: Path, model: Path) -> None:
     with pytest.raises(EncodeError, match=r"bad_option: the output '.*' is a directory"):
         wcodec.encode_safetensors_to_wcodec(name, model)
     for form in FORMS:
-        with pytest.raises(EncodeError, match=r"bad_source: in '.*hub.safetensors': the file is in hub form already"):
+        with pytest.raises(
+            EncodeError,
+            match=r"bad_source: in '.*hub.safetensors': the file is in hub form already",
+        ):
             wcodec.encode_safetensors_to_wcodec(hub, tmp_path / "out", form=form)
     with pytest.raises(BackendUnavailable):
         wcodec.encode_safetensors_to_wcodec(name, tmp_path / "out", backend="none")
@@ -703,7 +899,13 @@ def test_the_command(here: Path, form: str) -> None:
     assert out.startswith(f"model -> coded: {n} files encoded, {12 - n} copied, 6"), out
     status, out, err = call("verify", "coded", "--json")
     report = json.loads(out)
-    assert (status, err, report["good"], report["n_coded"], report["input"]) == (0, "", True, n, "coded")
+    assert (status, err, report["good"], report["n_coded"], report["input"]) == (
+        0,
+        "",
+        True,
+        n,
+        "coded",
+    )
     status, out, err = call("info", "coded")
     assert (status, err, len(out.splitlines())) == (0, "", n + 1)
     assert out.startswith(f"coded: a directory with {n} encoded files, ")
@@ -711,7 +913,14 @@ def test_the_command(here: Path, form: str) -> None:
     assert [f["form"] for f in json.loads(out)["files"]] == [form] * n
     status, out, err = call("decode", "coded", "-o", "back", "--json")
     report = json.loads(out)
-    assert (status, err, report["output"], report["n_coded"], report["n_copied"], report["n_skipped"]) == (0, "", "back", n, 12 - n, 0)
+    assert (
+        status,
+        err,
+        report["output"],
+        report["n_coded"],
+        report["n_copied"],
+        report["n_skipped"],
+    ) == (0, "", "back", n, 12 - n, 0)
     assert [report["nbytes"], report["stored_nbytes"]] == sizes(here, "back", "coded")
     assert tree(here / "back") == tree(here / "model")
     assert call("encode", "--form", form, "model", "-f", "-o", "coded", "-q") == (0, "", "")
@@ -741,7 +950,12 @@ def test_the_command_on_one_file_in_hub_form(here: Path) -> None:
     name = f"model/{SHARDS[0]}"
     status, out, err = call("encode", "--form", "hub", name, "-o", "hub.safetensors", "--json")
     report = json.loads(out)
-    assert (status, err, report["form"], report["stored_nbytes"]) == (0, "", "hub", (here / "hub.safetensors").stat().st_size)
+    assert (status, err, report["form"], report["stored_nbytes"]) == (
+        0,
+        "",
+        "hub",
+        (here / "hub.safetensors").stat().st_size,
+    )
     status, out, err = call("verify", "hub.safetensors")
     assert (status, err, out.startswith("hub.safetensors: 1 file good, ")) == (0, "", True)
     status, out, err = call("info", "hub.safetensors")
@@ -764,12 +978,16 @@ def test_the_command_on_damage(here: Path) -> None:
         for args in (["decode", form, "-o", f"{form}-back"], ["verify", form]):
             status, out, err = call(*args)
             assert (status, out, err.count("\n")) == (1, "", 1)
-            assert err.startswith(f"wcodec: error: bad_checksum: in '{form}/model-00001-of-00002."), err
+            assert err.startswith(
+                f"wcodec: error: bad_checksum: in '{form}/model-00001-of-00002."
+            ), err
             assert "(tensor '" in err
         assert not list((here / f"{form}-back").glob("model-00001*"))
 
 
 def test_errors_say_which_file(tmp_path: Path, model: Path) -> None:
     fill(model, {"lora/bad\n\x1b[31m.safetensors": b"xx"})
-    with pytest.raises(CodedError, match=r"in 'lora/bad\\n\\x1b\[31m.safetensors': not a safetensors file"):
+    with pytest.raises(
+        CodedError, match=r"in 'lora/bad\\n\\x1b\[31m.safetensors': not a safetensors file"
+    ):
         encode_directory(model, tmp_path / "out")

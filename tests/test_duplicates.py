@@ -31,17 +31,32 @@ def entry(name: str, array: Any, dtype: str = "BF16") -> tuple[str, str, list[in
 
 def duplicates_of(path: Path) -> dict[str, str | None]:
     with wcodec.open(path) as f:
-        return {t.name: None if t.duplicate_of is None else f.index.tensors[t.duplicate_of].name for t in f.index.tensors}
+        return {
+            t.name: None if t.duplicate_of is None else f.index.tensors[t.duplicate_of].name
+            for t in f.index.tensors
+        }
 
 
 def test_tied_embeddings_of_a_file(tmp_path: Path, backend: Backend) -> None:
-    tensors = [entry("a", OTHER), entry("embed", EMBEDDING), entry("b", OTHER), entry("head", EMBEDDING), entry("third", EMBEDDING)]
+    tensors = [
+        entry("a", OTHER),
+        entry("embed", EMBEDDING),
+        entry("b", OTHER),
+        entry("head", EMBEDDING),
+        entry("third", EMBEDDING),
+    ]
     data = safetensors_bytes(tensors, {"format": "pt"})
     (tmp_path / "in").write_bytes(data)
     (tmp_path / "once").write_bytes(safetensors_bytes(tensors[:2]))
     encode_file(tmp_path / "in", tmp_path / "coded", overwrite=True)
     encode_file(tmp_path / "once", tmp_path / "coded once", overwrite=True)
-    assert duplicates_of(tmp_path / "coded") == {"a": None, "embed": None, "b": "a", "head": "embed", "third": "embed"}
+    assert duplicates_of(tmp_path / "coded") == {
+        "a": None,
+        "embed": None,
+        "b": "a",
+        "head": "embed",
+        "third": "embed",
+    }
     assert (tmp_path / "coded").stat().st_size < (tmp_path / "coded once").stat().st_size + 600
     decode_file(tmp_path / "coded", tmp_path / "out", overwrite=True)
     assert (tmp_path / "out").read_bytes() == data
@@ -51,9 +66,21 @@ def test_tied_embeddings_of_a_file(tmp_path: Path, backend: Backend) -> None:
 def test_tied_embeddings_of_a_dict(tmp_path: Path, backend: Backend) -> None:
     path = tmp_path / "f.wcodec"
     transposed = np.asfortranarray(EMBEDDING)  # the same elements in other places of memory
-    tensors = {"embed": EMBEDDING, "x": OTHER, "head": EMBEDDING, "copy": transposed, "turned": EMBEDDING.T}
+    tensors = {
+        "embed": EMBEDDING,
+        "x": OTHER,
+        "head": EMBEDDING,
+        "copy": transposed,
+        "turned": EMBEDDING.T,
+    }
     wcodec.save_file(tensors, path)
-    assert duplicates_of(path) == {"embed": None, "x": None, "head": "embed", "copy": "embed", "turned": None}
+    assert duplicates_of(path) == {
+        "embed": None,
+        "x": None,
+        "head": "embed",
+        "copy": "embed",
+        "turned": None,
+    }
     with wcodec.open(path) as f:
         for name, array in tensors.items():
             assert bits(f.get_tensor(name)) == bits(array)
@@ -75,10 +102,17 @@ def test_what_is_nearly_the_same_is_not_a_duplicate(tmp_path: Path) -> None:
     seen = Duplicates()
     assert seen.find(words, dtype, (40_000,), "", lambda: words) is None
     for at in (0, 1, 15, 16, 100, 20_000, 39_900, 39_999):
-        assert seen.find(nearly(words, at), dtype, (40_000,), "", lambda at=at: nearly(words, at)) is None  # type: ignore[misc]
+        assert (
+            seen.find(nearly(words, at), dtype, (40_000,), "", lambda at=at: nearly(words, at))
+            is None
+        )  # type: ignore[misc]
     n = 9
     assert seen.find(words.copy(), dtype, (40_000,), "", lambda: words) == 0
-    for other, shape, name in ((BY_NAME["int16"], (40_000,), ""), (dtype, (200, 200), ""), (dtype, (40_000,), "F4")):
+    for other, shape, name in (
+        (BY_NAME["int16"], (40_000,), ""),
+        (dtype, (200, 200), ""),
+        (dtype, (40_000,), "F4"),
+    ):
         assert seen.find(words, other, shape, name, lambda: words) is None
         n += 1
     assert seen._n == n + 1
@@ -101,12 +135,16 @@ def test_looking_for_duplicates_is_bounded() -> None:
 
 def test_small_tensors_are_left_alone(tmp_path: Path) -> None:
     assert SMALL.nbytes < LEAST_NBYTES
-    wcodec.save_file({"a": SMALL, "b": SMALL, "c": np.empty((0, 3)), "d": np.empty((0, 3))}, tmp_path / "f")
+    wcodec.save_file(
+        {"a": SMALL, "b": SMALL, "c": np.empty((0, 3)), "d": np.empty((0, 3))}, tmp_path / "f"
+    )
     assert set(duplicates_of(tmp_path / "f").values()) == {None}
 
 
 def test_opaque_dtypes_keep_their_names(tmp_path: Path) -> None:
-    data = safetensors_bytes([(n, t, [1200], bytes(600)) for n, t in (("a", "F4"), ("b", "F4"), ("c", "F6"))])
+    data = safetensors_bytes(
+        [(n, t, [1200], bytes(600)) for n, t in (("a", "F4"), ("b", "F4"), ("c", "F6"))]
+    )
     (tmp_path / "in").write_bytes(data)
     encode_file(tmp_path / "in", tmp_path / "coded")
     assert duplicates_of(tmp_path / "coded") == {"a": None, "b": "a", "c": None}

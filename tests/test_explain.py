@@ -38,7 +38,11 @@ def explained(array: np.ndarray, **options: Any) -> dict[str, Any]:
 
 def test_bounds_of_known_planes() -> None:
     """The top byte has one of 4 equally frequent values, the other one of 256."""
-    words = (np.arange(4).repeat(4096) << 8 | np.arange(16384) % 256).astype(np.uint16).reshape(128, 128)
+    words = (
+        (np.arange(4).repeat(4096) << 8 | np.arange(16384) % 256)
+        .astype(np.uint16)
+        .reshape(128, 128)
+    )
     t = explained(words, predictor="none", transform="none")
     assert [p["order0"] for p in t["planes"]] == [2, 8]
     assert t["order0_bits_per_weight"] == 10
@@ -51,7 +55,11 @@ def test_bounds_of_known_planes() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "options"),
-    crossed(["bfloat16", "int8", "float32", "uint16", "bool"], [{}, {"layout": "raw"}, {"layout": "bytes"}, {"preset": "max"}], one_in=2),
+    crossed(
+        ["bfloat16", "int8", "float32", "uint16", "bool"],
+        [{}, {"layout": "raw"}, {"layout": "bytes"}, {"preset": "max"}],
+        one_in=2,
+    ),
 )
 def test_every_way_has_a_cost(dtype: str, options: dict[str, Any]) -> None:
     array = make_array(BY_NAME[dtype], (50, 60), "gaussian")
@@ -68,17 +76,26 @@ def test_every_way_has_a_cost(dtype: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("mode", ["left", "top", "planar", "dct", "avg+adst"])
 def test_costs_of_modes_are_what_files_of_them_have(mode: str) -> None:
     y, x = np.mgrid[0:128, 0:128] / 160
-    image = (128 + 60 * np.sin(20 * x + 31 * y) + np.random.default_rng(1).standard_normal((128, 128))).astype(np.uint8)
-    prediction, transform = {"dct": ("none", "dct"), "avg+adst": ("avg", "adst")}.get(mode, (mode, "none"))
+    image = (
+        128 + 60 * np.sin(20 * x + 31 * y) + np.random.default_rng(1).standard_normal((128, 128))
+    ).astype(np.uint8)
+    prediction, transform = {"dct": ("none", "dct"), "avg+adst": ("avg", "adst")}.get(
+        mode, (mode, "none")
+    )
     forced = explained(image, predictor=prediction, transform=transform)
     cost = explained(image)["costs"][mode]
     assert list(forced["chosen"]["predictions"]) == [mode]
-    assert forced["bits_per_weight"] == pytest.approx(cost, abs=8 * 400 / image.size)  # its table, and what start states hold
+    # its table, and what start states hold
+    assert forced["bits_per_weight"] == pytest.approx(cost, abs=8 * 400 / image.size)
 
 
 def test_what_is_left_on_the_table() -> None:
     rng = np.random.default_rng(2)
-    w = rng.standard_normal((256, 384)) * np.exp(rng.standard_normal((256, 1))) * np.exp(rng.standard_normal((1, 384)))
+    w = (
+        rng.standard_normal((256, 384))
+        * np.exp(rng.standard_normal((256, 1)))
+        * np.exp(rng.standard_normal((1, 384)))
+    )
     array = (w * 0.02).astype(ml_dtypes.bfloat16)
     t = explained(array)
     assert t["best"] in ("contexts", "max")
@@ -90,7 +107,9 @@ def test_what_is_left_on_the_table() -> None:
 def test_tiny_segments_are_not_planned_with(side: int) -> None:
     """Each of the planner's histograms of a million segments would have 2 GB and more."""
     array = make_array(BY_NAME["uint16"], (side, side), "gaussian")
-    coded = Encoder(EncodeOptions(segment=(1, 1), layout="raw"), load_backend("numba")).encode(array)
+    coded = Encoder(EncodeOptions(segment=(1, 1), layout="raw"), load_backend("numba")).encode(
+        array
+    )
     seen = list[int]()
     plan = Planner.plan
 
@@ -115,7 +134,11 @@ def test_tiny_segments_have_the_costs_of_default_ones(dtype: str) -> None:
 def test_tensors_without_words() -> None:
     t = explained(np.zeros((0, 3), np.float32))
     assert (t["bits_per_weight"], t["left"], t["nbytes"]) == (0, 0, 0)
-    assert "0 B" in "".join(as_text({"nbytes": 0, "stored_nbytes": 0, "left_nbytes": 0, "base_error": None, "tensors": [t]}))
+    assert "0 B" in "".join(
+        as_text(
+            {"nbytes": 0, "stored_nbytes": 0, "left_nbytes": 0, "base_error": None, "tensors": [t]}
+        )
+    )
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------
@@ -123,7 +146,14 @@ def test_tensors_without_words() -> None:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("explain") / "x.wcodec"
     arrays = {k: make_array(BY_NAME[k], (40, 70), "gaussian") for k in ("bfloat16", "int8")}
-    wcodec.save_file({**arrays, "w\x1b$": np.arange(5000, dtype=np.uint8).reshape(50, 100), "again": arrays["int8"]}, target)
+    wcodec.save_file(
+        {
+            **arrays,
+            "w\x1b$": np.arange(5000, dtype=np.uint8).reshape(50, 100),
+            "again": arrays["int8"],
+        },
+        target,
+    )
     return target
 
 
@@ -162,11 +192,15 @@ def test_the_figure_is_a_png_with_something_on_it(path: Path, tmp_path: Path) ->
     assert len(set(zlib.decompress(stream))) > 20
 
 
-def test_the_figure_needs_matplotlib(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figure_needs_matplotlib(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install 'wcodec\[plot\]'"):
         plot({"tensors": []}, tmp_path / "x.png")
-    status, out, err = call("--backend", "reference", "info", "--explain", "--plot", tmp_path / "x.png", path)
+    status, out, err = call(
+        "--backend", "reference", "info", "--explain", "--plot", tmp_path / "x.png", path
+    )
     assert (status, out) == (1, "")
     assert err.count("\n") == 1
     assert "wcodec[plot]" in err
@@ -183,13 +217,19 @@ def test_explaining_without_bounds_is_bad_usage(path: Path) -> None:
     assert "--no-bound" in err
 
 
-def test_matplotlib_is_asked_for_first(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matplotlib_is_asked_for_first(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(sys.modules["wcodec.explain"], "explain_file", lambda *_: pytest.fail("explained"))
+    monkeypatch.setattr(
+        sys.modules["wcodec.explain"], "explain_file", lambda *_: pytest.fail("explained")
+    )
     assert call("info", "--explain", "--plot", tmp_path / "x.png", path)[0] == 1
 
 
-def test_half_a_figure_is_not_left(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_figure_is_not_left(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def savefig(_: Any, f: Any, **__: Any) -> None:
         f.write(b"half")
         raise OSError(28, "No space left on device")
@@ -224,7 +264,11 @@ def delta(tmp_path: Path) -> Path:
     moved[3, 5] = 1
     wcodec.save_file({"w": array}, tmp_path / "base.wcodec")
     own = make_array(BY_NAME["int8"], (80, 70), "gaussian")
-    wcodec.save_file({"w": moved, "own": own, "again": own, "twin": moved}, tmp_path / "x.wcodec", base=tmp_path / "base.wcodec")
+    wcodec.save_file(
+        {"w": moved, "own": own, "again": own, "twin": moved},
+        tmp_path / "x.wcodec",
+        base=tmp_path / "base.wcodec",
+    )
     return tmp_path / "x.wcodec"
 
 
@@ -241,7 +285,13 @@ def test_differences_and_duplicates(delta: Path) -> None:
     assert own["chosen"]["difference"] == "none"
     assert report["left_nbytes"] == own["left_nbytes"]
     assert again["duplicate_of"] == "own"
-    assert (again["stored_nbytes"], again["costs"], again["best"], again["left"], again["planes"]) == (0, {}, None, None, [])
+    assert (
+        again["stored_nbytes"],
+        again["costs"],
+        again["best"],
+        again["left"],
+        again["planes"],
+    ) == (0, {}, None, None, [])
     assert (twin["duplicate_of"], twin["left"]) == ("w", None)
     rows = rows_of(report)
     assert rows["w"][2] == w["chosen"]["difference"]
@@ -260,6 +310,8 @@ def test_without_the_base_the_rest_is_explained(delta: Path, tmp_path: Path) -> 
     assert (w["costs"], w["best"], w["order0_bits_per_weight"]) == ({}, None, None)
     assert w["bits_per_weight"] == before["tensors"][0]["bits_per_weight"]
     assert "base.wcodec" in report["base_error"]
-    status, out, err = call("--backend", "reference", "info", "--explain", "--plot", tmp_path / "x.png", delta)
+    status, out, err = call(
+        "--backend", "reference", "info", "--explain", "--plot", tmp_path / "x.png", delta
+    )
     assert (status, err) == (0, "")
     assert out.splitlines()[1].startswith("without the base")

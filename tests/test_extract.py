@@ -36,11 +36,18 @@ def test_each_tensor_as_a_file_of_its_own(backend: Backend, tmp_path: Path, pres
         for name, array in arrays.items():
             stream = f.extract(name)
             back = wcodec.decode(stream)
-            assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
+            assert (back.dtype, back.shape, back.tobytes()) == (
+                array.dtype,
+                array.shape,
+                array.tobytes(),
+            )
             own, whole = Decoder(backend).read_index(BufferSource(stream)), f.index.tables
             assert len(own.tables) <= len(whole)
             assert own.tensors[0].payload_nbytes == f.record(name).payload_nbytes
-        assert any(len(Decoder(backend).read_index(BufferSource(f.extract(n))).tables) < len(whole) for n in arrays)
+        assert any(
+            len(Decoder(backend).read_index(BufferSource(f.extract(n))).tables) < len(whole)
+            for n in arrays
+        )
 
 
 def test_contexts_go_along(tmp_path: Path) -> None:
@@ -72,10 +79,16 @@ def test_from_a_file_object_and_of_a_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(700, 64), (300, 5), (9, 30, 64), (300, 2, 3, 8), (50,)])
 @pytest.mark.parametrize("dtype", [np.float16, np.complex64])
-def test_entries_of_the_first_dimension(backend: Backend, shape: tuple[int, ...], dtype: type) -> None:
+def test_entries_of_the_first_dimension(
+    backend: Backend, shape: tuple[int, ...], dtype: type
+) -> None:
     rng = np.random.default_rng(3)
     array = rng.standard_normal(shape).astype(dtype)
-    with wcodec.open(wcodec.encode(array, EncodeOptions(segment=(16, 64), tile=(16, 64)) if shape == (700, 64) else None)) as f:
+    with wcodec.open(
+        wcodec.encode(
+            array, EncodeOptions(segment=(16, 64), tile=(16, 64)) if shape == (700, 64) else None
+        )
+    ) as f:
         part = f.get_slice("")
         for n in (0, 1, 7, 40):
             ids = np.sort(rng.choice(shape[0], min(n, shape[0]), replace=False))

@@ -48,18 +48,40 @@ CHECKPOINTS = {
     "empty": safetensors_bytes([]),
     "metadata alone": safetensors_bytes([], {"format": "pt", "empty": "", "snow": "\N{SNOWMAN}"}),
     "padded header": safetensors_bytes([("a", "F32", [2], bytes(8))], padding=13),
-    "header out of order": safetensors_bytes([(n, "U8", [3], n.encode() * 3) for n in "zax"], {"a": "b"}, order=[2, 0, 1]),
-    "names": safetensors_bytes([(n, "I8", [1], b"x") for n in ("", "a/b", 'quote"d', "line\nbreak", "\N{SNOWMAN}")]),
-    "unknown dtypes": safetensors_bytes([("a", "F4", [4], b"ab"), ("b", "F6_E2M3", [4], b"abc"), ("c", "X" * 300, [7, 7], b"anything")]),
-    "no elements": safetensors_bytes(
-        [("a", "F32", [0], b""), ("b", "BF16", [3, 0, 2], b""), ("c", "I8", [1], b"c"), ("d", "F64", [0], b"")]
+    "header out of order": safetensors_bytes(
+        [(n, "U8", [3], n.encode() * 3) for n in "zax"], {"a": "b"}, order=[2, 0, 1]
     ),
-    "scalars": safetensors_bytes([("a", "F32", [], b"abcd"), ("b", "BOOL", [], b"\x01"), ("c", "C64", [], b"abcdefgh")]),
+    "names": safetensors_bytes(
+        [(n, "I8", [1], b"x") for n in ("", "a/b", 'quote"d', "line\nbreak", "\N{SNOWMAN}")]
+    ),
+    "unknown dtypes": safetensors_bytes(
+        [
+            ("a", "F4", [4], b"ab"),
+            ("b", "F6_E2M3", [4], b"abc"),
+            ("c", "X" * 300, [7, 7], b"anything"),
+        ]
+    ),
+    "no elements": safetensors_bytes(
+        [
+            ("a", "F32", [0], b""),
+            ("b", "BF16", [3, 0, 2], b""),
+            ("c", "I8", [1], b"c"),
+            ("d", "F64", [0], b""),
+        ]
+    ),
+    "scalars": safetensors_bytes(
+        [("a", "F32", [], b"abcd"), ("b", "BOOL", [], b"\x01"), ("c", "C64", [], b"abcdefgh")]
+    ),
     "booleans of other bytes": safetensors_bytes([("a", "BOOL", [3], b"\x00\x02\xff")]),
     "all dtypes": safetensors_bytes(
-        [(d.name, d.safetensors, [30, 20], bits(make_array(d, (30, 20), "uniform", i))) for i, d in enumerate(ARRAY_DTYPES)]
+        [
+            (d.name, d.safetensors, [30, 20], bits(make_array(d, (30, 20), "uniform", i)))
+            for i, d in enumerate(ARRAY_DTYPES)
+        ]
     ),
-    "weights": safetensors_bytes([("w", "BF16", [300, 200], bits(GAUSSIAN)), ("zeros", "F32", [100, 100], bytes(40_000))]),
+    "weights": safetensors_bytes(
+        [("w", "BF16", [300, 200], bits(GAUSSIAN)), ("zeros", "F32", [100, 100], bytes(40_000))]
+    ),
 }
 
 
@@ -90,7 +112,9 @@ def with_header(raw: bytes, data: bytes = b"xy") -> bytes:
 
 
 def entry(**changed: Any) -> bytes:
-    return json.dumps({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]} | changed}).encode()
+    return json.dumps(
+        {"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]} | changed}
+    ).encode()
 
 
 BAD_SOURCES = {
@@ -121,7 +145,13 @@ BAD_SOURCES = {
     "a gap before": with_header(entry(data_offsets=[1, 3]), b"xyz"),
     "bytes left over": with_header(HEADER, b"xyz"),
     "an overlap": with_header(
-        json.dumps({n: {"dtype": "U8", "shape": [2], "data_offsets": [i, i + 2]} for i, n in enumerate("ab")}).encode(), b"xyz"
+        json.dumps(
+            {
+                n: {"dtype": "U8", "shape": [2], "data_offsets": [i, i + 2]}
+                for i, n in enumerate("ab")
+            }
+        ).encode(),
+        b"xyz",
     ),
     "a name that no file can hold": with_header(HEADER.replace(b'"a"', b'"\\ud800"')),
     "too many dimensions": with_header(entry(shape=[1] * 33 + [2])),
@@ -133,9 +163,10 @@ def test_a_checkpoint_that_is_not_well_formed_is_refused(tmp_path: Path, name: s
     (tmp_path / "in").write_bytes(BAD_SOURCES[name])
     with pytest.raises(EncodeError) as e:
         encode_file(tmp_path / "in", tmp_path / "coded")
-    assert e.value.code in {"a name that no file can hold": ["bad_name", "bad_source"], "too many dimensions": ["resource_limit"]}.get(
-        name, ["bad_source"]
-    )
+    assert e.value.code in {
+        "a name that no file can hold": ["bad_name", "bad_source"],
+        "too many dimensions": ["resource_limit"],
+    }.get(name, ["bad_source"])
     assert leftovers(tmp_path) == ["in"]
 
 
@@ -148,13 +179,19 @@ def test_metadata_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
 
 # ---- arrays ------------------------------------------------------------------------------------------------------------------
 def test_arrays_are_saved_and_loaded(backend: Backend, tmp_path: Path) -> None:
-    tensors = {d.name: make_array(d, (70, 30), "gaussian", i) for i, d in enumerate(ARRAY_DTYPES)} | {"scalar": np.array(1.5)}
+    tensors = {
+        d.name: make_array(d, (70, 30), "gaussian", i) for i, d in enumerate(ARRAY_DTYPES)
+    } | {"scalar": np.array(1.5)}
     path = tmp_path / "arrays.wcodec"
     assert wcodec.save_file(tensors, path, {"made": "today"}) == path.stat().st_size
     back = wcodec.load_file(path)
     assert list(back) == list(tensors)
     for name, array in tensors.items():
-        assert (back[name].shape, back[name].dtype, bits(back[name])) == (array.shape, array.dtype, bits(array))
+        assert (back[name].shape, back[name].dtype, bits(back[name])) == (
+            array.shape,
+            array.dtype,
+            bits(array),
+        )
     with wcodec.open(str(path)) as f:
         assert f.metadata() == {"made": "today"}
         kept = f.get_tensor("float32")
@@ -168,17 +205,28 @@ def test_arrays_are_saved_and_loaded(backend: Backend, tmp_path: Path) -> None:
 
 
 def test_a_file_of_arrays_becomes_a_file_that_safetensors_reads(tmp_path: Path) -> None:
-    tensors = {"w": GAUSSIAN.view(np.uint16), "b": np.arange(7, dtype=np.float32), "none": np.zeros((0, 3), np.int8), "s": np.array(3)}
+    tensors = {
+        "w": GAUSSIAN.view(np.uint16),
+        "b": np.arange(7, dtype=np.float32),
+        "none": np.zeros((0, 3), np.int8),
+        "s": np.array(3),
+    }
     wcodec.save_file(tensors, tmp_path / "a.wcodec", {"key": "value"})
     decode_file(tmp_path / "a.wcodec", tmp_path / "a.safetensors")
     back = safetensors.numpy.load_file(tmp_path / "a.safetensors")
-    assert {n: (a.shape, a.dtype, bits(a)) for n, a in back.items()} == {n: (a.shape, a.dtype, bits(a)) for n, a in tensors.items()}
+    assert {n: (a.shape, a.dtype, bits(a)) for n, a in back.items()} == {
+        n: (a.shape, a.dtype, bits(a)) for n, a in tensors.items()
+    }
     with safetensors.safe_open(tmp_path / "a.safetensors", "numpy") as f:
         assert f.metadata() == {"key": "value"}
 
 
 def test_a_file_that_safetensors_wrote_comes_back(backend: Backend, tmp_path: Path) -> None:
-    tensors = {"w": GAUSSIAN, "half": GAUSSIAN.astype(np.float16), "i": np.arange(99).reshape(9, 11)}
+    tensors = {
+        "w": GAUSSIAN,
+        "half": GAUSSIAN.astype(np.float16),
+        "i": np.arange(99).reshape(9, 11),
+    }
     safetensors.numpy.save_file(tensors, tmp_path / "in", {"format": "np"})
     there_and_back(tmp_path, (tmp_path / "in").read_bytes())
 
@@ -342,7 +390,9 @@ def assert_hardly_grows(nbytes: int, stored_nbytes: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", ARRAY_DTYPES, ids=lambda d: d.name)
-@pytest.mark.parametrize("shape", [(1,), (300_000,), (3, 100_000), (100_000, 3), (1000, 65), (40, 40, 60)])
+@pytest.mark.parametrize(
+    "shape", [(1,), (300_000,), (3, 100_000), (100_000, 3), (1000, 65), (40, 40, 60)]
+)
 def test_noise_hardly_grows(dtype: Any, shape: tuple[int, ...]) -> None:
     array = make_array(dtype, shape, "uniform")
     assert_hardly_grows(array.nbytes, len(wcodec.encode(array)))
@@ -366,8 +416,15 @@ def test_tiny_tensors_hardly_grow(backend: Backend, tmp_path: Path, n: int) -> N
 # ---- memory ------------------------------------------------------------------------------------------------------------------
 def peak_memory(folder: Path, n_rows: int) -> int:
     """Bytes that encoding and decoding a file ask for at their peak: mapped inputs do not count."""
-    block = np.random.default_rng(9).standard_normal((1000, 4096), np.float32).astype(ml_dtypes.bfloat16).tobytes()
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [n_rows, 4096], "data_offsets": [0, n_rows * 8192]}}).encode()
+    block = (
+        np.random.default_rng(9)
+        .standard_normal((1000, 4096), np.float32)
+        .astype(ml_dtypes.bfloat16)
+        .tobytes()
+    )
+    header = json.dumps(
+        {"w": {"dtype": "BF16", "shape": [n_rows, 4096], "data_offsets": [0, n_rows * 8192]}}
+    ).encode()
     with (folder / "in").open("wb") as f:
         f.write(struct.pack("<Q", len(header)) + header)
         for _ in range(n_rows // 1000):
@@ -403,5 +460,6 @@ def test_few_pieces_wait_to_be_written() -> None:
 
 @pytest.mark.parametrize("n_rows", [2000, exhaustive(4000)])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, n_rows: int) -> None:
-    small, large = peak_memory(tmp_path, n_rows), peak_memory(tmp_path, 4 * n_rows)  # 16 and 66 MB, or twice as much
+    # 16 and 66 MB, or twice as much
+    small, large = peak_memory(tmp_path, n_rows), peak_memory(tmp_path, 4 * n_rows)
     assert large < small + 30e6 < 140e6

@@ -56,7 +56,13 @@ def test_a_backend_that_does_not_survive(how: str, name: str, due: str) -> None:
     """With "auto" another one takes its place; one that was named is not available. The parent goes on with it."""
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     env = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, how, name], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, how, name],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout.strip()) == (0, due), done.stderr
 
 

@@ -42,7 +42,9 @@ def scripts() -> Iterator[Modules]:
 
 def run(scripts: Modules, folder: Path, *args: str) -> tuple[int, dict[str, Any], str]:
     """Exit status, report and tables."""
-    status = scripts.fused.main(["--emulated", "--rounds", "2", "--shapes", SHAPE, "--out", str(folder), *args])
+    status = scripts.fused.main(
+        ["--emulated", "--rounds", "2", "--shapes", SHAPE, "--out", str(folder), *args]
+    )
     (path,) = folder.glob("*-fused-*.json")
     return status, json.loads(path.read_text()), path.with_suffix(".md").read_text()
 
@@ -60,7 +62,9 @@ def test_everything_runs(scripts: Modules, tmp_path: Path) -> None:
         n_words, l2 = 24 * 1056, scripts.fused_device.EmulatedTorchDevice.l2_nbytes
         assert (c["n"], c["k"], c["dense_nbytes"]) == (24, 1056, 2 * n_words)
         least = {"bf16": 12, "int8": 8, "e4m3": 8}[weights] / 8 * n_words
-        assert c["payload_nbytes"] >= least if form == "fixed" else c["payload_nbytes"] < 0.98 * least
+        assert (
+            c["payload_nbytes"] >= least if form == "fixed" else c["payload_nbytes"] < 0.98 * least
+        )
         assert c["copies"]["fused"] * c["payload_nbytes"] >= 5 * l2
         assert c["copies"]["cublas"] * c["dense_nbytes"] >= 5 * l2
         assert [b["batch"] for b in c["batches"]] == [1, 9]
@@ -76,7 +80,9 @@ def test_everything_runs(scripts: Modules, tmp_path: Path) -> None:
             assert b["gb_s"]["cublas"] == pytest.approx(c["dense_nbytes"] / times["cublas"] / 1e9)
             assert b["of_copy"]["fused"] == pytest.approx(b["gb_s"]["fused"] / copy)
     assert len(report["crossover"]) == 6
-    assert all(m["value"] is None and m["met"] is None for m in report["marks"]), "none of their shapes was measured"
+    assert all(m["value"] is None and m["met"] is None for m in report["marks"]), (
+        "none of their shapes was measured"
+    )
 
 
 def spoil_product(scripts: Modules, m: pytest.MonkeyPatch) -> None:
@@ -129,14 +135,22 @@ def spoil_form(scripts: Modules, m: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_wrong_results_are_not_timed(
-    scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[..., None], error: str
+    scripts: Modules,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[..., None],
+    error: str,
 ) -> None:
     spoil(scripts, monkeypatch)
     monkeypatch.setattr(scripts.fused_cases, "timed", lambda *_: pytest.fail("timed"))
-    status, report, tables = run(scripts, tmp_path, "--batches", "1,2", "--weights", "bf16", "--forms", "fixed")
+    status, report, tables = run(
+        scripts, tmp_path, "--batches", "1,2", "--weights", "bf16", "--forms", "fixed"
+    )
     assert status == 1
     assert not any(c["batches"] for c in report["cases"])
-    assert len(report["failures"]) == (2 if "product" in error else 1), "a batch that fails does not keep the next from being tried"
+    assert len(report["failures"]) == (2 if "product" in error else 1), (
+        "a batch that fails does not keep the next from being tried"
+    )
     for f in report["failures"]:
         assert re.search(error, f["error"])
     assert "FAILED" in tables
@@ -151,8 +165,12 @@ def test_without_graphs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.Mo
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(scripts.fused_device.EmulatedTorchDevice, "capture", capture)
-    monkeypatch.setattr(scripts.fused_device.EmulatedTorchDevice, "busy", lambda self, seconds: held.append(seconds))
-    status, report, _ = run(scripts, tmp_path, "--batches", "1,2", "--weights", "bf16", "--forms", "fixed")
+    monkeypatch.setattr(
+        scripts.fused_device.EmulatedTorchDevice, "busy", lambda self, seconds: held.append(seconds)
+    )
+    status, report, _ = run(
+        scripts, tmp_path, "--batches", "1,2", "--weights", "bf16", "--forms", "fixed"
+    )
     assert status == 1
     assert [f["step"] for f in report["failures"]] == ["CUDA graphs"]
     assert "not permitted" in report["failures"][0]["error"]
@@ -189,13 +207,20 @@ class Clock:
 
 def test_contenders_take_turns(scripts: Modules) -> None:
     clock = Clock()
-    times = scripts.fused_cases.timed(clock, {"a": clock.work("a", 2.0), "b": clock.work("b", 8.0)}, 4, 4, hold=7.0)
+    times = scripts.fused_cases.timed(
+        clock, {"a": clock.work("a", 2.0), "b": clock.work("b", 8.0)}, 4, 4, hold=7.0
+    )
     assert clock.done == list("ab" + "abbaabba"), "one of each is not counted"
-    assert {name: t["median_s"] for name, t in times.items()} == {"a": pytest.approx(0.5), "b": pytest.approx(2.0)}
+    assert {name: t["median_s"] for name, t in times.items()} == {
+        "a": pytest.approx(0.5),
+        "b": pytest.approx(2.0),
+    }
     assert times["a"]["n"] == 4
 
 
-def case(shape: str, form: str, ratios: dict[int, tuple[float, float]], weights: str = "bf16") -> dict[str, Any]:
+def case(
+    shape: str, form: str, ratios: dict[int, tuple[float, float]], weights: str = "bf16"
+) -> dict[str, Any]:
     """A case of a report, with ratios by batch: to cuBLAS, to decoding and cuBLAS."""
     n, k = map(int, shape.split("x"))
     batches = [{"batch": b, "to_cublas": c, "to_decoded": d} for b, (c, d) in ratios.items()]
@@ -221,8 +246,13 @@ def test_crossover(scripts: Modules, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_marks(scripts: Modules) -> None:
     report = scripts.fused_report
-    fixed = [case(shape, "fixed", dict.fromkeys((1, 2, 4, 8, 16), (1.3, 2.0)) | {32: (0.1, 0.1)}) for shape in report.MLP]
-    assert [m["met"] for m in report.marks(fixed)] == [True, True, None, None], "batch 32 has no mark"
+    fixed = [
+        case(shape, "fixed", dict.fromkeys((1, 2, 4, 8, 16), (1.3, 2.0)) | {32: (0.1, 0.1)})
+        for shape in report.MLP
+    ]
+    assert [m["met"] for m in report.marks(fixed)] == [True, True, None, None], (
+        "batch 32 has no mark"
+    )
     fixed[1]["batches"][4]["to_cublas"] = 1.1
     assert [(m["met"], m["value"]) for m in report.marks(fixed)[:2]] == [(True, 1.1), (False, 1.1)]
     assert report.marks(fixed[:3])[0]["met"] is None, "a shape is missing"
@@ -234,19 +264,32 @@ def test_marks(scripts: Modules) -> None:
 
 
 def test_shapes_of_the_marks_are_measured(scripts: Modules) -> None:
-    assert {s for mark in scripts.fused_report.MARKS for s in mark.shapes} <= set(scripts.fused.SHAPES)
-    assert {b for mark in scripts.fused_report.MARKS for b in mark.batches} <= set(scripts.fused.BATCHES)
+    assert {s for mark in scripts.fused_report.MARKS for s in mark.shapes} <= set(
+        scripts.fused.SHAPES
+    )
+    assert {b for mark in scripts.fused_report.MARKS for b in mark.batches} <= set(
+        scripts.fused.BATCHES
+    )
 
 
-def test_without_a_gpu(scripts: Modules, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu(
+    scripts: Modules, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert scripts.fused.main([]) == 1
-    assert capsys.readouterr().err.splitlines() == ["products on a GPU are measured on one, and this PyTorch finds none"]
+    assert capsys.readouterr().err.splitlines() == [
+        "products on a GPU are measured on one, and this PyTorch finds none"
+    ]
     assert not scripts.fused_device.GraphDevice.__abstractmethods__
 
 
 def test_no_memory(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scripts.fused_device.EmulatedTorchDevice, "free_nbytes", lambda self: 1 << 20)
+    monkeypatch.setattr(
+        scripts.fused_device.EmulatedTorchDevice, "free_nbytes", lambda self: 1 << 20
+    )
     status, report, _ = run(scripts, tmp_path, "--weights", "bf16")
     assert status == 0
-    assert report["left_out"] == [f"{SHAPE} bf16 fixed (no memory)", f"{SHAPE} bf16 rans (no memory)"]
+    assert report["left_out"] == [
+        f"{SHAPE} bf16 fixed (no memory)",
+        f"{SHAPE} bf16 rans (no memory)",
+    ]

@@ -64,7 +64,10 @@ def test_corrupt_segments_touch_nothing_outside(
 
 @pytest.mark.parametrize("n", [60, exhaustive(300)])
 def test_a_seed_gives_the_same_segments(fuzz: Callable[..., Result], n: int) -> None:
-    first, second, other = (fuzz("--segments", str(n), "--seed", seed, "--json", "--backend", "reference") for seed in ("7", "7", "8"))
+    first, second, other = (
+        fuzz("--segments", str(n), "--seed", seed, "--json", "--backend", "reference")
+        for seed in ("7", "7", "8")
+    )
     statuses = [json.loads(out)["statuses"] for _, out, _ in (first, second, other)]
     assert statuses[0] == statuses[1] != statuses[2]
 
@@ -96,7 +99,11 @@ def test_plans_of_all_kinds_are_drawn(plans: list[SegmentPlan]) -> None:
     assert values(plans, "prediction") == {*MODES, PER_TILE}
     assert max(values(plans, "n_patches")) > 1000
     assert min(values(plans, "n_units") - {0}) == 8
-    bits = {plan.tables[int(i)].prob_bits for plan in plans for i in plan.segments.table[plan.segments.coder == Coder.RANS]}
+    bits = {
+        plan.tables[int(i)].prob_bits
+        for plan in plans
+        for i in plan.segments.table[plan.segments.coder == Coder.RANS]
+    }
     assert bits == set(range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
     counts = np.concatenate([plan.geometry.tile_counts() for plan in plans])
     assert (counts == 1).any()
@@ -111,9 +118,13 @@ def test_all_kernels_are_reached(plans: list[SegmentPlan]) -> None:
         kinds = jobs.Jobs.of(plan).kinds
         seen.update(kinds.tolist())
         heights, widths = plan.geometry.sizes()
-        for kind, width in zip(kinds[heights * widths >= 4 * GROUP], widths[heights * widths >= 4 * GROUP], strict=True):
+        for kind, width in zip(
+            kinds[heights * widths >= 4 * GROUP], widths[heights * widths >= 4 * GROUP], strict=True
+        ):
             if kind > 0:
-                shapes.add((int(width) % (2 * GROUP if KINDS[kind - 1][0] else GROUP) == 0, kinds.size > 1))
+                shapes.add(
+                    (int(width) % (2 * GROUP if KINDS[kind - 1][0] else GROUP) == 0, kinds.size > 1)
+                )
     assert seen == {WITH_CONTEXTS, *range(len(KINDS) + 1)}
     assert shapes == {(True, True), (True, False), (False, True), (False, False)}
 
@@ -214,9 +225,13 @@ FAULTS = {
 
 @pytest.mark.parametrize("backend", FAULTS, ids=lambda b: b.__name__)
 @pytest.mark.parametrize("seed", ["15", exhaustive("1")])
-def test_planted_faults_are_found(fuzz: Callable[..., Result], backend: type[NumbaBackend], seed: str) -> None:
+def test_planted_faults_are_found(
+    fuzz: Callable[..., Result], backend: type[NumbaBackend], seed: str
+) -> None:
     """In one of the first cases, with seed 15."""
-    status, out, err = fuzz("--segments", "5000", "--backend", f"test_fuzz:{backend.__name__}", "--seed", seed)
+    status, out, err = fuzz(
+        "--segments", "5000", "--backend", f"test_fuzz:{backend.__name__}", "--seed", seed
+    )
     assert status == 1, out + err
     assert FAULTS[backend] in err
     again = err.splitlines()[-1].partition("again: python tools/fuzz_segments.py ")[2]
@@ -225,8 +240,15 @@ def test_planted_faults_are_found(fuzz: Callable[..., Result], backend: type[Num
 
 def test_a_fault_is_found_again(fuzz: Callable[..., Result]) -> None:
     """By the command that the report names."""
-    _, _, first = fuzz("--segments", "5000", "--backend", "test_fuzz:LikesAllPatches", "--seed", "15")
+    _, _, first = fuzz(
+        "--segments", "5000", "--backend", "test_fuzz:LikesAllPatches", "--seed", "15"
+    )
     again = first.splitlines()[-1].partition("again: python tools/fuzz_segments.py ")[2].split()
     assert int(again[-1]) > 0  # the first case would be the same again without any number
-    second = subprocess.run([sys.executable, TOOLS / "fuzz_segments.py", *again], capture_output=True, text=True, check=False)
+    second = subprocess.run(
+        [sys.executable, TOOLS / "fuzz_segments.py", *again],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (second.returncode, second.stderr) == (1, first)

@@ -82,7 +82,9 @@ def loader_of(backend: Backend) -> Callable[..., Loader]:
     if EMULATED:
         from cuda_emulator.streams import LazyRuntime
 
-        return lambda **options: Loader(runtime_of=lambda number: LazyRuntime(number or 0), **options)
+        return lambda **options: Loader(
+            runtime_of=lambda number: LazyRuntime(number or 0), **options
+        )
     return Loader
 
 
@@ -111,14 +113,20 @@ def gaussian(dtype: DType, shape: tuple[int, ...], seed: int = 0) -> Array:
 
 def tensors_of_a_model() -> dict[str, Array]:
     """Many dtypes and sizes, empty ones and scalars among them."""
-    out = {f"{d.name}.{kind}": make_array(d, SMALL, kind, 1) for d in ARRAY_DTYPES for kind in ("gaussian", "few", "uniform")}
+    out = {
+        f"{d.name}.{kind}": make_array(d, SMALL, kind, 1)
+        for d in ARRAY_DTYPES
+        for kind in ("gaussian", "few", "uniform")
+    }
     bfloat16 = next(d for d in DTYPES if d.name == "bfloat16")
     out |= {f"layer.{i}": gaussian(bfloat16, (LARGE[0] // 2 + i, LARGE[1]), i) for i in range(6)}
     return out | {"nothing": np.zeros((0, 3), np.float32), "one": np.array(1.5, np.float16)}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, host: Backend) -> tuple[Path, dict[str, Array]]:
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, host: Backend
+) -> tuple[Path, dict[str, Array]]:
     path, tensors = tmp_path_factory.mktemp("gpu") / "model.wcodec", tensors_of_a_model()
     with path.open("wb") as f:
         writer = Encoder(None, host).start(f)
@@ -141,7 +149,11 @@ def test_info(backend: Backend) -> None:
 @pytest.mark.parametrize("streams", [1, 4])
 @pytest.mark.parametrize("slot_nbytes", [1 << 16, pipeline.SLOT_NBYTES])
 def test_whole_file(
-    checkpoint: Any, loader_of: Callable[..., Loader], streams: int, slot_nbytes: int, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Any,
+    loader_of: Callable[..., Loader],
+    streams: int,
+    slot_nbytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also in sets so small that tensors are cut, and every stream is used many times."""
     monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", slot_nbytes)
@@ -162,7 +174,12 @@ def test_one_after_another(checkpoint: Any, loader_of: Callable[..., Loader]) ->
 
 
 @pytest.mark.skipif(EMULATED, reason="takes long on the emulator")
-def test_real_weights(checkpoints: dict[str, Path], loader_of: Callable[..., Loader], tmp_path: Path, host: Backend) -> None:  # noqa: F811
+def test_real_weights(
+    checkpoints: dict[str, Path],  # noqa: F811
+    loader_of: Callable[..., Loader],
+    tmp_path: Path,
+    host: Backend,
+) -> None:
     """A published model in several precisions, where the packages are that hold it."""
     for name, source in checkpoints.items():
         encode_file(source, tmp_path / f"{name}.wcodec", backend=host)
@@ -206,7 +223,9 @@ def test_dlpack_to_torch(checkpoint: Any, loader_of: Callable[..., Loader], back
         loader.load_file(path)  # would take memory that nobody holds
     for name, shared in kept.items():
         on_host = shared.cpu()
-        assert ctypes.string_at(on_host.data_ptr(), tensors[name].nbytes) == tensors[name].tobytes(), name
+        assert (
+            ctypes.string_at(on_host.data_ptr(), tensors[name].nbytes) == tensors[name].tobytes()
+        ), name
 
 
 def test_torch_computes_with_it(loader_of: Callable[..., Loader]) -> None:
@@ -291,11 +310,16 @@ def test_statuses_of_many_spoilt_payloads(backend: Backend) -> None:
 # ---- memory ----------------------------------------------------------------------------------------------------------------------
 def test_too_little_memory_is_allowed(checkpoint: Any, loader_of: Callable[..., Loader]) -> None:
     path, tensors = checkpoint
-    with pytest.raises(DecodeError, match="resource_limit"), loader_of(max_device_bytes=sum(a.nbytes for a in tensors.values())) as loader:
+    with (
+        pytest.raises(DecodeError, match="resource_limit"),
+        loader_of(max_device_bytes=sum(a.nbytes for a in tensors.values())) as loader,
+    ):
         loader.load_file(path)
 
 
-@pytest.mark.skipif(EMULATED, reason="needs CuPy's memory hooks; tests/test_cuda_loader.py has the like")
+@pytest.mark.skipif(
+    EMULATED, reason="needs CuPy's memory hooks; tests/test_cuda_loader.py has the like"
+)
 @pytest.mark.parametrize("more", [8 << 20, 64 << 20, 512 << 20])
 def test_max_device_bytes(checkpoint: Any, loader_of: Callable[..., Loader], more: int) -> None:
     memory_hook = pytest.importorskip("cupy.cuda.memory_hook")
@@ -320,13 +344,20 @@ def test_max_device_bytes(checkpoint: Any, loader_of: Callable[..., Loader], mor
 
 
 @pytest.mark.skipif(EMULATED, reason="needs CuPy's memory pool")
-def test_memory_that_others_still_read(loader_of: Callable[..., Loader], host: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_others_still_read(
+    loader_of: Callable[..., Loader], host: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A block that was given back while the caller's stream has yet to read it may be taken, but not be written before that."""
     cupy = pytest.importorskip("cupy")
     a = gaussian(next(d for d in DTYPES if d.name == "bfloat16"), LARGE)
-    data, due = Encoder(None, host).encode(a), np.random.default_rng(3).integers(0, 256, a.nbytes, np.uint8)
+    data, due = (
+        Encoder(None, host).encode(a),
+        np.random.default_rng(3).integers(0, 256, a.nbytes, np.uint8),
+    )
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
-    wait = cupy.RawModule(code=importlib.import_module("gpu_device").BUSY_SOURCE).get_function("busy")
+    wait = cupy.RawModule(code=importlib.import_module("gpu_device").BUSY_SOURCE).get_function(
+        "busy"
+    )
     with loader_of() as loader:
         same(loader.decode(data), a)  # compiled, and all buffers are there
         for _ in range(3):
@@ -341,7 +372,9 @@ def test_memory_that_others_still_read(loader_of: Callable[..., Loader], host: B
 
 # ---- large tensors ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", ARRAY_DTYPES, ids=lambda d: d.name)
-def test_large_tensors(loader_of: Callable[..., Loader], backend: Backend, host: Backend, dtype: DType) -> None:
+def test_large_tensors(
+    loader_of: Callable[..., Loader], backend: Backend, host: Backend, dtype: DType
+) -> None:
     """The device decodes what the host encodes, and encodes the same bytes."""
     a = gaussian(dtype, LARGE, dtype.id)
     data = Encoder(None, host).encode(a)
@@ -353,7 +386,9 @@ def test_large_tensors(loader_of: Callable[..., Loader], backend: Backend, host:
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float32", "int8"])
-def test_again_and_again(loader_of: Callable[..., Loader], backend: Backend, host: Backend, name: str) -> None:
+def test_again_and_again(
+    loader_of: Callable[..., Loader], backend: Backend, host: Backend, name: str
+) -> None:
     """A race would give another result now and then."""
     dtype = next(d for d in DTYPES if d.name == name)
     a = gaussian(dtype, LARGE)

@@ -21,7 +21,15 @@ import wcodec
 from wcodec.backends import Backend, use_backend
 from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.hub import HubFile, decode_hub_file, encode_hub_file, is_hub, is_stream, parse_version, verify_hub_file
+from wcodec.hub import (
+    HubFile,
+    decode_hub_file,
+    encode_hub_file,
+    is_hub,
+    is_stream,
+    parse_version,
+    verify_hub_file,
+)
 from wcodec.sources import read_safetensors_header
 
 MAGIC = b"\x89WCODEC\n"
@@ -58,21 +66,56 @@ W = ("w", "BF16", [100, 80], bits(GAUSSIAN))
 CHECKPOINTS = {
     "empty": safetensors_bytes([]),
     "metadata alone": safetensors_bytes([], {"format": "pt", "empty": "", "snow": "\N{SNOWMAN}"}),
-    "padded header": safetensors_bytes([W, ("a", "F32", [2], bytes(8))], {"format": "pt"}, padding=13),
-    "header out of order": safetensors_bytes([(n, "U8", [3], n.encode() * 3) for n in "zax"] + [W], {"a": "b"}, order=[2, 3, 0, 1]),
-    "names": safetensors_bytes([(n, "BF16", [100, 80], bits(GAUSSIAN)) for n in ("", "a/b", 'quote"d', "line\nbreak", "\N{SNOWMAN}")]),
-    "unknown dtypes": safetensors_bytes([("a", "F4", [100, 200], bytes(10_000)), W, ("b", "F6_E2M3", [4], b"abc"), ("c", "X", [7], b"an")]),
-    "no elements": safetensors_bytes([("a", "F32", [0], b""), ("b", "BF16", [3, 0, 2], b""), W, ("d", "F64", [0], b"")]),
-    "scalars": safetensors_bytes([("a", "F32", [], b"abcd"), ("b", "BOOL", [], b"\x01"), ("c", "C64", [], b"abcdefgh")]),
-    "booleans of other bytes": safetensors_bytes([("a", "BOOL", [5000], b"\x00\x02\xff\x01\x01" * 1000)]),
-    "all dtypes": safetensors_bytes(
-        [(d.name, d.safetensors, [90, 80], bits(make_array(d, (90, 80), "gaussian", i))) for i, d in enumerate(ARRAY_DTYPES)]
+    "padded header": safetensors_bytes(
+        [W, ("a", "F32", [2], bytes(8))], {"format": "pt"}, padding=13
     ),
-    "a tensor that looks like a stream": safetensors_bytes([("a", "U8", [100], MAGIC + bytes(92)), W, ("b", "U8", [8], MAGIC)]),
-    "one that is a stream": safetensors_bytes([("a", "U8", [len(data := wcodec.encode(GAUSSIAN))], data)]),
+    "header out of order": safetensors_bytes(
+        [(n, "U8", [3], n.encode() * 3) for n in "zax"] + [W], {"a": "b"}, order=[2, 3, 0, 1]
+    ),
+    "names": safetensors_bytes(
+        [
+            (n, "BF16", [100, 80], bits(GAUSSIAN))
+            for n in ("", "a/b", 'quote"d', "line\nbreak", "\N{SNOWMAN}")
+        ]
+    ),
+    "unknown dtypes": safetensors_bytes(
+        [
+            ("a", "F4", [100, 200], bytes(10_000)),
+            W,
+            ("b", "F6_E2M3", [4], b"abc"),
+            ("c", "X", [7], b"an"),
+        ]
+    ),
+    "no elements": safetensors_bytes(
+        [("a", "F32", [0], b""), ("b", "BF16", [3, 0, 2], b""), W, ("d", "F64", [0], b"")]
+    ),
+    "scalars": safetensors_bytes(
+        [("a", "F32", [], b"abcd"), ("b", "BOOL", [], b"\x01"), ("c", "C64", [], b"abcdefgh")]
+    ),
+    "booleans of other bytes": safetensors_bytes(
+        [("a", "BOOL", [5000], b"\x00\x02\xff\x01\x01" * 1000)]
+    ),
+    "all dtypes": safetensors_bytes(
+        [
+            (d.name, d.safetensors, [90, 80], bits(make_array(d, (90, 80), "gaussian", i)))
+            for i, d in enumerate(ARRAY_DTYPES)
+        ]
+    ),
+    "a tensor that looks like a stream": safetensors_bytes(
+        [("a", "U8", [100], MAGIC + bytes(92)), W, ("b", "U8", [8], MAGIC)]
+    ),
+    "one that is a stream": safetensors_bytes(
+        [("a", "U8", [len(data := wcodec.encode(GAUSSIAN))], data)]
+    ),
     "one of two dimensions": safetensors_bytes([("a", "U8", [2, 8], MAGIC * 2)]),
     "noise between": safetensors_bytes(
-        [W, ("n", "I32", [1500], NOISE), ("v", *W[1:]), ("m", "I64", [750], NOISE), ("s", "I16", [1], b"ab")]
+        [
+            W,
+            ("n", "I32", [1500], NOISE),
+            ("v", *W[1:]),
+            ("m", "I64", [750], NOISE),
+            ("s", "I16", [1], b"ab"),
+        ]
     ),
     "tied": safetensors_bytes([W, ("v", *W[1:])]),
     "many dimensions": safetensors_bytes([("a", "U8", [1] * 39 + [8000], bytes(8000))]),
@@ -104,7 +147,9 @@ def test_safetensors_reads_it(tmp_path: Path) -> None:
     loaded = safetensors.numpy.load_file(tmp_path / "hub")
     assert {n for n, a in loaded.items() if is_stream(a)} == {"w", "x"}
     back = {n: decoded(a) for n, a in loaded.items()}
-    assert {n: (a.shape, a.dtype, bits(a)) for n, a in back.items()} == {n: (a.shape, a.dtype, bits(a)) for n, a in tensors.items()}
+    assert {n: (a.shape, a.dtype, bits(a)) for n, a in back.items()} == {
+        n: (a.shape, a.dtype, bits(a)) for n, a in tensors.items()
+    }
     with safetensors.safe_open(tmp_path / "hub", "numpy") as f:
         assert f.metadata().keys() == {"format", "wcodec", "wcodec_crc32", "wcodec_header"}
         assert (f.metadata()["format"], f.metadata()["wcodec"]) == ("pt", "0.2")
@@ -135,7 +180,10 @@ def test_what_is_in_the_file(tmp_path: Path) -> None:
 
 
 def test_small_tensors_stay_as_they_are(tmp_path: Path) -> None:
-    hub = there_and_back(tmp_path, safetensors_bytes([("a", "U8", [4095], bytes(4095)), ("b", "U8", [4096], bytes(4096))]))
+    hub = there_and_back(
+        tmp_path,
+        safetensors_bytes([("a", "U8", [4095], bytes(4095)), ("b", "U8", [4096], bytes(4096))]),
+    )
     header, _ = split(hub)
     assert header["a"]["shape"] == [4095]
     assert header["b"]["shape"][0] < 400
@@ -161,7 +209,14 @@ def test_progress_counts_every_byte_of_the_tensors_once(tmp_path: Path) -> None:
 
 def test_what_is_hub_form(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
-    for data in (b"", b"short", b"x" * 100, safetensors_bytes([W]), CHECKPOINTS["one of two dimensions"], wcodec.encode(GAUSSIAN)):
+    for data in (
+        b"",
+        b"short",
+        b"x" * 100,
+        safetensors_bytes([W]),
+        CHECKPOINTS["one of two dimensions"],
+        wcodec.encode(GAUSSIAN),
+    ):
         plain.write_bytes(data)
         assert not is_hub(plain)
     plain.write_bytes(CHECKPOINTS["one that is a stream"])
@@ -171,7 +226,14 @@ def test_what_is_hub_form(tmp_path: Path) -> None:
     assert not is_hub(read_safetensors_header(memoryview(CHECKPOINTS["empty"])))
     stream = np.frombuffer(wcodec.encode(GAUSSIAN), np.uint8)
     assert is_stream(stream)
-    for other in (stream.view(np.int8), stream[1:], stream[:7], stream[None], GAUSSIAN, np.zeros(0, np.uint8)):
+    for other in (
+        stream.view(np.int8),
+        stream[1:],
+        stream[:7],
+        stream[None],
+        GAUSSIAN,
+        np.zeros(0, np.uint8),
+    ):
         assert not is_stream(other)
 
 
@@ -197,7 +259,9 @@ def refused(folder: Path, data: bytes) -> DecodeError:
 @pytest.mark.parametrize("key", ["wcodec", "wcodec_header", "wcodec_crc32"])
 def test_a_file_in_hub_form_is_not_encoded_again(tmp_path: Path, key: str) -> None:
     (tmp_path / "in").write_bytes(safetensors_bytes([W], {key: "0.2"}))
-    with pytest.raises(EncodeError, match=r"bad_source: in '.*in': the file is in hub form already"):
+    with pytest.raises(
+        EncodeError, match=r"bad_source: in '.*in': the file is in hub form already"
+    ):
         encode_hub_file(tmp_path / "in", tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
@@ -219,7 +283,9 @@ def test_a_bad_source(tmp_path: Path, data: bytes, code: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_header_too_large_for_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_header_too_large_for_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "in").write_bytes(safetensors_bytes([W]))
     monkeypatch.setattr("wcodec.hub.MAX_HEADER_NBYTES", 100)
     with pytest.raises(EncodeError, match="resource_limit"):
@@ -299,7 +365,9 @@ def original(old: str, new: str) -> Callable[[dict[str, Any]], None]:
         assert old in texts["wcodec_header"]
         raw = texts["wcodec_header"].replace(old, new).encode("utf-8", "surrogatepass")
         texts["wcodec_header"] = raw.decode("utf-8", "surrogatepass")
-        texts["wcodec_crc32"] = f"{zlib.crc32(struct.pack('<Q', len(raw)) + raw):08x}" + texts["wcodec_crc32"][8:]
+        texts["wcodec_crc32"] = (
+            f"{zlib.crc32(struct.pack('<Q', len(raw)) + raw):08x}" + texts["wcodec_crc32"][8:]
+        )
 
     return apply
 
@@ -315,8 +383,16 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str, str | None]] =
     "no header": (lambda h: h["__metadata__"].pop("wcodec_header"), "bad_value", None),
     "no checksums": (lambda h: h["__metadata__"].pop("wcodec_crc32"), "bad_value", None),
     "checksums of other length": (metadata("wcodec_crc32", lambda t: t + "0"), "bad_value", None),
-    "checksums of other digits": (metadata("wcodec_crc32", lambda t: "g" + t[1:]), "bad_value", None),
-    "another checksum of a plain tensor": (metadata("wcodec_crc32", lambda t: t[:-8] + "00000000"), "bad_checksum", "f"),
+    "checksums of other digits": (
+        metadata("wcodec_crc32", lambda t: "g" + t[1:]),
+        "bad_value",
+        None,
+    ),
+    "another checksum of a plain tensor": (
+        metadata("wcodec_crc32", lambda t: t[:-8] + "00000000"),
+        "bad_checksum",
+        "f",
+    ),
     "more metadata": (metadata("more", lambda _: "x"), "bad_value", None),
     "other metadata": (metadata("format", lambda _: "np"), "bad_value", None),
     "a header that is not JSON": (original("{", "["), "bad_value", None),
@@ -331,7 +407,9 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str, str | None]] =
     "a gap": (original("10248, 10260", "10249, 10261"), "bad_value", None),
     "a tensor renamed": (original('"b"', '"c"'), "bad_value", "c"),
     "a tensor more": (
-        lambda h: h.update(z={"dtype": "U8", "shape": [0], "data_offsets": h["b"]["data_offsets"][:1] * 2}),
+        lambda h: h.update(
+            z={"dtype": "U8", "shape": [0], "data_offsets": h["b"]["data_offsets"][:1] * 2}
+        ),
         "bad_value",
         "z",
     ),
@@ -340,7 +418,11 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str, str | None]] =
         "bad_value",
         None,
     ),
-    "a huge size": (lambda h: h["w"].update(data_offsets=[1 << 62, (1 << 62) + 5]), "bad_value", None),
+    "a huge size": (
+        lambda h: h["w"].update(data_offsets=[1 << 62, (1 << 62) + 5]),
+        "bad_value",
+        None,
+    ),
     "metadata that are no texts": (lambda h: h["__metadata__"].update(wcodec=2), "bad_value", None),
 }
 
@@ -365,7 +447,9 @@ def with_stream(small: tuple[dict[str, Any], bytes], stream: bytes) -> bytes:
     return joined(header, rest[:start] + stream)
 
 
-def test_streams_that_are_not_the_tensor(tmp_path: Path, small: tuple[dict[str, Any], bytes]) -> None:
+def test_streams_that_are_not_the_tensor(
+    tmp_path: Path, small: tuple[dict[str, Any], bytes]
+) -> None:
     array = make_array(BY_NAME["bfloat16"], (64, 40), "gaussian", 2)
     good = wcodec.encode(array)
     (tmp_path / "good").write_bytes(with_stream(small, good))
@@ -418,7 +502,10 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode_hub_file(tmp_path / "hub", tmp_path / "out", max_nbytes=total)
     (tmp_path / "out").unlink()
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": total}))
-    with pytest.raises(DecodeError, match=r"resource_limit: the tensors have .* bytes; the disk of .*out.* has room for"):
+    with pytest.raises(
+        DecodeError,
+        match=r"resource_limit: the tensors have .* bytes; the disk of .*out.* has room for",
+    ):
         decode_hub_file(tmp_path / "hub", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -437,17 +524,24 @@ def test_versions() -> None:
 def test_a_file_that_another_program_wrote(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     """As ``save_pretrained`` writes streams: no original header, so one is made."""
     half = make_array(BY_NAME["float16"], (50, 70), "gaussian")
-    streams = {"w": np.frombuffer(wcodec.encode(GAUSSIAN), np.uint8), "h": np.frombuffer(wcodec.encode(half), np.uint8)}
+    streams = {
+        "w": np.frombuffer(wcodec.encode(GAUSSIAN), np.uint8),
+        "h": np.frombuffer(wcodec.encode(half), np.uint8),
+    }
     plain = {"b": np.arange(5.0), "u": np.zeros(3, np.uint8)}
     safetensors.numpy.save_file({**streams, **plain}, tmp_path / "hub", metadata)
     assert is_hub(tmp_path / "hub")
     decode_hub_file(tmp_path / "hub", tmp_path / "out", overwrite=True)
     back = safetensors.numpy.load_file(tmp_path / "out")
     wanted = {"w": GAUSSIAN, "h": half, **plain}
-    assert {n: (a.shape, a.dtype, bits(a)) for n, a in back.items()} == {n: (a.shape, a.dtype, bits(a)) for n, a in wanted.items()}
+    assert {n: (a.shape, a.dtype, bits(a)) for n, a in back.items()} == {
+        n: (a.shape, a.dtype, bits(a)) for n, a in wanted.items()
+    }
     header, rest = split((tmp_path / "out").read_bytes())
     assert header.get("__metadata__") == (metadata and {"format": "pt"})
-    assert [n for n in header if n != "__metadata__"] == ["b", "h", "w", "u"], "aligned: by size of the dtype, then by name"
+    assert [n for n in header if n != "__metadata__"] == ["b", "h", "w", "u"], (
+        "aligned: by size of the dtype, then by name"
+    )
     assert ((tmp_path / "out").stat().st_size - len(rest)) % 8 == 0
 
 
@@ -480,11 +574,14 @@ def peak_memory(folder: Path, n_rows: int) -> int:
 
     peak = peak_of(steps)
     assert (folder / "in").read_bytes() == (folder / "out").read_bytes()
-    assert split((folder / "hub").read_bytes())[0]["noise"]["dtype"] == "I64", "the streams were moved"
+    assert split((folder / "hub").read_bytes())[0]["noise"]["dtype"] == "I64", (
+        "the streams were moved"
+    )
     return peak
 
 
 @pytest.mark.parametrize("n_rows", [4000, exhaustive(8000)])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, n_rows: int) -> None:
-    small, large = peak_memory(tmp_path, n_rows), peak_memory(tmp_path, n_rows + 8000)  # 66 MB more, of 33 or 66
+    # 66 MB more, of 33 or 66
+    small, large = peak_memory(tmp_path, n_rows), peak_memory(tmp_path, n_rows + 8000)
     assert large < small + 30e6 < 140e6

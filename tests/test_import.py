@@ -18,7 +18,9 @@ HEAVY = ("numba", "llvmlite", "cupy", "torch", "tqdm", "onnx", "safetensors", "h
 def test_nothing_heavy_is_imported() -> None:
     script = f"import sys, wcodec; print([m for m in {HEAVY} if m in sys.modules])"
     for code in (script, script.replace("wcodec", "wcodec.cli", 1)):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
         assert done.stdout == "[]\n"
 
 
@@ -32,7 +34,10 @@ FLOORS = (
     ("torch",), ("transformers",), ("cli", "__main__"),
 )  # fmt: skip
 PACKAGE = Path(wcodec.__file__).parent
-MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")}
+MODULES = {
+    ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in PACKAGE.rglob("*.py")
+}
 
 
 def imports(module: str) -> set[str]:
@@ -62,8 +67,12 @@ def test_no_import_runs_upward() -> None:
     floor = {name: i for i, names in enumerate(FLOORS) for name in names}
     rooms = {m: m.split(".")[1] for m in MODULES if m != "wcodec"}
     assert set(floor) == set(rooms.values()), "each has its floor"
-    assert [(m, i) for m in rooms for i in GRAPH[m] if i in rooms and floor[rooms[i]] > floor[rooms[m]]] == []
-    assert [m for m in rooms if "wcodec" in GRAPH[m] and not m.startswith("wcodec.cli")] == [], "the package is for users"
+    assert [
+        (m, i) for m in rooms for i in GRAPH[m] if i in rooms and floor[rooms[i]] > floor[rooms[m]]
+    ] == []
+    assert [m for m in rooms if "wcodec" in GRAPH[m] and not m.startswith("wcodec.cli")] == [], (
+        "the package is for users"
+    )
 
 
 def test_no_imports_in_a_circle() -> None:

@@ -47,15 +47,27 @@ def npy() -> bytes:
 #: What is in a file, what it is called, and a word of what to do.
 STRANGERS: dict[str, tuple[bytes, str, str]] = {
     "empty": (b"", "an empty file", "did not finish"),
-    "GGUF": (b"GGUF\x03\0\0\0" + bytes(100), "a GGUF file", "safetensors files that it was made from"),
+    "GGUF": (
+        b"GGUF\x03\0\0\0" + bytes(100),
+        "a GGUF file",
+        "safetensors files that it was made from",
+    ),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file", "with safetensors"),
     "ONNX": (b"\x08\x07\x12\x07pytorch" + bytes(100), "an ONNX model", "with safetensors"),
     "pickle": (pickle.dumps({"a": [1.0] * 100}), "a pickle", "torch.load"),
-    "pickle of protocol 2": (pickle.dumps({"a": [1.0] * 100}, protocol=2), "a pickle", "torch.load"),
+    "pickle of protocol 2": (
+        pickle.dumps({"a": [1.0] * 100}, protocol=2),
+        "a pickle",
+        "torch.load",
+    ),
     "torch.save": (torch_zip(), "a pickle of torch.save", "torch.load"),
     "numpy.savez": (npz(), "an archive of numpy.savez", "wcodec.save_file"),
     "numpy.save": (npy(), "an array of numpy.save", "wcodec.save_file"),
-    "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n", "a pointer of Git LFS", "git lfs pull"),
+    "LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n",
+        "a pointer of Git LFS",
+        "git lfs pull",
+    ),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(100), "compressed by zstd", "unpack"),
     "gzip": (b"\x1f\x8b\x08\x00" + bytes(100), "compressed by gzip", "unpack"),
     "HTML": (b"<!DOCTYPE html><html>" + bytes(100), "a page of HTML", "download"),
@@ -74,13 +86,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_a_file_is(here: Path, name: str) -> None:
     data, what, to_do = STRANGERS[name]
     Path("x").write_bytes(data)
-    for args in (["encode", "x"], ["encode", "--form", "hub", "x", "-o", "y"], ["decode", "x"], ["verify", "x"], ["info", "x"]):
+    for args in (
+        ["encode", "x"],
+        ["encode", "--form", "hub", "x", "-o", "y"],
+        ["decode", "x"],
+        ["verify", "x"],
+        ["info", "x"],
+    ):
         status, out, err = call(*args)
         assert (status, out, err.count("\n")) == (1, "", 1), args
         assert "in 'x': " in err, args
         assert what in err, args
         assert to_do in err, args
-    for read in (wcodec.load_file, lambda x: wcodec.encode_safetensors_to_wcodec(x, "y"), lambda x: wcodec.save_file({}, "y", base=x)):
+    for read in (
+        wcodec.load_file,
+        lambda x: wcodec.encode_safetensors_to_wcodec(x, "y"),
+        lambda x: wcodec.save_file({}, "y", base=x),
+    ):
         with pytest.raises((DecodeError, EncodeError), match=f"{what}.*{to_do}"):
             read("x")
     assert os.listdir() == ["x"]
@@ -94,7 +116,10 @@ def test_a_file_that_is_encoded_already(here: Path) -> None:
     assert "in 'a.wcodec': not a safetensors file but a .wcodec file: wcodec decode restores" in err
     status, _, err = call("decode", "a.safetensors", "-o", "x")
     assert (status, "nothing to decode" in err) == (1, True)
-    with pytest.raises(DecodeError, match=r"in 'a.safetensors': this is no .wcodec file but a safetensors file: wcodec encode makes"):
+    with pytest.raises(
+        DecodeError,
+        match=r"in 'a.safetensors': this is no .wcodec file but a safetensors file: wcodec encode makes",
+    ):
         wcodec.load_file("a.safetensors")
 
 
@@ -109,7 +134,13 @@ def test_a_safetensors_file_that_begins_as_another_kind_is_taken(here: Path) -> 
 
 def test_pipes_are_refused_not_waited_for(here: Path) -> None:
     os.mkfifo("pipe")
-    for args in (["encode", "pipe"], ["decode", "pipe"], ["verify", "pipe"], ["info", "pipe"], ["encode", "/dev/null", "-o", "x"]):
+    for args in (
+        ["encode", "pipe"],
+        ["decode", "pipe"],
+        ["verify", "pipe"],
+        ["info", "pipe"],
+        ["encode", "/dev/null", "-o", "x"],
+    ):
         status, out, err = call(*args)
         assert (status, out) == (1, ""), args
         assert "a pipe or device; wcodec needs a file that it can seek in" in err
@@ -117,12 +148,22 @@ def test_pipes_are_refused_not_waited_for(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("pytorch_model.bin", torch_zip()), ("model.gguf", STRANGERS["GGUF"][0]), ("m.onnx", STRANGERS["ONNX"][0]), ("m.h5", b"?")],
+    [
+        ("pytorch_model.bin", torch_zip()),
+        ("model.gguf", STRANGERS["GGUF"][0]),
+        ("m.onnx", STRANGERS["ONNX"][0]),
+        ("m.h5", b"?"),
+    ],
 )
 def test_a_directory_without_weights_that_are_taken(here: Path, name: str, data: bytes) -> None:
     fill(here / "model", {"config.json": CONFIG, name: data})
     status, _, err = call("encode", "model", "-o", "x")
-    assert (status, err.startswith("wcodec: error: bad_source: there is no .safetensors file in 'model', but '" + name)) == (1, True), err
+    assert (
+        status,
+        err.startswith(
+            "wcodec: error: bad_source: there is no .safetensors file in 'model', but '" + name
+        ),
+    ) == (1, True), err
     status, _, err = call("decode", "model", "-o", "x")
     assert (status, "there is neither a .wcodec file nor" in err) == (1, True)
 
@@ -134,12 +175,20 @@ def test_a_directory_that_holds_its_encoded_files_too(here: Path, form: str) -> 
     encode_directory("model", "due", form)
     for name in SHARDS:
         assert call("encode", f"model/{name}", "-q")[0] == 0
-    fill(here / "model", {INDEX_NAME.replace("safetensors", "wcodec"): INDEX.replace(b".safetensors", b".wcodec")})
+    fill(
+        here / "model",
+        {INDEX_NAME.replace("safetensors", "wcodec"): INDEX.replace(b".safetensors", b".wcodec")},
+    )
     assert call("encode", "--form", form, "model", "-o", "out")[0] == 0
     assert tree(here / "out") == tree(here / "due"), "what is made anew is left out"
-    (here / "model" / SHARDS[0].replace("safetensors", "wcodec")).write_bytes((here / "model" / SHARDS[1]).read_bytes())
+    (here / "model" / SHARDS[0].replace("safetensors", "wcodec")).write_bytes(
+        (here / "model" / SHARDS[1]).read_bytes()
+    )
     status, _, err = call("encode", "--form", form, "model", "-f", "-o", "out")
-    assert (status, "is encoded already, and not from 'model-00001-of-00002.safetensors'" in err) == (1, True)
+    assert (
+        status,
+        "is encoded already, and not from 'model-00001-of-00002.safetensors'" in err,
+    ) == (1, True)
 
 
 def cache(root: Path, revisions: int) -> Path:
@@ -175,13 +224,26 @@ def test_the_cache_of_hugging_face(here: Path, root: str) -> None:
 
 @pytest.mark.parametrize("form", ["wcodec", "hub"])
 @pytest.mark.parametrize("make_link", [os.symlink, os.link])
-def test_other_names_of_a_file_stay_links(here: Path, form: str, make_link: Callable[..., None]) -> None:
+def test_other_names_of_a_file_stay_links(
+    here: Path, form: str, make_link: Callable[..., None]
+) -> None:
     """So an output is no larger than its input, whatever links there are; the same tree comes back."""
     fill(here / "model", {"config.json": CONFIG, "data/blob": weights(1), "sub/note": b"x" * 500})
-    for name, to in (("model.safetensors", "data/blob"), ("alias.safetensors", "data/blob"), ("latest", "data/blob"), ("copy", "sub/note")):
+    for name, to in (
+        ("model.safetensors", "data/blob"),
+        ("alias.safetensors", "data/blob"),
+        ("latest", "data/blob"),
+        ("copy", "sub/note"),
+    ):
         make_link(here / "model" / to, here / "model" / name)
-    fill(here / "once", {"config.json": CONFIG, "model.safetensors": weights(1), "sub/note": b"x" * 500})
-    report, once = encode_directory("model", "coded", form), encode_directory("once", "coded-once", form)
+    fill(
+        here / "once",
+        {"config.json": CONFIG, "model.safetensors": weights(1), "sub/note": b"x" * 500},
+    )
+    report, once = (
+        encode_directory("model", "coded", form),
+        encode_directory("once", "coded-once", form),
+    )
     assert report.stored_nbytes == once.stored_nbytes
     assert verify_directory("coded").n_coded == 1
     decode_directory("coded", "back")
@@ -199,7 +261,10 @@ def test_other_names_of_a_file_stay_links(here: Path, form: str, make_link: Call
 
 def test_names_of_a_file_that_become_different_files(here: Path) -> None:
     """In hub form: config.json with weights beside it and without, weights of transformers and of others."""
-    fill(here / "model", {"a/config.json": CONFIG, "m.safetensors": weights(1), "dense/config.json": b"{}"})
+    fill(
+        here / "model",
+        {"a/config.json": CONFIG, "m.safetensors": weights(1), "dense/config.json": b"{}"},
+    )
     fill(here / "model", {"plain.safetensors": weights(2, stream=b"no magic")})
     os.link("model/a/config.json", "model/config.json")
     os.link("model/m.safetensors", "model/m2.safetensors")
@@ -208,7 +273,10 @@ def test_names_of_a_file_that_become_different_files(here: Path) -> None:
     assert report.n_coded == 2
     assert b"quantization_config" in Path("coded/config.json").read_bytes()
     assert Path("coded/a/config.json").read_bytes() == CONFIG
-    assert Path("coded/dense/x.safetensors").read_bytes() == Path("model/dense/x.safetensors").read_bytes()
+    assert (
+        Path("coded/dense/x.safetensors").read_bytes()
+        == Path("model/dense/x.safetensors").read_bytes()
+    )
     assert Path("coded/m2.safetensors").is_symlink()
     decode_directory("coded", "back")
     assert tree(here / "back") == tree(here / "model")
@@ -226,7 +294,17 @@ def test_a_model_that_holds_a_cache_is_no_cache(here: Path) -> None:
 def test_bare_wcodec_shows_the_subcommands() -> None:
     status, out, err = call()
     assert (status, out) == (2, "")
-    for name in ("encode", "decode", "repack", "verify", "info", "backends", "conformance", "demo", "bench"):
+    for name in (
+        "encode",
+        "decode",
+        "repack",
+        "verify",
+        "info",
+        "backends",
+        "conformance",
+        "demo",
+        "bench",
+    ):
         assert f"\n    {name} " in err
 
 
@@ -238,7 +316,13 @@ def test_every_argument_says_what_it_is() -> None:
     for name, sub in {"": parser(), **subparsers.choices}.items():
         for action in sub._actions:
             assert action is subparsers or action.help, (name, action)
-        for status in ("0 done", "1 bad input", "2 bad usage", "129, 130, 143 told to end", "141 who read"):
+        for status in (
+            "0 done",
+            "1 bad input",
+            "2 bad usage",
+            "129, 130, 143 told to end",
+            "141 who read",
+        ):
             assert status in (sub.epilog or ""), name
 
 
@@ -250,7 +334,9 @@ def test_several_are_verified_and_shown(here: Path) -> None:
     status, out, err = call("verify", *names)
     assert (status, err) == (0, "")
     assert [line.partition(": ")[0] for line in out.splitlines()] == names
-    assert [json.loads(line)["input"] for line in call("verify", "--json", *names)[1].splitlines()] == names
+    assert [
+        json.loads(line)["input"] for line in call("verify", "--json", *names)[1].splitlines()
+    ] == names
     status, out, err = call("info", *names)
     assert (status, err) == (0, "")
     for name in names:
@@ -273,8 +359,14 @@ def test_save_file_says_what_is_wanted(here: Path) -> None:
         ),
         (lambda: wcodec.save_file("x", {"a": array}), "this is a str"),  # type: ignore[arg-type]
         (lambda: wcodec.save_file({1: array}, "x"), "names of tensors are texts; 1 is a int"),  # type: ignore[dict-item]
-        (lambda: wcodec.save_file({"a": array}, "x", metadata={"epoch": 3}), "metadata are texts; 3 of 'epoch' is a int: give str(3)"),  # type: ignore[dict-item]
-        (lambda: wcodec.save_file({"a": array}, "x", metadata=["a"]), "metadata are texts by name, such as {'epoch': '3'}; this is a list"),  # type: ignore[arg-type]
+        (
+            lambda: wcodec.save_file({"a": array}, "x", metadata={"epoch": 3}),
+            "metadata are texts; 3 of 'epoch' is a int: give str(3)",
+        ),  # type: ignore[dict-item]
+        (
+            lambda: wcodec.save_file({"a": array}, "x", metadata=["a"]),
+            "metadata are texts by name, such as {'epoch': '3'}; this is a list",
+        ),  # type: ignore[arg-type]
     ]
     for run, message in calls:
         with pytest.raises(TypeError) as e:
@@ -296,12 +388,18 @@ def test_what_objects_say_they_are(here: Path) -> None:
 
 
 def test_errors_of_the_api_name_the_file(here: Path) -> None:
-    wcodec.save_file({"w": np.random.default_rng(0).standard_normal((64, 80)).astype(np.float32)}, "x.wcodec")
+    wcodec.save_file(
+        {"w": np.random.default_rng(0).standard_normal((64, 80)).astype(np.float32)}, "x.wcodec"
+    )
     data = bytearray(Path("x.wcodec").read_bytes())
     data[300] ^= 1
     Path("x.wcodec").write_bytes(data)
     with wcodec.open("x.wcodec") as f:
-        for read in (lambda: f.get_tensor("w"), lambda: f.get_slice("w")[:3], lambda: list(f.restored())):
+        for read in (
+            lambda: f.get_tensor("w"),
+            lambda: f.get_slice("w")[:3],
+            lambda: list(f.restored()),
+        ):
             with pytest.raises(DecodeError, match=r"bad_checksum: in 'x.wcodec': ") as e:
                 read()
             assert e.value.file == "x.wcodec"

@@ -19,9 +19,19 @@ HERE = Path(compiling.__file__).parent
 
 def test_machine_code_is_of_all_sources(tmp_path: Path) -> None:
     """What was kept on disk is not used once any source has changed: its name has the stamp in it."""
-    shutil.copytree(HERE, tmp_path / "numba", ignore=lambda _, names: [n for n in names if not n.endswith(".py")])
+    shutil.copytree(
+        HERE,
+        tmp_path / "numba",
+        ignore=lambda _, names: [n for n in names if not n.endswith(".py")],
+    )
     copies = sorted((tmp_path / "numba").glob("*.py"))
-    assert {path.name for path in copies} >= {"segments.py", "rans.py", "split.py", "ir.py", "compiling.py"}
+    assert {path.name for path in copies} >= {
+        "segments.py",
+        "rans.py",
+        "split.py",
+        "ir.py",
+        "compiling.py",
+    }
     assert stamp_of(tmp_path / "numba") == STAMP
     seen = {STAMP}
     for path in copies:
@@ -37,7 +47,9 @@ def test_machine_code_is_of_all_sources(tmp_path: Path) -> None:
     assert STAMP in double.py_func.__qualname__
 
 
-def test_only_our_kernels_are_announced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_our_kernels_are_announced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(_Announcement, "said", False)
     listener = _Announcement()
 

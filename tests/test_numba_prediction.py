@@ -23,7 +23,9 @@ GUARD, CANARY = 128, 0xA5  # as far as the longest vector could reach
 # Every width up to two blocks of 128 columns and more, so all that is left behind vectors of 16, 32 and 128 bytes.
 WIDTHS, HEIGHTS = range(1, 301), range(1, 6)
 # AVG works on groups of 15 rows below the first one: one group, a row more or less, two groups; 47 makes 15, 15, 15 and 1.
-TALL = [*product((15, 16, 17, 30, 31, 32, 47), (1, 2, 15, 16, 17, 28, 31, 32, 33, 47, 48, 49, 64, 250))]
+TALL = [
+    *product((15, 16, 17, 30, 31, 32, 47), (1, 2, 15, 16, 17, 28, 31, 32, 33, 47, 48, 49, 64, 250))
+]
 SHAPES = [*product(HEIGHTS, WIDTHS), *TALL]
 # Of those one in five, at each height others.
 FEW = [*((h, w) for h, w in SHAPES if (h + w) % 5 == 0 or w % 32 in (31, 0, 1)), *TALL]
@@ -57,7 +59,11 @@ class Place:
         """`n` bytes at the fence, and the canaries beside them."""
         memory = self.fenced.bytes
         memory[:] = CANARY
-        return (memory[-n:], memory[-n - GUARD : -n]) if self.at_end else (memory[:n], memory[n : n + GUARD])
+        return (
+            (memory[-n:], memory[-n - GUARD : -n])
+            if self.at_end
+            else (memory[:n], memory[n : n + GUARD])
+        )
 
 
 @pytest.mark.parametrize("at_end", [True, False])
@@ -70,7 +76,9 @@ def test_predict(mode: Mode, at_end: bool, shapes: list[tuple[int, int]]) -> Non
         (tile, beside), (out, beside_out) = source.take(values.size), target.take(values.size)
         tile[:] = values.reshape(-1)
         predict_tile(tile, out, height, width, int(mode))
-        np.testing.assert_array_equal(out.reshape(height, width), predict(values, mode), err_msg=f"{height} x {width}")
+        np.testing.assert_array_equal(
+            out.reshape(height, width), predict(values, mode), err_msg=f"{height} x {width}"
+        )
         np.testing.assert_array_equal(tile.reshape(height, width), values)
         assert (beside == CANARY).all()
         assert (beside_out == CANARY).all()
@@ -87,7 +95,9 @@ def test_reconstruct(mode: Mode, at_end: bool, shapes: list[tuple[int, int]]) ->
         tile, beside = place.take(residual.size)
         tile[:] = residual.reshape(-1)
         reconstruct_tile(tile, height, width, int(mode))
-        np.testing.assert_array_equal(predict(tile.reshape(height, width), mode), residual, err_msg=f"{height} x {width}")
+        np.testing.assert_array_equal(
+            predict(tile.reshape(height, width), mode), residual, err_msg=f"{height} x {width}"
+        )
         assert (beside == CANARY).all()
 
 
@@ -106,7 +116,13 @@ def test_extremes(values: list[int]) -> None:
 
 def test_constants_are_those_of_others() -> None:
     p, k = prediction, segments
-    assert (p.LEFT, p.TOP, p.AVG, p.PLANAR, p.PER_TILE) == (Mode.LEFT, Mode.TOP, Mode.AVG, Mode.PLANAR, PER_TILE)
+    assert (p.LEFT, p.TOP, p.AVG, p.PLANAR, p.PER_TILE) == (
+        Mode.LEFT,
+        Mode.TOP,
+        Mode.AVG,
+        Mode.PLANAR,
+        PER_TILE,
+    )
     assert (p.HEIGHT, p.WIDTH, p.CENTRE) == (k.HEIGHT, k.WIDTH, CENTRE)
     assert tuple(Coder) == (k.CODER_RAW, k.CODER_CONSTANT, k.CODER_RANS, k.CODER_CONTEXT)
     assert tuple(ContextKind) == (contexts.PLANE, contexts.POSITION, contexts.SCALE)

@@ -33,7 +33,11 @@ def kernel(transform: int, inverse: bool) -> Any:
 @pytest.mark.parametrize("transform", KINDS)
 def test_forward_and_back(transform: Transform, centre: int, at_end: bool) -> None:
     """Nothing but the tile is changed, and nothing is touched but it and `LANES` bytes behind it."""
-    rng, there, back = np.random.default_rng(transform), kernel(transform, False), kernel(transform, True)
+    rng, there, back = (
+        np.random.default_rng(transform),
+        kernel(transform, False),
+        kernel(transform, True),
+    )
     most = max(h * w for h, w in SHAPES) + LANES
     fence = Fence(most, at_end)
     for height, width in SHAPES:
@@ -47,21 +51,36 @@ def test_forward_and_back(transform: Transform, centre: int, at_end: bool) -> No
         room[:n] = tile.reshape(-1)
         there(room.ctypes.data, height, width, centre)
         expected = forward(tile - np.uint8(centre), transform)
-        np.testing.assert_array_equal(room[:n].reshape(height, width), expected, err_msg=f"{height} x {width}")
+        np.testing.assert_array_equal(
+            room[:n].reshape(height, width), expected, err_msg=f"{height} x {width}"
+        )
         back(room.ctypes.data, height, width, centre)
-        np.testing.assert_array_equal(room[:n].reshape(height, width), tile, err_msg=f"{height} x {width}")
+        np.testing.assert_array_equal(
+            room[:n].reshape(height, width), tile, err_msg=f"{height} x {width}"
+        )
         assert (room[n:] == CANARY).all()
         outside = fence.bytes[: most - n - LANES] if at_end else fence.bytes[n + LANES :]
         assert (outside == CANARY).all()
 
 
 @pytest.mark.parametrize(
-    ("modes", "compiled"), [({0, 4}, ""), ({0x12}, "DCT"), ({0, 0x20}, "ADST"), ({PER_TILE}, "DCT ADST"), ({*MODES}, "DCT ADST")]
+    ("modes", "compiled"),
+    [
+        ({0, 4}, ""),
+        ({0x12}, "DCT"),
+        ({0, 0x20}, "ADST"),
+        ({PER_TILE}, "DCT ADST"),
+        ({*MODES}, "DCT ADST"),
+    ],
 )
 def test_only_what_a_plan_needs_is_compiled(modes: set[int], compiled: str) -> None:
     work = Work()
     work.need_transforms(modes)
     for transform in KINDS:
         at = TRANSFORMS + 2 * (transform - 1)
-        there = [transformer(transform, inverse) for inverse in (False, True)] if transform.name in compiled.split() else [0, 0]
+        there = (
+            [transformer(transform, inverse) for inverse in (False, True)]
+            if transform.name in compiled.split()
+            else [0, 0]
+        )
         assert work.natives[at : at + 2].tolist() == there

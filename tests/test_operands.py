@@ -48,7 +48,10 @@ def record(data: bytes, name: str = "") -> TensorRecord:
 def plan_in_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """As if 16 MiB were that many bytes."""
     for module in ("wcodec.codec.encoder", "wcodec.codec.parts"):
-        monkeypatch.setattr(f"{module}.chunks", lambda geometry, word_nbytes, nbytes=size: chunks(geometry, word_nbytes, nbytes))
+        monkeypatch.setattr(
+            f"{module}.chunks",
+            lambda geometry, word_nbytes, nbytes=size: chunks(geometry, word_nbytes, nbytes),
+        )
 
 
 # ---- what the encoder makes --------------------------------------------------------------------------------------------
@@ -60,7 +63,9 @@ def test_numbers_of_the_spec() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [FIXED, RANS], ids=["fixed", "rans"])
-def test_matrices_become_operands(backends: list[Backend], dtype: str, options: EncodeOptions) -> None:
+def test_matrices_become_operands(
+    backends: list[Backend], dtype: str, options: EncodeOptions
+) -> None:
     for shape in SHAPES:
         array = weights(dtype, shape)
         files = {b.name: Encoder(options, b).encode(array) for b in backends}
@@ -78,9 +83,15 @@ def test_matrices_become_operands(backends: list[Backend], dtype: str, options: 
         half = (heights * widths + 1) // 2
         lower = heights * widths if dtype == "bfloat16" else half
         least = sum(-(-n // 16) * 16 for n in (*half.tolist(), *lower.tolist()))
-        assert t.payload_nbytes - 16 * -(-t.segments.n_patches.astype(int) // 4).sum() <= least if options is RANS else True
+        assert (
+            t.payload_nbytes - 16 * -(-t.segments.n_patches.astype(int) // 4).sum() <= least
+            if options is RANS
+            else True
+        )
         if not coded.any():
-            assert t.payload_nbytes == least + 16 * int((-(-t.segments.n_patches.astype(int) // 4)).sum())
+            assert t.payload_nbytes == least + 16 * int(
+                (-(-t.segments.n_patches.astype(int) // 4)).sum()
+            )
 
 
 def test_emulated_kernels_write_the_same() -> None:
@@ -88,7 +99,9 @@ def test_emulated_kernels_write_the_same() -> None:
     array[8:16] *= 2.0**-60
     cuda = load_backend("cuda_emulator.backend:EmulatedCuda")
     for options in (FIXED, RANS):
-        assert Encoder(options, cuda).encode(array) == Encoder(options, load_backend("reference")).encode(array)
+        assert Encoder(options, cuda).encode(array) == Encoder(
+            options, load_backend("reference")
+        ).encode(array)
 
 
 def test_other_tensors_are_coded_as_without(backend: Backend) -> None:
@@ -104,16 +117,28 @@ def test_other_tensors_are_coded_as_without(backend: Backend) -> None:
         plain = replace(options, operand=None)
         for name, array in others.items():
             assert wcodec.encode(array, options) == wcodec.encode(array, plain), name
-    assert wcodec.encode(weights("int8", (30, 50)), RANS) != wcodec.encode(weights("int8", (30, 50)))
+    assert wcodec.encode(weights("int8", (30, 50)), RANS) != wcodec.encode(
+        weights("int8", (30, 50))
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_chunks_of_a_tensor_share_a_table(monkeypatch: pytest.MonkeyPatch, backend: Backend, dtype: str) -> None:
+def test_chunks_of_a_tensor_share_a_table(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend, dtype: str
+) -> None:
     """Symbols that the first chunk has not are coded under its table all the same; the next tensor may have its own."""
     plan_in_chunks(monkeypatch, 1 << 14)
     array = weights(dtype, (40, 1024))
-    array[:16] = np.clip(array[:16].astype(np.float64), -0.031, 0.031) if dtype == "bfloat16" else np.clip(array[:16], -60, 60)
-    other = np.exp2(np.arange(1 << 14) % 11).reshape(16, 1024) if dtype == "bfloat16" else weights(dtype, (16, 1024)) // 8
+    array[:16] = (
+        np.clip(array[:16].astype(np.float64), -0.031, 0.031)
+        if dtype == "bfloat16"
+        else np.clip(array[:16], -60, 60)
+    )
+    other = (
+        np.exp2(np.arange(1 << 14) % 11).reshape(16, 1024)
+        if dtype == "bfloat16"
+        else weights(dtype, (16, 1024)) // 8
+    )
     stream = io.BytesIO()
     writer = Encoder(RANS, backend).start(stream)
     writer.add("a", array)
@@ -128,18 +153,25 @@ def test_chunks_of_a_tensor_share_a_table(monkeypatch: pytest.MonkeyPatch, backe
         assert bits(f.get_tensor("a")) == bits(array)
 
 
-def test_chunks_of_a_tensor_share_a_window(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+def test_chunks_of_a_tensor_share_a_window(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
     """A table suits codes of one window: up to one word in 1024 outside of it does not make another."""
     plan_in_chunks(monkeypatch, 1 << 14)
     array = np.clip(weights("bfloat16", (16, 1024)).astype(np.float64), -0.06, 0.06)
     for n_outside, second in ((8, 107), (50, 108)):
         array[8, :n_outside] = 0.1
         parts = (array[:8], array[8:], array)
-        bases = [record(wcodec.encode(part.astype(ml_dtypes.bfloat16), RANS)).segments.base.tolist() for part in parts]
+        bases = [
+            record(wcodec.encode(part.astype(ml_dtypes.bfloat16), RANS)).segments.base.tolist()
+            for part in parts
+        ]
         assert bases == [[107], [108], [107, second]]
 
 
-def test_a_chunk_that_cannot_be_coded_goes_before(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+def test_a_chunk_that_cannot_be_coded_goes_before(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
     """Its table is not kept; the next chunk makes one."""
     plan_in_chunks(monkeypatch, 1 << 13)
     noise = make_array(BY_NAME["int8"], (8, 1024), "uniform", 3)
@@ -191,7 +223,9 @@ def test_a_sample_that_misleads(backend: Backend) -> None:
     assert np.bincount(t.segments.base, minlength=256)[[68, 108]].tolist() == [16, 48]
 
 
-def test_the_next_chunk_has_the_better_window(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+def test_the_next_chunk_has_the_better_window(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
     """Not that of the sample that has misled, though all its words lie in that too."""
     plan_in_chunks(monkeypatch, 1 << 20)
     array = weights("bfloat16", (8 * 65, 1024)).astype(np.float64)
@@ -209,7 +243,9 @@ def test_few_patches_of_a_small_segment(backend: Backend) -> None:
         array[8, :n_patches] = 2.0**-40
         t = record(wcodec.encode(array, FIXED))
         assert t.segments.layout[1] == layout
-        assert operand_problem(t) == (None if layout == Layout.PAIRS else "segment 1 has layout BYTES")
+        assert operand_problem(t) == (
+            None if layout == Layout.PAIRS else "segment 1 has layout BYTES"
+        )
 
 
 def test_words_outside_have_the_code_that_is_most_frequent(backend: Backend) -> None:
@@ -229,7 +265,9 @@ def test_words_outside_have_the_code_that_is_most_frequent(backend: Backend) -> 
         assert [int(b) >> shift & 15 for b in codes for shift in (0, 4)][:5] == [fill] * 5
 
 
-def test_tables_of_other_tensors_lack_symbols(monkeypatch: pytest.MonkeyPatch, backend: Backend) -> None:
+def test_tables_of_other_tensors_lack_symbols(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
     """A file without room for another table has none for an operand: later chunks may have any symbol."""
     nibbles = 7 + (np.random.default_rng(1).random((2, 64, 512)) < 0.1).astype(np.uint8)
     matrix = (nibbles[0] << 4 ^ 0x80).view(np.int8)
@@ -267,7 +305,14 @@ def test_noise_is_raw_where_it_has_no_window(backend: Backend) -> None:
     assert bits(wcodec.decode(data)) == bits(array)
 
 
-NARROW = [("bfloat16", 1), ("bfloat16", 2), ("int8", 1), ("int8", 5), ("int8", 1025), ("float8_e5m2", 1)]
+NARROW = [
+    ("bfloat16", 1),
+    ("bfloat16", 2),
+    ("int8", 1),
+    ("int8", 5),
+    ("int8", 1025),
+    ("float8_e5m2", 1),
+]
 
 
 @pytest.mark.parametrize(("dtype", "cols"), NARROW)
@@ -291,7 +336,9 @@ def test_one_value_everywhere(backend: Backend, dtype: str) -> None:
 
 def test_precision_of_tables(backend: Backend) -> None:
     array = weights("int8", (16, 1024))
-    with wcodec.open(io.BytesIO(wcodec.encode(array, EncodeOptions(operand="rans", prob_bits=9)))) as f:
+    with wcodec.open(
+        io.BytesIO(wcodec.encode(array, EncodeOptions(operand="rans", prob_bits=9)))
+    ) as f:
         assert [t.prob_bits for t in f.index.tables.tables] == [9]
         assert bits(f.get_tensor("")) == bits(array)
 
@@ -330,8 +377,14 @@ def changed(**columns: Any) -> TensorRecord:
         (replace(OPERAND, shape=(2, 12, 1056)), "3 dimensions"),
         (replace(OPERAND, row_rank=0), "row_rank 0"),
         (replace(OPERAND, difference=Difference.XOR), "it is a difference from a base"),
-        (replace(OPERAND, geometry=replace(OPERAND.geometry, segment_rows=24)), "segments of 24 x 1024"),
-        (replace(OPERAND, geometry=replace(OPERAND.geometry, segment_cols=512)), "segments of 8 x 512"),
+        (
+            replace(OPERAND, geometry=replace(OPERAND.geometry, segment_rows=24)),
+            "segments of 24 x 1024",
+        ),
+        (
+            replace(OPERAND, geometry=replace(OPERAND.geometry, segment_cols=512)),
+            "segments of 8 x 512",
+        ),
         (replace(OPERAND, geometry=replace(OPERAND.geometry, tile_cols=64)), "tiles of 8 x 64"),
         (record(wcodec.encode(weights("int8", (8, 0)), RANS)), "it is empty"),
         (changed(layout=(3, Layout.RAW)), "segment 3 has layout RAW"),
@@ -374,13 +427,23 @@ def test_conformance_cases() -> None:
 
 # ---- files, commands, models -------------------------------------------------------------------------------------------
 def test_files_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tensors = {"a": weights("bfloat16", (32, 512), 1), "b": weights("int8", (32, 512), 2), "c": weights("bfloat16", (512,), 3)}
+    tensors = {
+        "a": weights("bfloat16", (32, 512), 1),
+        "b": weights("int8", (32, 512), 2),
+        "c": weights("bfloat16", (512,), 3),
+    }
     names = {"bfloat16": "BF16", "int8": "I8"}
-    data = safetensors_bytes([(n, names[t.dtype.name], list(t.shape), bits(t)) for n, t in tensors.items()])
-    source, operands, back, again = (tmp_path / n for n in ("m.safetensors", "o.wcodec", "back.safetensors", "again.wcodec"))
+    data = safetensors_bytes(
+        [(n, names[t.dtype.name], list(t.shape), bits(t)) for n, t in tensors.items()]
+    )
+    source, operands, back, again = (
+        tmp_path / n for n in ("m.safetensors", "o.wcodec", "back.safetensors", "again.wcodec")
+    )
     source.write_bytes(data)
     for form in ("fixed", "rans"):
-        assert main(["encode", "--operand", form, "-q", str(source), "-f", "-o", str(operands)]) == 0
+        assert (
+            main(["encode", "--operand", form, "-q", str(source), "-f", "-o", str(operands)]) == 0
+        )
         assert main(["decode", "-q", str(operands), "-f", "-o", str(back)]) == 0
         assert back.read_bytes() == data
         assert main(["info", "--json", str(operands)]) == 0
@@ -395,7 +458,8 @@ def test_files_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         capsys.readouterr()
         assert main(["encode", "-q", str(source), "-f", "-o", str(again)]) == 0
         plain = again.read_bytes()
-        assert main(["repack", "--coder", form, "-q", str(again), "-f", "-o", str(back)]) == 0  # there
+        # there
+        assert main(["repack", "--coder", form, "-q", str(again), "-f", "-o", str(back)]) == 0
         assert back.read_bytes() == operands.read_bytes()
         assert main(["repack", "-q", str(operands), "-f", "-o", str(again)]) == 0  # and back
         assert again.read_bytes() == plain
@@ -417,7 +481,10 @@ def test_bad_usage(tmp_path: Path) -> None:
 
 def test_operands_are_no_differences(tmp_path: Path) -> None:
     """With a base, other tensors are."""
-    old = {"w": weights("bfloat16", (64, 512)), "f": make_array(BY_NAME["float32"], (64, 512), "gaussian", 1)}
+    old = {
+        "w": weights("bfloat16", (64, 512)),
+        "f": make_array(BY_NAME["float32"], (64, 512), "gaussian", 1),
+    }
     new = {n: t.copy() for n, t in old.items()}
     for t in new.values():
         t[5] += np.array(1, t.dtype)

@@ -29,7 +29,9 @@ OLD = b"a file of a user"
 
 
 def plain(seed: int = 0) -> bytes:
-    return safetensors_bytes([("w", "BF16", [64, 80], bits(make_array(BY_NAME["bfloat16"], (64, 80), "gaussian", seed)))])
+    return safetensors_bytes(
+        [("w", "BF16", [64, 80], bits(make_array(BY_NAME["bfloat16"], (64, 80), "gaussian", seed)))]
+    )
 
 
 @pytest.fixture
@@ -53,7 +55,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def all_bytes(root: Path = Path()) -> dict[str, bytes | str]:
     """What every file holds, and where every link points."""
-    return {str(p): os.readlink(p) if p.is_symlink() else p.read_bytes() for p in sorted(root.rglob("*")) if p.is_symlink() or p.is_file()}
+    return {
+        str(p): os.readlink(p) if p.is_symlink() else p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_symlink() or p.is_file()
+    }
 
 
 # ---- the functions -------------------------------------------------------------------------------------------------------------
@@ -62,7 +68,9 @@ CONVERT: dict[str, tuple[Callable[..., Any], str]] = {
     "encode_file": (encode_file, "m-1.safetensors"),
     "encode_hub_file": (encode_hub_file, "m-1.safetensors"),
     "encode_one": (
-        lambda a, b, **more: encode_one(a, b, "wcodec", wcodec.EncodeOptions(), wcodec.get_backend(), **more),
+        lambda a, b, **more: encode_one(
+            a, b, "wcodec", wcodec.EncodeOptions(), wcodec.get_backend(), **more
+        ),
         "m-1.safetensors",
     ),
     "encode_safetensors_to_wcodec": (wcodec.encode_safetensors_to_wcodec, "m-1.safetensors"),
@@ -83,7 +91,9 @@ def test_a_function_replaces_only_when_it_is_told_to(here: Path, name: str) -> N
     Path("dangling").symlink_to("nowhere")
     before = all_bytes()
     for target in ("out", here / "out", "dangling"):
-        with pytest.raises(EncodeError, match=r"output_exists: '.*' exists and is not replaced unasked"):
+        with pytest.raises(
+            EncodeError, match=r"output_exists: '.*' exists and is not replaced unasked"
+        ):
             convert(source, target)
     assert all_bytes() == before
     convert(source, "new")
@@ -101,19 +111,26 @@ def test_a_function_never_replaces_its_input(here: Path, name: str, overwrite: b
     before = all_bytes()
     for target in (source, here / source, f"./{source}", "link", "hard", f"coded/up/{source}"):
         for a, b in ((source, target), (target, source)):
-            with pytest.raises(EncodeError, match=r"bad_option: the output '.*' would replace '.*', which is read for it"):
+            with pytest.raises(
+                EncodeError,
+                match=r"bad_option: the output '.*' would replace '.*', which is read for it",
+            ):
                 convert(a, b, overwrite=overwrite)
     assert all_bytes() == before
 
 
-@pytest.mark.parametrize("write", [encode_file, encode_one, wcodec.save_file, wcodec.encode_safetensors_to_wcodec])
+@pytest.mark.parametrize(
+    "write", [encode_file, encode_one, wcodec.save_file, wcodec.encode_safetensors_to_wcodec]
+)
 def test_a_base_is_never_replaced(here: Path, write: Callable[..., Any]) -> None:
     """Nor what it needs in turn."""
     Path("tuned.safetensors").write_bytes(plain(1)[:-1] + b"x")
     encode_file("tuned.safetensors", "coded/delta.wcodec", base="coded/c-1.wcodec")
     before = all_bytes()
     for target in ("coded/delta.wcodec", "coded/c-1.wcodec"):
-        source: Any = wcodec.load_file("coded/c-2.wcodec") if write is wcodec.save_file else "m-2.safetensors"
+        source: Any = (
+            wcodec.load_file("coded/c-2.wcodec") if write is wcodec.save_file else "m-2.safetensors"
+        )
         more: dict[str, Any] = {} if write is wcodec.save_file else {"overwrite": True}
         args = ["wcodec", None, None] if write is encode_one else []
         with pytest.raises(EncodeError, match=r"bad_option: the output '.*' would replace "):
@@ -125,7 +142,9 @@ def test_save_file_replaces_a_file(here: Path) -> None:
     Path("out").write_bytes(OLD)
     wcodec.save_file({"a": np.arange(5)}, "out")
     assert wcodec.load_file("out")["a"].tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(EncodeError, match=r"bad_option: the output '/dev/null' is not a regular file"):
+    with pytest.raises(
+        EncodeError, match=r"bad_option: the output '/dev/null' is not a regular file"
+    ):
         wcodec.save_file({"a": np.arange(5)}, "/dev/null")
     with pytest.raises(EncodeError, match=r"bad_option: the output 'coded' is a directory"):
         wcodec.save_file({"a": np.arange(5)}, "coded")
@@ -141,7 +160,9 @@ def test_a_figure_replaces_only_when_it_is_told_to(here: Path) -> None:
     assert Path("x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_file_that_comes_to_be_in_the_meantime_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_comes_to_be_in_the_meantime_stays(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def write() -> None:
         with atomic_output("out", overwrite=False) as f:
             f.write(b"ours")
@@ -152,7 +173,10 @@ def test_a_file_that_comes_to_be_in_the_meantime_stays(here: Path, monkeypatch: 
     assert Path("out").read_bytes() == OLD
     Path("out").unlink()
     with monkeypatch.context() as m:  # a file system without hard links
-        m.setattr("os.link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+        m.setattr(
+            "os.link",
+            lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")),
+        )
         with pytest.raises(EncodeError, match="output_exists"):
             write()
         assert Path("out").read_bytes() == OLD
@@ -178,25 +202,39 @@ def test_a_directory_with_other_things_is_refused(here: Path, name: str) -> None
     convert, source = DIRECTORIES[name]
     convert(source, "due")
     for i, files in enumerate(
-        ({"config.json": OLD}, {"notes": OLD}, {".hidden": OLD}, {"model.safetensors": OLD}, {"sub/x": OLD}, {"empty/": b""})
+        (
+            {"config.json": OLD},
+            {"notes": OLD},
+            {".hidden": OLD},
+            {"model.safetensors": OLD},
+            {"sub/x": OLD},
+            {"empty/": b""},
+        )
     ):
         out = here / f"out-{i}"
         for path, data in files.items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).mkdir() if path.endswith("/") else (out / path).write_bytes(data)
         before = all_bytes()
-        with pytest.raises(EncodeError, match=r"output_exists: the output '.*' holds '.*', which no interrupted run left"):
+        with pytest.raises(
+            EncodeError,
+            match=r"output_exists: the output '.*' holds '.*', which no interrupted run left",
+        ):
             convert(source, out)
         assert all_bytes() == before
         convert(source, out, overwrite=True)
         found = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
         due = {p.relative_to("due"): p.read_bytes() for p in Path("due").rglob("*") if p.is_file()}
-        assert found == {Path(p): d for p, d in files.items() if not p.endswith("/")} | due, "the same names replaced, all else as it was"
+        assert found == {Path(p): d for p, d in files.items() if not p.endswith("/")} | due, (
+            "the same names replaced, all else as it was"
+        )
     with pytest.raises(EncodeError, match="output_exists"):
         convert(source, "due")
 
 
-def test_weights_that_stay_beside_others_are_named(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_that_stay_beside_others_are_named(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     encode_directory("model-1", "model-2", overwrite=True)
     assert caplog.messages == ["model-2 holds 'model.safetensors' too, which is not of this model"]
 
@@ -208,7 +246,10 @@ def test_a_directory_that_holds_an_input_by_a_link_is_refused(here: Path, overwr
         out.mkdir()
         link(here / "model-1" / "config.json", out / "config.json")
         before = all_bytes()
-        with pytest.raises(EncodeError, match="bad_option: in the output 'config.json' is" if overwrite else "output_exists"):
+        with pytest.raises(
+            EncodeError,
+            match="bad_option: in the output 'config.json' is" if overwrite else "output_exists",
+        ):
             encode_directory("model-1", out, "hub", overwrite=overwrite)
         assert all_bytes() == before
 
@@ -219,7 +260,10 @@ def test_a_run_that_was_killed_goes_on(here: Path, monkeypatch: pytest.MonkeyPat
     pid = os.fork()
     if pid == 0:
         link = os.link
-        monkeypatch.setattr("os.link", lambda a, b: link(a, b) or (os._exit(9) if b.name == "model.wcodec" else None))
+        monkeypatch.setattr(
+            "os.link",
+            lambda a, b: link(a, b) or (os._exit(9) if b.name == "model.wcodec" else None),
+        )
         encode_directory("model-1", "out")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
@@ -281,7 +325,9 @@ def test_a_file_that_was_changed_since_is_a_users(here: Path) -> None:
     data = Path("out/model.wcodec").read_bytes()
     Path("out/model.wcodec").write_bytes(bytes(len(data)))
     before = all_bytes()
-    with pytest.raises(EncodeError, match=r"output_exists: .* holds 'model.wcodec', which no interrupted run left"):
+    with pytest.raises(
+        EncodeError, match=r"output_exists: .* holds 'model.wcodec', which no interrupted run left"
+    ):
         encode_directory("model-1", "out")
     assert all_bytes() == before
     Path("out/model.wcodec").unlink()
@@ -290,7 +336,9 @@ def test_a_file_that_was_changed_since_is_a_users(here: Path) -> None:
         path.unlink()
     interrupted(2)
     Path("model-1/model.safetensors").rename("model-1/y.safetensors")
-    with pytest.raises(EncodeError, match=r"output_exists: .* holds 'model.wcodec', which no interrupted run left"):
+    with pytest.raises(
+        EncodeError, match=r"output_exists: .* holds 'model.wcodec', which no interrupted run left"
+    ):
         encode_directory("model-1", "out")
 
 
@@ -315,7 +363,9 @@ def test_permissions_are_those_of_the_input(here: Path) -> None:
         os.chmod("model-1/config.json", 0o750)
         os.chmod("model-1/model.safetensors", 0o600)
         encode_directory("model-1", "coded-1")
-        assert [os.stat(f"coded-1/{n}").st_mode & 0o777 for n in ("config.json", "model.wcodec")] == [0o750, 0o600]
+        assert [
+            os.stat(f"coded-1/{n}").st_mode & 0o777 for n in ("config.json", "model.wcodec")
+        ] == [0o750, 0o600]
         wcodec.save_file({"a": np.arange(5)}, "new")
         assert os.stat("new").st_mode & 0o777 == 0o644
         os.chmod("new", 0o600)
@@ -326,7 +376,12 @@ def test_permissions_are_those_of_the_input(here: Path) -> None:
 
 
 def test_names_as_long_as_they_may_be(here: Path) -> None:
-    for name in ("\N{SNOWMAN}" * 85, "\N{GRINNING FACE}" * 63, "n" * 255, "a" * 59 + "\N{SNOWMAN}" * 65):
+    for name in (
+        "\N{SNOWMAN}" * 85,
+        "\N{GRINNING FACE}" * 63,
+        "n" * 255,
+        "a" * 59 + "\N{SNOWMAN}" * 65,
+    ):
         encode_file("m-1.safetensors", name)
         Path(name).unlink()
 
@@ -337,11 +392,16 @@ def test_a_glob_of_two_files(here: Path) -> None:
     before = all_bytes()
     status, out, err = call("encode", "m-1.safetensors", "m-2.safetensors")
     assert (status, err) == (0, "")
-    assert [line.partition(":")[0] for line in out.splitlines()] == [f"m-{i}.safetensors -> m-{i}.wcodec" for i in (1, 2)]
+    assert [line.partition(":")[0] for line in out.splitlines()] == [
+        f"m-{i}.safetensors -> m-{i}.wcodec" for i in (1, 2)
+    ]
     assert all_bytes().items() >= before.items()
     status, out, err = call("decode", "coded/c-1.wcodec", "coded/c-2.wcodec", "--json")
     assert (status, err) == (0, "")
-    assert [json.loads(line)["output"] for line in out.splitlines()] == ["coded/c-1.safetensors", "coded/c-2.safetensors"]
+    assert [json.loads(line)["output"] for line in out.splitlines()] == [
+        "coded/c-1.safetensors",
+        "coded/c-2.safetensors",
+    ]
     assert [Path(f"coded/c-{i}.safetensors").read_bytes() for i in (1, 2)] == [plain(1), plain(2)]
     assert all_bytes().items() >= before.items()
 
@@ -372,7 +432,10 @@ def test_a_command_replaces_only_by_force(here: Path, name: str) -> None:
     spoilt = all_bytes()
     status, out, err = call(*args, "-o", "out")
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("wcodec: error: output_exists: " + ("the output 'out' holds " if is_folder else "'out' exists"))
+    assert err.startswith(
+        "wcodec: error: output_exists: "
+        + ("the output 'out' holds " if is_folder else "'out' exists")
+    )
     assert "-f" in err
     assert all_bytes() == spoilt
     assert call(*args, "-f", "-o", "out")[0] == 0
@@ -380,7 +443,9 @@ def test_a_command_replaces_only_by_force(here: Path, name: str) -> None:
     assert call(*args, "--output-dir", "many")[0] == 0
     (target,) = Path("many").iterdir()
     for path, data in made.items():
-        assert (target / Path(path).relative_to("out") if is_folder else target).read_bytes() == data
+        assert (
+            target / Path(path).relative_to("out") if is_folder else target
+        ).read_bytes() == data
     spoilt = all_bytes()
     assert call(*args, "--output-dir", "many")[0] == 1
     assert all_bytes() == spoilt
@@ -397,7 +462,12 @@ def test_a_command_never_replaces_an_input(here: Path, name: str, force: list[st
         assert (status, out) == (2, ""), target
         assert len(err.splitlines()) == 2
     for folder in (str(Path(source).parent), "."):
-        if (Path(folder) / Path(source).name).exists() and "wcodec" not in name and options != ["encode"] and options != ["decode"]:
+        if (
+            (Path(folder) / Path(source).name).exists()
+            and "wcodec" not in name
+            and options != ["encode"]
+            and options != ["decode"]
+        ):
             assert call(*options, source, *force, "--output-dir", folder)[0] == 2
     assert all_bytes() == before
 
@@ -407,14 +477,33 @@ def test_outputs_that_are_inputs_of_the_same_run(here: Path) -> None:
     Path("m-2.wcodec").write_bytes(Path("coded/c-2.wcodec").read_bytes())
     before = all_bytes()
     for args, message in (
-        (["encode", "-f", "m-2.safetensors", "m-2.wcodec"], "the output m-2.wcodec is m-2.wcodec, which is read"),
-        (["encode", "m-1.safetensors", "m-1"], "m-1.safetensors and m-1 would both become m-1.wcodec"),
         (
-            ["encode", "m-1.safetensors", "model-1/model.safetensors", "model-2/model.safetensors", "--output-dir", "d"],
+            ["encode", "-f", "m-2.safetensors", "m-2.wcodec"],
+            "the output m-2.wcodec is m-2.wcodec, which is read",
+        ),
+        (
+            ["encode", "m-1.safetensors", "m-1"],
+            "m-1.safetensors and m-1 would both become m-1.wcodec",
+        ),
+        (
+            [
+                "encode",
+                "m-1.safetensors",
+                "model-1/model.safetensors",
+                "model-2/model.safetensors",
+                "--output-dir",
+                "d",
+            ],
             "would both become d/",
         ),
-        (["encode", "-f", "m-1.safetensors", "--base", "m-2.wcodec", "-o", "m-2.wcodec"], "the output m-2.wcodec is m-2.wcodec"),
-        (["decode", "-f", "coded/c-1.wcodec", "coded/hub.safetensors", "-o", "x"], "-o names the output of one input"),
+        (
+            ["encode", "-f", "m-1.safetensors", "--base", "m-2.wcodec", "-o", "m-2.wcodec"],
+            "the output m-2.wcodec is m-2.wcodec",
+        ),
+        (
+            ["decode", "-f", "coded/c-1.wcodec", "coded/hub.safetensors", "-o", "x"],
+            "-o names the output of one input",
+        ),
     ):
         status, out, err = call(*args)
         assert (status, out) == (2, ""), args
@@ -427,13 +516,18 @@ def test_where_one_of_several_fails_the_others_are_done(here: Path) -> None:
     Path("m-1.wcodec").write_bytes(OLD)
     status, out, err = call("encode", "m-1.safetensors", "bad.safetensors", "m-2.safetensors")
     assert status == 1
-    assert [line.partition(":")[0] for line in out.splitlines()] == ["m-2.safetensors -> m-2.wcodec"]
+    assert [line.partition(":")[0] for line in out.splitlines()] == [
+        "m-2.safetensors -> m-2.wcodec"
+    ]
     assert [line.split(": ")[2] for line in err.splitlines()] == ["output_exists", "bad_source"]
     assert Path("m-1.wcodec").read_bytes() == OLD
     before = all_bytes()
     status, out, err = call("encode", "-f", "m-1.safetensors", "m-3.safetensors")
     assert (status, out) == (1, "")
-    assert err == "wcodec: error: m-3.safetensors: No such file or directory; an output is named by -o\n"
+    assert (
+        err
+        == "wcodec: error: m-3.safetensors: No such file or directory; an output is named by -o\n"
+    )
     assert all_bytes() == before
 
 
@@ -447,10 +541,13 @@ def test_reports_and_figures(here: Path) -> None:
         status, _, err = call(*args)
         assert (status, "output_exists: " in err) == (1, True)
         assert all_bytes() == before
-        assert call(*args, "-f")[0] == (1 if args is suite else 0)  # what was left out counts as not run
+        # what was left out counts as not run
+        assert call(*args, "-f")[0] == (1 if args is suite else 0)
     assert json.loads(Path("r.json").read_bytes())
     assert Path("x.png").read_bytes().startswith(b"\x89PNG")
-    status, _, err = call("info", "--explain", "-f", "coded/c-1.wcodec", "--plot", "coded/c-1.wcodec")
+    status, _, err = call(
+        "info", "--explain", "-f", "coded/c-1.wcodec", "--plot", "coded/c-1.wcodec"
+    )
     assert (status, "would replace" in err) == (2, True)
 
 
@@ -462,7 +559,21 @@ def test_rm_removes_what_was_read_back(here: Path) -> None:
     assert not list(Path().glob("m-*.safetensors"))
     assert call("decode", "--rm", "m-1.wcodec", "m-2.wcodec", "-q")[0] == 0
     assert all_bytes() == before
-    assert json.loads(call("encode", "--form", "hub", "--rm", "m-1.safetensors", "-o", "h.safetensors", "--json")[1])["removed"] is True
+    assert (
+        json.loads(
+            call(
+                "encode",
+                "--form",
+                "hub",
+                "--rm",
+                "m-1.safetensors",
+                "-o",
+                "h.safetensors",
+                "--json",
+            )[1]
+        )["removed"]
+        is True
+    )
     assert call("decode", "--rm", "h.safetensors", "-o", "m-1.safetensors")[0] == 0
     assert call("repack", "--rm", "--preset", "max", "coded/c-1.wcodec", "-o", "x.wcodec")[0] == 0
     assert call("repack", "--rm", "x.wcodec", "-o", "coded/c-1.wcodec")[0] == 0
@@ -481,7 +592,10 @@ def test_rm_keeps_what_did_not_come_back(here: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("wcodec.directories.encode_file", wrong)
     status, out, err = call("encode", "--rm", "m-1.safetensors")
     assert (status, out) == (1, "")
-    assert "bad_value: in 'm-1.wcodec': it does not hold what 'm-1.safetensors' does, which stays" in err
+    assert (
+        "bad_value: in 'm-1.wcodec': it does not hold what 'm-1.safetensors' does, which stays"
+        in err
+    )
     assert Path("m-1.safetensors").read_bytes() == plain(1)
 
 
@@ -505,7 +619,12 @@ def test_rm_of_a_file_and_its_base(here: Path) -> None:
     encode_file("t.safetensors", "coded/t.wcodec", base="coded/c-1.wcodec")
     assert call("decode", "--rm", "coded/c-1.wcodec", "coded/t.wcodec", "-q") == (0, "", "")
     assert Path("coded/t.safetensors").read_bytes() == Path("t.safetensors").read_bytes()
-    assert sorted(p.name for p in Path("coded").iterdir()) == ["c-1.safetensors", "c-2.wcodec", "hub.safetensors", "t.safetensors"]
+    assert sorted(p.name for p in Path("coded").iterdir()) == [
+        "c-1.safetensors",
+        "c-2.wcodec",
+        "hub.safetensors",
+        "t.safetensors",
+    ]
 
 
 def test_rm_keeps_what_has_changed_meanwhile(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,20 +665,36 @@ def test_outputs_that_are_no_names(here: Path) -> None:
     Path("D/x.safetensors").write_bytes(plain(5))
     Path("O/D").mkdir(parents=True)
     Path("O/D/x.safetensors").write_bytes(plain(6))
-    status, _, err = call("encode", "--form", "hub", "D", "O/D/x.safetensors", "--output-dir", "O", "-f")
+    status, _, err = call(
+        "encode", "--form", "hub", "D", "O/D/x.safetensors", "--output-dir", "O", "-f"
+    )
     assert (status, "holds O/D/x.safetensors, which is read" in err) == (2, True)
     assert Path("O/D/x.safetensors").read_bytes() == plain(6)
     assert all_bytes().items() >= before.items()
 
 
-@pytest.mark.parametrize("args", [["encode", "m-1.safetensors", "-o", "x"], ["verify", "coded/c-1.wcodec"], ["info", "model-1-hub"]])
-def test_a_file_system_without_maps(here: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["encode", "m-1.safetensors", "-o", "x"],
+        ["verify", "coded/c-1.wcodec"],
+        ["info", "model-1-hub"],
+    ],
+)
+def test_a_file_system_without_maps(
+    here: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(19, "No such device")
 
     monkeypatch.setattr("mmap.mmap", fail)
     status, _, err = call(*args)
-    assert (status, err.endswith((f"{args[1]}: No such device\n", "model-1-hub/model.safetensors: No such device\n"))) == (1, True), err
+    assert (
+        status,
+        err.endswith(
+            (f"{args[1]}: No such device\n", "model-1-hub/model.safetensors: No such device\n")
+        ),
+    ) == (1, True), err
 
 
 def test_errors_of_the_system_name_what_the_user_knows(here: Path) -> None:
@@ -567,7 +702,10 @@ def test_errors_of_the_system_name_what_the_user_knows(here: Path) -> None:
         wcodec.save_file({}, "/proc/self/x")
     assert str(e.value).endswith(": '/proc/self/x'")
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m wcodec encode m-1.safetensors >&-"], capture_output=True, text=True, check=False
+        ["bash", "-c", f"{sys.executable} -m wcodec encode m-1.safetensors >&-"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -585,12 +723,18 @@ def test_errors_of_the_system_name_what_the_user_knows(here: Path) -> None:
         ("plain_1.safetensors", "plain_1.wcodec"),
     ],
 )
-def test_outputs_are_printed_as_they_can_be_typed(here: Path, monkeypatch: pytest.MonkeyPatch, name: str, shown: str) -> None:
+def test_outputs_are_printed_as_they_can_be_typed(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str, shown: str
+) -> None:
     (here / "coded" / name).write_bytes(plain())
     monkeypatch.chdir("coded")
     status, out, _ = call("encode", "--", name)
     assert status == 0
     assert out.startswith(f"{shown.replace('.wcodec', '.safetensors')} -> {shown}: "), out
-    assert json.loads(call("encode", "-f", "--json", "--", name)[1])["output"] == name.replace(".safetensors", ".wcodec")
+    assert json.loads(call("encode", "-f", "--json", "--", name)[1])["output"] == name.replace(
+        ".safetensors", ".wcodec"
+    )
     assert subprocess.run(["bash", "-c", f"test -f {shown}"], check=False).returncode == 0
-    assert json.loads(call("encode", "-f", "--json", f"../coded/{name}")[1])["output"].startswith("../coded/"), "relative as the input was"
+    assert json.loads(call("encode", "-f", "--json", f"../coded/{name}")[1])["output"].startswith(
+        "../coded/"
+    ), "relative as the input was"

@@ -56,26 +56,41 @@ def plan_of(array: Array, **options: Any) -> tuple[Planner, SegmentPlan]:
 def scaled_weights(rows: int, cols: int, seed: int = 1) -> Array:
     """Weights whose rows and columns have scales of their own, as trained ones have."""
     rng = np.random.default_rng(seed)
-    w = rng.standard_normal((rows, cols)) * np.exp(rng.standard_normal((rows, 1)) * 0.7) * np.exp(rng.standard_normal((1, cols)) * 0.7)
+    w = (
+        rng.standard_normal((rows, cols))
+        * np.exp(rng.standard_normal((rows, 1)) * 0.7)
+        * np.exp(rng.standard_normal((1, cols)) * 0.7)
+    )
     return (w * 0.02).astype(np.float32)
 
 
 # ---- images --------------------------------------------------------------------------------------------------------------
 def field(n: int, noise: float) -> Array:
     """A smooth random field, with noise."""
-    rng, k = np.random.default_rng(5), np.hypot(np.fft.fftfreq(160)[:, None], np.fft.rfftfreq(160)[None, :])
-    z = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((n, n))) / (1 + (k * 60) ** 2) ** 1.2, (n, n))
-    return np.clip(128 + 40 * z / z.std() + noise * rng.standard_normal((n, n)), 0, 255).astype(np.uint8)
+    rng, k = (
+        np.random.default_rng(5),
+        np.hypot(np.fft.fftfreq(160)[:, None], np.fft.rfftfreq(160)[None, :]),
+    )
+    z = np.fft.irfft2(
+        np.fft.rfft2(rng.standard_normal((n, n))) / (1 + (k * 60) ** 2) ** 1.2, (n, n)
+    )
+    return np.clip(128 + 40 * z / z.std() + noise * rng.standard_normal((n, n)), 0, 255).astype(
+        np.uint8
+    )
 
 
 def waves(n: int, fast: int) -> Array:
     y, x = np.mgrid[0:n, 0:n] / n
-    return (128 + 60 * np.sin(fast * x + 40 * y) + np.random.default_rng(6).standard_normal((n, n))).astype(np.uint8)
+    return (
+        128 + 60 * np.sin(fast * x + 40 * y) + np.random.default_rng(6).standard_normal((n, n))
+    ).astype(np.uint8)
 
 
 def gradient(n: int) -> Array:
     y, x = np.mgrid[0:n, 0:n] / n
-    return (30 + 150 * x + 60 * y + np.random.default_rng(7).standard_normal((n, n))).astype(np.uint8)
+    return (30 + 150 * x + 60 * y + np.random.default_rng(7).standard_normal((n, n))).astype(
+        np.uint8
+    )
 
 
 IMAGES = {
@@ -93,8 +108,14 @@ def png_nbytes(image: Array) -> int:
     for line in image.astype(np.int64):
         left, corner = np.append(0, line[:-1]), np.append(0, above[:-1])
         away = [abs(left + above - corner - v) for v in (left, above, corner)]
-        paeth = np.where((away[0] <= away[1]) & (away[0] <= away[2]), left, np.where(away[1] <= away[2], above, corner))
-        tried = [(line - q).astype(np.uint8) for q in (0 * line, left, above, (left + above) >> 1, paeth)]
+        paeth = np.where(
+            (away[0] <= away[1]) & (away[0] <= away[2]),
+            left,
+            np.where(away[1] <= away[2], above, corner),
+        )
+        tried = [
+            (line - q).astype(np.uint8) for q in (0 * line, left, above, (left + above) >> 1, paeth)
+        ]
         best = int(np.argmin([np.abs(t.view(np.int8).astype(int)).sum() for t in tried]))
         lines.append(bytes([best]) + tried[best].tobytes())
         above = line
@@ -120,7 +141,11 @@ def test_waves_are_transformed_and_coded_by_place() -> None:
 
 def test_a_transform_is_found_though_no_prediction_helps() -> None:
     y, x = np.mgrid[0:256, 0:256]
-    image = (128 + 60 * np.cos(2.75 * x) * np.cos(2.75 * y) + np.random.default_rng(8).standard_normal((256, 256))).astype(np.uint8)
+    image = (
+        128
+        + 60 * np.cos(2.75 * x) * np.cos(2.75 * y)
+        + np.random.default_rng(8).standard_normal((256, 256))
+    ).astype(np.uint8)
     _, plan = plan_of(image, transform="none")
     assert (plan.segments.prediction[0] == 0).all()
     _, plan = plan_of(image)
@@ -129,7 +154,12 @@ def test_a_transform_is_found_though_no_prediction_helps() -> None:
 
 # ---- weights -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("dtype", "preset"), crossed(["bfloat16", "float16", "float32", "float8_e4m3fn", "int8"], ["fast", "default", "max"], one_in=2)
+    ("dtype", "preset"),
+    crossed(
+        ["bfloat16", "float16", "float32", "float8_e4m3fn", "int8"],
+        ["fast", "default", "max"],
+        one_in=2,
+    ),
 )
 def test_gaussian_weights_are_not_predicted(dtype: str, preset: str) -> None:
     array = make_array(BY_NAME[dtype], (128, 300), "gaussian")
@@ -152,14 +182,24 @@ def test_position_embeddings_gain_by_top() -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "least"),
-    [("bfloat16", 0.02), ("float16", 0.005), exhaustive(("float32", 0.008)), ("float8_e4m3fn", 0.03), exhaustive(("int8", 0.01))],
+    [
+        ("bfloat16", 0.02),
+        ("float16", 0.005),
+        exhaustive(("float32", 0.008)),
+        ("float8_e4m3fn", 0.03),
+        exhaustive(("int8", 0.01)),
+    ],
 )
 def test_max_gains_by_scales_and_by_the_plane_above(dtype: str, least: float) -> None:
     w = scaled_weights(384, 512)
     if dtype == "int8":
         array: Array = np.clip(np.round(w * 400), -127, 127).astype(np.int8)
     else:
-        array = w.astype({"bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}.get(dtype, dtype))
+        array = w.astype(
+            {"bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}.get(
+                dtype, dtype
+            )
+        )
     size, index = coded(array, preset="max")
     assert size <= (1 - least) * coded(array)[0]
     segments, maps = index.tensors[0].segments, index.tables.maps
@@ -182,21 +222,28 @@ def test_max_is_never_larger(dtype: str, kind: str, shape: tuple[int, ...]) -> N
     assert coded(array, preset="max")[0] <= coded(array)[0]
 
 
-@pytest.mark.parametrize(("preset", "kind"), crossed(["fast", "default", "max"], ["gaussian", "outliers"], one_in=2))
+@pytest.mark.parametrize(
+    ("preset", "kind"), crossed(["fast", "default", "max"], ["gaussian", "outliers"], one_in=2)
+)
 def test_the_planner_knows_what_it_will_cost(preset: str, kind: str) -> None:
     """Streams end some 64 bytes earlier than planned: the start states hold what the first words would."""
     array = make_array(BY_NAME["bfloat16"], (300, 400), kind)
     planner, plan = plan_of(array, preset=preset)
     _, index = coded(array, preset=preset)
     stored, n_streams = index.tensors[0].payload_nbytes, int((plan.segments.coder >= 2).sum())
-    assert abs(int(planner.nbytes.sum()) - stored) <= 96 * n_streams + (preset == "fast") * 0.02 * stored
+    assert (
+        abs(int(planner.nbytes.sum()) - stored)
+        <= 96 * n_streams + (preset == "fast") * 0.02 * stored
+    )
 
 
 def test_maps_and_tables_that_nobody_uses_are_not_kept() -> None:
     _, index = coded(scaled_weights(384, 512).astype(ml_dtypes.bfloat16), preset="max")
     segments = index.tensors[0].segments
     maps = {int(i) for i in segments.table[segments.coder == Coder.CONTEXT]}
-    tables = {int(i) for i in segments.table[segments.coder == Coder.RANS]} | {t for m in index.tables.maps for t in m.tables}
+    tables = {int(i) for i in segments.table[segments.coder == Coder.RANS]} | {
+        t for m in index.tables.maps for t in m.tables
+    }
     assert maps == set(range(len(index.tables.maps)))
     assert tables == set(range(len(index.tables)))
 
@@ -211,11 +258,21 @@ def test_classes_find_rows_and_columns_of_like_scale() -> None:
     rng = np.random.default_rng(3)
     rows, cols = rng.integers(0, 4, 300), rng.integers(0, 4, 200)
     scale = np.array([1, 2, 4, 8])
-    plane = np.clip(np.round(128 + 2 * rng.standard_normal((300, 200)) * scale[rows][:, None] * scale[cols]), 0, 255).astype(np.uint8)
+    plane = np.clip(
+        np.round(128 + 2 * rng.standard_normal((300, 200)) * scale[rows][:, None] * scale[cols]),
+        0,
+        255,
+    ).astype(np.uint8)
     found = plan_contexts.Scales(plane, np.abs(2 * np.arange(256) - 255))
     joint = found.joint()
     assert joint.sum() == plane.size
-    true = np.stack([np.bincount(plane[rows == i][:, cols == j].reshape(-1), minlength=256) for i in range(4) for j in range(4)])
+    true = np.stack(
+        [
+            np.bincount(plane[rows == i][:, cols == j].reshape(-1), minlength=256)
+            for i in range(4)
+            for j in range(4)
+        ]
+    )
     assert ideal_cost(joint).sum() <= 1.01 * ideal_cost(true).sum()
     assert ideal_cost(joint).sum() <= 0.95 * ideal_cost(joint.sum(axis=0))
     r, c = unpack_scales(found.packed(), 300, 200)
@@ -226,7 +283,14 @@ def test_classes_find_rows_and_columns_of_like_scale() -> None:
 def test_as_many_tables_as_there_are_kinds_of_histograms() -> None:
     rng = np.random.default_rng(4)
     shapes = [np.abs(np.arange(256) - c) for c in (40, 120, 200)]
-    counts = np.stack([rng.multinomial(4000, p / p.sum()) for s in shapes for p in [np.exp(-s / 9)] for _ in range(10)])
+    counts = np.stack(
+        [
+            rng.multinomial(4000, p / p.sum())
+            for s in shapes
+            for p in [np.exp(-s / 9)]
+            for _ in range(10)
+        ]
+    )
     clusters = plan_contexts.Clusters(counts, [], 12)
     clusters.grow(16)
     of_each = [set(clusters.number[i : i + 10].tolist()) for i in (0, 10, 20)]
@@ -237,9 +301,14 @@ def test_as_many_tables_as_there_are_kinds_of_histograms() -> None:
 # ---- what is forced ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("mode", "dtype"), crossed(MODES, ["uint8", "bfloat16"], one_in=2))
 def test_a_mode_that_is_asked_for_is_used(dtype: str, mode: int) -> None:
-    prediction, transform = ["none", "left", "top", "avg", "planar"][mode & 15], ["none", "dct", "adst"][mode >> 4]
+    prediction, transform = (
+        ["none", "left", "top", "avg", "planar"][mode & 15],
+        ["none", "dct", "adst"][mode >> 4],
+    )
     array = make_array(BY_NAME[dtype], (64, 72), "gaussian")
-    _, index = coded(array, predictor=prediction, transform=transform, layout="bytes", min_saving=-8)
+    _, index = coded(
+        array, predictor=prediction, transform=transform, layout="bytes", min_saving=-8
+    )
     segments = index.tensors[0].segments
     assert set(segments.prediction[: array.itemsize].reshape(-1).tolist()) == {mode}
 
@@ -249,14 +318,22 @@ def test_a_transform_alone_gets_the_best_prediction() -> None:
     segments = index.tensors[0].segments
     assert (segments.prediction[0] >> 4 == 1).all()
     assert (segments.layout == Layout.BYTES).all()
-    assert size == min(coded(IMAGES["fast waves"], transform="dct", predictor=p)[0] for p in ("none", "left", "top", "avg", "planar"))
+    assert size == min(
+        coded(IMAGES["fast waves"], transform="dct", predictor=p)[0]
+        for p in ("none", "left", "top", "avg", "planar")
+    )
 
 
 @pytest.mark.parametrize("transform", sampled(["auto", "none", "dct", "adst"], 2))
 def test_transforms_of_tiles_are_the_ones_asked_for(transform: str) -> None:
     rng = np.random.default_rng(10)
-    lines = rng.integers(0, 200, (96, 1)) + np.arange(96) // 2 % 9, rng.integers(0, 200, (1, 96)) + np.arange(96)[:, None] // 2 % 9
-    image = np.concatenate([part + rng.integers(0, 3, (96, 96)) for part in lines], axis=1).astype(np.uint8)
+    lines = (
+        rng.integers(0, 200, (96, 1)) + np.arange(96) // 2 % 9,
+        rng.integers(0, 200, (1, 96)) + np.arange(96)[:, None] // 2 % 9,
+    )
+    image = np.concatenate([part + rng.integers(0, 3, (96, 96)) for part in lines], axis=1).astype(
+        np.uint8
+    )
     _, plan = plan_of(image, tile=(32, 32), transform=transform)
     modes = plan.segments.prediction[0] if plan.modes is None else plan.modes
     assert (plan.modes is None) == (PER_TILE not in plan.segments.prediction)
@@ -267,7 +344,13 @@ def test_transforms_of_tiles_are_the_ones_asked_for(transform: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "coder", "preset"), crossed(["bfloat16", "float32", "int8"], ["raw", "rans", "context"], ["fast", "default", "max"], one_in=3)
+    ("dtype", "coder", "preset"),
+    crossed(
+        ["bfloat16", "float32", "int8"],
+        ["raw", "rans", "context"],
+        ["fast", "default", "max"],
+        one_in=3,
+    ),
 )
 def test_a_coder_that_is_asked_for_is_used(dtype: str, coder: str, preset: str) -> None:
     array = make_array(BY_NAME[dtype], (130, 200), "gaussian")
@@ -290,7 +373,9 @@ def large(dtype: str) -> Array:
     w = np.random.default_rng(2).standard_normal((1024, 1024), np.float32) * 0.02
     if dtype == "int8":
         return np.round(w * 1500).astype(np.int8)
-    return w.astype({"bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}.get(dtype, dtype))
+    return w.astype(
+        {"bfloat16": ml_dtypes.bfloat16, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}.get(dtype, dtype)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float8_e4m3fn", "int8"])
@@ -300,7 +385,9 @@ def test_fast_is_little_larger_and_reads_less(dtype: str) -> None:
         counted[preset] = 0
 
         class Counting:
-            def histogram(self, words: Any, geometry: Any, dtype: Any, preset: str = preset, **what: Any) -> Any:
+            def histogram(
+                self, words: Any, geometry: Any, dtype: Any, preset: str = preset, **what: Any
+            ) -> Any:
                 counts = REFERENCE.histogram(words, geometry, dtype, **what)
                 counted[preset] += int(counts.sum())
                 return counts
@@ -317,7 +404,12 @@ def test_fast_is_little_larger_and_reads_less(dtype: str) -> None:
 def test_what_fast_has_not_looked_at_may_be_anything() -> None:
     """The first rows of each segment are weights, the others noise: stored raw where it grows, and always right."""
     array = large("bfloat16").copy()
-    noise = np.random.default_rng(1).integers(0, 1 << 16, array.shape).astype(np.uint16).view(ml_dtypes.bfloat16)
+    noise = (
+        np.random.default_rng(1)
+        .integers(0, 1 << 16, array.shape)
+        .astype(np.uint16)
+        .view(ml_dtypes.bfloat16)
+    )
     inside = np.arange(1024) % 128 >= 8
     array[inside, :512] = noise[inside, :512]
     size, index = coded(array, preset="fast")
@@ -339,7 +431,13 @@ def test_a_last_row_of_segments_that_fast_does_not_look_at() -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     w = scaled_weights(200, 300).astype(ml_dtypes.bfloat16)
-    data = safetensors_bytes([("w", "BF16", [200, 300], bits(w)), ("image", "U8", [160, 160], IMAGES["fast waves"].tobytes())], {})
+    data = safetensors_bytes(
+        [
+            ("w", "BF16", [200, 300], bits(w)),
+            ("image", "U8", [160, 160], IMAGES["fast waves"].tobytes()),
+        ],
+        {},
+    )
     path = tmp_path_factory.mktemp("presets") / "in.safetensors"
     path.write_bytes(data)
     return path
@@ -357,9 +455,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--preset", "fast", "--tile", "64x32"], "tile_modes", None),
     ],
 )
-def test_info_shows_what_was_asked_for(checkpoint: Path, tmp_path: Path, options: list[str], key: str, value: Any) -> None:
+def test_info_shows_what_was_asked_for(
+    checkpoint: Path, tmp_path: Path, options: list[str], key: str, value: Any
+) -> None:
     target = tmp_path / "out.wcodec"
-    status, _, err = call("--backend", "reference", "encode", checkpoint, "-f", "-o", target, *options)
+    status, _, err = call(
+        "--backend", "reference", "encode", checkpoint, "-f", "-o", target, *options
+    )
     assert (status, err) == (0, "")
     status, out, _ = call("--backend", "reference", "info", "--json", "--no-bound", target)
     report = json.loads(out)
@@ -374,13 +476,21 @@ def test_info_shows_what_was_asked_for(checkpoint: Path, tmp_path: Path, options
             assert v is None or report[key][k] == v
         assert v is not None or set(report[key]) <= {k, "none"}
     assert call("--backend", "reference", "info", "--no-bound", target)[1].startswith("format")
-    status, _, err = call("--backend", "reference", "decode", target, "-f", "-o", tmp_path / "back.safetensors")
+    status, _, err = call(
+        "--backend", "reference", "decode", target, "-f", "-o", tmp_path / "back.safetensors"
+    )
     assert (status, err) == (0, "")
     assert (tmp_path / "back.safetensors").read_bytes() == checkpoint.read_bytes()
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--preset", "best"], ["--tile", "8x8"], ["--coder", "raw", "--predictor", "top"], ["--transform", "dst"]]
+    "wrong",
+    [
+        ["--preset", "best"],
+        ["--tile", "8x8"],
+        ["--coder", "raw", "--predictor", "top"],
+        ["--transform", "dst"],
+    ],
 )
 def test_bad_choices_are_bad_usage(checkpoint: Path, tmp_path: Path, wrong: list[str]) -> None:
     status, _, err = call("encode", checkpoint, "-o", tmp_path / "out.wcodec", *wrong)
@@ -392,8 +502,14 @@ def test_bad_choices_are_bad_usage(checkpoint: Path, tmp_path: Path, wrong: list
 @pytest.mark.parametrize(
     ("array", "options"),
     [
-        (np.random.default_rng(0).integers(0, 256, 8000, np.uint8).view("c8"), {"predictor": "avg"}),
-        (np.random.default_rng(0).integers(0, 256, (33, 33), np.uint8), {"preset": "max", "transform": "adst", "tile": (16, 16)}),
+        (
+            np.random.default_rng(0).integers(0, 256, 8000, np.uint8).view("c8"),
+            {"predictor": "avg"},
+        ),
+        (
+            np.random.default_rng(0).integers(0, 256, (33, 33), np.uint8),
+            {"preset": "max", "transform": "adst", "tile": (16, 16)},
+        ),
     ],
 )
 def test_classes_without_symbols(array: Any, options: dict[str, Any]) -> None:

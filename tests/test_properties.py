@@ -36,7 +36,9 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def arrays(draw: st.DrawFn) -> NDArray[Any]:
-    return make_array(draw(st.sampled_from(ARRAY_DTYPES)), draw(shapes), draw(st.sampled_from(KINDS)), draw(seeds))
+    return make_array(
+        draw(st.sampled_from(ARRAY_DTYPES)), draw(shapes), draw(st.sampled_from(KINDS)), draw(seeds)
+    )
 
 
 @st.composite
@@ -49,12 +51,18 @@ def options(draw: st.DrawFn) -> wcodec.EncodeOptions:
     predictor = draw(st.sampled_from(["auto", "auto", "none", "left", "top", "avg", "planar"]))
     transform = draw(st.sampled_from(["auto", "auto", "none", "dct", "adst"]))
     coder = draw(st.sampled_from(["auto", "auto", "rans", "context", "raw"]))
-    of_bytes = predictor not in ("auto", "none") or transform not in ("auto", "none") or coder == "context"
+    of_bytes = (
+        predictor not in ("auto", "none") or transform not in ("auto", "none") or coder == "context"
+    )
     return wcodec.EncodeOptions(
         segment,
         tile,
         predictor,
-        draw(st.sampled_from(["auto", "bytes"] if of_bytes else ["auto", "auto", "raw", "bytes", "pairs"])),
+        draw(
+            st.sampled_from(
+                ["auto", "bytes"] if of_bytes else ["auto", "auto", "raw", "bytes", "pairs"]
+            )
+        ),
         draw(st.integers(9, 12)),
         draw(st.one_of(st.none(), st.floats(-8, 1))),
         draw(st.sampled_from(["fast", "default", "max"])),
@@ -92,7 +100,9 @@ def test_every_backend_writes_the_same_bytes_and_reads_every_bit(n_examples: int
 def test_a_slice_is_what_numpy_takes(n_examples: int) -> None:
     @settings(max_examples=n_examples)
     @given(data=st.data(), array=arrays(), options=options(), name=st.sampled_from(BACKENDS))
-    def check(data: st.DataObject, array: NDArray[Any], options: wcodec.EncodeOptions, name: str) -> None:
+    def check(
+        data: st.DataObject, array: NDArray[Any], options: wcodec.EncodeOptions, name: str
+    ) -> None:
         index = data.draw(hnp.basic_indices(array.shape, allow_newaxis=False)) if array.ndim else ()
         with File(io.BytesIO(Encoder(options).encode(array)), load_backend(name)) as f:
             got = f.get_slice("")[index]
@@ -106,8 +116,13 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 @settings(max_examples=150)
-@given(tensors=st.dictionaries(texts, arrays(), max_size=4), metadata=st.dictionaries(texts, texts, max_size=3))
-def test_a_file_gives_back_names_arrays_and_metadata(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
+@given(
+    tensors=st.dictionaries(texts, arrays(), max_size=4),
+    metadata=st.dictionaries(texts, texts, max_size=3),
+)
+def test_a_file_gives_back_names_arrays_and_metadata(
+    tensors: dict[str, NDArray[Any]], metadata: dict[str, str]
+) -> None:
     stream = io.BytesIO()
     writer = Encoder().start(stream)
     for name, array in tensors.items():
@@ -125,11 +140,17 @@ def test_a_file_gives_back_names_arrays_and_metadata(tensors: dict[str, NDArray[
 def safetensors_files(draw: st.DrawFn) -> bytes:
     """Well-formed files that no library writes: any order, names, padding, dtypes of the future."""
     tensors = []
-    for name in draw(st.lists(texts.filter(lambda t: t != "__metadata__"), max_size=5, unique=True)):
+    for name in draw(
+        st.lists(texts.filter(lambda t: t != "__metadata__"), max_size=5, unique=True)
+    ):
         dtype = draw(st.sampled_from([*BY_SAFETENSORS, "F4", "F6_E2M3", "of 2031"]))
         shape = draw(st.lists(st.integers(0, 9), max_size=3))
         known = BY_SAFETENSORS.get(dtype)
-        nbytes = int(np.prod(shape, dtype=np.int64)) * known.nbytes if known else draw(st.integers(0, 300))
+        nbytes = (
+            int(np.prod(shape, dtype=np.int64)) * known.nbytes
+            if known
+            else draw(st.integers(0, 300))
+        )
         data = np.random.default_rng(draw(seeds)).integers(0, 256, nbytes, np.uint8).tobytes()
         tensors.append((name, dtype, shape, data))
     order = draw(st.permutations(range(len(tensors))))
@@ -143,8 +164,12 @@ def test_a_checkpoint_comes_back_byte_for_byte(tmp_path: Path, n_examples: int) 
     @given(data=safetensors_files(), name=st.sampled_from(BACKENDS))
     def check(data: bytes, name: str) -> None:
         (tmp_path / "in").write_bytes(data)
-        assert encode_file(tmp_path / "in", tmp_path / "coded", None, load_backend(name), overwrite=True)[0] == len(data)
-        assert decode_file(tmp_path / "coded", tmp_path / "out", load_backend(name), overwrite=True)[1] == len(data)
+        assert encode_file(
+            tmp_path / "in", tmp_path / "coded", None, load_backend(name), overwrite=True
+        )[0] == len(data)
+        assert decode_file(
+            tmp_path / "coded", tmp_path / "out", load_backend(name), overwrite=True
+        )[1] == len(data)
         assert (tmp_path / "out").read_bytes() == data
         assert struct.unpack("<Q", data[:8])[0] + 8 <= len(data)
 

@@ -23,7 +23,11 @@ LAYER = "<!-- run by tests/test_readme.py: a quantised layer -->\n```python\n"
 def commands(heading: str) -> list[list[str]]:
     """What README says to type below a heading, as a shell would split it."""
     text = README.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return [shlex.split(line.removeprefix("$ "), comments=True) for line in text.splitlines() if line.startswith("$ ")]
+    return [
+        shlex.split(line.removeprefix("$ "), comments=True)
+        for line in text.splitlines()
+        if line.startswith("$ ")
+    ]
 
 
 @pytest.mark.usefixtures("capsys")
@@ -33,7 +37,9 @@ def test_the_commands_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("MODELDIR/config.json").write_bytes(b'{"model_type": "x"}')
     for name in ("model", "tuned", "model-1", "model-2", "MODELDIR/model"):
         array = make_array(BY_NAME["bfloat16"], (64, 96), "gaussian", len(name))
-        Path(f"{name}.safetensors").write_bytes(safetensors_bytes([("w", "BF16", [64, 96], bits(array))]))
+        Path(f"{name}.safetensors").write_bytes(
+            safetensors_bytes([("w", "BF16", [64, 96], bits(array))])
+        )
     lines = commands("Command line")
     assert len(lines) > 12
     for program, *args in lines:

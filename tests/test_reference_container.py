@@ -14,7 +14,16 @@ import wcodec
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError
-from wcodec.reference.container import FOOTER, HEADER, RECORD, TENSOR, read_index, seal_index, write_header, write_index
+from wcodec.reference.container import (
+    FOOTER,
+    HEADER,
+    RECORD,
+    TENSOR,
+    read_index,
+    seal_index,
+    write_header,
+    write_index,
+)
 
 
 def test_the_header_is_these_32_bytes() -> None:
@@ -41,7 +50,9 @@ def test_fields_of_a_small_file() -> None:
     assert data[:32] == write_header()
     assert data[32:48] == payload
     foot = data[-64:]
-    index_offset, index_nbytes, raw_nbytes, file_nbytes, data_nbytes = struct.unpack_from("<5Q", foot)
+    index_offset, index_nbytes, raw_nbytes, file_nbytes, data_nbytes = struct.unpack_from(
+        "<5Q", foot
+    )
     n_tensors, coding = struct.unpack_from("<IB", foot, 40)
     assert (index_offset, file_nbytes, data_nbytes, n_tensors) == (48, len(data), 3, 1)
     assert foot[45:48] == bytes(3)
@@ -51,13 +62,20 @@ def test_fields_of_a_small_file() -> None:
     assert foot[56:] == b"WCODECFT"
     raw = zlib.decompress(stored) if coding else stored
     assert len(raw) == raw_nbytes
-    metadata = struct.pack("<HHQ", 3, 0, 14) + struct.pack("<II", 1, 1) + b"k" + struct.pack("<I", 1) + b"v"
+    metadata = (
+        struct.pack("<HHQ", 3, 0, 14)
+        + struct.pack("<II", 1, 1)
+        + b"k"
+        + struct.pack("<I", 1)
+        + b"v"
+    )
     assert raw[: len(metadata)] == metadata
     kind, flags, nbytes = struct.unpack_from("<HHQ", raw, len(metadata))
     assert (kind, flags, nbytes) == (4, 1, len(raw) - len(metadata) - 12)
     body = raw[len(metadata) + 12 :]
     assert struct.unpack_from("<QQI", body) == (32, 16, zlib.crc32(bytes([9, 2, 5])))
-    assert body[20:24] == bytes([2, 2, 0, 0])  # uint8, rank 2, row_rank 0 (one row of three), order 0
+    # uint8, rank 2, row_rank 0 (one row of three), order 0
+    assert body[20:24] == bytes([2, 2, 0, 0])
     assert struct.unpack_from("<IIII", body, 24) == (1, 3, 1, 3)
     assert struct.unpack_from("<HHHH", body, 40) == (0, 2, 0, 0)
     assert body[48:66] == struct.pack("<QQ", 1, 3) + b"ab"
@@ -69,7 +87,14 @@ def test_fields_of_a_small_file() -> None:
 def test_the_index_is_read_back() -> None:
     index = read_index(BufferSource(small_file()))
     (t,) = index.tensors
-    assert (t.name, t.shape, t.row_rank, t.dtype.name, t.payload_offset, t.payload_nbytes) == ("ab", (1, 3), 0, "uint8", 32, 16)
+    assert (t.name, t.shape, t.row_rank, t.dtype.name, t.payload_offset, t.payload_nbytes) == (
+        "ab",
+        (1, 3),
+        0,
+        "uint8",
+        32,
+        16,
+    )
     assert index.metadata == {"k": "v"}
     assert index.source_kind is None
     assert index.version == (0, 2)
@@ -82,7 +107,9 @@ def test_an_unknown_record_is_skipped_unless_it_must_be_understood() -> None:
     stored = data[48:-64]
     raw = zlib.decompress(stored) if data[-64 + 44] else stored
     for flags in (0, 1):
-        extended = data[:48] + seal_index(raw + struct.pack("<HHQ", 999, flags, 5) + b"hello", 48, index.data_nbytes, 1)
+        extended = data[:48] + seal_index(
+            raw + struct.pack("<HHQ", 999, flags, 5) + b"hello", 48, index.data_nbytes, 1
+        )
         if flags:
             with pytest.raises(DecodeError, match="unsupported_record"):
                 read_index(BufferSource(extended))
@@ -161,7 +188,9 @@ def test_an_index_with_one_byte_changed_never_breaks_the_parser() -> None:
     """Each byte of the index, with a CRC-32 that fits again, as an attacker would: refused by code, or taken."""
     a = np.arange(40 * 30, dtype=np.uint8).reshape(40, 30) // 7
     stream = io.BytesIO()
-    writer = Encoder(wcodec.EncodeOptions(segment=(32, 32), tile=(16, 16), min_saving=-1)).start(stream)
+    writer = Encoder(wcodec.EncodeOptions(segment=(32, 32), tile=(16, 16), min_saving=-1)).start(
+        stream
+    )
     writer.add("weight", a)
     writer.add("bias", np.arange(9, dtype=np.float32))
     writer.finish({"key": "value"}, b"a source header")
@@ -171,14 +200,24 @@ def test_an_index_with_one_byte_changed_never_breaks_the_parser() -> None:
     for at in range(len(raw)):
         for value in {0, 1, 255, raw[at] ^ 1, raw[at] ^ 128, (raw[at] + 1) % 256} - {raw[at]}:
             changed = raw[:at] + bytes([value]) + raw[at + 1 :]
-            lying = data[: index.index_offset] + seal_index(changed, index.index_offset, index.data_nbytes, 2)
+            lying = data[: index.index_offset] + seal_index(
+                changed, index.index_offset, index.data_nbytes, 2
+            )
             try:
                 with wcodec.open(io.BytesIO(lying)) as f:
                     for name in f.keys():  # noqa: SIM118
                         f.get_tensor(name)
             except DecodeError as e:
                 codes.add(e.code)
-    assert codes >= {"bad_range", "bad_value", "bad_table", "bad_name", "bad_checksum", "unsupported_coder", "unsupported_record"}
+    assert codes >= {
+        "bad_range",
+        "bad_value",
+        "bad_table",
+        "bad_name",
+        "bad_checksum",
+        "unsupported_coder",
+        "unsupported_record",
+    }
 
 
 def write_records(index: wcodec.reference.container.Index) -> bytes:

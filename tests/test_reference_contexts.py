@@ -13,36 +13,72 @@ from plans import complete, only, random_tables
 from wcodec.codec.sources import BufferSource
 from wcodec.conformance.cases import Case, load
 from wcodec.reference import container, segments
-from wcodec.reference.entropy import ContextKind, ContextMap, Table, TablePool, decode_streams, encode_streams
+from wcodec.reference.entropy import (
+    ContextKind,
+    ContextMap,
+    Table,
+    TablePool,
+    decode_streams,
+    encode_streams,
+)
 from wcodec.reference.planes import BY_NAME, Layout
 from wcodec.reference.segments import Coder, classes_of, contexts_of, pack_scales, unpack_scales
 from wcodec.reference.tiles import Geometry
 
 NONE = np.empty(0, np.uint8)
 ANY = {
-    kind: ContextMap(kind, bytes(n), (0,)) for kind, n in ((ContextKind.PLANE, 256), (ContextKind.POSITION, 64), (ContextKind.SCALE, 16))
+    kind: ContextMap(kind, bytes(n), (0,))
+    for kind, n in ((ContextKind.PLANE, 256), (ContextKind.POSITION, 64), (ContextKind.SCALE, 16))
 }
 
 
-def plan_of(dtype: str, layout: Layout, geometry: Geometry, kind: ContextKind) -> segments.SegmentPlan:
+def plan_of(
+    dtype: str, layout: Layout, geometry: Geometry, kind: ContextKind
+) -> segments.SegmentPlan:
     """A plan whose planes all have the map of a kind, but for plane 0 of kind PLANE."""
-    tables, n = TablePool(random_tables(np.random.default_rng(1), 1).tables, [ANY[kind]]), BY_NAME[dtype].n_planes
+    tables, n = (
+        TablePool(random_tables(np.random.default_rng(1), 1).tables, [ANY[kind]]),
+        BY_NAME[dtype].n_planes,
+    )
     first = Coder.RANS if kind == ContextKind.PLANE else Coder.CONTEXT
     unused = layout == Layout.BYTES and dtype == "uint8"
-    return only(BY_NAME[dtype], geometry, tables, layout, coder=[first, *[Coder.RAW if unused else Coder.CONTEXT] * (n - 1)])
+    return only(
+        BY_NAME[dtype],
+        geometry,
+        tables,
+        layout,
+        coder=[first, *[Coder.RAW if unused else Coder.CONTEXT] * (n - 1)],
+    )
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------------------------
 def test_plane_contexts_by_hand() -> None:
     geometry = Geometry(1, 5, 1, 5, 1, 5)
-    first = np.array([0xBA, 0xDC, 0xFE], np.uint8)  # codes a, b, c, d, e; the last half belongs to no word
+    # codes a, b, c, d, e; the last half belongs to no word
+    first = np.array([0xBA, 0xDC, 0xFE], np.uint8)
     plan = plan_of("bfloat16", Layout.PAIRS, geometry, ContextKind.PLANE)
-    assert contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first).tolist() == [0xA, 0xB, 0xC, 0xD, 0xE]
+    assert contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first).tolist() == [
+        0xA,
+        0xB,
+        0xC,
+        0xD,
+        0xE,
+    ]
     plan = plan_of("int8", Layout.PAIRS, geometry, ContextKind.PLANE)
-    assert contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first).tolist() == [0xBA, 0xDC, 0xFE]
+    assert contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first).tolist() == [
+        0xBA,
+        0xDC,
+        0xFE,
+    ]
     first = np.array([1, 2, 250, 4, 5], np.uint8)
     plan = plan_of("uint16", Layout.BYTES, geometry, ContextKind.PLANE)
-    assert contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first).tolist() == [1, 2, 250, 4, 5]
+    assert contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first).tolist() == [
+        1,
+        2,
+        250,
+        4,
+        5,
+    ]
 
 
 def test_position_contexts_by_hand() -> None:
@@ -53,8 +89,24 @@ def test_position_contexts_by_hand() -> None:
     assert contexts_of(plan, ANY[ContextKind.POSITION], 0, 0, NONE, NONE).tolist() == due
     # Nibble pairs of 3 x 3 words: elements 0, 2, 4, 6, 8 count, at (0, 0), (0, 2), (1, 1), (2, 0), (2, 2).
     plan = plan_of("bfloat16", Layout.PAIRS, Geometry(3, 3, 3, 3, 3, 3), ContextKind.POSITION)
-    assert contexts_of(plan, ANY[ContextKind.POSITION], 0, 0, NONE, NONE).tolist() == [0, 2, 9, 16, 18]
-    assert contexts_of(plan, ANY[ContextKind.POSITION], 1, 0, NONE, NONE).tolist() == [0, 1, 2, 8, 9, 10, 16, 17, 18]
+    assert contexts_of(plan, ANY[ContextKind.POSITION], 0, 0, NONE, NONE).tolist() == [
+        0,
+        2,
+        9,
+        16,
+        18,
+    ]
+    assert contexts_of(plan, ANY[ContextKind.POSITION], 1, 0, NONE, NONE).tolist() == [
+        0,
+        1,
+        2,
+        8,
+        9,
+        10,
+        16,
+        17,
+        18,
+    ]
 
 
 def test_scale_contexts_by_hand() -> None:
@@ -64,8 +116,16 @@ def test_scale_contexts_by_hand() -> None:
     assert [a.tolist() for a in unpack_scales(scales, 2, 3)] == [[3, 0], [1, 2, 0]]
     plan = plan_of("uint8", Layout.BYTES, Geometry(2, 3, 2, 3, 2, 3), ContextKind.SCALE)
     assert plan.scale_nbytes.tolist() == [2]
-    assert contexts_of(plan, ANY[ContextKind.SCALE], 0, 0, scales, NONE).tolist() == [13, 14, 12, 1, 2, 0]
-    plan = plan_of("int8", Layout.PAIRS, Geometry(2, 3, 2, 3, 2, 3), ContextKind.SCALE)  # elements 0, 2, 4
+    assert contexts_of(plan, ANY[ContextKind.SCALE], 0, 0, scales, NONE).tolist() == [
+        13,
+        14,
+        12,
+        1,
+        2,
+        0,
+    ]
+    # elements 0, 2, 4
+    plan = plan_of("int8", Layout.PAIRS, Geometry(2, 3, 2, 3, 2, 3), ContextKind.SCALE)
     assert contexts_of(plan, ANY[ContextKind.SCALE], 0, 0, scales, NONE).tolist() == [13, 12, 2]
 
 
@@ -80,7 +140,10 @@ def test_scales_are_of_the_segment_and_not_of_the_tile() -> None:
 def test_classes_pick_tables() -> None:
     class_of = bytes(1 if v == 7 else 0 for v in range(256))
     plan = plan_of("uint16", Layout.BYTES, Geometry(1, 3, 1, 3, 1, 3), ContextKind.PLANE)
-    plan = replace(plan, tables=TablePool(plan.tables.tables * 3, [ContextMap(ContextKind.PLANE, class_of, (2, 1))]))
+    plan = replace(
+        plan,
+        tables=TablePool(plan.tables.tables * 3, [ContextMap(ContextKind.PLANE, class_of, (2, 1))]),
+    )
     first = np.array([7, 6, 7], np.uint8)
     classes = classes_of(plan, 1, 0, NONE, first)
     assert classes is not None
@@ -99,7 +162,9 @@ def one_of(symbol: int, other: int, freq: int) -> Table:
 def test_a_stream_of_two_tables_by_hand() -> None:
     """R9.8, R9.12: three symbols, of lane 0, steps 0 to 2; step 3 and all other lanes hold the filling of class 0."""
     pool = TablePool([one_of(65, 66, 256), one_of(70, 71, 128)])
-    (stream,) = encode_streams([np.array([70, 66, 71], np.uint8)], [(0, 1)], pool, [np.array([1, 0, 1], np.uint8)])
+    (stream,) = encode_streams(
+        [np.array([70, 66, 71], np.uint8)], [(0, 1)], pool, [np.array([1, 0, 1], np.uint8)]
+    )
     x = 1 << 16
     # step 3: the filling, 65, of slots 0 to 255; 2: 71 under table 1, of slots 128 to 511; 1: 66, of 256 to 511; 0: 70, of 0 to 127
     for f, c in ((256, 0), (384, 128), (256, 256), (128, 0)):
@@ -109,24 +174,32 @@ def test_a_stream_of_two_tables_by_hand() -> None:
     for _ in range(4):
         filled = (filled // 256 << 9) + filled % 256
     assert stream.tobytes() == struct.pack("<32I", x, *[filled] * 31)
-    (back,), good = decode_streams([stream], np.array([3]), [(0, 1)], pool, [np.array([1, 0, 1], np.uint8)])
+    (back,), good = decode_streams(
+        [stream], np.array([3]), [(0, 1)], pool, [np.array([1, 0, 1], np.uint8)]
+    )
     assert back.tolist() == [70, 66, 71]
     assert good.all()
-    _, good = decode_streams([stream], np.array([3]), [(0, 1)], pool, [np.array([1, 1, 1], np.uint8)])
+    _, good = decode_streams(
+        [stream], np.array([3]), [(0, 1)], pool, [np.array([1, 1, 1], np.uint8)]
+    )
     assert not good.any(), "other classes, and it ends all the same"
 
 
 @pytest.mark.parametrize("kind", ContextKind)
 def test_records_have_scales_where_a_plane_needs_them(kind: ContextKind) -> None:
     plan = plan_of("bfloat16", Layout.PAIRS, Geometry(20, 30, 16, 30, 16, 30), kind)
-    scales = np.concatenate([pack_scales(np.zeros(h, np.uint8), np.ones(30, np.uint8)) for h in (16, 4)])
+    scales = np.concatenate(
+        [pack_scales(np.zeros(h, np.uint8), np.ones(30, np.uint8)) for h in (16, 4)]
+    )
     plan = replace(plan, scales=scales if kind == ContextKind.SCALE else None)
     case = complete(plan, np.random.default_rng(3).integers(0, 1 << 16, (20, 30), np.uint16))
     sizes = [12, 9] if kind == ContextKind.SCALE else [0, 0]
     assert plan.scale_nbytes.tolist() == sizes
     assert plan.head_nbytes.tolist() == [-(-n // 16) * 16 for n in sizes]
     at = int(case.decoding.offsets[1])
-    assert case.payload[at : at + sizes[1]].tobytes() == scales[12:].tobytes() * (kind == ContextKind.SCALE)
+    assert case.payload[at : at + sizes[1]].tobytes() == scales[12:].tobytes() * (
+        kind == ContextKind.SCALE
+    )
 
 
 # ---- from the spec alone ------------------------------------------------------------------------------------------------------------
@@ -156,6 +229,7 @@ def test_it_would_find_an_error() -> None:
     case = VECTORS["accept/base_contexts"]
     index = container.read_index(BufferSource(case.data))
     spoilt = bytearray(case.data)
-    spoilt[index.tensors[0].payload_offset + 2] ^= 1  # the class of the first column, behind those of eight rows
+    # the class of the first column, behind those of eight rows
+    spoilt[index.tensors[0].payload_offset + 2] ^= 1
     with pytest.raises((AssertionError, IndexError)):
         assert decode(bytes(spoilt), index.tensors[0], index.tables) == case.words(0).tobytes()

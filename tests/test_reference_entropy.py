@@ -113,7 +113,9 @@ def test_streams_by_hand() -> None:
     # With half of the slots a symbol doubles the state: x -> (x // 2048) * 4096 + x % 2048 + start. Four steps from 2^16 give
     # 2^20 for A (start 0); for B (start 2048) 133120, 268288, 538624, 1079296. No lane sheds a word.
     pool = TablePool([two_symbols()])
-    a, b = encode_streams([np.full(128, 65, np.uint8), np.full(128, 66, np.uint8)], np.array([0, 0]), pool)
+    a, b = encode_streams(
+        [np.full(128, 65, np.uint8), np.full(128, 66, np.uint8)], np.array([0, 0]), pool
+    )
     assert a.tobytes() == (1 << 20).to_bytes(4, "little") * 32
     assert b.tobytes() == (1079296).to_bytes(4, "little") * 32
 
@@ -127,11 +129,16 @@ def test_symbol_i_belongs_to_lane_i_div_4_mod_32() -> None:
 
 def test_a_short_group_is_filled_with_the_most_probable_symbol() -> None:
     pool = TablePool([two_symbols()])
-    short, full = encode_streams([np.full(3, 66, np.uint8), np.array([66] * 3 + [65] * 125, np.uint8)], np.array([0, 0]), pool)
+    short, full = encode_streams(
+        [np.full(3, 66, np.uint8), np.array([66] * 3 + [65] * 125, np.uint8)],
+        np.array([0, 0]),
+        pool,
+    )
     assert short.tobytes() == full.tobytes()
 
 
-@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 127, 128, 129, 255, 256, 257, 1000, 4096, 20_001])  # about lanes and groups
+# about lanes and groups
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 127, 128, 129, 255, 256, 257, 1000, 4096, 20_001])
 @pytest.mark.parametrize("prob_bits", [9, 12])
 def test_streams_come_back(n: int, prob_bits: int) -> None:
     rng = np.random.default_rng(n)
@@ -207,5 +214,8 @@ def test_the_length_of_a_serialised_table_is_known_before_it_is_made() -> None:
     rng = np.random.default_rng(11)
     for prob_bits in (9, 12):
         for n in (2, 3, 40, 256):
-            table = quantise(np.bincount(rng.integers(0, n, 1000), minlength=256) + (np.arange(256) < 2), prob_bits)
+            table = quantise(
+                np.bincount(rng.integers(0, n, 1000), minlength=256) + (np.arange(256) < 2),
+                prob_bits,
+            )
             assert table.serialised_nbytes == len(table.serialised)

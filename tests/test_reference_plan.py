@@ -63,7 +63,8 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         ((4096, 4096), "bfloat16", 1, (4096, 4096), (128, 256)),
         ((4096, 4096), "float32", 1, (4096, 4096), (64, 256)),
         ((4096, 11_008), "int8", 1, (4096, 11_008), (128, 256)),
-        ((512, 384), "bfloat16", 1, (512, 384), (86, 384)),  # one band; six segments of equal height
+        # one band; six segments of equal height
+        ((512, 384), "bfloat16", 1, (512, 384), (86, 384)),
         ((32, 3, 3, 3), "bfloat16", 0, (1, 864), (1, 864)),  # no split leaves rows of 64
         ((256, 64, 3, 3), "bfloat16", 1, (256, 576), (128, 320)),  # bands of whole 64 columns
         ((8, 100, 64), "bfloat16", 2, (800, 64), (400, 64)),
@@ -73,7 +74,11 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     ],
 )
 def test_geometry_of_known_shapes(
-    shape: tuple[int, ...], dtype: str, row_rank: int, matrix: tuple[int, int], segment: tuple[int, int]
+    shape: tuple[int, ...],
+    dtype: str,
+    row_rank: int,
+    matrix: tuple[int, int],
+    segment: tuple[int, int],
 ) -> None:
     got, g = choose_geometry(shape, BY_NAME[dtype], EncodeOptions())
     assert (got, g.rows, g.cols) == (row_rank, *matrix)
@@ -82,7 +87,17 @@ def test_geometry_of_known_shapes(
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 100_000), (3, 400_000), (8, 125_000), (64, 64, 3, 3), (100_000, 7), (5000, 63), (40, 40, 40), (70_000,)]
+    "shape",
+    [
+        (2, 100_000),
+        (3, 400_000),
+        (8, 125_000),
+        (64, 64, 3, 3),
+        (100_000, 7),
+        (5000, 63),
+        (40, 40, 40),
+        (70_000,),
+    ],
 )
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32", "complex128"])
 def test_segments_are_large_wherever_the_matrix_is(shape: tuple[int, ...], dtype: str) -> None:
@@ -102,15 +117,21 @@ def test_segments_are_large_wherever_the_matrix_is(shape: tuple[int, ...], dtype
         ((1 << 22,), "bfloat16", (1, 1 << 18)),
     ],
 )
-def test_segments_of_max_are_large(shape: tuple[int, ...], dtype: str, segment: tuple[int, int]) -> None:
+def test_segments_of_max_are_large(
+    shape: tuple[int, ...], dtype: str, segment: tuple[int, int]
+) -> None:
     _, g = choose_geometry(shape, BY_NAME[dtype], EncodeOptions(preset="max"))
     assert (g.segment_rows, g.segment_cols) == segment
 
 
-@pytest.mark.parametrize("shape", [(4096, 4096), (300, 200), (70_000,), (3, 5000), (1 << 20, 64), (5, 7), (), (0, 3)])
+@pytest.mark.parametrize(
+    "shape", [(4096, 4096), (300, 200), (70_000,), (3, 5000), (1 << 20, 64), (5, 7), (), (0, 3)]
+)
 @pytest.mark.parametrize("tile", [(16, 16), (64, 48), (16, 1 << 20), (1 << 12, 1 << 12)])
 @pytest.mark.parametrize("preset", ["fast", "default", "max"])
-def test_a_tile_size_alone_makes_segments_of_whole_tiles(shape: tuple[int, ...], tile: tuple[int, int], preset: str) -> None:
+def test_a_tile_size_alone_makes_segments_of_whole_tiles(
+    shape: tuple[int, ...], tile: tuple[int, int], preset: str
+) -> None:
     _, g = choose_geometry(shape, BY_NAME["int8"], EncodeOptions(tile=tile, preset=preset))
     assert (g.tile_rows, g.tile_cols) == tile
     assert (g.segment_rows % tile[0], g.segment_cols % tile[1]) == (0, 0)
@@ -123,7 +144,9 @@ def test_too_many_dimensions_are_refused() -> None:
         choose_geometry((1,) * 33, BY_NAME["int8"], EncodeOptions())
 
 
-@pytest.mark.parametrize("shape", [(4096, 4096), (1, 1 << 26), (3, 1 << 25), (1 << 22, 3), (300_000, 64), (5, 7), (0, 3)])
+@pytest.mark.parametrize(
+    "shape", [(4096, 4096), (1, 1 << 26), (3, 1 << 25), (1 << 22, 3), (300_000, 64), (5, 7), (0, 3)]
+)
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float64"])
 def test_chunks_cover_all_segments_once_and_stay_small(shape: tuple[int, ...], dtype: str) -> None:
     _, g = choose_geometry(shape, BY_NAME[dtype], EncodeOptions())
@@ -139,7 +162,8 @@ def test_ideal_cost_is_order_0_entropy() -> None:
     assert ideal_cost(np.full(256, 10)) == 2560 * 8 << 16
     assert ideal_cost(np.array([7] + [0] * 255)) == 0
     assert ideal_cost(np.zeros(256, np.int64)) == 0
-    counts = np.random.default_rng(3).integers(0, 1 << 22, 256)  # of sums above 2^16 too, where counts are rounded
+    # of sums above 2^16 too, where counts are rounded
+    counts = np.random.default_rng(3).integers(0, 1 << 22, 256)
     p = counts[counts > 0] / counts.sum()
     exact = -(counts[counts > 0] * np.log2(p)).sum()
     assert int(ideal_cost(counts)) / 65536 == pytest.approx(exact, rel=1e-3)
@@ -154,7 +178,10 @@ def plan_of(array: np.ndarray, options: EncodeOptions | None = None) -> SegmentP
 
 def same(a: SegmentPlan, b: SegmentPlan) -> bool:
     return (
-        all(np.array_equal(getattr(a.segments, f.name), getattr(b.segments, f.name)) for f in fields(SegmentTable))
+        all(
+            np.array_equal(getattr(a.segments, f.name), getattr(b.segments, f.name))
+            for f in fields(SegmentTable)
+        )
         and [t.serialised for t in a.tables.tables] == [t.serialised for t in b.tables.tables]
         and (a.modes is None) == (b.modes is None)
         and (a.modes is None or np.array_equal(a.modes, b.modes))
@@ -178,14 +205,17 @@ def test_what_is_chosen_for_what() -> None:
     assert len(noise.tables) == 0
     zeros = plan_of(np.zeros((256, 256), np.float32))
     assert set(zeros.segments.coder.reshape(-1).tolist()) == {Coder.CONSTANT}
-    steps = plan_of((np.arange(256)[:, None] * 3 + np.arange(256)).astype(np.uint8))  # a plane in the plain sense
+    # a plane in the plain sense
+    steps = plan_of((np.arange(256)[:, None] * 3 + np.arange(256)).astype(np.uint8))
     assert (steps.segments.prediction[0] > 0).all()
 
 
 def test_tiles_get_modes_of_their_own_where_they_differ() -> None:
     rng = np.random.default_rng(4)
     array = rng.integers(0, 200, (256, 256)).astype(np.uint8)
-    array[:, 128:] = np.cumsum(rng.integers(0, 3, (256, 128)), axis=1) + rng.integers(0, 9, (256, 1))
+    array[:, 128:] = np.cumsum(rng.integers(0, 3, (256, 128)), axis=1) + rng.integers(
+        0, 9, (256, 1)
+    )
     plan = plan_of(array, EncodeOptions(segment=(256, 256), tile=(64, 64)))
     assert plan.segments.prediction[0].tolist() == [PER_TILE]
     assert plan.modes is not None
@@ -197,7 +227,10 @@ def test_tiles_get_modes_of_their_own_where_they_differ() -> None:
 @pytest.mark.parametrize("mode", [1, 2, 3, 4])
 def test_a_predictor_that_is_asked_for_is_used(mode: int) -> None:
     name = ["none", "left", "top", "avg", "planar"][mode]
-    plan = plan_of(make_array(BY_NAME["uint8"], (64, 64), "gaussian"), EncodeOptions(predictor=name, layout="bytes", min_saving=-8))
+    plan = plan_of(
+        make_array(BY_NAME["uint8"], (64, 64), "gaussian"),
+        EncodeOptions(predictor=name, layout="bytes", min_saving=-8),
+    )
     assert plan.segments.prediction[0].tolist() == [mode]
 
 

@@ -67,10 +67,15 @@ def test_every_pattern_of_one_and_two_bytes_is_mapped_to_another(dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 def test_planes_are_the_bytes_of_mapped_words_top_byte_first(dtype) -> None:  # type: ignore[no-untyped-def]
-    words = np.frombuffer(np.random.default_rng(1).bytes(6 * dtype.word_nbytes), dtype.word_type).reshape(2, 3)
+    words = np.frombuffer(
+        np.random.default_rng(1).bytes(6 * dtype.word_nbytes), dtype.word_type
+    ).reshape(2, 3)
     planes = split(words, dtype)
     assert planes.shape == (dtype.word_nbytes, 2, 3)
-    whole = sum(planes[p].astype(object) << 8 * (dtype.word_nbytes - 1 - p) for p in range(dtype.word_nbytes))
+    whole = sum(
+        planes[p].astype(object) << 8 * (dtype.word_nbytes - 1 - p)
+        for p in range(dtype.word_nbytes)
+    )
     assert whole.tolist() == map_words(words, dtype).tolist()
     assert np.array_equal(merge(planes, dtype), words)
 
@@ -103,7 +108,10 @@ def test_ids_and_names_of_the_registry_are_unique_and_sizes_right() -> None:
         assert d.word_type == WORD_TYPES[d.word_nbytes]
 
 
-@pytest.mark.parametrize("array", [np.array(["a"]), np.array([object()]), np.zeros(1, "M8[s]"), np.zeros(1, [("a", "u1")])])
+@pytest.mark.parametrize(
+    "array",
+    [np.array(["a"]), np.array([object()]), np.zeros(1, "M8[s]"), np.zeros(1, [("a", "u1")])],
+)
 def test_dtypes_without_an_id_are_refused(array: np.ndarray) -> None:
     with pytest.raises(EncodeError, match="unsupported_dtype"):
         dtype_of(array)

@@ -19,7 +19,9 @@ from wcodec.reference.tiles import Geometry, element_order, matrix_view, tiles
         ((0, 3), 1, 1, (0, 3)),
     ],
 )
-def test_matrix_views(shape: tuple[int, ...], row_rank: int, words: int, expected: tuple[int, int]) -> None:
+def test_matrix_views(
+    shape: tuple[int, ...], row_rank: int, words: int, expected: tuple[int, int]
+) -> None:
     assert matrix_view(shape, row_rank, words) == expected
 
 

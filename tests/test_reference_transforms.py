@@ -12,15 +12,34 @@ from wcodec.reference.transforms import SIZE, Transform, forward, forward_1d, in
 
 BOTH = [Transform.DCT, Transform.ADST]
 RNG = np.random.default_rng(8)
-SHAPES = [(1, 1), (7, 7), (8, 8), (1, 8), (8, 1), (1, 50), (50, 1), (9, 17), (16, 16), (23, 31), (7, 24), (24, 7)]
+SHAPES = [
+    (1, 1),
+    (7, 7),
+    (8, 8),
+    (1, 8),
+    (8, 1),
+    (1, 50),
+    (50, 1),
+    (9, 17),
+    (16, 16),
+    (23, 31),
+    (7, 24),
+    (24, 7),
+]
 
 
 def tiles(kind: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
     """Three tiles: noise, extremes that make every step wrap, one value, or a slope."""
     if kind == "slope":
         r, c = np.indices(shape)
-        return np.stack([(r * a + c * b).astype(np.uint8) for a, b in ((1, 2), (17, 3), (128, 129))])
-    values = {"noise": np.arange(256), "extremes": np.array([0, 127, 128, 255]), "one value": np.array([200])}[kind]
+        return np.stack(
+            [(r * a + c * b).astype(np.uint8) for a, b in ((1, 2), (17, 3), (128, 129))]
+        )
+    values = {
+        "noise": np.arange(256),
+        "extremes": np.array([0, 127, 128, 255]),
+        "one value": np.array([200]),
+    }[kind]
     return RNG.choice(values, (3, *shape)).astype(np.uint8)
 
 
@@ -33,13 +52,19 @@ def test_every_tile_comes_back(transform: Transform, kind: str) -> None:
         coded = forward(before, transform)
         assert np.array_equal(inverse(coded, transform), before)
         assert np.array_equal(before, kept)
-        assert np.array_equal(coded[1], forward(before[1], transform)), "several at once are not as one by one"
+        assert np.array_equal(coded[1], forward(before[1], transform)), (
+            "several at once are not as one by one"
+        )
 
 
 @pytest.mark.parametrize("transform", BOTH)
 def test_every_pair_of_values_comes_back(transform: Transform) -> None:
     """All 65536 values of each pair of neighbours."""
-    pairs = np.stack(np.meshgrid(np.arange(-128, 128), np.arange(-128, 128)), axis=-1).reshape(-1, 2).astype(np.int16)
+    pairs = (
+        np.stack(np.meshgrid(np.arange(-128, 128), np.arange(-128, 128)), axis=-1)
+        .reshape(-1, 2)
+        .astype(np.int16)
+    )
     for at in range(SIZE - 1):
         rows = np.full((len(pairs), SIZE), -77, np.int16)
         rows[:, at : at + 2] = pairs
@@ -61,9 +86,18 @@ def test_a_row_by_hand() -> None:
     # Then of the ones: row 6 5 takes -71 + 64 >> 7 = -1 to y[5], which is 0; row 7 6 takes 91 + 64 >> 7 = 1 to y[6], which is 2,
     # and -106 + 64 >> 7 = -1 to y[7], which is 0. All other products round to 0.
     y = np.array([127, 127, 127, 127, -128, -128, -128, -128], np.int16)
-    assert transforms.steps(Transform.DCT)[:4] == [(7, 0, -128), (0, 7, 64), (6, 1, -128), (1, 6, 64)]
-    assert forward_1d(y, Transform.DCT).tolist() == [-128, 2, 0, 0, 0, 1, 0, 0]  # y[0], y[6], y[3], y[7], y[1], y[4], y[2], y[5]
-    assert inverse_1d(np.array([-128, 2, 0, 0, 0, 1, 0, 0], np.int16), Transform.DCT).tolist() == y.tolist()
+    assert transforms.steps(Transform.DCT)[:4] == [
+        (7, 0, -128),
+        (0, 7, 64),
+        (6, 1, -128),
+        (1, 6, 64),
+    ]
+    # y[0], y[6], y[3], y[7], y[1], y[4], y[2], y[5]
+    assert forward_1d(y, Transform.DCT).tolist() == [-128, 2, 0, 0, 0, 1, 0, 0]
+    assert (
+        inverse_1d(np.array([-128, 2, 0, 0, 0, 1, 0, 0], np.int16), Transform.DCT).tolist()
+        == y.tolist()
+    )
     # The first row of the ADST alone: y[0] = 100 - (6 * 50) / 128 = 98 (-2.34 rounds to -2), y[7] = 50 + (13 * 98) / 128 = 60,
     # y[0] = 98 - (6 * 60) / 128 = 95.
     y = np.array([100, 0, 0, 0, 0, 0, 0, 50], np.int16)
@@ -79,7 +113,9 @@ def test_what_is_left_over_is_left_alone() -> None:
     for transform in BOTH:
         coded = forward(tile, transform)
         assert np.array_equal(coded[8:, 8:], tile[8:, 8:])
-        assert np.array_equal(coded[8:, :8], forward(tile[8:, :8], transform)), "rows alone where there is no column of 8"
+        assert np.array_equal(coded[8:, :8], forward(tile[8:, :8], transform)), (
+            "rows alone where there is no column of 8"
+        )
         assert np.array_equal(coded[:8, 8:], forward(tile[:8, 8:], transform))
         assert np.array_equal(coded[:8, :8], forward(tile[:8, :8], transform))
         assert not np.array_equal(coded[:8, :8], tile[:8, :8])
@@ -91,7 +127,9 @@ def test_rows_come_before_columns() -> None:
         rows = forward_1d(tile.view(np.int8).astype(np.int16), transform)
         both = forward_1d(rows.T, transform).T
         assert np.array_equal(forward(tile, transform), both.astype(np.int8).view(np.uint8))
-        other = forward_1d(forward_1d(tile.view(np.int8).astype(np.int16).T, transform).T, transform)
+        other = forward_1d(
+            forward_1d(tile.view(np.int8).astype(np.int16).T, transform).T, transform
+        )
         assert not np.array_equal(both, other), "the order would not matter"
 
 
@@ -108,14 +146,22 @@ def test_dct_sees_a_shift_in_its_mean_alone() -> None:
 def test_none_predicts_the_centre_in_front_of_a_transform() -> None:
     tile = tiles("noise", (16, 16))[0]
     for transform in BOTH:
-        assert np.array_equal(residuals(tile, transform << 4), forward(tile - np.uint8(128), transform))
-        assert np.array_equal(residuals(tile, transform << 4 | Mode.TOP), forward(predict(tile, Mode.TOP), transform))
+        assert np.array_equal(
+            residuals(tile, transform << 4), forward(tile - np.uint8(128), transform)
+        )
+        assert np.array_equal(
+            residuals(tile, transform << 4 | Mode.TOP), forward(predict(tile, Mode.TOP), transform)
+        )
     flat = residuals(np.full((8, 8), 131, np.uint8), Transform.DCT << 4)
     assert (flat[0, 0], np.count_nonzero(flat)) == (3, 1)
 
 
 def test_bytes_that_are_modes() -> None:
-    assert np.flatnonzero(IS_MODE).tolist() == sorted(MODES) == [*range(5), *range(16, 21), *range(32, 37)]
+    assert (
+        np.flatnonzero(IS_MODE).tolist()
+        == sorted(MODES)
+        == [*range(5), *range(16, 21), *range(32, 37)]
+    )
     assert [mode_name(m) for m in (0x00, 0x03, 0x10, 0x24)] == ["none", "avg", "dct", "planar+adst"]
     for mode in set(range(256)) - set(MODES):
         with pytest.raises(ValueError, match="not a valid"):
@@ -138,7 +184,13 @@ def gain(coefficients: NDArray[np.float64], values: NDArray[np.float64]) -> floa
 
     The scales of the coefficients differ from one transform to another; their product is 1, so that the sum tells the truth.
     """
-    return float(0.5 * (np.log2(values.var()) - np.log2(coefficients.reshape(-1, coefficients.shape[-1]).var(axis=0)).mean()))
+    return float(
+        0.5
+        * (
+            np.log2(values.var())
+            - np.log2(coefficients.reshape(-1, coefficients.shape[-1]).var(axis=0)).mean()
+        )
+    )
 
 
 @pytest.mark.parametrize("transform", BOTH)
@@ -174,9 +226,15 @@ def image(kind: str, size: float, noise: float) -> NDArray[np.int8]:
     r, c = np.indices((256, 256)) / 256
     values = {
         "gradient": -100 + 90 * r + 110 * c,
-        "sinusoids": 45 * np.sin(2 * np.pi * (3 * r + 2 * c)) + 35 * np.sin(2 * np.pi * (5 * c - r)) + 20 * np.cos(20 * r * c),
+        "sinusoids": 45 * np.sin(2 * np.pi * (3 * r + 2 * c))
+        + 35 * np.sin(2 * np.pi * (5 * c - r))
+        + 20 * np.cos(20 * r * c),
     }[kind]
-    whole = np.rint(size * values + np.random.default_rng(6).normal(0, noise, values.shape)).clip(-128, 127).astype(np.int8)
+    whole = (
+        np.rint(size * values + np.random.default_rng(6).normal(0, noise, values.shape))
+        .clip(-128, 127)
+        .astype(np.int8)
+    )
     return whole.reshape(32, 8, 32, 8).swapaxes(1, 2).reshape(-1, 8, 8)
 
 
@@ -189,9 +247,16 @@ def entropy(values: NDArray[np.int8]) -> float:
 @pytest.mark.parametrize("kind", ["gradient", "sinusoids"])
 @pytest.mark.parametrize(
     ("transform", "size", "noise", "loss"),
-    [(Transform.DCT, 1, 1, 0.3), (Transform.DCT, 1, 3, 0.06), (Transform.ADST, 0.3, 1, 0.3), (Transform.ADST, 0.3, 4, 0.1)],
+    [
+        (Transform.DCT, 1, 1, 0.3),
+        (Transform.DCT, 1, 3, 0.06),
+        (Transform.ADST, 0.3, 1, 0.3),
+        (Transform.ADST, 0.3, 4, 0.1),
+    ],
 )
-def test_energy_compaction_of_images(transform: Transform, kind: str, size: float, noise: float, loss: float) -> None:
+def test_energy_compaction_of_images(
+    transform: Transform, kind: str, size: float, noise: float, loss: float
+) -> None:
     """8 x 8 blocks beside the real transform, whose coefficients are no integers.
 
     What the integer one loses is the rounding of its steps, which counts where the data has hardly any noise; and sums beyond a
@@ -200,7 +265,10 @@ def test_energy_compaction_of_images(transform: Transform, kind: str, size: floa
     blocks, m = image(kind, size, noise), real(transform)
     coded = forward(blocks.view(np.uint8), transform).view(np.int8)
     values = blocks.astype(np.float64)
-    got, due = gain(coded.reshape(-1, 64).astype(np.float64), values), gain((m @ values @ m.T).reshape(-1, 64), values)
+    got, due = (
+        gain(coded.reshape(-1, 64).astype(np.float64), values),
+        gain((m @ values @ m.T).reshape(-1, 64), values),
+    )
     assert got > due - loss
     assert due > (3 if transform == Transform.DCT else 1)
     saved = entropy(blocks) - np.mean([entropy(coded.reshape(-1, 64)[:, i]) for i in range(64)])

@@ -23,7 +23,10 @@ FIXED = EncodeOptions(operand="fixed")
 
 
 def _arrays(few: bool = False) -> dict[str, np.ndarray]:
-    found = {d.name: make_array(d, (70, 96), "gaussian", i) for i, d in enumerate(DTYPES[1 :: 3 if few else 1])}
+    found = {
+        d.name: make_array(d, (70, 96), "gaussian", i)
+        for i, d in enumerate(DTYPES[1 :: 3 if few else 1])
+    }
     wide = make_array(BY_NAME["bfloat16"], (128 if few else 256, 512), "gaussian", 5)
     return {**found, "wide": wide, "twin": wide, "empty": wide[:0], "scalar": wide[0, 0]}
 
@@ -31,13 +34,29 @@ def _arrays(few: bool = False) -> dict[str, np.ndarray]:
 def _same(a: Path, b: Path) -> None:
     one, other = wcodec.load_file(a), wcodec.load_file(b)
     assert list(one) == list(other)
-    assert all((one[n].dtype, one[n].shape, one[n].tobytes()) == (t.dtype, t.shape, t.tobytes()) for n, t in other.items())
+    assert all(
+        (one[n].dtype, one[n].shape, one[n].tobytes()) == (t.dtype, t.shape, t.tobytes())
+        for n, t in other.items()
+    )
 
 
-@pytest.mark.parametrize("options", [FIXED, EncodeOptions(operand="rans"), EncodeOptions(preset="max"), EncodeOptions(coder="rans"), None])
+@pytest.mark.parametrize(
+    "options",
+    [
+        FIXED,
+        EncodeOptions(operand="rans"),
+        EncodeOptions(preset="max"),
+        EncodeOptions(coder="rans"),
+        None,
+    ],
+)
 @pytest.mark.parametrize("few", [True, exhaustive(False)])
 def test_there_and_back(
-    backend: Backend, tmp_path: Path, options: EncodeOptions | None, few: bool, monkeypatch: pytest.MonkeyPatch
+    backend: Backend,
+    tmp_path: Path,
+    options: EncodeOptions | None,
+    few: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("wcodec.repack.IN_MEMORY", 100_000)  # some by way of a file
     wcodec.save_file(_arrays(few), tmp_path / "a.wcodec", {"key": "value"})
@@ -104,7 +123,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     wcodec.save_file(_arrays(), a)
     assert main(["repack", "--coder", "fixed", "--json", a, "-o", b]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["nbytes"], report["stored_nbytes"]) == (Path(a).stat().st_size, Path(b).stat().st_size)
+    assert (report["nbytes"], report["stored_nbytes"]) == (
+        Path(a).stat().st_size,
+        Path(b).stat().st_size,
+    )
     assert main(["repack", "--coder", "rans", "-q", b, "-o", str(tmp_path / "c.wcodec")]) == 0
     _same(Path(a), tmp_path / "c.wcodec")
     for wrong in (["--coder", "fixed", "--layout", "bytes", a, "-o", b], [a, "-f", "-o", a], [a]):

@@ -39,7 +39,8 @@ def rows(text: str) -> list[list[str]]:
     return [
         c
         for i, c in enumerate(cells)
-        if not set("".join(c)) <= set("-") and not (i + 1 < len(cells) and set("".join(cells[i + 1])) == {"-"})
+        if not set("".join(c)) <= set("-")
+        and not (i + 1 < len(cells) and set("".join(cells[i + 1])) == {"-"})
     ]
 
 
@@ -47,7 +48,11 @@ def example_bytes() -> bytes:
     """The file of chapter 19, from its listing alone."""
     listing = re.search(r"```\n(.*?)```", chapter("Worked example"), re.S)
     assert listing
-    return b"".join(bytes.fromhex(line[6:53]) for line in listing[1].splitlines() if re.match(r"[0-9a-f]{4}  ", line))
+    return b"".join(
+        bytes.fromhex(line[6:53])
+        for line in listing[1].splitlines()
+        if re.match(r"[0-9a-f]{4}  ", line)
+    )
 
 
 def test_the_example_decodes_to_the_numbers_that_it_names() -> None:
@@ -60,7 +65,12 @@ def test_the_example_decodes_to_the_numbers_that_it_names() -> None:
 
 
 def test_the_example_is_current() -> None:
-    run = subprocess.run([sys.executable, ROOT / "tools" / "write_example.py", "--check"], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, ROOT / "tools" / "write_example.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
 
 
@@ -110,7 +120,9 @@ def test_registries() -> None:
         ("predictions, bits 0 to 3 of a mode", Mode),
         ("transforms, bits 4 to 6 of a mode", Transform),
     ):
-        assert re.findall(r"(\d+) (\w+)", used[name].upper()) == [(str(int(m)), m.name) for m in members], name
+        assert re.findall(r"(\d+) (\w+)", used[name].upper()) == [
+            (str(int(m)), m.name) for m in members
+        ], name
     assert f"{PER_TILE} each tile its own" in used["modes"]
 
 
@@ -123,7 +135,11 @@ def test_modes() -> None:
 
 @pytest.mark.parametrize("transform", [Transform.DCT, Transform.ADST])
 def test_tables_of_transforms(transform: Transform) -> None:
-    table = re.search(rf"{transform.name}, order ([\d, ]+):\n\n<!-- {transform.name.lower()} -->\n(.*?)<!-- /", SPEC, re.S)
+    table = re.search(
+        rf"{transform.name}, order ([\d, ]+):\n\n<!-- {transform.name.lower()} -->\n(.*?)<!-- /",
+        SPEC,
+        re.S,
+    )
     assert table
     assert tuple(int(k) for k in table[1].split(",")) == transforms.ORDER[transform]
     assert tuple(tuple(map(int, row)) for row in rows(table[2])) == transforms.ROWS[transform]
@@ -138,10 +154,18 @@ def test_numbers_of_contexts() -> None:
 
 @pytest.mark.parametrize(
     ("title", "structure"),
-    [("Header", container.HEADER), ("Footer", container.FOOTER), ("TENSOR records", container.TENSOR)],
+    [
+        ("Header", container.HEADER),
+        ("Footer", container.FOOTER),
+        ("TENSOR records", container.TENSOR),
+    ],
 )
 def test_structures(title: str, structure: object) -> None:
-    table = [row for row in rows(chapter(title)) if len(row) == 5 and row[0].isdecimal() and row[1].isdecimal()]
+    table = [
+        row
+        for row in rows(chapter(title))
+        if len(row) == 5 and row[0].isdecimal() and row[1].isdecimal()
+    ]
     end = 0
     for offset, size, *_ in table:
         assert int(offset) == end
@@ -165,12 +189,17 @@ def test_rules_are_numbered_once() -> None:
 def test_counts_of_the_rationale() -> None:
     """Those of `benchmarks/sass_linear.py`: instructions a weight, and what they allow of what memory gives."""
     text = (ROOT / "spec" / "rationale.md").read_text()
-    kernels = json.loads((ROOT / "benchmarks" / "results" / "2026-11-22-sass-linear.json").read_text())["kernels"]
+    kernels = json.loads(
+        (ROOT / "benchmarks" / "results" / "2026-11-22-sass-linear.json").read_text()
+    )["kernels"]
     of = {k["kernel"]: k for k in kernels}
     for what, kind in (
-        ("bf16 raw", "bf16_bf16_raw"), ("int8 with bf16 factors", "int8_bf16_raw"), ("with fp16 factors", "int8_fp16_raw"),
-        ("e4m3 with bf16", "e4m3_bf16_raw"), ("coded bf16", "bf16_bf16_coded"),
-    ):  # fmt: skip
+        ("bf16 raw", "bf16_bf16_raw"),
+        ("int8 with bf16 factors", "int8_bf16_raw"),
+        ("with fp16 factors", "int8_fp16_raw"),
+        ("e4m3 with bf16", "e4m3_bf16_raw"),
+        ("coded bf16", "bf16_bf16_coded"),
+    ):
         few, many = (of[f"linear_{kind}_{batch}"] for batch in (8, 64))
         due = [f"{k['instructions_a_weight']:.2f} ({k['ratio']:.2f})" for k in (few, many)]
         assert f"{what} {' and '.join(due)}" in text, "write them there anew"

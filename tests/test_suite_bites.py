@@ -103,7 +103,10 @@ class RoundsUp(ReferenceBackend):
             if mode != prediction.Mode.AVG:
                 return original(residual, mode)
             tile = residual.copy()
-            tile[0], tile[:, 0] = np.cumsum(tile[0], dtype=np.uint8), np.cumsum(tile[:, 0], dtype=np.uint8)
+            tile[0], tile[:, 0] = (
+                np.cumsum(tile[0], dtype=np.uint8),
+                np.cumsum(tile[:, 0], dtype=np.uint8),
+            )
             for r in range(1, tile.shape[0]):
                 for c in range(1, tile.shape[1]):
                     tile[r, c] += np.uint8((int(tile[r, c - 1]) + int(tile[r - 1, c]) + 1) // 2)
@@ -124,12 +127,16 @@ class LanesBackwards(ReferenceBackend):
 
     def encode_segments(self, plan, words):
         original = entropy.encode_streams
-        with mock.patch.object(entropy, "encode_streams", lambda *a: [self.turned(s) for s in original(*a)]):
+        with mock.patch.object(
+            entropy, "encode_streams", lambda *a: [self.turned(s) for s in original(*a)]
+        ):
             return super().encode_segments(plan, words)
 
     def decode_segments(self, plan, payload, out):
         original = entropy.decode_streams
-        with mock.patch.object(entropy, "decode_streams", lambda s, *a: original([self.turned(x) for x in s], *a)):
+        with mock.patch.object(
+            entropy, "decode_streams", lambda s, *a: original([self.turned(x) for x in s], *a)
+        ):
             return super().decode_segments(plan, payload, out)
 
 
@@ -158,7 +165,9 @@ class RawInTiles(ReferenceBackend):
         status = super().decode_segments(plan, payload, out)
         for k in np.flatnonzero(plan.segments.layout == Layout.RAW):
             part = out[plan.geometry.rectangle(k)]
-            order = tiles.element_order(*part.shape, plan.geometry.tile_rows, plan.geometry.tile_cols)
+            order = tiles.element_order(
+                *part.shape, plan.geometry.tile_rows, plan.geometry.tile_cols
+            )
             raster = np.empty(part.size, part.dtype)
             raster[order] = part.reshape(-1)
             part[...] = raster.reshape(part.shape)
@@ -231,7 +240,9 @@ class PadsWithAnother(ReferenceBackend):
     """Fills the last group with the lowest symbol, not with the most probable one: it decodes, the bytes differ."""
 
     def encode_segments(self, plan, words):
-        with mock.patch.object(entropy.Table, "padding", property(lambda t: int(np.flatnonzero(t.freq)[0]))):
+        with mock.patch.object(
+            entropy.Table, "padding", property(lambda t: int(np.flatnonzero(t.freq)[0]))
+        ):
             return super().encode_segments(plan, words)
 
 
@@ -239,7 +250,11 @@ class PadsWithHighest(ReferenceBackend):
     """Fills the last group with the highest of several symbols that are most probable."""
 
     def encode_segments(self, plan, words):
-        with mock.patch.object(entropy.Table, "padding", property(lambda t: int(np.flatnonzero(t.freq == t.freq.max())[-1]))):
+        with mock.patch.object(
+            entropy.Table,
+            "padding",
+            property(lambda t: int(np.flatnonzero(t.freq == t.freq.max())[-1])),
+        ):
             return super().encode_segments(plan, words)
 
 
@@ -255,7 +270,9 @@ class ForgetsUnits(ReferenceBackend):
 
     def encode_segments(self, plan, words):
         encoded = super().encode_segments(plan, words)
-        return EncodedSegments(encoded.payload, encoded.n_units + (encoded.n_units > 0), encoded.n_patches)
+        return EncodedSegments(
+            encoded.payload, encoded.n_units + (encoded.n_units > 0), encoded.n_patches
+        )
 
 
 class CountsOneMore(ReferenceBackend):
@@ -292,7 +309,11 @@ class SharesScratch(ReferenceBackend):
     def decode_segments(self, plan, payload, out):
         self.scratch = payload
         time.sleep(0.002)
-        return super().decode_segments(plan, self.scratch[: plan.offsets[-1]] if self.scratch.size >= plan.offsets[-1] else payload, out)
+        return super().decode_segments(
+            plan,
+            self.scratch[: plan.offsets[-1]] if self.scratch.size >= plan.offsets[-1] else payload,
+            out,
+        )
 
 
 class NoChecksums(ReferenceBackend):

@@ -62,17 +62,27 @@ class PredictsZero(Patched):
 class RoundsDown(Patched):
     """Products of lifting steps are rounded down."""
 
-    patches = ((transforms, "_product", lambda old: lambda y, s, c: (y[..., s] * np.int16(c)) >> np.int16(7)),)
+    patches = (
+        (
+            transforms,
+            "_product",
+            lambda old: lambda y, s, c: (y[..., s] * np.int16(c)) >> np.int16(7),
+        ),
+    )
 
 
 class Saturates(Patched):
     """Steps stop at -128 and 127 instead of going on at the other end."""
 
-    patches = ((transforms, "_signed", lambda old: lambda y: np.clip(y, -128, 127).astype(np.int16)),)
+    patches = (
+        (transforms, "_signed", lambda old: lambda y: np.clip(y, -128, 127).astype(np.int16)),
+    )
 
 
 def turned(old):
-    return lambda tile, transform: np.ascontiguousarray(old(np.ascontiguousarray(tile.swapaxes(-1, -2)), transform).swapaxes(-1, -2))
+    return lambda tile, transform: np.ascontiguousarray(
+        old(np.ascontiguousarray(tile.swapaxes(-1, -2)), transform).swapaxes(-1, -2)
+    )
 
 
 class ColumnsFirst(Patched):
@@ -82,7 +92,9 @@ class ColumnsFirst(Patched):
 
 
 def whole_alone(old):
-    return lambda tile, transform: tile.copy() if tile.shape[-1] % 8 or tile.shape[-2] % 8 else old(tile, transform)
+    return lambda tile, transform: (
+        tile.copy() if tile.shape[-1] % 8 or tile.shape[-2] % 8 else old(tile, transform)
+    )
 
 
 class LeavesRaggedTiles(Patched):
@@ -100,7 +112,9 @@ class TransformsAgain(Patched):
 class OtherOrder(Patched):
     """The two highest coefficients of the ADST are exchanged."""
 
-    patches = ((transforms, "ORDER", lambda old: old | {Transform.ADST: (*old[Transform.ADST][:6], 0, 5)}),)
+    patches = (
+        (transforms, "ORDER", lambda old: old | {Transform.ADST: (*old[Transform.ADST][:6], 0, 5)}),
+    )
 
 
 class CountsResiduals(ReferenceBackend):
@@ -115,7 +129,9 @@ class RefusesTransforms(ReferenceBackend):
 
     def decode_segments(self, plan, payload, out):
         status = super().decode_segments(plan, payload, out)
-        for k, (at, n) in enumerate(zip(plan.offsets.tolist(), plan.modes_nbytes.tolist(), strict=False)):
+        for k, (at, n) in enumerate(
+            zip(plan.offsets.tolist(), plan.modes_nbytes.tolist(), strict=False)
+        ):
             if (payload[at : at + n] > prediction.Mode.PLANAR).any() and status[k] == Status.OK:
                 status[k] = Status.BAD_TILE_MODE
         return status
@@ -126,7 +142,9 @@ def of_residuals(old):
     def wrong(plan, p, k, scales, first):
         mode = plan.segments.prediction[0, k]
         if p > 0 and plan.segments.layout[k] == Layout.BYTES and mode != PER_TILE:
-            first = segments.each_tile(plan, k, first, np.array([mode], np.uint8), prediction.residuals)
+            first = segments.each_tile(
+                plan, k, first, np.array([mode], np.uint8), prediction.residuals
+            )
         return old(plan, p, k, scales, first)
 
     return wrong
@@ -141,7 +159,14 @@ class ContextOfResiduals(Patched):
 def exchanged(old):
     def wrong(plan, context_map, p, k, scales, first):
         halves = plan.segments.layout[k] == Layout.PAIRS and plan.dtype.word_nbytes > 1
-        return old(plan, context_map, p, k, scales, first >> np.uint8(4) | first << np.uint8(4) if halves else first)
+        return old(
+            plan,
+            context_map,
+            p,
+            k,
+            scales,
+            first >> np.uint8(4) | first << np.uint8(4) if halves else first,
+        )
 
     return wrong
 
@@ -161,7 +186,9 @@ class ContextOfPatchedValues(ReferenceBackend):
         def wrong(plan, context_map, p, k, scales, first):
             codes = old(plan, context_map, p, k, scales, first).copy()
             if context_map.kind == entropy.ContextKind.PLANE and plan.segments.n_patches[k]:
-                patches = payload[plan.patch_offsets[k] :][: 4 * int(plan.segments.n_patches[k])].view("<u4")
+                patches = payload[plan.patch_offsets[k] :][
+                    : 4 * int(plan.segments.n_patches[k])
+                ].view("<u4")
                 codes[patches & 0xFFFFFF] = (patches >> 24) - plan.segments.base[k] & 15
             return codes
 
@@ -175,7 +202,9 @@ def of_segment(old):
             return old(plan, context_map, p, k, scales, first)
         g, (rows, cols) = plan.geometry, plan.geometry.rectangle(k)
         width = cols.stop - cols.start
-        r, c = np.divmod(element_order(rows.stop - rows.start, width, g.tile_rows, g.tile_cols), width)
+        r, c = np.divmod(
+            element_order(rows.stop - rows.start, width, g.tile_rows, g.tile_cols), width
+        )
         step = 1 + (plan.plane_nbytes[p, k] < r.size)
         return (r % 8 * 8 + c % 8).astype(np.uint8)[::step]
 
@@ -191,9 +220,14 @@ class PositionInSegment(Patched):
 def of_second(old):
     def wrong(plan, context_map, p, k, scales, first):
         got = old(plan, context_map, p, k, scales, first)
-        if context_map.kind == entropy.ContextKind.PLANE or plan.plane_nbytes[p, k] == plan.n_elements[k]:
+        if (
+            context_map.kind == entropy.ContextKind.PLANE
+            or plan.plane_nbytes[p, k] == plan.n_elements[k]
+        ):
             return got
-        whole = mock.Mock(wraps=plan, plane_nbytes=np.full_like(plan.plane_nbytes, plan.n_elements[k]))
+        whole = mock.Mock(
+            wraps=plan, plane_nbytes=np.full_like(plan.plane_nbytes, plan.n_elements[k])
+        )
         whole.geometry, whole.segments = plan.geometry, plan.segments
         every = old(whole, context_map, p, k, scales, first)
         got = got.copy()
@@ -212,12 +246,19 @@ class SecondElementCounts(Patched):
 class ColumnsBeforeRows(Patched):
     """Takes the first classes of a record for those of the columns."""
 
-    patches = ((segments, "unpack_scales", lambda old: lambda packed, h, w: old(packed, w, h)[::-1]),)
+    patches = (
+        (segments, "unpack_scales", lambda old: lambda packed, h, w: old(packed, w, h)[::-1]),
+    )
 
 
 def high_bits_first(old):
     return lambda packed, h, w: old(
-        (packed >> np.uint8(6)) | (packed >> np.uint8(2) & 12) | (packed << np.uint8(2) & 48) | packed << np.uint8(6), h, w
+        (packed >> np.uint8(6))
+        | (packed >> np.uint8(2) & 12)
+        | (packed << np.uint8(2) & 48)
+        | packed << np.uint8(6),
+        h,
+        w,
     )
 
 
@@ -253,7 +294,9 @@ class ModesFirst(ReferenceBackend):
 
     def decode_segments(self, plan, payload, out):
         status = super().decode_segments(plan, payload, out)
-        for k, (at, n) in enumerate(zip(plan.offsets.tolist(), plan.modes_nbytes.tolist(), strict=False)):
+        for k, (at, n) in enumerate(
+            zip(plan.offsets.tolist(), plan.modes_nbytes.tolist(), strict=False)
+        ):
             if not prediction.IS_MODE[payload[at : at + n]].all():
                 status[k] = Status.BAD_TILE_MODE
         return status

@@ -136,7 +136,11 @@ def test_a_view_of_what_was_decoded_stays_as_it_is() -> None:
     x = weight(2, 96)
     for _ in range(4):  # uses the buffers again
         F.linear(x, other)
-    for got, due in zip(views, [dense.reshape(-1), dense.unsqueeze(0), dense.t().contiguous(), dense.view(32, 192)], strict=True):
+    for got, due in zip(
+        views,
+        [dense.reshape(-1), dense.unsqueeze(0), dense.t().contiguous(), dense.view(32, 192)],
+        strict=True,
+    ):
         assert torch.equal(got, due)
 
 
@@ -144,9 +148,13 @@ def test_embedding_decodes_only_rows_that_it_picks(monkeypatch: pytest.MonkeyPat
     small, dense = pair(20000, 64)
     taken = []
     whole = type(small.held).decode_into
-    monkeypatch.setattr(type(small.held), "decode_into", lambda self, buffer: taken.append(1) or whole(self, buffer))
+    monkeypatch.setattr(
+        type(small.held), "decode_into", lambda self, buffer: taken.append(1) or whole(self, buffer)
+    )
     ids = torch.tensor([[7, 19999], [0, 7]])
-    assert torch.equal(F.embedding(ids, small, padding_idx=0), F.embedding(ids, dense, padding_idx=0))
+    assert torch.equal(
+        F.embedding(ids, small, padding_idx=0), F.embedding(ids, dense, padding_idx=0)
+    )
     assert not taken
     with pytest.raises(IndexError, match="out of range"):
         F.embedding(torch.tensor([20000]), small)
@@ -162,7 +170,10 @@ def test_experts() -> None:
     assert torch.equal(small[i], dense[i])
     assert torch.equal(small[torch.tensor([1, 1, 3])], dense[torch.tensor([1, 1, 3])])
     assert torch.equal(small.transpose(-2, -1)[1], dense.transpose(-2, -1)[1])
-    assert torch.equal(torch.bmm(dense[:, :5], small.transpose(1, 2)), torch.bmm(dense[:, :5], dense.transpose(1, 2)))
+    assert torch.equal(
+        torch.bmm(dense[:, :5], small.transpose(1, 2)),
+        torch.bmm(dense[:, :5], dense.transpose(1, 2)),
+    )
     offs = torch.tensor([2, 2, 5, 6], dtype=torch.int32)
     assert torch.equal(
         torch.nn.functional.grouped_mm(x, small.transpose(-2, -1), offs=offs),
@@ -171,13 +182,30 @@ def test_experts() -> None:
 
 
 def test_every_dtype_and_shape() -> None:
-    for dtype in (torch.int8, torch.uint8, torch.int64, torch.float8_e4m3fn, torch.float64, torch.bool):
+    for dtype in (
+        torch.int8,
+        torch.uint8,
+        torch.int64,
+        torch.float8_e4m3fn,
+        torch.float64,
+        torch.bool,
+    ):
         dense = torch.randint(0, 2, (70, 33)).to(dtype)
         small = CompressedTensor.from_dense(dense)
-        assert (small.dtype, tuple(small.shape), small.device) == (dense.dtype, tuple(dense.shape), dense.device)
+        assert (small.dtype, tuple(small.shape), small.device) == (
+            dense.dtype,
+            tuple(dense.shape),
+            dense.device,
+        )
         assert torch.equal(small.decode().view(torch.uint8), dense.view(torch.uint8))
-    nan = torch.tensor([[0x7FC1, -0x3F, 0x7F80, -0x8000]], dtype=torch.int16).repeat(50, 20).view(torch.bfloat16)
-    assert torch.equal(CompressedTensor.from_dense(nan).decode().view(torch.int16), nan.view(torch.int16))
+    nan = (
+        torch.tensor([[0x7FC1, -0x3F, 0x7F80, -0x8000]], dtype=torch.int16)
+        .repeat(50, 20)
+        .view(torch.bfloat16)
+    )
+    assert torch.equal(
+        CompressedTensor.from_dense(nan).decode().view(torch.int16), nan.view(torch.int16)
+    )
     for shape in ((0, 5), (3, 0, 2), (1, 1), (), (7,)):
         dense = torch.randn(shape)
         assert torch.equal(CompressedTensor.from_dense(dense) + 1, dense + 1)
@@ -219,7 +247,9 @@ def test_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:
     grads = []
     for model in (small, dense):
         x = weight(2, 96).mul(0).add(0.5).requires_grad_()
-        checkpoint(lambda x, m=model: m.down(F.gelu(m.up(x))), x, use_reentrant=False).float().sum().backward()
+        checkpoint(
+            lambda x, m=model: m.down(F.gelu(m.up(x))), x, use_reentrant=False
+        ).float().sum().backward()
         grads.append(x.grad)
     assert torch.equal(grads[0], grads[1])
 
@@ -230,13 +260,17 @@ def test_adapters_train_on_top() -> None:
     small, dense = nets(torch.float32)
     for model in (small, dense):
         torch.manual_seed(5)
-        tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["up", "down"], init_lora_weights=False))
+        tuned = peft.get_peft_model(
+            model, peft.LoraConfig(r=4, target_modules=["up", "down"], init_lora_weights=False)
+        )
         optimiser = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
         for _ in range(2):
             optimiser.zero_grad()
             tuned(IDS).square().mean().backward()
             optimiser.step()
-        grads.append({n: p.detach().clone() for n, p in tuned.named_parameters() if p.requires_grad})
+        grads.append(
+            {n: p.detach().clone() for n, p in tuned.named_parameters() if p.requires_grad}
+        )
         merged = tuned.merge_and_unload()
         grads[-1]["merged"] = merged(IDS)
     assert grads[0].keys() == grads[1].keys()
@@ -259,13 +293,20 @@ def test_a_model_gives_the_same_bits(dtype: torch.dtype) -> None:
     decompress_model(small)
     assert small.head.weight is small.embed.weight
     assert not any(isinstance(p, CompressedTensor) for p in small.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), dense.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(small.parameters(), dense.parameters(), strict=True)
+    )
 
 
 def test_what_is_compressed() -> None:
     model = Net()
     names = []
-    compress_model(model, skip=lambda name, p: names.append(name) or name == "up.weight", min_nbytes=30000, progress=lambda n: None)
+    compress_model(
+        model,
+        skip=lambda name, p: names.append(name) or name == "up.weight",
+        min_nbytes=30000,
+        progress=lambda n: None,
+    )
     kinds = {n: isinstance(p, CompressedTensor) for n, p in model.named_parameters()}
     assert kinds == {
         "embed.weight": True, "conv.weight": True, "conv.bias": False, "up.weight": False, "up.bias": False, "down.weight": True,
@@ -273,8 +314,12 @@ def test_what_is_compressed() -> None:
     }  # fmt: skip
     assert names == ["embed.weight", "conv.weight", "up.weight", "down.weight"]
     noise = torch.nn.Linear(64, 64, bias=False)
-    noise.weight = torch.nn.Parameter(torch.randint(0, 256, (64, 256), dtype=torch.uint8), requires_grad=False)
-    assert not isinstance(compress_model(noise).weight, CompressedTensor), "what does not get smaller stays"
+    noise.weight = torch.nn.Parameter(
+        torch.randint(0, 256, (64, 256), dtype=torch.uint8), requires_grad=False
+    )
+    assert not isinstance(compress_model(noise).weight, CompressedTensor), (
+        "what does not get smaller stays"
+    )
     lstm = torch.nn.LSTM(64, 64)
     assert not any(isinstance(p, CompressedTensor) for p in compress_model(lstm).parameters())
     with pytest.raises(EncodeError, match="bad_option"):
@@ -314,7 +359,12 @@ def test_copies_and_pickles() -> None:
     state.seek(0)
     again = Net()
     again.load_state_dict(torch.load(state))  # weights only
-    for other in (copy.deepcopy(small), torch.load(file, weights_only=False), pickle.loads(pickle.dumps(small)), again):
+    for other in (
+        copy.deepcopy(small),
+        torch.load(file, weights_only=False),
+        pickle.loads(pickle.dumps(small)),
+        again,
+    ):
         assert torch.equal(other(IDS), dense(IDS))
         assert other.head.weight is other.embed.weight
     assert file.getbuffer().nbytes < model_memory(dense).dense
@@ -360,7 +410,11 @@ def test_what_it_has_not() -> None:
     small, dense = pair(64, 96)
     with pytest.raises(NotImplementedError, match=r"\.decode\(\)"):
         small.data_ptr()
-    assert small.float().decode().tolist() == dense.float().tolist() if isinstance(small.float(), CompressedTensor) else True
+    assert (
+        small.float().decode().tolist() == dense.float().tolist()
+        if isinstance(small.float(), CompressedTensor)
+        else True
+    )
     assert small.tolist() == dense.tolist()
     assert "64, 96" in repr(small)
     assert "compressed" in repr(torch.nn.Parameter(small, requires_grad=False))
@@ -399,7 +453,9 @@ def test_one_weight_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     x, order = torch.randn(2, 96), []
     held = type(layers[0].weight.held)
     decode = held.decode_into
-    monkeypatch.setattr(held, "decode_into", lambda self, buffer: order.append(self.name) or decode(self, buffer))
+    monkeypatch.setattr(
+        held, "decode_into", lambda self, buffer: order.append(self.name) or decode(self, buffer)
+    )
     with torch.no_grad():
         first = layers(x)
         assert order == names
@@ -413,7 +469,9 @@ def test_one_weight_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layers[0].weight.held.successor() is layers[1].weight.held
     scratch.release_scratch()
     assert scratch.scratch_nbytes() == 0
-    assert len(order) in (10, 11), "each once a pass, whether ahead or not, and perhaps the first of a pass that did not come"
+    assert len(order) in (10, 11), (
+        "each once a pass, whether ahead or not, and perhaps the first of a pass that did not come"
+    )
 
 
 def test_a_change_behind_the_back_of_what_was_decoded_ahead() -> None:
@@ -467,7 +525,11 @@ def test_damage_is_an_error_with_the_name() -> None:
     damaged = small.stream.clone()
     damaged[100] ^= 4
     w = CompressedTensor.from_stream(damaged, name="layers.0.weight")
-    for use in (lambda: F.linear(weight(1, 96), w), w.decode, lambda: F.embedding(torch.arange(200), w)):
+    for use in (
+        lambda: F.linear(weight(1, 96), w),
+        w.decode,
+        lambda: F.embedding(torch.arange(200), w),
+    ):
         with pytest.raises(DecodeError, match=r"bad_checksum.*'layers.0.weight'"):
             use()
     with pytest.raises(DecodeError, match=r"truncated.*'v'"):
@@ -515,7 +577,9 @@ def test_loaded_as_they_are(tmp_path: Path) -> None:
     assert type(small.ids) is torch.Tensor
     assert torch.equal(small.ids, dense.ids)
     assert torch.equal(small(IDS), dense(IDS))
-    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), dense.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(small.parameters(), dense.parameters(), strict=True)
+    )
     other = Net()  # dense until now, on the CPU
     load_compressed(other, tmp_path / "m.wcodec", min_nbytes=40000, strict=False)
     assert {n for n, p in other.named_parameters() if isinstance(p, CompressedTensor)} == {
@@ -529,7 +593,10 @@ def test_loaded_as_they_are(tmp_path: Path) -> None:
 
 def test_loading_what_does_not_fit(tmp_path: Path) -> None:
     state = Net().state_dict()
-    save_file({n: t for n, t in state.items() if n != "up.bias"} | {"more": torch.ones(3)}, tmp_path / "m.wcodec")
+    save_file(
+        {n: t for n, t in state.items() if n != "up.bias"} | {"more": torch.ones(3)},
+        tmp_path / "m.wcodec",
+    )
     model = Net()
     with pytest.raises(RuntimeError, match="does not have: more"):
         load_compressed(model, tmp_path / "m.wcodec")
@@ -618,13 +685,20 @@ def test_copies_in_another_order() -> None:
     assert turned.is_contiguous()
     assert torch.equal(turned.view(-1), dense.t().contiguous().view(-1))
     images, due = pair(8, 4, 3, 3)
-    assert images.to(memory_format=torch.channels_last).is_contiguous(memory_format=torch.channels_last)
+    assert images.to(memory_format=torch.channels_last).is_contiguous(
+        memory_format=torch.channels_last
+    )
     assert torch.equal(images.to(memory_format=torch.channels_last), due)
 
 
 def test_shapes_do_not_change_in_place() -> None:
     small, dense = pair(64, 96)
-    for change in (lambda w: w.t_(), lambda w: w.unsqueeze_(0), lambda w: w.resize_(3, 3), lambda w: w.set_(torch.ones(3))):
+    for change in (
+        lambda w: w.t_(),
+        lambda w: w.unsqueeze_(0),
+        lambda w: w.resize_(3, 3),
+        lambda w: w.set_(torch.ones(3)),
+    ):
         with pytest.raises(RuntimeError, match=r"shape|set|view"):
             change(small)
     assert torch.equal(small, dense)
@@ -664,7 +738,11 @@ def test_picking_refuses_what_pytorch_refuses() -> None:
             call(dense)
         with pytest.raises((IndexError, RuntimeError)):
             call(small)
-    assert small.index_select(0, torch.tensor(3)).shape == dense.index_select(0, torch.tensor(3)).shape == (1, 96)
+    assert (
+        small.index_select(0, torch.tensor(3)).shape
+        == dense.index_select(0, torch.tensor(3)).shape
+        == (1, 96)
+    )
     assert torch.equal(small.index_select(-2, torch.tensor([3])), dense[3:4])
 
 
@@ -690,7 +768,9 @@ def test_names_and_options_stay() -> None:
     assert (again[0].weight.held.name, again[0].weight.held.options.preset) == ("0.weight", "fast")
     with pytest.raises(EncodeError, match=r"'0\.weight'"):
         compress_model(torch.nn.Sequential(torch.nn.Linear(96, 96, device="meta")))
-    part = torch.empty(1 << 20, dtype=torch.uint8)[: model[0].weight.stream.numel()].copy_(model[0].weight.stream)
+    part = torch.empty(1 << 20, dtype=torch.uint8)[: model[0].weight.stream.numel()].copy_(
+        model[0].weight.stream
+    )
     assert len(pickle.dumps(CompressedTensor.from_stream(part))) < part.numel() + 10000
     model[0].weight.mark = "mine"
     assert decompress_model(model)[0].weight.mark == "mine"
@@ -700,7 +780,9 @@ def test_names_and_options_stay() -> None:
 def test_saved_to_files(tmp_path: Path) -> None:
     small, dense = nets()
     save_file(small.state_dict(), tmp_path / "m.wcodec")
-    assert all(torch.equal(t, dense.state_dict()[n]) for n, t in load_file(tmp_path / "m.wcodec").items())
+    assert all(
+        torch.equal(t, dense.state_dict()[n]) for n, t in load_file(tmp_path / "m.wcodec").items()
+    )
 
 
 def test_what_stays_on_meta_is_said(tmp_path: Path) -> None:

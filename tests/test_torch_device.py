@@ -35,9 +35,15 @@ def weight(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("preset", ["default", "max"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.int8]
+)
 def test_decoded_again_and_again(dtype: torch.dtype, preset: str) -> None:
-    dense = (weight(70, 96, dtype=torch.float32) * 1000).to(dtype) if dtype == torch.int8 else weight(70, 96, dtype=dtype)
+    dense = (
+        (weight(70, 96, dtype=torch.float32) * 1000).to(dtype)
+        if dtype == torch.int8
+        else weight(70, 96, dtype=dtype)
+    )
     held = DeviceHeld(encode(dense, EncodeOptions(preset=preset)), "w")
     buffers = [torch.zeros(held.nbytes + 64, dtype=torch.uint8) for _ in range(2)]
     for buffer in [*buffers, *buffers]:
@@ -96,4 +102,6 @@ def test_another_content() -> None:
     assert torch.equal(small.decode(), dense * 3)
     odd = torch.zeros(small.stream.numel() + 1, dtype=torch.uint8)[1:]
     odd.copy_(small.stream)
-    assert torch.equal(DeviceHeld(odd).dense(), dense * 3), "payloads are brought to where kernels can read them"
+    assert torch.equal(DeviceHeld(odd).dense(), dense * 3), (
+        "payloads are brought to where kernels can read them"
+    )

@@ -27,7 +27,14 @@ from wcodec.errors import BackendUnavailable, DecodeError, EncodeError
 from wcodec.files import encode_file
 from wcodec.hub import encode_hub_file
 from wcodec.reference.planes import DTYPES, DType
-from wcodec.torch import WCodecCheckpoint, decoding, load_file, load_wcodec_checkpoint, safe_open, save_file
+from wcodec.torch import (
+    WCodecCheckpoint,
+    decoding,
+    load_file,
+    load_wcodec_checkpoint,
+    safe_open,
+    save_file,
+)
 from wcodec.torch.dtypes import from_array, row_of, to_array, torch_dtype
 from wcodec.torch.reader import Reader
 
@@ -50,7 +57,9 @@ def same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     return found.dtype == wanted.dtype and found.shape == wanted.shape and raw(found) == raw(wanted)
 
 
-def tensor_of(dtype: DType, shape: tuple[int, ...], kind: str = "uniform", seed: int = 0) -> torch.Tensor:
+def tensor_of(
+    dtype: DType, shape: tuple[int, ...], kind: str = "uniform", seed: int = 0
+) -> torch.Tensor:
     return from_array(make_array(dtype, shape, kind, seed), dtype)
 
 
@@ -86,8 +95,15 @@ def test_tensors_and_arrays_share_memory() -> None:
 
 @pytest.mark.parametrize("kind", [exhaustive("uniform"), "gaussian"])
 def test_every_dtype_there_and_back(backend: Backend, tmp_path: Path, kind: str) -> None:
-    tensors = {f"{d.name} {shape}": tensor_of(d, shape, kind, i) for i, d in enumerate(ARRAY_DTYPES) for shape in SHAPES}
-    tensors["all patterns"] = torch.from_numpy(np.arange(1 << 16, dtype=np.uint16)).view(torch.bfloat16)  # all NaNs among them
+    tensors = {
+        f"{d.name} {shape}": tensor_of(d, shape, kind, i)
+        for i, d in enumerate(ARRAY_DTYPES)
+        for shape in SHAPES
+    }
+    # all NaNs among them
+    tensors["all patterns"] = torch.from_numpy(np.arange(1 << 16, dtype=np.uint16)).view(
+        torch.bfloat16
+    )
     assert save_file(tensors, tmp_path / "a", {"made": "here"}) == (tmp_path / "a").stat().st_size
     loaded = load_file(tmp_path / "a")
     assert list(loaded) == list(tensors)
@@ -100,7 +116,11 @@ def test_every_dtype_there_and_back(backend: Backend, tmp_path: Path, kind: str)
 def test_the_file_is_that_of_the_arrays(tmp_path: Path) -> None:
     tensors = {d.name: tensor_of(d, (40, 30), "gaussian") for d in ARRAY_DTYPES}
     save_file(tensors, tmp_path / "a", {"x": "y"})
-    wcodec.save_file({d.name: make_array(d, (40, 30), "gaussian") for d in ARRAY_DTYPES}, tmp_path / "b", {"x": "y"})
+    wcodec.save_file(
+        {d.name: make_array(d, (40, 30), "gaussian") for d in ARRAY_DTYPES},
+        tmp_path / "b",
+        {"x": "y"},
+    )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -128,7 +148,8 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     assert tied - alone < 300
     loaded = load_file(tmp_path / "b")
     assert all(same(t, w) for t in loaded.values())
-    assert len({t.data_ptr() for t in loaded.values()}) == 4  # equal weights need not be tied: each has memory of its own
+    # equal weights need not be tied: each has memory of its own
+    assert len({t.data_ptr() for t in loaded.values()}) == 4
     overlapping = {"all": w, "most": w[100:], "some": w[:, :7]}
     save_file(overlapping, tmp_path / "c")
     assert all(same(t, overlapping[name]) for name, t in load_file(tmp_path / "c").items())
@@ -150,9 +171,13 @@ class Sub(torch.Tensor):
     ],
     ids=["meta", "sparse", "csr", "subclass", "complex32", "array"],
 )
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning", "ignore:.*invariant checks:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Sparse CSR tensor support:UserWarning", "ignore:.*invariant checks:UserWarning"
+)
 @pytest.mark.filterwarnings("ignore:ComplexHalf support:UserWarning")
-def test_what_has_no_values_to_store_is_refused(tmp_path: Path, make: Callable[[], Any], what: str) -> None:
+def test_what_has_no_values_to_store_is_refused(
+    tmp_path: Path, make: Callable[[], Any], what: str
+) -> None:
     with pytest.raises(EncodeError, match=what) as e:
         save_file({"fine": torch.ones(9), "bad": make()}, tmp_path / "a")
     assert (e.value.code, e.value.tensor) == ("unsupported_dtype", "bad")
@@ -162,8 +187,13 @@ def test_what_has_no_values_to_store_is_refused(tmp_path: Path, make: Callable[[
 
 # ---- decoding ----------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    tensors = {f"t{i}": weights(200 + i, 300, seed=i) for i in range(6)} | {"long": weights(90_000), "rows": weights(2, 70_000)}
+def test_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    tensors = {f"t{i}": weights(200 + i, 300, seed=i) for i in range(6)} | {
+        "long": weights(90_000),
+        "rows": weights(2, 70_000),
+    }
     save_file(tensors, tmp_path / "a")
     monkeypatch.setattr(decoding, "PIECE_NBYTES", 1 << 15)  # tensors come in many pieces
     with use_backend("numba", threads):
@@ -173,17 +203,30 @@ def test_any_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_all_that_others_decode_is_decoded_too(tmp_path: Path) -> None:
     """Presets, forced tiles, differences from a base, file objects, opaque bytes."""
-    tensors, base = {"w": weights(300, 400), "v": weights(100, 900, dtype=torch.float16)}, tmp_path / "base"
+    tensors, base = (
+        {"w": weights(300, 400), "v": weights(100, 900, dtype=torch.float16)},
+        tmp_path / "base",
+    )
     save_file(tensors, base)
     tuned = {name: t.clone() for name, t in tensors.items()}
     tuned["w"][::50] *= 2
-    for options in (wcodec.EncodeOptions(preset="max"), wcodec.EncodeOptions(preset="fast"), wcodec.EncodeOptions(tile=(16, 16))):
+    for options in (
+        wcodec.EncodeOptions(preset="max"),
+        wcodec.EncodeOptions(preset="fast"),
+        wcodec.EncodeOptions(tile=(16, 16)),
+    ):
         save_file(tensors, tmp_path / "a", options=options)
         assert all(same(load_file(tmp_path / "a")[name], t) for name, t in tensors.items())
     assert save_file(tuned, tmp_path / "a", base=base) < base.stat().st_size // 4
-    for loaded in (load_file(tmp_path / "a"), load_file(tmp_path / "a", base=base), load_wcodec_checkpoint(tmp_path / "a", base=base)):
+    for loaded in (
+        load_file(tmp_path / "a"),
+        load_file(tmp_path / "a", base=base),
+        load_wcodec_checkpoint(tmp_path / "a", base=base),
+    ):
         assert all(same(loaded[name], t) for name, t in tuned.items())
-    (tmp_path / "in").write_bytes(safetensors_bytes([("a", "F4", [4], b"ab"), ("b", "BOOL", [3], b"\x00\x02\xff")]))
+    (tmp_path / "in").write_bytes(
+        safetensors_bytes([("a", "F4", [4], b"ab"), ("b", "BOOL", [3], b"\x00\x02\xff")])
+    )
     encode_file(tmp_path / "in", tmp_path / "a", overwrite=True)
     with (tmp_path / "a").open("rb") as f:
         loaded = load_file(f)
@@ -244,18 +287,26 @@ def test_reads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread
         with pytest.raises(DecodeError, match=r"ends .* bytes early") as e:
             load_file(Failing(data, len(data) // 2, False))
         assert e.value.code == "truncated"
-    assert not [t.name for t in threading.enumerate() if t.name.startswith(("wcodec-read", "wcodec-load"))]
+    assert not [
+        t.name for t in threading.enumerate() if t.name.startswith(("wcodec-read", "wcodec-load"))
+    ]
 
 
 # ---- safe_open ---------------------------------------------------------------------------------------------------------------
 def test_safe_open(tmp_path: Path) -> None:
-    tensors = {"w": weights(300, 200), "e": weights(4, 30, 50, dtype=torch.float8_e4m3fn), "s": torch.tensor(2.5)}
+    tensors = {
+        "w": weights(300, 200),
+        "e": weights(4, 30, 50, dtype=torch.float8_e4m3fn),
+        "s": torch.tensor(2.5),
+    }
     save_file(tensors, tmp_path / "a", {"format": "pt"})
     with safe_open(tmp_path / "a", framework="pt", device="cpu") as f:
         assert f.keys() == f.offset_keys() == ["w", "e", "s"]
         assert f.metadata() == {"format": "pt"}
         assert all(same(f.get_tensor(name), t) for name, t in tensors.items())
-        assert {name: raw(t) for name, t in f.get_tensors().items()} == {name: raw(t) for name, t in tensors.items()}
+        assert {name: raw(t) for name, t in f.get_tensors().items()} == {
+            name: raw(t) for name, t in tensors.items()
+        }
         part = f.get_slice("e")
         assert (part.get_shape(), part.get_dtype()) == ([4, 30, 50], "F8_E4M3")
         with pytest.raises(KeyError, match="no tensor 'x'"):
@@ -269,7 +320,14 @@ INDICES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [d for d in ARRAY_DTYPES if d.name in ("bfloat16", "bool", "complex64", "float8_e5m2", "uint32", "int8")])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        d
+        for d in ARRAY_DTYPES
+        if d.name in ("bfloat16", "bool", "complex64", "float8_e5m2", "uint32", "int8")
+    ],
+)
 def test_slices_are_those_of_torch(tmp_path: Path, dtype: DType) -> None:
     whole = tensor_of(dtype, (40, 60, 70), "gaussian")
     save_file({"w": whole}, tmp_path / "a")
@@ -289,13 +347,25 @@ def shards(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     """A folder of two shards with an index, and a file that does not belong to them."""
     folder = tmp_path / "model"
     folder.mkdir()
-    tensors = {f"layers.{i}.w": weights(100 + i, 80, seed=i) for i in range(6)} | {"norm": torch.ones(80)}
+    tensors = {f"layers.{i}.w": weights(100 + i, 80, seed=i) for i in range(6)} | {
+        "norm": torch.ones(80)
+    }
     names = [f"model-0000{i}-of-00002.wcodec" for i in (1, 2)]
-    save_file({n: t for n, t in tensors.items() if n < "layers.3"}, folder / names[0], {"format": "pt", "part": "1"})
-    save_file({n: t for n, t in tensors.items() if n > "layers.3"}, folder / names[1], {"format": "pt", "part": "2"})
+    save_file(
+        {n: t for n, t in tensors.items() if n < "layers.3"},
+        folder / names[0],
+        {"format": "pt", "part": "1"},
+    )
+    save_file(
+        {n: t for n, t in tensors.items() if n > "layers.3"},
+        folder / names[1],
+        {"format": "pt", "part": "2"},
+    )
     save_file({"layers.0.w": torch.zeros(4)}, folder / "other.wcodec")
     weight_map = {n: names[n > "layers.3"] for n in tensors}
-    (folder / "model.wcodec.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.wcodec.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return folder, tensors
 
 
@@ -312,7 +382,13 @@ def test_a_checkpoint_of_shards(shards: tuple[Path, dict[str, torch.Tensor]]) ->
         assert c.stored_nbytes == sum(p.stat().st_size for p in folder.glob("model-*.wcodec"))
         assert c.metadata == {"format": "pt", "part": "1"}
         assert same(c["layers.4.w"], tensors["layers.4.w"])
-        for found in (dict(c.items()), dict(zip(c, c.values(), strict=True)), c.state_dict(), dict(c), load_wcodec_checkpoint(folder)):
+        for found in (
+            dict(c.items()),
+            dict(zip(c, c.values(), strict=True)),
+            c.state_dict(),
+            dict(c),
+            load_wcodec_checkpoint(folder),
+        ):
             assert list(found) == list(tensors)
             assert all(same(t, tensors[n]) for n, t in found.items())
         with pytest.raises(KeyError, match="model has no tensor 'x'"):
@@ -335,7 +411,9 @@ def test_iteration_decodes_one_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tensors = {f"t{i}": weights(50, 60, seed=i) for i in range(9)}
     save_file(tensors, tmp_path / "a")
     decoded, tensor = list[str](), Reader.tensor
-    monkeypatch.setattr(Reader, "tensor", lambda self, name: (decoded.append(name), tensor(self, name))[1])
+    monkeypatch.setattr(
+        Reader, "tensor", lambda self, name: (decoded.append(name), tensor(self, name))[1]
+    )
     items = iter(WCodecCheckpoint(tmp_path / "a").items())
     for i in range(4):
         name, found = next(items)
@@ -348,11 +426,22 @@ def test_iteration_decodes_one_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_where_tensors_go(tmp_path: Path) -> None:
     w = weights(60, 50)
     save_file({"w": w, "one": torch.tensor(1.5), "none": torch.zeros(0, 3)}, tmp_path / "a")
-    for where in ("cpu", torch.device("cpu"), None, {"cpu": "cpu"}, {"cuda:0": "cuda:1"}, lambda storage, location: None):
+    for where in (
+        "cpu",
+        torch.device("cpu"),
+        None,
+        {"cpu": "cpu"},
+        {"cuda:0": "cuda:1"},
+        lambda storage, location: None,
+    ):
         assert same(load_wcodec_checkpoint(tmp_path / "a", map_location=where)["w"], w)
     for where in ("meta", {"cpu": "meta"}):
         found = load_wcodec_checkpoint(tmp_path / "a", map_location=where)
-        assert [(t.device.type, t.shape) for t in found.values()] == [("meta", (60, 50)), ("meta", ()), ("meta", (0, 3))]
+        assert [(t.device.type, t.shape) for t in found.values()] == [
+            ("meta", (60, 50)),
+            ("meta", ()),
+            ("meta", (0, 3)),
+        ]
     calls = list[tuple[int, str]]()
 
     def moved(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
@@ -374,7 +463,9 @@ def test_where_tensors_go(tmp_path: Path) -> None:
 # ---- GPUs --------------------------------------------------------------------------------------------------------------------
 def test_a_missing_gpu_is_named(tmp_path: Path) -> None:
     save_file({"w": weights(3, 3)}, tmp_path / "a")
-    with pytest.raises(BackendUnavailable, match=r"'cuda:1': this PyTorch finds no GPU; install .*wcodec\[cuda\]"):
+    with pytest.raises(
+        BackendUnavailable, match=r"'cuda:1': this PyTorch finds no GPU; install .*wcodec\[cuda\]"
+    ):
         load_file(tmp_path / "a", device="cuda:1")
     with pytest.raises(BackendUnavailable, match="finds no GPU"):
         load_wcodec_checkpoint(tmp_path / "a", map_location=torch.device("cuda"))
@@ -384,13 +475,19 @@ def test_a_missing_driver_or_cupy_is_named(tmp_path: Path, monkeypatch: pytest.M
     save_file({"w": weights(3, 3)}, tmp_path / "a")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendUnavailable, match=r"backend 'cuda' needs (an NVIDIA GPU and its driver|CuPy)"):
+    with pytest.raises(
+        BackendUnavailable, match=r"backend 'cuda' needs (an NVIDIA GPU and its driver|CuPy)"
+    ):
         load_file(tmp_path / "a", device="cuda:0")
 
 
 def test_device_memory_becomes_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every dtype, from an emulated device, whose memory is the host's. It is PyTorch's own, and its stream is that of PyTorch."""
-    tensors = {f"{d.name} {shape}": tensor_of(d, shape, "gaussian", i) for i, d in enumerate(ARRAY_DTYPES) for shape in SHAPES}
+    tensors = {
+        f"{d.name} {shape}": tensor_of(d, shape, "gaussian", i)
+        for i, d in enumerate(ARRAY_DTYPES)
+        for shape in SHAPES
+    }
     save_file(tensors, tmp_path / "a")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     made = list[int | None]()
@@ -412,13 +509,17 @@ def test_device_memory_becomes_tensors(tmp_path: Path, monkeypatch: pytest.Monke
             return super().external_stream(handle)
 
     monkeypatch.setattr("wcodec.torch.device_memory.empty", empty)
-    monkeypatch.setattr("wcodec.torch.device_memory.current_stream", lambda device: 70 + device.index)
+    monkeypatch.setattr(
+        "wcodec.torch.device_memory.current_stream", lambda device: 70 + device.index
+    )
     monkeypatch.setattr("wcodec.cuda.shared_loader", loader)
     monkeypatch.setattr("wcodec.cuda.Loader", loader)
     found = load_file(tmp_path / "a", device="cuda:2")
     assert list(found) == list(tensors)
     assert [name for name in tensors if not same(found[name], tensors[name])] == []
-    assert {t.untyped_storage().data_ptr() for t in found.values()} == {t.untyped_storage().data_ptr() for t in taken}
+    assert {t.untyped_storage().data_ptr() for t in found.values()} == {
+        t.untyped_storage().data_ptr() for t in taken
+    }
     names = list(tensors)[3:5]
     assert list(load_file(tmp_path / "a", device="cuda:2", names=names)) == names
     with WCodecCheckpoint(tmp_path / "a", "cuda:1") as c:
@@ -450,7 +551,10 @@ def test_device_memory_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("wcodec.cuda.shared_loader", lambda _: loader)
     assert same(load_file(tmp_path / "a", device="cuda:1")["w"], weights(64, 64))
     assert (asked, closed) == ([8192, 8192], [1])
-    with pytest.raises(DecodeError, match="resource_limit: in a: there is no memory for the tensors: CUDA out of memory"):
+    with pytest.raises(
+        DecodeError,
+        match="resource_limit: in a: there is no memory for the tensors: CUDA out of memory",
+    ):
         load_file(tmp_path / "a", device="cuda:1")
 
 
@@ -464,7 +568,10 @@ def test_a_backend_that_was_chosen_is_used(tmp_path: Path) -> None:
 # ---- bad files ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("threads", [1, 2])
 def test_damage_names_tensor_and_file(tmp_path: Path, threads: int) -> None:
-    tensors, path = {name: weights(400, 300, seed=i) for i, name in enumerate("abc")}, tmp_path / "model.wcodec"
+    tensors, path = (
+        {name: weights(400, 300, seed=i) for i, name in enumerate("abc")},
+        tmp_path / "model.wcodec",
+    )
     save_file(tensors, path)
     with wcodec.open(path) as f:
         place = f.record("b").payload_offset + f.record("b").payload_nbytes // 2
@@ -505,7 +612,9 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     data[28:32] = struct.pack("<I", zlib.crc32(data[:28]))
     (tmp_path / "model.wcodec").write_bytes(data)
     for read in (load_file, load_wcodec_checkpoint, safe_open, WCodecCheckpoint):
-        with pytest.raises(DecodeError, match=r"in model.wcodec: format version 7.3; this decoder knows 0.2") as e:
+        with pytest.raises(
+            DecodeError, match=r"in model.wcodec: format version 7.3; this decoder knows 0.2"
+        ) as e:
             read(tmp_path / "model.wcodec")
         assert e.value.code == "unsupported_version"
 
@@ -513,7 +622,10 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_safetensors_files_are_pointed_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors_bytes([("w", "BF16", [300, 200], raw(weights(300, 200)))]))
-    with pytest.raises(DecodeError, match=r"in model\.safetensors: .* not compressed: safetensors\.torch\.load_file reads it") as e:
+    with pytest.raises(
+        DecodeError,
+        match=r"in model\.safetensors: .* not compressed: safetensors\.torch\.load_file reads it",
+    ) as e:
         load_file(path)
     assert e.value.code == "bad_magic"
     encode_hub_file(path, tmp_path / "hub.safetensors")
@@ -531,9 +643,22 @@ def index_with(folder: Path, weight_map: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["../a.wcodec", "/etc/a.wcodec", "sub/a.wcodec", "sub\\a.wcodec", "..", "", "a.safetensors", 3, "a\0.wcodec"]
+    "file",
+    [
+        "../a.wcodec",
+        "/etc/a.wcodec",
+        "sub/a.wcodec",
+        "sub\\a.wcodec",
+        "..",
+        "",
+        "a.safetensors",
+        3,
+        "a\0.wcodec",
+    ],
 )
-def test_an_index_names_no_other_places(shards: tuple[Path, dict[str, torch.Tensor]], file: Any) -> None:
+def test_an_index_names_no_other_places(
+    shards: tuple[Path, dict[str, torch.Tensor]], file: Any
+) -> None:
     index_with(shards[0], {"layers.0.w": file})
     with pytest.raises(DecodeError, match="file beside it") as e:
         WCodecCheckpoint(shards[0])
@@ -543,7 +668,15 @@ def test_an_index_names_no_other_places(shards: tuple[Path, dict[str, torch.Tens
 def test_bad_folders(shards: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
     folder, _ = shards
     index = folder / "model.wcodec.index.json"
-    for text in ("", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {}}',
+        "[" * 100_000,
+        "\ud800".encode("utf-8", "surrogatepass"),
+    ):
         index.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(DecodeError) as e:
             WCodecCheckpoint(folder)
@@ -567,7 +700,10 @@ def test_bad_folders(shards: tuple[Path, dict[str, torch.Tensor]], tmp_path: Pat
 def test_without_pytorch() -> None:
     code = "import sys; sys.modules['torch'] = None; import wcodec; import wcodec.torch"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.strip().splitlines()[-1] == "ImportError: wcodec.torch needs PyTorch: pip install 'wcodec[torch]'"
+    assert (
+        done.stderr.strip().splitlines()[-1]
+        == "ImportError: wcodec.torch needs PyTorch: pip install 'wcodec[torch]'"
+    )
 
 
 def test_wcodec_alone_imports_no_pytorch() -> None:

@@ -18,12 +18,31 @@ from cuda_emulator import EmulatedRuntime
 from cuda_emulator.streams import LazyRuntime
 from sampling import exhaustive
 from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
-from torch_fused_cases import KINDS, Net, check_gradients, check_product, damaged, form_of, operate, weight
+from torch_fused_cases import (
+    KINDS,
+    Net,
+    check_gradients,
+    check_product,
+    damaged,
+    form_of,
+    operate,
+    weight,
+)
 
 from wcodec import EncodeOptions
 from wcodec.cuda import crossover
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, device, holding, load_compressed, model_memory, operands, save_file
+from wcodec.torch import (
+    CompressedTensor,
+    WCodecLinear,
+    compress_model,
+    device,
+    holding,
+    load_compressed,
+    model_memory,
+    operands,
+    save_file,
+)
 from wcodec.torch.device import DeviceHeld
 from wcodec.torch.held import Held
 from wcodec.transformers import WCodecConfig, WCodecModel
@@ -71,9 +90,13 @@ def _straight(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_straight")
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("large", [(264, 1100), exhaustive((SHAPES[-1],))], ids=str)
-def test_as_exact_as_dense(kind: tuple[torch.dtype, str, torch.dtype], large: tuple[int, int]) -> None:
+def test_as_exact_as_dense(
+    kind: tuple[torch.dtype, str, torch.dtype], large: tuple[int, int]
+) -> None:
     dtype, form, of_x = kind
-    for shape, batches in zip([*SHAPES[:-1], large], [(1, 5, 64), (5,), (64,), (1, 5)], strict=True):
+    for shape, batches in zip(
+        [*SHAPES[:-1], large], [(1, 5, 64), (5,), (64,), (1, 5)], strict=True
+    ):
         dense = weight(*shape, dtype=dtype)
         w, bias = fused(dense, form), weight(shape[0], dtype=of_x)
         for m in batches:
@@ -85,12 +108,15 @@ def test_as_exact_as_dense(kind: tuple[torch.dtype, str, torch.dtype], large: tu
 def test_scales(kind: tuple[torch.dtype, str, torch.dtype]) -> None:
     dtype, form, of_x = kind
     dense, scale = weight(70, 1100, dtype=dtype), torch.rand(70) + 0.5
-    layer = WCodecLinear.from_quantized(dense, scale, weight(70, dtype=of_x), options=EncodeOptions(operand=form))
+    layer = WCodecLinear.from_quantized(
+        dense, scale, weight(70, dtype=of_x), options=EncodeOptions(operand=form)
+    )
     for m in (1, 9):
         x = weight(m, 1100, dtype=of_x)
         check_product(layer.weight, dense, x, layer.bias, scale)
         assert torch.equal(layer(x), operate(x, layer.weight, layer.bias, scale))
-    check_product(layer.weight, dense, x, layer.bias, torch.stack([scale, scale], 1)[:, 0])  # whose numbers lie apart
+    # whose numbers lie apart
+    check_product(layer.weight, dense, x, layer.bias, torch.stack([scale, scale], 1)[:, 0])
 
 
 @pytest.mark.usefixtures("_straight")
@@ -99,7 +125,9 @@ def test_activations_of_all_sorts() -> None:
     w = fused(dense)
     apart, odd = (weight(5, 528)[:, ::2], weight(264, 5).t()), weight(5 * 264 + 1)[1:].view(5, 264)
     for x in (weight(264), weight(1, 1, 264), weight(2, 3, 264), *apart, odd):
-        assert torch.equal(operate(x, w), F.linear(x.clone(memory_format=torch.contiguous_format), w))
+        assert torch.equal(
+            operate(x, w), F.linear(x.clone(memory_format=torch.contiguous_format), w)
+        )
         for b in (None, bias):
             assert operate(x, w, b).shape == F.linear(x, w, b).shape == (*x.shape[:-1], 70)
             for y in (operate(x, w, b), F.linear(x, w, b)):
@@ -147,18 +175,28 @@ def test_more_rows_are_multiplied_by_the_dense_weight(monkeypatch: pytest.Monkey
         assert len(leases) == n_leases
     x = weight(3, 1100, dtype=torch.float32)
     narrow = fused(weight(70, 1100, dtype=torch.int8))
-    assert torch.equal(operate(x, narrow), F.linear(x, narrow.decode().float())), "no kernel is made for float32"
+    assert torch.equal(operate(x, narrow), F.linear(x, narrow.decode().float())), (
+        "no kernel is made for float32"
+    )
 
 
 def test_crossover(monkeypatch: pytest.MonkeyPatch) -> None:
     assert crossover.most_batch((10, 10), "bf16", True, 90) == 64
-    rows = [(90, "bf16", "fixed", 4096, 4096, 48), (90, "bf16", "fixed", 4096, 14336, 32), (90, "bf16", "rans", 4096, 4096, 0)]
+    rows = [
+        (90, "bf16", "fixed", 4096, 4096, 48),
+        (90, "bf16", "fixed", 4096, 14336, 32),
+        (90, "bf16", "rans", 4096, 4096, 0),
+    ]
     monkeypatch.setattr(crossover, "TABLE", (*rows, (90, "int8", "fixed", 4096, 4096, 500)))
     for shape, weights, coded, capability, most in (
-        ((4096, 4096), "bf16", False, 90, 48), ((5000, 13000), "bf16", False, 90, 32), ((1, 1), "bf16", True, 90, 0),
+        ((4096, 4096), "bf16", False, 90, 48),
+        ((5000, 13000), "bf16", False, 90, 32),
+        ((1, 1), "bf16", True, 90, 0),
         ((4096, 8192), "bf16", False, 90, 32),  # nearer by its ratio, not by its difference
-        ((4096, 4096), "bf16", False, 100, 64), ((4096, 4096), "int8", False, 90, 64), ((4096, 4096), "e4m3", False, 90, 64),
-    ):  # fmt: skip
+        ((4096, 4096), "bf16", False, 100, 64),
+        ((4096, 4096), "int8", False, 90, 64),
+        ((4096, 4096), "e4m3", False, 90, 64),
+    ):
         assert crossover.most_batch(shape, weights, coded, capability) == most
 
 
@@ -176,7 +214,9 @@ def test_opcheck_and_compiled() -> None:
     w = fused(weight(33, 200))
     x, bias = weight(3, 200).requires_grad_(), weight(33).requires_grad_()
     torch.library.opcheck(torch.ops.wcodec.linear.default, (x, w.stream, [33, 200], w.dtype, bias))
-    layers = torch.nn.Sequential(torch.nn.Linear(200, 96), torch.nn.GELU(), torch.nn.Linear(96, 64, bias=False)).bfloat16()
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(200, 96), torch.nn.GELU(), torch.nn.Linear(96, 64, bias=False)
+    ).bfloat16()
     small = compress_model(copy.deepcopy(layers), fused=True)
     torch._dynamo.reset()
     compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
@@ -191,7 +231,9 @@ def test_opcheck_and_compiled() -> None:
 
 # ---- what is kept, and checked -----------------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("_straight")
-def test_later_products_only_launch_kernels(runtime: EmulatedRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_products_only_launch_kernels(
+    runtime: EmulatedRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dense, x = weight(70, 2100), weight(60, 2100)
     w = fused(dense, "rans")
     y, launched, launch = F.linear(x, w), [], runtime.launch
@@ -203,7 +245,9 @@ def test_later_products_only_launch_kernels(runtime: EmulatedRuntime, monkeypatc
 
     for name in ("upload", "download", "empty", "pinned", "mark", "finish"):
         monkeypatch.setattr(runtime, name, refuse)
-    monkeypatch.setattr(runtime, "launch", lambda kernel, *rest: launched.append(kernel) or launch(kernel, *rest))
+    monkeypatch.setattr(
+        runtime, "launch", lambda kernel, *rest: launched.append(kernel) or launch(kernel, *rest)
+    )
     assert torch.equal(F.linear(x, w), y)
     assert launched == ["linear_bf16_bf16_coded_64", "add_parts_bf16"]
     assert torch.equal(w.decode(), dense)
@@ -241,7 +285,9 @@ def test_replaced_after_use(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_decoded_again_and_again(kind: tuple[torch.dtype, str, torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoded_again_and_again(
+    kind: tuple[torch.dtype, str, torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the second time on by the kernel for operands: the same bits, NaN and all."""
     dtype, form, _ = kind
     dense = weight(70, 1100, dtype=dtype)
@@ -256,13 +302,20 @@ def test_decoded_again_and_again(kind: tuple[torch.dtype, str, torch.dtype], mon
         buffer.fill_(77)
         monkeypatch.setattr(device.ResidentTensor, "decode", None)
     assert torch.equal(w[3:5].view(torch.uint8), dense[3:5].view(torch.uint8))
-    assert torch.equal(F.embedding(torch.tensor([60, 2]), w).view(torch.uint8), dense[[60, 2]].view(torch.uint8))
+    assert torch.equal(
+        F.embedding(torch.tensor([60, 2]), w).view(torch.uint8), dense[[60, 2]].view(torch.uint8)
+    )
 
 
 def test_damage_is_found_at_first_use() -> None:
     small, x = fused(weight(70, 264)), weight(2, 264)
     w = damaged(small)
-    for use in (lambda: F.linear(x, w), lambda: weight(1, 70) @ w, lambda: operate(x, w), lambda: w.held.operand()) * 2:
+    for use in (
+        lambda: F.linear(x, w),
+        lambda: weight(1, 70) @ w,
+        lambda: operate(x, w),
+        lambda: w.held.operand(),
+    ) * 2:
         with pytest.raises(DecodeError, match=r"bad_checksum.*'layers.0.weight'"):
             use()
     w.stream[200] ^= 8
@@ -287,7 +340,8 @@ def test_another_content() -> None:
     assert w.held.operand() is not before
     assert form_of(w) == "rans"
     check_product(w, dense, x)
-    plain = CompressedTensor.from_stream(fused(dense).stream, fused=True)  # nobody said how it was compressed
+    # nobody said how it was compressed
+    plain = CompressedTensor.from_stream(fused(dense).stream, fused=True)
     plain.mul_(0.5)
     assert form_of(plain) == "fixed"
     check_product(plain, dense * 0.5, x)
@@ -323,12 +377,19 @@ UNLIKE = [
     wild(),
     torch.zeros(0, 5).bfloat16(),
 ]
-NOT_FINITE = [nan_in(torch.float8_e4m3fn, bits) for bits in (0x7F, 0xFF)] + [nan_in(torch.float8_e5m2, bits) for bits in (0x7C, 0xFD)]
+NOT_FINITE = [nan_in(torch.float8_e4m3fn, bits) for bits in (0x7F, 0xFF)] + [
+    nan_in(torch.float8_e5m2, bits) for bits in (0x7C, 0xFD)
+]
 
 
-@pytest.mark.parametrize(("dense", "is_operand"), [*((t, False) for t in UNLIKE), *((t, True) for t in NOT_FINITE)])
-def test_what_kernels_cannot_multiply_is_decoded(dense: torch.Tensor, is_operand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wcodec.torch.device_products._SOME", 1000)  # so that what is last is not looked at with the first
+@pytest.mark.parametrize(
+    ("dense", "is_operand"), [*((t, False) for t in UNLIKE), *((t, True) for t in NOT_FINITE)]
+)
+def test_what_kernels_cannot_multiply_is_decoded(
+    dense: torch.Tensor, is_operand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # so that what is last is not looked at with the first
+    monkeypatch.setattr("wcodec.torch.device_products._SOME", 1000)
     w = fused(dense)
     assert torch.equal(w.decode().view(torch.uint8), dense.view(torch.uint8))
     assert (w.held.operand() is not None) == is_operand == (form_of(w) is not None)
@@ -350,33 +411,56 @@ def test_other_streams_are_decoded() -> None:
     w = fused(dense)
     w.fused = False
     assert torch.equal(F.linear(x, w), F.linear(x, dense))
-    assert torch.equal(torch.ops.wcodec.linear(x, w.stream, [70, 264], w.dtype, fused=False), F.linear(x, dense))
+    assert torch.equal(
+        torch.ops.wcodec.linear(x, w.stream, [70, 264], w.dtype, fused=False), F.linear(x, dense)
+    )
 
 
 # ---- weights on their way --------------------------------------------------------------------------------------------------
 def test_compressed_models() -> None:
     net = Net(256, 300, 2)
     ids = torch.tensor([[3, 299, 0]])
-    for how, form, most in (({}, "fixed", 0.76), ({"fused": "rans"}, "rans", 0.7), ({"preset": "max"}, "fixed", 0.76)):
+    for how, form, most in (
+        ({}, "fixed", 0.76),
+        ({"fused": "rans"}, "rans", 0.7),
+        ({"preset": "max"}, "fixed", 0.76),
+    ):
         small = compress_model(copy.deepcopy(net), **{"fused": True, **how})
         assert small.head.weight is small.embed.weight
         assert [form_of(p) for p in (small.embed.weight, small.layers[1].weight)] == [form] * 2
         memory = model_memory(small)
         assert memory.held <= most * memory.dense
         torch.testing.assert_close(small(ids), net(ids), rtol=0.05, atol=0.05)
-    for options, form in ((EncodeOptions(layout="bytes"), None), (EncodeOptions(operand="rans"), "rans"), (EncodeOptions(), "fixed")):
-        assert form_of(compress_model(copy.deepcopy(net), options=options, fused=True).head.weight) == form
+    for options, form in (
+        (EncodeOptions(layout="bytes"), None),
+        (EncodeOptions(operand="rans"), "rans"),
+        (EncodeOptions(), "fixed"),
+    ):
+        assert (
+            form_of(compress_model(copy.deepcopy(net), options=options, fused=True).head.weight)
+            == form
+        )
     assert form_of(compress_model(copy.deepcopy(net)).head.weight) is None
     half = compress_model(torch.nn.Linear(64, 64).half(), fused="rans")
     assert form_of(half.weight) is None
     for wrong, message in (
-        ({"fused": "other"}, "fused 'other' is none of"), ({"fused": 2}, "fused 2 is none of"), ({"fused": None}, "fused None"),
+        ({"fused": "other"}, "fused 'other' is none of"),
+        ({"fused": 2}, "fused 2 is none of"),
+        ({"fused": None}, "fused None"),
         ({"fused": "rans", "options": EncodeOptions(operand="fixed")}, "give fused=True"),
-    ):  # fmt: skip
-        for compress in (compress_model, lambda model, **how: CompressedTensor.from_dense(model.head.weight, **how)):
+    ):
+        for compress in (
+            compress_model,
+            lambda model, **how: CompressedTensor.from_dense(model.head.weight, **how),
+        ):
             with pytest.raises(EncodeError, match=f"bad_option: .*{message}"):
                 compress(copy.deepcopy(net), **wrong)
-    assert form_of(CompressedTensor.from_dense(net.head.weight, EncodeOptions(preset="max"), fused="rans")) == "rans"
+    assert (
+        form_of(
+            CompressedTensor.from_dense(net.head.weight, EncodeOptions(preset="max"), fused="rans")
+        )
+        == "rans"
+    )
 
 
 def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,9 +469,13 @@ def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(holding, "encode", lambda *a: encoded.append(1) or encode(*a))
     plain, *forms = EncodeOptions(), EncodeOptions(operand="fixed"), EncodeOptions(operand="rans")
     for stored, asked, form, n_encoded in (
-        (plain, True, "fixed", 3), (forms[0], True, "fixed", 0), (forms[1], True, "rans", 0),
-        (forms[1], "fixed", "fixed", 3), (plain, "rans", "rans", 3), (plain, False, None, 0),
-    ):  # fmt: skip
+        (plain, True, "fixed", 3),
+        (forms[0], True, "fixed", 0),
+        (forms[1], True, "rans", 0),
+        (forms[1], "fixed", "fixed", 3),
+        (plain, "rans", "rans", 3),
+        (plain, False, None, 0),
+    ):
         path = tmp_path / "m.wcodec"
         save_file(net.state_dict(), path, options=stored)
         other = Net(256, 300, 2)
@@ -397,7 +485,11 @@ def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert other.head.weight is other.embed.weight
         for name in ("head", "layers.0"):
             w = other.get_submodule(name).weight
-            assert (form_of(w), w.fused, w.held.name) == (form, bool(asked), "embed.weight" if name == "head" else f"{name}.weight")
+            assert (form_of(w), w.fused, w.held.name) == (
+                form,
+                bool(asked),
+                "embed.weight" if name == "head" else f"{name}.weight",
+            )
             assert torch.equal(w.decode(), net.get_submodule(name).weight)
         torch.testing.assert_close(other(ids), net(ids), rtol=0.05, atol=0.05)
     with pytest.raises(EncodeError, match="bad_option"):
@@ -426,8 +518,12 @@ def test_brought_to_a_gpu(place: Place) -> None:
         assert isinstance(w.held, DeviceHeld)
         assert w.held.name == "w"
         assert torch.equal(w.decode(), dense)
-    assert torch.equal(brought(unlike).stream, unlike.stream), "what is no operand even when it is encoded as one stays as it was"
-    twin = WCodecLinear.from_linear(torch.nn.Linear(1100, 70, bias=False, dtype=torch.bfloat16), mode="resident")
+    assert torch.equal(brought(unlike).stream, unlike.stream), (
+        "what is no operand even when it is encoded as one stays as it was"
+    )
+    twin = WCodecLinear.from_linear(
+        torch.nn.Linear(1100, 70, bias=False, dtype=torch.bfloat16), mode="resident"
+    )
     assert form_of(twin.weight) is None
     layer = WCodecLinear.from_linear(twin)
     assert (layer.mode, form_of(layer.weight), form_of(twin.weight)) == ("fused", "fixed", None)
@@ -464,17 +560,24 @@ def test_transformers(how: bool | str, tmp_path: Path) -> None:
     found, due = tiny_models.directories(plain, tmp_path), tiny_models.logits(plain, "llama")
     coding = WCodecConfig(resident=True, fused=how)
     auto = tiny_models.auto_class("llama")
-    models = [auto.from_pretrained(found[form], quantization_config=coding) for form in ("hub", "plain")]
+    models = [
+        auto.from_pretrained(found[form], quantization_config=coding) for form in ("hub", "plain")
+    ]
     models.append(WCodecModel.from_pretrained(found["wcodec"], resident=True, fused=how))
     for model in models:
         weights = tiny_models.compressed(model)
         assert len(weights) >= 12
-        assert {form_of(w) for w in weights.values()} == ({"fixed"} if how is True else {"fixed", "rans"}), "the second where it pays"
+        assert {form_of(w) for w in weights.values()} == (
+            {"fixed"} if how is True else {"fixed", "rans"}
+        ), "the second where it pays"
         assert all(w.fused is True for w in weights.values())
         assert (tiny_models.logits(model, "llama") - due).abs().max() <= 0.02 * due.abs().max()
     models[0].save_pretrained(tmp_path / "again")
     tiny_models.same_state(auto.from_pretrained(tmp_path / "again"), plain)
-    for wrong, message in (({"resident": True, "fused": "other"}, "fused 'other'"), ({"fused": "rans"}, "resident=True")):
+    for wrong, message in (
+        ({"resident": True, "fused": "other"}, "fused 'other'"),
+        ({"fused": "rans"}, "resident=True"),
+    ):
         with pytest.raises((EncodeError, ValueError), match=message):
             WCodecConfig(**wrong)
 
@@ -498,8 +601,12 @@ def test_scratch_is_not_of_the_memory_of_graphs(monkeypatch: pytest.MonkeyPatch)
     """What is kept is taken by another thread: ``torch.compile`` sends to the memory of its graphs what the caller's takes."""
     threads, new = list[int](), torch.empty
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "a stream")
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(threads.append(len(stream))))
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: threads.append(threading.get_ident()) or new(*a, **k))
+    monkeypatch.setattr(
+        torch.cuda, "stream", lambda stream: nullcontext(threads.append(len(stream)))
+    )
+    monkeypatch.setattr(
+        torch, "empty", lambda *a, **k: threads.append(threading.get_ident()) or new(*a, **k)
+    )
     with torch.inference_mode():
         buffer = device.DeviceBuffers(torch.device("cpu"))._new(1 << 16)
     assert (buffer.numel(), buffer.dtype, buffer.is_inference()) == (1 << 16, torch.uint8, False)
@@ -513,7 +620,10 @@ def test_first_use_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, x = weight(32, 64), weight(3, 64)
     w = CompressedTensor.from_dense(dense, name="layer.weight", fused=True)
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
-    with pytest.raises(RuntimeError, match=r"first use of 'layer\.weight' while a CUDA graph is captured: run the model once before"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"first use of 'layer\.weight' while a CUDA graph is captured: run the model once before",
+    ):
         F.linear(x, w)
     monkeypatch.setattr(device, "is_capturing", lambda _: False)
     y = F.linear(x, w)
@@ -525,23 +635,42 @@ def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has to wait for the device: an operator on a new stream, a weight that is no operand, an embedding."""
     dense, ids = weight(40, 64), torch.tensor([3, 3, 0])
     plain, rows = (CompressedTensor.from_dense(dense, name=name) for name in ("plain", "embedding"))
-    operand, buffer = CompressedTensor.from_dense(dense, name="operand", fused=True), torch.empty(dense.nbytes, dtype=torch.uint8)
+    operand, buffer = (
+        CompressedTensor.from_dense(dense, name="operand", fused=True),
+        torch.empty(dense.nbytes, dtype=torch.uint8),
+    )
     assert isinstance(plain._held, device.DeviceHeld)
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
     for held in (plain._held, operand._held):
-        with pytest.raises(RuntimeError, match=rf"first use of '{held.name}' while a CUDA graph is captured: run the model once"):
+        with pytest.raises(
+            RuntimeError,
+            match=rf"first use of '{held.name}' while a CUDA graph is captured: run the model once",
+        ):
             held.decode_into(buffer)
-    for pick in (lambda: F.embedding(ids, rows), lambda: rows[ids], lambda: rows[2], lambda: rows._held.take(torch.tensor([1]))):
-        with pytest.raises(RuntimeError, match="rows of 'embedding' cannot be picked in a CUDA graph: hold it dense"):
+    for pick in (
+        lambda: F.embedding(ids, rows),
+        lambda: rows[ids],
+        lambda: rows[2],
+        lambda: rows._held.take(torch.tensor([1])),
+    ):
+        with pytest.raises(
+            RuntimeError,
+            match="rows of 'embedding' cannot be picked in a CUDA graph: hold it dense",
+        ):
             pick()
-    with pytest.raises(RuntimeError, match="first use of a compressed weight while a CUDA graph is captured"):
+    with pytest.raises(
+        RuntimeError, match="first use of a compressed weight while a CUDA graph is captured"
+    ):
         torch.ops.wcodec.linear(weight(3, 64), operand.stream.clone(), [40, 64], dense.dtype, None)
     monkeypatch.setattr(device, "is_capturing", lambda _: False)
     assert torch.equal(F.embedding(ids, rows), dense[ids])
     for held in (plain._held, operand._held):
         held.decode_into(buffer)
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
-    with pytest.raises(RuntimeError, match="'plain' cannot be decoded in a CUDA graph, for it is no operand: hold it with fused=True"):
+    with pytest.raises(
+        RuntimeError,
+        match="'plain' cannot be decoded in a CUDA graph, for it is no operand: hold it with fused=True",
+    ):
         plain._held.decode_into(buffer)
     operand._held.decode_into(buffer)
     assert torch.equal(operand._held.view(buffer), dense)

@@ -13,19 +13,46 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 from cuda_emulator import EmulatedRuntime
-from torch_fused_cases import KINDS, NARROW, Net, check_gradients, check_product, damaged, form_of, need_gpu, operate, weight
+from torch_fused_cases import (
+    KINDS,
+    NARROW,
+    Net,
+    check_gradients,
+    check_product,
+    damaged,
+    form_of,
+    need_gpu,
+    operate,
+    weight,
+)
 
 from wcodec import EncodeOptions
 from wcodec.errors import DecodeError
-from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, device, load_compressed, model_memory, operands, save_file, scratch
+from wcodec.torch import (
+    CompressedTensor,
+    WCodecLinear,
+    compress_model,
+    device,
+    load_compressed,
+    model_memory,
+    operands,
+    save_file,
+    scratch,
+)
 
 pytestmark = pytest.mark.gpu
 
 EMULATED = os.environ.get("WCODEC_GPU_TESTS") == "emulated"
 GPU = torch.device("cpu") if EMULATED else torch.device("cuda", 0)
-SHAPES = [(33, 200), (70, 1100)] if EMULATED else [(1024, 4096), (4096, 1000), (777, 2049), (48, 16384), (14336, 512)]
+SHAPES = (
+    [(33, 200), (70, 1100)]
+    if EMULATED
+    else [(1024, 4096), (4096, 1000), (777, 2049), (48, 16384), (14336, 512)]
+)
 BATCHES = [1, 9, 64, 65] if EMULATED else [1, 2, 5, 8, 9, 16, 17, 33, 63, 64, 65, 300]
-needs_cuda = pytest.mark.skipif(EMULATED, reason="the emulator has neither graphs, nor streams, nor memory of its own")
+needs_cuda = pytest.mark.skipif(
+    EMULATED, reason="the emulator has neither graphs, nor streams, nor memory of its own"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +105,9 @@ def test_scales(dtype: torch.dtype) -> None:
     n, k = SHAPES[-1]
     dense, scale = random(n, k, dtype=dtype), torch.rand(n, device=GPU) + 0.5
     for form, of_x in (("fixed", torch.bfloat16), ("rans", torch.float16)):
-        layer = WCodecLinear.from_quantized(dense, scale, random(n, dtype=of_x), options=EncodeOptions(operand=form))
+        layer = WCodecLinear.from_quantized(
+            dense, scale, random(n, dtype=of_x), options=EncodeOptions(operand=form)
+        )
         for m in BATCHES:
             x = random(m, k, dtype=of_x)
             check_product(layer.weight, dense, x, layer.bias, scale)
@@ -88,7 +117,12 @@ def test_scales(dtype: torch.dtype) -> None:
 def test_not_finite() -> None:
     n, k = SHAPES[0]
     dense, x = random(n, k), random(9, k)
-    dense[3, 5], dense[20, 64], dense[22, 7], dense[22, 9] = float("inf"), float("nan"), float("inf"), -float("inf")
+    dense[3, 5], dense[20, 64], dense[22, 7], dense[22, 9] = (
+        float("inf"),
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+    )
     dense[30, 11], dense[31, 11], dense[32, 11] = 1e30, -1e30, 0
     x[4, 11], x[6, 100] = float("inf"), float("nan")
     got, due = F.linear(x, fused(dense)), F.linear(x, dense)
@@ -109,7 +143,10 @@ def test_gradients(kind: tuple[torch.dtype, str, torch.dtype]) -> None:
     dtype, form, of_x = kind
     n, k = SHAPES[0]
     dense = random(n, k, dtype=dtype)
-    w, scale = fused(dense, form), None if dtype == torch.bfloat16 else torch.rand(n, device=GPU) / 50 + 0.01
+    w, scale = (
+        fused(dense, form),
+        None if dtype == torch.bfloat16 else torch.rand(n, device=GPU) / 50 + 0.01,
+    )
     for m in (3, 65):
         check_gradients(w, dense, random(2, m, k, dtype=of_x), scale)
 
@@ -119,13 +156,22 @@ def test_opcheck() -> None:
     n, k = SHAPES[0]
     w, x, bias = fused(random(n, k)), random(3, k).requires_grad_(), random(n).requires_grad_()
     torch.library.opcheck(torch.ops.wcodec.linear.default, (x, w.stream, [n, k], w.dtype, bias))
-    torch.library.opcheck(torch.ops.wcodec.linear_grad_input.default, (random(3, n).requires_grad_(), w.stream, [n, k], w.dtype))
+    torch.library.opcheck(
+        torch.ops.wcodec.linear_grad_input.default,
+        (random(3, n).requires_grad_(), w.stream, [n, k], w.dtype),
+    )
     w, scale = fused(random(n, k, dtype=torch.int8)), torch.rand(n, device=GPU, requires_grad=True)
-    torch.library.opcheck(torch.ops.wcodec.linear.default, (x, w.stream, [n, k], w.dtype, bias, scale))
+    torch.library.opcheck(
+        torch.ops.wcodec.linear.default, (x, w.stream, [n, k], w.dtype, bias, scale)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("how", [{"backend": "aot_eager"}, pytest.param({"mode": "reduce-overhead"}, marks=needs_cuda)], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [{"backend": "aot_eager"}, pytest.param({"mode": "reduce-overhead"}, marks=needs_cuda)],
+    ids=str,
+)
 def test_compiled(how: dict[str, str]) -> None:
     """Graphs too: weights that nobody has used yet are decoded, and checked, before one is captured. (The backend "cudagraphs" would copy
     streams, as it does all that it gets, and what is new would be opened while a graph is captured.)"""
@@ -147,7 +193,9 @@ def test_compiled(how: dict[str, str]) -> None:
 @pytest.mark.parametrize("m", [1, 8, 64, 100])
 def test_graphs(form: str, m: int) -> None:
     """Captured and replayed with other x: kernels up to the crossover; above it, decoding into memory of the graph."""
-    model = torch.nn.Sequential(torch.nn.Linear(2048, 1024), torch.nn.Linear(1024, 2048, bias=False)).to(GPU, torch.bfloat16)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(2048, 1024), torch.nn.Linear(1024, 2048, bias=False)
+    ).to(GPU, torch.bfloat16)
     small, x = compress_model(model, fused=form), random(m, 2048)
     with torch.no_grad():
         side = torch.cuda.Stream()
@@ -163,7 +211,9 @@ def test_graphs(form: str, m: int) -> None:
             x.copy_(random(m, 2048))
             y.fill_(77)
             graph.replay()
-            torch.testing.assert_close(y, small(x), rtol=0.02 if m > 64 else 0, atol=1e-3 if m > 64 else 0)
+            torch.testing.assert_close(
+                y, small(x), rtol=0.02 if m > 64 else 0, atol=1e-3 if m > 64 else 0
+            )
     assert [form_of(layer.weight) for layer in small] == [form] * 2
 
 
@@ -173,7 +223,10 @@ def test_two_streams() -> None:
     dense, xs = random(4096, 4096), [random(3, 4096) for _ in range(20)]
     ready = fused(dense, "rans")
     due = [F.linear(x, ready) for x in xs]
-    w, streams = CompressedTensor.from_dense(dense, fused="rans"), [torch.cuda.Stream() for _ in range(2)]
+    w, streams = (
+        CompressedTensor.from_dense(dense, fused="rans"),
+        [torch.cuda.Stream() for _ in range(2)],
+    )
     torch.cuda.synchronize()
     found = list[torch.Tensor]()
     for i, x in enumerate(xs):
@@ -190,7 +243,9 @@ def test_memory(form: str, most: float) -> None:
     gc.collect()
     scratch.release_scratch()
     start, x = torch.cuda.memory_allocated(), random(4, 4096)
-    model = torch.nn.Sequential(*[torch.nn.Linear(4096, 4096, bias=False) for _ in range(12)]).to(GPU, torch.bfloat16)
+    model = torch.nn.Sequential(*[torch.nn.Linear(4096, 4096, bias=False) for _ in range(12)]).to(
+        GPU, torch.bfloat16
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(0, 0.02)
@@ -206,7 +261,9 @@ def test_memory(form: str, most: float) -> None:
         for _ in range(3):
             model(x)
     torch.cuda.synchronize()
-    assert torch.cuda.max_memory_allocated() - start < held.held + (24 << 20), "activations, and sums of parts"
+    assert torch.cuda.max_memory_allocated() - start < held.held + (24 << 20), (
+        "activations, and sums of parts"
+    )
 
 
 # ---- weights on their way --------------------------------------------------------------------------------------------------

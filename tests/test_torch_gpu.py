@@ -12,7 +12,14 @@ from inputs import ARRAY_DTYPES
 from test_torch_files import SHAPES, same, tensor_of, weights
 
 from wcodec.backends import load_backend, use_backend
-from wcodec.torch import WCodecCheckpoint, load_file, load_shard, load_wcodec_checkpoint, safe_open, save_file
+from wcodec.torch import (
+    WCodecCheckpoint,
+    load_file,
+    load_shard,
+    load_wcodec_checkpoint,
+    safe_open,
+    save_file,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -21,14 +28,20 @@ pytestmark = pytest.mark.gpu
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """Every dtype in several shapes, and weights of some size."""
     path = tmp_path_factory.mktemp("torch") / "model.wcodec"
-    tensors = {f"{d.name} {shape}": tensor_of(d, shape, "gaussian", i) for i, d in enumerate(ARRAY_DTYPES) for shape in SHAPES}
+    tensors = {
+        f"{d.name} {shape}": tensor_of(d, shape, "gaussian", i)
+        for i, d in enumerate(ARRAY_DTYPES)
+        for shape in SHAPES
+    }
     tensors |= {f"layer{i}": weights(2048, 1024 + i, seed=i) for i in range(4)}
     with use_backend("numba"):
         save_file(tensors, path, {"format": "pt"})
     return path, tensors
 
 
-def test_every_dtype_is_decoded_on_the_device(checkpoint: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_every_dtype_is_decoded_on_the_device(
+    checkpoint: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
     path, tensors = checkpoint
     assert load_backend("auto").name == "cuda"
     for device in ("cuda", torch.device("cuda", 0)):
@@ -41,7 +54,9 @@ def test_every_dtype_is_decoded_on_the_device(checkpoint: tuple[Path, dict[str, 
     assert list(load_file(path, device="cuda:0", names=names)) == names
 
 
-def test_what_was_loaded_can_be_computed_with(checkpoint: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_what_was_loaded_can_be_computed_with(
+    checkpoint: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
     path, tensors = checkpoint
     w = load_file(path, device="cuda", names=["layer0"])["layer0"]
     x = torch.randn(64, w.shape[1], device="cuda", dtype=w.dtype)
@@ -66,7 +81,10 @@ def test_memory_is_that_of_pytorch(checkpoint: tuple[Path, dict[str, torch.Tenso
                 copied = w.clone()
             w.record_stream(reader)
             del w
-            others = [load_file(path, device="cuda", names=[name]) for name in ("layer1", "layer2", "layer0")]
+            others = [
+                load_file(path, device="cuda", names=[name])
+                for name in ("layer1", "layer2", "layer0")
+            ]
             torch.cuda.synchronize()
         assert same(copied.cpu(), tensors["layer0"])
         del others
@@ -88,7 +106,9 @@ def test_checkpoints_and_slices(checkpoint: tuple[Path, dict[str, torch.Tensor]]
     assert all(t.is_cuda for t in shard.values())
 
 
-def test_another_backend_decodes_on_the_host(checkpoint: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_another_backend_decodes_on_the_host(
+    checkpoint: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
     path, tensors = checkpoint
     with use_backend("numba"):
         found = load_file(path, device="cuda")
@@ -106,7 +126,10 @@ def test_tensors_of_a_gpu_are_saved_alike(tmp_path: Path) -> None:
 
 def test_weights_are_not_copied_to_the_host(tmp_path: Path) -> None:
     """Peak of the process's own host memory while 1 GB of weights is loaded: buffers alone."""
-    tensors = {f"w{i}": (torch.randn(8192, 8192, device="cuda") * 0.02).to(torch.bfloat16).cpu() for i in range(8)}
+    tensors = {
+        f"w{i}": (torch.randn(8192, 8192, device="cuda") * 0.02).to(torch.bfloat16).cpu()
+        for i in range(8)
+    }
     with use_backend("numba"):
         save_file(tensors, tmp_path / "a")
     del tensors

@@ -21,7 +21,14 @@ import wcodec
 from wcodec import EncodeOptions
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference.operands import operand_form
-from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, load_compressed, save_file, scratch
+from wcodec.torch import (
+    CompressedTensor,
+    WCodecLinear,
+    compress_model,
+    load_compressed,
+    save_file,
+    scratch,
+)
 from wcodec.torch import held as held_module
 from wcodec.torch import products as products_module
 from wcodec.torch import tiles as tiles_module
@@ -29,7 +36,17 @@ from wcodec.torch import tiles as tiles_module
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 # (rows, columns): the prime and the ragged, 1 in both places, one segment, several bands, several rows of segments
-SHAPES = [(1, 1), (1, 300), (300, 1), (17, 33), (33, 17), (33, 1000), (1000, 33), (300, 1000), (1000, 300)]
+SHAPES = [
+    (1, 1),
+    (1, 300),
+    (300, 1),
+    (17, 33),
+    (33, 17),
+    (33, 1000),
+    (1000, 33),
+    (300, 1000),
+    (1000, 300),
+]
 
 
 @pytest.fixture(params=[1 << 20, 1 << 14], ids=["large tiles", "small tiles"])
@@ -91,7 +108,9 @@ def test_geometries(segment: tuple[int, int]) -> None:
     dense = weight(300, 1000)
     w, x = fused(dense, wcodec.EncodeOptions(segment=segment)), weight(3, 1000)
     assert torch.equal(F.linear(x, w), operate(x, w))
-    assert error(F.linear(x, w), x.double() @ dense.double().t()) <= 1.5 * error(F.linear(x, dense), x.double() @ dense.double().t())
+    assert error(F.linear(x, w), x.double() @ dense.double().t()) <= 1.5 * error(
+        F.linear(x, dense), x.double() @ dense.double().t()
+    )
 
 
 @pytest.mark.usefixtures("_tiles")
@@ -119,7 +138,12 @@ def test_outliers_nan_and_infinity(dtype: torch.dtype) -> None:
     assert w.held._opened().index.tensors[0].segments.n_patches.any() or dtype != torch.bfloat16
     due = x.double() @ dense.double().t()
     assert error(F.linear(x, w), due) <= 1.5 * error(F.linear(x, dense), due)
-    dense[5, 7], dense[150, 9], dense[299, 999], dense[0] = float("nan"), float("inf"), -float("inf"), 0
+    dense[5, 7], dense[150, 9], dense[299, 999], dense[0] = (
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        0,
+    )
     w = fused(dense)
     x[1, 3], x[2, 4], x[3, 9] = float("inf"), float("nan"), 0  # and 0 * inf
     for got, plain in ((F.linear(x, w), F.linear(x, dense)), (x[:, :300] @ w, x[:, :300] @ dense)):
@@ -138,7 +162,9 @@ def test_dimensions_before_and_empty_ones() -> None:
         for got in (F.linear(x, w, bias), operate(x, w, bias)):
             assert got.shape == (*before, 300)
             torch.testing.assert_close(got, F.linear(x, dense, bias))
-        assert torch.ops.wcodec.linear_grad_input(weight(*before, 300), w.stream, [300, 96], w.dtype).shape == (*before, 96)
+        assert torch.ops.wcodec.linear_grad_input(
+            weight(*before, 300), w.stream, [300, 96], w.dtype
+        ).shape == (*before, 96)
     for shape in ((0, 5), (5, 0), (0, 0)):
         empty = fused(torch.zeros(shape))
         x, bias = torch.randn(3, shape[1]), torch.randn(shape[0])
@@ -156,7 +182,9 @@ def test_narrow_weights(narrow: torch.dtype, dtype: torch.dtype) -> None:
     due, plain = x.double() @ dense.double().t(), F.linear(x, dense.to(dtype))
     assert error(operate(x, w), due) <= 1.5 * error(plain, due)
     due, plain = back.double() @ dense.double(), back @ dense.to(dtype)
-    assert error(torch.ops.wcodec.linear_grad_input(back, w.stream, [300, 200], narrow), due) <= 1.5 * error(plain, due)
+    assert error(
+        torch.ops.wcodec.linear_grad_input(back, w.stream, [300, 200], narrow), due
+    ) <= 1.5 * error(plain, due)
     with pytest.raises(RuntimeError):
         F.linear(x, w)  # as of the dense weight
 
@@ -171,7 +199,10 @@ def test_what_does_not_fit() -> None:
         (lambda: torch.ops.wcodec.linear(x, w.stream, [64, 97], w.dtype), "cannot be multiplied"),
         (lambda: torch.ops.wcodec.linear(x, w.stream, [65, 96], w.dtype), "the stream holds"),
         (lambda: torch.ops.wcodec.linear(x, w.stream, [96], w.dtype), "1 dimensions"),
-        (lambda: torch.ops.wcodec.linear(x.half(), w.stream, [64, 96], torch.float16), "the stream holds"),
+        (
+            lambda: torch.ops.wcodec.linear(x.half(), w.stream, [64, 96], torch.float16),
+            "the stream holds",
+        ),
         (lambda: F.linear(x.float(), w), "dtype"),
         (lambda: F.linear(x[:, :-1], w), "shapes"),
         (lambda: x @ w, "shapes"),
@@ -194,7 +225,10 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize(("n", "k"), [(14, 11), exhaustive((40, 30))])
 def test_gradcheck(n: int, k: int) -> None:
     w, dense = fused(d := weight(n, k, dtype=torch.float64) * 50), d
-    x, bias = torch.randn(2, 3, k, dtype=torch.float64, requires_grad=True), torch.randn(n, dtype=torch.float64, requires_grad=True)
+    x, bias = (
+        torch.randn(2, 3, k, dtype=torch.float64, requires_grad=True),
+        torch.randn(n, dtype=torch.float64, requires_grad=True),
+    )
     assert torch.autograd.gradcheck(lambda x, b: operate(x, w, b), (x, bias))
     assert torch.autograd.gradgradcheck(lambda x, b: operate(x, w, b), (x, bias))
     assert torch.autograd.gradcheck(lambda x, b: F.linear(x, w, b), (x, bias))
@@ -208,16 +242,26 @@ def test_gradients(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = weight(300, 1000, dtype=dtype)
     w, grads = fused(dense), []
     never_whole(monkeypatch)
-    for call in (lambda x, b: operate(x, w, b), lambda x, b: F.linear(x, w, b), lambda x, b: F.linear(x, dense, b)):
+    for call in (
+        lambda x, b: operate(x, w, b),
+        lambda x, b: F.linear(x, w, b),
+        lambda x, b: F.linear(x, dense, b),
+    ):
         torch.manual_seed(3)
-        x, b = torch.randn(2, 5, 1000).to(dtype).requires_grad_(), weight(300, dtype=dtype).requires_grad_()
+        x, b = (
+            torch.randn(2, 5, 1000).to(dtype).requires_grad_(),
+            weight(300, dtype=dtype).requires_grad_(),
+        )
         call(x, b).float().square().sum().backward()
         assert x.grad is not None
         assert b.grad is not None
         grads.append((x.grad, b.grad))
     for got in grads[:2]:
         torch.testing.assert_close(
-            got, grads[2], rtol=2e-2 if dtype != torch.float32 else 1e-4, atol=2e-2 if dtype != torch.float32 else 1e-5
+            got,
+            grads[2],
+            rtol=2e-2 if dtype != torch.float32 else 1e-4,
+            atol=2e-2 if dtype != torch.float32 else 1e-5,
         )
 
 
@@ -236,7 +280,11 @@ def test_calls_from_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     w, x, back = fused(weight(300, 1000)), weight(4, 1000), weight(4, 300)
     y, grad = F.linear(x, w), back @ w
     with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(lambda _: torch.equal(F.linear(x, w), y) and torch.equal(back @ w, grad), range(40)))
+        assert all(
+            threads.map(
+                lambda _: torch.equal(F.linear(x, w), y) and torch.equal(back @ w, grad), range(40)
+            )
+        )
 
 
 def test_backends(backend: wcodec.Backend) -> None:
@@ -279,7 +327,9 @@ def test_each_segment_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     w = fused(weight(1000, 300))
     decoder, seen = w.held._opened().decoder, []
     part = type(decoder).part
-    monkeypatch.setattr(type(decoder), "part", lambda *a, **k: seen.extend(a[3].ids.tolist()) or part(*a, **k))
+    monkeypatch.setattr(
+        type(decoder), "part", lambda *a, **k: seen.extend(a[3].ids.tolist()) or part(*a, **k)
+    )
     F.linear(weight(2, 300), w)
     n = w.held._opened().index.tensors[0].geometry.n_segments
     assert n > 4
@@ -310,7 +360,9 @@ def test_peak_of_a_product(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles_module, "TILE_NBYTES", 1 << 14)
     monkeypatch.setattr(tiles_module, "MOST_THREADS", 1)
     dense = weight(4096, 512)
-    w = CompressedTensor.from_stream(CompressedTensor.from_dense(dense).stream.clone(), fused=mode == "fused")
+    w = CompressedTensor.from_stream(
+        CompressedTensor.from_dense(dense).stream.clone(), fused=mode == "fused"
+    )
     x = weight(4, 512).requires_grad_()
 
     def steps() -> None:
@@ -332,7 +384,10 @@ def test_where_weights_are_decoded_first(monkeypatch: pytest.MonkeyPatch) -> Non
     for _ in range(2):
         assert torch.equal(F.linear(x, w, bias), F.linear(x, dense, bias))
         assert torch.equal(back @ w, F.linear(back, dense.t()))
-    assert torch.equal(operate(x.float(), fused((dense * 500).to(torch.int8))), F.linear(x.float(), (dense * 500).to(torch.int8).float()))
+    assert torch.equal(
+        operate(x.float(), fused((dense * 500).to(torch.int8))),
+        F.linear(x.float(), (dense * 500).to(torch.int8).float()),
+    )
 
 
 def test_autocast() -> None:
@@ -341,7 +396,9 @@ def test_autocast() -> None:
     y, grad = operate(x, w), torch.ops.wcodec.linear_grad_input(back, w.stream, [64, 96], w.dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(operate(x, w), y), "the operator takes its operands as they are"
-        assert torch.equal(torch.ops.wcodec.linear_grad_input(back, w.stream, [64, 96], w.dtype), grad)
+        assert torch.equal(
+            torch.ops.wcodec.linear_grad_input(back, w.stream, [64, 96], w.dtype), grad
+        )
         got, due = F.linear(x, w), F.linear(x, dense)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, due), "the layer as it is with a dense weight, which is cast"
@@ -359,7 +416,15 @@ def test_the_flag_goes_along() -> None:
     model.weight = torch.nn.Parameter(w, requires_grad=False)
     model.half()
     model.to("cpu")
-    copies = [w.detach(), w.t(), w.clone(), w.to("cpu", copy=True), copy.deepcopy(w), pickle.loads(pickle.dumps(w)), w.data]
+    copies = [
+        w.detach(),
+        w.t(),
+        w.clone(),
+        w.to("cpu", copy=True),
+        copy.deepcopy(w),
+        pickle.loads(pickle.dumps(w)),
+        w.data,
+    ]
     for other in (*copies, torch.load(file), model.weight):
         assert isinstance(other, CompressedTensor)
         assert other.fused
@@ -369,7 +434,9 @@ def test_the_flag_goes_along() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(96, 256), torch.nn.GELU(), torch.nn.Linear(256, 96, bias=False))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(96, 256), torch.nn.GELU(), torch.nn.Linear(256, 96, bias=False)
+    )
     small = compress_model(copy.deepcopy(model), fused=True)
     never_whole(monkeypatch)
     torch._dynamo.reset()
@@ -406,12 +473,16 @@ def test_damage_is_an_error_with_the_name() -> None:
     assert torch.equal(F.linear(x, w), F.linear(x, small))
     record = w.held._opened().index.tensors[0]
     object.__setattr__(record, "crc32", record.crc32 ^ 1)
-    with pytest.raises(DecodeError, match=r"bad_checksum: the CRC-32 of the decoded tensor.*'layers.0.weight'"):
+    with pytest.raises(
+        DecodeError, match=r"bad_checksum: the CRC-32 of the decoded tensor.*'layers.0.weight'"
+    ):
         F.linear(x, w)
 
 
 def test_models_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = torch.nn.Sequential(torch.nn.Linear(96, 256), torch.nn.GELU(), torch.nn.Linear(256, 96)).bfloat16()
+    dense = torch.nn.Sequential(
+        torch.nn.Linear(96, 256), torch.nn.GELU(), torch.nn.Linear(256, 96)
+    ).bfloat16()
     save_file(dense.state_dict(), tmp_path / "m.wcodec")
     small = compress_model(copy.deepcopy(dense), fused=True)
     loaded = copy.deepcopy(dense)
@@ -437,8 +508,12 @@ def test_layers() -> None:
     assert (resident.mode, layer.mode) == ("resident", "fused")
     assert resident.weight.held is layer.weight.held
     assert torch.equal(resident(x), dense(x))
-    other = WCodecLinear.from_linear(WCodecLinear.from_linear(dense, name="up"), options=EncodeOptions(operand="rans"))
-    assert (operand_form(other.weight.held.record()), other.weight.held.name) == ("rans", "up"), "coded anew"
+    other = WCodecLinear.from_linear(
+        WCodecLinear.from_linear(dense, name="up"), options=EncodeOptions(operand="rans")
+    )
+    assert (operand_form(other.weight.held.record()), other.weight.held.name) == ("rans", "up"), (
+        "coded anew"
+    )
     assert torch.equal(other.weight.decode(), dense.weight)
     again = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
     assert (type(again), again.mode) == (WCodecLinear, "fused")
@@ -449,7 +524,10 @@ def test_layers() -> None:
     assert fresh.weight.held.name == "head"
     fresh.weight = torch.nn.Parameter(weight(64, 96))
     assert fresh.mode == "dense"
-    for wrong in (lambda: WCodecLinear(3, 4, mode="other"), lambda: WCodecLinear.from_linear(dense, mode="other")):
+    for wrong in (
+        lambda: WCodecLinear(3, 4, mode="other"),
+        lambda: WCodecLinear.from_linear(dense, mode="other"),
+    ):
         with pytest.raises(EncodeError, match="bad_option"):
             wrong()
     with pytest.raises(EncodeError, match="meta"):
@@ -459,11 +537,16 @@ def test_layers() -> None:
 def test_adapters_train_on_top() -> None:
     peft = pytest.importorskip("peft")
     model = torch.nn.Sequential(torch.nn.Linear(96, 256), torch.nn.GELU(), torch.nn.Linear(256, 96))
-    small = torch.nn.Sequential(WCodecLinear.from_linear(model[0]), model[1], WCodecLinear.from_linear(model[2]))
+    small = torch.nn.Sequential(
+        WCodecLinear.from_linear(model[0]), model[1], WCodecLinear.from_linear(model[2])
+    )
     losses = []
     for net in (model, small):
         torch.manual_seed(5)
-        tuned = peft.get_peft_model(copy.deepcopy(net), peft.LoraConfig(r=4, target_modules=["0", "2"], init_lora_weights=False))
+        tuned = peft.get_peft_model(
+            copy.deepcopy(net),
+            peft.LoraConfig(r=4, target_modules=["0", "2"], init_lora_weights=False),
+        )
         optimiser = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
         x, found = torch.randn(8, 96), []
         for _ in range(4):

@@ -25,9 +25,12 @@ def bench() -> Iterator[ModuleType]:
         yield importlib.import_module("bench_memory")
 
 
-def test_peak_of_loading_and_running(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_of_loading_and_running(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beside the compressed weights, a few that are being read or decoded."""
-    monkeypatch.setattr(scratch.Ahead, "_start_next", lambda *_: None)  # in another thread, whose tensors are not counted
+    # in another thread, whose tensors are not counted
+    monkeypatch.setattr(scratch.Ahead, "_start_next", lambda *_: None)
     bench.write(tmp_path / "model.wcodec", HIDDEN, INNER, LAYERS)
     x = torch.randn(1, HIDDEN).bfloat16()
 

@@ -33,7 +33,9 @@ def _gpu() -> Iterator[None]:
 class Net(torch.nn.Module):
     """An embedding, some layers, and a tied head."""
 
-    def __init__(self, width: int = 512, depth: int = 6, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self, width: int = 512, depth: int = 6, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         super().__init__()
         self.embed = torch.nn.Embedding(5000, width)
         self.layers = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(depth))
@@ -151,7 +153,9 @@ def test_experts_rows_and_damage() -> None:
 
 def test_memory_is_that_of_what_is_held() -> None:
     """Of a model of 0.4 GB: streams, two buffers of its largest weight, tables; not the dense weights."""
-    layers = torch.nn.Sequential(*[torch.nn.Linear(4096, 4096, bias=False) for _ in range(12)]).to(CUDA, torch.bfloat16)
+    layers = torch.nn.Sequential(*[torch.nn.Linear(4096, 4096, bias=False) for _ in range(12)]).to(
+        CUDA, torch.bfloat16
+    )
     with torch.no_grad():
         for p in layers.parameters():
             p.normal_(0, 0.02)

@@ -19,13 +19,21 @@ from test_torch_compressed import _one_thread  # noqa: F401 (a fixture)
 from test_torch_linear import DTYPES, SHAPES, _tiles, error, fused, never_whole, weight  # noqa: F401 (a fixture)
 
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.torch import CompressedTensor, WCodecLinear, decompress_model, load_compressed, save_file
+from wcodec.torch import (
+    CompressedTensor,
+    WCodecLinear,
+    decompress_model,
+    load_compressed,
+    save_file,
+)
 from wcodec.torch import held as held_module
 from wcodec.torch import products as products_module
 
 NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 MODES = ("fused", "resident")
-FEW = 64  #: results in float32, or in a dimension of the weight: luck may make their roundings small, and medians are compared
+#: results in float32, or in a dimension of the weight: luck may make their roundings small, and
+#: medians are compared
+FEW = 64
 
 
 def quantised(n: int, k: int, dtype: torch.dtype = torch.int8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,30 +66,55 @@ def grad_input(x: torch.Tensor, w: CompressedTensor, *more: Any) -> torch.Tensor
     return torch.ops.wcodec.linear_grad_input(x, *rest(w), *more)  # type: ignore[no-any-return]
 
 
-def a_layer(mode: str = "fused", dtype: torch.dtype = torch.bfloat16, of: torch.dtype = torch.int8) -> WCodecLinear:
+def a_layer(
+    mode: str = "fused", dtype: torch.dtype = torch.bfloat16, of: torch.dtype = torch.int8
+) -> WCodecLinear:
     return WCodecLinear.from_quantized(*quantised(300, 96, of), weight(300, dtype=dtype), mode)
 
 
 # ---- exactness -------------------------------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("_tiles")
-@pytest.mark.parametrize(("narrow", "dtype"), sampled(itertools.product(NARROW, [*DTYPES, torch.float64]), always=6), ids=str)
+@pytest.mark.parametrize(
+    ("narrow", "dtype"),
+    sampled(itertools.product(NARROW, [*DTYPES, torch.float64]), always=6),
+    ids=str,
+)
 def test_as_exact_as_dequantised(narrow: torch.dtype, dtype: torch.dtype) -> None:
     ours, theirs = list[float](), list[float]()
     for shape in SHAPES:
         dense, scale = quantised(*shape, narrow)
-        w, bias, whole, wide = fused(dense), weight(shape[0], dtype=dtype), exact(dense, scale), plain(dense, scale, dtype)
+        w, bias, whole, wide = (
+            fused(dense),
+            weight(shape[0], dtype=dtype),
+            exact(dense, scale),
+            plain(dense, scale, dtype),
+        )
         for m in (1, 16):
             x, back = torch.randn(m, shape[1]).to(dtype), torch.randn(m, shape[0]).to(dtype)
-            cases = [(back.double() @ whole, back @ wide, [grad_input(back, w, scale, tiled) for tiled in (True, False)])]
+            cases = [
+                (
+                    back.double() @ whole,
+                    back @ wide,
+                    [grad_input(back, w, scale, tiled) for tiled in (True, False)],
+                )
+            ]
             for b in (None, bias):
                 due = F.linear(x.double(), whole, None if b is None else b.double())
-                cases.append((due, F.linear(x, wide, b), [linear(x, w, b, scale, tiled) for tiled in (True, False)]))
+                cases.append(
+                    (
+                        due,
+                        F.linear(x, wide, b),
+                        [linear(x, w, b, scale, tiled) for tiled in (True, False)],
+                    )
+                )
             for due, other, got in cases:
                 for y in got:
                     assert (y.dtype, y.shape) == (dtype, due.shape)
                     ours.append(error(y, due))
                     theirs.append(error(other, due))
-                    if dtype.itemsize == 2 or (dtype == torch.float32 and min(y.numel(), *shape) >= FEW):
+                    if dtype.itemsize == 2 or (
+                        dtype == torch.float32 and min(y.numel(), *shape) >= FEW
+                    ):
                         assert ours[-1] <= 1.5 * theirs[-1]
     if dtype == torch.float64:  # where `plain` has the weights of float32
         assert max(ours) < 1e-12
@@ -95,14 +128,20 @@ def test_a_result_is_rounded_once(dtype: torch.dtype) -> None:
     dense, scale = quantised(300, 200)
     w, x, bias = fused(dense), torch.randn(8, 200).to(dtype), weight(300, dtype=dtype) * 50
     due = F.linear(x.double(), exact(dense, scale))
-    assert (linear(x, w, None, scale) != due.to(dtype)).float().mean() < 0.01, "all but where float32 fell on the other side"
+    assert (linear(x, w, None, scale) != due.to(dtype)).float().mean() < 0.01, (
+        "all but where float32 fell on the other side"
+    )
     assert (linear(x, w, bias, scale) != (due + bias.double()).to(dtype)).float().mean() < 0.01
     again = (F.linear(x, dense.to(dtype)).float() * scale).to(dtype)
     assert (again != due.to(dtype)).float().mean() > 0.1, "as it would be, rounded twice"
 
 
 def test_what_is_large_before_it_is_scaled() -> None:
-    dense, scale, x = torch.full((20, 1024), 127, dtype=torch.int8), torch.full((20,), 1e-3), torch.ones(3, 1024).half()
+    dense, scale, x = (
+        torch.full((20, 1024), 127, dtype=torch.int8),
+        torch.full((20,), 1e-3),
+        torch.ones(3, 1024).half(),
+    )
     assert F.linear(x, dense.half()).isinf().all()
     w = fused(dense)
     for tiled in (True, False):
@@ -110,17 +149,28 @@ def test_what_is_large_before_it_is_scaled() -> None:
         y = linear(x, w, None, of_scale, tiled)
         torch.testing.assert_close(y, torch.full((3, 20), 130.048).half())
         y.sum().backward()
-        assert torch.equal(of_scale.grad, torch.full((20,), 3 * 127.0 * 1024)), "so is what its gradient is made of"
+        assert torch.equal(of_scale.grad, torch.full((20,), 3 * 127.0 * 1024)), (
+            "so is what its gradient is made of"
+        )
 
 
 def test_without_a_scale_the_bits_are_those_of_pytorch() -> None:
     for dtype in DTYPES:
         for narrow in NARROW:
             dense = quantised(300, 200, narrow)[0]
-            w, x, back, bias = fused(dense), weight(3, 200, dtype=dtype), weight(3, 300, dtype=dtype), weight(300, dtype=dtype)
+            w, x, back, bias = (
+                fused(dense),
+                weight(3, 200, dtype=dtype),
+                weight(3, 300, dtype=dtype),
+                weight(300, dtype=dtype),
+            )
             for tiled in (True, False):
-                assert torch.equal(linear(x, w, bias, None, tiled), F.linear(x, dense.to(dtype), bias)), "a matrix that is one tile"
-            assert torch.equal(grad_input(back, w, None, False), F.linear(back, dense.to(dtype).t()))
+                assert torch.equal(
+                    linear(x, w, bias, None, tiled), F.linear(x, dense.to(dtype), bias)
+                ), "a matrix that is one tile"
+            assert torch.equal(
+                grad_input(back, w, None, False), F.linear(back, dense.to(dtype).t())
+            )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -165,19 +215,31 @@ def test_what_does_not_fit() -> None:
     dense, scale = quantised(64, 96)
     w, x, back = fused(dense), weight(3, 96), weight(3, 64)
     for wrong, message in (
-        (lambda: linear(x, w, None, scale[:-1]), r"the scale is torch\.float32 of \(63,\), not torch\.float32 of \(64,\)"),
+        (
+            lambda: linear(x, w, None, scale[:-1]),
+            r"the scale is torch\.float32 of \(63,\), not torch\.float32 of \(64,\)",
+        ),
         (lambda: linear(x, w, None, scale[:, None]), "the scale is"),
         (lambda: linear(x, w, None, scale[0]), "the scale is"),
         (lambda: linear(x, w, None, scale.bfloat16()), r"the scale is torch\.bfloat16"),
         (lambda: linear(x.float(), w, None, scale.double()), r"the scale is torch\.float64"),
-        (lambda: linear(x, w, None, scale.to("meta")), "the scale is on meta, the activations on cpu"),
+        (
+            lambda: linear(x, w, None, scale.to("meta")),
+            "the scale is on meta, the activations on cpu",
+        ),
         (lambda: linear(x, w, weight(64).to("meta"), scale), "the bias is on meta"),
         (lambda: linear(x.to("meta"), w), "the weight is on cpu, the activations on meta"),
         (lambda: grad_input(back, w, torch.ones(96)), "the scale is"),
         (lambda: grad_input(back, w, scale.half()), "the scale is"),
-        (lambda: torch.ops.wcodec.linear(x, w, [96, 64], w.dtype), "cannot be multiplied|the weight is a"),
+        (
+            lambda: torch.ops.wcodec.linear(x, w, [96, 64], w.dtype),
+            "cannot be multiplied|the weight is a",
+        ),
         (lambda: torch.ops.wcodec.linear(x, w.t(), [64, 96], w.dtype), "transposed"),
-        (lambda: torch.ops.wcodec.linear_grad_input(back, w, [64, 96], torch.float8_e5m2), "the weight is a"),
+        (
+            lambda: torch.ops.wcodec.linear_grad_input(back, w, [64, 96], torch.float8_e5m2),
+            "the weight is a",
+        ),
     ):
         with pytest.raises(RuntimeError, match=message):
             wrong()
@@ -199,7 +261,10 @@ def test_opcheck() -> None:
 def test_gradcheck(tiled: bool) -> None:
     dense, scale = quantised(8, 6)
     w, scale = fused(dense), (scale.double() * 50).requires_grad_()
-    x, back = torch.randn(2, 2, 6).double().requires_grad_(), torch.randn(3, 8).double().requires_grad_()
+    x, back = (
+        torch.randn(2, 2, 6).double().requires_grad_(),
+        torch.randn(3, 8).double().requires_grad_(),
+    )
     bias = torch.randn(8).double().requires_grad_()
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(lambda x, b, s: linear(x, w, b, s, tiled), (x, bias, scale))
@@ -213,13 +278,25 @@ def test_gradients_of_layers(dtype: torch.dtype, mode: str) -> None:
     layer, found = a_layer(mode, dtype), []
     dense = layer.weight.decode()
     assert layer.weight_scale is not None
-    for scale in (layer.weight_scale.requires_grad_(), layer.weight_scale.detach().clone().requires_grad_()):
+    for scale in (
+        layer.weight_scale.requires_grad_(),
+        layer.weight_scale.detach().clone().requires_grad_(),
+    ):
         torch.manual_seed(3)
-        x, bias = (torch.randn(2, 5, 96) * 3).to(dtype).requires_grad_(), layer.bias.detach().clone().requires_grad_()
+        x, bias = (
+            (torch.randn(2, 5, 96) * 3).to(dtype).requires_grad_(),
+            layer.bias.detach().clone().requires_grad_(),
+        )
         layer.bias = torch.nn.Parameter(bias) if scale is layer.weight_scale else layer.bias
-        y = layer(x) if scale is layer.weight_scale else F.linear(x.double(), dense.double() * scale.double()[:, None], bias.double())
+        y = (
+            layer(x)
+            if scale is layer.weight_scale
+            else F.linear(x.double(), dense.double() * scale.double()[:, None], bias.double())
+        )
         y.double().square().sum().backward()
-        found.append((x.grad, layer.bias.grad if scale is layer.weight_scale else bias.grad, scale.grad))
+        found.append(
+            (x.grad, layer.bias.grad if scale is layer.weight_scale else bias.grad, scale.grad)
+        )
     for got, due in zip(*found, strict=True):
         assert (got.dtype, got.shape) == (due.dtype, due.shape)
         assert error(got, due.double()) < (2e-2 if dtype == torch.bfloat16 else 2e-3)
@@ -250,7 +327,9 @@ def test_gradients_are_taken_as_the_product_is(monkeypatch: pytest.MonkeyPatch) 
         run(True)
         with pytest.raises(AssertionError, match="as a whole"):
             run(False)
-    monkeypatch.setattr(held_module.Held, "row_tiles", lambda held: pytest.fail("a tile was decoded"))
+    monkeypatch.setattr(
+        held_module.Held, "row_tiles", lambda held: pytest.fail("a tile was decoded")
+    )
     run(False)
 
 
@@ -260,10 +339,18 @@ def test_gradients_are_taken_as_the_product_is(monkeypatch: pytest.MonkeyPatch) 
 def test_layers(mode: str, of: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     dense, scale = quantised(300, 96, of)
     bias, x = weight(300), weight(2, 3, 96) * 50
-    due, other = F.linear(x.double(), exact(dense, scale), bias.double()), F.linear(x, plain(dense, scale, x.dtype), bias)
+    due, other = (
+        F.linear(x.double(), exact(dense, scale), bias.double()),
+        F.linear(x, plain(dense, scale, x.dtype), bias),
+    )
     layer = WCodecLinear.from_quantized(dense, scale, bias, mode, name="up")
     assert isinstance(layer, torch.nn.Linear)
-    assert (layer.mode, layer.in_features, layer.out_features, layer.weight.held.name) == (mode, 96, 300, "up")
+    assert (layer.mode, layer.in_features, layer.out_features, layer.weight.held.name) == (
+        mode,
+        96,
+        300,
+        "up",
+    )
     assert f"mode={mode}, weight={of} with a scale" in repr(layer)
     assert list(layer.state_dict()) == ["weight", "bias", "weight_scale"]
     assert not any(p.requires_grad for p in layer.parameters())
@@ -293,7 +380,9 @@ def test_scales_of_other_shapes() -> None:
         assert layer.weight_scale.shape == (64,)
         assert layer.weight_scale.is_contiguous()
         assert torch.equal(layer(x), one)
-    assert torch.equal(WCodecLinear.from_quantized(dense, scale.bfloat16()).weight_scale, scale.bfloat16().float())
+    assert torch.equal(
+        WCodecLinear.from_quantized(dense, scale.bfloat16()).weight_scale, scale.bfloat16().float()
+    )
     scale.zero_()
     assert not torch.equal(per_row.weight_scale, scale), "memory of its own"
 
@@ -326,7 +415,11 @@ def test_copies_and_state(mode: str, of: torch.dtype, tmp_path: Path) -> None:
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    plain_state = {"weight": layer.weight.decode(), "weight_scale": layer.weight_scale[:, None], "bias": layer.bias}
+    plain_state = {
+        "weight": layer.weight.decode(),
+        "weight_scale": layer.weight_scale[:, None],
+        "bias": layer.bias,
+    }
     save_file(state, tmp_path / "layer.wcodec")
     loads: list[Callable[[WCodecLinear], object]] = [
         lambda other: other.load_state_dict(state),
@@ -356,24 +449,42 @@ def test_to(of: torch.dtype) -> None:
     scale, whole = layer[0].weight_scale.detach().clone(), layer[0].weight.decode()
     layer[0].weight_scale.requires_grad_()
     layer(weight(1, 96)).sum().backward()
-    for convert in (layer.half, layer.double, layer.bfloat16, lambda: layer.to(torch.float16), lambda: layer.to("cpu", torch.float32)):
+    for convert in (
+        layer.half,
+        layer.double,
+        layer.bfloat16,
+        lambda: layer.to(torch.float16),
+        lambda: layer.to("cpu", torch.float32),
+    ):
         convert()
         assert layer[0].mode == "fused"
-        assert (layer[0].weight.dtype, layer[0].weight_scale.dtype, layer[0].weight_scale.grad.dtype) == (of, torch.float32, torch.float32)
+        assert (
+            layer[0].weight.dtype,
+            layer[0].weight_scale.dtype,
+            layer[0].weight_scale.grad.dtype,
+        ) == (of, torch.float32, torch.float32)
         assert torch.equal(layer[0].weight_scale, scale)
         assert torch.equal(layer[0].weight.decode().view(torch.uint8), whole.view(torch.uint8))
         assert layer(torch.zeros(1, 96, dtype=layer[0].bias.dtype)).dtype == layer[0].bias.dtype
     layer.to("meta", torch.bfloat16)
-    assert [(p.device.type, p.dtype) for p in layer.parameters()] == [("meta", t) for t in (of, torch.bfloat16, torch.float32)]
+    assert [(p.device.type, p.dtype) for p in layer.parameters()] == [
+        ("meta", t) for t in (of, torch.bfloat16, torch.float32)
+    ]
     assert layer(torch.zeros(2, 96, dtype=torch.bfloat16, device="meta")).shape == (2, 300)
-    assert WCodecLinear.from_linear(torch.nn.Linear(96, 64)).half().weight.dtype == torch.float16, "without a scale, as ever"
+    assert WCodecLinear.from_linear(torch.nn.Linear(96, 64)).half().weight.dtype == torch.float16, (
+        "without a scale, as ever"
+    )
 
 
 def test_weights_that_are_dense_again() -> None:
     layer, x = a_layer("resident"), weight(3, 96)
     y = layer(x)
     for other in (copy.deepcopy(layer), decompress_model(copy.deepcopy(layer))):
-        state = {"weight": layer.weight.decode(), "weight_scale": layer.weight_scale[:, None].detach(), "bias": layer.bias.detach()}
+        state = {
+            "weight": layer.weight.decode(),
+            "weight_scale": layer.weight_scale[:, None].detach(),
+            "bias": layer.bias.detach(),
+        }
         other.load_state_dict(state, assign=True)
         assert other.mode == "dense"
         assert other.weight_scale.shape == (300,)
@@ -386,7 +497,10 @@ def test_autocast() -> None:
     due = half(x.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x), due)
-        assert WCodecLinear.from_quantized(layer.weight, layer.weight_scale)(x.double()).dtype == torch.float64
+        assert (
+            WCodecLinear.from_quantized(layer.weight, layer.weight_scale)(x.double()).dtype
+            == torch.float64
+        )
     assert layer(x).dtype == torch.float32
 
 
@@ -394,7 +508,11 @@ def test_autocast() -> None:
 @pytest.mark.parametrize("backend", [exhaustive("eager"), "aot_eager"])
 @pytest.mark.parametrize("mode", MODES)
 def test_compiled(mode: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = torch.nn.Sequential(a_layer(mode, torch.float32), torch.nn.GELU(), WCodecLinear.from_quantized(*quantised(64, 300), None, mode))
+    model = torch.nn.Sequential(
+        a_layer(mode, torch.float32),
+        torch.nn.GELU(),
+        WCodecLinear.from_quantized(*quantised(64, 300), None, mode),
+    )
     model[0].weight_scale.requires_grad_()
     if mode == "fused":
         never_whole(monkeypatch)
@@ -430,16 +548,24 @@ def test_where_weights_are_decoded_first(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(products_module, "by_tiles", lambda held: False)
     for at_once in (1, 1000, 1 << 18):
         monkeypatch.setitem(products_module.DEQUANTISED, "cpu", at_once)
-        assert torch.equal(linear(x, w, bias, scale), F.linear(x, plain(dense, scale, x.dtype), bias))
-        assert torch.equal(grad_input(back, w, scale), F.linear(back, plain(dense, scale, x.dtype).t()))
+        assert torch.equal(
+            linear(x, w, bias, scale), F.linear(x, plain(dense, scale, x.dtype), bias)
+        )
+        assert torch.equal(
+            grad_input(back, w, scale), F.linear(back, plain(dense, scale, x.dtype).t())
+        )
 
 
 def test_adapters_train_on_top() -> None:
     peft = pytest.importorskip("peft")
     for mode in MODES:
         torch.manual_seed(5)
-        model = torch.nn.Sequential(a_layer(mode, torch.float32), torch.nn.GELU(), torch.nn.Linear(300, 4))
-        tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights=False))
+        model = torch.nn.Sequential(
+            a_layer(mode, torch.float32), torch.nn.GELU(), torch.nn.Linear(300, 4)
+        )
+        tuned = peft.get_peft_model(
+            model, peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights=False)
+        )
         optimiser = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.1)
         x, losses = torch.randn(8, 96), []
         for _ in range(4):

@@ -52,10 +52,16 @@ def test_intervals_are_chunks(n: int, groups: int, world: int) -> None:
 
 #: Style, name of the parameter, its shape, the dimension that is split, and into how many groups; none: all ranks get all.
 SPLITS: list[tuple[str, str, tuple[int, ...], int | None, int]] = [
-    *((style, "weight", (100, 60), 0, 1) for style in ("colwise", "colwise_rep", "colwise_gather_output", "embedding_rowwise")),
+    *(
+        (style, "weight", (100, 60), 0, 1)
+        for style in ("colwise", "colwise_rep", "colwise_gather_output", "embedding_rowwise")
+    ),
     ("colwise", "bias", (101,), 0, 1),
     ("colwise", "weight", (4, 50, 60), 1, 1),  # a stack of experts
-    *((style, "weight", (60, 101), 1, 1) for style in ("rowwise", "rowwise_rep", "rowwise_split_input", "embedding_colwise")),
+    *(
+        (style, "weight", (60, 101), 1, 1)
+        for style in ("rowwise", "rowwise_rep", "rowwise_split_input", "embedding_colwise")
+    ),
     ("rowwise", "bias", (100,), None, 1),
     ("rowwise", "down_proj", (4, 60, 50), 2, 1),
     ("packed_colwise", "weight", (120, 30), 0, 2),
@@ -64,18 +70,36 @@ SPLITS: list[tuple[str, str, tuple[int, ...], int | None, int]] = [
     ("packed_rowwise", "weight", (30, 122), 1, 2),
     ("packed_rowwise", "bias", (120,), None, 1),
     ("grouped_gemm", "gate_up_proj", (6, 20, 30), 0, 1),
-    *((s, "weight", (60, 50), None, 1) for s in ("replicate", "replicated_with_grad_allreduce", "mla_kv_a_proj", "sequence_parallel")),
+    *(
+        (s, "weight", (60, 50), None, 1)
+        for s in (
+            "replicate",
+            "replicated_with_grad_allreduce",
+            "mla_kv_a_proj",
+            "sequence_parallel",
+        )
+    ),
 ]
 
 
 @pytest.mark.parametrize(("style", "parameter", "shape", "dim", "groups"), SPLITS)
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_each_style(tmp_path: Path, style: str, parameter: str, shape: tuple[int, ...], dim: int | None, groups: int, world: int) -> None:
+def test_each_style(
+    tmp_path: Path,
+    style: str,
+    parameter: str,
+    shape: tuple[int, ...],
+    dim: int | None,
+    groups: int,
+    world: int,
+) -> None:
     w, name = weights(*shape), f"model.layers.11.part.{parameter}"
     save_file({name: w, "model.other": torch.ones(7)}, tmp_path / "a")
     for rule in ("model.layers.*.part", f"model.layers.*.part.{parameter}", "model.layers.11.part"):
         for rank in range(world):
-            shard = load_shard(tmp_path / "a", rank, world, {rule: style, "model.absent": "colwise"})
+            shard = load_shard(
+                tmp_path / "a", rank, world, {rule: style, "model.absent": "colwise"}
+            )
             assert same(shard[name], w if dim is None else chunk(w, dim, rank, world, groups))
             assert same(shard["model.other"], torch.ones(7))
             assert list(shard) == [name, "model.other"]
@@ -86,12 +110,17 @@ def test_each_style(tmp_path: Path, style: str, parameter: str, shape: tuple[int
 def test_more_ranks_than_rows(tmp_path: Path) -> None:
     w = weights(3, 500)
     save_file({"a.weight": w}, tmp_path / "a")
-    shapes = [tuple(load_shard(tmp_path / "a", rank, 4, {"a": "colwise"})["a.weight"].shape) for rank in range(4)]
+    shapes = [
+        tuple(load_shard(tmp_path / "a", rank, 4, {"a": "colwise"})["a.weight"].shape)
+        for rank in range(4)
+    ]
     assert shapes == [(1, 500), (1, 500), (1, 500), (0, 500)]
 
 
 def test_a_rule_of_the_parameter_goes_before_that_of_its_module(tmp_path: Path) -> None:
-    save_file({"m.3.experts.gate": weights(4, 8, 8), "m.3.experts.bias": weights(4, 6)}, tmp_path / "a")
+    save_file(
+        {"m.3.experts.gate": weights(4, 8, 8), "m.3.experts.bias": weights(4, 6)}, tmp_path / "a"
+    )
     plan = {"m.*.experts": "moe_tp_experts", "m.*.experts.gate": "packed_colwise"}
     shard = load_shard(tmp_path / "a", 1, 2, plan)
     assert (shard["m.3.experts.gate"].shape, shard["m.3.experts.bias"].shape) == ((4, 4, 8), (4, 6))
@@ -104,7 +133,11 @@ def test_a_rule_of_the_parameter_goes_before_that_of_its_module(tmp_path: Path) 
         (2, {"a": "colwise"}, "rank 2 of 2"),
         (-1, {"a": "colwise"}, "rank -1 of 2"),
         (0, {"a": "columns"}, "unknown style 'columns'; there are all_reduce, colwise"),
-        (0, {"layers.*.a": "colwise"}, r"no rule of the plan fits a tensor of x: rules such as 'layers\.\*\.a', tensors such as 'a'"),
+        (
+            0,
+            {"layers.*.a": "colwise"},
+            r"no rule of the plan fits a tensor of x: rules such as 'layers\.\*\.a', tensors such as 'a'",
+        ),
         (0, {"a": "grouped_gemm"}, "the 5 experts of 'a' cannot be spread evenly over 2 ranks"),
         (0, {"s": "rowwise"}, r"the tensor 's' of shape \[\] cannot be split as 'rowwise'"),
         (0, {"a": "embedding_colwise"}, r"'a' of shape \[5\] cannot be split"),
@@ -136,14 +169,21 @@ def test_what_is_read(tmp_path: Path, shape: tuple[int, ...], style: str, most: 
     size = (tmp_path / "a").stat().st_size
     for report in reports:
         assert report.part <= most + 0.01
-        assert report.payload_nbytes["a"] + report.index_nbytes["a"] + 200 > size > report.payload_nbytes["a"]
+        assert (
+            report.payload_nbytes["a"] + report.index_nbytes["a"] + 200
+            > size
+            > report.payload_nbytes["a"]
+        )
     assert sum(r.part for r in reports) >= 0.999
 
 
 def test_wider_segments_are_read_whole(tmp_path: Path) -> None:
     """A segment is the least that is read: preset max makes them too wide here, a forced segment makes them right."""
     w = weights(512, 1024)
-    for options, part in ((wcodec.EncodeOptions(preset="max"), 1.0), (wcodec.EncodeOptions(preset="max", segment=(512, 512)), 0.5)):
+    for options, part in (
+        (wcodec.EncodeOptions(preset="max"), 1.0),
+        (wcodec.EncodeOptions(preset="max", segment=(512, 512)), 0.5),
+    ):
         save_file({"w.weight": w}, tmp_path / "a", options=options)
         shard = load_shard(tmp_path / "a", 1, 2, {"w": "rowwise"})
         assert math.isclose(shard.report.part, part, abs_tol=0.01)
@@ -173,8 +213,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state = list(model.state_dict().items())
         save_file(dict(state[::2]), root / f"{name}-wcodec" / "one.wcodec")
         save_file(dict(state[1::2]), root / f"{name}-wcodec" / "two.wcodec")
-    shapes = {"up.weight": (1536, 1024), "up.bias": (1536,), "down.weight": (1024, 1536), "down.bias": (1024,)}
-    block = {name: torch.randint(-8, 9, shape, generator=generator) / 16 for name, shape in shapes.items()}
+    shapes = {
+        "up.weight": (1536, 1024),
+        "up.bias": (1536,),
+        "down.weight": (1024, 1536),
+        "down.bias": (1024,),
+    }
+    block = {
+        name: torch.randint(-8, 9, shape, generator=generator) / 16
+        for name, shape in shapes.items()
+    }
     save_file(block, root / "block.wcodec")
     torch.save(block, root / "block.pt")
     torch.save(torch.randint(-8, 9, (5, 1024), generator=generator) / 16, root / "x.pt")
@@ -182,7 +230,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes(folder: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
     command = [sys.executable, str(HERE / "tensor_parallel_rank.py"), str(folder)]
     run = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
@@ -192,7 +245,8 @@ def test_two_processes(folder: Path) -> None:
     outs = [torch.load(folder / f"block-{r}.pt") for r in range(2)]
     hidden = torch.nn.functional.linear(x, block["up.weight"], block["up.bias"])
     out = torch.nn.functional.linear(hidden, block["down.weight"], block["down.bias"])
-    assert torch.equal(torch.cat([o["hidden"] for o in outs], -1), hidden)  # sums of few bits: exact in any order
+    # sums of few bits: exact in any order
+    assert torch.equal(torch.cat([o["hidden"] for o in outs], -1), hidden)
     assert all(torch.equal(o["out"], out) for o in outs)
     assert BLOCK_PLAN == {"up": "colwise", "down": "rowwise"}
     for of_rank in found:
@@ -203,7 +257,9 @@ def test_two_processes(folder: Path) -> None:
         with torch.no_grad():
             logits = whole(torch.arange(12).reshape(1, 12)).logits
         for rank, of_rank in enumerate(found):
-            torch.testing.assert_close(torch.load(folder / f"{name}-{rank}.pt"), logits, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                torch.load(folder / f"{name}-{rank}.pt"), logits, rtol=1e-4, atol=1e-5
+            )
             assert 0.49 <= of_rank[name]["part"] <= 0.51, name
             assert of_rank[name]["unused"] == []
             assert of_rank[name]["n_split"] >= 7

@@ -27,9 +27,17 @@ class Case:
     """A model in all forms, and what it says uncompressed, in so many tokens."""
 
     def __init__(self, name: str, dtype: str, n_tokens: int, folder: Path) -> None:
-        self.name, self.auto, self.least, self.n_tokens = name, tiny_models.auto_class(name), MODELS[name][3], n_tokens
+        self.name, self.auto, self.least, self.n_tokens = (
+            name,
+            tiny_models.auto_class(name),
+            MODELS[name][3],
+            n_tokens,
+        )
         self.directories = tiny_models.directories(tiny_models.make(name, DTYPES[dtype]), folder)
-        self.plain = {a: self.auto.from_pretrained(self.directories["plain"], attn_implementation=a) for a in ("eager", "sdpa")}
+        self.plain = {
+            a: self.auto.from_pretrained(self.directories["plain"], attn_implementation=a)
+            for a in ("eager", "sdpa")
+        }
         self.logits = {a: logits(m, name) for a, m in self.plain.items()}
         self.tokens = tokens(self.plain["sdpa"], name, n_tokens) if name != "bert" else None
 
@@ -52,7 +60,10 @@ def test_weights_are_coded(case: Case) -> None:
     """What is compared below is compressed: nearly all of each model is in streams."""
     found = streams(case.directories["hub"])
     assert len(found) >= case.least
-    total, plain = (sum(f.stat().st_size for f in case.directories[d].glob("*.safetensors")) for d in ("hub", "plain"))
+    total, plain = (
+        sum(f.stat().st_size for f in case.directories[d].glob("*.safetensors"))
+        for d in ("hub", "plain")
+    )
     assert total < 0.95 * plain
 
 
@@ -84,7 +95,10 @@ def test_resident(case: Case, form: str) -> None:
 
 def test_resident_weights(case: Case) -> None:
     """All weights that are worth it are held compressed, stacked experts as well; tied ones stay one."""
-    held, plain = compressed(case.load("hub", resident=True)), dict(case.plain["sdpa"].named_parameters())
+    held, plain = (
+        compressed(case.load("hub", resident=True)),
+        dict(case.plain["sdpa"].named_parameters()),
+    )
     large = {n for n, p in plain.items() if p.dim() >= 2 and p.numel() * p.element_size() > 8000}
     assert large <= held.keys() <= {n for n, p in plain.items() if p.dim() >= 2}
     assert not any(p.requires_grad for p in held.values())
@@ -104,9 +118,14 @@ SENTENCES = ["Weights are numbers with a long tail of small ones.", "The same se
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The published all-MiniLM-L6-v2 in all forms."""
-    source, folder = packaged(PACKAGES["fp32"], ".safetensors").parent, tmp_path_factory.mktemp("minilm")
+    source, folder = (
+        packaged(PACKAGES["fp32"], ".safetensors").parent,
+        tmp_path_factory.mktemp("minilm"),
+    )
     shutil.copytree(source, folder / "plain", symlinks=False)
-    return {"plain": folder / "plain"} | {f: tiny_models.encode(folder / "plain", folder / f, f) for f in ("hub", "wcodec")}
+    return {"plain": folder / "plain"} | {
+        f: tiny_models.encode(folder / "plain", folder / f, f) for f in ("hub", "wcodec")
+    }
 
 
 @torch.no_grad()

@@ -37,13 +37,18 @@ modes = pytest.mark.parametrize("how", [{}, RESIDENT], ids=["decoded", "resident
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
     """Directories of two models in bf16, by model and form."""
-    return {n: tiny_models.directories(tiny_models.make(n, torch.bfloat16), tmp_path_factory.mktemp(n)) for n in ("llama", "mixtral", "t5")}
+    return {
+        n: tiny_models.directories(tiny_models.make(n, torch.bfloat16), tmp_path_factory.mktemp(n))
+        for n in ("llama", "mixtral", "t5")
+    }
 
 
 def edit(directory: Path, **changes: Any) -> None:
     """Change keys of ``config.json``; ``None`` takes one away."""
     config = {**json.loads((directory / "config.json").read_text()), **changes}
-    (directory / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (directory / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if v is not None})
+    )
 
 
 def damage(source: Path, target: Path, name: str, where: str) -> Path:
@@ -52,7 +57,9 @@ def damage(source: Path, target: Path, name: str, where: str) -> Path:
     path = target / "model.safetensors"
     tensors = load_file(path)
     stream = tensors[name].clone()
-    stream[{"magic": 3, "version": 10, "payload": 200, "index": stream.numel() - 100}[where]] ^= 0x10
+    stream[{"magic": 3, "version": 10, "payload": 200, "index": stream.numel() - 100}[where]] ^= (
+        0x10
+    )
     if where == "version":  # as a newer wcodec would write it
         crc = zlib.crc32(stream[: HEADER.size - 4].numpy()).to_bytes(4, "little")
         stream[HEADER.size - 4 : HEADER.size] = torch.tensor(list(crc), dtype=torch.uint8)
@@ -63,15 +70,25 @@ def damage(source: Path, target: Path, name: str, where: str) -> Path:
 
 
 # ---- damaged -----------------------------------------------------------------------------------------------------------------
-DAMAGED = {"llama": "model.layers.1.mlp.up_proj.weight", "mixtral": "model.layers.0.block_sparse_moe.experts.2.w3.weight"}
+DAMAGED = {
+    "llama": "model.layers.1.mlp.up_proj.weight",
+    "mixtral": "model.layers.0.block_sparse_moe.experts.2.w3.weight",
+}
 PLACES = ["payload", "index", "version"]
 
 
 @pytest.mark.parametrize(
-    ("model", "where", "threads", "how"), sampled(itertools.product(DAMAGED, PLACES, [True, False], [{}, RESIDENT]), always=8)
+    ("model", "where", "threads", "how"),
+    sampled(itertools.product(DAMAGED, PLACES, [True, False], [{}, RESIDENT]), always=8),
 )
 def test_damaged_stream(
-    forms: Any, model: str, where: str, threads: bool, how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forms: Any,
+    model: str,
+    where: str,
+    threads: bool,
+    how: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`DecodeError` with the tensor's name, in whatever way it is loaded; no model with made-up weights."""
     name = DAMAGED[model]
@@ -82,7 +99,14 @@ def test_damaged_stream(
         with pytest.raises(DecodeError) as e:
             load.from_pretrained(directory, **how)
         assert e.value.tensor == name
-        assert e.value.code == {"payload": "bad_checksum", "index": "bad_checksum", "version": "unsupported_version"}[where]
+        assert (
+            e.value.code
+            == {
+                "payload": "bad_checksum",
+                "index": "bad_checksum",
+                "version": "unsupported_version",
+            }[where]
+        )
 
 
 @modes
@@ -105,7 +129,9 @@ def test_damaged_file(forms: Any, how: Any, tmp_path: Path) -> None:
 @modes
 def test_without_magic(forms: Any, how: Any, tmp_path: Path) -> None:
     """A stream without its magic is a plain tensor, whose shape does not fit: transformers refuses it."""
-    directory = damage(forms["llama"]["hub"], tmp_path / "bad", "model.layers.1.mlp.up_proj.weight", "magic")
+    directory = damage(
+        forms["llama"]["hub"], tmp_path / "bad", "model.layers.1.mlp.up_proj.weight", "magic"
+    )
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         AutoModelForCausalLM.from_pretrained(directory, **how)
 
@@ -118,18 +144,26 @@ def test_mismatched_sizes(forms: Any, how: Any, tmp_path: Path) -> None:
         edit(tmp_path / form, vocab_size=400)
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
             AutoModelForCausalLM.from_pretrained(tmp_path / form, **how)
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / form, ignore_mismatched_sizes=True, **how)
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / form, ignore_mismatched_sizes=True, **how
+        )
         assert model.lm_head.weight.shape == (400, 64)
         kept = AutoModel.from_pretrained(forms["llama"]["plain"]).layers[1].mlp.up_proj.weight
         assert torch.equal(tiny_models.dense(model.model.layers[1].mlp.up_proj.weight), kept)
 
 
 # ---- versions and configurations ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("version", "code"), [("0.3", "unsupported_version"), ("1.0", "unsupported_version"), ("two", "bad_value")])
+@pytest.mark.parametrize(
+    ("version", "code"),
+    [("0.3", "unsupported_version"), ("1.0", "unsupported_version"), ("two", "bad_value")],
+)
 def test_newer_version(forms: Any, version: str, code: str, tmp_path: Path) -> None:
     """A directory that a newer wcodec wrote is refused, with both versions; its configuration alone can be read."""
     shutil.copytree(forms["llama"]["hub"], tmp_path / "new")
-    edit(tmp_path / "new", quantization_config={"quant_method": "wcodec", "format_version": version, "unheard_of": 1})
+    edit(
+        tmp_path / "new",
+        quantization_config={"quant_method": "wcodec", "format_version": version, "unheard_of": 1},
+    )
     transformers.AutoConfig.from_pretrained(tmp_path / "new")
     for load in (AutoModelForCausalLM, WCodecModel):
         with pytest.raises(DecodeError, match=version) as e:
@@ -141,7 +175,11 @@ def test_newer_version(forms: Any, version: str, code: str, tmp_path: Path) -> N
 def test_config() -> None:
     """What is stored says nothing of how to load; keys of others are left alone; options are checked."""
     config = WCodecConfig(resident=True, preset="max", dtype="bfloat16")
-    assert config.to_dict() == {"quant_method": "wcodec", "format_version": "0.2", "dtype": "bfloat16"}
+    assert config.to_dict() == {
+        "quant_method": "wcodec",
+        "format_version": "0.2",
+        "dtype": "bfloat16",
+    }
     again = WCodecConfig.from_dict({**config.to_dict(), "resident": True, "other": 3})
     assert (again.resident, again.dtype, again.preset) == (True, "bfloat16", "default")
     assert WCodecConfig.from_dict({}, return_unused_kwargs=True, preset="fast", x=1)[1] == {"x": 1}
@@ -154,9 +192,14 @@ def test_config() -> None:
 def test_mode_in_config(forms: Any, tmp_path: Path) -> None:
     """``config.json`` may say that weights stay compressed; the caller's word counts more. Nothing is printed about it."""
     shutil.copytree(forms["llama"]["hub"], tmp_path / "hub")
-    edit(tmp_path / "hub", quantization_config={"quant_method": "wcodec", "format_version": "0.2", "resident": True})
+    edit(
+        tmp_path / "hub",
+        quantization_config={"quant_method": "wcodec", "format_version": "0.2", "resident": True},
+    )
     assert compressed(AutoModelForCausalLM.from_pretrained(tmp_path / "hub"))
-    assert not compressed(AutoModelForCausalLM.from_pretrained(tmp_path / "hub", quantization_config=WCodecConfig()))
+    assert not compressed(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "hub", quantization_config=WCodecConfig())
+    )
 
 
 def test_dtype_of_streams_alone(forms: Any, tmp_path: Path) -> None:
@@ -164,25 +207,51 @@ def test_dtype_of_streams_alone(forms: Any, tmp_path: Path) -> None:
     shutil.copytree(forms["t5"]["hub"], tmp_path / "hub")
     edit(tmp_path / "hub", dtype=None)
     path = tmp_path / "hub" / "model.safetensors"
-    save_file({k: v for k, v in load_file(path).items() if k in streams(tmp_path / "hub")}, path, {"format": "pt"})
+    save_file(
+        {k: v for k, v in load_file(path).items() if k in streams(tmp_path / "hub")},
+        path,
+        {"format": "pt"},
+    )
     with pytest.raises(ValueError, match="which dtype"):
-        transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hub")  # does not know where it is
-    assert transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hub", dtype=torch.float32).dtype == torch.float32
+        # does not know where it is
+        transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hub")
+    assert (
+        transformers.T5ForConditionalGeneration.from_pretrained(
+            tmp_path / "hub", dtype=torch.float32
+        ).dtype
+        == torch.float32
+    )
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hub").dtype == torch.bfloat16
-    edit(tmp_path / "hub", quantization_config={"quant_method": "wcodec", "format_version": "0.2", "dtype": "bfloat16"})
-    assert transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hub").dtype == torch.bfloat16
+    edit(
+        tmp_path / "hub",
+        quantization_config={
+            "quant_method": "wcodec",
+            "format_version": "0.2",
+            "dtype": "bfloat16",
+        },
+    )
+    assert (
+        transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hub").dtype
+        == torch.bfloat16
+    )
 
 
 # ---- what is missing -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "module", "message"),
     [
-        ("torch", None, "needs PyTorch and transformers, and torch is missing: pip install 'wcodec[transformers]'"),
+        (
+            "torch",
+            None,
+            "needs PyTorch and transformers, and torch is missing: pip install 'wcodec[transformers]'",
+        ),
         ("transformers", None, "and transformers is missing: pip install 'wcodec[transformers]'"),
         ("transformers", SimpleNamespace(__version__="4.57.1"), "5.16 or later"),
     ],
 )
-def test_missing_packages(name: str, module: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages(
+    name: str, module: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What to install is said."""
     for loaded in [n for n in sys.modules if n.startswith("wcodec.transformers")]:
         monkeypatch.delitem(sys.modules, loaded)
@@ -196,7 +265,9 @@ def test_model_class(forms: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"from_pretrained\(directory\)"):
         WCodecModel()
     with pytest.raises(ValueError, match="AutoModelForImageClassification has no class for it"):
-        WCodecModel.from_pretrained(forms["llama"]["hub"], auto_class=transformers.AutoModelForImageClassification)
+        WCodecModel.from_pretrained(
+            forms["llama"]["hub"], auto_class=transformers.AutoModelForImageClassification
+        )
     with pytest.raises(ValueError, match="stand in the quantization_config"):
         WCodecModel.from_pretrained(forms["llama"]["hub"], resident=True, **RESIDENT)
     shutil.copytree(forms["llama"]["wcodec"], tmp_path / "unnamed")
@@ -211,13 +282,18 @@ def test_loader_options(forms: Any, tmp_path: Path) -> None:
     """Options of transformers work on the wcodec form: a subfolder, a variant, the report, changes of the configuration."""
     shutil.copytree(forms["llama"]["wcodec"], tmp_path / "sub")
     (tmp_path / "sub" / "model.wcodec").rename(tmp_path / "sub" / "model.x.wcodec")
-    model, report = WCodecModel.from_pretrained(tmp_path, subfolder="sub", variant="x", output_loading_info=True, output_attentions=True)
+    model, report = WCodecModel.from_pretrained(
+        tmp_path, subfolder="sub", variant="x", output_loading_info=True, output_attentions=True
+    )
     assert not any(report.values())
     assert model.config.output_attentions
     assert model.config.name_or_path == str(tmp_path)
     same_state(model, AutoModelForCausalLM.from_pretrained(forms["llama"]["plain"]))
-    renamed = AutoModelForCausalLM.from_pretrained(forms["llama"]["hub"], key_mapping={"weight": "something_else"})
-    same_state(renamed, model)  # the loader takes such a name back, and with it the converter that it found
+    renamed = AutoModelForCausalLM.from_pretrained(
+        forms["llama"]["hub"], key_mapping={"weight": "something_else"}
+    )
+    # the loader takes such a name back, and with it the converter that it found
+    same_state(renamed, model)
     plain = WCodecModel.from_pretrained(forms["llama"]["plain"])
     assert not hasattr(plain, "hf_quantizer")
     same_state(plain, model)
@@ -250,24 +326,35 @@ class OwnModel(PreTrainedModel):
 @modes
 def test_code_of_its_own(how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose code lies beside it, with uint8 buffers, one of which looks like a stream: it comes back as it was."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "modeling_own.py").write_text(CODE)
     own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
-    (tmp_path / "code" / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    (tmp_path / "code" / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": own})
+    )
     config = transformers.AutoConfig.from_pretrained(tmp_path / "code", trust_remote_code=True)
     model = AutoModel.from_config(config, trust_remote_code=True)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     model.table.normal_()
     model.bytes += 7
-    model.looks_like_one[:] = torch.from_numpy(np.frombuffer(b"\x89WCODEC\n" + bytes(32), np.uint8).copy())
+    model.looks_like_one[:] = torch.from_numpy(
+        np.frombuffer(b"\x89WCODEC\n" + bytes(32), np.uint8).copy()
+    )
     model.save_pretrained(tmp_path / "plain")
     x = torch.randn(64, 64)
     want = model(x)
     assert not bool(want.isnan().any())
-    for form, load in (("hub", AutoModel), ("hub", WCodecModel), ("wcodec", WCodecModel), ("plain", WCodecModel)):
+    for form, load in (
+        ("hub", AutoModel),
+        ("hub", WCodecModel),
+        ("wcodec", WCodecModel),
+        ("plain", WCodecModel),
+    ):
         if form != "plain" and not (tmp_path / form).exists():
             tiny_models.encode(tmp_path / "plain", tmp_path / form, form)
         other = load.from_pretrained(tmp_path / form, trust_remote_code=True, **how)
@@ -280,8 +367,15 @@ def test_code_of_its_own(how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             load.from_pretrained(tmp_path / form, trust_remote_code=False, **how)
     for form in ("plain", "hub"):  # bytes where the model has float32: they are cast
         path = tmp_path / form / "model.safetensors"
-        save_file({**load_file(path), "lstm.bias_ih_l0": torch.arange(256).to(torch.uint8)}, path, {"format": "pt"})
-    want, other = (AutoModel.from_pretrained(tmp_path / f, trust_remote_code=True, **h) for f, h in (("plain", {}), ("hub", how)))
+        save_file(
+            {**load_file(path), "lstm.bias_ih_l0": torch.arange(256).to(torch.uint8)},
+            path,
+            {"format": "pt"},
+        )
+    want, other = (
+        AutoModel.from_pretrained(tmp_path / f, trust_remote_code=True, **h)
+        for f, h in (("plain", {}), ("hub", how))
+    )
     assert want.lstm.bias_ih_l0.dtype == torch.float32
     same_state(other, want)
 
@@ -309,12 +403,20 @@ def test_offload(forms: Any, form: str, tmp_path: Path) -> None:
     load = AutoModelForCausalLM if form == "hub" else WCodecModel
     model = load.from_pretrained(forms["mixtral"][form], **how)
     assert model.lm_head.weight.is_meta
-    assert torch.equal(logits(model, "mixtral"), logits(AutoModelForCausalLM.from_pretrained(forms["mixtral"]["plain"]), "mixtral"))
+    assert torch.equal(
+        logits(model, "mixtral"),
+        logits(AutoModelForCausalLM.from_pretrained(forms["mixtral"]["plain"]), "mixtral"),
+    )
     with pytest.warns(UserWarning, match="offloaded modules"):
         model.save_pretrained(tmp_path / "saved")
     assert streams(tmp_path / "saved").keys() == streams(forms["mixtral"]["hub"]).keys()
-    same_state(AutoModelForCausalLM.from_pretrained(tmp_path / "saved"), AutoModelForCausalLM.from_pretrained(forms["mixtral"]["plain"]))
-    with pytest.raises(ValueError, match="resident=True holds all weights compressed on the devices that compute"):
+    same_state(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved"),
+        AutoModelForCausalLM.from_pretrained(forms["mixtral"]["plain"]),
+    )
+    with pytest.raises(
+        ValueError, match="resident=True holds all weights compressed on the devices that compute"
+    ):
         load.from_pretrained(forms["mixtral"][form], **how, **RESIDENT)
 
 
@@ -322,14 +424,18 @@ def test_parts() -> None:
     """Weights in hub form cannot be cut for several processes; the message says what can be."""
     quantizer = WCodecHfQuantizer(WCodecConfig())
     for plan in (None, SimpleNamespace(tp_size=1, fsdp_size=None)):
-        quantizer._process_model_before_weight_loading(SimpleNamespace(config=SimpleNamespace(distributed_config=plan)))
+        quantizer._process_model_before_weight_loading(
+            SimpleNamespace(config=SimpleNamespace(distributed_config=plan))
+        )
     with pytest.raises(ValueError, match=r"tp_size=2.*wcodec\.torch\.load_shard"):
         quantizer._process_model_before_weight_loading(
             SimpleNamespace(config=SimpleNamespace(distributed_config=SimpleNamespace(tp_size=2)))
         )
 
 
-@pytest.mark.skipif(transformers.__version__ == "5.16.0", reason="it loads no such model, not a plain one either")
+@pytest.mark.skipif(
+    transformers.__version__ == "5.16.0", reason="it loads no such model, not a plain one either"
+)
 def test_another_quantization(forms: Any, tmp_path: Path) -> None:
     """A model that is quantized by another method is loaded from the wcodec form, decoded, by that method."""
     fp8 = transformers.FineGrainedFP8Config(weight_block_size=(32, 32), dequantize=True)
@@ -338,13 +444,17 @@ def test_another_quantization(forms: Any, tmp_path: Path) -> None:
     weights, scales = load_file(tmp_path / "plain" / "model.safetensors"), {}
     for name in [n for n in weights if "_proj" in n]:
         weights[name] = weights[name].float().clamp(-440, 440).to(torch.float8_e4m3fn)
-        scales[f"{name}_scale_inv"] = torch.rand(weights[name].shape[0] // 32, weights[name].shape[1] // 32) + 0.5
+        scales[f"{name}_scale_inv"] = (
+            torch.rand(weights[name].shape[0] // 32, weights[name].shape[1] // 32) + 0.5
+        )
     save_file({**weights, **scales}, tmp_path / "plain" / "model.safetensors", {"format": "pt"})
     edit(tmp_path / "plain", quantization_config={**fp8.to_dict(), "dequantize": True})
     tiny_models.encode(tmp_path / "plain", tmp_path / "wcodec", "wcodec")
     want = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=fp8)
     same_state(WCodecModel.from_pretrained(tmp_path / "wcodec", quantization_config=fp8), want)
-    assert not torch.equal(want.model.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight)
+    assert not torch.equal(
+        want.model.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight
+    )
     with pytest.raises(ValueError, match="does not go together with another quantization"):
         WCodecModel.from_pretrained(tmp_path / "wcodec", resident=True)
 
@@ -353,10 +463,15 @@ def test_another_quantization(forms: Any, tmp_path: Path) -> None:
 @modes
 def test_decode_what_was_saved(forms: Any, how: Any, tmp_path: Path) -> None:
     """`decode_directory` makes a plain directory of one that ``save_pretrained`` wrote."""
-    AutoModelForCausalLM.from_pretrained(forms["mixtral"]["hub"], **how).save_pretrained(tmp_path / "saved")
+    AutoModelForCausalLM.from_pretrained(forms["mixtral"]["hub"], **how).save_pretrained(
+        tmp_path / "saved"
+    )
     decode_directory(tmp_path / "saved", tmp_path / "plain")
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
-    model, want = (AutoModelForCausalLM.from_pretrained(d) for d in (tmp_path / "plain", forms["mixtral"]["plain"]))
+    model, want = (
+        AutoModelForCausalLM.from_pretrained(d)
+        for d in (tmp_path / "plain", forms["mixtral"]["plain"])
+    )
     assert not hasattr(model, "hf_quantizer")
     same_state(model, want)
 
@@ -371,7 +486,18 @@ def sharded(forms: Any, tmp_path: Path) -> Path:
     return found["wcodec"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 5}}', '{"weight_map": [1]}', "[" * 9999])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 5}}',
+        '{"weight_map": [1]}',
+        "[" * 9999,
+    ],
+)
 def test_an_index_that_is_none(sharded: Path, text: str) -> None:
     (sharded / "model.wcodec.index.json").write_text(text)
     with pytest.raises(DecodeError, match=r"bad_value|bad_name"):
@@ -382,7 +508,9 @@ def test_an_index_that_is_none(sharded: Path, text: str) -> None:
 def test_an_index_that_names_a_path(sharded: Path, tmp_path: Path, place: str) -> None:
     shutil.copytree(sharded, tmp_path / "elsewhere")
     index = sharded / "model.wcodec.index.json"
-    index.write_text(index.read_text().replace('"model-00001', f'"{place.format(tmp=tmp_path)}model-00001'))
+    index.write_text(
+        index.read_text().replace('"model-00001', f'"{place.format(tmp=tmp_path)}model-00001')
+    )
     with pytest.raises(DecodeError, match="bad_name"):
         WCodecModel.from_pretrained(sharded)
 
@@ -392,11 +520,17 @@ def test_a_tensor_in_another_shard_than_the_index_says(sharded: Path) -> None:
     plain = WCodecModel.from_pretrained(sharded)
     index = json.loads((sharded / "model.wcodec.index.json").read_text())
     name = "lm_head.weight"
-    other = next(f for n, f in sorted(index["weight_map"].items()) if f != index["weight_map"][name])
+    other = next(
+        f for n, f in sorted(index["weight_map"].items()) if f != index["weight_map"][name]
+    )
     tensors = wcodec.torch.load_file(sharded / other)
-    wcodec.torch.save_file({**tensors, name: torch.zeros_like(plain.lm_head.weight)}, sharded / other)
+    wcodec.torch.save_file(
+        {**tensors, name: torch.zeros_like(plain.lm_head.weight)}, sharded / other
+    )
     tiny_models.same_state(WCodecModel.from_pretrained(sharded), plain)
-    index["weight_map"]["model.norm.weight"] = other if index["weight_map"]["model.norm.weight"] != other else index["weight_map"][name]
+    index["weight_map"]["model.norm.weight"] = (
+        other if index["weight_map"]["model.norm.weight"] != other else index["weight_map"][name]
+    )
     (sharded / "model.wcodec.index.json").write_text(json.dumps(index))
     with pytest.raises(DecodeError, match=r"bad_range.*'model\.norm\.weight'"):
         WCodecModel.from_pretrained(sharded)

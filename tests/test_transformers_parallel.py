@@ -59,8 +59,17 @@ def test_two_processes(tmp_path: Path) -> None:
     tiny_models.directories(tiny_models.make("llama", torch.bfloat16), tmp_path)
     (tmp_path / "ranks.py").write_text(RANKS)
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command, env = [sys.executable, str(tmp_path / "ranks.py"), str(tmp_path)], {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths, **env}, capture_output=True, text=True, timeout=240)
+    command, env = (
+        [sys.executable, str(tmp_path / "ranks.py"), str(tmp_path)],
+        {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+    )
+    run = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": paths, **env},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     for rank in (0, 1):
         facts = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -69,5 +78,8 @@ def test_two_processes(tmp_path: Path) -> None:
         assert facts["weights"]
         assert facts["logits"]
         assert "tp_size=2" in facts["hub"]
-        assert "WCodecModel.from_pretrained, or the tensors of a part by wcodec.torch.load_shard" in facts["hub"]
+        assert (
+            "WCodecModel.from_pretrained, or the tensors of a part by wcodec.torch.load_shard"
+            in facts["hub"]
+        )
         assert "nor with a model in parts" in facts["resident"]

@@ -20,7 +20,10 @@ from tiny_models import MODELS, compressed, dense, inputs, logits, same_state, s
 from wcodec.torch.models import compress_model, model_memory
 from wcodec.transformers import WCodecConfig, WCodecModel
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+# peft asks for it
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 RESIDENT = {"quantization_config": WCodecConfig(resident=True)}
 MODES = [{}, RESIDENT]
 modes = pytest.mark.parametrize("how", MODES, ids=["decoded", "resident"])
@@ -41,7 +44,10 @@ def name_of(value: Any) -> str:
 @pytest.fixture(scope="module")
 def all_forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
     """Directories of all models in bf16, by model and form."""
-    return {n: tiny_models.directories(tiny_models.make(n, torch.bfloat16), tmp_path_factory.mktemp(n)) for n in MODELS}
+    return {
+        n: tiny_models.directories(tiny_models.make(n, torch.bfloat16), tmp_path_factory.mktemp(n))
+        for n in MODELS
+    }
 
 
 def names_in(directory: Path) -> set[str]:
@@ -80,7 +86,9 @@ def test_dequantize(all_forms: Any, name: str, how: Any, tmp_path: Path) -> None
     assert model.dequantize() is model
     assert not compressed(model)
     assert not hasattr(model, "hf_quantizer")
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {n for n, _ in model.named_parameters()}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.named_parameters()
+    }
     assert torch.equal(logits(model, name), logits(auto.from_pretrained(forms["plain"]), name))
     model.save_pretrained(tmp_path / "saved")
     for file in ("model.safetensors", "config.json"):
@@ -89,9 +97,16 @@ def test_dequantize(all_forms: Any, name: str, how: Any, tmp_path: Path) -> None
 
 def test_dequantize_to_a_dtype(all_forms: Any) -> None:
     """With a dtype, weights are cast to it."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(all_forms["llama"]["hub"], **RESIDENT).dequantize(torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        all_forms["llama"]["hub"], **RESIDENT
+    ).dequantize(torch.float32)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    same_state(model, transformers.AutoModelForCausalLM.from_pretrained(all_forms["llama"]["plain"]).to(torch.float32))
+    same_state(
+        model,
+        transformers.AutoModelForCausalLM.from_pretrained(all_forms["llama"]["plain"]).to(
+            torch.float32
+        ),
+    )
 
 
 @modes
@@ -130,7 +145,9 @@ def test_save_as_the_model_has_it(all_forms: Any, how: Any, tmp_path: Path) -> N
 def test_compress_while_loading(all_forms: Any, name: str, resident: bool, tmp_path: Path) -> None:
     """A plain directory, loaded to be compressed: held so if that is wanted, and saved in hub form in any case."""
     forms, auto = all_forms[name], tiny_models.auto_class(name)
-    model = auto.from_pretrained(forms["plain"], quantization_config=WCodecConfig(resident=resident, preset="fast"))
+    model = auto.from_pretrained(
+        forms["plain"], quantization_config=WCodecConfig(resident=resident, preset="fast")
+    )
     assert bool(compressed(model)) == resident
     same_state(model, auto.from_pretrained(forms["plain"]))
     model.save_pretrained(tmp_path)
@@ -147,7 +164,9 @@ def test_preset(tmp_path: Path) -> None:
     directory = tiny_models.directories(model, tmp_path)["hub"]
     for preset in ("fast", "max"):
         coding = WCodecConfig(preset=preset)
-        transformers.AutoModelForCausalLM.from_pretrained(directory, quantization_config=coding).save_pretrained(tmp_path / preset)
+        transformers.AutoModelForCausalLM.from_pretrained(
+            directory, quantization_config=coding
+        ).save_pretrained(tmp_path / preset)
         sizes[preset] = sum(v.numel() for v in streams(tmp_path / preset).values())
     assert sizes["max"] < 0.9 * sizes["fast"]
 
@@ -159,14 +178,21 @@ def test_dtype(all_forms: Any, name: str, how: Any, dtype: Any) -> None:
     """Weights are cast as plain ones are; those of T5 that must be float32 among float16 ones are."""
     forms, auto = all_forms[name], tiny_models.auto_class(name)
     plain = auto.from_pretrained(forms["plain"], dtype=dtype)
-    assert ({p.dtype for p in plain.parameters()} == {torch.float16, torch.float32}) == (name == "t5" and dtype == torch.float16)
-    for model in (auto.from_pretrained(forms["hub"], dtype=dtype, **how), WCodecModel.from_pretrained(forms["wcodec"], dtype=dtype, **how)):
+    assert ({p.dtype for p in plain.parameters()} == {torch.float16, torch.float32}) == (
+        name == "t5" and dtype == torch.float16
+    )
+    for model in (
+        auto.from_pretrained(forms["hub"], dtype=dtype, **how),
+        WCodecModel.from_pretrained(forms["wcodec"], dtype=dtype, **how),
+    ):
         same_state(model, plain)
         assert bool(compressed(model)) == bool(how)
         assert model.config.dtype == plain.config.dtype
 
 
-@pytest.mark.parametrize("dtype", [exhaustive(torch.bfloat16), torch.float16, exhaustive(torch.float32)], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [exhaustive(torch.bfloat16), torch.float16, exhaustive(torch.float32)], ids=str
+)
 def test_no_dtype_in_config(dtype: torch.dtype, tmp_path: Path) -> None:
     """Where ``config.json`` names no dtype, it is that of the weights."""
     forms = tiny_models.directories(tiny_models.make("qwen", dtype), tmp_path)
@@ -188,7 +214,10 @@ def test_cast_afterwards(all_forms: Any) -> None:
     for cast in ("half", "float", "double"):
         model = transformers.AutoModelForMaskedLM.from_pretrained(forms["hub"])
         same_state(getattr(model, cast)(), getattr(copy.deepcopy(plain), cast)())
-    same_state(transformers.AutoModelForMaskedLM.from_pretrained(forms["hub"]).to(torch.float16), copy.deepcopy(plain).to(torch.float16))
+    same_state(
+        transformers.AutoModelForMaskedLM.from_pretrained(forms["hub"]).to(torch.float16),
+        copy.deepcopy(plain).to(torch.float16),
+    )
     resident = transformers.AutoModelForMaskedLM.from_pretrained(forms["hub"], **RESIDENT)
     assert resident.is_quantized
     with pytest.raises(ValueError, match="not supported for quantized model"):
@@ -200,7 +229,10 @@ def test_cast_afterwards(all_forms: Any) -> None:
 def test_part_and_whole(all_forms: Any, how: Any) -> None:
     """The model without its head from the whole one, and the whole one from weights without a head."""
     forms = all_forms["llama"]
-    same_state(transformers.AutoModel.from_pretrained(forms["hub"], **how), transformers.AutoModel.from_pretrained(forms["plain"]))
+    same_state(
+        transformers.AutoModel.from_pretrained(forms["hub"], **how),
+        transformers.AutoModel.from_pretrained(forms["plain"]),
+    )
     model = WCodecModel.from_pretrained(forms["wcodec"], auto_class=transformers.AutoModel, **how)
     same_state(model, transformers.AutoModel.from_pretrained(forms["plain"]))
 
@@ -234,14 +266,21 @@ def test_compressed_later(all_forms: Any, tmp_path: Path) -> None:
     assert streams(tmp_path / "hub").keys() == streams(forms["hub"]).keys()
     same_state(transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hub"), model)
     model.dequantize().save_pretrained(tmp_path / "plain")
-    assert (tmp_path / "plain" / "model.safetensors").read_bytes() == (forms["plain"] / "model.safetensors").read_bytes()
+    assert (tmp_path / "plain" / "model.safetensors").read_bytes() == (
+        forms["plain"] / "model.safetensors"
+    ).read_bytes()
 
 
 def adapted(model: Any, *more: str) -> Any:
     """A model with LoRA adapters that do something."""
     modules = ["q_proj", "v_proj", "down_proj", *more]
     torch.manual_seed(3)
-    out = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM"))
+    out = peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=4, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM"
+        ),
+    )
     return out.train(False)
 
 
@@ -249,7 +288,12 @@ def test_lora(all_forms: Any) -> None:
     """Adapters on compressed weights get the gradients that they get on plain ones, also with checkpoints of activations."""
     forms, gradients = all_forms["llama"], []
     for how in ({}, RESIDENT):
-        model = adapted(transformers.AutoModelForCausalLM.from_pretrained(forms["hub" if how else "plain"], **how), "embed_tokens")
+        model = adapted(
+            transformers.AutoModelForCausalLM.from_pretrained(
+                forms["hub" if how else "plain"], **how
+            ),
+            "embed_tokens",
+        )
         ids = inputs("llama")["input_ids"]
         model(input_ids=ids, labels=ids).loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
@@ -280,7 +324,11 @@ def test_training(all_forms: Any, how: Any, tmp_path: Path) -> None:
         model = adapted(model)
     transformers.Trainer(model, arguments, train_dataset=rows).train()
     base = model.base_model.model if how else model
-    after = {n.replace(".base_layer", ""): dense(p) for n, p in base.named_parameters() if "lora_" not in n}
+    after = {
+        n.replace(".base_layer", ""): dense(p)
+        for n, p in base.named_parameters()
+        if "lora_" not in n
+    }
     assert all(torch.equal(before[n], after[n]) for n in before) == bool(how)
 
 
@@ -288,14 +336,21 @@ def test_training(all_forms: Any, how: Any, tmp_path: Path) -> None:
 def test_saved_adapters_load_on_top(all_forms: Any, how: Any, tmp_path: Path) -> None:
     """Adapters that were saved load on top of a compressed model, by peft and by transformers."""
     forms = all_forms["llama"]
-    adapted(transformers.AutoModelForCausalLM.from_pretrained(forms["plain"])).save_pretrained(tmp_path)
-    plain = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(forms["plain"]), tmp_path)
+    adapted(transformers.AutoModelForCausalLM.from_pretrained(forms["plain"])).save_pretrained(
+        tmp_path
+    )
+    plain = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForCausalLM.from_pretrained(forms["plain"]), tmp_path
+    )
     want = logits(plain, "llama")
     bare = logits(transformers.AutoModelForCausalLM.from_pretrained(forms["plain"]), "llama")
     assert not torch.equal(want, bare)
     base = transformers.AutoModelForCausalLM.from_pretrained(forms["hub"], **how)
     assert torch.equal(logits(peft.PeftModel.from_pretrained(base, tmp_path), "llama"), want)
-    one, other = (transformers.AutoModelForCausalLM.from_pretrained(forms[f], **h) for f, h in (("plain", {}), ("hub", how)))
+    one, other = (
+        transformers.AutoModelForCausalLM.from_pretrained(forms[f], **h)
+        for f, h in (("plain", {}), ("hub", how))
+    )
     for model in (one, other):
         model.load_adapter(str(tmp_path))
     assert torch.equal(logits(one, "llama"), logits(other, "llama"))
@@ -308,6 +363,11 @@ def test_generation_config(all_forms: Any, tmp_path: Path) -> None:
     plain.generation_config.update(max_new_tokens=5, suppress_tokens=list(range(100)))
     forms = tiny_models.directories(plain, tmp_path)
     model = WCodecModel.from_pretrained(forms["wcodec"])
-    assert model.generation_config.to_dict() == transformers.AutoModelForCausalLM.from_pretrained(forms["hub"]).generation_config.to_dict()
+    assert (
+        model.generation_config.to_dict()
+        == transformers.AutoModelForCausalLM.from_pretrained(
+            forms["hub"]
+        ).generation_config.to_dict()
+    )
     assert model.generation_config.max_new_tokens == 5
     assert tokens(model, "llama", 8) == tokens(plain, "llama", 8)

@@ -10,12 +10,24 @@ from pathlib import Path
 
 import pytest
 
-FILES = ["test_transformers.py", "test_transformers_errors.py", "test_transformers_parallel.py", "test_transformers_saving.py"]
+FILES = [
+    "test_transformers.py",
+    "test_transformers_errors.py",
+    "test_transformers_parallel.py",
+    "test_transformers_saving.py",
+]
 HERE = Path(__file__).parent
 
 
 def run(*line: str | Path) -> str:
-    done = subprocess.run(line, cwd=HERE.parent, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        line,
+        cwd=HERE.parent,
+        env={**os.environ, "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -29,6 +41,16 @@ def test_another_version(tmp_path: Path, version: str) -> None:
     python = tmp_path / "bin" / "python"
     (own,) = tmp_path.glob("lib/python*/site-packages")
     (own / "others.pth").write_text(sysconfig.get_path("purelib"))
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"transformers=={version}")
-    assert run(python, "-c", "import transformers; print(transformers.__version__)").strip() == version
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        f"transformers=={version}",
+    )
+    assert (
+        run(python, "-c", "import transformers; print(transformers.__version__)").strip() == version
+    )
     run(python, "-m", "pytest", "-p", "no:cacheprovider", *(HERE / name for name in FILES))

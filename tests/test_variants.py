@@ -31,18 +31,45 @@ def test_every_variant_passes_the_suite(variant: str) -> None:
 
 
 def test_the_variant_suits_this_cpu() -> None:
-    expected = "avx512" if all(map(host_has, ("avx512f", "avx512bw", "avx512vl"))) else "avx2" if host_has("avx2") else "plain"
+    expected = (
+        "avx512"
+        if all(map(host_has, ("avx512f", "avx512bw", "avx512vl")))
+        else "avx2"
+        if host_has("avx2")
+        else "plain"
+    )
     assert load_backend("numba").info()["variant"] == expected
 
 
 # Sizes on both sides of a block of every variant (64 to 256 bytes), of two blocks (the first that are folded), of eight bytes
 # (the tables), and of a thread's share.
-SIZES = [*range(18), 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 519, 1000, 4097, 300_001]
+SIZES = [
+    *range(18),
+    63,
+    64,
+    65,
+    127,
+    128,
+    129,
+    255,
+    256,
+    257,
+    511,
+    512,
+    513,
+    519,
+    1000,
+    4097,
+    300_001,
+]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_crc32_is_that_of_zlib(threads: int) -> None:
-    backend, data = load_backend("numba", threads), np.random.default_rng(1).integers(0, 256, 300_008, dtype=np.uint8)
+    backend, data = (
+        load_backend("numba", threads),
+        np.random.default_rng(1).integers(0, 256, 300_008, dtype=np.uint8),
+    )
     for n in SIZES:
         for start in (0, 1, 0xCBF43926, 0xFFFFFFFF):
             piece: Any = data[3 : 3 + n]
@@ -50,7 +77,10 @@ def test_crc32_is_that_of_zlib(threads: int) -> None:
 
 
 def test_checksums_of_pieces_of_all_sizes() -> None:
-    backend, data = load_backend("numba"), np.random.default_rng(2).integers(0, 256, sum(SIZES), dtype=np.uint8)
+    backend, data = (
+        load_backend("numba"),
+        np.random.default_rng(2).integers(0, 256, sum(SIZES), dtype=np.uint8),
+    )
     offsets = np.concatenate([[0], np.cumsum(SIZES)]).astype(np.int64)
     got = backend.checksums(data, offsets)
     assert got.tolist() == [crc32(data[a:b]) for a, b in pairwise(offsets)]

@@ -12,7 +12,13 @@ from safetensors import safe_open
 from wcodec.directories import encode_directory
 from wcodec.torch.compressed import CompressedTensor
 
-_DECODER = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}
+_DECODER = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
 #: Auto class, configuration, and how many of its weights are large enough to be coded, tied ones counted once.
 MODELS: dict[str, tuple[str, Any, dict[str, Any], int]] = {
     "llama": (
@@ -65,7 +71,9 @@ def encode(source: Path, target: Path, form: str) -> Path:
 def directories(model: Any, folder: Path, **how: Any) -> dict[str, Path]:
     """A model saved by transformers, and that in both forms."""
     model.save_pretrained(folder / "plain", **how)
-    return {"plain": folder / "plain"} | {form: encode(folder / "plain", folder / form, form) for form in ("hub", "wcodec")}
+    return {"plain": folder / "plain"} | {
+        form: encode(folder / "plain", folder / form, form) for form in ("hub", "wcodec")
+    }
 
 
 def streams(directory: Path) -> dict[str, torch.Tensor]:
@@ -75,7 +83,11 @@ def streams(directory: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as f:
             for name in f.keys():  # noqa: SIM118
                 tensor = f.get_tensor(name)
-                if tensor.dtype == torch.uint8 and tensor.dim() == 1 and bytes(tensor[:8].tolist()) == b"\x89WCODEC\n":
+                if (
+                    tensor.dtype == torch.uint8
+                    and tensor.dim() == 1
+                    and bytes(tensor[:8].tolist()) == b"\x89WCODEC\n"
+                ):
                     found[name] = tensor
     return found
 

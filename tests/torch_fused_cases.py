@@ -17,7 +17,11 @@ NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 
 #: dtype of the weight, form, dtype of x: all that kernels are made for.
 KINDS = [(torch.bfloat16, form, torch.bfloat16) for form in ("fixed", "rans")]
-KINDS += [(dtype, form, x) for dtype in NARROW for form, x in (("fixed", torch.bfloat16), ("rans", torch.float16))]
+KINDS += [
+    (dtype, form, x)
+    for dtype in NARROW
+    for form, x in (("fixed", torch.bfloat16), ("rans", torch.float16))
+]
 
 
 def need_gpu() -> None:
@@ -41,7 +45,12 @@ def form_of(w: CompressedTensor) -> str | None:
     return operand_form(w.held.record())
 
 
-def operate(x: torch.Tensor, w: CompressedTensor, bias: torch.Tensor | None = None, scale: torch.Tensor | None = None) -> torch.Tensor:
+def operate(
+    x: torch.Tensor,
+    w: CompressedTensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The operator, given a weight."""
     return torch.ops.wcodec.linear(x, w, list(w.shape), w.dtype, bias, scale)  # type: ignore[no-any-return]
 
@@ -52,7 +61,11 @@ def error(got: torch.Tensor, due: torch.Tensor) -> float:
 
 
 def check_product(
-    w: CompressedTensor, dense: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None = None, scale: torch.Tensor | None = None
+    w: CompressedTensor,
+    dense: torch.Tensor,
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
 ) -> None:
     """A product is as exact as PyTorch's with the dense weight, and the same when it is taken again."""
     wide = dense.double() if scale is None else dense.double() * scale.double()[:, None]
@@ -64,11 +77,16 @@ def check_product(
     assert torch.equal(operate(x, w, bias, scale), got)
 
 
-def check_gradients(w: CompressedTensor, dense: torch.Tensor, x: torch.Tensor, scale: torch.Tensor | None = None) -> None:
+def check_gradients(
+    w: CompressedTensor, dense: torch.Tensor, x: torch.Tensor, scale: torch.Tensor | None = None
+) -> None:
     """Gradients to x, to a bias and to a scale are those of the dense product, up to rounding."""
     found = []
     for exact in (False, True):
-        own = [None if t is None else t.detach().clone().requires_grad_() for t in (x, torch.ones_like(dense[:, 0], dtype=x.dtype), scale)]
+        own = [
+            None if t is None else t.detach().clone().requires_grad_()
+            for t in (x, torch.ones_like(dense[:, 0], dtype=x.dtype), scale)
+        ]
         if exact:
             doubles = [None if t is None else t.double() for t in own]
             matrix = dense.double() if doubles[2] is None else dense.double() * doubles[2][:, None]

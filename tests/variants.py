@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 VARIANTS = {
-    "avx2": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse4.2,+popcnt,+avx,+avx2,+pclmul,+bmi,+bmi2,+lzcnt"},
+    "avx2": {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+sse4.2,+popcnt,+avx,+avx2,+pclmul,+bmi,+bmi2,+lzcnt",
+    },
     "plain": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"},
 }
 
@@ -33,7 +36,9 @@ def run_module(env: dict[str, str], *args: str) -> str:
     """A module, run with such an environment, ends well. Returns what it prints."""
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, **env, "PYTHONPATH": os.pathsep.join(paths)}
-    run = subprocess.run([sys.executable, "-m", *args], env=env, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", *args], env=env, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     return run.stdout
 

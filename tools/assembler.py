@@ -57,11 +57,13 @@ class Tensor:
     dtype_name: str = ""
     widths: dict[str, int] = field(default_factory=dict)
     pad: int = 0  #: byte that pads the parts of a record; 0 in a file after the rules
-    spoil: Callable[[int, int, bytes], bytes] | None = None  #: spoils the stream of a segment and plane before it is stored
+    #: spoils the stream of a segment and plane before it is stored
+    spoil: Callable[[int, int, bytes], bytes] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)  #: of `data`, for the manifest
     difference: int = 0
     base: bytes = b""  #: what the difference is taken from
-    duplicate_of: int | None = None  #: number of the tensor that this one repeats; only `name`, and for callers `data`, count then
+    #: number of the tensor that this one repeats; only `name`, and for callers `data`, count then
+    duplicate_of: int | None = None
 
     @property
     def coded_dtype(self) -> str:
@@ -118,7 +120,9 @@ def table_image(freq: Sequence[int], prob_bits: int, k: int | None = None) -> Im
     """A serialised table; `k` of the shortest form if it is not given."""
     used = [s for s in range(256) if freq[s]]
     span = freq[used[0] : used[-1] + 1]
-    order = min(range(12), key=lambda o: sum(len(exp_golomb(f, o)) for f in span)) if k is None else k
+    order = (
+        min(range(12), key=lambda o: sum(len(exp_golomb(f, o)) for f in span)) if k is None else k
+    )
     bits = "".join(exp_golomb(f, order) for f in span)
     bits += "0" * (-len(bits) % 8)
     image = Image()
@@ -162,7 +166,10 @@ class _Builder:
         if t.duplicate_of is not None or not rows * cols:
             return []
         n = DTYPES[t.dtype][1]
-        words, base = ([int.from_bytes(data[i : i + n], "little") for i in range(0, len(data), n)] for data in (t.data, t.base))
+        words, base = (
+            [int.from_bytes(data[i : i + n], "little") for i in range(0, len(data), n)]
+            for data in (t.data, t.base)
+        )
         if t.difference:
             words = [differ(w, b, t.difference, n) for w, b in zip(words, base, strict=True)]
         pieces = in_tiles([words[r * cols : (r + 1) * cols] for r in range(rows)], t.segment)
@@ -179,13 +186,20 @@ class _Builder:
             return spec
         coded, contexts = list[int](), False
         for cut in (c for cuts in self.cut for c in cuts):
-            for i, (p, symbols) in enumerate(zip(cut.chosen.planes, cut.symbols.planes, strict=False)):
+            for i, (p, symbols) in enumerate(
+                zip(cut.chosen.planes, cut.symbols.planes, strict=False)
+            ):
                 if (p.coder, p.table) == (RANS, number):
                     coded += symbols
                 elif p.coder == CONTEXT and number in (spec_map := self.file.maps[p.table]).tables:
                     classes, contexts = classes_of(cut.symbols, i, spec_map, cut.chosen), True
-                    coded += [v for v, k in zip(symbols, classes, strict=True) if spec_map.tables[k] == number]
-        coded += [0, 1] if contexts and len(set(coded)) < 2 else []  # a class may be empty, or of one symbol
+                    coded += [
+                        v
+                        for v, k in zip(symbols, classes, strict=True)
+                        if spec_map.tables[k] == number
+                    ]
+        # a class may be empty, or of one symbol
+        coded += [0, 1] if contexts and len(set(coded)) < 2 else []
         return replace(spec, freq=frequencies(coded, spec.prob_bits))
 
     def stream(self, cut: _Cut, plane: Plane, i: int) -> bytes:
@@ -193,7 +207,11 @@ class _Builder:
         if plane.coder == RANS:
             return rans(cut.symbols.planes[i], [self.tables[plane.table]])
         spec = self.file.maps[plane.table]
-        return rans(cut.symbols.planes[i], [self.tables[k] for k in spec.tables], classes_of(cut.symbols, i, spec, cut.chosen))
+        return rans(
+            cut.symbols.planes[i],
+            [self.tables[k] for k in spec.tables],
+            classes_of(cut.symbols, i, spec, cut.chosen),
+        )
 
     def record(self, t: Tensor, prefix: str, k: int, cut: _Cut) -> tuple[Image, list[int]]:
         """The record of segment `k` and the units of its streams."""
@@ -254,9 +272,19 @@ class _Builder:
             self._columns(t, prefix, body, self.cut[number], units)
         return body
 
-    def _columns(self, t: Tensor, prefix: str, body: Image, cuts: list[_Cut], units: list[list[int]]) -> None:
+    def _columns(
+        self, t: Tensor, prefix: str, body: Image, cuts: list[_Cut], units: list[list[int]]
+    ) -> None:
         def column(name: str, values: list[int]) -> None:
-            narrow = 0 if len(set(values)) == 1 else 1 if max(values) < 1 << 8 else 2 if max(values) < 1 << 16 else 4
+            narrow = (
+                0
+                if len(set(values)) == 1
+                else 1
+                if max(values) < 1 << 8
+                else 2
+                if max(values) < 1 << 16
+                else 4
+            )
             width = t.widths.get(name, t.widths.get("all", narrow))
             body.put(f"{prefix}.{name}.width", bytes([width]))
             stored = values[:1] if width == 0 else values
@@ -316,7 +344,13 @@ class _Builder:
     def default_records(self) -> tuple[str, ...]:
         """The records of the file in the usual order."""
         f = self.file
-        parts = {"tables": f.tables, "contexts": f.maps, "base": f.base, "source": f.source is not None, "metadata": f.metadata}
+        parts = {
+            "tables": f.tables,
+            "contexts": f.maps,
+            "base": f.base,
+            "source": f.source is not None,
+            "metadata": f.metadata,
+        }
         front = [name for name, there in parts.items() if there]
         return (*front, *(f"tensor{i}" for i in range(len(f.tensors))))
 
@@ -325,12 +359,28 @@ def content_hash(tensors: Sequence[Tensor]) -> bytes:
     """R11.4."""
     data = b""
     for t in sorted(tensors, key=lambda t: t.name.encode()):
-        head = struct.pack("<I", len(t.name.encode())) + t.name.encode() + bytes([DTYPES[t.dtype][0], len(t.shape)])
-        data += head + struct.pack(f"<{len(t.shape)}Q", *t.shape) + struct.pack("<I", zlib.crc32(t.data))
+        head = (
+            struct.pack("<I", len(t.name.encode()))
+            + t.name.encode()
+            + bytes([DTYPES[t.dtype][0], len(t.shape)])
+        )
+        data += (
+            head
+            + struct.pack(f"<{len(t.shape)}Q", *t.shape)
+            + struct.pack("<I", zlib.crc32(t.data))
+        )
     return hashlib.sha256(data).digest()
 
 
-def seal(image: Image, records: bytes, *, coding: int, deflated: bytes | None, data_nbytes: int, n_tensors: int) -> Image:
+def seal(
+    image: Image,
+    records: bytes,
+    *,
+    coding: int,
+    deflated: bytes | None,
+    data_nbytes: int,
+    n_tensors: int,
+) -> Image:
     """Put index and footer behind the payload."""
     stored = deflated if coding and deflated is not None else records
     start = len(image.data)
@@ -355,9 +405,17 @@ def assemble(file: File) -> Image:
     image.put("header.magic", b"\x89WCODEC\n")
     image.pack("header", "HHIQI", major=0, minor=2, flags=0, reserved_0=0, reserved_1=0)
     image.put("header.header_crc32", struct.pack("<I", zlib.crc32(image.data)))
-    for number, record in enumerate(builder.default_records() if file.records is None else file.records):
+    for number, record in enumerate(
+        builder.default_records() if file.records is None else file.records
+    ):
         kind, flags, body = builder.body_of(record, image) if isinstance(record, str) else record
-        index.pack(f"record[{number}]", "HHQ", type=kind, flags=flags, nbytes=len(body.data if isinstance(body, Image) else body))
+        index.pack(
+            f"record[{number}]",
+            "HHQ",
+            type=kind,
+            flags=flags,
+            nbytes=len(body.data if isinstance(body, Image) else body),
+        )
         if isinstance(body, Image):
             index.extend(body)
         else:
@@ -368,4 +426,11 @@ def assemble(file: File) -> Image:
     squeeze = zlib.compressobj(file.deflate[0], wbits=file.deflate[1])
     deflated = squeeze.compress(index.data) + squeeze.flush()
     data_nbytes = sum(len(t.data) for t in file.tensors)
-    return seal(image, bytes(index.data), coding=file.coding, deflated=deflated, data_nbytes=data_nbytes, n_tensors=len(file.tensors))
+    return seal(
+        image,
+        bytes(index.data),
+        coding=file.coding,
+        deflated=deflated,
+        data_nbytes=data_nbytes,
+        n_tensors=len(file.tensors),
+    )

@@ -70,9 +70,12 @@ class Segment:
     planes: tuple[Plane, ...] = ()
     base: int = 0
     fill: int = 0
-    extra: tuple[int, ...] = ()  #: words put behind the patches as if they were some, whatever the layout
-    also: tuple[int, ...] = ()  #: elements that have a patch although they lie within the window, and a code that is not theirs
-    row_classes: tuple[int, ...] = (0,)  #: of the rows, and again from the first one if there are more rows
+    #: words put behind the patches as if they were some, whatever the layout
+    extra: tuple[int, ...] = ()
+    #: elements that have a patch although they lie within the window, and a code that is not theirs
+    also: tuple[int, ...] = ()
+    #: of the rows, and again from the first one if there are more rows
+    row_classes: tuple[int, ...] = (0,)
     col_classes: tuple[int, ...] = (0,)
 
 
@@ -104,8 +107,10 @@ class Symbols:
     """A segment as symbols: of each plane, behind its modes, in element order; what is due for contexts; the patches."""
 
     planes: list[list[int]] = field(default_factory=list)
-    first: list[int] = field(default_factory=list)  #: plane 0 before its modes; 4-bit codes with PAIRS of larger words
-    places: list[tuple[int, int, int, int]] = field(default_factory=list)  #: row and column in the segment, and in the tile
+    #: plane 0 before its modes; 4-bit codes with PAIRS of larger words
+    first: list[int] = field(default_factory=list)
+    #: row and column in the segment, and in the tile
+    places: list[tuple[int, int, int, int]] = field(default_factory=list)
     patches: list[int] = field(default_factory=list)
 
 
@@ -142,7 +147,9 @@ def residuals(tile: list[list[int]], mode: int) -> list[int]:
     """Chapters 7 and 8: a tile in raster order, each value less its prediction, mod 256, and transformed."""
     prediction, out = mode % 16, []
     for r, row in enumerate(tile):
-        out.append([(value - guess(tile, r, c, prediction, mode)) % 256 for c, value in enumerate(row)])
+        out.append(
+            [(value - guess(tile, r, c, prediction, mode)) % 256 for c, value in enumerate(row)]
+        )
     return [v for row in (transformed(out, mode // 16) if mode // 16 else out) for v in row]
 
 
@@ -165,7 +172,9 @@ def lifting(transform: int) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...
     """The order of the coefficients and the rows of the table of a transform, out of the spec."""
     name = {1: "dct", 2: "adst"}[transform]
     found = re.search(
-        rf"{name.upper()}, order ([\d, ]+):\n\n<!-- {name} -->\n(.*?)<!-- /{name} -->", SPEC.read_text(encoding="utf-8"), re.S
+        rf"{name.upper()}, order ([\d, ]+):\n\n<!-- {name} -->\n(.*?)<!-- /{name} -->",
+        SPEC.read_text(encoding="utf-8"),
+        re.S,
     )
     if not found:
         raise ValueError(f"the spec has no table of {name}")
@@ -195,7 +204,10 @@ def transformed(tile: list[list[int]], transform: int) -> list[list[int]]:
         done = []
         for row in rows:
             whole = len(row) // 8 * 8
-            done.append([v for i in range(0, whole, 8) for v in eight(row[i : i + 8], transform)] + row[whole:])
+            done.append(
+                [v for i in range(0, whole, 8) for v in eight(row[i : i + 8], transform)]
+                + row[whole:]
+            )
         return done
 
     def turned(rows: list[list[int]]) -> list[list[int]]:
@@ -214,23 +226,37 @@ def nibble_pairs(codes: list[int], fill: int) -> list[int]:
 def in_tiles(segment: list[list[int]], tile: tuple[int, int]) -> list[list[list[int]]]:
     """Tiles of a segment in raster order, each a list of rows, clipped at the edges."""
     height, width = len(segment), len(segment[0])
-    return [[row[c : c + tile[1]] for row in segment[r : r + tile[0]]] for r in range(0, height, tile[0]) for c in range(0, width, tile[1])]
+    return [
+        [row[c : c + tile[1]] for row in segment[r : r + tile[0]]]
+        for r in range(0, height, tile[0])
+        for c in range(0, width, tile[1])
+    ]
 
 
 def places_of(height: int, width: int, tile: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     """Row and column of each element in the segment, and in its tile, in element order (R6.9)."""
     corners = [(r, c) for r in range(0, height, tile[0]) for c in range(0, width, tile[1])]
-    return [(r + i, c + j, i, j) for r, c in corners for i in range(min(tile[0], height - r)) for j in range(min(tile[1], width - c))]
+    return [
+        (r + i, c + j, i, j)
+        for r, c in corners
+        for i in range(min(tile[0], height - r))
+        for j in range(min(tile[1], width - c))
+    ]
 
 
-def segment_symbols(rows: list[list[int]], dtype: str, tile: tuple[int, int], s: Segment) -> Symbols:
+def segment_symbols(
+    rows: list[list[int]], dtype: str, tile: tuple[int, int], s: Segment
+) -> Symbols:
     """Symbols of each plane in element order; `rows` holds words."""
     nbytes = DTYPES[dtype][1]
     tiles = in_tiles([[map_word(w, dtype) for w in row] for row in rows], tile)
     words = [w for one in tiles for row in one for w in row]
     places = places_of(len(rows), len(rows[0]), tile)
     if s.layout == PAIRS and nbytes == 1:
-        planes = [nibble_pairs([w >> 4 for w in words], s.fill), nibble_pairs([w & 15 for w in words], 0)]
+        planes = [
+            nibble_pairs([w >> 4 for w in words], s.fill),
+            nibble_pairs([w & 15 for w in words], 0),
+        ]
         return Symbols(planes, planes[0], places)
     if s.layout == PAIRS:
         tops = [w >> 8 * (nbytes - 1) for w in words]
@@ -238,15 +264,22 @@ def segment_symbols(rows: list[list[int]], dtype: str, tile: tuple[int, int], s:
         codes = [v - s.base if ok else s.fill for v, ok in zip(tops, inside, strict=True)]
         for i in s.also:
             inside[i], codes[i] = False, codes[i] ^ 1
-        patches = [v << 24 | i for i, (v, ok) in enumerate(zip(tops, inside, strict=True)) if not ok]
-        planes = [nibble_pairs(codes, s.fill), *([w >> 8 * p & 255 for w in words] for p in range(nbytes - 2, -1, -1))]
+        patches = [
+            v << 24 | i for i, (v, ok) in enumerate(zip(tops, inside, strict=True)) if not ok
+        ]
+        planes = [
+            nibble_pairs(codes, s.fill),
+            *([w >> 8 * p & 255 for w in words] for p in range(nbytes - 2, -1, -1)),
+        ]
         return Symbols(planes, codes, places, patches)
     out = Symbols([], [w >> 8 * (nbytes - 1) for w in words], places)
     for p in range(nbytes):
         modes = s.planes[p].modes if p < len(s.planes) else NONE
         each = [modes] * len(tiles) if isinstance(modes, int) else list(modes)
         cut = [[[w >> 8 * (nbytes - 1 - p) & 255 for w in row] for row in one] for one in tiles]
-        out.planes.append([v for one, mode in zip(cut, each, strict=True) for v in residuals(one, mode)])
+        out.planes.append(
+            [v for one, mode in zip(cut, each, strict=True) for v in residuals(one, mode)]
+        )
     return out
 
 
@@ -266,7 +299,10 @@ def scale_bytes(height: int, width: int, s: Segment) -> bytes:
     """R10.10: classes of the rows, then of the columns, two bits each."""
     both = repeated(s.row_classes, height) + repeated(s.col_classes, width)
     both += [0] * (-len(both) % 4)
-    return bytes(a | b << 2 | c << 4 | d << 6 for a, b, c, d in zip(both[::4], both[1::4], both[2::4], both[3::4], strict=True))
+    return bytes(
+        a | b << 2 | c << 4 | d << 6
+        for a, b, c, d in zip(both[::4], both[1::4], both[2::4], both[3::4], strict=True)
+    )
 
 
 # ---- entropy coding ------------------------------------------------------------------------------------------------------
@@ -287,10 +323,16 @@ def frequencies(symbols: Sequence[int], prob_bits: int) -> tuple[int, ...]:
 def exp_golomb(value: int, k: int) -> str:
     """Exp-Golomb code of order k, as a string of bits."""
     quotient = (value >> k) + 1
-    return "0" * (quotient.bit_length() - 1) + f"{quotient:b}" + (f"{value & (1 << k) - 1:0{k}b}" if k else "")
+    return (
+        "0" * (quotient.bit_length() - 1)
+        + f"{quotient:b}"
+        + (f"{value & (1 << k) - 1:0{k}b}" if k else "")
+    )
 
 
-def rans(symbols: list[int], tables: Sequence[TableSpec], classes: list[int] | None = None) -> bytes:
+def rans(
+    symbols: list[int], tables: Sequence[TableSpec], classes: list[int] | None = None
+) -> bytes:
     """Chapter 9: an interleaved rANS stream, one symbol after another, last one first; `tables` has one for each class."""
     freqs, bits = [t.freq or () for t in tables], tables[0].prob_bits
     starts = [[sum(f[:s]) for s in range(256)] for f in freqs]

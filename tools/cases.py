@@ -74,15 +74,34 @@ def n_words(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def tensor(
-    name: str, dtype: str, shape: tuple[int, ...], recipe: dict[str, Any], segment: tuple[int, int], *args: Any, **more: Any
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    recipe: dict[str, Any],
+    segment: tuple[int, int],
+    *args: Any,
+    **more: Any,
 ) -> Tensor:
     """A tensor of a recipe, for `assembled`; further arguments as of `assembler.Tensor`."""
     data = make(recipe, n_words(shape, dtype), DTYPES[dtype][1])
     return Tensor(name, dtype, shape, data, segment, *args, recipe=recipe, **more)
 
 
-def _said(name: str, dtype: str, shape: tuple[int, ...], data: bytes, recipe: dict[str, Any], dtype_name: str = "") -> dict[str, Any]:
-    row = {"name": name, "dtype": dtype, "shape": list(shape), "nbytes": len(data), "sha256": sha256(data)}
+def _said(
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    data: bytes,
+    recipe: dict[str, Any],
+    dtype_name: str = "",
+) -> dict[str, Any]:
+    row = {
+        "name": name,
+        "dtype": dtype,
+        "shape": list(shape),
+        "nbytes": len(data),
+        "sha256": sha256(data),
+    }
     return row | ({"dtype_name": dtype_name} if dtype_name else {}) | {"recipe": recipe}
 
 
@@ -97,36 +116,61 @@ def _whole(tensors: list[bytes], source: bytes | None, metadata: dict[str, str])
 def _about(t: Tensor) -> dict[str, Any]:
     """What the manifest says of a duplicate, or of a difference."""
     more = {} if t.duplicate_of is None else {"duplicate_of": t.duplicate_of}
-    return more | ({"difference": {XOR: "xor", MINUS: "minus"}[t.difference]} if t.difference else {})
+    return more | (
+        {"difference": {XOR: "xor", MINUS: "minus"}[t.difference]} if t.difference else {}
+    )
 
 
 def _fill(t: Tensor) -> dict[str, Any]:
     """The `fill` of each segment; nothing if a plan does not fix the payload."""
     rows, cols = matrix(t)
-    n = -(-rows // t.segment[0]) * -(-cols // t.segment[1]) if t.data and t.duplicate_of is None else 0
+    n = (
+        -(-rows // t.segment[0]) * -(-cols // t.segment[1])
+        if t.data and t.duplicate_of is None
+        else 0
+    )
     chosen = t.segments * n if len(t.segments) == 1 else t.segments
     return {} if any(s.also for s in chosen) else {"fill": [s.fill for s in chosen]}
 
 
-def assembled(id: str, comment: str, rules: str, flags: str, file: File, **more: Any) -> tuple[Case, Image]:
+def assembled(
+    id: str, comment: str, rules: str, flags: str, file: File, **more: Any
+) -> tuple[Case, Image]:
     """A case put together by hand; `rules` and `flags` are words in a text, `more` goes into the manifest."""
     image = assemble(file)
-    said = [_said(t.name, t.dtype, t.shape, t.data, t.recipe, t.dtype_name) | _about(t) | _fill(t) for t in file.tensors]
+    said = [
+        _said(t.name, t.dtype, t.shape, t.data, t.recipe, t.dtype_name) | _about(t) | _fill(t)
+        for t in file.tensors
+    ]
     expect = id.partition("/")[0]
-    more |= {"tensors": said} | _whole([t.data for t in file.tensors], file.source, dict(file.metadata))
-    return Case(id, expect, comment, rules.split(), ["Assembled", *flags.split()], bytes(image.data), more), image
+    more |= {"tensors": said} | _whole(
+        [t.data for t in file.tensors], file.source, dict(file.metadata)
+    )
+    return Case(
+        id, expect, comment, rules.split(), ["Assembled", *flags.split()], bytes(image.data), more
+    ), image
 
 
 def encoded(
-    id: str, comment: str, rules: str, flags: str, tensors: list[tuple[Any, ...]], *,
-    metadata: dict[str, str] | None = None, source: bytes | None = None, base: Case | None = None, **options: Any,
-) -> Case:  # fmt: skip
+    id: str,
+    comment: str,
+    rules: str,
+    flags: str,
+    tensors: list[tuple[Any, ...]],
+    *,
+    metadata: dict[str, str] | None = None,
+    source: bytes | None = None,
+    base: Case | None = None,
+    **options: Any,
+) -> Case:
     """A case written by the encoder.
 
     `tensors`: name, dtype, shape, recipe, and for opaque ones the dtype's name; or a name and the number of the tensor that it repeats.
     """
     stream, said, parts = io.BytesIO(), list[dict[str, Any]](), list[bytes]()
-    checkpoint = None if base is None else CodedBase(OpenFile(io.BytesIO(base.data), ReferenceBackend()))
+    checkpoint = (
+        None if base is None else CodedBase(OpenFile(io.BytesIO(base.data), ReferenceBackend()))
+    )
     writer = Encoder(EncodeOptions(**options), ReferenceBackend()).start(stream, base=checkpoint)
     rows = {d.name: d for d in REGISTRY}
     for name, *what in tensors:
@@ -144,9 +188,18 @@ def encoded(
         parts.append(data)
     writer.finish(metadata, source)
     more = {} if base is None else {"base_checkpoint": base.id}
-    more |= {"tensors": said, "encode": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
+    more |= {
+        "tensors": said,
+        "encode": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+    }
     return Case(
-        id, "accept", comment, rules.split(), ["Encoder", *flags.split()], stream.getvalue(), more | _whole(parts, source, metadata or {})
+        id,
+        "accept",
+        comment,
+        rules.split(),
+        ["Encoder", *flags.split()],
+        stream.getvalue(),
+        more | _whole(parts, source, metadata or {}),
     )
 
 
@@ -187,10 +240,21 @@ class Base:
         self.case, self.image, self.file = case, image, file
 
     def spoil(
-        self, id: str, code: str, comment: str, rules: str, flags: str = "", *, fields: dict[str, Value] | None = None,
-        at: dict[int, bytes] | None = None, image: Image | None = None, refit: bool = True, cut: int | None = None,
-        append: bytes = b"", also: dict[str, Any] | None = None,
-    ) -> Case:  # fmt: skip
+        self,
+        id: str,
+        code: str,
+        comment: str,
+        rules: str,
+        flags: str = "",
+        *,
+        fields: dict[str, Value] | None = None,
+        at: dict[int, bytes] | None = None,
+        image: Image | None = None,
+        refit: bool = True,
+        cut: int | None = None,
+        append: bytes = b"",
+        also: dict[str, Any] | None = None,
+    ) -> Case:
         """A case from this one.
 
         Parameters
@@ -207,27 +271,52 @@ class Base:
             Keep so many bytes; add these.
         """
         start = image or self.image
-        changes = {start.fields[name][0]: _bytes(value, start.fields[name][1]) for name, value in (fields or {}).items()} | (at or {})
-        edits: list[dict[str, Any]] = [{"at": a, "remove": len(v), "insert": v.hex()} for a, v in sorted(changes.items())]
+        changes = {
+            start.fields[name][0]: _bytes(value, start.fields[name][1])
+            for name, value in (fields or {}).items()
+        } | (at or {})
+        edits: list[dict[str, Any]] = [
+            {"at": a, "remove": len(v), "insert": v.hex()} for a, v in sorted(changes.items())
+        ]
         names = {start.fields[name][0]: name for name in fields or {}}
         for edit in edits:
             edit |= {"field": names[edit["at"]]} if edit["at"] in names else {}
         crcs: dict[str, str] = {}
         for a in changes if refit else ():
             crcs |= dict(_owner(start, a))
-        order = ["footer", "index"]  # the footer holds the index's CRC-32, the index those of the segments
-        wanted = sorted(crcs.items(), key=lambda c: order.index(c[0]) if c[0] in order else 2, reverse=True)
-        crc_rows = [{"what": w, "of": list(_covered(start, w)), "at": start.fields[f][0]} for w, f in wanted]
+        # the footer holds the index's CRC-32, the index those of the segments
+        order = ["footer", "index"]
+        wanted = sorted(
+            crcs.items(), key=lambda c: order.index(c[0]) if c[0] in order else 2, reverse=True
+        )
+        crc_rows = [
+            {"what": w, "of": list(_covered(start, w)), "at": start.fields[f][0]} for w, f in wanted
+        ]
         data = apply_edits(bytes(start.data), edits, crc_rows)
         if image is not None:
             edits, crc_rows = difference(self.case.data, data), []
         if cut is not None:
-            data, edits, crc_rows = data[:cut], [{"at": cut, "remove": len(data) - cut, "insert": ""}], []
+            data, edits, crc_rows = (
+                data[:cut],
+                [{"at": cut, "remove": len(data) - cut, "insert": ""}],
+                [],
+            )
         if append:
-            edits, data = [*edits, {"at": len(data), "remove": 0, "insert": append.hex()}], data + append
+            edits, data = (
+                [*edits, {"at": len(data), "remove": 0, "insert": append.hex()}],
+                data + append,
+            )
         expect = id.partition("/")[0]
-        more: dict[str, Any] = {"code": code} if expect == "reject" else {k: self.case.more[k] for k in self.case.more if k != "encode"}
-        more |= (also or {}) | {"base": self.case.id, "edits": edits} | ({"refit": crc_rows} if crc_rows else {})
+        more: dict[str, Any] = (
+            {"code": code}
+            if expect == "reject"
+            else {k: self.case.more[k] for k in self.case.more if k != "encode"}
+        )
+        more |= (
+            (also or {})
+            | {"base": self.case.id, "edits": edits}
+            | ({"refit": crc_rows} if crc_rows else {})
+        )
         if apply_edits(self.case.data, edits, crc_rows) != data:
             raise ValueError(f"{id}: the edits do not give the file")
         return Case(id, expect, comment, rules.split(), ["Edited", *flags.split()], data, more)
@@ -243,7 +332,11 @@ def _bytes(value: Value, n: int) -> bytes:
 def difference(base: bytes, new: bytes) -> list[dict[str, Any]]:
     """Edits that turn a file into another."""
     blocks = SequenceMatcher(None, base, new, autojunk=False).get_opcodes()
-    return [{"at": a, "remove": b - a, "insert": new[c:d].hex()} for kind, a, b, c, d in blocks if kind != "equal"]
+    return [
+        {"at": a, "remove": b - a, "insert": new[c:d].hex()}
+        for kind, a, b, c, d in blocks
+        if kind != "equal"
+    ]
 
 
 def reseal(image: Image, **footer: int) -> Image:
@@ -252,7 +345,9 @@ def reseal(image: Image, **footer: int) -> Image:
         at, n = image.fields[f"footer.{name}"]
         image.data[at : at + n] = value.to_bytes(n, "little")
     foot = image.fields["footer.index_offset"][0]
-    image.data[foot + 52 : foot + 56] = zlib.crc32(image.data[foot : foot + 52]).to_bytes(4, "little")
+    image.data[foot + 52 : foot + 56] = zlib.crc32(image.data[foot : foot + 52]).to_bytes(
+        4, "little"
+    )
     return image
 
 

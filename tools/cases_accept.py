@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 # fmt: off
 # One case a line, however long: these are tables, and read as such.
 """Files that every decoder must read."""
@@ -12,7 +11,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from assembler import File, Image, Tensor, assemble
-from assembler_coding import AVG, BYTES, CONSTANT, DTYPES, LEFT, NONE, PAIRS, PLAIN, PLANAR, RANS, TOP, Plane, Segment, TableSpec
+from assembler_coding import (
+    AVG,
+    BYTES,
+    CONSTANT,
+    DTYPES,
+    LEFT,
+    NONE,
+    PAIRS,
+    PLAIN,
+    PLANAR,
+    RANS,
+    TOP,
+    Plane,
+    Segment,
+    TableSpec,
+)
 from cases import Case, assembled, encoded, n_words, tensor
 
 Recipe = dict[str, Any]

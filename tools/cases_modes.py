@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 # fmt: off
 # One case a line, however long: these are tables, and read as such.
 """Files that every decoder must read: transforms, contexts, duplicates, differences."""
@@ -33,7 +32,21 @@ from assembler_coding import (
     TableSpec,
 )
 from cases import U32, Case, assembled, encoded, tensor
-from cases_accept import FORCED, K, P, R, bell, bf16, choice, constant, counter, noise, one, smooth, weights
+from cases_accept import (
+    FORCED,
+    K,
+    P,
+    R,
+    bell,
+    bf16,
+    choice,
+    constant,
+    counter,
+    noise,
+    one,
+    smooth,
+    weights,
+)
 
 Made = Iterator[tuple[Case, Image]]
 PREDICTIONS = {"none": NONE, "left": LEFT, "top": TOP, "avg": AVG, "planar": PLANAR}

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 # fmt: off
 # One case a line, however long: these are tables, and read as such.
 """Operands: files that every decoder must read, and matrix kernels can multiply by."""

@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 # fmt: off
 # One case a line, however long: these are tables, and read as such.
 """Refused files whose fault lies in a segment table or in a payload, and those that the format leaves open."""

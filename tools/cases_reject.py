@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 # fmt: off
 # One case a line, however long: these are tables, and read as such.
 """Files that every decoder must refuse, and those that the format leaves open: accepted files with literal edits."""
@@ -117,7 +116,7 @@ def deflated(b: Bases) -> Iterator[Case]:
         ("index_raw_nbytes_high", "bad_range", "The zlib stream inflates to a byte less than the footer says.", "R4.15", sealed(stored, index_raw_nbytes=len(raw) + 1)),
         ("index_raw_nbytes_huge", "bad_range", "The footer promises 2^60 bytes of records.", "R4.14", sealed(stored, index_raw_nbytes=1 << 60)),
         ("index_dictionary", "bad_stream", "The zlib stream asks for a preset dictionary.", "R4.15", sealed(b"\x78\xbb" + stored[2:])),
-    ):  # fmt: skip
+    ):
         yield r(f"reject/{name}", code, text, rules, "DeflatedIndex", image=image)
     yield r("reject/index_bomb", "bad_range", "The index inflates 64 times and one byte.", "R4.14", "DeflatedIndex Bracket", image=assemble(ratio_file(64, 1)))
 
@@ -172,7 +171,7 @@ def records(b: Bases) -> Iterator[Case]:
     for name, text, data in (
         ("invalid_byte", "a byte that starts no character", b"f\xffrst"), ("overlong", "the letter / in two bytes", b"f\xc0\xafrs"),
         ("surrogate", "half of a surrogate pair", b"f\xed\xa0\x80r"), ("beyond", "a character above U+10FFFF", b"\xf4\x90\x80\x80t"), ("cut", "half a character", b"firs\xc3"),
-    ):  # fmt: skip
+    ):
         yield r(f"reject/name_{name}", "bad_name", f"A name with {text}.", "R2.6 R4.32", fields={"tensor[0].name": data[:5]})
     named = [replace(t, dtype_name="ab") for t in base.file.tensors]
     image = rebuilt(base, tensors=tuple(named))

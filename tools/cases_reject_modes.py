@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 # fmt: off
 # One case a line, however long: these are tables, and read as such.
 """Refused files whose fault lies in modes, contexts, duplicates or differences, and those that the format leaves open."""
@@ -11,7 +10,19 @@ from dataclasses import replace
 from typing import Any
 
 from assembler import File, content_hash
-from assembler_coding import BYTES, DCT, PAIRS, PLANE, POSITION, SCALE, TOP, XOR, MapSpec, Segment, TableSpec
+from assembler_coding import (
+    BYTES,
+    DCT,
+    PAIRS,
+    PLANE,
+    POSITION,
+    SCALE,
+    TOP,
+    XOR,
+    MapSpec,
+    Segment,
+    TableSpec,
+)
 from cases import U32, Base, Bases, Case, assembled, indexed, rebuilt, tensor
 from cases_accept import P, R, bell, bf16, smooth
 from cases_modes import BLOCK, HASHED, C, again, base_checkpoint, by_value, changed

@@ -12,11 +12,28 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from plans import Case, complete, random_geometry, random_plan, random_scales, random_tables, random_words, two_symbols, with_maps
+from plans import (
+    Case,
+    complete,
+    random_geometry,
+    random_plan,
+    random_scales,
+    random_tables,
+    random_words,
+    two_symbols,
+    with_maps,
+)
 
 from wcodec.reference import entropy
 from wcodec.reference.container import MAX_WINDOW_BASE, check_geometry, check_segments
-from wcodec.reference.entropy import MAX_PROB_BITS, MIN_PROB_BITS, N_CONTEXTS, ContextKind, ContextMap, TablePool
+from wcodec.reference.entropy import (
+    MAX_PROB_BITS,
+    MIN_PROB_BITS,
+    N_CONTEXTS,
+    ContextKind,
+    ContextMap,
+    TablePool,
+)
 from wcodec.reference.planes import DTYPES, DType, Layout
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
@@ -25,14 +42,20 @@ from wcodec.reference.tiles import Geometry
 Bytes = NDArray[np.uint8]
 Rng = np.random.Generator
 MIN_UNITS: Final = entropy.HEAD_NBYTES // entropy.UNIT
-WORDS, TILE_MODES, SCALES, PLANES, PATCHES = 0, 1, 2, 3, -1  #: parts of a record: the planes stand between scales and patches
-INTACT: Final = 0.2  #: share of the segments that are left alone, to see that their neighbours do not write to them
-WINDOWED: Final = tuple(d for d in DTYPES if d.has_pairs and d.word_nbytes > 1)  #: the only ones with patches
-TABLES: Final = tuple(random_tables(np.random.default_rng(0), 40).tables)  #: making them for each plan would take most of the time
+#: parts of a record: the planes stand between scales and patches
+WORDS, TILE_MODES, SCALES, PLANES, PATCHES = 0, 1, 2, 3, -1
+#: share of the segments that are left alone, to see that their neighbours do not write to them
+INTACT: Final = 0.2
+#: the only ones with patches
+WINDOWED: Final = tuple(d for d in DTYPES if d.has_pairs and d.word_nbytes > 1)
+#: making them for each plan would take most of the time
+TABLES: Final = tuple(random_tables(np.random.default_rng(0), 40).tables)
 
 
 # ---- plans -----------------------------------------------------------------------------------------------------------
-EXTREMES: Final = tuple(two_symbols(bits, 1, 255 * (bits % 2), 7) for bits in range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
+EXTREMES: Final = tuple(
+    two_symbols(bits, 1, 255 * (bits % 2), 7) for bits in range(MIN_PROB_BITS, MAX_PROB_BITS + 1)
+)
 
 
 def draw_case(rng: Rng, small: bool = False) -> Case:
@@ -40,8 +63,17 @@ def draw_case(rng: Rng, small: bool = False) -> Case:
 
     `small` ones have some sixty segments of up to three groups, for decoders that are slow and like many at once.
     """
-    dtype = DTYPES[int(rng.integers(0, len(DTYPES)))] if rng.random() < 0.7 else WINDOWED[int(rng.integers(0, len(WINDOWED)))]
-    tables = with_maps(rng, TablePool([TABLES[i] for i in rng.choice(len(TABLES), int(rng.integers(1, 6)), replace=False)]))
+    dtype = (
+        DTYPES[int(rng.integers(0, len(DTYPES)))]
+        if rng.random() < 0.7
+        else WINDOWED[int(rng.integers(0, len(WINDOWED)))]
+    )
+    tables = with_maps(
+        rng,
+        TablePool(
+            [TABLES[i] for i in rng.choice(len(TABLES), int(rng.integers(1, 6)), replace=False)]
+        ),
+    )
     if small:
         geometry = small_geometry(rng)
         plan = random_plan(rng, geometry, dtype, tables)
@@ -64,30 +96,50 @@ def with_extremes(rng: Rng, tables: TablePool) -> TablePool:
         bits = int(rng.integers(0, len(EXTREMES)))
         alike = [i for i, t in enumerate(tables.tables) if t.prob_bits == EXTREMES[bits].prob_bits]
         numbers = (len(tables) + bits, *alike)
-        maps.append(ContextMap(kind, rng.integers(0, len(numbers), N_CONTEXTS[kind]).astype(np.uint8).tobytes(), numbers))
+        maps.append(
+            ContextMap(
+                kind,
+                rng.integers(0, len(numbers), N_CONTEXTS[kind]).astype(np.uint8).tobytes(),
+                numbers,
+            )
+        )
     return TablePool([*tables.tables, *EXTREMES], maps)
 
 
 def small_geometry(rng: Rng) -> Geometry:
     """About sixty segments of a few hundred words, of one tile or of four, ragged at the edges."""
-    height, width = int(rng.integers(1, 25)), int(rng.choice([8, 12, 16, 24, 32, rng.integers(1, 40)]))
+    height, width = (
+        int(rng.integers(1, 25)),
+        int(rng.choice([8, 12, 16, 24, 32, rng.integers(1, 40)])),
+    )
     tiled = rng.random() < 0.3
     tile_rows, tile_cols = (16, 16) if tiled else (height, width)
     s_rows, s_cols = (32, 32) if tiled else (height, width)
     return Geometry(
-        8 * s_rows - int(rng.integers(0, s_rows)), 8 * s_cols - int(rng.integers(0, s_cols)), s_rows, s_cols, tile_rows, tile_cols
+        8 * s_rows - int(rng.integers(0, s_rows)),
+        8 * s_cols - int(rng.integers(0, s_cols)),
+        s_rows,
+        s_cols,
+        tile_rows,
+        tile_cols,
     )
 
 
 def fused_geometry(rng: Rng) -> Geometry:
     """Segments of one tile each, several groups of 128 or 256 words wide or long; widths are a multiple of a group, or not."""
-    width = int(rng.choice([128, 256, 384, 512, 768])) + (int(rng.integers(-127, 128)) if rng.random() < 0.5 else 0)
+    width = int(rng.choice([128, 256, 384, 512, 768])) + (
+        int(rng.integers(-127, 128)) if rng.random() < 0.5 else 0
+    )
     if rng.random() < 0.15:
         width = int(rng.integers(1, 128))
-    most = int(rng.choice([2500, 20_000, 80_000], p=[0.88, 0.1, 0.02]))  # the last one has indices of more than 16 bits
+    # the last one has indices of more than 16 bits
+    most = int(rng.choice([2500, 20_000, 80_000], p=[0.88, 0.1, 0.02]))
     height = int(rng.integers(1, max(2, most // width)))
     rows, cols = (side * int(rng.integers(1, 4)) for side in (height, width))
-    rows, cols = (side - int(rng.integers(0, one)) if rng.random() < 0.3 else side for side, one in ((rows, height), (cols, width)))
+    rows, cols = (
+        side - int(rng.integers(0, one)) if rng.random() < 0.3 else side
+        for side, one in ((rows, height), (cols, width))
+    )
     return Geometry(rows, cols, height, width, height, width)
 
 
@@ -96,7 +148,10 @@ def fused_plan(rng: Rng, plan: SegmentPlan) -> SegmentPlan:
     s, n = plan.segments, plan.geometry.n_segments
     there = s.layout != Layout.RAW
     s.prediction[...] = 0
-    s.coder[0], s.table[0] = np.where(there, Coder.RANS, 0), np.where(there, rng.integers(0, len(plan.tables), n), 0)
+    s.coder[0], s.table[0] = (
+        np.where(there, Coder.RANS, 0),
+        np.where(there, rng.integers(0, len(plan.tables), n), 0),
+    )
     raw = rng.random(s.coder[1:].shape) < 0.7
     s.coder[1:][raw] = s.table[1:][raw] = 0
     plan = replace(plan, modes=np.empty(0, np.uint8))  # a new one: the old one keeps its sizes
@@ -107,7 +162,15 @@ def fused_plan(rng: Rng, plan: SegmentPlan) -> SegmentPlan:
 def part_sizes(plan: SegmentPlan) -> NDArray[np.int64]:
     """Bytes of each part of each record, shape (4 + n_planes, n): words, modes, scales, planes, patches."""
     patches = padded(plan.segments.n_patches.astype(np.int64) * 4)
-    return np.vstack([plan.words_nbytes, padded(plan.modes_nbytes), padded(plan.scale_nbytes), plan.stream_nbytes, patches])
+    return np.vstack(
+        [
+            plan.words_nbytes,
+            padded(plan.modes_nbytes),
+            padded(plan.scale_nbytes),
+            plan.stream_nbytes,
+            patches,
+        ]
+    )
 
 
 def cut(plan: SegmentPlan, payload: Bytes) -> list[list[Bytes]]:
@@ -126,7 +189,9 @@ def fitted(rng: Rng, part: Bytes, nbytes: int) -> Bytes:
 
 def _filling(rng: Rng, n: int) -> Bytes:
     kind = int(rng.integers(0, 3))
-    return rng.integers(0, 256, n, np.uint8) if kind == 0 else np.full(n, 255 * (kind - 1), np.uint8)
+    return (
+        rng.integers(0, 256, n, np.uint8) if kind == 0 else np.full(n, 255 * (kind - 1), np.uint8)
+    )
 
 
 # ---- corruptions: of segment `k`, in place; each says whether it had anything to do --------------------------------------
@@ -144,11 +209,17 @@ class Wreck:
 
     def streams(self, k: int) -> list[int]:
         """Planes that are rANS streams."""
-        return [int(p) for p in np.flatnonzero(np.isin(self.s.coder[:, k], (Coder.RANS, Coder.CONTEXT)))]
+        return [
+            int(p) for p in np.flatnonzero(np.isin(self.s.coder[:, k], (Coder.RANS, Coder.CONTEXT)))
+        ]
 
     def some_map(self, rng: Rng, p: int) -> int:
         """A context map that plane `p` may have."""
-        return int(rng.choice([i for i, m in enumerate(self.tables.maps) if p > 0 or m.kind != ContextKind.PLANE]))
+        return int(
+            rng.choice(
+                [i for i, m in enumerate(self.tables.maps) if p > 0 or m.kind != ContextKind.PLANE]
+            )
+        )
 
     def windowed(self, k: int) -> bool:
         """Whether a segment has a window, and so may have patches."""
@@ -173,7 +244,9 @@ def flip_bits(rng: Rng, w: Wreck, k: int) -> bool:
 def overwrite(rng: Rng, w: Wreck, k: int) -> bool:
     """A range of a part, or all of it, becomes noise, zeros or ones."""
     part = w.some_part(rng, k)
-    a, b = (0, part.size) if rng.random() < 0.5 else sorted(rng.integers(0, part.size + 1, 2).tolist())
+    a, b = (
+        (0, part.size) if rng.random() < 0.5 else sorted(rng.integers(0, part.size + 1, 2).tolist())
+    )
     part[a:b] = _filling(rng, b - a)
     return bool(b > a)
 
@@ -190,7 +263,9 @@ def swap_streams(rng: Rng, w: Wreck, k: int) -> bool:
     if rng.random() < 0.5:  # within one segment
         there = int(rng.choice(w.streams(k)))
         w.parts[k][PLANES + there] = mine
-        w.s.n_units[there, k] = min(max(mine.size // entropy.UNIT, MIN_UNITS), w.most_units[there, k])
+        w.s.n_units[there, k] = min(
+            max(mine.size // entropy.UNIT, MIN_UNITS), w.most_units[there, k]
+        )
     return (other, there) != (k, here)
 
 
@@ -199,7 +274,9 @@ def resize_stream(rng: Rng, w: Wreck, k: int) -> bool:
     before = w.s.n_units[:, k].copy()
     for p in w.streams(k):
         most, now = int(w.most_units[p, k]), int(w.s.n_units[p, k])
-        units = (now - 1, now + 1, MIN_UNITS, most, int(rng.integers(MIN_UNITS, most + 1)))[int(rng.integers(0, 5))]
+        units = (now - 1, now + 1, MIN_UNITS, most, int(rng.integers(MIN_UNITS, most + 1)))[
+            int(rng.integers(0, 5))
+        ]
         w.s.n_units[p, k] = min(max(units, MIN_UNITS), most)
     return bool((w.s.n_units[:, k] != before).any())
 
@@ -219,7 +296,9 @@ def change_table(rng: Rng, w: Wreck, k: int) -> bool:
         if rng.random() < 0.7:
             coder = w.s.coder[p, k]
             most = len(w.tables) if coder == Coder.RANS else 256
-            w.s.table[p, k] = w.some_map(rng, p) if coder == Coder.CONTEXT else rng.integers(0, most)
+            w.s.table[p, k] = (
+                w.some_map(rng, p) if coder == Coder.CONTEXT else rng.integers(0, most)
+            )
     return bool((w.s.table[:, k] != before).any())
 
 
@@ -238,7 +317,9 @@ def change_prediction(rng: Rng, w: Wreck, k: int) -> bool:
     before = w.s.prediction[:, k].copy()
     if w.s.layout[k] != Layout.PAIRS:
         for p in w.streams(k):
-            w.s.prediction[p, k] = rng.choice([0, 1, 2, 3, 4, rng.choice(MODES), PER_TILE, PER_TILE])
+            w.s.prediction[p, k] = rng.choice(
+                [0, 1, 2, 3, 4, rng.choice(MODES), PER_TILE, PER_TILE]
+            )
     return bool((w.s.prediction[:, k] != before).any())
 
 
@@ -275,7 +356,9 @@ def change_patches(rng: Rng, w: Wreck, k: int) -> bool:
     index = np.sort(rng.choice(n_elements, n, replace=False))
     if n and rng.random() < 0.5:
         at = int(rng.integers(0, n))
-        index[at] = (n_elements, 0xFFFFFF, n_elements - 1, 0, index[at - 1], index[at] + 1)[int(rng.integers(0, 6))]
+        index[at] = (n_elements, 0xFFFFFF, n_elements - 1, 0, index[at - 1], index[at] + 1)[
+            int(rng.integers(0, 6))
+        ]
     patches = index.astype("<u4") | rng.integers(0, 256, n, np.uint32) << np.uint32(24)
     if rng.random() < 0.15:
         patches = rng.integers(0, 1 << 32, n, np.uint32)
@@ -304,7 +387,10 @@ KINDS: Final[tuple[Callable[[Rng, Wreck, int], bool], ...]] = (
 def corrupted(rng: Rng, case: Case) -> tuple[SegmentPlan, Bytes, NDArray[np.bool_]]:
     """A plan and a payload out of those of a case, and which of the segments were not left alone."""
     good = case.decoding
-    n, s = good.geometry.n_segments, SegmentTable(*(getattr(good.segments, f.name).copy() for f in fields(SegmentTable)))
+    n, s = (
+        good.geometry.n_segments,
+        SegmentTable(*(getattr(good.segments, f.name).copy() for f in fields(SegmentTable))),
+    )
     other = random_plan(rng, good.geometry, good.dtype, good.tables).segments
     most = entropy.max_stream_nbytes(good.plane_nbytes) // entropy.UNIT
     w = Wreck(good.dtype, good.geometry, good.tables, s, other, cut(good, case.payload), most)
@@ -317,5 +403,7 @@ def corrupted(rng: Rng, case: Case) -> tuple[SegmentPlan, Bytes, NDArray[np.bool
     plan = SegmentPlan(good.dtype, good.geometry, s, good.tables)
     check_segments(plan.dtype, plan.geometry, s, plan.tables)
     sizes = part_sizes(plan)
-    parts = [fitted(rng, part, int(sizes[i, k])) for k in range(n) for i, part in enumerate(w.parts[k])]
+    parts = [
+        fitted(rng, part, int(sizes[i, k])) for k in range(n) for i, part in enumerate(w.parts[k])
+    ]
     return plan, np.concatenate(parts) if parts else np.empty(0, np.uint8), touched

@@ -43,7 +43,8 @@ from wcodec.reference import segments as reference  # noqa: E402
 from wcodec.reference.checksums import crc32_each  # noqa: E402
 
 ROUNDS: Final = 8  #: corruptions of a case
-CHECK_EVERY: Final = 13  #: rounds from one that is compared with the reference to the next; no multiple of `ROUNDS`
+#: rounds from one that is compared with the reference to the next; no multiple of `ROUNDS`
+CHECK_EVERY: Final = 13
 
 
 class Fault(Exception):
@@ -77,8 +78,15 @@ def _fenced(base: Any, heap: Heap) -> Any:
 @contextmanager
 def fenced_numba(heap: Heap) -> Iterator[None]:
     """Let the numba backend, if it is in use, allocate behind fences. Modules with kernels keep their numpy: numba reads it."""
-    modules = [sys.modules[name] for name in ("wcodec.backends.numba.backend", "wcodec.backends.numba.jobs") if name in sys.modules]
-    saved = [{name: getattr(module, name) for name in ("np", "Work", "Sums") if hasattr(module, name)} for module in modules]
+    modules = [
+        sys.modules[name]
+        for name in ("wcodec.backends.numba.backend", "wcodec.backends.numba.jobs")
+        if name in sys.modules
+    ]
+    saved = [
+        {name: getattr(module, name) for name in ("np", "Work", "Sums") if hasattr(module, name)}
+        for module in modules
+    ]
     for module, values in zip(modules, saved, strict=True):
         for name, value in values.items():
             setattr(module, name, _FencedNumpy(heap) if name == "np" else _fenced(value, heap))
@@ -89,10 +97,15 @@ def fenced_numba(heap: Heap) -> Iterator[None]:
             vars(module).update(values)
 
 
-def decode(backend: Backend, heap: Heap, plan: SegmentPlan, payload: NDArray[np.uint8], at_once: bool) -> tuple[Any, Any, Any]:
+def decode(
+    backend: Backend, heap: Heap, plan: SegmentPlan, payload: NDArray[np.uint8], at_once: bool
+) -> tuple[Any, Any, Any]:
     """Status of each segment, checksums of records, and words, out of memory with fences."""
     g = plan.geometry
-    source, out = heap.copy(payload, frozen=True), heap.empty((g.rows, g.cols), plan.dtype.word_type)
+    source, out = (
+        heap.copy(payload, frozen=True),
+        heap.empty((g.rows, g.cols), plan.dtype.word_type),
+    )
     on_host = backend.target(out) is out
     if not on_host:  # sanitizers see where an emulated device's memory ends
         source, out = backend.to_device(source), backend.target(out)
@@ -100,14 +113,28 @@ def decode(backend: Backend, heap: Heap, plan: SegmentPlan, payload: NDArray[np.
     if both is not None:
         result, (records, _) = both(plan, source, out)
     else:
-        records, result = backend.checksums(source, plan.offsets), backend.decode_segments(plan, source, out)
+        records, result = (
+            backend.checksums(source, plan.offsets),
+            backend.decode_segments(plan, source, out),
+        )
     if not heap.whole:
         raise Fault("canaries beside a buffer were written to")
-    return np.array(getattr(result, "status", result)), np.array(records), out if on_host else backend.to_host(out)
+    return (
+        np.array(getattr(result, "status", result)),
+        np.array(records),
+        out if on_host else backend.to_host(out),
+    )
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
-def check_words(plan: SegmentPlan, ids: NDArray[np.int64], status: NDArray[np.uint8], words: Any, expected: Any, why: str) -> None:
+def check_words(
+    plan: SegmentPlan,
+    ids: NDArray[np.int64],
+    status: NDArray[np.uint8],
+    words: Any,
+    expected: Any,
+    why: str,
+) -> None:
     """Some segments are OK, and have the words that they should have."""
     for k in ids.tolist():
         where = plan.geometry.rectangle(k)
@@ -115,14 +142,18 @@ def check_words(plan: SegmentPlan, ids: NDArray[np.int64], status: NDArray[np.ui
             raise Fault(f"segment {k}, which {why}, has status {status[k]} or other words")
 
 
-def check_reference(plan: SegmentPlan, payload: NDArray[np.uint8], status: NDArray[np.uint8], words: Any) -> None:
+def check_reference(
+    plan: SegmentPlan, payload: NDArray[np.uint8], status: NDArray[np.uint8], words: Any
+) -> None:
     """Statuses are those of the reference, and words where they are OK."""
     expected = np.empty_like(words)
     good = reference.decode_segments(plan, payload, expected)
     if not np.array_equal(status, good):
         k = int(np.flatnonzero(status != good)[0])
         raise Fault(f"segment {k} has status {status[k]}, and {good[k]} in the reference")
-    check_words(plan, np.flatnonzero(good == Status.OK), status, words, expected, "the reference decodes")
+    check_words(
+        plan, np.flatnonzero(good == Status.OK), status, words, expected, "the reference decodes"
+    )
 
 
 class Tally:
@@ -145,7 +176,12 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         """For people and for JSON."""
         by_name = {s.name: self.statuses[s] for s in Status}
-        return {"segments": self.n_segments, "calls": self.n_calls, "compared": self.n_compared, "statuses": by_name}
+        return {
+            "segments": self.n_segments,
+            "calls": self.n_calls,
+            "compared": self.n_compared,
+            "statuses": by_name,
+        }
 
 
 def run_case(backend: Backend, seed: int, index: int, tally: Tally, small: bool = False) -> None:
@@ -159,7 +195,9 @@ def run_case(backend: Backend, seed: int, index: int, tally: Tally, small: bool 
         for turn in range(ROUNDS):
             heap.at_end = bool((index + turn) % 2)
             plan, payload, touched = corrupted(rng, case)
-            status, records, words = decode(backend, heap, plan, payload, bool((index + turn) // 2 % 2))
+            status, records, words = decode(
+                backend, heap, plan, payload, bool((index + turn) // 2 % 2)
+            )
             check_words(plan, np.flatnonzero(~touched), status, words, expected, "was left alone")
             compared = (index * ROUNDS + turn) % CHECK_EVERY == 0
             if compared:
@@ -176,12 +214,26 @@ def run_case(backend: Backend, seed: int, index: int, tally: Tally, small: bool 
 # ---- the command -----------------------------------------------------------------------------------------------------
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the command."""
-    parser = argparse.ArgumentParser(description="Corrupt segments into a backend's decoder, its memory behind fences.")
-    parser.add_argument("--segments", type=int, default=100_000, metavar="N", help="how many corrupt segments, or a few more")
+    parser = argparse.ArgumentParser(
+        description="Corrupt segments into a backend's decoder, its memory behind fences."
+    )
+    parser.add_argument(
+        "--segments",
+        type=int,
+        default=100_000,
+        metavar="N",
+        help="how many corrupt segments, or a few more",
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--case", type=int, help="only the case of this number, as the report of a fault names it")
+    parser.add_argument(
+        "--case", type=int, help="only the case of this number, as the report of a fault names it"
+    )
     parser.add_argument("--backend", default="numba", help="a name, or package.module:Class")
-    parser.add_argument("--small", action="store_true", help="segments of a few hundred words, many at once: for emulated devices")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="segments of a few hundred words, many at once: for emulated devices",
+    )
     parser.add_argument("--json", action="store_true", help="the result as an object")
     return parser.parse_args(argv)
 
@@ -189,11 +241,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def work(args: argparse.Namespace, case: Any) -> None:
     """Run cases until there were enough segments; `case` tells the parent which one is being run."""
     faulthandler.enable()
-    backend, tally, start, parent = load_backend(args.backend, 1), Tally(), time.monotonic(), multiprocessing.parent_process()
+    backend, tally, start, parent = (
+        load_backend(args.backend, 1),
+        Tally(),
+        time.monotonic(),
+        multiprocessing.parent_process(),
+    )
     with progress(args.segments) as advance:
         index = args.case or 0
         while tally.n_segments < args.segments:
-            if parent is not None and not parent.is_alive():  # it was killed, and left this process behind
+            # it was killed, and left this process behind
+            if parent is not None and not parent.is_alive():
                 sys.exit(1)
             before, case.value = tally.n_segments, index
             try:
@@ -205,7 +263,11 @@ def work(args: argparse.Namespace, case: Any) -> None:
             index += 1
             if args.case is not None:
                 break
-    report(args, {"backend": args.backend, **backend.info(), "seed": args.seed, **tally.summary()}, time.monotonic() - start)
+    report(
+        args,
+        {"backend": args.backend, **backend.info(), "seed": args.seed, **tally.summary()},
+        time.monotonic() - start,
+    )
 
 
 @contextmanager
@@ -229,7 +291,9 @@ def report(args: argparse.Namespace, result: dict[str, Any], seconds: float) -> 
         print(json.dumps({**result, "seconds": round(seconds, 1)}))
         return
     statuses = ", ".join(f"{name} {n}" for name, n in result["statuses"].items())
-    backend = f"{result['backend']} ({result['variant']})" if "variant" in result else result["backend"]
+    backend = (
+        f"{result['backend']} ({result['variant']})" if "variant" in result else result["backend"]
+    )
     print(
         f"{result['segments']} corrupt segments in {result['calls']} calls, backend {backend}, seed {result['seed']}, {seconds:.0f} s: "
         f"{statuses}; {result['compared']} compared with the reference"

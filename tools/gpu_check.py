@@ -59,10 +59,12 @@ LIMITS = {
     "models": (100, 900), "memcheck": (60, 360), "racecheck": (60, 360),
 }  # fmt: skip
 EMULATED_BACKEND = "cuda_emulator.backend:EmulatedCuda"
-TINY = "--hidden 64 --inner 128 --layers 2 --vocab 300 --heads 4 --kv-heads 2 --prompt 5 --tokens 4"  #: a model for a dry run
+#: a model for a dry run
+TINY = "--hidden 64 --inner 128 --layers 2 --vocab 300 --heads 4 --kv-heads 2 --prompt 5 --tokens 4"
 STEPS = tuple(LIMITS)
 USUAL = STEPS[:5]  #: the others are calls of their own
-SECONDS = 560.0  #: for all steps together: a little less than a command may take on a machine that is lent
+#: for all steps together: a little less than a command may take on a machine that is lent
+SECONDS = 560.0
 FINISH_S = 30.0  #: that a benchmark has to finish a case that it has begun
 SANITIZED_S = 75.0  #: that a reduced run takes under compute-sanitizer, about, once Python is up
 ERROR_STATUS = 99  #: of compute-sanitizer, for errors it has found
@@ -114,8 +116,16 @@ class Checker:
         Whether this is a dry run without a GPU: everything as small as it can be.
     """
 
-    def __init__(self, out: Path, seconds: float, backend: str, log: TextIO, emulated: bool = False) -> None:
-        self.out, self.seconds, self.backend, self.log, self.started = out, seconds, backend, log, time.monotonic()
+    def __init__(
+        self, out: Path, seconds: float, backend: str, log: TextIO, emulated: bool = False
+    ) -> None:
+        self.out, self.seconds, self.backend, self.log, self.started = (
+            out,
+            seconds,
+            backend,
+            log,
+            time.monotonic(),
+        )
         self.emulated, self.env = emulated, {"WCODEC_GPU_TESTS": "emulated"} if emulated else {}
         self.limit = float("inf")  #: of the step that runs
 
@@ -128,7 +138,13 @@ class Checker:
         self.log.write(text)
         self.log.flush()
 
-    def run(self, command: list[str], limit: float | None = None, show: bool = False, apart: bool = False) -> Run:
+    def run(
+        self,
+        command: list[str],
+        limit: float | None = None,
+        show: bool = False,
+        apart: bool = False,
+    ) -> Run:
         """Run a command in the repository, for as long as the step has, or less.
 
         When its time is up, it is interrupted, as by Ctrl-C, and has `INTERRUPT_S` of its time to write what it has found.
@@ -139,9 +155,19 @@ class Checker:
             Whether to keep what it writes to its standard error out of the output.
         """
         paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {**os.environ, **self.env, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        env = {
+            **os.environ,
+            **self.env,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONUNBUFFERED": "1",
+        }
         self.note(f"$ {' '.join(command)}\n")
-        start, limit, lines, errors = time.monotonic(), min(limit or self.limit, self.limit, self.left()), list[str](), list[str]()
+        start, limit, lines, errors = (
+            time.monotonic(),
+            min(limit or self.limit, self.limit, self.left()),
+            list[str](),
+            list[str](),
+        )
         try:
             p = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE if apart else subprocess.STDOUT, text=True,
@@ -158,7 +184,11 @@ class Checker:
                     if show:
                         print(line, end="", flush=True)
 
-        readers = [threading.Thread(target=read, args=a, daemon=True) for a in ((p.stdout, lines), (p.stderr, errors)) if a[0] is not None]
+        readers = [
+            threading.Thread(target=read, args=a, daemon=True)
+            for a in ((p.stdout, lines), (p.stderr, errors))
+            if a[0] is not None
+        ]
         for reader in readers:
             reader.start()
         status: int | None = None
@@ -185,7 +215,10 @@ class Checker:
             except PackageNotFoundError:
                 versions[package] = "not installed"
         smi = self.run(["nvidia-smi"], 20)
-        backends = self.run([sys.executable, "-m", "wcodec", "--backend", self.backend, "backends", "--json"], apart=True)
+        backends = self.run(
+            [sys.executable, "-m", "wcodec", "--backend", self.backend, "backends", "--json"],
+            apart=True,
+        )
         more: dict[str, Any] = {
             "python": sys.version,
             "versions": versions,
@@ -197,7 +230,9 @@ class Checker:
         if backends.status != 0:
             return Result("devices", _failed(backends), backends.last, more=more)
         row = next(r for r in json.loads(backends.output) if r["name"] == self.backend)
-        return Result("devices", "passed", ", ".join(f"{k} {v}" for k, v in row["info"].items()), more=more)
+        return Result(
+            "devices", "passed", ", ".join(f"{k} {v}" for k, v in row["info"].items()), more=more
+        )
 
     def conformance(self) -> Result:
         """The whole suite."""
@@ -214,14 +249,28 @@ class Checker:
         ]
         run = self.run(command)
         failures = [line for line in run.output.splitlines() if line.startswith("FAILED")]
-        return Result("conformance", _failed(run), run.last, more={"failures": failures[:50]}, command=command)
+        return Result(
+            "conformance", _failed(run), run.last, more={"failures": failures[:50]}, command=command
+        )
 
     def tests(self) -> Result:
         """Tests with the marker ``gpu``; those that are skipped are named."""
-        files = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "tests").glob("test_*.py")) if "pytest.mark.gpu" in p.read_text()]
-        without = [name for name in ("torch", "transformers") if self.emulated or importlib.util.find_spec(name) is None]
+        files = [
+            str(p.relative_to(ROOT))
+            for p in sorted((ROOT / "tests").glob("test_*.py"))
+            if "pytest.mark.gpu" in p.read_text()
+        ]
+        without = [
+            name
+            for name in ("torch", "transformers")
+            if self.emulated or importlib.util.find_spec(name) is None
+        ]
         if without:  # the second needs the first
-            files = [f for f in files if "transformers" not in f and not (without[0] == "torch" and "torch" in f)]
+            files = [
+                f
+                for f in files
+                if "transformers" not in f and not (without[0] == "torch" and "torch" in f)
+            ]
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "tests.xml"
             options = [
@@ -244,12 +293,24 @@ class Checker:
 
     def speed(self) -> Result:
         """The benchmark, which keeps what it has found when its time is up."""
-        command = [sys.executable, "benchmarks/gpu.py", "--out", str(self.out), "--seconds", f"{self.for_benchmark():.0f}"]
+        command = [
+            sys.executable,
+            "benchmarks/gpu.py",
+            "--out",
+            str(self.out),
+            "--seconds",
+            f"{self.for_benchmark():.0f}",
+        ]
         command += ["--emulated"] * self.emulated
         start = time.time()
         run = self.run(command, show=True)
-        written = [p for p in self.out.glob("*-gpu-*.json") if p.stat().st_mtime >= start - 1]  # one, if it has come so far
-        report = json.loads(written[0].read_text()) if written else {"marks": [], "failures": [], "left_out": []}
+        # one, if it has come so far
+        written = [p for p in self.out.glob("*-gpu-*.json") if p.stat().st_mtime >= start - 1]
+        report = (
+            json.loads(written[0].read_text())
+            if written
+            else {"marks": [], "failures": [], "left_out": []}
+        )
         met = [m["met"] for m in report["marks"]]
         detail = f"{met.count(True)} marks met, {met.count(False)} missed, {met.count(None)} not measured"
         if report["left_out"]:
@@ -262,7 +323,14 @@ class Checker:
         """Products straight from operands, if PyTorch is there; begins no shape when its time is nearly up."""
         if importlib.util.find_spec("torch") is None:
             return Result("fused", "not there", "torch not installed: no product was measured")
-        command = [sys.executable, "benchmarks/fused.py", "--out", str(self.out), "--seconds", f"{self.for_benchmark():.0f}"]
+        command = [
+            sys.executable,
+            "benchmarks/fused.py",
+            "--out",
+            str(self.out),
+            "--seconds",
+            f"{self.for_benchmark():.0f}",
+        ]
         command += ["--emulated"] * self.emulated
         start = time.time()
         run = self.run(command, show=True)
@@ -270,7 +338,10 @@ class Checker:
         if not written:
             return Result("fused", _failed(run), run.last, command=command)
         report = json.loads(written[0].read_text())
-        detail = "; ".join(f"{m['what']}: {'not measured' if m['value'] is None else format(m['value'], '.2f')}" for m in report["marks"])
+        detail = "; ".join(
+            f"{m['what']}: {'not measured' if m['value'] is None else format(m['value'], '.2f')}"
+            for m in report["marks"]
+        )
         if report["left_out"]:
             detail += f"; left out: {', '.join(report['left_out'])}"
         if report["failures"]:
@@ -279,14 +350,22 @@ class Checker:
 
     def models(self) -> Result:
         """A large model, compressed and not, and multiplied as it is, if PyTorch and transformers are there."""
-        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        missing = [
+            name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None
+        ]
         if missing:
-            return Result("models", "not there", f"{' and '.join(missing)} not installed: no model was run")
+            return Result(
+                "models", "not there", f"{' and '.join(missing)} not installed: no model was run"
+            )
         size = ["--device", "cpu", *TINY.split()] if self.emulated else ["--device", "cuda"]
         options = [*size, "--rounds", "3", "--fused", "fixed,rans", "--out", str(self.out)]
         command = [sys.executable, "benchmarks/bench_models.py", *options]
         run = self.run(command, show=True)
-        said = [line for line in run.output.splitlines() if "tokens" in line or "held compressed" in line]
+        said = [
+            line
+            for line in run.output.splitlines()
+            if "tokens" in line or "held compressed" in line
+        ]
         return Result("models", _failed(run), "; ".join(said) or run.last, command=command)
 
     def memcheck(self) -> Result:
@@ -301,17 +380,45 @@ class Checker:
         """A reduced run under compute-sanitizer."""
         tool = sanitizer()
         if tool is None:
-            return Result(name, "not there", "compute-sanitizer is neither on the PATH nor in the CUDA toolkit: nothing was checked")
-        options = ["--tool", name, *(["--report-api-errors", "no"] if name == "memcheck" else [])]  # CuPy asks for what may not be there
-        probe = self.run([tool, *options, sys.executable, "-c", "import cupy; assert (cupy.arange(8) + 1).get().sum() == 36"], 120)
+            return Result(
+                name,
+                "not there",
+                "compute-sanitizer is neither on the PATH nor in the CUDA toolkit: nothing was checked",
+            )
+        # CuPy asks for what may not be there
+        options = ["--tool", name, *(["--report-api-errors", "no"] if name == "memcheck" else [])]
+        probe = self.run(
+            [
+                tool,
+                *options,
+                sys.executable,
+                "-c",
+                "import cupy; assert (cupy.arange(8) + 1).get().sum() == 36",
+            ],
+            120,
+        )
         if probe.status != 0 or "not supported" in probe.output:
-            return Result(name, "not there", f"compute-sanitizer can't be used on this GPU: nothing was checked ({probe.last})")
+            return Result(
+                name,
+                "not there",
+                f"compute-sanitizer can't be used on this GPU: nothing was checked ({probe.last})",
+            )
         seconds = min(SANITIZED_S, self.limit / 4)
-        reduced = [sys.executable, str(Path(__file__)), "--reduced", "--backend", self.backend, "--seconds", f"{seconds:.0f}"]
+        reduced = [
+            sys.executable,
+            str(Path(__file__)),
+            "--reduced",
+            "--backend",
+            self.backend,
+            "--seconds",
+            f"{seconds:.0f}",
+        ]
         command = [tool, *options, "--error-exitcode", str(ERROR_STATUS), *reduced]
         run = self.run(command)
         lines = run.output.splitlines()
-        found = [line.strip("= ") for line in lines if "SUMMARY" in line] + [line for line in lines if line.startswith("reduced: ")]
+        found = [line.strip("= ") for line in lines if "SUMMARY" in line] + [
+            line for line in lines if line.startswith("reduced: ")
+        ]
         outcome = _failed(run)
         if outcome == "passed" and not any(line.startswith("reduced: ") for line in found):
             outcome = "failed"
@@ -328,7 +435,12 @@ def _end(p: subprocess.Popen[str], grace: float) -> None:
 
     Twice: an exception is lost where C code has called Python, and pytest then takes it for the failure of a test.
     """
-    for how, seconds in ((signal.SIGINT, grace / 2), (signal.SIGINT, grace / 2), (signal.SIGTERM, KILL_S), (signal.SIGKILL, KILL_S)):
+    for how, seconds in (
+        (signal.SIGINT, grace / 2),
+        (signal.SIGINT, grace / 2),
+        (signal.SIGTERM, KILL_S),
+        (signal.SIGKILL, KILL_S),
+    ):
         try:
             os.killpg(p.pid, how)
             p.wait(seconds)
@@ -372,7 +484,9 @@ def sanitizer() -> str | None:
 
 
 # ---- what runs under compute-sanitizer -----------------------------------------------------------------------------------------
-def reduced(backend_name: str, seconds: float, say: Callable[[str], None] = print, most: int | None = None) -> int:
+def reduced(
+    backend_name: str, seconds: float, say: Callable[[str], None] = print, most: int | None = None
+) -> int:
     """Checks of the suite and random plans with spoilt payloads, in turn, until the time is up. Returns how many failed.
 
     `most` of them, if given.
@@ -398,7 +512,11 @@ def reduced(backend_name: str, seconds: float, say: Callable[[str], None] = prin
         check_bad(backend, case.decoding, spoil(rng, case))
         check_histogram(backend, rng, case.plan.geometry, dtype)
 
-    checks = [c for c in checks_of(backend, load(None))[0] if c.id.startswith(("kernels/", "encode/", "accept/"))]
+    checks = [
+        c
+        for c in checks_of(backend, load(None))[0]
+        if c.id.startswith(("kernels/", "encode/", "accept/"))
+    ]
     random.Random(0).shuffle(checks)
     work: list[tuple[str, Callable[[], object]]] = []
     for i, c in enumerate(checks):
@@ -428,7 +546,9 @@ def _no_pool() -> None:
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------------
-def check(checker: Checker, names: list[str], done: Callable[[list[Result]], None] = lambda _: None) -> list[Result]:
+def check(
+    checker: Checker, names: list[str], done: Callable[[list[Result]], None] = lambda _: None
+) -> list[Result]:
     """Run steps; what happens in one does not keep the next from running, but for a backend that can't be used.
 
     `done` gets the results after each.
@@ -437,7 +557,9 @@ def check(checker: Checker, names: list[str], done: Callable[[list[Result]], Non
     for i, name in enumerate(names):
         least, most = LIMITS[name]
         left = checker.left()
-        checker.limit = min(most, max(least, left - sum(LIMITS[later][0] for later in names[i + 1 :])))
+        checker.limit = min(
+            most, max(least, left - sum(LIMITS[later][0] for later in names[i + 1 :]))
+        )
         if results and results[0].name == "devices" and results[0].outcome == "failed":
             result = Result(name, "left out", "the backend can't be used here")
         elif left < least:
@@ -458,14 +580,30 @@ def check(checker: Checker, names: list[str], done: Callable[[list[Result]], Non
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    out = Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results"
-    p.add_argument("--only", action="append", choices=STEPS, help="run this step; may be given several times")
-    p.add_argument("--out", type=Path, default=out, help="folder of the results (default: $OUT or benchmarks/results)")
-    p.add_argument(
-        "--seconds", type=float, default=SECONDS, help=f"for all steps together; 0: no limit but each step's own (default: {SECONDS:.0f})"
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--emulated", action="store_true", help="a dry run without a GPU, on the emulator of the tests: figures mean nothing")
+    out = Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results"
+    p.add_argument(
+        "--only", action="append", choices=STEPS, help="run this step; may be given several times"
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=out,
+        help="folder of the results (default: $OUT or benchmarks/results)",
+    )
+    p.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help=f"for all steps together; 0: no limit but each step's own (default: {SECONDS:.0f})",
+    )
+    p.add_argument(
+        "--emulated",
+        action="store_true",
+        help="a dry run without a GPU, on the emulator of the tests: figures mean nothing",
+    )
     p.add_argument("--backend", default="cuda", help=argparse.SUPPRESS)
     p.add_argument("--reduced", action="store_true", help=argparse.SUPPRESS)
     return p.parse_args(argv)
@@ -481,7 +619,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def write(results: list[Result]) -> None:
         left = [asdict(Result(name, "left out", "not reached")) for name in names[len(results) :]]
-        report = {"good": not left and all(r.good for r in results), "steps": [*(asdict(r) for r in results), *left]}
+        report = {
+            "good": not left and all(r.good for r in results),
+            "steps": [*(asdict(r) for r in results), *left],
+        }
         unfinished = out / "gpu-check.json.unfinished"
         unfinished.write_text(json.dumps(report, indent=1) + "\n")
         unfinished.replace(out / "gpu-check.json")
@@ -493,7 +634,9 @@ def main(argv: list[str] | None = None) -> int:
     good = all(r.good for r in results)
     print(f"\n==== {out / 'gpu-check.json'}")
     for r in results:
-        print(f"{r.outcome.upper() if not r.good else r.outcome:<10} {r.name:<12} {r.seconds:6.0f} s  {r.detail}")
+        print(
+            f"{r.outcome.upper() if not r.good else r.outcome:<10} {r.name:<12} {r.seconds:6.0f} s  {r.detail}"
+        )
     print("all good" if good else "NOT good")
     return 0 if good else 1
 

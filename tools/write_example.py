@@ -14,7 +14,14 @@ from wcodec.reference import container
 from wcodec.reference.checksums import crc32
 from wcodec.reference.entropy import TablePool, quantise
 from wcodec.reference.planes import BY_ID, Layout
-from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, encode_segments, histogram, segment_planes
+from wcodec.reference.segments import (
+    Coder,
+    SegmentPlan,
+    SegmentTable,
+    encode_segments,
+    histogram,
+    segment_planes,
+)
 from wcodec.reference.tiles import Geometry
 
 SPEC = Path(__file__).parent.parent / "spec" / "wcodec.md"
@@ -31,13 +38,25 @@ def example_file() -> bytes:
     """The file of the example, its choices made by hand; the index is stored, so that it can be read."""
     words = example_array().view(np.uint16)
     dtype, geometry, s = BY_ID[11], Geometry(3, 4, 3, 4, 3, 4), SegmentTable.zeros(1, 2)
-    s.layout[0], s.base[0], s.coder[:, 0], fill = Layout.PAIRS, 113, [Coder.RANS, Coder.RAW], np.array([FILL], np.uint8)
+    s.layout[0], s.base[0], s.coder[:, 0], fill = (
+        Layout.PAIRS,
+        113,
+        [Coder.RANS, Coder.RAW],
+        np.array([FILL], np.uint8),
+    )
     counts = histogram(words, geometry, dtype, base=113, fill=FILL)
     tables = TablePool([quantise(counts[0, 0], 9)])
-    payload, s.n_units[:], s.n_patches[:] = encode_segments(SegmentPlan(dtype, geometry, s, tables, fill), words)
+    payload, s.n_units[:], s.n_patches[:] = encode_segments(
+        SegmentPlan(dtype, geometry, s, tables, fill), words
+    )
     crcs = np.array([crc32(payload)], np.uint32)
-    t = container.TensorRecord("w", dtype, (3, 4), 1, geometry, s, crcs, 32, payload.size, crc32(words.tobytes()))
-    kinds = ((container.RecordType.TABLES, container.write_tables(tables)), (container.RecordType.TENSOR, container.write_tensor(t)))
+    t = container.TensorRecord(
+        "w", dtype, (3, 4), 1, geometry, s, crcs, 32, payload.size, crc32(words.tobytes())
+    )
+    kinds = (
+        (container.RecordType.TABLES, container.write_tables(tables)),
+        (container.RecordType.TENSOR, container.write_tensor(t)),
+    )
     raw = b"".join(container.RECORD.pack(kind, 1, len(body)) + body for kind, body in kinds)
     at, n = 32 + payload.size, len(raw)
     foot = struct.pack("<5QI4xI", at, n, n, at + n + 64, 24, 1, crc32(raw))
@@ -67,7 +86,15 @@ def listing(data: bytes) -> list[str]:
         lines.append(f"                                                       -- {text}")
 
     title("header")
-    fields((8, "magic"), (2, "major 0"), (2, "minor 2"), (4, "flags"), (8, "reserved"), (4, "reserved"), (4, "header_crc32"))
+    fields(
+        (8, "magic"),
+        (2, "major 0"),
+        (2, "minor 2"),
+        (4, "flags"),
+        (8, "reserved"),
+        (4, "reserved"),
+        (4, "header_crc32"),
+    )
     title("payload of tensor 0: its one segment")
     n_words = int(plan.stream_nbytes[0, 0]) - 128
     for lane in range(0, 32, 4):
@@ -78,27 +105,61 @@ def listing(data: bytes) -> list[str]:
     size = struct.unpack_from("<Q", data, at + 4)[0]
     fields((2, "type 1"), (2, "flags: MUST_UNDERSTAND"), (8, f"nbytes {size}"), (2, "n_tables 1"))
     table = index.tables[0]
-    fields((1, f"prob_bits {table.prob_bits}"), (1, f"first {data[at + 1]}"), (1, f"last {data[at + 2]}"), (1, f"k {data[at + 3]}"))
+    fields(
+        (1, f"prob_bits {table.prob_bits}"),
+        (1, f"first {data[at + 1]}"),
+        (1, f"last {data[at + 2]}"),
+        (1, f"k {data[at + 3]}"),
+    )
     field(size - 6, "frequencies")
     title("index: TENSOR")
     size = struct.unpack_from("<Q", data, at + 4)[0]
     fields((2, "type 4"), (2, "flags: MUST_UNDERSTAND"), (8, f"nbytes {size}"))
-    fields((8, "payload_offset 32"), (8, f"payload_nbytes {t.payload_nbytes}"), (4, "crc32 of the decoded tensor"))
-    fields((1, "dtype 11, bfloat16"), (1, "rank 2"), (1, f"row_rank {t.row_rank}"), (1, "element_order 0"))
+    fields(
+        (8, "payload_offset 32"),
+        (8, f"payload_nbytes {t.payload_nbytes}"),
+        (4, "crc32 of the decoded tensor"),
+    )
+    fields(
+        (1, "dtype 11, bfloat16"),
+        (1, "rank 2"),
+        (1, f"row_rank {t.row_rank}"),
+        (1, "element_order 0"),
+    )
     g = t.geometry
     fields((4, f"segment_rows {g.segment_rows}"), (4, f"segment_cols {g.segment_cols}"))
     fields((4, f"tile_rows {g.tile_rows}"), (4, f"tile_cols {g.tile_cols}"))
-    fields((2, "flags"), (2, "name_nbytes 1"), (2, "dtype_name_nbytes 0"), (2, "reserved"), (16, "shape 3, 4"), (1, "name w"))
+    fields(
+        (2, "flags"),
+        (2, "name_nbytes 1"),
+        (2, "dtype_name_nbytes 0"),
+        (2, "reserved"),
+        (16, "shape 3, 4"),
+        (1, "name w"),
+    )
     field(4, "segment table: crc32")
     s = t.segments
     columns = [("layout", s.layout), ("base", s.base), ("n_patches", s.n_patches)]
     for p in range(2):
-        columns += [(f"plane {p}: {name}", getattr(s, name)[p]) for name in ("coder", "table", "prediction", "n_units")]
+        columns += [
+            (f"plane {p}: {name}", getattr(s, name)[p])
+            for name in ("coder", "table", "prediction", "n_units")
+        ]
     for name, values in columns:
         field(5, f"{name} {int(values[0])} for all segments")
     title("footer")
-    fields((8, f"index_offset {index.index_offset}"), (8, f"index_nbytes {index.index_nbytes}"), (8, "index_raw_nbytes, the same"))
-    fields((8, f"file_nbytes {len(data)}"), (8, "data_nbytes 24"), (4, "n_tensors 1"), (1, "index_coding 0"), (3, "reserved"))
+    fields(
+        (8, f"index_offset {index.index_offset}"),
+        (8, f"index_nbytes {index.index_nbytes}"),
+        (8, "index_raw_nbytes, the same"),
+    )
+    fields(
+        (8, f"file_nbytes {len(data)}"),
+        (8, "data_nbytes 24"),
+        (4, "n_tensors 1"),
+        (1, "index_coding 0"),
+        (3, "reserved"),
+    )
     fields((4, "index_crc32"), (4, "footer_crc32"), (8, "end_magic"))
     if at != len(data):
         raise AssertionError(f"the listing covers {at} of {len(data)} bytes")
@@ -112,7 +173,10 @@ def trace(data: bytes) -> list[str]:
     n_units = int(index.tensors[0].segments.n_units[0, 0])
     words = list(struct.unpack_from(f"<{(16 * n_units - 128) // 2}H", data, start + 128))
     x, at = list(struct.unpack_from("<32I", data, start)), 0
-    lines = ["| step | lane | x before | slot | symbol | f, c | x after | word taken |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| step | lane | x before | slot | symbol | f, c | x after | word taken |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for j in range(4):
         for lane in range(32):
             slot = x[lane] % 512
@@ -124,7 +188,9 @@ def trace(data: bytes) -> list[str]:
                 after, taken, at = after << 16 | words[at], f"{words[at]:04x}", at + 1
             if lane < 2:
                 note = "" if 4 * lane + j < 6 else " (filling)"
-                lines.append(f"| {j} | {lane} | {x[lane]:08x} | {slot} | {symbol:02x}{note} | {f}, {c} | {after:08x} | {taken} |")
+                lines.append(
+                    f"| {j} | {lane} | {x[lane]:08x} | {slot} | {symbol:02x}{note} | {f}, {c} | {after:08x} | {taken} |"
+                )
             x[lane] = after
     return lines
 
@@ -173,7 +239,10 @@ def main() -> int:
     new = f"{head}<!-- example -->\n{chapter()}\n<!-- /example -->{tail}"
     if "--check" in sys.argv[1:]:
         if new != text:
-            print("chapter 19 of spec/wcodec.md is not current: run python tools/write_example.py", file=sys.stderr)
+            print(
+                "chapter 19 of spec/wcodec.md is not current: run python tools/write_example.py",
+                file=sys.stderr,
+            )
         return int(new != text)
     SPEC.write_text(new)
     return 0

@@ -67,7 +67,9 @@ def all_cases() -> list[Case]:
         raise ValueError("two cases have one id")
     unknown = {f for c in cases for f in c.flags} ^ set(FLAGS)
     if unknown:
-        raise ValueError(f"flags used and not explained, or explained and not used: {sorted(unknown)}")
+        raise ValueError(
+            f"flags used and not explained, or explained and not used: {sorted(unknown)}"
+        )
     return cases
 
 
@@ -75,8 +77,19 @@ def manifest(cases: list[Case]) -> str:
     """The manifest, a line for each case."""
     lines = []
     for c in cases:
-        head = {"id": c.id, "expect": c.expect, **({"code": c.more["code"]} if "code" in c.more else {}), "comment": c.comment}
-        what = {"rules": c.rules, "flags": c.flags, "file": f"{c.id}.wcodec", "nbytes": len(c.data), "sha256": sha256(c.data)}
+        head = {
+            "id": c.id,
+            "expect": c.expect,
+            **({"code": c.more["code"]} if "code" in c.more else {}),
+            "comment": c.comment,
+        }
+        what = {
+            "rules": c.rules,
+            "flags": c.flags,
+            "file": f"{c.id}.wcodec",
+            "nbytes": len(c.data),
+            "sha256": sha256(c.data),
+        }
         lines.append(json.dumps(head | what | c.more, ensure_ascii=True, separators=(",", ":")))
     head = json.dumps(HEAD, indent=1)
     return head[:-2] + ',\n "cases": [\n' + ",\n".join(lines) + "\n ]\n}\n"
@@ -95,21 +108,28 @@ def contents() -> dict[str, bytes]:
 def stale(files: dict[str, bytes], folder: Path) -> list[str]:
     """Paths that are missing, different or too many in a folder."""
     there = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    differ = [name for name in files.keys() & there.keys() if there[name].read_bytes() != files[name]]
+    differ = [
+        name for name in files.keys() & there.keys() if there[name].read_bytes() != files[name]
+    ]
     return sorted([*(files.keys() ^ there.keys()), *differ])
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Write the conformance vectors.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the files are not current")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the files are not current"
+    )
     parser.add_argument("--folder", type=Path, default=VECTORS, help="where the files are")
     arguments = parser.parse_args(argv)
     files, folder = contents(), arguments.folder
     wrong = stale(files, folder)
     if arguments.check:
         if wrong:
-            print(f"{len(wrong)} conformance vectors are not current, {wrong[0]} among them; run: {COMMAND}", file=sys.stderr)
+            print(
+                f"{len(wrong)} conformance vectors are not current, {wrong[0]} among them; run: {COMMAND}",
+                file=sys.stderr,
+            )
         return int(bool(wrong))
     for kind in ("accept", "reject", "either"):
         shutil.rmtree(folder / kind, ignore_errors=True)

@@ -51,14 +51,28 @@ class SafetensorsBase(OpenBase):
         ``bad_source``: not a well-formed safetensors file.
     """
 
-    def __init__(self, path: Path, data: Any, backend: Backend, progress: Progress = ignore_progress) -> None:
-        self.path, self.name, self._view, self._backend, self._progress = path, path.name, memoryview(data), backend, progress
+    def __init__(
+        self, path: Path, data: Any, backend: Backend, progress: Progress = ignore_progress
+    ) -> None:
+        self.path, self.name, self._view, self._backend, self._progress = (
+            path,
+            path.name,
+            memoryview(data),
+            backend,
+            progress,
+        )
         self._tensors = {t.name: t for t in read_safetensors_header(self._view).tensors}
 
     def _words(self, t: SourceTensor) -> Words:
-        return np.frombuffer(self._view[t.start : t.stop], t.dtype.word_type) if t.stop > t.start else np.empty(0, t.dtype.word_type)
+        return (
+            np.frombuffer(self._view[t.start : t.stop], t.dtype.word_type)
+            if t.stop > t.start
+            else np.empty(0, t.dtype.word_type)
+        )
 
-    def tensor(self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry) -> BaseTensor | None:
+    def tensor(
+        self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
+    ) -> BaseTensor | None:
         """As `BaseCheckpoint.tensor`."""
         words = self.flat_words(name, dtype, shape)
         return None if words is None else _Mapped(words.reshape(geometry.rows, geometry.cols))
@@ -107,7 +121,9 @@ def in_base(name: str) -> Iterator[None]:
     try:
         yield
     except DecodeError as e:
-        raise DecodeError(e.code, f"in the base {name!r}: {e.message}", tensor=e.tensor, offset=e.offset) from None
+        raise DecodeError(
+            e.code, f"in the base {name!r}: {e.message}", tensor=e.tensor, offset=e.offset
+        ) from None
 
 
 class CodedBase(OpenBase):
@@ -116,12 +132,17 @@ class CodedBase(OpenBase):
     def __init__(self, file: File) -> None:
         self.file, self.name = file, file.name
 
-    def tensor(self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry) -> BaseTensor | None:
+    def tensor(
+        self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
+    ) -> BaseTensor | None:
         """As `BaseCheckpoint.tensor`."""
         t = self.file.find(name, dtype, shape)
         with in_base(self.name):
-            if t is not None and t.difference and t.geometry.cols != geometry.cols:  # each level would decode the next many times
-                raise DecodeError("bad_base", "a difference whose matrix has other columns", tensor=name)
+            # each level would decode the next many times
+            if t is not None and t.difference and t.geometry.cols != geometry.cols:
+                raise DecodeError(
+                    "bad_base", "a difference whose matrix has other columns", tensor=name
+                )
             return None if t is None else CodedBaseTensor(self.file, t, geometry.cols)
 
     def content_hash(self) -> bytes:
@@ -159,12 +180,18 @@ class CodedBaseTensor(BaseTensor):
     def _decode(self, rows: slice, cols: slice, out: Words) -> None:
         """A rectangle of the tensor's own matrix."""
         g = self._t.geometry
-        down = np.arange(rows.start // g.segment_rows, -(-rows.stop // g.segment_rows), dtype=np.int64)
-        across = np.arange(cols.start // g.segment_cols, -(-cols.stop // g.segment_cols), dtype=np.int64)
+        down = np.arange(
+            rows.start // g.segment_rows, -(-rows.stop // g.segment_rows), dtype=np.int64
+        )
+        across = np.arange(
+            cols.start // g.segment_cols, -(-cols.stop // g.segment_cols), dtype=np.int64
+        )
         piece = rectangle(g, down, across)
         whole = (piece.rows, piece.cols) == (rows, cols)
         room = out if whole else np.empty(piece.shape, out.dtype)
-        self._file.decoder.grid(self._file.source, self._t, self._plan, down, across, room, self._base)
+        self._file.decoder.grid(
+            self._file.source, self._t, self._plan, down, across, room, self._base
+        )
         if not whole:
             r, c = rows.start - piece.rows.start, cols.start - piece.cols.start
             np.copyto(out, room[r : r + out.shape[0], c : c + out.shape[1]])

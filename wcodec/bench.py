@@ -38,7 +38,11 @@ def seconds(work: Callable[[], object]) -> float:
 def speed(nbytes: int, times: list[float]) -> dict[str, float]:
     """Median, lower and upper quartile of the speed, in GB/s, of runs over `nbytes` bytes."""
     slow, middle, fast = np.percentile(times, [75, 50, 25])
-    return {"median_gb_s": nbytes / middle / 1e9, "p25_gb_s": nbytes / slow / 1e9, "p75_gb_s": nbytes / fast / 1e9}
+    return {
+        "median_gb_s": nbytes / middle / 1e9,
+        "p25_gb_s": nbytes / slow / 1e9,
+        "p75_gb_s": nbytes / fast / 1e9,
+    }
 
 
 @dataclass
@@ -77,7 +81,10 @@ class _Candidate:
             _raw(out)[:] = 0xA5
         self.encode()
         self.decode()
-        return all(np.array_equal(_raw(words), _raw(out)) for (_, words), out in zip(self.tensors, self.outs, strict=True))
+        return all(
+            np.array_equal(_raw(words), _raw(out))
+            for (_, words), out in zip(self.tensors, self.outs, strict=True)
+        )
 
     def report(self, nbytes: int) -> dict[str, Any]:
         """What was measured."""

@@ -12,7 +12,8 @@ METHOD: Final = "wcodec"  #: ``quant_method`` of a model in hub form
 KEY: Final = "quantization_config"
 _BEGINNING: Final = f'\n  "{KEY}": '
 _KEYS: Final = {"quant_method", "format_version", "dtype"}
-_MARKS: Final = ("model_type", "architectures", "transformers_version")  #: keys of a config.json that transformers wrote
+#: keys of a config.json that transformers wrote
+_MARKS: Final = ("model_type", "architectures", "transformers_version")
 
 
 # ---- config.json -------------------------------------------------------------------------------------------------------------
@@ -54,8 +55,14 @@ def add_entry(raw: bytes, dtype: str | None = None) -> bytes:
     """
     config = read_config(raw)
     if KEY in config:
-        by = config[KEY].get("quant_method", "an unknown method") if isinstance(config[KEY], dict) else "an unknown method"
-        raise EncodeError("bad_source", f"the model is quantized by {by} already; use --form wcodec")
+        by = (
+            config[KEY].get("quant_method", "an unknown method")
+            if isinstance(config[KEY], dict)
+            else "an unknown method"
+        )
+        raise EncodeError(
+            "bad_source", f"the model is quantized by {by} already; use --form wcodec"
+        )
     if not config:
         raise EncodeError("bad_source", "the object is empty")
     entry = {"quant_method": METHOD, "format_version": VERSION_TEXT}
@@ -86,7 +93,11 @@ def remove_entry(raw: bytes) -> bytes:
         parse_version(entry["format_version"])
     at = text.index("{") + 1
     inserted = _BEGINNING + json.dumps(entry) + ","
-    if set(entry) <= _KEYS and text.startswith(inserted, at) and KEY not in json.loads(text[:at] + text[at + len(inserted) :]):
+    if (
+        set(entry) <= _KEYS
+        and text.startswith(inserted, at)
+        and KEY not in json.loads(text[:at] + text[at + len(inserted) :])
+    ):
         return (text[:at] + text[at + len(inserted) :]).encode()
     del config[KEY]
     return (json.dumps(config, indent=2) + "\n").encode()  # as save_pretrained writes it

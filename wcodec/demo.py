@@ -56,7 +56,11 @@ def make_checkpoints(folder: Path, shapes: dict[str, tuple[int, ...]] = SHAPES) 
 def _write_safetensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
     header, at = dict[str, Any](), 0
     for name, a in tensors.items():
-        header[name] = {"dtype": _DTYPES[a.dtype.name], "shape": list(a.shape), "data_offsets": [at, at + a.nbytes]}
+        header[name] = {
+            "dtype": _DTYPES[a.dtype.name],
+            "shape": list(a.shape),
+            "data_offsets": [at, at + a.nbytes],
+        }
         at += a.nbytes
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)
@@ -66,7 +70,9 @@ def _write_safetensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
             f.write(a.reshape(-1).view(np.uint8).data)
 
 
-def run_demo(show: Callable[[str], object] = print, only: str | None = None, threads: int | None = None) -> bool:
+def run_demo(
+    show: Callable[[str], object] = print, only: str | None = None, threads: int | None = None
+) -> bool:
     """Run it on every usable backend, or on one alone.
 
     Returns
@@ -90,13 +96,24 @@ def run_demo(show: Callable[[str], object] = print, only: str | None = None, thr
                 row, same, stored = _round_trip(source, backend)
                 agrees = first_of.setdefault(source.name, stored) == stored
                 good = good and same and agrees
-                rows.append([*row, "yes" if same and agrees else "NO" if not same else "yes, but files of the backends differ"])
+                rows.append(
+                    [
+                        *row,
+                        "yes"
+                        if same and agrees
+                        else "NO"
+                        if not same
+                        else "yes, but files of the backends differ",
+                    ]
+                )
     for line in table_text(rows, left=2):
         show(line)
     return good
 
 
-def usable_backends(show: Callable[[str], object], only: str | None, threads: int | None) -> Iterator[Backend]:
+def usable_backends(
+    show: Callable[[str], object], only: str | None, threads: int | None
+) -> Iterator[Backend]:
     if only is not None:
         yield load_backend(only, threads)
         return
@@ -110,7 +127,13 @@ def usable_backends(show: Callable[[str], object], only: str | None, threads: in
 def _compile(backend: Backend) -> None:
     """Let a backend compile its kernels before the clock runs."""
     for dtype in (ml_dtypes.bfloat16, np.int8, np.float32):
-        array = np.arange(1 << 16, dtype=np.uint32).astype(np.uint8).view(np.int8).astype(dtype).reshape(256, 256)
+        array = (
+            np.arange(1 << 16, dtype=np.uint32)
+            .astype(np.uint8)
+            .view(np.int8)
+            .astype(dtype)
+            .reshape(256, 256)
+        )
         Decoder(backend).decode(Encoder(None, backend).encode(array))
 
 

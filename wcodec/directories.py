@@ -16,7 +16,14 @@ from typing import Any, Final
 
 from wcodec.backends import Backend, get_backend, load_backend
 from wcodec.codec.ahead import Progress, ignore_progress
-from wcodec.configs import add_entry, is_of_transformers, read_config, remove_entry, rename_shards, shard_names
+from wcodec.configs import (
+    add_entry,
+    is_of_transformers,
+    read_config,
+    remove_entry,
+    rename_shards,
+    shard_names,
+)
 from wcodec.errors import CodedError, DecodeError, EncodeError, in_file
 from wcodec.files import File, decode_file, encode_file, verify_file
 from wcodec.hub import (
@@ -29,7 +36,18 @@ from wcodec.hub import (
     read_plain_header,
     verify_hub_file,
 )
-from wcodec.jobs import STATE, Job, Plan, Report, Tree, check_places, copying, linking, scan, writing
+from wcodec.jobs import (
+    STATE,
+    Job,
+    Plan,
+    Report,
+    Tree,
+    check_places,
+    copying,
+    linking,
+    scan,
+    writing,
+)
 from wcodec.kinds import HEAD_NBYTES, described
 from wcodec.outputs import AnyPath, check_room, map_file
 from wcodec.planner.options import EncodeOptions
@@ -75,19 +93,28 @@ _CACHE: Final = re.compile(
 def find_model(source: AnyPath, refuse: Callable[[str], CodedError]) -> Path:
     """The directory of a model: `source`, or the only snapshot in a cache of Hugging Face, or in a repository of one."""
     root = Path(source)
-    patterns = ["models--*/snapshots/*/", "hub/models--*/snapshots/*/", *(["snapshots/*/"] if (root / "blobs").is_dir() else [])]
+    patterns = [
+        "models--*/snapshots/*/",
+        "hub/models--*/snapshots/*/",
+        *(["snapshots/*/"] if (root / "blobs").is_dir() else []),
+    ]
     snapshots = sorted(p for pattern in patterns for p in root.glob(pattern) if p.is_dir())
     if not snapshots or not all(_CACHE.fullmatch(name) for name in os.listdir(root)):
         return root
     if len(snapshots) > 1:
         names = ", ".join(str(p) for p in snapshots)
-        raise refuse(f"a cache of Hugging Face with {len(snapshots)} snapshots; name one of them: {names}")
+        raise refuse(
+            f"a cache of Hugging Face with {len(snapshots)} snapshots; name one of them: {names}"
+        )
     return snapshots[0]
 
 
 def _scan(
-    source: AnyPath, refuse: Callable[[str], CodedError], unfinished: Callable[[str], CodedError], apart: Callable[[str], str]
-) -> Tree:  # fmt: skip
+    source: AnyPath,
+    refuse: Callable[[str], CodedError],
+    unfinished: Callable[[str], CodedError],
+    apart: Callable[[str], str],
+) -> Tree:
     tree = scan(find_model(source, refuse), refuse, (PLAIN, CODED), apart)
     for name in tree.files:
         if PurePosixPath(name).name == STATE:
@@ -103,7 +130,11 @@ def _config_apart(name: str) -> str:
 def _hub_apart(name: str) -> str:
     """In hub form it depends on the ``config.json`` beside weights, and on their name, whether they are encoded."""
     if name.endswith(PLAIN):
-        return f"{_parent(name)} adapter" if PurePosixPath(name).name.startswith("adapter_") else _parent(name)
+        return (
+            f"{_parent(name)} adapter"
+            if PurePosixPath(name).name.startswith("adapter_")
+            else _parent(name)
+        )
     return _config_apart(name)
 
 
@@ -112,13 +143,22 @@ def _check_names(jobs: list[Job], folders: list[str], refuse: Callable[[str], Co
     names = dict[str, str]()
     for j in jobs:
         if (other := names.setdefault(j.name, j.label)) != j.label or j.name in folders:
-            raise refuse(f"{j.label!r} and {other if other != j.label else j.name!r} would both become {j.name!r}")
+            raise refuse(
+                f"{j.label!r} and {other if other != j.label else j.name!r} would both become {j.name!r}"
+            )
 
 
 def _links(tree: Tree, old: str, new: str) -> list[Job]:
     """Links to files of the same directory, with the names that these get."""
     return [
-        Job((tree.files[of],), to, name, 0, False, linking(os.path.relpath(_swapped(of, old, new), _parent(to))))
+        Job(
+            (tree.files[of],),
+            to,
+            name,
+            0,
+            False,
+            linking(os.path.relpath(_swapped(of, old, new), _parent(to))),
+        )
         for name, of in tree.links.items()
         for to in [_swapped(name, old, new)]
     ]
@@ -140,9 +180,14 @@ def _check_base(base: AnyPath | None, names: list[str]) -> Path | None:
     if base is None:
         return None
     if not os.path.isdir(base):
-        raise EncodeError("bad_option", f"the base of a directory is a directory; {str(base)!r} is none")
+        raise EncodeError(
+            "bad_option", f"the base of a directory is a directory; {str(base)!r} is none"
+        )
     if not any(_base_of(Path(base), name) for name in names):
-        raise EncodeError("bad_option", f"the base {str(base)!r} has no file that is called as one of these: {names[0]!r}")
+        raise EncodeError(
+            "bad_option",
+            f"the base {str(base)!r} has no file that is called as one of these: {names[0]!r}",
+        )
     return Path(base)
 
 
@@ -169,13 +214,21 @@ def plan_encode(
     check_places(source, target)
     tree = _scan(source, _bad_source, _bad_source, _hub_apart if form == "hub" else _config_apart)
     backend = backend or get_backend()
-    files = {name: path for name, path in tree.files.items() if not _is_made_anew(name, tree.files, backend)}
+    files = {
+        name: path
+        for name, path in tree.files.items()
+        if not _is_made_anew(name, tree.files, backend)
+    }
     for name, of in tree.links.items():
         if of in files and _swapped(name, CODED, PLAIN) != name:
-            raise _bad_source(f"{name!r} is a name of {of!r}, which is not encoded: give it another one")
+            raise _bad_source(
+                f"{name!r} is a name of {of!r}, which is not encoded: give it another one"
+            )
     weights = [name for name in files if name.endswith(PLAIN)]
     if not weights:
-        raise _bad_source(f"there is no .safetensors file in {str(source)!r}{_other_weights(files)}")
+        raise _bad_source(
+            f"there is no .safetensors file in {str(source)!r}{_other_weights(files)}"
+        )
     try:
         _check_indexes(tree)
     except DecodeError as e:
@@ -188,11 +241,21 @@ def plan_encode(
     maker = _Encoding(files, form, options, backend, _check_base(base, weights))
     jobs = [maker.job(name) for name in files]
     if not any(j.is_coded for j in jobs):
-        raise _bad_source(f"no weights in {str(source)!r} are for transformers, which the hub form is for; use --form wcodec")
+        raise _bad_source(
+            f"no weights in {str(source)!r} are for transformers, which the hub form is for; use --form wcodec"
+        )
     jobs += _links(tree, PLAIN, CODED if form == "wcodec" else PLAIN)
     _check_names(jobs, tree.folders, _bad_source)
-    key = {"run": "encode", "format": VERSION_TEXT, "form": form, "options": asdict(options), "base": base and str(Path(base).resolve())}
-    return Plan(Path(target), jobs, tree.folders, {**key, "source": str(Path(source).resolve())}, overwrite)
+    key = {
+        "run": "encode",
+        "format": VERSION_TEXT,
+        "form": form,
+        "options": asdict(options),
+        "base": base and str(Path(base).resolve()),
+    }
+    return Plan(
+        Path(target), jobs, tree.folders, {**key, "source": str(Path(source).resolve())}, overwrite
+    )
 
 
 def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
@@ -207,23 +270,45 @@ def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
     if plain == name:
         return False
     if plain not in files:
-        raise _bad_source(f"{name!r} is encoded already: the input is a directory of plain safetensors files")
+        raise _bad_source(
+            f"{name!r} is encoded already: the input is a directory of plain safetensors files"
+        )
     if name.endswith(CODED):
         with in_file(plain):
-            wanted = {(t.name, t.dtype, t.shape) for t in read_plain_header(memoryview(map_file(files[plain]))).tensors}
+            wanted = {
+                (t.name, t.dtype, t.shape)
+                for t in read_plain_header(memoryview(map_file(files[plain]))).tensors
+            }
         same = False
         with contextlib.suppress(DecodeError), File(files[name], backend) as f:
             same = {(t.name, t.dtype, t.shape) for t in f.index.tensors} == wanted
     else:
-        same = files[name].read_bytes() == rename_shards(files[plain].read_bytes(), PLAIN.encode(), CODED.encode())
+        same = files[name].read_bytes() == rename_shards(
+            files[plain].read_bytes(), PLAIN.encode(), CODED.encode()
+        )
     if not same:
-        raise _bad_source(f"{name!r} is encoded already, and not from {plain!r}: keep one of them elsewhere")
+        raise _bad_source(
+            f"{name!r} is encoded already, and not from {plain!r}: keep one of them elsewhere"
+        )
     return True
 
 
 def _other_weights(files: dict[str, Path]) -> str:
     """What else a directory has for weights, in words."""
-    endings = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".keras", ".npz", ".pb", ".tflite", ".msgpack")
+    endings = (
+        ".bin",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".gguf",
+        ".onnx",
+        ".h5",
+        ".keras",
+        ".npz",
+        ".pb",
+        ".tflite",
+        ".msgpack",
+    )
     for name, path in files.items():
         if name.lower().endswith(endings):
             with open(path, "rb") as f:
@@ -247,7 +332,9 @@ class _Encoding:
         if name.endswith(PLAIN) and self._is_coded(name):
             return self._weights(name, path)
         if name.endswith(PLAIN) and is_hub(path):
-            raise _bad_source(f"{name!r} has a tensor that looks like a stream, and is not for transformers")
+            raise _bad_source(
+                f"{name!r} has a tensor that looks like a stream, and is not for transformers"
+            )
         nbytes = path.stat().st_size
         if self.form == "wcodec" and name.endswith(PLAIN + INDEX):
             with in_file(name):
@@ -255,13 +342,27 @@ class _Encoding:
                 text = rename_shards(raw, PLAIN.encode(), CODED.encode())
                 if text is None:
                     raise _bad_source(f"the index names files that end in {CODED} already")
-            return Job((path,), _swapped(name, PLAIN, CODED), name, len(raw), False, writing(text, len(raw), len(text)))
+            return Job(
+                (path,),
+                _swapped(name, PLAIN, CODED),
+                name,
+                len(raw),
+                False,
+                writing(text, len(raw), len(text)),
+            )
         if self.form == "hub" and _is_config(name) and self._has_coded(_parent(name)):
             with in_file(name):
                 raw = path.read_bytes()
                 text = add_entry(raw, self._dtype(_parent(name)))
-            weights = [p for n, p in self.files.items() if n.endswith(PLAIN) and _parent(n) == _parent(name)]  # which name the dtype
-            return Job((path, *weights), name, name, len(raw), False, writing(text, len(raw), len(text)))
+            # which name the dtype
+            weights = [
+                p
+                for n, p in self.files.items()
+                if n.endswith(PLAIN) and _parent(n) == _parent(name)
+            ]
+            return Job(
+                (path, *weights), name, name, len(raw), False, writing(text, len(raw), len(text))
+            )
         return Job((path,), name, name, nbytes, False, copying(path))
 
     def _weights(self, name: str, path: Path) -> Job:
@@ -269,20 +370,30 @@ class _Encoding:
         if self.form == "hub":
 
             def to_hub(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-                return encode_hub_file(path, target, self.options, self.backend, progress, overwrite=overwrite)
+                return encode_hub_file(
+                    path, target, self.options, self.backend, progress, overwrite=overwrite
+                )
 
             return Job((path,), name, name, nbytes, True, to_hub)
         base = _base_of(self.base, name)
 
         def encode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-            return encode_file(path, target, self.options, self.backend, progress, base, overwrite=overwrite)
+            return encode_file(
+                path, target, self.options, self.backend, progress, base, overwrite=overwrite
+            )
 
         sources = (path,) if base is None else (path, base)
-        return Job(sources, _swapped(name, PLAIN, CODED), name, nbytes + _base_nbytes(base), True, encode)
+        return Job(
+            sources, _swapped(name, PLAIN, CODED), name, nbytes + _base_nbytes(base), True, encode
+        )
 
     def _dtype(self, folder: str) -> str | None:
         """Dtype of the first of the weights of a folder, by names of files and tensors, in which a model can be: as transformers asks."""
-        for name in sorted(n for n in self.files if n.endswith(PLAIN) and _parent(n) == folder and self._is_coded(n)):
+        for name in sorted(
+            n
+            for n in self.files
+            if n.endswith(PLAIN) and _parent(n) == folder and self._is_coded(n)
+        ):
             with in_file(name):
                 header = read_plain_header(memoryview(map_file(self.files[name])))
             for t in sorted(header.tensors, key=lambda t: t.name):
@@ -291,7 +402,9 @@ class _Encoding:
         return None
 
     def _has_coded(self, folder: str) -> bool:
-        return any(n.endswith(PLAIN) and _parent(n) == folder and self._is_coded(n) for n in self.files)
+        return any(
+            n.endswith(PLAIN) and _parent(n) == folder and self._is_coded(n) for n in self.files
+        )
 
     def _is_coded(self, name: str) -> bool:
         """Whether weights are encoded; in hub form not those of other libraries than transformers, such as adapters of peft."""
@@ -368,7 +481,11 @@ class CodedFile:
 
 
 def coded_files(
-    source: AnyPath, files: dict[str, Path], backend: Backend, max_nbytes: int | None = None, base: AnyPath | None = None
+    source: AnyPath,
+    files: dict[str, Path],
+    backend: Backend,
+    max_nbytes: int | None = None,
+    base: AnyPath | None = None,
 ) -> dict[str, CodedFile]:
     """Those of the files of a directory that are encoded, by name.
 
@@ -385,10 +502,15 @@ def coded_files(
         if coded is not None:
             found[name] = coded
     if not found:
-        raise DecodeError("bad_magic", f"there is neither a .wcodec file nor a safetensors file in hub form in {str(source)!r}")
+        raise DecodeError(
+            "bad_magic",
+            f"there is neither a .wcodec file nor a safetensors file in hub form in {str(source)!r}",
+        )
     total = sum(c.data_nbytes for c in found.values())
     if max_nbytes is not None and total > max_nbytes:
-        raise DecodeError("resource_limit", f"the tensors have {total} bytes; the caller allows {max_nbytes}")
+        raise DecodeError(
+            "resource_limit", f"the tensors have {total} bytes; the caller allows {max_nbytes}"
+        )
     return found
 
 
@@ -396,7 +518,15 @@ def _open(name: str, path: Path, backend: Backend, base: Path | None) -> CodedFi
     if name.endswith(CODED):
         with File(path, backend) as f:
             data_nbytes = f.index.data_nbytes
-            return CodedFile(name, path, False, data_nbytes, data_nbytes + len(f.index.source_header), f.index.file_nbytes, base)
+            return CodedFile(
+                name,
+                path,
+                False,
+                data_nbytes,
+                data_nbytes + len(f.index.source_header),
+                f.index.file_nbytes,
+                base,
+            )
     if not has_hub_form(path):
         return None
     hub = HubFile(path, backend)
@@ -415,18 +545,29 @@ def scan_coded(source: AnyPath) -> Tree:
 
 
 def plan_decode(
-    source: AnyPath, target: AnyPath, backend: Backend | None = None, max_nbytes: int | None = None, base: AnyPath | None = None,
+    source: AnyPath,
+    target: AnyPath,
+    backend: Backend | None = None,
+    max_nbytes: int | None = None,
+    base: AnyPath | None = None,
     overwrite: bool = False,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """What `decode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
     check_places(source, target)
     backend = backend or get_backend()
     tree = scan_coded(source)
     coded = coded_files(source, tree.files, backend, max_nbytes, base)
-    jobs = [_decoding(name, path, coded, backend) for name, path in tree.files.items()] + _links(tree, CODED, PLAIN)
+    jobs = [_decoding(name, path, coded, backend) for name, path in tree.files.items()] + _links(
+        tree, CODED, PLAIN
+    )
     _check_names(jobs, tree.folders, _bad_value)
     _check_indexes(tree)
-    key = {"run": "decode", "format": VERSION_TEXT, "source": str(Path(source).resolve()), "base": base and str(Path(base).resolve())}
+    key = {
+        "run": "decode",
+        "format": VERSION_TEXT,
+        "source": str(Path(source).resolve()),
+        "base": base and str(Path(base).resolve()),
+    }
     return Plan(Path(target), jobs, tree.folders, key, overwrite)
 
 
@@ -442,7 +583,11 @@ def _check_indexes(tree: Tree, strict: bool = False) -> None:
     for name, path in tree.files.items():
         if name.endswith((PLAIN + INDEX, CODED + INDEX)):
             with in_file(name):
-                here = {PurePosixPath(n).name for n in (*tree.files, *tree.links) if _parent(n) == _parent(name)}
+                here = {
+                    PurePosixPath(n).name
+                    for n in (*tree.files, *tree.links)
+                    if _parent(n) == _parent(name)
+                }
                 try:
                     missing = sorted(shard_names(path.read_bytes()) - here)
                 except DecodeError:
@@ -451,7 +596,9 @@ def _check_indexes(tree: Tree, strict: bool = False) -> None:
                     continue
                 for other in missing:
                     if strict or "/" not in other:
-                        raise DecodeError("truncated", f"the index names {other!r}, which is not there")
+                        raise DecodeError(
+                            "truncated", f"the index names {other!r}, which is not there"
+                        )
 
 
 def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backend) -> Job:
@@ -464,8 +611,17 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
             text = rename_shards(raw, CODED.encode(), PLAIN.encode())
             if text is None:
                 raise _bad_value(f"the index names files that end in {PLAIN}")
-        return Job((path,), _swapped(name, CODED, PLAIN), name, len(text), False, writing(text, len(text), len(raw)))
-    if _is_config(name) and any(c.is_hub and _parent(c.name) == _parent(name) for c in coded.values()):
+        return Job(
+            (path,),
+            _swapped(name, CODED, PLAIN),
+            name,
+            len(text),
+            False,
+            writing(text, len(text), len(raw)),
+        )
+    if _is_config(name) and any(
+        c.is_hub and _parent(c.name) == _parent(name) for c in coded.values()
+    ):
         with in_file(name):
             raw = path.read_bytes()
             text = remove_entry(raw)
@@ -478,12 +634,21 @@ def _weights(c: CodedFile, backend: Backend) -> Job:
         return decode_hub_file(c.path, target, backend, progress, overwrite=overwrite)[::-1]
 
     def decode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-        return decode_file(c.path, target, backend, progress, base=c.base, overwrite=overwrite)[::-1]
+        return decode_file(c.path, target, backend, progress, base=c.base, overwrite=overwrite)[
+            ::-1
+        ]
 
     if c.is_hub:
         return Job((c.path,), c.name, c.name, c.nbytes, True, from_hub)
     sources = (c.path,) if c.base is None else (c.path, c.base)
-    return Job(sources, _swapped(c.name, CODED, PLAIN), c.name, c.nbytes + _base_nbytes(c.base), True, decode)
+    return Job(
+        sources,
+        _swapped(c.name, CODED, PLAIN),
+        c.name,
+        c.nbytes + _base_nbytes(c.base),
+        True,
+        decode,
+    )
 
 
 def decode_directory(
@@ -549,7 +714,9 @@ def verify_directory(
             _decoding(name, path, coded, backend)
     nbytes = stored_nbytes = 0
     for c in coded.values():
-        check: Callable[..., tuple[int, int]] = verify_hub_file if c.is_hub else partial(verify_file, base=c.base)
+        check: Callable[..., tuple[int, int]] = (
+            verify_hub_file if c.is_hub else partial(verify_file, base=c.base)
+        )
         with in_file(c.name):
             stored, plain = check(c.path, backend, progress)
         nbytes, stored_nbytes = nbytes + plain, stored_nbytes + stored
@@ -609,7 +776,9 @@ def encode_safetensors_to_wcodec(
     >>> wcodec.encode_safetensors_to_wcodec("all-MiniLM-L6-v2", "all-MiniLM-L6-v2-wcodec", form="hub")
     """
     if options is not None and preset != "default":
-        raise EncodeError("bad_option", "preset and options: give the preset as EncodeOptions(preset=...)")
+        raise EncodeError(
+            "bad_option", "preset and options: give the preset as EncodeOptions(preset=...)"
+        )
     chosen = options or EncodeOptions(preset=preset)
     used = load_backend(backend) if isinstance(backend, str) else backend or get_backend()
     told: Callable[[int], Any] = progress or ignore_progress

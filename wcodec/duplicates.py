@@ -25,7 +25,9 @@ class Duplicates:
         self._known: dict[tuple[object, ...], list[tuple[int, Again]]] = {}
         self._n = 0
 
-    def find(self, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str, again: Again) -> int | None:
+    def find(
+        self, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str, again: Again
+    ) -> int | None:
         """Number of an earlier tensor that is the same but for its name, every byte compared. Call it for each tensor, in order.
 
         Parameters

@@ -64,7 +64,9 @@ class CodedError(WcodecError):
 
     codes: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, code: str, message: str, *, tensor: str | None = None, offset: int | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, *, tensor: str | None = None, offset: int | None = None
+    ) -> None:
         if code not in self.codes:
             raise ValueError(f"{code!r} is not a code of {type(self).__name__}")
         self.code, self.message, self.tensor, self.offset = code, message, tensor, offset
@@ -82,10 +84,20 @@ class CodedError(WcodecError):
         return f"{self.code}: {file}{self.message}" + (f" ({self.where})" if self.where else "")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.code, self.message, self.tensor, self.offset, self.file))
+        return (
+            _rebuild,
+            (type(self), self.code, self.message, self.tensor, self.offset, self.file),
+        )
 
 
-def _rebuild(cls: type[CodedError], code: str, message: str, tensor: str | None, offset: int | None, file: str | None) -> CodedError:
+def _rebuild(
+    cls: type[CodedError],
+    code: str,
+    message: str,
+    tensor: str | None,
+    offset: int | None,
+    file: str | None,
+) -> CodedError:
     e = cls(code, message, tensor=tensor, offset=offset)
     e.file = file
     return e

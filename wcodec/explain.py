@@ -26,14 +26,27 @@ from wcodec.reference.planes import DType
 from wcodec.reference.prediction import MODES, Mode, mode_name
 from wcodec.reference.tiles import Geometry
 from wcodec.reference.transforms import Transform
-from wcodec.report import base_error, describe_tensor, entropies, percent_text, plane_counts, printable, size_text, table_text
+from wcodec.report import (
+    base_error,
+    describe_tensor,
+    entropies,
+    percent_text,
+    plane_counts,
+    printable,
+    size_text,
+    table_text,
+)
 
 AnyPath = str | os.PathLike[str]
 
 _LEAST_WORDS: Final = 4096  #: of a segment: the histograms of smaller ones would fill the memory
 _OF_MODES: Final = {
     mode_name(m): EncodeOptions(
-        layout="bytes", predictor=Mode(m & 15).name.lower(), transform=Transform(m >> 4).name.lower(), coder="rans", min_saving=0
+        layout="bytes",
+        predictor=Mode(m & 15).name.lower(),
+        transform=Transform(m >> 4).name.lower(),
+        coder="rans",
+        min_saving=0,
     )
     for m in MODES
 }
@@ -45,7 +58,10 @@ _OF_DUPLICATES: Final[dict[str, Any]] = {
 
 
 def explain(
-    file: AnyPath | bytes | BinaryIO, backend: Backend | None = None, base: AnyPath | None = None, progress: Progress = ignore_progress
+    file: AnyPath | bytes | BinaryIO,
+    backend: Backend | None = None,
+    base: AnyPath | None = None,
+    progress: Progress = ignore_progress,
 ) -> dict[str, Any]:
     """For each tensor of a ``.wcodec`` file what it costs, its order-0 bound, and what other choices would have cost.
 
@@ -78,7 +94,9 @@ def explain(
     --------
     spec/wcodec.md, chapter 14
     """
-    with File(io.BytesIO(file) if isinstance(file, builtins.bytes) else file, backend, base=base) as f:
+    with File(
+        io.BytesIO(file) if isinstance(file, builtins.bytes) else file, backend, base=base
+    ) as f:
         return explain_file(f, progress)
 
 
@@ -89,7 +107,9 @@ def explain_file(file: File, progress: Progress = ignore_progress) -> dict[str, 
     for t in file.index.tensors:
         if t.duplicate_of is not None:
             original = tensors[t.duplicate_of]
-            tensors.append({**original, **_OF_DUPLICATES, "name": t.name, "duplicate_of": original["name"]})
+            tensors.append(
+                {**original, **_OF_DUPLICATES, "name": t.name, "duplicate_of": original["name"]}
+            )
             progress(t.nbytes)
             continue
         error = (missing or base_error(partial(file.base_of, t))) if t.difference else None
@@ -106,12 +126,24 @@ def explain_file(file: File, progress: Progress = ignore_progress) -> dict[str, 
 
 def candidates(dtype: DType) -> dict[str, EncodeOptions]:
     """Options for each way to code a tensor: the layouts, each mode, contexts, the presets."""
-    pairs = {"pairs": EncodeOptions(layout="pairs", coder="rans", min_saving=0)} if dtype.has_pairs else {}
+    pairs = (
+        {"pairs": EncodeOptions(layout="pairs", coder="rans", min_saving=0)}
+        if dtype.has_pairs
+        else {}
+    )
     contexts = EncodeOptions(layout="bytes", predictor="none", coder="context")
-    return {**pairs, **_OF_MODES, "contexts": contexts, "default": EncodeOptions(), "max": EncodeOptions(preset="max")}
+    return {
+        **pairs,
+        **_OF_MODES,
+        "contexts": contexts,
+        "default": EncodeOptions(),
+        "max": EncodeOptions(preset="max"),
+    }
 
 
-def explain_tensor(file: File, t: TensorRecord, progress: Progress = ignore_progress, decodable: bool = True) -> dict[str, Any]:
+def explain_tensor(
+    file: File, t: TensorRecord, progress: Progress = ignore_progress, decodable: bool = True
+) -> dict[str, Any]:
     """One entry of the list ``tensors`` of `explain`; without costs and bounds if it is not `decodable`."""
     n, own = math.prod(t.shape), describe_tensor(file, t, bound=False)
     bits = 8 / n if n else 0.0
@@ -124,11 +156,30 @@ def explain_tensor(file: File, t: TensorRecord, progress: Progress = ignore_prog
     best = min(costs, key=lambda name: costs[name]) if decodable and not t.difference else None
     left_nbytes = None if best is None else max(0, own["stored_nbytes"] - costs[best])
     return {
-        **{k: own[k] for k in ("name", "dtype", "shape", "nbytes", "stored_nbytes", "duplicate_of", "difference", "segment", "tile")},
-        "chosen": {k: own[k] for k in ("difference", "layouts", "coders", "predictions", "contexts", "tile_modes")},
+        **{
+            k: own[k]
+            for k in (
+                "name",
+                "dtype",
+                "shape",
+                "nbytes",
+                "stored_nbytes",
+                "duplicate_of",
+                "difference",
+                "segment",
+                "tile",
+            )
+        },
+        "chosen": {
+            k: own[k]
+            for k in ("difference", "layouts", "coders", "predictions", "contexts", "tile_modes")
+        },
         "bits_per_weight": own["stored_nbytes"] * bits,
         "order0_bits_per_weight": sum(order0) if decodable else None,
-        "planes": [{"stored": s, "order0": o} for s, o in zip(_stored_bits(file, t, bits), order0, strict=True)],
+        "planes": [
+            {"stored": s, "order0": o}
+            for s, o in zip(_stored_bits(file, t, bits), order0, strict=True)
+        ],
         "costs": {name: nbytes * bits for name, nbytes in costs.items()},
         "best": best,
         "left": None if left_nbytes is None else left_nbytes * bits,
@@ -136,7 +187,9 @@ def explain_tensor(file: File, t: TensorRecord, progress: Progress = ignore_prog
     }
 
 
-def _look(file: File, t: TensorRecord, progress: Progress) -> tuple[dict[str, int], NDArray[np.int64]]:
+def _look(
+    file: File, t: TensorRecord, progress: Progress
+) -> tuple[dict[str, int], NDArray[np.int64]]:
     """Bytes that a tensor's words would have had in each way, and how often each byte occurs in each plane."""
     backend = file.decoder.backend
     planners = {name: (Planner(options), [0]) for name, options in candidates(t.dtype).items()}
@@ -149,7 +202,9 @@ def _look(file: File, t: TensorRecord, progress: Progress) -> tuple[dict[str, in
             nbytes[0] += int(planner.nbytes.sum())
         counts += plane_counts(backend, words, chunk.size, t.dtype)
         progress(chunk.nbytes)
-    return {"raw": t.nbytes} | {name: nbytes[0] + _tables_nbytes(planner) for name, (planner, nbytes) in planners.items()}, counts
+    return {"raw": t.nbytes} | {
+        name: nbytes[0] + _tables_nbytes(planner) for name, (planner, nbytes) in planners.items()
+    }, counts
 
 
 def _geometry(t: TensorRecord, shape: tuple[int, ...], options: EncodeOptions) -> Geometry:
@@ -188,7 +243,21 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
         yield f"without the base, tensors that are differences have no costs: {printable(report['base_error'])}"
     if not report["tensors"]:
         return
-    head = ["tensor", "dtype", "chosen", "stored", "order-0", "pairs", "none", "prediction", "transform", "contexts", "max", "best", "left"]
+    head = [
+        "tensor",
+        "dtype",
+        "chosen",
+        "stored",
+        "order-0",
+        "pairs",
+        "none",
+        "prediction",
+        "transform",
+        "contexts",
+        "max",
+        "best",
+        "left",
+    ]
     yield ""
     yield from table_text([head, *map(_row, report["tensors"])], left=3)
 
@@ -203,8 +272,17 @@ def _row(t: dict[str, Any]) -> list[str]:
     def bits(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
-    chosen = [t["chosen"]["difference"], *t["chosen"]["layouts"], *t["chosen"]["predictions"], *t["chosen"]["contexts"]]
-    text = " ".join(k for k in chosen if k != "none") if t["duplicate_of"] is None else f"duplicate of {printable(t['duplicate_of'])}"
+    chosen = [
+        t["chosen"]["difference"],
+        *t["chosen"]["layouts"],
+        *t["chosen"]["predictions"],
+        *t["chosen"]["contexts"],
+    ]
+    text = (
+        " ".join(k for k in chosen if k != "none")
+        if t["duplicate_of"] is None
+        else f"duplicate of {printable(t['duplicate_of'])}"
+    )
     return [
         printable(t["name"]), printable(t["dtype"]), text or "-", bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]),
         bits(costs.get("pairs")), bits(costs.get("none")), least(modes[1 : len(Mode)]), least(modes[len(Mode) :]),
@@ -251,7 +329,9 @@ def plot(report: dict[str, Any], path: AnyPath, overwrite: bool = False) -> None
     for shift, what, alpha in ((0.2, "order0", 0.45), (-0.2, "stored", 1.0)):
         at = np.zeros(len(tensors))
         for p in range(n_planes):
-            width = np.array([(t["planes"][p][what] or 0.0) if p < len(t["planes"]) else 0.0 for t in tensors])
+            width = np.array(
+                [(t["planes"][p][what] or 0.0) if p < len(t["planes"]) else 0.0 for t in tensors]
+            )
             label = f"plane {p}, {'stored' if what == 'stored' else 'order-0 bound'}"
             axes.barh(y + shift, width, 0.38, left=at, color=f"C{p}", alpha=alpha, label=label)
             at += width

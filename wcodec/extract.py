@@ -55,7 +55,12 @@ def _own_tables(s: SegmentTable, tables: TablePool) -> tuple[SegmentTable, Table
     table = s.table.copy()
     table[coded] = _places(ids, s.table[coded])
     table[context] = _places(maps, s.table[context])
-    own = [replace(tables.maps[m], tables=tuple(_places(ids, np.array(tables.maps[m].tables)).tolist())) for m in maps.tolist()]
+    own = [
+        replace(
+            tables.maps[m], tables=tuple(_places(ids, np.array(tables.maps[m].tables)).tolist())
+        )
+        for m in maps.tolist()
+    ]
     return replace(s, table=table), TablePool([tables[i] for i in ids.tolist()], own)
 
 

@@ -82,34 +82,56 @@ def save_file(
 
 
 def write_arrays(
-    tensors: Mapping[str, T], array_of: Callable[[T, str], NDArray[Any]], path: AnyPath, metadata: dict[str, str] | None,
-    options: EncodeOptions | None, base: AnyPath | None,
-) -> int:  # fmt: skip
+    tensors: Mapping[str, T],
+    array_of: Callable[[T, str], NDArray[Any]],
+    path: AnyPath,
+    metadata: dict[str, str] | None,
+    options: EncodeOptions | None,
+    base: AnyPath | None,
+) -> int:
     """`save_file` for tensors of any library: `array_of` is called with one and its name, and again where it may have a twin."""
     _check_types(tensors, metadata)
     encoder = Encoder(options)
-    with base_for(base, encoder.backend) as other, atomic_output(path, overwrite=True, inputs=paths_of(other)) as f:
+    with (
+        base_for(base, encoder.backend) as other,
+        atomic_output(path, overwrite=True, inputs=paths_of(other)) as f,
+    ):
         writer, seen = encoder.start(f, base=other), Duplicates()
         for name, tensor in tensors.items():
             array = array_of(tensor, name)
             dtype, words = words_of(array)
-            _add(writer, seen, name, words, dtype, array.shape, "", partial(_words, array_of, tensor, name))
+            _add(
+                writer,
+                seen,
+                name,
+                words,
+                dtype,
+                array.shape,
+                "",
+                partial(_words, array_of, tensor, name),
+            )
         return writer.finish(metadata)
 
 
 def _check_types(tensors: Any, metadata: Any) -> None:
     """Say what is wanted, where something else was given than tensors by name and texts by name."""
     if not isinstance(tensors, Mapping):
-        raise TypeError(f"save_file takes tensors by name, such as {{'weight': tensor}}, and then a path; this is a {_type(tensors)}")
+        raise TypeError(
+            f"save_file takes tensors by name, such as {{'weight': tensor}}, and then a path; this is a {_type(tensors)}"
+        )
     if not isinstance(metadata, Mapping | None):
-        raise TypeError(f"metadata are texts by name, such as {{'epoch': '3'}}; this is a {_type(metadata)}")
+        raise TypeError(
+            f"metadata are texts by name, such as {{'epoch': '3'}}; this is a {_type(metadata)}"
+        )
     for name in tensors:
         if not isinstance(name, str):
             raise TypeError(f"names of tensors are texts; {name!r} is a {_type(name)}")
     for key, text in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(text, str):
             wrong = text if isinstance(key, str) else key
-            raise TypeError(f"metadata are texts; {wrong!r} of {key!r} is a {_type(wrong)}: give str({wrong!r}), or json.dumps of it")
+            raise TypeError(
+                f"metadata are texts; {wrong!r} of {key!r} is a {_type(wrong)}: give str({wrong!r}), or json.dumps of it"
+            )
 
 
 def _type(value: object) -> str:
@@ -121,7 +143,14 @@ def _words(array_of: Callable[[T, str], NDArray[Any]], tensor: T, name: str) -> 
 
 
 def _add(
-    writer: Writer, seen: Duplicates, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str, again: Again
+    writer: Writer,
+    seen: Duplicates,
+    name: str,
+    words: Words,
+    dtype: DType,
+    shape: tuple[int, ...],
+    dtype_name: str,
+    again: Again,
 ) -> None:
     """Write a tensor, or that it is an earlier one again; see `Duplicates.find`."""
     of = seen.find(words, dtype, shape, dtype_name, again)
@@ -147,7 +176,9 @@ def load_file(path: AnyPath, base: AnyPath | None = None) -> dict[str, NDArray[A
         return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
 
 
-def open(file: AnyPath | BinaryIO | Buffer, backend: Backend | None = None, base: AnyPath | None = None) -> File:
+def open(
+    file: AnyPath | BinaryIO | Buffer, backend: Backend | None = None, base: AnyPath | None = None
+) -> File:
     """Open a ``.wcodec`` file for reading; only the index is read now.
 
     Parameters
@@ -184,9 +215,13 @@ class File:
     """
 
     def __init__(
-        self, file: AnyPath | BinaryIO | Buffer, backend: Backend | None = None, max_nbytes: int | None = None, base: AnyPath | None = None,
+        self,
+        file: AnyPath | BinaryIO | Buffer,
+        backend: Backend | None = None,
+        max_nbytes: int | None = None,
+        base: AnyPath | None = None,
         depth: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.path = Path(file) if isinstance(file, str | os.PathLike) else None
         self._base_path, self._lock, self._depth = base, threading.Lock(), depth
         self._base: OpenBase | None = None
@@ -204,9 +239,16 @@ class File:
         except BaseException:
             self.close()
             raise
-        self._by_name, self._originals = {t.name: t for t in self.index.tensors}, dict[str, TensorRecord]()
+        self._by_name, self._originals = (
+            {t.name: t for t in self.index.tensors},
+            dict[str, TensorRecord](),
+        )
         for t in self.index.tensors:
-            self._originals[t.name] = t if t.duplicate_of is None else self._originals[self.index.tensors[t.duplicate_of].name]
+            self._originals[t.name] = (
+                t
+                if t.duplicate_of is None
+                else self._originals[self.index.tensors[t.duplicate_of].name]
+            )
 
     def _read_index(self) -> Index:
         """The index; of what is no ``.wcodec`` file, the error says what it is."""
@@ -217,7 +259,9 @@ class File:
             what = None if head.startswith(MAGIC) else described(head)
             if what is None or e.code not in ("bad_magic", "truncated"):
                 raise
-            raise DecodeError(e.code, f"this is no .wcodec file but {what}", offset=e.offset) from None
+            raise DecodeError(
+                e.code, f"this is no .wcodec file but {what}", offset=e.offset
+            ) from None
 
     def __repr__(self) -> str:
         name = "" if self.path is None else f" {str(self.path)!r}"
@@ -239,7 +283,8 @@ class File:
             self._base = None
         self.source = BufferSource(b"")
         if isinstance(self._mapped, mmap.mmap):
-            with contextlib.suppress(BufferError):  # something still looks at it: the last one to go unmaps it
+            # something still looks at it: the last one to go unmaps it
+            with contextlib.suppress(BufferError):
                 self._mapped.close()
         self._mapped = None
 
@@ -312,7 +357,9 @@ class File:
         """
         t = self.original(self._by_name[name])
         if t.difference != Difference.NONE:
-            return np.frombuffer(Encoder(backend=self.decoder.backend).encode(self.get_tensor(name)), np.uint8)
+            return np.frombuffer(
+                Encoder(backend=self.decoder.backend).encode(self.get_tensor(name)), np.uint8
+            )
         return extract(self.source, t, self.index.tables)
 
     def restored(self, raw: bool = False) -> Iterator[Any]:
@@ -329,7 +376,11 @@ class File:
             Possibly after some pieces.
         """
         made = self.index.source_kind is None and not raw
-        yield write_safetensors_header(self.index.tensors, self.index.metadata) if made else self.index.source_header
+        yield (
+            write_safetensors_header(self.index.tensors, self.index.metadata)
+            if made
+            else self.index.source_header
+        )
         for t in self.index.tensors:
             for chunk in self.chunks(t):
                 yield chunk.reshape(-1).view(np.uint8).data
@@ -369,14 +420,21 @@ class File:
         if wanted is None:
             raise DecodeError("bad_base", "the file has no base")
         if self._depth >= MAX_BASES:
-            raise DecodeError("bad_base", f"more than {MAX_BASES} checkpoints, each a difference from the next")
+            raise DecodeError(
+                "bad_base", f"more than {MAX_BASES} checkpoints, each a difference from the next"
+            )
         path = self._hinted(wanted.name) if self._base_path is None else Path(self._base_path)
         base = open_base(path, self.decoder.backend, progress, self._depth + 1)
         found = base.content_hash()
         if found != wanted.sha256:
             base.close()
-            wants = f"the file holds differences from {wanted.name!r} with {wanted.sha256.hex()[:16]}"
-            raise DecodeError("bad_base", f"{path} has the content hash {found.hex()[:16]}; {wants}: name that one (--base)")
+            wants = (
+                f"the file holds differences from {wanted.name!r} with {wanted.sha256.hex()[:16]}"
+            )
+            raise DecodeError(
+                "bad_base",
+                f"{path} has the content hash {found.hex()[:16]}; {wants}: name that one (--base)",
+            )
         return base
 
     def _hinted(self, name: str) -> Path:
@@ -385,8 +443,14 @@ class File:
             with contextlib.suppress(OSError):  # such as of a name that is too long
                 if (path := self.path.parent / name).is_file() and not path.samefile(self.path):
                     return path
-        to_do = "put it there, or name a restored safetensors file as the base" if self._depth else "name the base (--base)"
-        raise DecodeError("bad_base", f"the file holds differences from {name!r}, which is not beside it: {to_do}")
+        to_do = (
+            "put it there, or name a restored safetensors file as the base"
+            if self._depth
+            else "name the base (--base)"
+        )
+        raise DecodeError(
+            "bad_base", f"the file holds differences from {name!r}, which is not beside it: {to_do}"
+        )
 
     def base_paths(self) -> list[Path]:
         """The files that this one is read with, which no output may replace: of a base that cannot be had, where it should be."""
@@ -396,7 +460,11 @@ class File:
             return paths_of(self.base())
         except DecodeError:
             name = self.index.base.name if self.index.base is not None else ""
-            return [Path(self._base_path)] if self._base_path is not None else [(self.path or Path()).parent / name]
+            return (
+                [Path(self._base_path)]
+                if self._base_path is not None
+                else [(self.path or Path()).parent / name]
+            )
 
     def base_of(self, t: TensorRecord) -> BaseTensor | None:
         """What a tensor that is no duplicate differs from, if it is a difference. Raises as `base`."""
@@ -405,7 +473,11 @@ class File:
         base = self.base()
         found = base.tensor(t.name, t.dtype, t.shape, t.geometry)
         if found is None:
-            raise DecodeError("bad_base", f"the base {base.name!r} has no tensor of this name, dtype and shape", tensor=t.name)
+            raise DecodeError(
+                "bad_base",
+                f"the base {base.name!r} has no tensor of this name, dtype and shape",
+                tensor=t.name,
+            )
         return found
 
 
@@ -456,7 +528,9 @@ class Slice:
         t = self._record
         return self._part(*entries_of(ids, t.shape, t.row_rank), (ids.size, *t.shape[1:]))
 
-    def _part(self, rows: NDArray[np.int64], cols: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[Any]:
+    def _part(
+        self, rows: NDArray[np.int64], cols: NDArray[np.int64], shape: tuple[int, ...]
+    ) -> NDArray[Any]:
         """Rows and columns of the matrix view, by their numbers in elements."""
         t = self._record
         if rows.size == 0 or cols.size == 0:
@@ -469,13 +543,17 @@ class Slice:
         grid = np.empty((part.rows, part.cols), t.dtype.word_type)
         file = self._file
         with in_file(file.path):
-            file.decoder.grid(file.source, t, t.plan(file.index.tables), down, across, grid, file.base_of(t))
+            file.decoder.grid(
+                file.source, t, t.plan(file.index.tables), down, across, grid, file.base_of(t)
+            )
         words = np.ascontiguousarray(grid[row_at][:, col_at])
         return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
 
 
 # ---- bases -----------------------------------------------------------------------------------------------------------------
-def open_base(path: AnyPath, backend: Backend, progress: Progress = ignore_progress, depth: int = 1) -> OpenBase:
+def open_base(
+    path: AnyPath, backend: Backend, progress: Progress = ignore_progress, depth: int = 1
+) -> OpenBase:
     """Open a checkpoint that others are coded as differences from.
 
     Raises
@@ -490,13 +568,19 @@ def open_base(path: AnyPath, backend: Backend, progress: Progress = ignore_progr
             return CodedBase(File(path, backend, depth=depth))
         return SafetensorsBase(Path(path), data, backend, progress)
     except EncodeError as e:
-        raise DecodeError("bad_base", f"the base {path} is no .wcodec file, and {e.message}", tensor=e.tensor) from None
+        raise DecodeError(
+            "bad_base", f"the base {path} is no .wcodec file, and {e.message}", tensor=e.tensor
+        ) from None
     except DecodeError as e:
-        raise DecodeError(e.code, f"in the base {path}: {e.message}", tensor=e.tensor, offset=e.offset) from None
+        raise DecodeError(
+            e.code, f"in the base {path}: {e.message}", tensor=e.tensor, offset=e.offset
+        ) from None
 
 
 @contextlib.contextmanager
-def base_for(path: AnyPath | None, backend: Backend, progress: Progress = ignore_progress) -> Iterator[OpenBase | None]:
+def base_for(
+    path: AnyPath | None, backend: Backend, progress: Progress = ignore_progress
+) -> Iterator[OpenBase | None]:
     """The base of a file that is about to be written."""
     if path is None:
         yield None
@@ -552,7 +636,9 @@ def encode_file(
     encoder, seen = Encoder(options, backend), Duplicates()
     with (
         base_for(base, encoder.backend, progress) as other,
-        atomic_output(target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source) as stream,
+        atomic_output(
+            target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
+        ) as stream,
         WriteBehind(stream) as f,
         in_file(source),
     ):
@@ -605,7 +691,9 @@ def decode_file(
         check_room(target, f.index.data_nbytes)
         total = 0
         with (
-            atomic_output(target, f.index.data_nbytes, overwrite=overwrite, inputs=inputs, like=source) as stream,
+            atomic_output(
+                target, f.index.data_nbytes, overwrite=overwrite, inputs=inputs, like=source
+            ) as stream,
             WriteBehind(stream) as out,
         ):
             for piece in f.restored(raw):
@@ -632,9 +720,12 @@ def is_same_stream(one: Iterable[Any], other: Iterable[Any]) -> bool:
 
 
 def verify_file(
-    source: AnyPath, backend: Backend | None = None, progress: Progress = ignore_progress, max_nbytes: int | None = None,
+    source: AnyPath,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    max_nbytes: int | None = None,
     base: AnyPath | None = None,
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int]:
     """Decode all of a file and check every checksum, keeping nothing.
 
     Returns

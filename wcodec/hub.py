@@ -30,11 +30,18 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import MAGIC, VERSION, Index
 from wcodec.reference.planes import Words
 from wcodec.reference.tiles import MAX_RANK
-from wcodec.sources import MAX_HEADER_NBYTES, SafetensorsHeader, SourceTensor, parse_safetensors_header, read_safetensors_header
+from wcodec.sources import (
+    MAX_HEADER_NBYTES,
+    SafetensorsHeader,
+    SourceTensor,
+    parse_safetensors_header,
+    read_safetensors_header,
+)
 
 VERSION_KEY: Final = "wcodec"  #: in ``__metadata__``: the format version
 HEADER_KEY: Final = "wcodec_header"  #: the JSON text of the original's header, its padding included
-CRC_KEY: Final = "wcodec_crc32"  #: CRC-32 of the original's bytes before the tensors and of each tensor, 8 hexadecimal digits each
+#: CRC-32 of the original's bytes before the tensors and of each tensor, 8 hexadecimal digits each
+CRC_KEY: Final = "wcodec_crc32"
 KEYS: Final = (VERSION_KEY, CRC_KEY, HEADER_KEY)
 VERSION_TEXT: Final = f"{VERSION[0]}.{VERSION[1]}"
 LEAST_NBYTES: Final = 4096  #: smaller tensors are stored as they are
@@ -91,7 +98,11 @@ def is_coded(path: AnyPath) -> bool:
 
 
 def _looks_like_stream(t: SourceTensor, view: memoryview) -> bool:
-    return t.stated_dtype == "U8" and len(t.stated_shape) == 1 and bytes(view[t.start : min(t.stop, t.start + len(MAGIC))]) == MAGIC
+    return (
+        t.stated_dtype == "U8"
+        and len(t.stated_shape) == 1
+        and bytes(view[t.start : min(t.stop, t.start + len(MAGIC))]) == MAGIC
+    )
 
 
 def parse_version(text: Any) -> tuple[int, int]:
@@ -104,11 +115,16 @@ def parse_version(text: Any) -> tuple[int, int]:
     """
     found = re.fullmatch(r"([0-9]{1,5})[.]([0-9]{1,5})", text) if isinstance(text, str) else None
     if found is None:
-        raise DecodeError("bad_value", f"the hub form's format version is {text!r}, not of the form 0.2")
+        raise DecodeError(
+            "bad_value", f"the hub form's format version is {text!r}, not of the form 0.2"
+        )
     version = int(found[1]), int(found[2])
     if version != VERSION:
         newer = "; a newer wcodec is needed" if version > VERSION else ""
-        raise DecodeError("unsupported_version", f"hub form of format version {text}; this decoder knows {VERSION_TEXT}{newer}")
+        raise DecodeError(
+            "unsupported_version",
+            f"hub form of format version {text}; this decoder knows {VERSION_TEXT}{newer}",
+        )
     return version
 
 
@@ -131,7 +147,10 @@ def _write_header(entries: Iterable[Entry], metadata: dict[str, str], least: int
         raise EncodeError("bad_name", "a tensor's name or a metadata text is not UTF-8") from None
     raw += b" " * max(-len(raw) % 8, least - 8 - len(raw))
     if len(raw) > MAX_HEADER_NBYTES:
-        raise EncodeError("resource_limit", f"the header has {len(raw)} bytes; safetensors reads {MAX_HEADER_NBYTES} at most")
+        raise EncodeError(
+            "resource_limit",
+            f"the header has {len(raw)} bytes; safetensors reads {MAX_HEADER_NBYTES} at most",
+        )
     return struct.pack("<Q", len(raw)) + raw
 
 
@@ -175,7 +194,10 @@ def encode_hub_file(
     view = memoryview(data)
     with in_file(source):
         header = read_plain_header(view)
-    with atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as f, in_file(source):
+    with (
+        atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as f,
+        in_file(source),
+    ):
         return len(data), _HubWriter(f, view, header, Encoder(options, backend), progress).write()
 
 
@@ -190,28 +212,49 @@ def read_plain_header(data: memoryview) -> SafetensorsHeader:
     header = read_safetensors_header(data)
     taken = next((key for key in KEYS if key in header.metadata), None)
     if taken is not None:
-        raise EncodeError("bad_source", f"the file is in hub form already: its metadata have the key {taken!r}")
+        raise EncodeError(
+            "bad_source", f"the file is in hub form already: its metadata have the key {taken!r}"
+        )
     return header
 
 
 class _HubWriter:
     """Writes the streams behind a gap, and the rest into it when it is known which tensors got smaller."""
 
-    def __init__(self, f: BinaryIO, view: memoryview, header: SafetensorsHeader, encoder: Encoder, progress: Progress) -> None:
-        self.f, self.view, self.header, self.encoder, self.progress = f, view, header, encoder, progress
+    def __init__(
+        self,
+        f: BinaryIO,
+        view: memoryview,
+        header: SafetensorsHeader,
+        encoder: Encoder,
+        progress: Progress,
+    ) -> None:
+        self.f, self.view, self.header, self.encoder, self.progress = (
+            f,
+            view,
+            header,
+            encoder,
+            progress,
+        )
         self.plain = [t for t in header.tensors if not self._is_candidate(t)]
         self.streams = list[tuple[SourceTensor, int]]()
         self.crcs = dict[str, int]()
 
     def _is_candidate(self, t: SourceTensor) -> bool:
-        return _looks_like_stream(t, self.view) or (t.nbytes >= LEAST_NBYTES and not t.dtype_name and len(t.shape) <= MAX_RANK)
+        return _looks_like_stream(t, self.view) or (
+            t.nbytes >= LEAST_NBYTES and not t.dtype_name and len(t.shape) <= MAX_RANK
+        )
 
     def write(self) -> int:
         """Write the file. Returns its size."""
         small = {t.name for t in self.plain}
         candidates = [t for t in self.header.tensors if t.name not in small]
         for t in self.plain:
-            self.crcs[t.name] = self.encoder.backend.crc32(np.frombuffer(self.view[t.start : t.stop], np.uint8)) if t.nbytes else 0
+            self.crcs[t.name] = (
+                self.encoder.backend.crc32(np.frombuffer(self.view[t.start : t.stop], np.uint8))
+                if t.nbytes
+                else 0
+            )
         # streams are hardly larger than their tensors: numbers in this header have no fewer digits than in the one to come
         guess = self._header([(t, t.nbytes + t.nbytes // 500 + LEAST_NBYTES) for t in candidates])
         start = len(guess) + sum(t.nbytes for t in self.plain)
@@ -245,14 +288,20 @@ class _HubWriter:
 
     def _header(self, streams: list[tuple[SourceTensor, int]], least: int = 0) -> bytes:
         raw = self.header.raw
-        crcs = [self.encoder.backend.crc32(np.frombuffer(raw, np.uint8)), *(self.crcs.get(t.name, 0) for t in self.header.tensors)]
+        crcs = [
+            self.encoder.backend.crc32(np.frombuffer(raw, np.uint8)),
+            *(self.crcs.get(t.name, 0) for t in self.header.tensors),
+        ]
         metadata = {
             **self.header.metadata,
             VERSION_KEY: VERSION_TEXT,
             CRC_KEY: "".join(f"{crc:08x}" for crc in crcs),
             HEADER_KEY: raw[8:].decode(),
         }
-        entries = [*map(_plain_entry, _sorted(self.plain)), *((t.name, "U8", (nbytes,), nbytes) for t, nbytes in streams)]
+        entries = [
+            *map(_plain_entry, _sorted(self.plain)),
+            *((t.name, "U8", (nbytes,), nbytes) for t, nbytes in streams),
+        ]
         return _write_header(entries, metadata, least)
 
 
@@ -265,7 +314,9 @@ def _shift(f: BinaryIO, start: int, end: int, by: int) -> None:
             end -= nbytes
             piece = os.pread(reading.fileno(), nbytes, end)
             if len(piece) != nbytes:
-                raise OSError(errno.EIO, f"{len(piece)} of {nbytes} bytes could be read back", f.name)
+                raise OSError(
+                    errno.EIO, f"{len(piece)} of {nbytes} bytes could be read back", f.name
+                )
             f.seek(end + by)
             f.write(piece)
             f.flush()
@@ -290,7 +341,11 @@ class HubTensor:
     @property
     def dtype(self) -> str:
         """The decoded tensor's dtype, as safetensors calls it."""
-        return self.source.stated_dtype if self.index is None else self.index.tensors[0].dtype.safetensors
+        return (
+            self.source.stated_dtype
+            if self.index is None
+            else self.index.tensors[0].dtype.safetensors
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -323,7 +378,9 @@ class HubFile:
         `wcodec.Decoder` raises: damaged.
     """
 
-    def __init__(self, path: AnyPath, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
+    def __init__(
+        self, path: AnyPath, backend: Backend | None = None, max_nbytes: int | None = None
+    ) -> None:
         self.path, self._view = path, memoryview(map_file(path))
         self.stored_nbytes = len(self._view)
         self.decoder = Decoder(backend, max_nbytes)
@@ -334,12 +391,21 @@ class HubFile:
         header = _read_hub_header(self._view)
         if VERSION_KEY in header.metadata:
             parse_version(header.metadata[VERSION_KEY])
-        self.tensors = {t.name: HubTensor(t, self._index(t) if _looks_like_stream(t, self._view) else None) for t in header.tensors}
+        self.tensors = {
+            t.name: HubTensor(t, self._index(t) if _looks_like_stream(t, self._view) else None)
+            for t in header.tensors
+        }
         self.data_nbytes = sum(t.nbytes for t in self.tensors.values())
         if max_nbytes is not None and self.data_nbytes > max_nbytes:
-            raise DecodeError("resource_limit", f"the tensors have {self.data_nbytes} bytes; the caller allows {max_nbytes}")
+            raise DecodeError(
+                "resource_limit",
+                f"the tensors have {self.data_nbytes} bytes; the caller allows {max_nbytes}",
+            )
         if VERSION_KEY not in header.metadata and not any(t.index for t in self.tensors.values()):
-            raise DecodeError("bad_magic", "this is a safetensors file that is not in hub form: there is nothing to decode")
+            raise DecodeError(
+                "bad_magic",
+                "this is a safetensors file that is not in hub form: there is nothing to decode",
+            )
         self._order, self._header, self._crcs = self._original(header.metadata)
         self.nbytes = len(self._header) + self.data_nbytes
 
@@ -352,7 +418,10 @@ class HubFile:
             if len(index.tensors) != 1 or index.tensors[0].name:
                 raise DecodeError("bad_value", "the stream does not hold one tensor without a name")
             if not index.tensors[0].dtype.safetensors:
-                raise DecodeError("bad_value", f"the stream holds a tensor of dtype {index.tensors[0].dtype.name!r}")
+                raise DecodeError(
+                    "bad_value",
+                    f"the stream holds a tensor of dtype {index.tensors[0].dtype.name!r}",
+                )
             if index.tensors[0].difference:
                 raise DecodeError("bad_base", "the stream holds a difference from a base")
             return index
@@ -376,7 +445,9 @@ class HubFile:
             raise DecodeError(e.code, e.message) from None
         return [t.source.name for t in order], raw, None
 
-    def _kept(self, metadata: dict[str, str], text: str, crc_text: str) -> tuple[list[str], bytes, list[int]]:
+    def _kept(
+        self, metadata: dict[str, str], text: str, crc_text: str
+    ) -> tuple[list[str], bytes, list[int]]:
         """The original header, checked against the tensors."""
         try:
             raw = text.encode()
@@ -384,9 +455,14 @@ class HubFile:
         except UnicodeEncodeError:
             raise DecodeError("bad_name", "the original header is not UTF-8") from None
         except EncodeError as e:
-            raise DecodeError("bad_value", f"in the original header: {e.message}", tensor=e.tensor) from None
+            raise DecodeError(
+                "bad_value", f"in the original header: {e.message}", tensor=e.tensor
+            ) from None
         if not re.fullmatch(rf"([0-9a-f]{{8}}){{{len(header.tensors) + 1}}}", crc_text):
-            raise DecodeError("bad_value", f"the metadata text {CRC_KEY!r} is not 8 hexadecimal digits for the header and each tensor")
+            raise DecodeError(
+                "bad_value",
+                f"the metadata text {CRC_KEY!r} is not 8 hexadecimal digits for the header and each tensor",
+            )
         crcs = [int(crc_text[i : i + 8], 16) for i in range(0, len(crc_text), 8)]
         if self.decoder.backend.crc32(np.frombuffer(header.raw, np.uint8)) != crcs[0]:
             raise DecodeError("bad_checksum", "the CRC-32 of the original header does not match")
@@ -403,13 +479,25 @@ class HubFile:
         """Compare a tensor with its entry in the original header."""
         found = self.tensors.get(t.name)
         if found is None:
-            raise DecodeError("bad_value", "the tensor of the original header is missing", tensor=t.name)
+            raise DecodeError(
+                "bad_value", "the tensor of the original header is missing", tensor=t.name
+            )
         stated = t.stated_dtype, t.stated_shape, t.nbytes
         if found.entry != stated:
-            here, there = (f"{dtype} of shape {list(shape)}" for dtype, shape, _ in (found.entry, stated))
-            raise DecodeError("bad_value", f"the tensor is {here}; the original header says {there}", tensor=t.name)
+            here, there = (
+                f"{dtype} of shape {list(shape)}" for dtype, shape, _ in (found.entry, stated)
+            )
+            raise DecodeError(
+                "bad_value",
+                f"the tensor is {here}; the original header says {there}",
+                tensor=t.name,
+            )
         if found.index is not None and found.index.tensors[0].crc32 != crc:
-            raise DecodeError("bad_checksum", "the stream holds another tensor: its CRC-32 does not match", tensor=t.name)
+            raise DecodeError(
+                "bad_checksum",
+                "the stream holds another tensor: its CRC-32 does not match",
+                tensor=t.name,
+            )
 
     def restored(self) -> Iterator[Any]:
         """The original file, a piece at a time.
@@ -424,7 +512,9 @@ class HubFile:
             for i, name in enumerate(self._order):
                 t = self.tensors[name]
                 if t.index is None:
-                    yield from self._plain_pieces(t.source, None if self._crcs is None else self._crcs[i + 1])
+                    yield from self._plain_pieces(
+                        t.source, None if self._crcs is None else self._crcs[i + 1]
+                    )
                 else:
                     with _in_tensor(t.source):
                         yield from self._decoded_pieces(t.source, t.index)
@@ -440,7 +530,12 @@ class HubFile:
             found = self.decoder.backend.crc32(np.frombuffer(piece, np.uint8), found)
             yield piece
         if crc is not None and found != crc:
-            raise DecodeError("bad_checksum", "the CRC-32 of the tensor does not match", tensor=t.name, offset=t.start)
+            raise DecodeError(
+                "bad_checksum",
+                "the CRC-32 of the tensor does not match",
+                tensor=t.name,
+                offset=t.start,
+            )
 
 
 def _bytes(words: Words) -> Any:
@@ -460,7 +555,12 @@ def _in_tensor(t: SourceTensor) -> Iterator[None]:
     try:
         yield
     except DecodeError as e:
-        raise DecodeError(e.code, e.message, tensor=t.name, offset=None if e.offset is None else t.start + e.offset) from None
+        raise DecodeError(
+            e.code,
+            e.message,
+            tensor=t.name,
+            offset=None if e.offset is None else t.start + e.offset,
+        ) from None
 
 
 def _read_hub_header(view: memoryview) -> SafetensorsHeader:
@@ -470,17 +570,29 @@ def _read_hub_header(view: memoryview) -> SafetensorsHeader:
         raise DecodeError("truncated", "the file is empty")
     if not 2 <= nbytes <= MAX_HEADER_NBYTES or bytes(view[8:9]) != b"{":
         what = described(bytes(view[:HEAD_NBYTES]))
-        message = "this is neither a .wcodec file nor a safetensors file in hub form" + (f" but {what}" if what else "")
+        message = "this is neither a .wcodec file nor a safetensors file in hub form" + (
+            f" but {what}" if what else ""
+        )
         raise DecodeError("bad_magic", message, offset=0)
     if nbytes > len(view) - 8:
-        raise DecodeError("truncated", f"the header has {nbytes} bytes; the file ends before", offset=len(view))
+        raise DecodeError(
+            "truncated", f"the header has {nbytes} bytes; the file ends before", offset=len(view)
+        )
     try:
         header = parse_safetensors_header(bytes(view[: 8 + nbytes]))
     except EncodeError as e:
         raise DecodeError("bad_value", e.message, tensor=e.tensor) from None
     if header.end != len(view):
-        code, more = ("truncated", "it names tensors up to there") if header.end > len(view) else ("bad_range", "the tensors end before")
-        raise DecodeError(code, f"the header describes {header.end} bytes, the file has {len(view)}: {more}", offset=len(view))
+        code, more = (
+            ("truncated", "it names tensors up to there")
+            if header.end > len(view)
+            else ("bad_range", "the tensors end before")
+        )
+        raise DecodeError(
+            code,
+            f"the header describes {header.end} bytes, the file has {len(view)}: {more}",
+            offset=len(view),
+        )
     return header
 
 
@@ -516,14 +628,22 @@ def decode_hub_file(
     f = HubFile(source, backend, max_nbytes)
     check_output(target, overwrite, [source])
     check_room(target, f.nbytes)
-    with atomic_output(target, f.nbytes, overwrite=overwrite, inputs=[source], like=source) as stream, WriteBehind(stream) as out:
+    with (
+        atomic_output(
+            target, f.nbytes, overwrite=overwrite, inputs=[source], like=source
+        ) as stream,
+        WriteBehind(stream) as out,
+    ):
         for piece in f.restored():
             progress(out.write(piece))
     return f.stored_nbytes, f.nbytes
 
 
 def verify_hub_file(
-    source: AnyPath, backend: Backend | None = None, progress: Progress = ignore_progress, max_nbytes: int | None = None
+    source: AnyPath,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    max_nbytes: int | None = None,
 ) -> tuple[int, int]:
     """Decode all of a file in hub form and check every checksum, keeping nothing. Returns and raises as `decode_hub_file`."""
     f = HubFile(source, backend, max_nbytes)

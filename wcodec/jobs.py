@@ -91,7 +91,10 @@ def copying(source: Path) -> Work:
 
     def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         nbytes = 0
-        with open(source, "rb") as f, atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as out:
+        with (
+            open(source, "rb") as f,
+            atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as out,
+        ):
             while piece := _read(f):
                 out.write(piece)
                 nbytes += len(piece)
@@ -155,14 +158,20 @@ class Plan:
     folders: list[str]
     key: dict[str, Any]
     overwrite: bool = False
-    notes: dict[str, dict[str, Any]] = field(init=False)  #: what is known of files that this plan has written, now or earlier
+    #: what is known of files that this plan has written, now or earlier
+    notes: dict[str, dict[str, Any]] = field(init=False)
     done: set[str] = field(init=False)  #: names of those that are as they should be
-    _writing: str | None = field(init=False)  #: name of the file that an earlier run of this plan was at; ``None`` if there was no such run
+    #: name of the file that an earlier run of this plan was at; ``None`` if there was no such run
+    _writing: str | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.key = json.loads(json.dumps(self.key))
         self.notes, self._writing = self._read_state()
-        self.done = {j.name for j in self.jobs if self._is_as_noted(j.name) and self.notes[j.name]["sources"] == j.identity()}
+        self.done = {
+            j.name
+            for j in self.jobs
+            if self._is_as_noted(j.name) and self.notes[j.name]["sources"] == j.identity()
+        }
         self._check_target()
 
     @property
@@ -177,22 +186,31 @@ class Plan:
         if not self.target.is_dir():
             raise EncodeError("bad_option", f"the output {str(self.target)!r} is not a directory")
         names = {j.name for j in self.jobs}
-        others = sorted(path for path, is_folder in self._inside() if not self._fits(path, is_folder, names))
+        others = sorted(
+            path for path, is_folder in self._inside() if not self._fits(path, is_folder, names)
+        )
         if others and not self.overwrite:
             what = f"holds {others[0]!r}, which no interrupted run left: name another directory; or files of the same names are replaced by"
             if STATE in others:
                 what = "is of a run that did not end, with another input or other options: run that again; or what it left is replaced by"
-            raise EncodeError("output_exists", f"the output {str(self.target)!r} {what} -f (overwrite=True)")
+            raise EncodeError(
+                "output_exists", f"the output {str(self.target)!r} {what} -f (overwrite=True)"
+            )
         for path in others:
             if path not in names and path.endswith((".safetensors", ".wcodec")):
                 log.warning("%s holds %r too, which is not of this model", self.target, path)
-        sources = {(s.st_dev, s.st_ino): p for j in self.jobs for p in j.sources for s in [p.stat()]}
+        sources = {
+            (s.st_dev, s.st_ino): p for j in self.jobs for p in j.sources for s in [p.stat()]
+        }
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 found = (self.target / name).stat()
                 if (found.st_dev, found.st_ino) in sources:
                     source = sources[found.st_dev, found.st_ino]
-                    raise EncodeError("bad_option", f"in the output {name!r} is {str(source)!r}, which is read for it")
+                    raise EncodeError(
+                        "bad_option",
+                        f"in the output {name!r} is {str(source)!r}, which is read for it",
+                    )
 
     def _inside(self) -> Iterator[tuple[str, bool]]:
         """All that the target holds by name, and whether it is a directory, or a link to one."""
@@ -205,23 +223,34 @@ class Plan:
     def _fits(self, path: str, is_folder: bool, names: set[str]) -> bool:
         """Whether something in the target is left of an earlier run of this plan. Refuses what stands in the way of the plan."""
         if is_folder and path in names:
-            raise EncodeError("bad_option", f"in the output a directory stands where the file {path!r} goes")
+            raise EncodeError(
+                "bad_option", f"in the output a directory stands where the file {path!r} goes"
+            )
         if is_folder and path in self.folders and (self.target / path).is_symlink():
             raise EncodeError("bad_option", f"in the output {path!r} is a link to a directory")
         if not is_folder and path in self.folders:
-            raise EncodeError("bad_option", f"in the output a file stands where the directory {path!r} goes")
+            raise EncodeError(
+                "bad_option", f"in the output a file stands where the directory {path!r} goes"
+            )
         if self._writing is None:
             return False
         if is_folder:
             return path in self.folders
-        ours = path == STATE or (path in names and (path == self._writing or self._is_as_noted(path)))
+        ours = path == STATE or (
+            path in names and (path == self._writing or self._is_as_noted(path))
+        )
         return ours or self._remains.fullmatch(path) is not None
 
     @cached_property
     def _remains(self) -> re.Pattern[str]:
         """Temporary files of a run that was killed. A whole file that it did not note is made again too."""
         paths = [PurePosixPath(name) for name in (STATE, *(j.name for j in self.jobs))]
-        return re.compile("|".join(rf"{re.escape(str(p.with_name('.' + p.name[:NAME_LENGTH])))}\.[0-9a-f]{{8}}\.tmp" for p in paths))
+        return re.compile(
+            "|".join(
+                rf"{re.escape(str(p.with_name('.' + p.name[:NAME_LENGTH])))}\.[0-9a-f]{{8}}\.tmp"
+                for p in paths
+            )
+        )
 
     # ---- what an earlier run did
     def _read_state(self) -> tuple[dict[str, Any], str | None]:
@@ -231,16 +260,23 @@ class Plan:
             state = json.loads(path.read_bytes().decode()) if path.is_file() else {}
             if state["run"] == self.key and isinstance(state["files"], dict):
                 return state["files"], str(state["writing"])
-        except (OSError, ValueError, RecursionError, KeyError, TypeError):  # none, not ours, or damaged
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            # none, not ours, or damaged
             pass
         return {}, None
 
     def _is_as_noted(self, name: str) -> bool:
         """Whether a file of the target is one that this plan has written, and nobody has changed since."""
         note = self.notes.get(name)
-        if not isinstance(note, dict) or not all(isinstance(note.get(k), int) for k in ("nbytes", "stored_nbytes")):
+        if not isinstance(note, dict) or not all(
+            isinstance(note.get(k), int) for k in ("nbytes", "stored_nbytes")
+        ):
             return False
-        return "sources" in note and (self.target / name).is_file() and note.get("target") == _identity(self.target / name)
+        return (
+            "sources" in note
+            and (self.target / name).is_file()
+            and note.get("target") == _identity(self.target / name)
+        )
 
     def _save_state(self, writing: str) -> None:
         with atomic_output(self.target / STATE, overwrite=True) as f:
@@ -262,7 +298,9 @@ class Plan:
             made.append(self.target)
         was_unfinished = (self.target / STATE).exists()
         for path, is_folder in list(self._inside()):
-            if not is_folder and (self._remains.fullmatch(path) or (path == self._writing and path not in self.notes)):
+            if not is_folder and (
+                self._remains.fullmatch(path) or (path == self._writing and path not in self.notes)
+            ):
                 (self.target / path).unlink()
         try:
             self._save_state("")
@@ -278,21 +316,31 @@ class Plan:
             raise
         (self.target / STATE).unlink()
         coded = sum(j.is_coded for j in self.jobs)
-        nbytes, stored_nbytes = (sum(self.notes[name][k] for name in self.done) for k in ("nbytes", "stored_nbytes"))
+        nbytes, stored_nbytes = (
+            sum(self.notes[name][k] for name in self.done) for k in ("nbytes", "stored_nbytes")
+        )
         return Report(coded, len(self.jobs) - coded, n_skipped, nbytes, stored_nbytes)
 
     def _run_job(self, job: Job, progress: Progress) -> None:
         sources, path = job.identity(), self.target / job.name
         self._save_state(job.name)
         with in_file(job.label):
-            nbytes, stored_nbytes = job.work(path, progress, self.overwrite or job.name in self.notes)
-        self.notes[job.name] = {"sources": sources, "nbytes": nbytes, "stored_nbytes": stored_nbytes, "target": _identity(path)}
+            nbytes, stored_nbytes = job.work(
+                path, progress, self.overwrite or job.name in self.notes
+            )
+        self.notes[job.name] = {
+            "sources": sources,
+            "nbytes": nbytes,
+            "stored_nbytes": stored_nbytes,
+            "target": _identity(path),
+        }
         self.done.add(job.name)
 
     def _stop(self, made: list[Path], was_unfinished: bool) -> None:
         """Note what is done; if nothing is, leave nothing that was not there."""
         if self.done or was_unfinished:
-            with contextlib.suppress(OSError):  # such as of a full disk, which is what the caller is told of
+            # such as of a full disk, which is what the caller is told of
+            with contextlib.suppress(OSError):
                 self._save_state("")
             return
         (self.target / STATE).unlink(missing_ok=True)
@@ -327,9 +375,12 @@ class Tree(NamedTuple):
 
 
 def scan(
-    root: Path, refuse: Callable[[str], CodedError], prefer: tuple[str, ...], apart: Callable[[str], str],
+    root: Path,
+    refuse: Callable[[str], CodedError],
+    prefer: tuple[str, ...],
+    apart: Callable[[str], str],
     skip: Iterable[str] = (".git", ".cache"),
-) -> Tree:  # fmt: skip
+) -> Tree:
     """What is in a directory. Links to files are followed; other things than files and directories are refused.
 
     Parameters
@@ -353,18 +404,27 @@ def scan(
                     left.append(name)
             elif entry.is_file():
                 s = entry.stat()
-                found.append((not name.endswith(prefer), entry.is_symlink(), name, (s.st_dev, s.st_ino)))
+                found.append(
+                    (not name.endswith(prefer), entry.is_symlink(), name, (s.st_dev, s.st_ino))
+                )
             elif entry.is_dir():
-                raise refuse(f"{name!r} is a link to a directory: put the directory there, or remove it")
+                raise refuse(
+                    f"{name!r} is a link to a directory: put the directory there, or remove it"
+                )
             else:
-                raise refuse(f"{name!r} is {'a broken link' if entry.is_symlink() else 'neither a file nor a directory'}")
+                raise refuse(
+                    f"{name!r} is {'a broken link' if entry.is_symlink() else 'neither a file nor a directory'}"
+                )
     first, links = dict[tuple[tuple[int, int], str], str](), dict[str, str]()
     for *_, name, inode in sorted(found):
         if (of := first.setdefault((inode, apart(name)), name)) != name:
             links[name] = of
-        first.setdefault((inode, ""), name)  # names that depend on nothing are links to whichever is first
+        # names that depend on nothing are links to whichever is first
+        first.setdefault((inode, ""), name)
     files = {name for name in first.values() if name not in links}
-    return Tree({name: root / name for name in sorted(files)}, dict(sorted(links.items())), sorted(folders))
+    return Tree(
+        {name: root / name for name in sorted(files)}, dict(sorted(links.items())), sorted(folders)
+    )
 
 
 def check_places(source: AnyPath, target: AnyPath) -> None:
@@ -378,6 +438,9 @@ def check_places(source: AnyPath, target: AnyPath) -> None:
     a, b = Path(source).resolve(), Path(target).resolve()
     if a == b or (b.exists() and a.samefile(b)):
         raise EncodeError("bad_option", f"input and output are the same directory: {str(source)!r}")
-    for inner, outer, message in ((b, a, "the output lies in the input"), (a, b, "the input lies in the output")):
+    for inner, outer, message in (
+        (b, a, "the output lies in the input"),
+        (a, b, "the input lies in the output"),
+    ):
         if outer in inner.parents:
             raise EncodeError("bad_option", f"{message}: {str(target)!r}")

@@ -24,7 +24,9 @@ from wcodec.errors import DecodeError, EncodeError
 
 AnyPath = str | os.PathLike[str]
 
-NAME_LENGTH: Final = 60  #: characters of the target's name in that of its temporary file: 4 bytes each, and 14 more, are a name still
+#: characters of the target's name in that of its temporary file: 4 bytes each, and 14 more, are a
+#: name still
+NAME_LENGTH: Final = 60
 
 _BUFFERED: Final = 1 << 20
 _RESERVED: Final = 1 << 24  #: files of fewer bytes take room as they grow
@@ -80,7 +82,10 @@ def check_room(target: AnyPath, nbytes: int) -> None:
     """
     room = shutil.disk_usage(Path(target).absolute().parent).free
     if nbytes > room:
-        raise DecodeError("resource_limit", f"the tensors have {nbytes} bytes; the disk of {str(target)!r} has room for {room}")
+        raise DecodeError(
+            "resource_limit",
+            f"the tensors have {nbytes} bytes; the disk of {str(target)!r} has room for {room}",
+        )
 
 
 def check_output(target: AnyPath, overwrite: bool = False, inputs: Iterable[AnyPath] = ()) -> None:
@@ -105,12 +110,18 @@ def check_output(target: AnyPath, overwrite: bool = False, inputs: Iterable[AnyP
     if os.path.exists(target):
         for path in inputs:
             if os.path.exists(path) and os.path.samefile(path, target):
-                raise EncodeError("bad_option", f"the output {str(target)!r} would replace {str(path)!r}, which is read for it")
+                raise EncodeError(
+                    "bad_option",
+                    f"the output {str(target)!r} would replace {str(path)!r}, which is read for it",
+                )
         if not os.path.isfile(target):
             what = "a directory" if os.path.isdir(target) else "not a regular file"
             raise EncodeError("bad_option", f"the output {str(target)!r} is {what}")
     if not overwrite and os.path.lexists(target):
-        raise EncodeError("output_exists", f"{str(target)!r} exists and is not replaced unasked: -f does that (overwrite=True)")
+        raise EncodeError(
+            "output_exists",
+            f"{str(target)!r} exists and is not replaced unasked: -f does that (overwrite=True)",
+        )
     folder = os.path.dirname(target)
     if folder and not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "there is no such directory", folder)
@@ -123,8 +134,13 @@ def temporary_of(target: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_output(
-    path: AnyPath, nbytes: int = 0, *, overwrite: bool, inputs: Iterable[AnyPath] = (), like: AnyPath | None = None
-) -> Iterator[BinaryIO]:  # fmt: skip
+    path: AnyPath,
+    nbytes: int = 0,
+    *,
+    overwrite: bool,
+    inputs: Iterable[AnyPath] = (),
+    like: AnyPath | None = None,
+) -> Iterator[BinaryIO]:
     """Binary file that appears under `path` only if the block ends without an exception. All files that wcodec writes go by here.
 
     Room for `nbytes` bytes is taken on the disk at once, where the file system can: writing is faster then. What is not used is
@@ -224,7 +240,11 @@ def map_file(path: AnyPath) -> Any:
         Also of a pipe, which is not opened: that would wait for who writes to it.
     """
     if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-        raise OSError(errno.ESPIPE, "a pipe or device; wcodec needs a file that it can seek in", os.fspath(path))
+        raise OSError(
+            errno.ESPIPE,
+            "a pipe or device; wcodec needs a file that it can seek in",
+            os.fspath(path),
+        )
     with open(path, "rb") as f:
         if os.fstat(f.fileno()).st_size == 0:
             return b""

@@ -24,9 +24,15 @@ IN_MEMORY: Final = 1 << 26  #: bytes of a decoded tensor from which on it goes b
 
 
 def repack_file(
-    source: AnyPath, target: AnyPath, options: EncodeOptions | None = None, backend: Backend | None = None,
-    progress: Progress = ignore_progress, base: AnyPath | None = None, *, overwrite: bool = False,
-) -> tuple[int, int]:  # fmt: skip
+    source: AnyPath,
+    target: AnyPath,
+    options: EncodeOptions | None = None,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    base: AnyPath | None = None,
+    *,
+    overwrite: bool = False,
+) -> tuple[int, int]:
     """Encode the tensors of a ``.wcodec`` file anew: names, order, metadata, what is restored and its base stay as they are.
 
     A tensor at a time; a large one is decoded to a temporary file beside the target.
@@ -55,7 +61,9 @@ def repack_file(
         other_path = _base_path(f, base) if f.needs_base else None
         with (
             base_for(other_path, encoder.backend) as other,
-            atomic_output(target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source) as stream,
+            atomic_output(
+                target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
+            ) as stream,
             WriteBehind(stream) as out,
         ):
             writer = encoder.start(out, progress, other)
@@ -65,7 +73,9 @@ def repack_file(
                     continue
                 with _words(f, t, Path(target).absolute().parent) as words:
                     writer.add_words(t.name, words, t.dtype, t.shape, t.dtype_name)
-            return index.file_nbytes, writer.finish(index.metadata, index.source_header if index.source_kind is not None else None)
+            return index.file_nbytes, writer.finish(
+                index.metadata, index.source_header if index.source_kind is not None else None
+            )
 
 
 def _base_path(f: File, given: AnyPath | None) -> Path:
@@ -96,7 +106,9 @@ def _words(f: File, t: TensorRecord, folder: Path) -> Iterator[Words]:
         with named(folder):
             room.truncate(t.nbytes)
             reserve(room, t.nbytes)  # a map of what the disk has no room for would end the process
-            words = np.memmap(room, t.dtype.word_type, "r+", shape=(t.nbytes // t.dtype.word_nbytes,))
+            words = np.memmap(
+                room, t.dtype.word_type, "r+", shape=(t.nbytes // t.dtype.word_nbytes,)
+            )
         _fill(f, t, words)
         yield np.asarray(words)
         del words

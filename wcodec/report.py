@@ -22,10 +22,13 @@ from wcodec.reference.prediction import MODES, PER_TILE, mode_name
 from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tiles import Geometry
 
-_COUNT_WORDS: Final = 1 << 20  #: words of one histogram: independent of the file's segments, which may be tiny
+#: words of one histogram: independent of the file's segments, which may be tiny
+_COUNT_WORDS: Final = 1 << 20
 
 
-def describe(file: File, bound: bool = True, progress: Progress = ignore_progress) -> dict[str, Any]:
+def describe(
+    file: File, bound: bool = True, progress: Progress = ignore_progress
+) -> dict[str, Any]:
     """All that `wcodec info --json` prints.
 
     Parameters
@@ -44,10 +47,20 @@ def describe(file: File, bound: bool = True, progress: Progress = ignore_progres
     tensors = list[dict[str, Any]]()
     for t in index.tensors:
         if t.duplicate_of is None:
-            tensors.append(describe_tensor(file, t, bound and (there or not t.difference), progress))
+            tensors.append(
+                describe_tensor(file, t, bound and (there or not t.difference), progress)
+            )
         else:
             original = tensors[t.duplicate_of]
-            tensors.append({**original, "name": t.name, "stored_nbytes": 0, "bits_per_weight": 0.0, "duplicate_of": original["name"]})
+            tensors.append(
+                {
+                    **original,
+                    "name": t.name,
+                    "stored_nbytes": 0,
+                    "bits_per_weight": 0.0,
+                    "duplicate_of": original["name"],
+                }
+            )
             progress(t.nbytes if bound else 0)
     return {
         "format": "{}.{}".format(*index.version),
@@ -83,12 +96,16 @@ def base_error(look: Callable[[], object]) -> str | None:
 def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
     tensors = [t for t in tensors if t["duplicate_of"] is None]
     keys = ("layouts", "coders", "predictions", "contexts", "tile_modes")
-    totals: dict[str, Any] = {k: dict(sum((Counter(t[k]) for t in tensors), Counter())) for k in keys}
+    totals: dict[str, Any] = {
+        k: dict(sum((Counter(t[k]) for t in tensors), Counter())) for k in keys
+    }
     operands = dict(Counter(t["operand"] for t in tensors if t["operand"] is not None))
     return {**totals, "n_patches": sum(t["n_patches"] for t in tensors), "operands": operands}
 
 
-def describe_tensor(file: File, t: TensorRecord, bound: bool, progress: Progress = ignore_progress) -> dict[str, Any]:
+def describe_tensor(
+    file: File, t: TensorRecord, bound: bool, progress: Progress = ignore_progress
+) -> dict[str, Any]:
     """One entry of the list ``tensors`` of `describe`."""
     n, plan, segments = math.prod(t.shape), t.plan(file.index.tables), t.segments
     stored_nbytes = t.payload_nbytes
@@ -121,7 +138,10 @@ def _names(values: NDArray[np.uint8], names: Any) -> dict[str, int]:
     """How often each value occurs, by name in lower case; values without a name included."""
     known = {int(m): m.name.lower() for m in names}
     found, counts = np.unique(values, return_counts=True)
-    return {known.get(v, f"reserved_{v}"): c for v, c in zip(found.tolist(), counts.tolist(), strict=True)}
+    return {
+        known.get(v, f"reserved_{v}"): c
+        for v, c in zip(found.tolist(), counts.tolist(), strict=True)
+    }
 
 
 def _modes(counts: NDArray[np.int64]) -> dict[str, int]:
@@ -141,7 +161,9 @@ def _tile_modes(file: File, t: TensorRecord) -> dict[str, int]:
     plan = t.plan(file.index.tables)
     counts = np.zeros(256, np.int64)
     for k in np.flatnonzero(plan.modes_nbytes).tolist():
-        stored = file.source.read(t.payload_offset + int(plan.offsets[k]), int(plan.modes_nbytes[k]))
+        stored = file.source.read(
+            t.payload_offset + int(plan.offsets[k]), int(plan.modes_nbytes[k])
+        )
         counts += np.bincount(stored, minlength=256)
     return _modes(counts)
 
@@ -165,7 +187,9 @@ def plane_counts(backend: Backend, words: Any, n: int, dtype: DType) -> NDArray[
 def entropies(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """What each symbol adds to the order-0 entropy of its plane, in bits in all, from counts of shape (n_planes, 256)."""
     total = counts.sum(axis=1, keepdims=True)
-    return np.asarray(counts * (np.log2(np.maximum(total, 1)) - np.log2(np.maximum(counts, 1))), np.float64)
+    return np.asarray(
+        counts * (np.log2(np.maximum(total, 1)) - np.log2(np.maximum(counts, 1))), np.float64
+    )
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------------
@@ -193,7 +217,10 @@ def table_text(rows: list[list[str]], left: int = 1) -> Iterator[str]:
     """Lines of a table; the first `left` columns are flush left, the others right."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for row in rows:
-        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            c.ljust(w) if i < left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         yield "  ".join(cells).rstrip()
 
 

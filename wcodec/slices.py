@@ -27,7 +27,9 @@ def picks_of(index: Any, shape: tuple[int, ...]) -> list[range | int]:
             try:
                 picks.append(range(n)[part])
             except IndexError:
-                raise IndexError(f"index {part} is out of bounds for a dimension of size {n}") from None
+                raise IndexError(
+                    f"index {part} is out of bounds for a dimension of size {n}"
+                ) from None
         else:
             raise TypeError(f"indices are integers, slices and '...', not {type(part).__name__}")
     return picks
@@ -43,7 +45,9 @@ def flat_ids(picks: list[range | int], shape: tuple[int, ...]) -> NDArray[np.int
     return ids
 
 
-def touched(ids: NDArray[np.int64], size: int, total: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | slice]:
+def touched(
+    ids: NDArray[np.int64], size: int, total: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | slice]:
     """Segment rows (or columns) that hold `ids`, ascending, and where the ids lie in them once they are put together."""
     of = ids // size
     segments = np.unique(of)
@@ -55,7 +59,9 @@ def touched(ids: NDArray[np.int64], size: int, total: int) -> tuple[NDArray[np.i
     return segments, at
 
 
-def entries_of(ids: NDArray[np.int64], shape: tuple[int, ...], row_rank: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def entries_of(
+    ids: NDArray[np.int64], shape: tuple[int, ...], row_rank: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows and columns of the matrix view that hold entries of the first dimension, both in elements.
 
     Raises
@@ -63,7 +69,11 @@ def entries_of(ids: NDArray[np.int64], shape: tuple[int, ...], row_rank: int) ->
     IndexError
         An id is negative or too large, or less than the one before.
     """
-    if not shape or (ids.size and not 0 <= int(ids[0]) <= int(ids[-1]) < shape[0]) or (np.diff(ids) < 0).any():
+    if (
+        not shape
+        or (ids.size and not 0 <= int(ids[0]) <= int(ids[-1]) < shape[0])
+        or (np.diff(ids) < 0).any()
+    ):
         raise IndexError(f"ids do not ascend, or one is out of bounds for the shape {shape}")
     n_rows, n_cols = math.prod(shape[1 : max(row_rank, 1)]), math.prod(shape[max(row_rank, 1) :])
     if row_rank == 0:

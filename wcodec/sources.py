@@ -112,7 +112,10 @@ def _read_header(data: memoryview) -> SafetensorsHeader:
     header = parse_safetensors_header(raw)
     if header.end > len(data):
         late = next(t for t in header.tensors if t.stop > len(data))
-        raise _bad(f"data_offsets {late.start - len(raw)} and {late.stop - len(raw)} leave the file", late.name)
+        raise _bad(
+            f"data_offsets {late.start - len(raw)} and {late.stop - len(raw)} leave the file",
+            late.name,
+        )
     if header.end != len(data):
         raise _bad(f"{len(data) - header.end} bytes follow the last tensor")
     return header
@@ -133,7 +136,8 @@ def parse_safetensors_header(raw: bytes) -> SafetensorsHeader:
     """
     try:
         header = json.loads(raw[8:].decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, a number of thousands of digits
+    except (ValueError, RecursionError) as e:
+        # not UTF-8, not JSON, a number of thousands of digits
         raise _bad(f"not a safetensors file: its header is not JSON ({type(e).__name__})") from None
     if not isinstance(header, dict):
         raise _bad("the header is not a JSON object")
@@ -159,13 +163,19 @@ def _read_entry(name: str, entry: Any, first: int) -> SourceTensor:
         dtype_name, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise _bad("the entry lacks dtype, shape or two data_offsets", name) from None
-    if not isinstance(dtype_name, str) or not isinstance(shape, list) or not all(map(_is_size, [*shape, start, stop])):
+    if (
+        not isinstance(dtype_name, str)
+        or not isinstance(shape, list)
+        or not all(map(_is_size, [*shape, start, stop]))
+    ):
         raise _bad("dtype, shape or data_offsets of the wrong type", name)
     if start > stop:
         raise _bad(f"data_offsets {start} and {stop} are the wrong way round", name)
     dtype = BY_SAFETENSORS.get(dtype_name)
     if dtype is None:
-        return SourceTensor(name, OPAQUE, (stop - start,), dtype_name, first + start, first + stop, tuple(shape))
+        return SourceTensor(
+            name, OPAQUE, (stop - start,), dtype_name, first + start, first + stop, tuple(shape)
+        )
     if math.prod(shape) * dtype.nbytes != stop - start:
         raise _bad(f"{stop - start} bytes for a {dtype_name} tensor of shape {shape}", name)
     return SourceTensor(name, dtype, tuple(shape), "", first + start, first + stop, tuple(shape))
@@ -176,7 +186,11 @@ def write_safetensors_header(tensors: Iterable[TensorRecord], metadata: Mapping[
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for t in tensors:
-        header[t.name] = {"dtype": t.dtype.safetensors or "U8", "shape": list(t.shape), "data_offsets": [at, at + t.nbytes]}
+        header[t.name] = {
+            "dtype": t.dtype.safetensors or "U8",
+            "shape": list(t.shape),
+            "data_offsets": [at, at + t.nbytes],
+        }
         at += t.nbytes
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)

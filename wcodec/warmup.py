@@ -16,7 +16,8 @@ from wcodec.errors import BackendUnavailable
 from wcodec.planner.options import PRESETS, EncodeOptions
 from wcodec.reference.planes import DType
 
-_SHAPE = 520, 1100  #: of what is encoded and decoded: more than one segment, and ends that no vector fills
+#: of what is encoded and decoded: more than one segment, and ends that no vector fills
+_SHAPE = 520, 1100
 
 
 class Step(NamedTuple):
@@ -42,10 +43,15 @@ def warm_up(backend: Backend, dtypes: Iterable[DType]) -> Iterator[Step]:
     BackendUnavailable
     """
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal(_SHAPE) * 0.02 * np.exp(rng.standard_normal((_SHAPE[0], 1)))  # of different scale, as in models
+    # of different scale, as in models
+    rows = rng.standard_normal(_SHAPE) * 0.02 * np.exp(rng.standard_normal((_SHAPE[0], 1)))
     for dtype in dtypes:
         start = time.perf_counter()
-        array = np.clip(np.round(rows * 400), 0, 127).astype(dtype.numpy) if dtype.numpy.kind in "iub" else rows.astype(dtype.numpy)
+        array = (
+            np.clip(np.round(rows * 400), 0, 127).astype(dtype.numpy)
+            if dtype.numpy.kind in "iub"
+            else rows.astype(dtype.numpy)
+        )
         for preset in PRESETS:
             data = Encoder(EncodeOptions(preset=preset), backend).encode(array)
             source, decoder = BufferSource(data), Decoder(backend)
@@ -76,7 +82,12 @@ def warm_up_cuda(arch: int | None = None) -> Iterator[Step]:
         try:
             arch = CupyRuntime().capability()
         except BackendUnavailable as e:
-            raise BackendUnavailable(f"{e}; to compile for one that is elsewhere, name it: --arch 90") from e
+            raise BackendUnavailable(
+                f"{e}; to compile for one that is elsewhere, name it: --arch 90"
+            ) from e
     arch = cubins.architecture_for(arch)
     for done in cubins.compile_all(SOURCES, arch):
-        yield Step(f"{done.source} for sm_{arch}" + ("" if done.is_new else ", which was there"), done.seconds)
+        yield Step(
+            f"{done.source} for sm_{arch}" + ("" if done.is_new else ", which was there"),
+            done.seconds,
+        )

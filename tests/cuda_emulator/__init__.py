@@ -57,7 +57,11 @@ class _Library:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._library = ctypes.CDLL(str(path))
-        self._library.emulator_parameters.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint32]
+        self._library.emulator_parameters.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_void_p,
+            ctypes.c_uint32,
+        ]
         self._library.emulator_launch.argtypes = [
             ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64,
         ]  # fmt: skip
@@ -73,17 +77,25 @@ class _Library:
             self._sizes[kernel] = tuple(room[:n])
         return self._sizes[kernel]
 
-    def launch(self, kernel: str, grid: int, block: int, values: Sequence[Any], order: int, seed: int) -> None:
+    def launch(
+        self, kernel: str, grid: int, block: int, values: Sequence[Any], order: int, seed: int
+    ) -> None:
         """Run a kernel, whose arguments are ctypes values."""
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(v) for v in values])
         with self._lock:
-            wrong = self._library.emulator_launch(kernel.encode(), grid, block, pointers, order, seed)
+            wrong = self._library.emulator_launch(
+                kernel.encode(), grid, block, pointers, order, seed
+            )
         if wrong is not None:
-            raise EmulatorError(re.sub(r"<code \+(0x[0-9a-f]+)>", lambda m: self._line(m[1]), wrong.decode()))
+            raise EmulatorError(
+                re.sub(r"<code \+(0x[0-9a-f]+)>", lambda m: self._line(m[1]), wrong.decode())
+            )
 
     def _line(self, address: str) -> str:
         """Source line of an address of code."""
-        found = subprocess.run(["addr2line", "-e", self._path, address], capture_output=True, text=True)
+        found = subprocess.run(
+            ["addr2line", "-e", self._path, address], capture_output=True, text=True
+        )
         return os.path.basename(found.stdout.split()[0]) if found.returncode == 0 else address
 
 
@@ -120,7 +132,8 @@ class EmulatedRuntime(Runtime):
         More sources: their path and their kernels, by a name.
     """
 
-    launched: ClassVar[set[str]] = set()  #: kernels that any of them was asked to run, in this process
+    #: kernels that any of them was asked to run, in this process
+    launched: ClassVar[set[str]] = set()
 
     device = 0
 
@@ -139,7 +152,9 @@ class EmulatedRuntime(Runtime):
         self.races = races
         self._check = "sanitizers" if sanitize else "races" if races else "none"
         self._order, self._seed = order, seed
-        sources = {name: (KERNELS / f"{name}.cu", kernels) for name, kernels in SOURCES.items()} | dict(extra or {})
+        sources = {
+            name: (KERNELS / f"{name}.cu", kernels) for name, kernels in SOURCES.items()
+        } | dict(extra or {})
         self._sources = {kernel: source for source in sources.values() for kernel in source[1]}
         self._by_kernel: dict[str, _Library] = {}
 
@@ -149,7 +164,11 @@ class EmulatedRuntime(Runtime):
         return cls(sanitize=True, order="shuffled", seed=4)
 
     def info(self) -> dict[str, str]:
-        return {"device": "emulated on the CPU", "memory": f"{self.free_nbytes() >> 20} MiB", "order": self._order}
+        return {
+            "device": "emulated on the CPU",
+            "memory": f"{self.free_nbytes() >> 20} MiB",
+            "order": self._order,
+        }
 
     def free_nbytes(self) -> int:
         return 1 << 30
@@ -210,7 +229,9 @@ class EmulatedRuntime(Runtime):
         values = [self._argument(arg) for arg in args]
         sizes = library.sizes(kernel)
         if sizes != tuple(ctypes.sizeof(v) for v in values):
-            raise EmulatorError(f"{kernel} takes parameters of {sizes} bytes, not {tuple(ctypes.sizeof(v) for v in values)}")
+            raise EmulatorError(
+                f"{kernel} takes parameters of {sizes} bytes, not {tuple(ctypes.sizeof(v) for v in values)}"
+            )
         library.launch(kernel, grid, block, values, _ORDER_NUMBERS[self._order], self._seed)
 
     def _library_of(self, kernel: str) -> _Library:
@@ -229,14 +250,20 @@ class EmulatedRuntime(Runtime):
             return ctypes.c_uint32(int(arg))
         if isinstance(arg, np.uint64):
             return ctypes.c_uint64(int(arg))
-        raise EmulatorError(f"an argument is a device array, np.uint32 or np.uint64, not {type(arg).__name__}")
+        raise EmulatorError(
+            f"an argument is a device array, np.uint32 or np.uint64, not {type(arg).__name__}"
+        )
 
 
-def run_sanitized(args: Sequence[str], timeout: float = 600, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_sanitized(
+    args: Sequence[str], timeout: float = 600, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments in a process in which kernels can be built with sanitizers; what they say is in its stderr."""
     libraries = []
     for name in ("libasan.so", "libubsan.so"):
-        path = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        path = subprocess.run(
+            [COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         if not os.path.isabs(path):
             raise EmulatorError(f"{COMPILER} has no {name}")
         libraries.append(path)
@@ -246,4 +273,10 @@ def run_sanitized(args: Sequence[str], timeout: float = 600, env: Mapping[str, s
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
     command = [sys.executable, *args]
-    return subprocess.run(command, env={**os.environ, **settings, **(env or {})}, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command,
+        env={**os.environ, **settings, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

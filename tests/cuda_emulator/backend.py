@@ -23,4 +23,10 @@ class EmulatedCuda(CudaBackend):
         words = os.environ.get("WCODEC_EMULATOR", "").split()
         order = next((w for w in words if w in ("forward", "reverse", "shuffled")), "forward")
         seed = next((int(w) for w in words if w.isdecimal()), 0)
-        return LazyRuntime(device or 0, sanitize="sanitize" in words, races="races" in words, order=order, seed=seed)
+        return LazyRuntime(
+            device or 0,
+            sanitize="sanitize" in words,
+            races="races" in words,
+            order=order,
+            seed=seed,
+        )

@@ -26,7 +26,12 @@ CHECKS = {
     "races": (["-g", "-DEMULATOR_RACES"], ["-O1", "-fsanitize=thread"]),
     "sanitizers": (
         ["-g1", "-DEMULATOR_ADDRESS"],
-        ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
+        [
+            "-O0",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=undefined",
+            "-fno-omit-frame-pointer",
+        ],
     ),
 }
 
@@ -38,7 +43,11 @@ class EmulatorError(RuntimeError):
 def cache_folder() -> Path:
     """Where libraries are kept; nobody else can write there."""
     root = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(root, "wcodec-emulator") if root else Path(tempfile.gettempdir(), f"wcodec-emulator-{os.getuid()}")
+    folder = (
+        Path(root, "wcodec-emulator")
+        if root
+        else Path(tempfile.gettempdir(), f"wcodec-emulator-{os.getuid()}")
+    )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise EmulatorError(f"{folder} belongs to someone else")
@@ -49,7 +58,9 @@ def cache_folder() -> Path:
 def _compiler_version() -> str:
     if shutil.which(COMPILER) is None:
         raise EmulatorError(f"the emulator needs {COMPILER}, which is not there")
-    return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [COMPILER, "--version"], capture_output=True, text=True, check=True
+    ).stdout
 
 
 @functools.cache
@@ -65,14 +76,20 @@ def _content(path: Path) -> str:
 
 def _make(name: str, inputs: list[Path], command: list[str]) -> Path:
     """Output of a command, which depends on nothing else than its text, the inputs and the compiler."""
-    key = hashlib.sha256(repr((command, _compiler_version(), [(p.name, _content(p)) for p in sorted(inputs)])).encode())
+    key = hashlib.sha256(
+        repr(
+            (command, _compiler_version(), [(p.name, _content(p)) for p in sorted(inputs)])
+        ).encode()
+    )
     target = cache_folder() / f"{key.hexdigest()[:32]}-{name}"
     if target.exists():
         return target
     handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix="unfinished-")
     os.close(handle)
     try:
-        done = subprocess.run([COMPILER, *command, "-o", unfinished], capture_output=True, text=True)
+        done = subprocess.run(
+            [COMPILER, *command, "-o", unfinished], capture_output=True, text=True
+        )
         if done.returncode:
             raise EmulatorError(f"{name} can't be built:\n{done.stderr}")
         os.replace(unfinished, target)
@@ -93,10 +110,23 @@ def build_library(source: Path, kernels: tuple[str, ...], headers: Path, check: 
     """
     if not source.exists():
         raise EmulatorError(f"there is no {source}")
-    ours = [HERE / name for name in ("cuda_host.h", "cuda_host.cpp", "fibers.h", "races.cpp", "kernels.cpp", "shared.ld")]
+    ours = [
+        HERE / name
+        for name in (
+            "cuda_host.h",
+            "cuda_host.cpp",
+            "fibers.h",
+            "races.cpp",
+            "kernels.cpp",
+            "shared.ld",
+        )
+    ]
     define, instrument = CHECKS[check]
     entries = " ".join(f"ENTRY({kernel})" for kernel in kernels)
-    objects = [_make(f"{name}.o", ours, [*COMMON, *_ENGINE, *define, "-c", str(HERE / f"{name}.cpp")]) for name in ("cuda_host", "races")]
+    objects = [
+        _make(f"{name}.o", ours, [*COMMON, *_ENGINE, *define, "-c", str(HERE / f"{name}.cpp")])
+        for name in ("cuda_host", "races")
+    ]
     inputs = [*ours, source, *source.parent.glob("*.cuh"), *headers.glob("*.cuh"), *objects]
     compile_kernels = [
         *COMMON, *define, *instrument, "-fdata-sections", "-I", str(HERE), "-I", str(headers),
@@ -104,5 +134,14 @@ def build_library(source: Path, kernels: tuple[str, ...], headers: Path, check: 
     ]  # fmt: skip
     kernels_object = _make(f"{source.stem}.o", inputs, compile_kernels)
     sanitizers = [flag for flag in instrument if flag.startswith("-fsanitize=address")]
-    link = ["-shared", *sanitizers, *([] if sanitizers else ["-Wl,-z,defs"]), f"-Wl,-T,{HERE / 'shared.ld'}"]
-    return _make(f"{source.stem}.so", [*inputs, kernels_object], [*link, str(kernels_object), *map(str, objects)])
+    link = [
+        "-shared",
+        *sanitizers,
+        *([] if sanitizers else ["-Wl,-z,defs"]),
+        f"-Wl,-T,{HERE / 'shared.ld'}",
+    ]
+    return _make(
+        f"{source.stem}.so",
+        [*inputs, kernels_object],
+        [*link, str(kernels_object), *map(str, objects)],
+    )

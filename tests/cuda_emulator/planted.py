@@ -63,11 +63,18 @@ def run(kernel: str, fault: bool, **options: Any) -> U32s:
     """What a kernel computes, on a runtime with these options."""
     runtime = EmulatedRuntime(extra={"planted": (SOURCE, KERNELS)}, **options)
     out = runtime.empty(INPUT.nbytes)
-    runtime.launch(kernel, N // BLOCK, BLOCK, runtime.upload(INPUT), out, np.uint32(N), np.uint32(fault))
+    runtime.launch(
+        kernel, N // BLOCK, BLOCK, runtime.upload(INPUT), out, np.uint32(N), np.uint32(fault)
+    )
     return runtime.download(out).view(np.uint32)
 
 
 if __name__ == "__main__":
     fault, sanitize = sys.argv[1] == "fault", sys.argv[2] == "sanitize"
     for kernel in sys.argv[3:]:
-        print(kernel, "right" if np.array_equal(run(kernel, fault, sanitize=sanitize), expected(kernel)) else "wrong")
+        print(
+            kernel,
+            "right"
+            if np.array_equal(run(kernel, fault, sanitize=sanitize), expected(kernel))
+            else "wrong",
+        )

@@ -15,7 +15,15 @@ from typing import Final, NamedTuple
 from wcodec.backends.protocol import Backend
 from wcodec.errors import BackendUnavailable
 
-__all__ = ["Backend", "available_backends", "backend_names", "get_backend", "load_backend", "set_backend", "use_backend"]
+__all__ = [
+    "Backend",
+    "available_backends",
+    "backend_names",
+    "get_backend",
+    "load_backend",
+    "set_backend",
+    "use_backend",
+]
 
 GROUP: Final = "wcodec.backends"
 _BUILT_IN: Final = {
@@ -71,7 +79,9 @@ def load_backend(name: str, threads: int | None = None) -> Backend:
         return _load_auto(threads)
     target = name if ":" in name else _BUILT_IN.get(name) or _targets().get(name)
     if target is None:
-        raise BackendUnavailable(f"there is no backend {name!r}; there are {', '.join(backend_names())}")
+        raise BackendUnavailable(
+            f"there is no backend {name!r}; there are {', '.join(backend_names())}"
+        )
     with _lock:
         if (target, threads) not in _loaded:
             _loaded[target, threads] = _construct(name, target, threads)
@@ -154,7 +164,8 @@ def use_backend(name: str, threads: int | None = None) -> Iterator[Backend]:
 
 
 # ---- processes -----------------------------------------------------------------------------------------------------------
-_left_behind: set[Backend] = set()  #: objects that this process cannot use, for it was forked after they were made
+#: objects that this process cannot use, for it was forked after they were made
+_left_behind: set[Backend] = set()
 
 
 def _after_fork() -> None:

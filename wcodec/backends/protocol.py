@@ -33,7 +33,16 @@ from wcodec.reference.planes import DType
 from wcodec.reference.segments import SegmentPlan, Status
 from wcodec.reference.tiles import Geometry
 
-__all__ = ["Backend", "Checksums", "DType", "Difference", "EncodedSegments", "Geometry", "SegmentPlan", "Status"]
+__all__ = [
+    "Backend",
+    "Checksums",
+    "DType",
+    "Difference",
+    "EncodedSegments",
+    "Geometry",
+    "SegmentPlan",
+    "Status",
+]
 
 
 class EncodedSegments(NamedTuple):
@@ -84,8 +93,11 @@ class Backend(ABC):
     """
 
     name: ClassVar[str] = ""
-    survives_fork: ClassVar[bool] = True  #: whether an object can be used in a child of the process that has made it
-    at_once: ClassVar[int] = 0  #: calls in threads of their own that are worth making at once, as one transfers while another computes
+    #: whether an object can be used in a child of the process that has made it
+    survives_fork: ClassVar[bool] = True
+    #: calls in threads of their own that are worth making at once, as one transfers while another
+    #: computes
+    at_once: ClassVar[int] = 0
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
@@ -118,10 +130,17 @@ class Backend(ABC):
     # ---- kernels
     @abstractmethod
     def histogram(
-        self, words: Any, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
-        mode: int = 0, base: int | None = None, fill: int = 0,
-    ) -> NDArray[np.int64]:  # fmt: skip
+        self,
+        words: Any,
+        geometry: Geometry,
+        dtype: DType,
+        *,
+        segments: NDArray[np.int64] | None = None,
+        planes: tuple[int, ...] | None = None,
+        mode: int = 0,
+        base: int | None = None,
+        fill: int = 0,
+    ) -> NDArray[np.int64]:
         """Count the symbols of each plane of each segment.
 
         Parameters
@@ -181,13 +200,19 @@ class Backend(ABC):
         return read_tables(data, offset, n)
 
     # ---- checksums: these will do where the device is the host
-    def encode_with_checksums(self, plan: SegmentPlan, words: Any) -> tuple[EncodedSegments, Checksums]:
+    def encode_with_checksums(
+        self, plan: SegmentPlan, words: Any
+    ) -> tuple[EncodedSegments, Checksums]:
         """`encode_segments`, and the checksums of what it read and wrote: in one pass, where a backend can."""
         encoded = self.encode_segments(plan, words)
         done = plan.encoded(encoded.n_units, encoded.n_patches)
-        return encoded, Checksums(self.checksums(encoded.payload, done.offsets), self.crc32(self.to_host(words)))
+        return encoded, Checksums(
+            self.checksums(encoded.payload, done.offsets), self.crc32(self.to_host(words))
+        )
 
-    def decode_with_checksums(self, plan: SegmentPlan, payload: Any, out: Any) -> tuple[NDArray[np.uint8], Checksums]:
+    def decode_with_checksums(
+        self, plan: SegmentPlan, payload: Any, out: Any
+    ) -> tuple[NDArray[np.uint8], Checksums]:
         """`decode_segments`, and the checksums of what it read and wrote: in one pass, where a backend can.
 
         Records whose checksums are wrong are decoded too; whoever compares them drops what came out.

@@ -20,11 +20,27 @@ class ReferenceBackend(Backend):
         return {"numpy": np.__version__}
 
     def histogram(
-        self, words: Any, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
-        mode: int = 0, base: int | None = None, fill: int = 0,
-    ) -> NDArray[np.int64]:  # fmt: skip
-        return reference.histogram(words, geometry, dtype, segments=segments, planes=planes, mode=mode, base=base, fill=fill)
+        self,
+        words: Any,
+        geometry: Geometry,
+        dtype: DType,
+        *,
+        segments: NDArray[np.int64] | None = None,
+        planes: tuple[int, ...] | None = None,
+        mode: int = 0,
+        base: int | None = None,
+        fill: int = 0,
+    ) -> NDArray[np.int64]:
+        return reference.histogram(
+            words,
+            geometry,
+            dtype,
+            segments=segments,
+            planes=planes,
+            mode=mode,
+            base=base,
+            fill=fill,
+        )
 
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
         return EncodedSegments(*reference.encode_segments(plan, words))

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115 (one may be closed)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names in files may not fit the terminal's encoding
+            # names in files may not fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         parser().print_help(sys.stderr)
@@ -60,7 +61,8 @@ def _guarded(args: argparse.Namespace) -> int:
         status = int(getattr(importlib.import_module(f"wcodec.cli.{room}"), name)(args))
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush says nothing
+        # so that the interpreter's last flush says nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except MemoryError:
         return fail("resource_limit: there is not enough memory")
@@ -74,11 +76,16 @@ def _guarded(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _logging(verbose: int) -> Iterator[None]:
-    log, handler, level = logging.getLogger("wcodec"), logging.StreamHandler(), logging.getLogger("wcodec").level
+    log, handler, level = (
+        logging.getLogger("wcodec"),
+        logging.StreamHandler(),
+        logging.getLogger("wcodec").level,
+    )
     handler.setFormatter(logging.Formatter("wcodec: %(message)s"))
     log.addHandler(handler)
     log.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])
-    slow = logging.getLogger("wcodec.compile")  # what keeps a user waiting, said on a terminal without being asked
+    # what keeps a user waiting, said on a terminal without being asked
+    slow = logging.getLogger("wcodec.compile")
     if not verbose and sys.stderr.isatty():
         slow.setLevel(logging.INFO)
     try:

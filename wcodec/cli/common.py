@@ -43,13 +43,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Leave with 2."""
-        self.exit(BAD_USAGE, f"{self.prog}: error: {one_line(message)}\n{self.prog}: `{self.prog} -h` shows the usage\n")
+        self.exit(
+            BAD_USAGE,
+            f"{self.prog}: error: {one_line(message)}\n{self.prog}: `{self.prog} -h` shows the usage\n",
+        )
 
 
 def path_argument(text: str) -> str:
     """A path of the command line. ``-``, which elsewhere means a pipe, is none."""
     if text == "-":
-        raise argparse.ArgumentTypeError("wcodec needs files that it can seek in, not pipes; a file that is called - is ./-")
+        raise argparse.ArgumentTypeError(
+            "wcodec needs files that it can seek in, not pipes; a file that is called - is ./-"
+        )
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
     return text
@@ -157,13 +162,21 @@ def plan_outputs(args: argparse.Namespace, name_of: Callable[[str], str]) -> Out
     """
     if args.output is not None and len(args.inputs) > 1:
         args.error("-o names the output of one input; --output-dir takes those of several")
-    if args.output_dir is not None and os.path.exists(args.output_dir) and not os.path.isdir(args.output_dir):
+    if (
+        args.output_dir is not None
+        and os.path.exists(args.output_dir)
+        and not os.path.isdir(args.output_dir)
+    ):
         args.error(f"--output-dir: not a directory: {args.output_dir}")
     _check_inputs(args)
     targets = dict[str, str]()
     for source in args.inputs:
         targets[source] = _target(args, source, name_of)
-    read = {_inode(path): path for path in (*args.inputs, *([args.base] if args.base else [])) if os.path.exists(path)}
+    read = {
+        _inode(path): path
+        for path in (*args.inputs, *([args.base] if args.base else []))
+        if os.path.exists(path)
+    }
     made, places = dict[str, str](), {os.path.realpath(path): path for path in read.values()}
     for source, target in targets.items():
         if os.path.isdir(source):
@@ -172,7 +185,9 @@ def plan_outputs(args: argparse.Namespace, name_of: Callable[[str], str]) -> Out
                 if path != source and place.startswith(inside):
                     args.error(f"the output {target} holds {path}, which is read: name another one")
         if os.path.exists(target) and _inode(target) in read:
-            args.error(f"the output {target} is {read[_inode(target)]}, which is read: name another one")
+            args.error(
+                f"the output {target} is {read[_inode(target)]}, which is read: name another one"
+            )
         other = made.setdefault(os.path.realpath(target), source)
         if other != source:
             args.error(f"{other} and {source} would both become {target}")
@@ -205,12 +220,22 @@ def _check_kind(args: argparse.Namespace, source: str, target: str) -> None:
             check_places(source, target)
         except EncodeError as e:
             args.error(e.message)
-    if os.path.exists(target) and not (os.path.isdir(target) if is_folder else os.path.isfile(target)):
-        what = "not a directory" if is_folder else "a directory; --output-dir names one" if os.path.isdir(target) else "not a regular file"
+    if os.path.exists(target) and not (
+        os.path.isdir(target) if is_folder else os.path.isfile(target)
+    ):
+        what = (
+            "not a directory"
+            if is_folder
+            else "a directory; --output-dir names one"
+            if os.path.isdir(target)
+            else "not a regular file"
+        )
         args.error(f"the output {target} is {what}")
 
 
-def check_target(args: argparse.Namespace, what: str, target: str, inputs: Iterable[AnyPath] = ()) -> None:
+def check_target(
+    args: argparse.Namespace, what: str, target: str, inputs: Iterable[AnyPath] = ()
+) -> None:
     """Leave with 2 where a report or figure would replace what is read for it, or something that is no file.
 
     Raises
@@ -283,7 +308,9 @@ def progress_of(args: argparse.Namespace, total: int) -> Iterator[Progress]:
     except ImportError:
         bar = _Line(total)
     else:
-        bar = tqdm(total=total, unit="B", unit_scale=True, delay=_QUIET_S, leave=False, dynamic_ncols=True)
+        bar = tqdm(
+            total=total, unit="B", unit_scale=True, delay=_QUIET_S, leave=False, dynamic_ncols=True
+        )
     with bar:
         yield bar.update
 
@@ -307,7 +334,14 @@ def typed(path: str) -> str:
     path = f"./{path}" if path.startswith("-") else path
     if path.isprintable():
         return shlex.quote(path)
-    escaped = ("".join(f"\\x{b:02x}" for b in os.fsencode(c)) if not c.isprintable() else f"\\{c}" if c in "'\\" else c for c in path)
+    escaped = (
+        "".join(f"\\x{b:02x}" for b in os.fsencode(c))
+        if not c.isprintable()
+        else f"\\{c}"
+        if c in "'\\"
+        else c
+        for c in path
+    )
     return f"$'{''.join(escaped)}'"
 
 
@@ -316,11 +350,15 @@ def say(args: argparse.Namespace, line: str, report: dict[str, Any]) -> None:
     show(args, report, [] if args.quiet else [line], indent=None)
 
 
-def show(args: argparse.Namespace, report: Any, lines: Iterable[str], indent: int | None = 1) -> None:
+def show(
+    args: argparse.Namespace, report: Any, lines: Iterable[str], indent: int | None = 1
+) -> None:
     """Print a report as JSON, on one line if there are several; or its lines: these are made only if they are wanted."""
     with named("standard output"):
         if args.json:
-            print(json.dumps(report, indent=None if len(getattr(args, "inputs", [])) > 1 else indent))
+            print(
+                json.dumps(report, indent=None if len(getattr(args, "inputs", [])) > 1 else indent)
+            )
         else:
             for line in lines:
                 print(line)

@@ -32,12 +32,15 @@ from wcodec.outputs import check_output, map_file
 from wcodec.planner.options import OPERANDS, EncodeOptions
 from wcodec.report import percent_text, size_text
 
-Contents = Callable[[str, Backend, str | None], Iterator[Any]]  #: the pieces of a plain file, by path, backend and base
+#: the pieces of a plain file, by path, backend and base
+Contents = Callable[[str, Backend, str | None], Iterator[Any]]
 
 
 def is_directory_or_hub(path: str) -> bool:
     """Whether an input is a directory, or a safetensors file, which may be in hub form."""
-    return os.path.isdir(path) or (os.path.isfile(path) and not is_coded(path) and (path.endswith(PLAIN) or is_hub(path)))
+    return os.path.isdir(path) or (
+        os.path.isfile(path) and not is_coded(path) and (path.endswith(PLAIN) or is_hub(path))
+    )
 
 
 def _swapped(name: str, old: str, new: str) -> str:
@@ -69,7 +72,9 @@ def _check_removal(args: argparse.Namespace) -> None:
         base.close()
     for path in args.inputs:
         if os.path.isdir(path):
-            args.error(f"--rm is for files: {path} may hold more than what goes into the output; `wcodec verify` it, then remove it")
+            args.error(
+                f"--rm is for files: {path} may hold more than what goes into the output; `wcodec verify` it, then remove it"
+            )
         for other in needed:
             if os.path.exists(path) and os.path.samefile(path, other):
                 args.error(f"--rm would remove {path}, which decoding needs as a base")
@@ -114,11 +119,21 @@ def _convert(
         done = _Done(source, target, report.pop("line"), report, start)
         if not args.rm:
             return say_done(done)
-        if not is_same_stream(*(look(path, backend, args.base) for look, path in zip(contents, (source, target), strict=True))):
+        if not is_same_stream(
+            *(
+                look(path, backend, args.base)
+                for look, path in zip(contents, (source, target), strict=True)
+            )
+        ):
             with in_file(target):
-                raise DecodeError("bad_value", f"it does not hold what {source!r} does, which stays")
+                raise DecodeError(
+                    "bad_value", f"it does not hold what {source!r} does, which stays"
+                )
         _sync(target)
-        if not os.path.samestat(before, os.stat(source)) or before.st_mtime_ns != os.stat(source).st_mtime_ns:
+        if (
+            not os.path.samestat(before, os.stat(source))
+            or before.st_mtime_ns != os.stat(source).st_mtime_ns
+        ):
             raise EncodeError("bad_source", f"{source!r} has changed meanwhile, and stays")
         removable[source] = done
         return DONE
@@ -128,15 +143,23 @@ def _convert(
         return say_done(removable[source], removed=True)
 
     def say_done(done: _Done, removed: bool = False) -> int:
-        seconds, note = time.perf_counter() - done.start, f", removed {typed(done.source)}" if removed else ""
-        report = done.report | ({"removed": True} if removed else {}) | {"seconds": seconds, "backend": backend.name}
+        seconds, note = (
+            time.perf_counter() - done.start,
+            f", removed {typed(done.source)}" if removed else "",
+        )
+        report = (
+            done.report
+            | ({"removed": True} if removed else {})
+            | {"seconds": seconds, "backend": backend.name}
+        )
         line = f"{typed(done.source)} -> {typed(done.target)}: {done.line}, {seconds:.1f} s{note}"
         say(args, line, {"input": done.source, "output": done.target, **report})
         return DONE
 
     with outputs.made():
         status = each(outputs.targets, convert)
-        return max(status, each(removable, remove))  # not before all are done: one may be the base of another
+        # not before all are done: one may be the base of another
+        return max(status, each(removable, remove))
 
 
 def _followed(args: argparse.Namespace, target: str) -> str:
@@ -185,9 +208,17 @@ def of_files(report: Report, done: str) -> dict[str, Any]:
     """The report of a directory; `done` is ``"encoded"``, ``"decoded"`` or ``"good"``."""
     counts = [f"{report.n_coded} file{'s' * (report.n_coded != 1)} {done}"]
     counts += [f"{report.n_copied} copied"] if report.n_copied else []
-    counts += [f"{report.n_skipped} of these {report.n_coded + report.n_copied} done before"] if report.n_skipped else []
+    counts += (
+        [f"{report.n_skipped} of these {report.n_coded + report.n_copied} done before"]
+        if report.n_skipped
+        else []
+    )
     sizes = _of_sizes(report.nbytes, report.stored_nbytes, done == "encoded")
-    return {"line": f"{', '.join(counts)}, {sizes['line']}", **asdict(report), **{k: v for k, v in sizes.items() if k == "ratio"}}
+    return {
+        "line": f"{', '.join(counts)}, {sizes['line']}",
+        **asdict(report),
+        **{k: v for k, v in sizes.items() if k == "ratio"},
+    }
 
 
 # ---- encode ------------------------------------------------------------------------------------------------------------------
@@ -204,10 +235,17 @@ def encode(args: argparse.Namespace) -> int:
             with progress_of(args, plan.nbytes) as progress:
                 return of_files(plan.run(progress), "encoded") | form
         with progress_of(args, os.stat(source).st_size + base_nbytes(args.base)) as progress:
-            sizes = encode_one(source, target, args.form, options, backend, progress, args.base, args.force)
+            sizes = encode_one(
+                source, target, args.form, options, backend, progress, args.base, args.force
+            )
         return _of_sizes(*sizes, encoded=True) | form
 
-    return _convert(args, lambda name: name if args.form == "hub" else _swapped(name, PLAIN, CODED), work, (_plain, _coded))
+    return _convert(
+        args,
+        lambda name: name if args.form == "hub" else _swapped(name, PLAIN, CODED),
+        work,
+        (_plain, _coded),
+    )
 
 
 # ---- decode ------------------------------------------------------------------------------------------------------------------
@@ -224,13 +262,31 @@ def decode(args: argparse.Namespace) -> int:
                 return of_files(plan.run(progress), "decoded")
         if is_directory_or_hub(source):
             with progress_of(args, hub_nbytes(source, backend)) as progress:
-                sizes = decode_hub_file(source, target, backend, progress, args.max_nbytes, overwrite=args.force)
+                sizes = decode_hub_file(
+                    source, target, backend, progress, args.max_nbytes, overwrite=args.force
+                )
         else:
-            with progress_of(args, decoded_nbytes(source, backend) + base_nbytes(args.base)) as progress:
-                sizes = decode_file(source, target, backend, progress, args.max_nbytes, args.raw, args.base, overwrite=args.force)
+            with progress_of(
+                args, decoded_nbytes(source, backend) + base_nbytes(args.base)
+            ) as progress:
+                sizes = decode_file(
+                    source,
+                    target,
+                    backend,
+                    progress,
+                    args.max_nbytes,
+                    args.raw,
+                    args.base,
+                    overwrite=args.force,
+                )
         return _of_sizes(*sizes[::-1], encoded=False)
 
-    return _convert(args, lambda name: name if name.endswith(PLAIN) else _swapped(name, CODED, PLAIN), work, (_coded, _plain))
+    return _convert(
+        args,
+        lambda name: name if name.endswith(PLAIN) else _swapped(name, CODED, PLAIN),
+        work,
+        (_coded, _plain),
+    )
 
 
 def check_hub_options(args: argparse.Namespace) -> None:
@@ -259,7 +315,9 @@ def repack(args: argparse.Namespace) -> int:
 
     def work(source: str, target: str, backend: Backend) -> dict[str, Any]:
         with progress_of(args, decoded_nbytes(source, backend)) as progress:
-            nbytes, stored_nbytes = repack_file(source, target, options, backend, progress, args.base, overwrite=args.force)
+            nbytes, stored_nbytes = repack_file(
+                source, target, options, backend, progress, args.base, overwrite=args.force
+            )
         line = f"{size_text(nbytes)} -> {size_text(stored_nbytes)} ({percent_text(stored_nbytes, nbytes)})"
         return {"line": line, "nbytes": nbytes, "stored_nbytes": stored_nbytes}
 

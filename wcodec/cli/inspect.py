@@ -46,7 +46,13 @@ def verify(args: argparse.Namespace) -> int:
         with in_directory(source):
             report = _verified(args, source, backend)
         seconds, line = time.perf_counter() - start, report.pop("line")
-        about = {"input": source, "good": True, **report, "seconds": seconds, "backend": backend.name}
+        about = {
+            "input": source,
+            "good": True,
+            **report,
+            "seconds": seconds,
+            "backend": backend.name,
+        }
         say(args, f"{typed(source)}: {line}, {seconds:.1f} s", about)
         return DONE
 
@@ -57,14 +63,22 @@ def _verified(args: argparse.Namespace, source: str, backend: Backend) -> dict[s
     if os.path.isdir(source):
         total = 0
         if sys.stderr.isatty():
-            coded = coded_files(source, scan_coded(source).files, backend, args.max_nbytes, args.base)
-            total = sum(c.nbytes + (0 if c.base is None else base_nbytes(str(c.base))) for c in coded.values())
+            coded = coded_files(
+                source, scan_coded(source).files, backend, args.max_nbytes, args.base
+            )
+            total = sum(
+                c.nbytes + (0 if c.base is None else base_nbytes(str(c.base)))
+                for c in coded.values()
+            )
         with progress_of(args, total) as progress:
-            return of_files(verify_directory(source, backend, progress, args.max_nbytes, args.base), "good")
+            return of_files(
+                verify_directory(source, backend, progress, args.max_nbytes, args.base), "good"
+            )
     if is_directory_or_hub(source):
         with progress_of(args, hub_nbytes(source, backend)) as progress:
             stored_nbytes, nbytes = verify_hub_file(source, backend, progress, args.max_nbytes)
-        return of_files(Report(1, 0, 0, nbytes, stored_nbytes), "good")  # in the same words as of a directory
+        # in the same words as of a directory
+        return of_files(Report(1, 0, 0, nbytes, stored_nbytes), "good")
     with progress_of(args, decoded_nbytes(source, backend) + base_nbytes(args.base)) as progress:
         stored_nbytes, nbytes = verify_file(source, backend, progress, args.max_nbytes, args.base)
     line = f"good, {size_text(stored_nbytes)} -> {size_text(nbytes)}"
@@ -92,7 +106,11 @@ def info(args: argparse.Namespace) -> int:
                 report = _describe_hub(source, backend)
                 show(args, report, _lines(report))
             else:
-                return _explain(args, source, backend) if args.explain else _describe_file(args, source, backend)
+                return (
+                    _explain(args, source, backend)
+                    if args.explain
+                    else _describe_file(args, source, backend)
+                )
         return DONE
 
     return each(args.inputs, describe)
@@ -101,7 +119,10 @@ def info(args: argparse.Namespace) -> int:
 def _describe_file(args: argparse.Namespace, source: str, backend: Backend) -> int:
     from wcodec.report import as_text, describe
 
-    with File(source, backend, base=args.base) as f, progress_of(args, f.index.data_nbytes if args.bound else 0) as progress:
+    with (
+        File(source, backend, base=args.base) as f,
+        progress_of(args, f.index.data_nbytes if args.bound else 0) as progress,
+    ):
         report = {"file": source, **describe(f, args.bound, progress)}
     heading = [f"{typed(source)}:"] if len(args.inputs) > 1 else []
     show(args, report, [*heading, *as_text(report)])
@@ -133,7 +154,14 @@ def _describe_directory(source: str, backend: Backend, base: str | None) -> dict
     return {
         "directory": source,
         **{k: sum(getattr(c, k) for c in coded) for k in keys},
-        "files": [{"name": c.name, "form": "hub" if c.is_hub else "wcodec", **{k: getattr(c, k) for k in keys}} for c in coded],
+        "files": [
+            {
+                "name": c.name,
+                "form": "hub" if c.is_hub else "wcodec",
+                **{k: getattr(c, k) for k in keys},
+            }
+            for c in coded
+        ],
     }
 
 
@@ -145,7 +173,13 @@ def _describe_hub(source: str, backend: Backend) -> dict[str, Any]:
             "nbytes": t.nbytes, "stored_nbytes": t.source.nbytes,
         } for name, t in f.tensors.items()
     ]  # fmt: skip
-    return {"file": source, "form": "hub", "nbytes": f.nbytes, "stored_nbytes": f.stored_nbytes, "tensors": tensors}
+    return {
+        "file": source,
+        "form": "hub",
+        "nbytes": f.nbytes,
+        "stored_nbytes": f.stored_nbytes,
+        "tensors": tensors,
+    }
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
@@ -158,8 +192,16 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         n = sum(r["is_stream"] for r in rows)
         yield f"{typed(report['file'])}: hub form, {len(rows)} tensors, {n} of them encoded, {sizes} ({percent})"
     for r in rows:
-        what = r["form"] if "form" in r else f"{r['dtype']} {'x'.join(map(str, r['shape'])) or 'scalar'}"
-        how = percent_text(r["stored_nbytes"], r["nbytes"]) if r.get("is_stream", True) else "as it is"
+        what = (
+            r["form"]
+            if "form" in r
+            else f"{r['dtype']} {'x'.join(map(str, r['shape'])) or 'scalar'}"
+        )
+        how = (
+            percent_text(r["stored_nbytes"], r["nbytes"])
+            if r.get("is_stream", True)
+            else "as it is"
+        )
         yield f"  {printable(r['name'])}  {printable(what)}  {size_text(r['nbytes'])} -> {size_text(r['stored_nbytes'])}  {how}"
 
 
@@ -168,17 +210,33 @@ def backends(args: argparse.Namespace) -> int:
     """`wcodec backends`."""
     used = backend_of(args)
     rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys([*backend_names(), *([args.backend] if args.backend and ":" in args.backend else [])]):
+    for name in dict.fromkeys(
+        [*backend_names(), *([args.backend] if args.backend and ":" in args.backend else [])]
+    ):
         try:
             backend = load_backend(name, args.threads)
-            rows.append({"name": name, "usable": True, "used": backend is used, "reason": "", "info": backend.info()})
+            rows.append(
+                {
+                    "name": name,
+                    "usable": True,
+                    "used": backend is used,
+                    "reason": "",
+                    "info": backend.info(),
+                }
+            )
         except BackendUnavailable as e:
-            rows.append({"name": name, "usable": False, "used": False, "reason": str(e), "info": {}})
+            rows.append(
+                {"name": name, "usable": False, "used": False, "reason": str(e), "info": {}}
+            )
     if args.json:
         print(json.dumps(rows, indent=1))
         return DONE
     for row in rows:
-        detail = ", ".join(f"{k} {v}" for k, v in row["info"].items()) if row["usable"] else f"not usable: {row['reason']}"
+        detail = (
+            ", ".join(f"{k} {v}" for k, v in row["info"].items())
+            if row["usable"]
+            else f"not usable: {row['reason']}"
+        )
         print(f"{'*' if row['used'] else ' '} {row['name']:<12} {detail}".rstrip())
     print("* is in use; --backend and WCODEC_BACKEND choose another")
     return DONE

@@ -42,7 +42,9 @@ def conformance(args: argparse.Namespace) -> int:
         with atomic_output(os.path.realpath(args.report), overwrite=args.force) as f:
             f.write((report.as_json() + "\n").encode())
     about = ", ".join(f"{k} {v}" for k, v in report.info.items())
-    print(f"{report.target}{f' ({about})' if about else ''}: {report.vectors['cases']} vectors, {report.seconds:.1f} s")
+    print(
+        f"{report.target}{f' ({about})' if about else ''}: {report.vectors['cases']} vectors, {report.seconds:.1f} s"
+    )
     for why, n in Counter(o.message for o in report.outcomes if o.outcome == "not run").items():
         print(f"NOT RUN {n}: {why}")
     print(report.last_line)
@@ -52,7 +54,9 @@ def conformance(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _interrupted_between_checks() -> Iterator[Callable[[Iterable[Outcome], int], Iterable[Outcome]]]:
+def _interrupted_between_checks() -> Iterator[
+    Callable[[Iterable[Outcome], int], Iterable[Outcome]]
+]:
     """How to go through the outcomes, so that the first Ctrl-C comes between two of them: what was found is reported."""
     before, told = signal.getsignal(signal.SIGINT), list[int]()
 
@@ -66,7 +70,10 @@ def _interrupted_between_checks() -> Iterator[Callable[[Iterable[Outcome], int],
             if told:
                 raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+    if threading.current_thread() is not threading.main_thread() or before in (
+        signal.SIG_IGN,
+        None,
+    ):
         yield progress
         return
     signal.signal(signal.SIGINT, handle)
@@ -94,20 +101,29 @@ def warmup(args: argparse.Namespace) -> int:
     from wcodec.warmup import warm_up, warm_up_cuda
 
     chosen = args.backend or os.environ.get("WCODEC_BACKEND") or "auto"
-    of_cuda = chosen == "cuda" or backend_of(args).name == "cuda"  # if it is named, without a GPU too
+    # if it is named, without a GPU too
+    of_cuda = chosen == "cuda" or backend_of(args).name == "cuda"
     if args.arch is not None and not of_cuda:
         args.error("--arch is for --backend cuda")
     if args.dtype and of_cuda:
         args.error("--dtype is not for --backend cuda, all of whose kernels are compiled")
     start, done = time.perf_counter(), list[dict[str, Any]]()
     wanted = [d for d in DTYPES if d.name in args.dtype] if args.dtype else list(DTYPES)
-    name, steps = ("cuda", warm_up_cuda(args.arch)) if of_cuda else (backend_of(args).name, warm_up(backend_of(args), wanted))
+    name, steps = (
+        ("cuda", warm_up_cuda(args.arch))
+        if of_cuda
+        else (backend_of(args).name, warm_up(backend_of(args), wanted))
+    )
     for step in steps:
         done.append(step._asdict())
         if not args.json:
             print(f"{step.seconds:7.2f} s  {step.what}", flush=True)
     seconds = time.perf_counter() - start
-    show(args, {"backend": name, "seconds": seconds, "steps": done}, [f"{seconds:7.2f} s  in all, for backend {name}"])
+    show(
+        args,
+        {"backend": name, "seconds": seconds, "steps": done},
+        [f"{seconds:7.2f} s  in all, for backend {name}"],
+    )
     return DONE
 
 
@@ -127,6 +143,8 @@ def bench(args: argparse.Namespace) -> int:
     def say(line: str) -> None:
         print("wcodec:", line, file=sys.stderr)
 
-    report = bench_file(args.input, args.backend, args.threads, args.rounds, args.sample_nbytes, say)
+    report = bench_file(
+        args.input, args.backend, args.threads, args.rounds, args.sample_nbytes, say
+    )
     show(args, report, as_text(report))
     return DONE if report["same"] else fail("the tensors did not come back the same")

@@ -23,8 +23,20 @@ def _global_options(default: Any = argparse.SUPPRESS) -> Parser:
     g = p.add_argument_group("global options")
     text = "a name out of `wcodec backends`, or package.module:Class (default: $WCODEC_BACKEND or auto)"
     g.add_argument("--backend", metavar="NAME", default=default, help=text)
-    g.add_argument("--threads", metavar="N", type=_positive, default=default, help="CPU threads (default: $WCODEC_THREADS or one a core)")
-    g.add_argument("-v", "--verbose", action="count", default=0 if default is None else default, help="say on stderr what is done")
+    g.add_argument(
+        "--threads",
+        metavar="N",
+        type=_positive,
+        default=default,
+        help="CPU threads (default: $WCODEC_THREADS or one a core)",
+    )
+    g.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0 if default is None else default,
+        help="say on stderr what is done",
+    )
     return p
 
 
@@ -43,15 +55,30 @@ def parser() -> Parser:
 
     def add(name: str, room: str, text: str) -> argparse.ArgumentParser:
         s = subparsers.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=STATUSES, parents=[_global_options()], allow_abbrev=False
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=STATUSES,
+            parents=[_global_options()],
+            allow_abbrev=False,
         )
         s.set_defaults(run=f"{room}.{name}", error=s.error)
         return s
 
     _add_encode(add("encode", "convert", "encode safetensors files, or directories of models"))
-    _add_decode(add("decode", "convert", "restore the files or directories that were encoded, byte for byte"))
-    _add_repack(add("repack", "convert", "encode the tensors of .wcodec files anew, with other choices"))
-    s = add("verify", "inspect", "decode all of files or directories, check every checksum, write nothing")
+    _add_decode(
+        add(
+            "decode", "convert", "restore the files or directories that were encoded, byte for byte"
+        )
+    )
+    _add_repack(
+        add("repack", "convert", "encode the tensors of .wcodec files anew, with other choices")
+    )
+    s = add(
+        "verify",
+        "inspect",
+        "decode all of files or directories, check every checksum, write nothing",
+    )
     _add_inputs(s, "a .wcodec file, a safetensors file in hub form, or a directory of them")
     _add_base(s)
     _add_report(s)
@@ -59,20 +86,56 @@ def parser() -> Parser:
     _add_info(add("info", "inspect", "show what files or directories hold and how it is coded"))
     s = add("backends", "inspect", "list the backends: usable or why not, and which one is used")
     _add_json(s)
-    _add_conformance(add("conformance", "measure", "run the conformance suite against a backend or a program"))
-    _add_warmup(add("warmup", "measure", "compile ahead of time what the first call would wait for, for containers and CI"))
-    add("demo", "measure", "make a checkpoint offline, encode, decode and compare it, show sizes and speeds")
-    s = add("bench", "measure", "measure speed and size of a safetensors file in memory, by backend, beside memcpy")
-    s.add_argument("input", metavar="FILE.safetensors", type=path_argument, help="the file whose tensors are measured; it is only read")
-    s.add_argument("--rounds", metavar="N", type=_positive, default=7, help="runs of each; fewer of slow backends (default: 7)")
-    s.add_argument("--sample-nbytes", metavar="N", type=_positive, default=1 << 28, help="stop taking tensors there (default: 268435456)")
+    _add_conformance(
+        add("conformance", "measure", "run the conformance suite against a backend or a program")
+    )
+    _add_warmup(
+        add(
+            "warmup",
+            "measure",
+            "compile ahead of time what the first call would wait for, for containers and CI",
+        )
+    )
+    add(
+        "demo",
+        "measure",
+        "make a checkpoint offline, encode, decode and compare it, show sizes and speeds",
+    )
+    s = add(
+        "bench",
+        "measure",
+        "measure speed and size of a safetensors file in memory, by backend, beside memcpy",
+    )
+    s.add_argument(
+        "input",
+        metavar="FILE.safetensors",
+        type=path_argument,
+        help="the file whose tensors are measured; it is only read",
+    )
+    s.add_argument(
+        "--rounds",
+        metavar="N",
+        type=_positive,
+        default=7,
+        help="runs of each; fewer of slow backends (default: 7)",
+    )
+    s.add_argument(
+        "--sample-nbytes",
+        metavar="N",
+        type=_positive,
+        default=1 << 28,
+        help="stop taking tensors there (default: 268435456)",
+    )
     _add_json(s)
     return p
 
 
 # ---- by subcommand -----------------------------------------------------------------------------------------------------------
 def _add_encode(s: argparse.ArgumentParser) -> None:
-    _add_inputs(s, "a safetensors file, or the directory of a model; of a cache of Hugging Face, its only snapshot")
+    _add_inputs(
+        s,
+        "a safetensors file, or the directory of a model; of a cache of Hugging Face, its only snapshot",
+    )
     _add_outputs(s, "default of IN.safetensors: IN.wcodec beside it")
     text = "wcodec: .wcodec files; hub: safetensors files that transformers loads (import wcodec.transformers) (default: wcodec)"
     s.add_argument("--form", choices=("wcodec", "hub"), default="wcodec", help=text)
@@ -87,7 +150,11 @@ def _add_encode(s: argparse.ArgumentParser) -> None:
 def _add_decode(s: argparse.ArgumentParser) -> None:
     _add_inputs(s, "a .wcodec file, a safetensors file in hub form, or a directory of them")
     _add_outputs(s, "default of IN.wcodec: IN.safetensors beside it")
-    s.add_argument("--raw", action="store_true", help="if the file was not made from another one, write the tensors' bytes alone")
+    s.add_argument(
+        "--raw",
+        action="store_true",
+        help="if the file was not made from another one, write the tensors' bytes alone",
+    )
     _add_base(s)
     _add_report(s)
     _add_max_nbytes(s)
@@ -98,7 +165,9 @@ def _add_repack(s: argparse.ArgumentParser) -> None:
     _add_outputs(s, "there is no default")
     _add_base(s)
     _add_report(s)
-    text = "fixed, rans: operands, as by --operand of encode; raw: nothing is coded; context: contexts"
+    text = (
+        "fixed, rans: operands, as by --operand of encode; raw: nothing is coded; context: contexts"
+    )
     _add_choices(s, (*OPERANDS, *(c for c in CODERS if c not in OPERANDS)), text)
     s.set_defaults(operand=None)
 
@@ -106,8 +175,15 @@ def _add_repack(s: argparse.ArgumentParser) -> None:
 def _add_info(s: argparse.ArgumentParser) -> None:
     _add_inputs(s, "a .wcodec file, a safetensors file in hub form, or a directory of them")
     _add_base(s)
-    s.add_argument("--no-bound", dest="bound", action="store_false", help="leave out the order-0 bound, for which all tensors are decoded")
-    s.add_argument("--explain", action="store_true", help="show what each tensor would have cost otherwise")
+    s.add_argument(
+        "--no-bound",
+        dest="bound",
+        action="store_false",
+        help="leave out the order-0 bound, for which all tensors are decoded",
+    )
+    s.add_argument(
+        "--explain", action="store_true", help="show what each tensor would have cost otherwise"
+    )
     text = "with --explain: draw bits a weight of tensors and planes (needs matplotlib)"
     s.add_argument("--plot", metavar="OUT.png", type=path_argument, help=text)
     s.add_argument("-f", "--force", action="store_true", help="replace the figure, if it exists")
@@ -120,14 +196,29 @@ def _add_conformance(s: argparse.ArgumentParser) -> None:
         " nothing; without {base}, cases of differences are not run"
     )
     s.add_argument("--command", metavar="'PROGRAM {input} {output} {base}'", help=text)
-    s.add_argument("--report", metavar="OUT.json", type=path_argument, help="write what came of each check")
+    s.add_argument(
+        "--report", metavar="OUT.json", type=path_argument, help="write what came of each check"
+    )
     s.add_argument("-f", "--force", action="store_true", help="replace the report, if it exists")
-    s.add_argument("--filter", default="", metavar="TEXT", help="run only checks whose id contains this; the others count as not run")
-    s.add_argument("--no-sweeps", action="store_true", help="leave out the sweeps; they count as not run")
+    s.add_argument(
+        "--filter",
+        default="",
+        metavar="TEXT",
+        help="run only checks whose id contains this; the others count as not run",
+    )
+    s.add_argument(
+        "--no-sweeps", action="store_true", help="leave out the sweeps; they count as not run"
+    )
 
 
 def _add_warmup(s: argparse.ArgumentParser) -> None:
-    s.add_argument("--dtype", metavar="NAME", nargs="+", choices=[d.name for d in DTYPES], help="only for these (default: all)")
+    s.add_argument(
+        "--dtype",
+        metavar="NAME",
+        nargs="+",
+        choices=[d.name for d in DTYPES],
+        help="only for these (default: all)",
+    )
     text = "with --backend cuda: the compute capability to compile for, 75 to 120, where there is no GPU (default: that of the GPU)"
     s.add_argument("--arch", metavar="N", type=_positive, help=text)
     _add_json(s)
@@ -135,27 +226,70 @@ def _add_warmup(s: argparse.ArgumentParser) -> None:
 
 # ---- what several have -------------------------------------------------------------------------------------------------------
 def _add_inputs(s: argparse.ArgumentParser, text: str) -> None:
-    s.add_argument("inputs", metavar="IN", nargs="+", type=path_argument, help=f"{text}; several are done one after another")
+    s.add_argument(
+        "inputs",
+        metavar="IN",
+        nargs="+",
+        type=path_argument,
+        help=f"{text}; several are done one after another",
+    )
 
 
 def _add_outputs(s: argparse.ArgumentParser, default: str) -> None:
     g = s.add_mutually_exclusive_group()
-    g.add_argument("-o", "--output", metavar="OUT", type=path_argument, help=f"the output of the one input ({default})")
-    g.add_argument("--output-dir", metavar="DIR", type=path_argument, help="the directory for the outputs; it is made if it is not there")
+    g.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=path_argument,
+        help=f"the output of the one input ({default})",
+    )
+    g.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        type=path_argument,
+        help="the directory for the outputs; it is made if it is not there",
+    )
     text = "replace outputs that exist; in a directory, files of the same names, all else stays"
     s.add_argument("-f", "--force", action="store_true", help=text)
-    s.add_argument("--rm", action="store_true", help="remove each input file once its output was read back and holds the same")
+    s.add_argument(
+        "--rm",
+        action="store_true",
+        help="remove each input file once its output was read back and holds the same",
+    )
 
 
 def _add_choices(s: argparse.ArgumentParser, coders: tuple[str, ...], of_coders: str) -> None:
-    s.add_argument("--preset", choices=PRESETS, default="default", help="fast: encode speed first; max: size first (default: default)")
+    s.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="default",
+        help="fast: encode speed first; max: size first (default: default)",
+    )
     g = s.add_argument_group("what not to leave to the encoder's measure")
-    g.add_argument("--predictor", choices=PREDICTORS, default="auto", help="prediction of all coded byte planes")
-    g.add_argument("--transform", choices=TRANSFORMS, default="auto", help="transform of all coded byte planes")
+    g.add_argument(
+        "--predictor",
+        choices=PREDICTORS,
+        default="auto",
+        help="prediction of all coded byte planes",
+    )
+    g.add_argument(
+        "--transform", choices=TRANSFORMS, default="auto", help="transform of all coded byte planes"
+    )
     g.add_argument("--coder", choices=coders, default="auto", help=of_coders)
-    g.add_argument("--layout", choices=LAYOUTS, default="auto", help="how words become planes; pairs: two nibble codes make a symbol")
+    g.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="auto",
+        help="how words become planes; pairs: two nibble codes make a symbol",
+    )
     g.add_argument("--segment", metavar="RxC", type=_pair, help="rows and columns of a segment")
-    g.add_argument("--tile", metavar="RxC", type=_pair, help="rows and columns of a tile, from 16; segments are made of whole tiles")
+    g.add_argument(
+        "--tile",
+        metavar="RxC",
+        type=_pair,
+        help="rows and columns of a tile, from 16; segments are made of whole tiles",
+    )
     text = "log2 of the sum of a table's frequencies, 9 to 12 (default: 12)"
     g.add_argument("--prob-bits", metavar="N", type=int, default=12, help=text)
 
@@ -167,11 +301,18 @@ def _add_report(s: argparse.ArgumentParser) -> None:
 
 
 def _add_json(s: argparse._ActionsContainer) -> None:
-    s.add_argument("--json", action="store_true", help="print JSON: an object; of several inputs, one a line")
+    s.add_argument(
+        "--json", action="store_true", help="print JSON: an object; of several inputs, one a line"
+    )
 
 
 def _add_max_nbytes(s: argparse.ArgumentParser) -> None:
-    s.add_argument("--max-nbytes", metavar="N", type=_positive, help="refuse files whose tensors have more bytes than that")
+    s.add_argument(
+        "--max-nbytes",
+        metavar="N",
+        type=_positive,
+        help="refuse files whose tensors have more bytes than that",
+    )
 
 
 def _add_base(s: argparse.ArgumentParser) -> None:

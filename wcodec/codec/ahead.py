@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
-CHUNK_BUFFERS: Final = 3  #: buffers that `Decoder.chunks` uses in turn: one is filled while others are written
+#: buffers that `Decoder.chunks` uses in turn: one is filled while others are written
+CHUNK_BUFFERS: Final = 3
 S = TypeVar("S")
 T = TypeVar("T")
 Progress = Callable[[int], object]  #: called with the number of decoded bytes that were just done

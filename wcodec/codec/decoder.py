@@ -38,7 +38,9 @@ def _memory(nbytes: int, tensor: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise DecodeError("resource_limit", f"there is no memory for {nbytes} bytes", tensor=tensor) from None
+        raise DecodeError(
+            "resource_limit", f"there is no memory for {nbytes} bytes", tensor=tensor
+        ) from None
 
 
 class Decoder:
@@ -67,7 +69,10 @@ class Decoder:
         """
         index = container.read_index(source, self.backend.read_tables)
         if self.max_nbytes is not None and index.data_nbytes > self.max_nbytes:
-            raise DecodeError("resource_limit", f"the tensors have {index.data_nbytes} bytes; the caller allows {self.max_nbytes}")
+            raise DecodeError(
+                "resource_limit",
+                f"the tensors have {index.data_nbytes} bytes; the caller allows {self.max_nbytes}",
+            )
         return index
 
     def decode(self, data: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -75,11 +80,19 @@ class Decoder:
         source = BufferSource(data)
         index = self.read_index(source)
         if len(index.tensors) != 1:
-            raise DecodeError("bad_range", f"this file holds {len(index.tensors)} tensors, not one: use load_file or open")
+            raise DecodeError(
+                "bad_range",
+                f"this file holds {len(index.tensors)} tensors, not one: use load_file or open",
+            )
         return self.tensor(source, index.tensors[0], index.tables, out)
 
     def tensor(
-        self, source: ByteSource, t: TensorRecord, tables: TablePool, out: NDArray[Any] | None = None, base: BaseTensor | None = None
+        self,
+        source: ByteSource,
+        t: TensorRecord,
+        tables: TablePool,
+        out: NDArray[Any] | None = None,
+        base: BaseTensor | None = None,
     ) -> NDArray[Any]:
         """A whole tensor, checked against its CRC-32.
 
@@ -100,9 +113,21 @@ class Decoder:
         if out is None:
             with _memory(t.nbytes, t.name):
                 out = np.empty(t.shape, t.dtype.numpy)
-        elif out.shape != t.shape or out.dtype != t.dtype.numpy or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError(f"out must be a writeable C-contiguous {t.dtype.name} array of shape {t.shape}")
-        matrix = out.reshape(-1).view(np.uint8).view(t.dtype.word_type).reshape(t.geometry.rows, t.geometry.cols)
+        elif (
+            out.shape != t.shape
+            or out.dtype != t.dtype.numpy
+            or not out.flags.c_contiguous
+            or not out.flags.writeable
+        ):
+            raise ValueError(
+                f"out must be a writeable C-contiguous {t.dtype.name} array of shape {t.shape}"
+            )
+        matrix = (
+            out.reshape(-1)
+            .view(np.uint8)
+            .view(t.dtype.word_type)
+            .reshape(t.geometry.rows, t.geometry.cols)
+        )
         plan = t.plan(tables)
 
         def decode(piece: Rectangle) -> tuple[int, int]:
@@ -115,7 +140,9 @@ class Decoder:
         check_tensor(t, crc)
         return out
 
-    def chunks(self, source: ByteSource, t: TensorRecord, tables: TablePool, base: BaseTensor | None = None) -> Iterator[Words]:
+    def chunks(
+        self, source: ByteSource, t: TensorRecord, tables: TablePool, base: BaseTensor | None = None
+    ) -> Iterator[Words]:
         """The words of a tensor in order, a chunk at a time. A chunk is overwritten `CHUNK_BUFFERS` chunks later. Raises as `tensor`."""
         _check_base(t, base)
         crc, plan = 0, t.plan(tables)
@@ -125,7 +152,10 @@ class Decoder:
             chunk = buffer.view(t.dtype.word_type).reshape(place.shape)
             return self.grid(source, t, plan, place.down, place.across, chunk, base), chunk
 
-        pieces = ((r, self._buffer(math.prod(r.shape) * t.dtype.word_nbytes, t.name)) for r in rectangles(t, _STREAM_NBYTES))
+        pieces = (
+            (r, self._buffer(math.prod(r.shape) * t.dtype.word_nbytes, t.name))
+            for r in rectangles(t, _STREAM_NBYTES)
+        )
         for part, chunk in ahead(decode, pieces, self.backend.at_once):
             crc = crc32_combine(crc, part, chunk.nbytes)
             yield chunk
@@ -140,7 +170,14 @@ class Decoder:
         return self._buffers[self._turn][:nbytes]
 
     def grid(
-        self, source: ByteSource, t: TensorRecord, whole: SegmentPlan, down: Ids, across: Ids, out: Words, base: BaseTensor | None = None
+        self,
+        source: ByteSource,
+        t: TensorRecord,
+        whole: SegmentPlan,
+        down: Ids,
+        across: Ids,
+        out: Words,
+        base: BaseTensor | None = None,
     ) -> int:
         """Decode the segments of some segment rows and columns into `out`, which they fill; reads no others. `whole` is the tensor's plan.
 
@@ -158,7 +195,14 @@ class Decoder:
             return 0
         return self.part(source, t, part_of(t, whole, down, across), out, base)
 
-    def part(self, source: ByteSource, t: TensorRecord, part: Part, out: Words, base: BaseTensor | None = None) -> int:
+    def part(
+        self,
+        source: ByteSource,
+        t: TensorRecord,
+        part: Part,
+        out: Words,
+        base: BaseTensor | None = None,
+    ) -> int:
         """As `grid`, of a part that was planned before: who decodes it again and again spares that."""
         records = gather(source, part.starts, part.plan.offsets)
         backend = self.backend
@@ -168,7 +212,13 @@ class Decoder:
         crc = sums.words
         if base is not None and t.difference != Difference.NONE:
             with self._spare(out.nbytes, t.name) as room:
-                other = _base_words(t.geometry, part.down, part.across, base, room.view(out.dtype).reshape(out.shape))
+                other = _base_words(
+                    t.geometry,
+                    part.down,
+                    part.across,
+                    base,
+                    room.view(out.dtype).reshape(out.shape),
+                )
                 crc = backend.add_base(device, backend.to_device(other), t.difference)
         if device is not out:
             backend.to_host(device, out)
@@ -191,7 +241,9 @@ class Decoder:
 
 def _check_base(t: TensorRecord, base: BaseTensor | None) -> None:
     if t.difference != Difference.NONE and base is None:
-        raise DecodeError("bad_base", "the tensor is a difference from a base, which is not given", tensor=t.name)
+        raise DecodeError(
+            "bad_base", "the tensor is a difference from a base, which is not given", tensor=t.name
+        )
 
 
 def _base_words(geometry: Geometry, down: Ids, across: Ids, base: BaseTensor, room: Words) -> Words:
@@ -205,13 +257,17 @@ def _base_words(geometry: Geometry, down: Ids, across: Ids, base: BaseTensor, ro
         height, c = rows.stop - rows.start, 0
         for cols in runs_across:
             width = cols.stop - cols.start
-            room[r : r + height, c : c + width] = base.words(rows, cols, np.empty((height, width), room.dtype))
+            room[r : r + height, c : c + width] = base.words(
+                rows, cols, np.empty((height, width), room.dtype)
+            )
             c += width
         r += height
     return room
 
 
-def check_segments(t: TensorRecord, ids: Ids, starts: Ids, status: NDArray[np.uint8], crcs: NDArray[np.uint32]) -> None:
+def check_segments(
+    t: TensorRecord, ids: Ids, starts: Ids, status: NDArray[np.uint8], crcs: NDArray[np.uint32]
+) -> None:
     """Compare what decoding gave for some segments of a tensor: status and CRC-32 of each; `starts` says where they are in the file.
 
     Raises
@@ -222,11 +278,18 @@ def check_segments(t: TensorRecord, ids: Ids, starts: Ids, status: NDArray[np.ui
     wrong, bad = crcs != t.segment_crc32[ids], status != Status.OK.value
     if wrong.any():
         k = int(np.argmax(wrong))
-        raise DecodeError("bad_checksum", f"the CRC-32 of segment {int(ids[k])} does not match", tensor=t.name, offset=int(starts[k]))
+        raise DecodeError(
+            "bad_checksum",
+            f"the CRC-32 of segment {int(ids[k])} does not match",
+            tensor=t.name,
+            offset=int(starts[k]),
+        )
     if bad.any():
         k = int(np.argmax(bad))
         code, message = _STATUS_ERRORS[Status(int(status[k]))]
-        raise DecodeError(code, f"segment {int(ids[k])}: {message}", tensor=t.name, offset=int(starts[k]))
+        raise DecodeError(
+            code, f"segment {int(ids[k])}: {message}", tensor=t.name, offset=int(starts[k])
+        )
 
 
 def check_tensor(t: TensorRecord, crc: int) -> None:
@@ -238,4 +301,6 @@ def check_tensor(t: TensorRecord, crc: int) -> None:
         ``bad_checksum``
     """
     if crc != t.crc32:
-        raise DecodeError("bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name)
+        raise DecodeError(
+            "bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name
+        )

@@ -67,10 +67,17 @@ class Encoder:
     ...     writer.finish()
     """
 
-    def __init__(self, options: EncodeOptions | None = None, backend: Backend | None = None) -> None:
+    def __init__(
+        self, options: EncodeOptions | None = None, backend: Backend | None = None
+    ) -> None:
         self.options, self.backend = options or EncodeOptions(), backend or get_backend()
 
-    def start(self, stream: ByteSink, progress: Progress = ignore_progress, base: BaseCheckpoint | None = None) -> Writer:
+    def start(
+        self,
+        stream: ByteSink,
+        progress: Progress = ignore_progress,
+        base: BaseCheckpoint | None = None,
+    ) -> Writer:
         """Begin a file on a binary stream, which need not be seekable; of differences from a base, where these are smaller."""
         return Writer(stream, self.options, self.backend, progress, base)
 
@@ -93,10 +100,20 @@ class Writer:
     """A file being written: `add` each tensor, then `finish`. Holds one chunk of words and the index in memory."""
 
     def __init__(
-        self, stream: ByteSink, options: EncodeOptions, backend: Backend, progress: Progress = ignore_progress,
+        self,
+        stream: ByteSink,
+        options: EncodeOptions,
+        backend: Backend,
+        progress: Progress = ignore_progress,
         base: BaseCheckpoint | None = None,
-    ) -> None:  # fmt: skip
-        self.stream, self.options, self.backend, self.progress, self.base = stream, options, backend, progress, base
+    ) -> None:
+        self.stream, self.options, self.backend, self.progress, self.base = (
+            stream,
+            options,
+            backend,
+            progress,
+            base,
+        )
         self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
         self.offset = self._write(container.write_header())
 
@@ -123,7 +140,9 @@ class Writer:
         dtype, words = words_of(array)
         return self.add_words(name, words, dtype, array.shape)
 
-    def add_words(self, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str = "") -> TensorRecord:
+    def add_words(
+        self, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str = ""
+    ) -> TensorRecord:
         """Encode and write a tensor given as words, a flat unsigned array that may be a mapped file's.
 
         `dtype_name` is kept in the file for dtypes that the format stores as opaque bytes.
@@ -134,9 +153,19 @@ class Writer:
             raise EncodeError("bad_source", f"{words.size} words for shape {shape}", tensor=name)
         matrix = words.reshape(geometry.rows, geometry.cols)
         operand = self.options.operand is not None and is_of_operand(geometry)
-        base = None if self.base is None or operand else self.base.tensor(name, dtype, shape, geometry)
-        difference = Difference.NONE if base is None else choose_difference(matrix, base, dtype, self.options.prob_bits, self.backend)
-        if difference != Difference.NONE and self.options.segment is None and self.options.tile is None:
+        base = (
+            None if self.base is None or operand else self.base.tensor(name, dtype, shape, geometry)
+        )
+        difference = (
+            Difference.NONE
+            if base is None
+            else choose_difference(matrix, base, dtype, self.options.prob_bits, self.backend)
+        )
+        if (
+            difference != Difference.NONE
+            and self.options.segment is None
+            and self.options.tile is None
+        ):
             geometry = enlarged(geometry)
         coded = coded_dtype(dtype, difference)
         crc, start = 0, self.offset
@@ -144,8 +173,11 @@ class Writer:
         grid = list(chunks(geometry, dtype.word_nbytes))
         self.planner.start_tensor()
         plans = self._plans(matrix, geometry, coded, grid, base, difference)
-        in_a_thread = len(grid) > 1 and self.backend.threads != 1  # coded while the next chunk is planned
-        for segments, sums, nbytes in ahead(lambda chunk: self._code(*chunk), plans, int(in_a_thread)):
+        # coded while the next chunk is planned
+        in_a_thread = len(grid) > 1 and self.backend.threads != 1
+        for segments, sums, nbytes in ahead(
+            lambda chunk: self._code(*chunk), plans, int(in_a_thread)
+        ):
             tables.append(segments)
             crcs.append(sums.records)
             crc = crc32_combine(crc, sums.words, nbytes)
@@ -174,21 +206,35 @@ class Writer:
         return record
 
     def _plans(
-        self, matrix: Words, geometry: Geometry, dtype: DType, grid: list[tuple[Ids, Ids]], base: BaseTensor | None, difference: Difference
+        self,
+        matrix: Words,
+        geometry: Geometry,
+        dtype: DType,
+        grid: list[tuple[Ids, Ids]],
+        base: BaseTensor | None,
+        difference: Difference,
     ) -> Iterator[tuple[SegmentPlan, Any, int | None]]:
         """Plan and words of each chunk; for differences, these and the CRC-32 of the words before."""
         backend, room = self.backend, np.empty(0, dtype.word_type)
         for down, across in grid:
             piece = rectangle(geometry, down, across)
-            chunk, crc = np.require(matrix[piece.rows, piece.cols], dtype.word_type, ["C", "A"]), None
+            chunk, crc = (
+                np.require(matrix[piece.rows, piece.cols], dtype.word_type, ["C", "A"]),
+                None,
+            )
             words = backend.to_device(chunk)
             if base is not None and difference != Difference.NONE:
                 room = room if room.size >= chunk.size else np.empty(chunk.size, dtype.word_type)
                 other = base.words(piece.rows, piece.cols, room[: chunk.size].reshape(chunk.shape))
-                words, crc = backend.subtract_base(words, backend.to_device(other), difference), backend.crc32(chunk)
+                words, crc = (
+                    backend.subtract_base(words, backend.to_device(other), difference),
+                    backend.crc32(chunk),
+                )
             yield self.planner.plan(words, piece.geometry, dtype, backend), words, crc
 
-    def _code(self, plan: SegmentPlan, words: Any, crc: int | None) -> tuple[SegmentTable, Checksums, int]:
+    def _code(
+        self, plan: SegmentPlan, words: Any, crc: int | None
+    ) -> tuple[SegmentTable, Checksums, int]:
         """Encode and write one chunk. Returns its segment table, checksums, and bytes before."""
         backend, geometry = self.backend, plan.geometry
 
@@ -202,7 +248,9 @@ class Writer:
         sums = sums if crc is None else sums._replace(words=crc)
         payload = backend.to_host(coded)
         if payload.nbytes != int(done.offsets[-1]):
-            raise AssertionError(f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}")
+            raise AssertionError(
+                f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}"
+            )
         self.offset += self._write(payload.data)
         return done.segments, sums, geometry.rows * geometry.cols * plan.dtype.word_nbytes
 
@@ -212,12 +260,16 @@ class Writer:
         except UnicodeEncodeError:
             raise EncodeError("bad_name", f"the name {name!r} is not UTF-8") from None
         if nbytes > 0xFFFF:
-            raise EncodeError("bad_name", f"a name of {nbytes} bytes; the format has room for 65535")
+            raise EncodeError(
+                "bad_name", f"a name of {nbytes} bytes; the format has room for 65535"
+            )
         if name in self.names:
             raise EncodeError("bad_name", "two tensors have this name", tensor=name)
         self.names.add(name)
 
-    def finish(self, metadata: dict[str, str] | None = None, source_header: bytes | None = None) -> int:
+    def finish(
+        self, metadata: dict[str, str] | None = None, source_header: bytes | None = None
+    ) -> int:
         """Write the index and the footer. Returns the bytes of the file.
 
         Parameters
@@ -241,6 +293,8 @@ class Writer:
         base = None
         if self.base is not None and any(t.difference for t in self.tensors):
             base = Base(self.base.content_hash(), self.base.name.encode(errors="replace").decode())
-        index = Index(self.tensors, self.planner.pool, metadata or {}, kind, source_header or b"", base)
+        index = Index(
+            self.tensors, self.planner.pool, metadata or {}, kind, source_header or b"", base
+        )
         self.offset += self._write(container.write_index(index, self.offset))
         return self.offset

@@ -40,7 +40,10 @@ def part_of(t: TensorRecord, whole: SegmentPlan, down: Ids, across: Ids) -> Part
 def runs(ids: Ids, size: int, total: int) -> list[slice]:
     """Rows (or columns) of words of the runs of neighbours in ascending segment rows (or columns)."""
     cuts = [0, *(np.flatnonzero(np.diff(ids) > 1) + 1).tolist(), ids.size]
-    return [slice(int(ids[a]) * size, min((int(ids[b - 1]) + 1) * size, total)) for a, b in pairwise(cuts)]
+    return [
+        slice(int(ids[a]) * size, min((int(ids[b - 1]) + 1) * size, total))
+        for a, b in pairwise(cuts)
+    ]
 
 
 class Rectangle(NamedTuple):
@@ -60,21 +63,28 @@ class Rectangle(NamedTuple):
 
 def rectangle(geometry: Geometry, down: Ids, across: Ids) -> Rectangle:
     """What neighbouring segment rows and columns fill."""
-    part = geometry if (down.size, across.size) == geometry.grid else geometry.select(down, across)[0]
+    part = (
+        geometry if (down.size, across.size) == geometry.grid else geometry.select(down, across)[0]
+    )
     r, c = int(down[0]) * geometry.segment_rows, int(across[0]) * geometry.segment_cols
     return Rectangle(down, across, part, slice(r, r + part.rows), slice(c, c + part.cols))
 
 
 def rectangles(t: TensorRecord, nbytes: int) -> Iterator[Rectangle]:
     """Chunks of a tensor of about `nbytes` bytes."""
-    return (rectangle(t.geometry, down, across) for down, across in chunks(t.geometry, t.dtype.word_nbytes, nbytes))
+    return (
+        rectangle(t.geometry, down, across)
+        for down, across in chunks(t.geometry, t.dtype.word_nbytes, nbytes)
+    )
 
 
 def gather(source: ByteSource, starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> Bytes:
     """The records that start at `starts` in a file, one behind another as `offsets` says."""
     cut = np.flatnonzero(np.diff(starts) != np.diff(offsets)[:-1]) + 1
     bounds = [0, *cut.tolist(), starts.size]
-    pieces = [source.read(int(starts[a]), int(offsets[b] - offsets[a])) for a, b in pairwise(bounds)]
+    pieces = [
+        source.read(int(starts[a]), int(offsets[b] - offsets[a])) for a, b in pairwise(bounds)
+    ]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 

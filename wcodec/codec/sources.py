@@ -62,7 +62,11 @@ class FileSource(BufferSource):
                 e.filename = self._name  # the system does not say
                 raise
             if n == 0:
-                raise DecodeError("truncated", f"the file ends {target.size - done} bytes early", offset=offset + done)
+                raise DecodeError(
+                    "truncated",
+                    f"the file ends {target.size - done} bytes early",
+                    offset=offset + done,
+                )
             done += n
 
 
@@ -89,6 +93,10 @@ class StreamSource:
             while done < nbytes:
                 pieces.append(self.stream.read(nbytes - done))
                 if not pieces[-1]:
-                    raise DecodeError("truncated", f"the file ends {nbytes - done} bytes early", offset=offset + done)
+                    raise DecodeError(
+                        "truncated",
+                        f"the file ends {nbytes - done} bytes early",
+                        offset=offset + done,
+                    )
                 done += len(pieces[-1])
         return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), np.uint8)

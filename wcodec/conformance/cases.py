@@ -86,7 +86,11 @@ class Case:
     def data(self) -> bytes:
         """The bytes of the file, held against their SHA-256."""
         data = self.path.read_bytes()
-        require(sha256(data) == self.row["sha256"], f"{self.path.name} as the manifest has it", "another SHA-256: the vectors are damaged")
+        require(
+            sha256(data) == self.row["sha256"],
+            f"{self.path.name} as the manifest has it",
+            "another SHA-256: the vectors are damaged",
+        )
         return data
 
     @property
@@ -99,7 +103,11 @@ class Case:
         t = self.row["tensors"][i]
         dtype = DTYPE_OF[t["dtype"]]
         data = make(t["recipe"], t["nbytes"] // dtype.word_nbytes, dtype.word_nbytes)
-        require(sha256(data) == t["sha256"], f"the recipe of tensor {t['name']!r} to give its bytes", "others")
+        require(
+            sha256(data) == t["sha256"],
+            f"the recipe of tensor {t['name']!r} to give its bytes",
+            "others",
+        )
         return np.frombuffer(data, dtype.word_type)
 
     def coded_words(self, i: int, difference: Difference) -> NDArray[Any]:
@@ -107,7 +115,11 @@ class Case:
         if difference == Difference.NONE or self.checkpoint is None:
             return self.words(i)
         names = [t["name"] for t in self.checkpoint.row["tensors"]]
-        return subtract(self.words(i), self.checkpoint.words(names.index(self.row["tensors"][i]["name"])), difference)
+        return subtract(
+            self.words(i),
+            self.checkpoint.words(names.index(self.row["tensors"][i]["name"])),
+            difference,
+        )
 
     def dtype(self, i: int) -> DType:
         """Registry row of tensor `i`."""
@@ -143,7 +155,9 @@ def load(folder: Path | None = None) -> Vectors:
     """The vectors of a folder, or of this installation."""
     folder = folder or find_folder()
     rows = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["cases"]
-    cases = {r["id"]: Case(r["id"], r["expect"], tuple(r["rules"]), r, folder / r["file"]) for r in rows}
+    cases = {
+        r["id"]: Case(r["id"], r["expect"], tuple(r["rules"]), r, folder / r["file"]) for r in rows
+    }
     for id, case in cases.items():
         if "base_checkpoint" in case.row:
             cases[id] = replace(case, checkpoint=cases[case.row["base_checkpoint"]])
@@ -176,7 +190,13 @@ def decode(backend: Backend, data: bytes, base: Path | None = None) -> Decoded:
 
 
 def _described(t: TensorRecord, array: NDArray[Any]) -> dict[str, Any]:
-    row = {"name": t.name, "dtype": t.dtype.name, "shape": list(array.shape), "nbytes": array.nbytes, "sha256": sha256(array.tobytes())}
+    row = {
+        "name": t.name,
+        "dtype": t.dtype.name,
+        "shape": list(array.shape),
+        "nbytes": array.nbytes,
+        "sha256": sha256(array.tobytes()),
+    }
     if t.duplicate_of is not None:
         row["duplicate_of"] = t.duplicate_of
     elif t.difference != Difference.NONE:
@@ -191,9 +211,15 @@ def compare(case: Case, decoded: Decoded) -> None:
     for row, t, array in zip(due, index.tensors, decoded.arrays, strict=True):
         got = _described(t, array)
         for key, value in got.items():
-            require(row.get(key) == value, f"tensor {row['name']!r} with {key} {row.get(key)}", str(value))
+            require(
+                row.get(key) == value,
+                f"tensor {row['name']!r} with {key} {row.get(key)}",
+                str(value),
+            )
     header, metadata = case.row.get("source_header", ""), case.row.get("metadata", {})
-    require(index.source_header.hex() == header, f"source_header {header}", index.source_header.hex())
+    require(
+        index.source_header.hex() == header, f"source_header {header}", index.source_header.hex()
+    )
     require(index.metadata == metadata, f"metadata {metadata}", str(index.metadata))
     require(sha256(decoded.restored) == case.row["restored_sha256"], "the restored bytes", "others")
 
@@ -203,7 +229,9 @@ def check_decode(case: Case, backend: Backend) -> None:
     try:
         decoded = decode(backend, case.data, case.base_path)
     except DecodeError as e:
-        due = {"accept": "the file to be decoded", "reject": str(case.row.get("code"))}.get(case.expect, e.code)
+        due = {"accept": "the file to be decoded", "reject": str(case.row.get("code"))}.get(
+            case.expect, e.code
+        )
         require(e.code == due, due, str(e))
         return
     require(case.expect != "reject", str(case.row.get("code")), "a decoded file")
@@ -220,19 +248,31 @@ def options_of(row: dict[str, Any]) -> EncodeOptions:
 def check_encode(case: Case, backend: Backend) -> None:
     """The recipes' words, encoded with the options of the case, give the same file."""
     stream = io.BytesIO()
-    base = None if case.checkpoint is None else CodedBase(File(io.BytesIO(case.checkpoint.data), backend))
+    base = (
+        None
+        if case.checkpoint is None
+        else CodedBase(File(io.BytesIO(case.checkpoint.data), backend))
+    )
     writer = Encoder(options_of(case.row["encode"]), backend).start(stream, base=base)
     for i, t in enumerate(case.row["tensors"]):
         if "duplicate_of" in t:
             writer.add_duplicate(t["name"], t["duplicate_of"])
         else:
-            writer.add_words(t["name"], case.words(i), case.dtype(i), tuple(t["shape"]), t.get("dtype_name", ""))
+            writer.add_words(
+                t["name"], case.words(i), case.dtype(i), tuple(t["shape"]), t.get("dtype_name", "")
+            )
     header = case.row.get("source_header")
     writer.finish(case.row.get("metadata"), None if header is None else bytes.fromhex(header))
     got = stream.getvalue()
     if got != case.data:
-        at = next((i for i, (a, b) in enumerate(zip(got, case.data, strict=False)) if a != b), min(len(got), len(case.data)))
-        raise Mismatch(f"the same file of {len(case.data)} bytes", f"{len(got)} bytes that differ from offset {at} on")
+        at = next(
+            (i for i, (a, b) in enumerate(zip(got, case.data, strict=False)) if a != b),
+            min(len(got), len(case.data)),
+        )
+        raise Mismatch(
+            f"the same file of {len(case.data)} bytes",
+            f"{len(got)} bytes that differ from offset {at} on",
+        )
 
 
 def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
@@ -241,4 +281,6 @@ def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
         yield Check(case.id, case.rules, lambda c=case: check_decode(c, backend))  # type: ignore[misc]
     for case in vectors.cases:
         if "encode" in case.row and case.expect == "accept":
-            yield Check(f"encode/{case.name}", ("R9.4", "R9.8"), lambda c=case: check_encode(c, backend))  # type: ignore[misc]
+            yield Check(
+                f"encode/{case.name}", ("R9.4", "R9.8"), lambda c=case: check_encode(c, backend)
+            )  # type: ignore[misc]

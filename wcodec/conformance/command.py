@@ -34,7 +34,9 @@ class Command:
 
     def __init__(self, template: str) -> None:
         self.template, self.words = template, shlex.split(template)
-        if not any("{input}" in w for w in self.words) or not any("{output}" in w for w in self.words):
+        if not any("{input}" in w for w in self.words) or not any(
+            "{output}" in w for w in self.words
+        ):
             raise ValueError(f"the command {template!r} lacks {{input}} or {{output}}")
         self.takes_base = any("{base}" in w for w in self.words)
 
@@ -44,9 +46,18 @@ class Command:
             source, output = Path(folder) / "input.wcodec", Path(folder) / "restored"
             source.write_bytes(data)
             places = {"{input}": str(source), "{output}": str(output), "{base}": str(base or "")}
-            line = [re.sub(r"\{(input|output|base)\}", lambda found: places[found[0]], w) for w in self.words]
+            line = [
+                re.sub(r"\{(input|output|base)\}", lambda found: places[found[0]], w)
+                for w in self.words
+            ]
             try:
-                done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S, check=False)
+                done = subprocess.run(
+                    line,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=TIMEOUT_S,
+                    check=False,
+                )
             except subprocess.TimeoutExpired:
                 raise Mismatch("an end", f"none after {TIMEOUT_S} s") from None
             if done.returncode < 0:
@@ -69,12 +80,18 @@ def _check_command(case: Case, command: Command) -> None:
         require(not refused, "status 0", f"status {status}")
         require(output is not None, "an output file", "none")
         require(
-            sha256(output) == case.row["restored_sha256"], f"{case.row['restored_nbytes']} restored bytes", f"{len(output or b'')} others"
+            sha256(output) == case.row["restored_sha256"],
+            f"{case.row['restored_nbytes']} restored bytes",
+            f"{len(output or b'')} others",
         )
 
 
 def _check_command_prefix(case: Case, command: Command, n: int) -> None:
-    require(_is_refused(*command.decode(case.data[:n])), f"{n} of {len(case.data)} bytes refused", "status 0")
+    require(
+        _is_refused(*command.decode(case.data[:n])),
+        f"{n} of {len(case.data)} bytes refused",
+        "status 0",
+    )
 
 
 def _check_command_flip(case: Case, command: Command, bit: int) -> None:
@@ -82,7 +99,11 @@ def _check_command_flip(case: Case, command: Command, bit: int) -> None:
     spoilt[bit // 8] ^= 1 << bit % 8
     status, output = command.decode(bytes(spoilt))
     if not _is_refused(status, output):
-        require(sha256(output or b"") == case.row["restored_sha256"], f"a file refused whose bit {bit} was flipped", "other data")
+        require(
+            sha256(output or b"") == case.row["restored_sha256"],
+            f"a file refused whose bit {bit} was flipped",
+            "other data",
+        )
 
 
 def _sample(most: int, seed: int) -> list[int]:
@@ -101,6 +122,12 @@ def command_sweeps(vectors: Vectors, command: Command) -> Iterator[Check]:
     for seed, name in enumerate(SWEPT):
         case = vectors[f"accept/{name}"]
         for n in _sample(case.row["nbytes"], 2 * seed):
-            yield Check(f"prefixes/{name}/{n}", ("R4.6", "R4.7"), partial(_check_command_prefix, case, command, n))
+            yield Check(
+                f"prefixes/{name}/{n}",
+                ("R4.6", "R4.7"),
+                partial(_check_command_prefix, case, command, n),
+            )
         for bit in _sample(8 * case.row["nbytes"], 2 * seed + 1):
-            yield Check(f"flips/{name}/{bit}", ("R11.2",), partial(_check_command_flip, case, command, bit))
+            yield Check(
+                f"flips/{name}/{bit}", ("R11.2",), partial(_check_command_flip, case, command, bit)
+            )

@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from wcodec.backends.protocol import Backend, Checksums
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.sources import BufferSource
-from wcodec.conformance.cases import Case, Check, Decoded, Mismatch, Vectors, check_decode, check_encode, decode, require
+from wcodec.conformance.cases import (
+    Case,
+    Check,
+    Decoded,
+    Mismatch,
+    Vectors,
+    check_decode,
+    check_encode,
+    decode,
+    require,
+)
 from wcodec.conformance.recipes import splitmix64
 from wcodec.errors import DecodeError
 from wcodec.files import File
@@ -40,7 +50,8 @@ GUARD: Final = 64  #: bytes before and behind each array that a kernel gets
 CANARY: Final = 0xC5
 MOST_SEGMENTS: Final = 24  #: decoded one by one
 MOST_FLIPS: Final = 500  #: flipped bits of a payload
-FLIPPED: Final = ("base_bytes", "patches_5", "base_records", "base_deflated", "base_extended")  #: small files, one of each structure
+#: small files, one of each structure
+FLIPPED: Final = ("base_bytes", "patches_5", "base_records", "base_deflated", "base_extended")
 CORRUPTED: Final = (  #: payloads of all kinds
     "base_bytes", "base_pairs", "base_tiles", "base_both_planes", "base_coders", "base_nibbles", "pairs_complex_patched",
     "patches_5", "eight_planes", "mixed_layouts", "n_129_bytes", "base_contexts", "base_modes", "context_position_adst_left",
@@ -65,7 +76,9 @@ class Guarded:
         Bytes by which it is off a multiple of 64.
     """
 
-    def __init__(self, backend: Backend, content: Bytes, canary: int = CANARY, shift: int = 0) -> None:
+    def __init__(
+        self, backend: Backend, content: Bytes, canary: int = CANARY, shift: int = 0
+    ) -> None:
         room = np.empty(content.size + 4 * GUARD, np.uint8)
         start = -room.ctypes.data % GUARD
         self.low, self.high = GUARD + shift, GUARD + shift + content.size
@@ -81,7 +94,11 @@ class Guarded:
         now = self.backend.to_host(self.device)
         for name, part in (("before", slice(0, self.low)), ("behind", slice(self.high, None))):
             wrong = np.flatnonzero(now[part] != self.expected[part])
-            require(not wrong.size, f"nothing written {name} {what}", f"{wrong.size} bytes changed there")
+            require(
+                not wrong.size,
+                f"nothing written {name} {what}",
+                f"{wrong.size} bytes changed there",
+            )
         return np.asarray(now[self.low : self.high])
 
     def unchanged(self, what: str) -> None:
@@ -97,12 +114,22 @@ def snapshot(plan: SegmentPlan) -> list[bytes]:
 
 
 def decode_guarded(
-    backend: Backend, plan: SegmentPlan, payload: Bytes, canary: int = CANARY, shift: int = 0, checksums: bool = False
+    backend: Backend,
+    plan: SegmentPlan,
+    payload: Bytes,
+    canary: int = CANARY,
+    shift: int = 0,
+    checksums: bool = False,
 ) -> tuple[NDArray[Any], Words]:
     """Status and words of `Backend.decode_segments`, or of `Backend.decode_with_checksums`, with canaries around all arrays."""
     geometry, word = plan.geometry, plan.dtype.word_type
     source = Guarded(backend, payload, canary)
-    out = Guarded(backend, np.full(geometry.rows * geometry.cols * word.itemsize, canary ^ 0xFF, np.uint8), canary, shift)
+    out = Guarded(
+        backend,
+        np.full(geometry.rows * geometry.cols * word.itemsize, canary ^ 0xFF, np.uint8),
+        canary,
+        shift,
+    )
     before = snapshot(plan)
     target = out.array.view(word).reshape(geometry.rows, geometry.cols)
     if checksums:
@@ -115,20 +142,34 @@ def decode_guarded(
     require(snapshot(plan) == before, "the plan to be left as it is", "changes")
     n = geometry.n_segments
     shaped = isinstance(status, np.ndarray) and status.dtype == np.uint8 and status.shape == (n,)
-    require(shaped, f"a status of uint8 and shape ({n},)", f"{getattr(status, 'dtype', type(status))} {getattr(status, 'shape', '')}")
+    require(
+        shaped,
+        f"a status of uint8 and shape ({n},)",
+        f"{getattr(status, 'dtype', type(status))} {getattr(status, 'shape', '')}",
+    )
     return status, words
 
 
-def check_checksums(sums: Checksums, plan: SegmentPlan, payload: Bytes, words: Bytes | None) -> None:
+def check_checksums(
+    sums: Checksums, plan: SegmentPlan, payload: Bytes, words: Bytes | None
+) -> None:
     """Checksums of all records, and of all words if these are known."""
     due = crc32_each(payload, plan.offsets).tolist()
-    require(sums.records.tolist() == due, "the CRC-32s of the records", str(sums.records.tolist()[:8]))
-    require(words is None or sums.words == zlib.crc32(words.data), "the CRC-32 of the words", str(sums.words))
+    require(
+        sums.records.tolist() == due, "the CRC-32s of the records", str(sums.records.tolist()[:8])
+    )
+    require(
+        words is None or sums.words == zlib.crc32(words.data),
+        "the CRC-32 of the words",
+        str(sums.words),
+    )
 
 
 # ---- kernels on good input -----------------------------------------------------------------------------------------------
 def _payload(case: Case, t: TensorRecord) -> Bytes:
-    return np.frombuffer(case.data, np.uint8)[t.payload_offset : t.payload_offset + t.payload_nbytes]
+    return np.frombuffer(case.data, np.uint8)[
+        t.payload_offset : t.payload_offset + t.payload_nbytes
+    ]
 
 
 def _matrix(case: Case, i: int, t: TensorRecord) -> Words:
@@ -152,10 +193,16 @@ def _check_tensor(case: Case, i: int, t: TensorRecord, f: File) -> None:
         require(not status.any(), "status OK of all segments", str(status.tolist()[:20]))
         require(bool((words == matrix).all()), f"the words of tensor {t.name!r}", "others")
     crcs = backend.checksums(Guarded(backend, payload).array, plan.offsets)
-    require(crcs.tolist() == t.segment_crc32.tolist(), "the CRC-32s of the records", str(crcs.tolist()[:8]))
+    require(
+        crcs.tolist() == t.segment_crc32.tolist(),
+        "the CRC-32s of the records",
+        str(crcs.tolist()[:8]),
+    )
     _check_parts(f, t, case.words(i).reshape(matrix.shape))
     if "fill" in case.row["tensors"][i]:
-        _check_encode(backend, t, plan, payload, matrix, np.array(case.row["tensors"][i]["fill"], np.uint8))
+        _check_encode(
+            backend, t, plan, payload, matrix, np.array(case.row["tensors"][i]["fill"], np.uint8)
+        )
     _check_histograms(case, backend, t, matrix)
 
 
@@ -166,8 +213,18 @@ def _check_parts(f: File, t: TensorRecord, matrix: Words) -> None:
         rows, cols = g.rectangle(k)
         i, j = divmod(k, g.grid[1])
         out = np.full(matrix[rows, cols].shape, CANARY, t.dtype.word_type)
-        f.decoder.grid(f.source, t, t.plan(f.index.tables), np.array([i], np.int64), np.array([j], np.int64), out, base)
-        require(bool((out == matrix[rows, cols]).all()), f"the words of segment {k} alone", "others")
+        f.decoder.grid(
+            f.source,
+            t,
+            t.plan(f.index.tables),
+            np.array([i], np.int64),
+            np.array([j], np.int64),
+            out,
+            base,
+        )
+        require(
+            bool((out == matrix[rows, cols]).all()), f"the words of segment {k} alone", "others"
+        )
     parts = b"".join(part.tobytes() for part in f.chunks(t))
     require(parts == matrix.tobytes(), "the words in chunks", "others")
 
@@ -178,7 +235,9 @@ def _pieces(payload: Bytes, starts: NDArray[np.int64], sizes: NDArray[np.int64])
     return np.concatenate(parts) if any(p.size for p in parts) else None
 
 
-def _check_encode(backend: Backend, t: TensorRecord, plan: SegmentPlan, payload: Bytes, matrix: Words, fill: Bytes) -> None:
+def _check_encode(
+    backend: Backend, t: TensorRecord, plan: SegmentPlan, payload: Bytes, matrix: Words, fill: Bytes
+) -> None:
     """`encode_segments` after the plan that the file shows gives the payload of the file."""
     done = plan.segments
     s = replace(done, n_units=np.zeros_like(done.n_units), n_patches=np.zeros_like(done.n_patches))
@@ -196,10 +255,22 @@ def _check_encode(backend: Backend, t: TensorRecord, plan: SegmentPlan, payload:
             encoded = backend.encode_segments(todo, device)
         words.unchanged("the words")
         require(snapshot(todo) == before, "the plan to be left as it is", "changes")
-        require(np.array_equal(encoded.n_units, done.n_units), f"n_units {done.n_units.tolist()}", str(encoded.n_units.tolist()))
-        require(np.array_equal(encoded.n_patches, done.n_patches), f"n_patches {done.n_patches.tolist()}", str(encoded.n_patches.tolist()))
+        require(
+            np.array_equal(encoded.n_units, done.n_units),
+            f"n_units {done.n_units.tolist()}",
+            str(encoded.n_units.tolist()),
+        )
+        require(
+            np.array_equal(encoded.n_patches, done.n_patches),
+            f"n_patches {done.n_patches.tolist()}",
+            str(encoded.n_patches.tolist()),
+        )
         got = np.asarray(backend.to_host(encoded.payload))
-        require(got.dtype == np.uint8 and got.tobytes() == payload.tobytes(), "the payload of the file", "another")
+        require(
+            got.dtype == np.uint8 and got.tobytes() == payload.tobytes(),
+            "the payload of the file",
+            "another",
+        )
 
 
 def _modes(case: Case) -> list[int]:
@@ -214,12 +285,21 @@ def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Wor
     if n > 64:  # a few dozen segments show as much
         return
     some, last = np.arange(0, n, 2), t.dtype.word_nbytes - 1
-    calls: list[dict[str, Any]] = [{"mode": m} for m in _modes(case)] + [{"segments": some}, {"segments": some[:0]}]
-    calls += [{"planes": (0,)}, {"planes": (last,), "segments": some}, {"planes": (last,), "mode": DCT_TOP}]
+    calls: list[dict[str, Any]] = [{"mode": m} for m in _modes(case)] + [
+        {"segments": some},
+        {"segments": some[:0]},
+    ]
+    calls += [
+        {"planes": (0,)},
+        {"planes": (last,), "segments": some},
+        {"planes": (last,), "mode": DCT_TOP},
+    ]
     dtype = t.coded_dtype
     if dtype.has_pairs:
         bases = (0,) if dtype.word_nbytes == 1 else (0, 110, 240)
-        calls += [{"base": b, "fill": f} for b in bases for f in (0, 9)] + [{"base": 0, "fill": 15, "segments": some}]
+        calls += [{"base": b, "fill": f} for b in bases for f in (0, 9)] + [
+            {"base": 0, "fill": 15, "segments": some}
+        ]
         if not last:
             calls += [{"base": 0, "fill": 6, "planes": (p,)} for p in (0, 1)]
         else:
@@ -227,9 +307,16 @@ def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Wor
     words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8))
     device = words.array.view(dtype.word_type).reshape(matrix.shape)
     for call in calls:
-        got, due = backend.histogram(device, g, dtype, **call), reference.histogram(matrix, g, dtype, **call)
+        got, due = (
+            backend.histogram(device, g, dtype, **call),
+            reference.histogram(matrix, g, dtype, **call),
+        )
         words.unchanged("the words")
-        require(got.dtype == np.int64 and got.shape == due.shape, f"histograms of int64 {due.shape}", f"{got.dtype} {got.shape}")
+        require(
+            got.dtype == np.int64 and got.shape == due.shape,
+            f"histograms of int64 {due.shape}",
+            f"{got.dtype} {got.shape}",
+        )
         if not np.array_equal(got, due):
             segment, plane, symbol = np.argwhere(got != due)[0].tolist()
             what = f"{due[segment, plane, symbol]} of symbol {symbol} in plane {plane} of histogram {segment} with {call}"
@@ -241,17 +328,33 @@ def check_empty(backend: Backend) -> None:
     for dtype in DTYPES:
         for rows, cols in ((0, 0), (0, 5), (5, 0)):
             g = Geometry(rows, cols, 16, 16, 16, 16)
-            plan = SegmentPlan(dtype, g, SegmentTable.zeros(0, dtype.n_planes), TablePool(), np.empty(0, np.uint8))
+            plan = SegmentPlan(
+                dtype, g, SegmentTable.zeros(0, dtype.n_planes), TablePool(), np.empty(0, np.uint8)
+            )
             words = backend.to_device(np.empty((rows, cols), dtype.word_type))
             counts = backend.histogram(words, g, dtype)
-            require(counts.shape == (0, dtype.word_nbytes, 256), f"no histograms of {dtype.word_nbytes} planes", str(counts.shape))
+            require(
+                counts.shape == (0, dtype.word_nbytes, 256),
+                f"no histograms of {dtype.word_nbytes} planes",
+                str(counts.shape),
+            )
             encoded = backend.encode_segments(plan, words)
             payload = backend.to_host(encoded.payload)
             require(payload.size == 0, "no payload", f"{payload.size} bytes")
-            require(encoded.n_units.shape == (dtype.n_planes, 0), f"n_units of shape ({dtype.n_planes}, 0)", str(encoded.n_units.shape))
-            require(encoded.n_patches.shape == (0,), "n_patches of shape (0,)", str(encoded.n_patches.shape))
+            require(
+                encoded.n_units.shape == (dtype.n_planes, 0),
+                f"n_units of shape ({dtype.n_planes}, 0)",
+                str(encoded.n_units.shape),
+            )
+            require(
+                encoded.n_patches.shape == (0,),
+                "n_patches of shape (0,)",
+                str(encoded.n_patches.shape),
+            )
             for checksums in (False, True):
-                status, _ = decode_guarded(backend, plan, np.empty(0, np.uint8), checksums=checksums)
+                status, _ = decode_guarded(
+                    backend, plan, np.empty(0, np.uint8), checksums=checksums
+                )
                 require(status.size == 0, "no status", str(status))
     crcs = backend.checksums(backend.to_device(np.empty(0, np.uint8)), np.zeros(1, np.int64))
     require(crcs.shape == (0,), "no CRC-32s", str(crcs.shape))
@@ -293,27 +396,48 @@ def check_faults(vectors: Vectors, backend: Backend) -> None:
         starts = {f"plane {p}": int(plan.plane_offsets[p, 0]) for p in range(plan.dtype.n_planes)}
         starts |= {"modes": int(plan.offsets[0]), "patches": int(plan.patch_offsets[0])}
         for part in parts:
-            spoilt[starts[part] : starts[part] + 4] = 255  # no start state that leads to the end, no mode, no index
+            # no start state that leads to the end, no mode, no index
+            spoilt[starts[part] : starts[part] + 4] = 255
         status, _ = decode_guarded(backend, plan, spoilt)
-        require(status[0] == due, f"status {due.name} of {name} with other {', '.join(parts)}", str(status[0]))
+        require(
+            status[0] == due,
+            f"status {due.name} of {name} with other {', '.join(parts)}",
+            str(status[0]),
+        )
         require(not status[1:].any(), "status OK of the other segments", str(status.tolist()))
 
 
 def check_differences(backend: Backend) -> None:
     """`subtract_base` and `add_base` are as the reference has them, and each other's inverse."""
     for nbytes in (1, 2, 4, 8):
-        words, base = (splitmix64(seed, 35 * 8 // nbytes).view(f"<u{nbytes}")[: 35 * 8].reshape(35, -1) for seed in (1, 2))
+        words, base = (
+            splitmix64(seed, 35 * 8 // nbytes).view(f"<u{nbytes}")[: 35 * 8].reshape(35, -1)
+            for seed in (1, 2)
+        )
         base[::3] = words[::3]
         base[1::3] = words[1::3] + base.dtype.type(1)
         for difference in (Difference.XOR, Difference.MINUS):
-            given = [Guarded(backend, np.frombuffer(a.tobytes(), np.uint8), shift=nbytes) for a in (words, base)]
+            given = [
+                Guarded(backend, np.frombuffer(a.tobytes(), np.uint8), shift=nbytes)
+                for a in (words, base)
+            ]
             devices = [g.array.view(words.dtype).reshape(words.shape) for g in given]
             coded = backend.subtract_base(devices[0], devices[1], difference)
             due = subtract(words, base, difference)
-            require(np.array_equal(backend.to_host(coded), due), f"{difference.name} of words of {nbytes} bytes", "others")
+            require(
+                np.array_equal(backend.to_host(coded), due),
+                f"{difference.name} of words of {nbytes} bytes",
+                "others",
+            )
             room = Guarded(backend, np.frombuffer(due.tobytes(), np.uint8), shift=nbytes)
-            crc = backend.add_base(room.array.view(words.dtype).reshape(words.shape), devices[1], difference)
-            require(room.content("the words").tobytes() == words.tobytes(), f"the words, from {difference.name}", "others")
+            crc = backend.add_base(
+                room.array.view(words.dtype).reshape(words.shape), devices[1], difference
+            )
+            require(
+                room.content("the words").tobytes() == words.tobytes(),
+                f"the words, from {difference.name}",
+                "others",
+            )
             require(crc == zlib.crc32(words.tobytes()), "the CRC-32 of the words", str(crc))
             for g in given:
                 g.unchanged("the words and the base")
@@ -346,7 +470,9 @@ def check_prefixes(case: Case, backend: Backend) -> None:
 
 def _same(a: Decoded, b: Decoded) -> bool:
     names = [[(t.name, t.dtype.id, t.shape) for t in d.index.tensors] for d in (a, b)]
-    return names[0] == names[1] and a.restored == b.restored and a.index.metadata == b.index.metadata
+    return (
+        names[0] == names[1] and a.restored == b.restored and a.index.metadata == b.index.metadata
+    )
 
 
 def check_flips(case: Case, backend: Backend) -> None:
@@ -365,7 +491,11 @@ def check_flips(case: Case, backend: Backend) -> None:
 def corruptions(payload: Bytes, seed: int) -> Iterator[tuple[str, Bytes]]:
     """A payload, spoilt in many ways: bits flipped, all 0, all 1, noise, shifted."""
     n = 8 * payload.size
-    bits = range(n) if n <= MOST_FLIPS else sorted(set((splitmix64(seed, MOST_FLIPS) % np.uint64(n)).tolist()))
+    bits = (
+        range(n)
+        if n <= MOST_FLIPS
+        else sorted(set((splitmix64(seed, MOST_FLIPS) % np.uint64(n)).tolist()))
+    )
     for bit in bits:
         spoilt = payload.copy()
         spoilt[bit // 8] ^= 1 << bit % 8
@@ -387,11 +517,18 @@ def check_payload(case: Case, backend: Backend) -> None:
             out = np.zeros((t.geometry.rows, t.geometry.cols), t.dtype.word_type)
             due = reference.decode_segments(plan, spoilt, out)
             status, words = decode_guarded(backend, plan, spoilt)
-            names = [[Status(s).name if s < len(Status) else str(s) for s in many.tolist()[:20]] for many in (due, status)]
+            names = [
+                [Status(s).name if s < len(Status) else str(s) for s in many.tolist()[:20]]
+                for many in (due, status)
+            ]
             require(np.array_equal(status, due), f"status {names[0]} ({what})", str(names[1]))
             for k in np.flatnonzero(due == Status.OK).tolist():
                 part = t.geometry.rectangle(k)
-                require(bool((words[part] == out[part]).all()), f"the reference's words in segment {k} ({what})", "others")
+                require(
+                    bool((words[part] == out[part]).all()),
+                    f"the reference's words in segment {k} ({what})",
+                    "others",
+                )
 
 
 def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
@@ -410,8 +547,14 @@ def sweeps(vectors: Vectors, backend: Backend) -> Iterator[Check]:
     """Spoilt files made on the spot."""
     for name in FLIPPED:
         case = vectors[f"accept/{name}"]
-        yield Check(f"prefixes/{name}", ("R4.6", "R4.7", "R13.1"), partial(check_prefixes, case, backend))
+        yield Check(
+            f"prefixes/{name}", ("R4.6", "R4.7", "R13.1"), partial(check_prefixes, case, backend)
+        )
         yield Check(f"flips/{name}", ("R11.2", "R13.1"), partial(check_flips, case, backend))
     for name in CORRUPTED:
         case = vectors[f"accept/{name}"]
-        yield Check(f"payload/{name}", ("R9.11", "R10.4", "R10.8", "R13.1"), partial(check_payload, case, backend))
+        yield Check(
+            f"payload/{name}",
+            ("R9.11", "R10.4", "R10.8", "R13.1"),
+            partial(check_payload, case, backend),
+        )

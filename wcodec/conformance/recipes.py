@@ -73,7 +73,9 @@ def _weights(r: Recipe, n: int, bits: int) -> U64:
     for k in range(1, r["depth"] + 1):
         zeros += (z >> np.uint64(32)) % _u64(1 << k) == 0
     exponent = _u64(r["top"]) - zeros
-    words: U64 = (z >> np.uint64(63)) << _u64(bits - 1) | exponent << _u64(m) | z & _u64((1 << m) - 1)
+    words: U64 = (
+        (z >> np.uint64(63)) << _u64(bits - 1) | exponent << _u64(m) | z & _u64((1 << m) - 1)
+    )
     return words
 
 
@@ -114,9 +116,13 @@ def make(recipe: Recipe, n: int, word_nbytes: int) -> bytes:
         data = bytearray.fromhex(recipe["bytes"])
     else:
         words = _MAKERS[recipe["recipe"]](recipe, n, 8 * word_nbytes)
-        data = bytearray(words.astype("<u8").view(np.uint8).reshape(n, 8)[:, :word_nbytes].tobytes())
+        data = bytearray(
+            words.astype("<u8").view(np.uint8).reshape(n, 8)[:, :word_nbytes].tobytes()
+        )
     for index, value in recipe.get("set", []):
-        data[index * word_nbytes : (index + 1) * word_nbytes] = _number(value).to_bytes(word_nbytes, "little")
+        data[index * word_nbytes : (index + 1) * word_nbytes] = _number(value).to_bytes(
+            word_nbytes, "little"
+        )
     if len(data) != n * word_nbytes:
         raise ValueError(f"the recipe gives {len(data)} bytes for {n} words of {word_nbytes}")
     return bytes(data)
@@ -133,7 +139,8 @@ def apply_edits(base: bytes, edits: list[dict[str, Any]], refit: list[dict[str, 
         Afterwards and in order: the CRC-32 of bytes ``of[0]`` to ``of[1]`` is stored at ``at``, as a u32.
     """
     data = bytearray(base)
-    for edit in sorted(edits, key=lambda e: int(e["at"]), reverse=True):  # from the end, so that offsets stay those of the base
+    # from the end, so that offsets stay those of the base
+    for edit in sorted(edits, key=lambda e: int(e["at"]), reverse=True):
         data[edit["at"] : edit["at"] + edit["remove"]] = bytes.fromhex(edit["insert"])
     for crc in refit:
         start, end = crc["of"]

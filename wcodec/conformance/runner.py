@@ -41,7 +41,8 @@ class Report:
     vectors: dict[str, Any] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
-    interrupted: bool = False  #: whether it was ended before its time; checks that were to come are not run
+    #: whether it was ended before its time; checks that were to come are not run
+    interrupted: bool = False
 
     @property
     def totals(self) -> dict[str, int]:
@@ -83,7 +84,9 @@ def checks_of(target: Backend | Command, vectors: Vectors) -> tuple[list[Check],
     """The checks of a target, and its sweeps."""
     if isinstance(target, Command):
         return list(command_checks(vectors, target)), list(command_sweeps(vectors, target))
-    return [*cases.checks(vectors, target), *kernels.checks(vectors, target)], list(kernels.sweeps(vectors, target))
+    return [*cases.checks(vectors, target), *kernels.checks(vectors, target)], list(
+        kernels.sweeps(vectors, target)
+    )
 
 
 def _run_one(check: Check) -> Outcome:
@@ -92,7 +95,8 @@ def _run_one(check: Check) -> Outcome:
         check.run()
     except Mismatch as e:
         outcome, message = "failed", str(e)
-    except Exception as e:  # whatever a stranger's code raises is one failed check, not the end of the suite
+    except Exception as e:
+        # whatever a stranger's code raises is one failed check, not the end of the suite
         outcome, message = "failed", f"expected no exception; got {type(e).__name__}: {e}"
     else:
         outcome, message = "passed", ""
@@ -100,9 +104,13 @@ def _run_one(check: Check) -> Outcome:
 
 
 def run(
-    target: Backend | Command, *, folder: Path | None = None, select: str | Iterable[str] = "", sweeps: bool = True,
+    target: Backend | Command,
+    *,
+    folder: Path | None = None,
+    select: str | Iterable[str] = "",
+    sweeps: bool = True,
     progress: Callable[[Iterable[Outcome], int], Iterable[Outcome]] = lambda outcomes, n: outcomes,
-) -> Report:  # fmt: skip
+) -> Report:
     """Run the suite. Ctrl-C ends it, with a report of what was found until then.
 
     Parameters
@@ -121,12 +129,22 @@ def run(
     start, vectors = time.perf_counter(), load(folder)
     plain, swept = checks_of(target, vectors)
     wanted = [select] if isinstance(select, str) else list(select)
-    chosen = [c for c in [*plain, *(swept if sweeps else [])] if any(w in c.id for w in wanted) and not c.cannot]
+    chosen = [
+        c
+        for c in [*plain, *(swept if sweeps else [])]
+        if any(w in c.id for w in wanted) and not c.cannot
+    ]
     report = Report(target.template if isinstance(target, Command) else target.name)
     report.info = {} if isinstance(target, Command) else target.info()
-    report.vectors = {"cases": len(vectors.cases), "manifest_sha256": sha256((vectors.folder / "manifest.json").read_bytes())}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # for programs, whose start is slow; a backend has threads of its own
-        outcomes = pool.map(_run_one, chosen) if isinstance(target, Command) else map(_run_one, chosen)
+    report.vectors = {
+        "cases": len(vectors.cases),
+        "manifest_sha256": sha256((vectors.folder / "manifest.json").read_bytes()),
+    }
+    # for programs, whose start is slow; a backend has threads of its own
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = (
+            pool.map(_run_one, chosen) if isinstance(target, Command) else map(_run_one, chosen)
+        )
         try:
             for outcome in progress(outcomes, len(chosen)):
                 report.outcomes.append(outcome)

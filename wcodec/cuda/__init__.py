@@ -33,7 +33,9 @@ from wcodec.reference.planes import DType
 
 __all__ = ["DeviceTensor", "Loader", "decode", "decode_async", "load_file"]
 
-BUFFERS_OF_SLOT: Final = 4  #: device memory of a stream for each byte of a slot: payload, symbols on their way, tables and lists
+#: device memory of a stream for each byte of a slot: payload, symbols on their way, tables and
+#: lists
+BUFFERS_OF_SLOT: Final = 4
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,17 @@ class Loader:
     """
 
     def __init__(
-        self, devices: int | Sequence[int] | None = None, *, streams: int = STREAMS, max_device_bytes: int | None = None,
-        verify: bool = True, runtime_of: Callable[[int | None], Runtime] = _runtime_of,
-    ) -> None:  # fmt: skip
-        numbers: list[int | None] = [devices] if devices is None or isinstance(devices, int) else list(devices)
+        self,
+        devices: int | Sequence[int] | None = None,
+        *,
+        streams: int = STREAMS,
+        max_device_bytes: int | None = None,
+        verify: bool = True,
+        runtime_of: Callable[[int | None], Runtime] = _runtime_of,
+    ) -> None:
+        numbers: list[int | None] = (
+            [devices] if devices is None or isinstance(devices, int) else list(devices)
+        )
         if not numbers or streams < 1:
             raise ValueError("at least one device and one stream are needed")
         self.streams, self.max_device_bytes, self.verify = streams, max_device_bytes, verify
@@ -133,7 +142,12 @@ class Loader:
 
     # ---- files
     def load_file(
-        self, path: AnyPath, names: Sequence[str] | None = None, base: AnyPath | None = None, *, allocate: Allocate | None = None
+        self,
+        path: AnyPath,
+        names: Sequence[str] | None = None,
+        base: AnyPath | None = None,
+        *,
+        allocate: Allocate | None = None,
     ) -> dict[str, DeviceTensor]:
         """Tensors of a file by name, in its order.
 
@@ -162,7 +176,9 @@ class Loader:
         source = BufferSource(data)
         index = self._decoder.read_index(source)
         if len(index.tensors) != 1:
-            raise DecodeError("bad_range", f"this file holds {len(index.tensors)} tensors, not one: use load_file")
+            raise DecodeError(
+                "bad_range", f"this file holds {len(index.tensors)} tensors, not one: use load_file"
+            )
         (tensor,) = self._load(source, None, index, None).values()
         return tensor
 
@@ -177,7 +193,12 @@ class Loader:
         return self._later(self.load_file, path, names, base)
 
     def iterate(
-        self, path: AnyPath, names: Sequence[str] | None = None, base: AnyPath | None = None, *, allocate: Allocate | None = None
+        self,
+        path: AnyPath,
+        names: Sequence[str] | None = None,
+        base: AnyPath | None = None,
+        *,
+        allocate: Allocate | None = None,
     ) -> Generator[DeviceTensor, None, None]:
         """Tensors of a file one after another, each when it is whole: a caller that drops them needs memory for a few alone.
 
@@ -187,7 +208,9 @@ class Loader:
             records = _chosen(f.index, names)
             size = self._fit(records, f, lambda streams, slot: _most_alive(records, streams, slot))
             pipeline = Pipeline(self.runtimes[0], *size, self.verify)
-            with closing(self._tensors(pipeline, FileSource(f.source, raw), f, f.index, records, allocate)) as tensors:
+            with closing(
+                self._tensors(pipeline, FileSource(f.source, raw), f, f.index, records, allocate)
+            ) as tensors:
                 yield from tensors
 
     def close(self) -> None:
@@ -215,17 +238,31 @@ class Loader:
             return self._thread.submit(function, *args)
 
     def _load(
-        self, source: BufferSource, file: File | None, index: Index, names: Sequence[str] | None, allocate: Allocate | None = None
+        self,
+        source: BufferSource,
+        file: File | None,
+        index: Index,
+        names: Sequence[str] | None,
+        allocate: Allocate | None = None,
     ) -> dict[str, DeviceTensor]:
         records = _chosen(index, names)
         shares = _spread(records, len(self.runtimes))
         with self._lock:
             pipelines = [self._pipeline(i, share, file) for i, share in enumerate(shares)]
             if len(shares) == 1:
-                done = {t.name: t for t in self._tensors(pipelines[0], source, file, index, shares[0], allocate)}
+                done = {
+                    t.name: t
+                    for t in self._tensors(pipelines[0], source, file, index, shares[0], allocate)
+                }
             else:
                 with ThreadPoolExecutor(len(shares), "wcodec-device") as threads:
-                    parts = threads.map(lambda p, share: list(self._tensors(p, source, file, index, share, allocate)), pipelines, shares)
+                    parts = threads.map(
+                        lambda p, share: list(
+                            self._tensors(p, source, file, index, share, allocate)
+                        ),
+                        pipelines,
+                        shares,
+                    )
                     done = {t.name: t for part in parts for t in part}
         return {t.name: done[t.name] for t in records}
 
@@ -238,16 +275,25 @@ class Loader:
             kept = self._pipelines[i] = Pipeline(self.runtimes[i], *size, self.verify)
         return kept
 
-    def _fit(self, records: list[TensorRecord], file: File | None, alive: Callable[[int, int], int]) -> tuple[int, int]:
+    def _fit(
+        self, records: list[TensorRecord], file: File | None, alive: Callable[[int, int], int]
+    ) -> tuple[int, int]:
         """Streams and slots whose buffers `max_device_bytes` allows beside the tensors, `alive(streams, slot)` bytes at once.
 
         Tensors of a base come on top, and the buffers of those that decode it.
         """
         streams, slot = self.streams, SLOT_NBYTES
         differences = [t for t in records if t.difference]
-        n_bases = n_coded_bases(file) if file is not None and differences and self.max_device_bytes is not None else 0
+        n_bases = (
+            n_coded_bases(file)
+            if file is not None and differences and self.max_device_bytes is not None
+            else 0
+        )
         while self.max_device_bytes is not None:
-            tensors, buffers = alive(streams, slot), streams * slot * BUFFERS_OF_SLOT * (1 + n_bases)
+            tensors, buffers = (
+                alive(streams, slot),
+                streams * slot * BUFFERS_OF_SLOT * (1 + n_bases),
+            )
             tensors += max(n_bases, 1) * _most_alive(differences, streams, slot)
             if tensors + buffers <= self.max_device_bytes:
                 break
@@ -256,23 +302,39 @@ class Loader:
             elif streams > 1:
                 streams -= 1
             else:
-                needs = f"the tensors need {tensors} bytes of the device, buffers {buffers} at least"
+                needs = (
+                    f"the tensors need {tensors} bytes of the device, buffers {buffers} at least"
+                )
                 raise DecodeError("resource_limit", f"{needs}; {self.max_device_bytes} are allowed")
         return streams, slot
 
     def _tensors(
-        self, pipeline: Pipeline, source: BufferSource, file: File | None, index: Index, records: list[TensorRecord],
+        self,
+        pipeline: Pipeline,
+        source: BufferSource,
+        file: File | None,
+        index: Index,
+        records: list[TensorRecord],
         allocate: Allocate | None,
-    ) -> Generator[DeviceTensor, None, None]:  # fmt: skip
+    ) -> Generator[DeviceTensor, None, None]:
         runtime = pipeline.runtime
         bases = None if file is None else base_memory(pipeline, file, records)
         try:
             for t, memory in pipeline.tensors(
                 source, records, index.tables, bases, allocate
             ):  # between which the device in use is the caller's
-                yield DeviceTensor(t.name, t.shape, t.dtype, memory.view(t.dtype.word_type), runtime.device, runtime)
+                yield DeviceTensor(
+                    t.name,
+                    t.shape,
+                    t.dtype,
+                    memory.view(t.dtype.word_type),
+                    runtime.device,
+                    runtime,
+                )
         except MemoryError as e:
-            raise DecodeError("resource_limit", f"there is no memory for the tensors: {e}") from None
+            raise DecodeError(
+                "resource_limit", f"there is no memory for the tensors: {e}"
+            ) from None
         finally:
             if bases is not None:
                 bases.close()
@@ -305,7 +367,8 @@ def _most_alive(records: list[TensorRecord], streams: int, slot_nbytes: int) -> 
 
     Under way are `streams` sets and one that is being checked, and the tensor that found no room in the last of them.
     """
-    sizes = [t.nbytes if t.difference else t.payload_nbytes for t in records]  # that sets are filled by
+    # that sets are filled by
+    sizes = [t.nbytes if t.difference else t.payload_nbytes for t in records]
     most = now = in_sets = first = 0
     for t, size in zip(records, sizes, strict=True):
         now, in_sets = now + t.nbytes, in_sets + size
@@ -329,7 +392,10 @@ def shared_loader(device: int | None) -> Loader:
 
 
 def load_file(
-    path: AnyPath, device: int | None = None, names: Sequence[str] | None = None, base: AnyPath | None = None
+    path: AnyPath,
+    device: int | None = None,
+    names: Sequence[str] | None = None,
+    base: AnyPath | None = None,
 ) -> dict[str, DeviceTensor]:
     """Tensors of a ``.wcodec`` file in the memory of a GPU. See `Loader.load_file`."""
     return shared_loader(device).load_file(path, names, base)

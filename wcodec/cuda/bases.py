@@ -22,7 +22,9 @@ def n_coded_bases(file: File) -> int:
     return 1 + n_coded_bases(base.file) if isinstance(base, CodedBase) else 0
 
 
-def base_memory(pipeline: Pipeline, file: File, records: list[TensorRecord]) -> Generator[Any, None, None]:
+def base_memory(
+    pipeline: Pipeline, file: File, records: list[TensorRecord]
+) -> Generator[Any, None, None]:
     """Device memory of what some tensors of a file differ from, uint8, one for each that is a difference, in order.
 
     Parameters
@@ -50,13 +52,17 @@ def base_memory(pipeline: Pipeline, file: File, records: list[TensorRecord]) -> 
             yield memory
 
 
-def _decoded(pipeline: Pipeline, file: File, wanted: list[TensorRecord]) -> Generator[Any, None, None]:
+def _decoded(
+    pipeline: Pipeline, file: File, wanted: list[TensorRecord]
+) -> Generator[Any, None, None]:
     records = [_there(file.find(t.name, t.dtype, t.shape), file.name, t) for t in wanted]
     with (
         in_base(file.name),
         file.reopen() as raw,
         closing(base_memory(pipeline, file, records)) as bases,
-        closing(pipeline.tensors(FileSource(file.source, raw), records, file.index.tables, bases)) as tensors,
+        closing(
+            pipeline.tensors(FileSource(file.source, raw), records, file.index.tables, bases)
+        ) as tensors,
     ):
         for _, memory in tensors:
             yield memory
@@ -64,5 +70,9 @@ def _decoded(pipeline: Pipeline, file: File, wanted: list[TensorRecord]) -> Gene
 
 def _there(found: Any, base: str, t: TensorRecord) -> Any:
     if found is None:
-        raise DecodeError("bad_base", f"the base {base!r} has no tensor of this name, dtype and shape", tensor=t.name)
+        raise DecodeError(
+            "bad_base",
+            f"the base {base!r} has no tensor of this name, dtype and shape",
+            tensor=t.name,
+        )
     return found

@@ -19,5 +19,9 @@ TABLE: Final[tuple[tuple[int, str, str, int, int, int], ...]] = ()
 def most_batch(shape: tuple[int, int], weights: str, coded: bool, capability: int) -> int:
     """The batch of the row whose shape is nearest by ratios, of those of the same GPU, weights and form."""
     kind = capability, weights, "rans" if coded else "fixed"
-    found = [(abs(log(n / shape[0])) + abs(log(k / shape[1])), most) for *of, n, k, most in TABLE if tuple(of) == kind]
+    found = [
+        (abs(log(n / shape[0])) + abs(log(k / shape[1])), most)
+        for *of, n, k, most in TABLE
+        if tuple(of) == kind
+    ]
     return min(min(found)[1], MOST_BATCH) if found else MOST_BATCH

@@ -37,5 +37,7 @@ def export(words: Any, shape: tuple[int, ...], dtype: DType) -> Any:
     """A capsule ``dltensor`` of a tensor's words, a flat unsigned device array: the exporter of its library, given the right type."""
     capsule = typed(words, shape, dtype).__dlpack__()
     if dtype.name in _CODES:
-        ctypes.cast(_pointer_of(capsule, b"dltensor"), ctypes.POINTER(_Tensor)).contents.code = _CODES[dtype.name]
+        ctypes.cast(
+            _pointer_of(capsule, b"dltensor"), ctypes.POINTER(_Tensor)
+        ).contents.code = _CODES[dtype.name]
     return capsule

@@ -14,11 +14,13 @@ BATCHES: Final = (8, 16, 32, 64)  #: rows of x that the kernels are made for
 MOST_BATCH: Final = BATCHES[-1]
 ROW_TILE: Final = 2 * TILE[0]  #: rows of W that a warp has
 SEGMENT_TILES: Final = SEGMENT[1] // TILE[1]  #: a segment is so many tiles wide
-STAGE_VECTORS: Final = 1024  #: of 8 columns of a row of x in shared memory, of kernels for raw operands
+#: of 8 columns of a row of x in shared memory, of kernels for raw operands
+STAGE_VECTORS: Final = 1024
 CODED_STAGE_VECTORS: Final = 256  #: of those for coded ones
 ROUND_TILES: Final = {8: 4, 16: 4, 32: 2, 64: 4}  #: tiles that are loaded together, of raw operands
 BLOCKS_A_PROCESSOR: Final = 2  #: that are wanted, for enough loads under way
-X_READS: Final = 64  #: rows of x times slices, at most: more slices have fewer rows of W, for which x is read anew
+#: rows of x times slices, at most: more slices have fewer rows of W, for which x is read anew
+X_READS: Final = 64
 FACTORS: Final = ("bf16", "fp16")  #: types of x, bias and y
 
 
@@ -56,7 +58,12 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def plan_linear(
-    shape: tuple[int, int], coded: bool, batch: int, n_processors: int, n_parts: int | None = None, n_slices: int | None = None
+    shape: tuple[int, int],
+    coded: bool,
+    batch: int,
+    n_processors: int,
+    n_parts: int | None = None,
+    n_slices: int | None = None,
 ) -> LinearPlan:
     """Choose kernel, grid, parts and slices.
 
@@ -86,8 +93,13 @@ def plan_linear(
     row_bits = (batch - 1).bit_length() if variant == BATCHES[0] else variant.bit_length() - 1
     step = SEGMENT_TILES if coded else ROUND_TILES[variant]  # of slices
     splits = max(1, BLOCKS_A_PROCESSOR * n_processors // _ceil_div(row_tiles, WARPS))
-    stage = (CODED_STAGE_VECTORS if coded else STAGE_VECTORS) >> (row_bits + 2)  # tiles of x in shared memory: a round or more a slice
-    most = 1 if variant == MOST_BATCH else min(WARPS, stage if coded else stage // step, max(1, col_tiles // step))
+    # tiles of x in shared memory: a round or more a slice
+    stage = (CODED_STAGE_VECTORS if coded else STAGE_VECTORS) >> (row_bits + 2)
+    most = (
+        1
+        if variant == MOST_BATCH
+        else min(WARPS, stage if coded else stage // step, max(1, col_tiles // step))
+    )
     wanted = min(splits, max(1, X_READS // batch)) if n_slices is None else n_slices
     bits = min(wanted, most).bit_length() - 1
     n_parts = max(1, splits >> bits) if n_parts is None else n_parts
@@ -95,7 +107,16 @@ def plan_linear(
     part_tiles = slice_tiles << bits
     n_parts = _ceil_div(col_tiles, part_tiles)
     nbytes = n_parts * row_tiles * ROW_TILE * variant * 4 if n_parts > 1 else 0
-    return LinearPlan(variant, _ceil_div(row_tiles, WARPS >> bits) * n_parts, n_parts, part_tiles, bits, slice_tiles, row_bits, nbytes)
+    return LinearPlan(
+        variant,
+        _ceil_div(row_tiles, WARPS >> bits) * n_parts,
+        n_parts,
+        part_tiles,
+        bits,
+        slice_tiles,
+        row_bits,
+        nbytes,
+    )
 
 
 def linear(
@@ -153,7 +174,9 @@ def linear(
             taken = runtime.empty(plan.workspace_nbytes)
             workspace = runtime.address(taken)
         parts, ends = np.uint64(workspace or 0), (np.uint64(y), np.uint64(bias), np.uint64(scale))
-        kernel, sizes, add, blocks, counts = _launches(weight.weights, weight.coded, factors, rows, batch, plan)
+        kernel, sizes, add, blocks, counts = _launches(
+            weight.weights, weight.coded, factors, rows, batch, plan
+        )
         runtime.launch(kernel, plan.grid, BLOCK, *weight.args, np.uint64(x), *ends, *sizes, parts)
         if plan.n_parts > 1:
             runtime.launch(add, blocks, BLOCK, *ends, *counts, parts)
@@ -171,7 +194,9 @@ class _Launches(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _launches(weights: str, coded: bool, factors: str, rows: int, batch: int, plan: LinearPlan) -> _Launches:
+def _launches(
+    weights: str, coded: bool, factors: str, rows: int, batch: int, plan: LinearPlan
+) -> _Launches:
     sizes = (batch, plan.n_parts, plan.part_tiles, plan.slice_bits, plan.slice_tiles, plan.row_bits)
     groups = plan.batch // 8
     return _Launches(

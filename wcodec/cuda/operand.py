@@ -17,12 +17,18 @@ from wcodec.reference.segments import ALIGN, Coder, SegmentPlan
 
 BLOCK: Final = 256  #: threads of a block
 WARPS: Final = BLOCK // 32
-RECORD: Final = np.dtype([("codes", "<u4"), ("lower", "<u4"), ("patches", "<u4"), ("info", "<u4")])  #: of ``kernels/operand.cuh``
+#: of ``kernels/operand.cuh``
+RECORD: Final = np.dtype([("codes", "<u4"), ("lower", "<u4"), ("patches", "<u4"), ("info", "<u4")])
 MOST_SIDE: Final = (1 << 31) - 1
 MOST_NBYTES: Final = 1 << 34  #: of a payload: its 4-byte words have numbers of 32 bits
 
 #: What kernels call the weights' dtypes.
-WEIGHTS: Final = {"bfloat16": "bf16", "int8": "int8", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
+WEIGHTS: Final = {
+    "bfloat16": "bf16",
+    "int8": "int8",
+    "float8_e4m3fn": "e4m3",
+    "float8_e5m2": "e5m2",
+}
 
 
 class Operand:
@@ -58,10 +64,15 @@ class Operand:
         problem = kernel_problem(t)
         if problem is not None:
             raise ValueError(f"no operand: {problem}")
-        self.runtime, self.shape, self.weights = runtime, (t.shape[0], t.shape[1]), WEIGHTS[t.dtype.name]
+        self.runtime, self.shape, self.weights = (
+            runtime,
+            (t.shape[0], t.shape[1]),
+            WEIGHTS[t.dtype.name],
+        )
         plan = t.plan(tables)
         with runtime.in_use():
-            self._records = runtime.upload(records_of(plan).view(np.uint8))  # CuPy has no dtypes with fields, or few
+            # CuPy has no dtypes with fields, or few
+            self._records = runtime.upload(records_of(plan).view(np.uint8))
             self._luts, self.prob_bits = _luts_of(runtime, plan)
         self.coded = self._luts is not None
         self.nbytes = int(self._records.nbytes) + (LUT_NBYTES if self.coded else 0)
@@ -73,7 +84,13 @@ class Operand:
         """Queue decoding to a device address, row by row, on the current stream."""
         n_segments = self._records.nbytes // RECORD.itemsize
         with self.runtime.in_use():
-            self.runtime.launch(f"expand_{self.weights}", -(-n_segments // WARPS), BLOCK, *self.args, np.uint64(words))
+            self.runtime.launch(
+                f"expand_{self.weights}",
+                -(-n_segments // WARPS),
+                BLOCK,
+                *self.args,
+                np.uint64(words),
+            )
 
 
 def kernel_problem(t: TensorRecord) -> str | None:

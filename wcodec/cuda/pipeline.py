@@ -74,7 +74,16 @@ def pieces(t: TensorRecord, tables: TablePool, limit: int) -> Iterator[Piece]:
         plan = SegmentPlan(t.coded_dtype, part, t.segments.take(ids), tables)
         nbytes = part.rows * part.cols * t.dtype.word_nbytes
         start, end = int(whole.offsets[first]), int(whole.offsets[last + 1])
-        yield Piece(t, plan, first, t.payload_offset + start, end - start, word_offset, nbytes, last + 1 == g.n_segments)
+        yield Piece(
+            t,
+            plan,
+            first,
+            t.payload_offset + start,
+            end - start,
+            word_offset,
+            nbytes,
+            last + 1 == g.n_segments,
+        )
         word_offset += nbytes
 
 
@@ -96,7 +105,8 @@ class _Slot:
     payload: Any
     pieces: list[tuple[Piece, _Target]] = field(default_factory=list)
     decoding: Decoding | None = None
-    crcs: list[PendingChecksums] = field(default_factory=list)  #: of the records, and of the words of each piece, if wanted
+    #: of the records, and of the words of each piece, if wanted
+    crcs: list[PendingChecksums] = field(default_factory=list)
 
 
 def _allocate(runtime: Runtime, nbytes: int) -> Any:
@@ -116,8 +126,19 @@ class Pipeline:
         Whether CRC-32s of records and tensors are checked, on the device. What rANS streams check by themselves always is.
     """
 
-    def __init__(self, runtime: Runtime, streams: int = STREAMS, slot_nbytes: int = SLOT_NBYTES, verify: bool = True) -> None:
-        self.runtime, self.n_streams, self.slot_nbytes, self.verify = runtime, streams, slot_nbytes, verify
+    def __init__(
+        self,
+        runtime: Runtime,
+        streams: int = STREAMS,
+        slot_nbytes: int = SLOT_NBYTES,
+        verify: bool = True,
+    ) -> None:
+        self.runtime, self.n_streams, self.slot_nbytes, self.verify = (
+            runtime,
+            streams,
+            slot_nbytes,
+            verify,
+        )
         self._free: list[_Slot] = []
 
     @cached_property
@@ -126,9 +147,13 @@ class Pipeline:
         return Pipeline(self.runtime, self.n_streams, self.slot_nbytes, self.verify)
 
     def tensors(
-        self, source: BufferSource, records: Iterable[TensorRecord], tables: TablePool, bases: Iterator[Any] | None = None,
+        self,
+        source: BufferSource,
+        records: Iterable[TensorRecord],
+        tables: TablePool,
+        bases: Iterator[Any] | None = None,
         allocate: Allocate | None = None,
-    ) -> Generator[tuple[TensorRecord, Any], None, None]:  # fmt: skip
+    ) -> Generator[tuple[TensorRecord, Any], None, None]:
         """Tensors with their memory on the device, uint8, each when it is whole and checked.
 
         Parameters
@@ -158,16 +183,28 @@ class Pipeline:
                     self._give_up(slot)
 
     def _sets(
-        self, records: Iterable[TensorRecord], tables: TablePool, bases: Iterator[Any] | None, allocate: Allocate
+        self,
+        records: Iterable[TensorRecord],
+        tables: TablePool,
+        bases: Iterator[Any] | None,
+        allocate: Allocate,
     ) -> Iterator[list[tuple[Piece, _Target]]]:
         some: list[tuple[Piece, _Target]] = []
         nbytes = 0
         for t in records:
             if t.difference and bases is None:
-                raise DecodeError("bad_base", "the tensor is a difference from a base, which is not given", tensor=t.name)
-            target = _Target(allocate(self.runtime, t.nbytes), next(bases) if bases is not None and t.difference else None)
+                raise DecodeError(
+                    "bad_base",
+                    "the tensor is a difference from a base, which is not given",
+                    tensor=t.name,
+                )
+            target = _Target(
+                allocate(self.runtime, t.nbytes),
+                next(bases) if bases is not None and t.difference else None,
+            )
             for piece in pieces(t, tables, self.slot_nbytes):
-                size = piece.words_nbytes if t.difference else _room(piece)  # the base is in memory meanwhile
+                # the base is in memory meanwhile
+                size = piece.words_nbytes if t.difference else _room(piece)
                 if some and nbytes + size > self.slot_nbytes:
                     yield some
                     some, nbytes = [], 0
@@ -178,7 +215,11 @@ class Pipeline:
 
     def _slot(self, some: list[tuple[Piece, _Target]]) -> _Slot:
         """A free slot for a set."""
-        slot = self._free.pop() if self._free else _Slot(self.runtime.stream(), np.empty(0, np.uint8), None)
+        slot = (
+            self._free.pop()
+            if self._free
+            else _Slot(self.runtime.stream(), np.empty(0, np.uint8), None)
+        )
         slot.pieces = some
         return slot
 
@@ -201,7 +242,9 @@ class Pipeline:
             slot.pinned = np.empty(0, np.uint8)
             slot.pinned = runtime.pinned(size)
         with runtime.in_use():
-            before = runtime.mark()  # the tensors' memory comes from the caller's stream, which may still read what was there
+            # the tensors' memory comes from the caller's stream, which may still read what was
+            # there
+            before = runtime.mark()
         with runtime.in_use(), runtime.on(slot.stream):
             runtime.wait_for(before)
             if slot.payload is None or slot.payload.size < nbytes:
@@ -209,7 +252,9 @@ class Pipeline:
                 slot.payload = runtime.empty(size)
             base, reads = runtime.address(slot.payload), list[tuple[int, NDArray[np.uint8]]]()
             for piece, target in some:
-                jobs.append(Job(piece.plan, runtime.address(target.memory) + piece.word_offset, base + at))
+                jobs.append(
+                    Job(piece.plan, runtime.address(target.memory) + piece.word_offset, base + at)
+                )
                 for a in range(0, piece.nbytes, READ_NBYTES):
                     n = min(READ_NBYTES, piece.nbytes - a)
                     reads.append((piece.start + a, slot.pinned[at + a : at + a + n]))
@@ -222,14 +267,26 @@ class Pipeline:
             runtime.copy_in(slot.payload[:nbytes], slot.pinned[:nbytes])
             slot.decoding = Decoding(runtime, jobs, SCRATCH_OF_SLOT * self.slot_nbytes)
             if self.verify:
-                slot.crcs.append(crc32_records(runtime, [(j.payload, j.plan.offsets) for j in jobs]))
+                slot.crcs.append(
+                    crc32_records(runtime, [(j.payload, j.plan.offsets) for j in jobs])
+                )
             slot.decoding.queue()
             for job, (piece, target) in zip(jobs, some, strict=True):
                 if target.base is not None:
                     base = runtime.address(target.base) + piece.word_offset
-                    add_base(runtime, job.words, base, piece.words_nbytes, piece.t.dtype.word_nbytes, piece.t.difference)
+                    add_base(
+                        runtime,
+                        job.words,
+                        base,
+                        piece.words_nbytes,
+                        piece.t.dtype.word_nbytes,
+                        piece.t.difference,
+                    )
             if self.verify:
-                starts, sizes = np.array([j.words for j in jobs], np.uint64), np.array([p.words_nbytes for p, _ in some], np.int64)
+                starts, sizes = (
+                    np.array([j.words for j in jobs], np.uint64),
+                    np.array([p.words_nbytes for p, _ in some], np.int64),
+                )
                 slot.crcs.append(crc32_ranges(runtime, starts, sizes))
 
     def _finish(self, slot: _Slot) -> Iterator[tuple[TensorRecord, Any]]:

@@ -63,7 +63,8 @@ class ResidentTensor:
             decoding = Decoding(self.runtime, [Job(self.t.plan(self.tables), words, self.payload)])
             decoding.prepare()
             if not decoding.needs_scratch:  # which would be kept with it
-                if len(self._prepared) == MOST_PREPARED:  # buffers have moved: what was prepared for others is of no use
+                # buffers have moved: what was prepared for others is of no use
+                if len(self._prepared) == MOST_PREPARED:
                     self.runtime.finish()
                     self._prepared.clear()
                 self._prepared[words] = decoding
@@ -71,7 +72,9 @@ class ResidentTensor:
 
     def _check(self, plan: SegmentPlan, decoding: Decoding, words: int) -> None:
         records = crc32_records(self.runtime, [(self.payload, plan.offsets)])
-        whole = crc32_ranges(self.runtime, np.array([words], np.uint64), np.array([self.t.nbytes], np.int64))
+        whole = crc32_ranges(
+            self.runtime, np.array([words], np.uint64), np.array([self.t.nbytes], np.int64)
+        )
         ids = np.arange(plan.geometry.n_segments)
         starts = plan.offsets[:-1] + self.t.payload_offset
         try:

@@ -13,19 +13,40 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.planner.costs import BIT, BYTE, IMPOSSIBLE, Choice, Chunk, Costs, Counts, ideal_cost, log2_of, stream_nbytes
+from wcodec.planner.costs import (
+    BIT,
+    BYTE,
+    IMPOSSIBLE,
+    Choice,
+    Chunk,
+    Costs,
+    Counts,
+    ideal_cost,
+    log2_of,
+    stream_nbytes,
+)
 from wcodec.planner.modes import TileModes
 from wcodec.planner.tables import MAX_RARE, MAX_TABLES, RECENT_TABLES, Tables
-from wcodec.reference.entropy import MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap, Table, quantise
+from wcodec.reference.entropy import (
+    MAX_CLASSES,
+    N_CONTEXTS,
+    ContextKind,
+    ContextMap,
+    Table,
+    quantise,
+)
 from wcodec.reference.planes import Bytes, DType, WordMap, split
 from wcodec.reference.prediction import PER_TILE, residuals
 from wcodec.reference.segments import Coder, pack_scales, padded
 from wcodec.reference.tiles import Geometry, tiles
 
 SIDES: Final = 4  #: classes of rows, and of columns
-SMOOTH: Final = 32  #: a count of so many parts, to which one is added, while clusters are looked for
-MANY: Final = 64  #: of more symbols, four neighbours are counted as one while classes are looked for
-DEAR: Final = 64 * BIT  #: what a symbol costs that a table cannot code, while classes are looked for
+#: a count of so many parts, to which one is added, while clusters are looked for
+SMOOTH: Final = 32
+#: of more symbols, four neighbours are counted as one while classes are looked for
+MANY: Final = 64
+#: what a symbol costs that a table cannot code, while classes are looked for
+DEAR: Final = 64 * BIT
 LEAST_WORDS: Final = 4096  #: smaller segments have no contexts, unless these are forced
 BLOCK: Final = 64  #: segments looked at together
 NEW_TABLES: Final = 64  #: most tables that contexts of a block add
@@ -87,25 +108,38 @@ class Scales:
         return self._lines(np.arange(width) * SIDES + self.rows[:, None], width)
 
     def _lines(self, line: Counts, n_lines: int) -> Counts:
-        return np.bincount((line * self.n + self.bins).reshape(-1), minlength=n_lines * SIDES * self.n).reshape(n_lines, SIDES, self.n)
+        return np.bincount(
+            (line * self.n + self.bins).reshape(-1), minlength=n_lines * SIDES * self.n
+        ).reshape(n_lines, SIDES, self.n)
 
     def _clusters(self, counts: Counts, classes: Counts, rounds: int) -> Counts:
         """Classes of lines given their counts: each goes where it is shortest, repeatedly."""
         flat = counts.reshape(len(counts), -1).astype(np.float64)
         for _ in range(rounds):
             sums = (np.arange(SIDES)[:, None] == classes).astype(np.float64) @ flat
-            classes = np.argmin(flat @ _prices(sums.astype(np.int64).reshape(SIDES, SIDES, -1)).reshape(SIDES, -1).T, axis=1)
+            classes = np.argmin(
+                flat
+                @ _prices(sums.astype(np.int64).reshape(SIDES, SIDES, -1)).reshape(SIDES, -1).T,
+                axis=1,
+            )
         return classes
 
     def fit(self, cost: Costs) -> None:
         """Assign rows, then columns, to the classes of tables whose costs are given: (16, 256)."""
         prices = self._mean(np.minimum(cost, DEAR)).reshape(SIDES, SIDES, self.n).astype(np.float64)
-        self.rows = np.argmin(self._by_row().reshape(len(self.rows), -1) @ prices.reshape(SIDES, -1).T, axis=1)
-        self.cols = np.argmin(self._by_col().reshape(len(self.cols), -1) @ prices.swapaxes(0, 1).reshape(SIDES, -1).T, axis=1)
+        self.rows = np.argmin(
+            self._by_row().reshape(len(self.rows), -1) @ prices.reshape(SIDES, -1).T, axis=1
+        )
+        self.cols = np.argmin(
+            self._by_col().reshape(len(self.cols), -1) @ prices.swapaxes(0, 1).reshape(SIDES, -1).T,
+            axis=1,
+        )
 
     def joint(self) -> Counts:
         """Counts of the symbols by both classes: (16, 256)."""
-        return _joint((self.rows[:, None] * SIDES + self.cols).astype(np.uint8), self.symbols, SIDES * SIDES)
+        return _joint(
+            (self.rows[:, None] * SIDES + self.cols).astype(np.uint8), self.symbols, SIDES * SIDES
+        )
 
     def packed(self) -> Bytes:
         """As the record holds them."""
@@ -122,7 +156,9 @@ def weights(dtype: DType) -> Counts:
 
 def positions(segment: Bytes, g: Geometry) -> Bytes:
     """Place of each word of a segment in the 8x8 blocks of its tile (R9.13), in raster order."""
-    rows, cols = (np.arange(n) % t % 8 for n, t in zip(segment.shape, (g.tile_rows, g.tile_cols), strict=True))
+    rows, cols = (
+        np.arange(n) % t % 8 for n, t in zip(segment.shape, (g.tile_rows, g.tile_cols), strict=True)
+    )
     return np.asarray(rows[:, None] * 8 + cols, np.uint8)
 
 
@@ -149,7 +185,12 @@ class Clusters:
     """
 
     def __init__(self, counts: Counts, tables: list[Table], prob_bits: int) -> None:
-        self.counts, self.tables, self.prob_bits, self.n_given = counts, list(tables), prob_bits, len(tables)
+        self.counts, self.tables, self.prob_bits, self.n_given = (
+            counts,
+            list(tables),
+            prob_bits,
+            len(tables),
+        )
         self.total = counts.sum(axis=0)
         self.number, self.cost = np.zeros(len(counts), np.int64), np.full(len(counts), IMPOSSIBLE)
         for i, table in enumerate(self.tables):
@@ -157,7 +198,10 @@ class Clusters:
 
     def _offer(self, i: int, table: Table) -> None:
         got = self.counts @ table.cost
-        self.number, self.cost = np.where(got < self.cost, i, self.number), np.minimum(got, self.cost)
+        self.number, self.cost = (
+            np.where(got < self.cost, i, self.number),
+            np.minimum(got, self.cost),
+        )
 
     def _table(self, of: NDArray[np.bool_], everything: bool = False) -> Table:
         """A table for some histograms; `everything` gives a slot to all symbols that occur anywhere."""
@@ -178,7 +222,10 @@ class Clusters:
             if gain[k] < 64 * BYTE or len(self.tables) - self.n_given == most:
                 break
             tried[k] = True
-            takers = self.counts @ self._table(np.arange(len(gain)) == k, everything=True).cost < self.cost
+            takers = (
+                self.counts @ self._table(np.arange(len(gain)) == k, everything=True).cost
+                < self.cost
+            )
             takers[k] = True
             new = self._table(takers)
             got = self.counts @ new.cost
@@ -191,7 +238,8 @@ class Clusters:
         """Make each new table again from the histograms that it has, twice."""
         for _ in range(2):
             for i in range(self.n_given, len(self.tables)):
-                mine = (self.number == i) & (self.counts > 0).any(axis=1)  # nothing costs nothing, wherever it is
+                # nothing costs nothing, wherever it is
+                mine = (self.number == i) & (self.counts > 0).any(axis=1)
                 if mine.any():
                     self.tables[i] = self._table(mine)
                     self.cost[mine] = self.counts[mine] @ self.tables[i].cost
@@ -233,11 +281,17 @@ class Contexts:
         for i in range(max(0, len(self.pool.maps) - most), len(self.pool.maps)):
             if self.pool.maps[i].kind == kind:
                 got = self._costs(joint, self.pool.maps[i])
-                found.number, found.cost = np.where(got < found.cost, i, found.number), np.minimum(got, found.cost)
+                found.number, found.cost = (
+                    np.where(got < found.cost, i, found.number),
+                    np.minimum(got, found.cost),
+                )
         return found
 
     def _room(self) -> bool:
-        return len(self.pool.maps) < MAX_TABLES - BLOCK and len(self.pool) < MAX_TABLES - NEW_TABLES - MAX_CLASSES
+        return (
+            len(self.pool.maps) < MAX_TABLES - BLOCK
+            and len(self.pool) < MAX_TABLES - NEW_TABLES - MAX_CLASSES
+        )
 
     def shared(self, joint: Counts, kind: ContextKind) -> _Found:
         """For each segment the best of the maps of a kind, one new map for all of them among these if it pays."""
@@ -248,16 +302,21 @@ class Contexts:
         clusters = Clusters(total[seen], [], self.options.prob_bits)
         clusters.grow(MAX_CLASSES)
         used, number = np.unique(clusters.number, return_inverse=True)
-        nearest = np.abs(np.arange(N_CONTEXTS[kind])[:, None] - seen).argmin(axis=1)  # of contexts that have not occurred
+        # of contexts that have not occurred
+        nearest = np.abs(np.arange(N_CONTEXTS[kind])[:, None] - seen).argmin(axis=1)
         class_of = number.reshape(-1)[nearest].astype(np.uint8).tobytes()
         new = ContextMap(kind, class_of, tuple(len(self.pool) + i for i in range(used.size)))
         self.pool.tables += [clusters.tables[i] for i in used]
         got = self._costs(joint, new)
-        price = sum(_price(clusters.tables[i]) for i in used) + _map_price(N_CONTEXTS[kind], used.size)
+        price = sum(_price(clusters.tables[i]) for i in used) + _map_price(
+            N_CONTEXTS[kind], used.size
+        )
         if np.maximum(found.cost - got, 0).sum() > price:
             self.pool.maps.append(new)
             better = got < found.cost
-            return _Found(np.where(better, len(self.pool.maps) - 1, found.number), np.minimum(got, found.cost))
+            return _Found(
+                np.where(better, len(self.pool.maps) - 1, found.number), np.minimum(got, found.cost)
+            )
         del self.pool.tables[-used.size :]
         return found
 
@@ -269,9 +328,16 @@ class Contexts:
             return found
         maps = [self.pool.maps[i] for i in found.number.tolist()]
         for _ in range(ROUNDS):
-            joint = np.stack([self._fitted(own, m, cost) for own, m, cost in zip(scales, maps, found.cost.tolist(), strict=True)])
+            joint = np.stack(
+                [
+                    self._fitted(own, m, cost)
+                    for own, m, cost in zip(scales, maps, found.cost.tolist(), strict=True)
+                ]
+            )
             self._settle(joint, maps, n_tables)
-            found.cost = np.array([self._costs(j[None], m)[0] for j, m in zip(joint, maps, strict=True)])
+            found.cost = np.array(
+                [self._costs(j[None], m)[0] for j, m in zip(joint, maps, strict=True)]
+            )
         return found
 
     def _fitted(self, own: Scales, m: ContextMap, cost: float) -> Counts:
@@ -292,7 +358,9 @@ class Contexts:
         for t in range(n_tables, len(self.pool)):
             rare = (total[t] == 0) & (self.pool[t].freq > 0)
             if (total[t] > 0).sum() > 1:
-                self.pool.tables[t] = quantise(total[t] + (rare & (rare.sum() <= MAX_RARE)), self.options.prob_bits)
+                self.pool.tables[t] = quantise(
+                    total[t] + (rare & (rare.sum() <= MAX_RARE)), self.options.prob_bits
+                )
 
     def _scale_maps(self, joint: Counts) -> _Found:
         """For each segment a map of kind SCALE, given counts by classes of rows and columns (n, 16, 256)."""
@@ -300,17 +368,32 @@ class Contexts:
         if not self._room():
             return found
         first = max(0, len(self.pool) - RECENT_TABLES)
-        clusters = Clusters(joint.reshape(-1, 256), self.pool.tables[first:], self.options.prob_bits)
+        clusters = Clusters(
+            joint.reshape(-1, 256), self.pool.tables[first:], self.options.prob_bits
+        )
         clusters.grow(NEW_TABLES)
         self.pool.tables += clusters.tables[clusters.n_given :]
-        for k, (numbers, cost) in enumerate(zip(clusters.number.reshape(-1, 16), clusters.cost.reshape(-1, 16).sum(axis=1), strict=True)):
+        for k, (numbers, cost) in enumerate(
+            zip(
+                clusters.number.reshape(-1, 16),
+                clusters.cost.reshape(-1, 16).sum(axis=1),
+                strict=True,
+            )
+        ):
             used, class_of = np.unique(first + numbers, return_inverse=True)
-            new = ContextMap(ContextKind.SCALE, class_of.reshape(-1).astype(np.uint8).tobytes(), tuple(used.tolist()))
+            new = ContextMap(
+                ContextKind.SCALE,
+                class_of.reshape(-1).astype(np.uint8).tobytes(),
+                tuple(used.tolist()),
+            )
             if cost + _map_price(16, used.size) < found.cost[k]:
                 self.pool.maps.append(new)
                 rest = self._costs(joint[k:], new)
                 better = rest < found.cost[k:]
-                found.number[k:][better], found.cost[k:][better] = len(self.pool.maps) - 1, rest[better]
+                found.number[k:][better], found.cost[k:][better] = (
+                    len(self.pool.maps) - 1,
+                    rest[better],
+                )
         return found
 
     def improve(
@@ -329,18 +412,35 @@ class Contexts:
             cut = [split(words[chunk.geometry.rectangle(k)], chunk.dtype) for k in ids.tolist()]
             for p, choice in enumerate(planes):
                 if p < 2 or (choice.coder[ids] == Coder.RANS).any() or self.forced:
-                    coded = [_coded(chunk, int(k), b[p], choice, tile_modes.get(p)) for k, b in zip(ids, cut, strict=True)]
+                    coded = [
+                        _coded(chunk, int(k), b[p], choice, tile_modes.get(p))
+                        for k, b in zip(ids, cut, strict=True)
+                    ]
                     self._improve_plane(chunk, ids, [b[0] for b in cut], coded, p, out[p], scales)
         return out, scales
 
     def _improve_plane(
-        self, chunk: Chunk, ids: Counts, tops: list[Bytes], coded: list[Bytes], p: int, choice: Choice, scales: list[Bytes]
+        self,
+        chunk: Chunk,
+        ids: Counts,
+        tops: list[Bytes],
+        coded: list[Bytes],
+        p: int,
+        choice: Choice,
+        scales: list[Bytes],
     ) -> None:
         """Contexts of one plane of some segments: by the plane above, by place behind transforms, else by rows and columns."""
-        wanted = (choice.coder[ids] != Coder.CONSTANT) & (self.forced | (p > 0) | (choice.coder[ids] == Coder.RANS))
+        wanted = (choice.coder[ids] != Coder.CONSTANT) & (
+            self.forced | (p > 0) | (choice.coder[ids] == Coder.RANS)
+        )
         mode = choice.prediction[ids]
-        placed = ((mode >= 16) & (mode != PER_TILE)) | ((mode == PER_TILE) & (not chunk.geometry.one_tile))
-        by_place, by_scale = np.flatnonzero(wanted & placed & (p == 0)), np.flatnonzero(wanted & ~placed & (p == 0))
+        placed = ((mode >= 16) & (mode != PER_TILE)) | (
+            (mode == PER_TILE) & (not chunk.geometry.one_tile)
+        )
+        by_place, by_scale = (
+            np.flatnonzero(wanted & placed & (p == 0)),
+            np.flatnonzero(wanted & ~placed & (p == 0)),
+        )
         by_plane = np.flatnonzero(wanted & (p > 0))
         g = chunk.geometry
         if by_plane.size:
@@ -348,30 +448,49 @@ class Contexts:
             self._take(choice, ids[by_plane], self.shared(joint, ContextKind.PLANE), 0)
         if by_place.size:
             places = [positions(coded[i], g) for i in by_place]
-            joint = np.stack([_joint(place, coded[i], 64) for i, place in zip(by_place, places, strict=True)])
+            joint = np.stack(
+                [_joint(place, coded[i], 64) for i, place in zip(by_place, places, strict=True)]
+            )
             self._take(choice, ids[by_place], self.shared(joint, ContextKind.POSITION), 0)
         if by_scale.size:
             classes = [Scales(coded[i], weights(chunk.dtype)) for i in by_scale]
             found = self.by_scale(classes)
             packed = [c.packed() for c in classes]
-            took = self._take(choice, ids[by_scale], found, padded(np.array([s.size for s in packed])))
+            took = self._take(
+                choice, ids[by_scale], found, padded(np.array([s.size for s in packed]))
+            )
             for k, own, mine in zip(ids[by_scale].tolist(), packed, took.tolist(), strict=True):
                 scales[k] = own if mine else scales[k]
 
-    def _take(self, choice: Choice, ids: Counts, found: _Found, more_nbytes: Counts | int) -> NDArray[np.bool_]:
+    def _take(
+        self, choice: Choice, ids: Counts, found: _Found, more_nbytes: Counts | int
+    ) -> NDArray[np.bool_]:
         """Use maps where they make a plane smaller, with `more_nbytes` beside its stream. Returns where."""
         nbytes = stream_nbytes(found.cost) + more_nbytes
         took = (found.cost < IMPOSSIBLE) & ((nbytes < choice.nbytes[ids]) | self.forced)
         mine = ids[took]
-        choice.coder[mine], choice.table[mine], choice.nbytes[mine] = Coder.CONTEXT, found.number[took], nbytes[took]
+        choice.coder[mine], choice.table[mine], choice.nbytes[mine] = (
+            Coder.CONTEXT,
+            found.number[took],
+            nbytes[took],
+        )
         return np.asarray(took)
 
-    def price(self, planes: list[Choice], where: NDArray[np.bool_], n_tables: int, n_maps: int) -> int:
+    def price(
+        self, planes: list[Choice], where: NDArray[np.bool_], n_tables: int, n_maps: int
+    ) -> int:
         """Cost of the maps behind the first `n_maps` that some segments use, and of their tables behind the first `n_tables`."""
-        numbers = {int(i) for c in planes for i in c.table[where & (c.coder == Coder.CONTEXT)] if i >= n_maps}
+        numbers = {
+            int(i)
+            for c in planes
+            for i in c.table[where & (c.coder == Coder.CONTEXT)]
+            if i >= n_maps
+        }
         maps = [self.pool.maps[i] for i in sorted(numbers)]
         own = {t for m in maps for t in m.tables if t >= n_tables}
-        return sum(_map_price(len(m.class_of), len(m.tables)) for m in maps) + sum(_price(self.pool[t]) for t in sorted(own))
+        return sum(_map_price(len(m.class_of), len(m.tables)) for m in maps) + sum(
+            _price(self.pool[t]) for t in sorted(own)
+        )
 
 
 def _joint(contexts: Bytes, symbols: Bytes, n_contexts: int) -> Counts:
@@ -380,12 +499,16 @@ def _joint(contexts: Bytes, symbols: Bytes, n_contexts: int) -> Counts:
     return np.bincount(key.reshape(-1), minlength=n_contexts * 256).reshape(n_contexts, 256)
 
 
-def _coded(chunk: Chunk, k: int, plane: Bytes, choice: Choice, tile_modes: list[NDArray[np.uint8]] | None) -> Bytes:
+def _coded(
+    chunk: Chunk, k: int, plane: Bytes, choice: Choice, tile_modes: list[NDArray[np.uint8]] | None
+) -> Bytes:
     """What is coded of a plane of segment `k`: its residuals, in raster order."""
     mode = int(choice.prediction[k])
     if mode == 0:
         return plane
-    modes = tile_modes[k] if mode == PER_TILE and tile_modes is not None else np.array([mode], np.uint8)
+    modes = (
+        tile_modes[k] if mode == PER_TILE and tile_modes is not None else np.array([mode], np.uint8)
+    )
     out, g, (height, width) = np.empty_like(plane), chunk.geometry, plane.shape
     for i, at in enumerate(tiles(height, width, g.tile_rows, g.tile_cols)):
         out[at] = residuals(plane[at], int(modes[i % modes.size]))

@@ -25,7 +25,8 @@ Costs = NDArray[np.float64]
 BIT: Final = 1 << 16  #: a bit, in the unit of costs
 BYTE: Final = 8 * BIT
 IMPOSSIBLE: Final = float(entropy.NEVER)
-MAX_PATCHES: Final = 100  #: a segment with more than one patch in so many words is not coded in pairs
+#: a segment with more than one patch in so many words is not coded in pairs
+MAX_PATCHES: Final = 100
 
 
 class Histograms(Protocol):
@@ -53,7 +54,9 @@ class Choice:
     def raw(cls, size: Counts) -> Choice:
         """All stored raw."""
         n = size.size
-        return cls(np.zeros(n, np.uint8), np.zeros(n, np.uint32), np.zeros(n, np.uint8), padded(size))
+        return cls(
+            np.zeros(n, np.uint8), np.zeros(n, np.uint32), np.zeros(n, np.uint8), padded(size)
+        )
 
     def copy(self) -> Choice:
         """The same, in memory of its own."""
@@ -123,10 +126,17 @@ class Chunk:
         height, n_down = g.segment_rows // 16, g.rows // g.segment_rows
         if height == 0 or n_down == 0:
             return self
-        words = self.words[: n_down * g.segment_rows].reshape(n_down, g.segment_rows * g.cols)[:, : height * g.cols]
+        words = self.words[: n_down * g.segment_rows].reshape(n_down, g.segment_rows * g.cols)[
+            :, : height * g.cols
+        ]
         part = Geometry(n_down * height, g.cols, height, g.segment_cols, height, g.segment_cols)
         heights, widths = part.sizes()
-        return replace(self, words=words.copy().reshape(part.rows, g.cols), geometry=part, size=heights * widths)
+        return replace(
+            self,
+            words=words.copy().reshape(part.rows, g.cols),
+            geometry=part,
+            size=heights * widths,
+        )
 
 
 @dataclass

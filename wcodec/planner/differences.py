@@ -19,8 +19,11 @@ from wcodec.reference.tiles import Geometry
 SAMPLED: Final = 16  #: rectangles of a tensor that the choice of a difference looks at
 SAMPLED_WORDS: Final = 1 << 14  #: of each
 SAMPLED_COLS: Final = 256
-LARGER: Final = 4  #: segments of differences are that many times larger: they hold few bytes, of which streams must not be most
-LEAST_SAVING: Final = 50  #: a difference must save that part of what the tensor costs without: it needs a base
+#: segments of differences are that many times larger: they hold few bytes, of which streams must
+#: not be most
+LARGER: Final = 4
+#: a difference must save that part of what the tensor costs without: it needs a base
+LEAST_SAVING: Final = 50
 
 
 class Subtracting(Histograms, Protocol):
@@ -57,22 +60,35 @@ def _rectangles(rows: int, cols: int) -> Iterator[tuple[slice, slice]]:
 
 def _cost(counts: NDArray[np.int64], prob_bits: int) -> float:
     """What byte planes with these histograms cost under tables of their own, in 1/65536 bit; no more than their bytes."""
-    coded = [entropy.quantise(c, prob_bits).cost @ c if np.count_nonzero(c) > 1 else 0 for c in counts]
-    return sum(min(float(cost), float(c.sum()) * (8 << 16)) for cost, c in zip(coded, counts, strict=True))
+    coded = [
+        entropy.quantise(c, prob_bits).cost @ c if np.count_nonzero(c) > 1 else 0 for c in counts
+    ]
+    return sum(
+        min(float(cost), float(c.sum()) * (8 << 16)) for cost, c in zip(coded, counts, strict=True)
+    )
 
 
-def choose_difference(matrix: Words, base: BaseTensor, dtype: DType, prob_bits: int, backend: Subtracting) -> Difference:
+def choose_difference(
+    matrix: Words, base: BaseTensor, dtype: DType, prob_bits: int, backend: Subtracting
+) -> Difference:
     """The difference that makes a part of a tensor smallest; none, if none saves 2 %."""
     if matrix.size == 0:
         return Difference.NONE
     counts = {d: np.zeros((dtype.word_nbytes, 256), np.int64) for d in Difference}
     for rows, cols in _rectangles(*matrix.shape):
         part = np.require(matrix[rows, cols], dtype.word_type, ["C", "A"])
-        words, other = (backend.to_device(a) for a in (part, base.words(rows, cols, np.empty(part.shape, part.dtype))))
+        words, other = (
+            backend.to_device(a)
+            for a in (part, base.words(rows, cols, np.empty(part.shape, part.dtype)))
+        )
         segment = Geometry(*part.shape, *part.shape, *part.shape)
         for d in Difference:
             coded = words if d == Difference.NONE else backend.subtract_base(words, other, d)
             counts[d] += backend.histogram(coded, segment, coded_dtype(dtype, d))[0]
     costs = {d: _cost(c, prob_bits) for d, c in counts.items()}
     best = min(Difference.XOR, Difference.MINUS, key=lambda d: costs[d])
-    return best if costs[best] * LEAST_SAVING < costs[Difference.NONE] * (LEAST_SAVING - 1) else Difference.NONE
+    return (
+        best
+        if costs[best] * LEAST_SAVING < costs[Difference.NONE] * (LEAST_SAVING - 1)
+        else Difference.NONE
+    )

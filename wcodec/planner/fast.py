@@ -16,8 +16,10 @@ from wcodec.planner.costs import BYTE, Choice, Chunk, Counts, Sample, stream_nby
 from wcodec.planner.tables import Tables
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
 
-LOWER: Final = 15  #: sixteenths of its bytes that a plane below the top one may keep, or it is stored raw
-MAX_OUTSIDE: Final = 200  #: a segment of which more than one word in so many has seemed to need a patch is not coded in pairs
+#: sixteenths of its bytes that a plane below the top one may keep, or it is stored raw
+LOWER: Final = 15
+#: a segment of which more than one word in so many has seemed to need a patch is not coded in pairs
+MAX_OUTSIDE: Final = 200
 
 
 class Fast:
@@ -34,9 +36,12 @@ class Fast:
     def __init__(self, tables: Tables, chunk: Chunk, sample: Sample) -> None:
         self.tables, self.chunk, self.sample = tables, chunk, sample
         n = np.arange(chunk.size.size)
-        self.like = np.where(n < sample.part.size.size, n, n - chunk.geometry.grid[1])  # the last row of segments is not looked at
+        # the last row of segments is not looked at
+        self.like = np.where(n < sample.part.size.size, n, n - chunk.geometry.grid[1])
 
-    def _choose(self, counts: Counts, part_size: Counts, size: Counts, sixteenths: int = 16) -> Choice:
+    def _choose(
+        self, counts: Counts, part_size: Counts, size: Counts, sixteenths: int = 16
+    ) -> Choice:
         """Coder of a plane of each segment, given histograms of parts (n, 256), their symbols (n,) and those of the segments (n,)."""
         out = Choice.raw(size)
         table = self.tables.pool[number := self.tables.fit(counts.sum(axis=0) + 1)]
@@ -49,9 +54,14 @@ class Fast:
 
     def bytes(self) -> list[Choice]:
         """Choices of the byte planes."""
-        planes, s = [Choice.raw(self.chunk.size) for _ in range(self.chunk.dtype.word_nbytes)], self.sample
+        planes, s = (
+            [Choice.raw(self.chunk.size) for _ in range(self.chunk.dtype.word_nbytes)],
+            self.sample,
+        )
         for p in s.planes:
-            planes[p] = self._choose(s.counts[:, p], s.part.size, self.chunk.size, LOWER if p else 16)
+            planes[p] = self._choose(
+                s.counts[:, p], s.part.size, self.chunk.size, LOWER if p else 16
+            )
         return planes
 
     def pairs(self) -> tuple[int, int, list[Choice], NDArray[np.bool_]]:
@@ -60,12 +70,20 @@ class Fast:
         half, part_half = (size + 1) // 2, (part.size + 1) // 2
         if self.chunk.dtype.word_nbytes == 1:
             counts = part.histogram(base=0, fill=fill, planes=self.sample.nibbles)
-            planes = [self._choose(counts[:, i], part_half, half, LOWER if i else 16) for i in range(len(self.sample.nibbles))]
+            planes = [
+                self._choose(counts[:, i], part_half, half, LOWER if i else 16)
+                for i in range(len(self.sample.nibbles))
+            ]
             return 0, fill, [*planes, Choice.raw(half)][:2], np.full(size.size, True)
         counts = part.histogram(base=base, fill=fill, planes=())
         top = self.sample.counts[:, 0]
         few = (part.size - top[:, base : base + 16].sum(axis=1)) * MAX_OUTSIDE <= part.size
-        return base, fill, [self._choose(counts[:, 0], part_half, half), *self.bytes()[1:]], few[self.like]
+        return (
+            base,
+            fill,
+            [self._choose(counts[:, 0], part_half, half), *self.bytes()[1:]],
+            few[self.like],
+        )
 
 
 def has_grown(plan: SegmentPlan) -> NDArray[np.bool_]:
@@ -76,7 +94,9 @@ def has_grown(plan: SegmentPlan) -> NDArray[np.bool_]:
 def stored_raw(plan: SegmentPlan, where: NDArray[np.bool_]) -> SegmentPlan:
     """A plan without tile modes or contexts, some of its segments stored as they are."""
     columns = {
-        f.name: np.where(where, 0, getattr(plan.segments, f.name)).astype(getattr(plan.segments, f.name).dtype)
+        f.name: np.where(where, 0, getattr(plan.segments, f.name)).astype(
+            getattr(plan.segments, f.name).dtype
+        )
         for f in fields(SegmentTable)
     }
     return replace(plan, segments=SegmentTable(**columns))

@@ -25,7 +25,9 @@ def choose_row_rank(shape: tuple[int, ...]) -> int:
     return 0
 
 
-def choose_geometry(shape: tuple[int, ...], dtype: DType, options: EncodeOptions) -> tuple[int, Geometry]:
+def choose_geometry(
+    shape: tuple[int, ...], dtype: DType, options: EncodeOptions
+) -> tuple[int, Geometry]:
     """`row_rank` and geometry of a tensor.
 
     Raises
@@ -34,7 +36,9 @@ def choose_geometry(shape: tuple[int, ...], dtype: DType, options: EncodeOptions
         ``resource_limit``: more than 32 dimensions.
     """
     if len(shape) > MAX_RANK:
-        raise EncodeError("resource_limit", f"{len(shape)} dimensions; the format has room for {MAX_RANK}")
+        raise EncodeError(
+            "resource_limit", f"{len(shape)} dimensions; the format has room for {MAX_RANK}"
+        )
     if options.operand and dtype.name in operands.DTYPES and len(shape) == 2 and min(shape) > 0:
         return 1, Geometry(*shape, *operands.SEGMENT, *operands.TILE)
     row_rank, tile = choose_row_rank(shape), options.tile

@@ -14,7 +14,8 @@ from wcodec.planner.tables import Tables
 from wcodec.reference.prediction import MODES, N_MODES, PER_TILE
 from wcodec.reference.segments import Coder, padded
 
-TileModes = dict[int, list[NDArray[np.uint8]]]  #: of planes, for each segment the modes of its tiles
+#: of planes, for each segment the modes of its tiles
+TileModes = dict[int, list[NDArray[np.uint8]]]
 
 TRIED: Final = 64  #: parts of segments that predictions are tried on, about
 GLANCED: Final = 4  #: of these, parts that a transform is tried on before any other
@@ -35,13 +36,20 @@ class Modes:
     def __init__(self, tables: Tables) -> None:
         self.tables, self.options = tables, tables.options
         exact = self.options.preset == "max"
-        self.look = 99 if exact else 98  # hundredths of its bytes that a plane of the sample may keep, or the mode is not looked into
-        self.least = 1024 if exact else 1003  # 1024ths of its bytes that a plane may keep, or it is stored without the mode
+        # hundredths of its bytes that a plane of the sample may keep, or the mode is not looked
+        # into
+        self.look = 99 if exact else 98
+        # 1024ths of its bytes that a plane may keep, or it is stored without the mode
+        self.least = 1024 if exact else 1003
 
     def winners(self, chunk: Chunk, sample: Sample) -> list[list[int]]:
         """For each plane modes that save it at least 2 % in a part of the sample, 1 % in preset ``max``: a closer look may pay."""
         allowed, n = self.options.modes, chunk.dtype.word_nbytes
-        if self.options.preset == "fast" or self.options.coder == "raw" or (allowed is not None and len(allowed) == 1):
+        if (
+            self.options.preset == "fast"
+            or self.options.coder == "raw"
+            or (allowed is not None and len(allowed) == 1)
+        ):
             return [[] for _ in range(n)]
         if self.options.forces_mode:
             return [list(allowed or ()) for _ in range(n)]
@@ -49,9 +57,15 @@ class Modes:
         before = self._before(sample, some)
         costs = self._costs(sample, some, PREDICTED)
         won = self._won(before, costs, PREDICTED)
-        if allowed is None and (any(won) or (chunk.dtype.numpy.kind in "iu" and self._glance(sample, some[:GLANCED]))):
+        if allowed is None and (
+            any(won) or (chunk.dtype.numpy.kind in "iu" and self._glance(sample, some[:GLANCED]))
+        ):
             best = np.minimum(before, costs.min(axis=0))
-            for mine, more in zip(won, self._won(best, self._costs(sample, some, TRANSFORMED), TRANSFORMED), strict=True):
+            for mine, more in zip(
+                won,
+                self._won(best, self._costs(sample, some, TRANSFORMED), TRANSFORMED),
+                strict=True,
+            ):
                 mine += more[:MAX_TRANSFORMED]
         winners: list[list[int]] = [[] for _ in range(n)]
         for p, modes in zip(sample.planes, won, strict=True):
@@ -71,22 +85,33 @@ class Modes:
     def _costs(self, sample: Sample, some: Counts, modes: Sequence[int]) -> Counts:
         """What each plane of some parts costs in each mode: of shape (modes, planes)."""
         ids = sample.ids[some]
-        counts = [sample.part.histogram(segments=ids, planes=sample.planes, mode=m).sum(axis=0) for m in modes]
+        counts = [
+            sample.part.histogram(segments=ids, planes=sample.planes, mode=m).sum(axis=0)
+            for m in modes
+        ]
         return ideal_cost(np.stack(counts))
 
     def _won(self, before: Counts, after: Counts, modes: Sequence[int]) -> list[list[int]]:
         """Modes with costs `after`, of shape (modes, planes), that save enough of `before`, the best first."""
         order, of = np.argsort(after, axis=0, kind="stable"), np.array(modes)
-        return [of[o[a[o] * 100 < b * self.look]].tolist() for o, a, b in zip(order.T, after.T, before, strict=True)]
+        return [
+            of[o[a[o] * 100 < b * self.look]].tolist()
+            for o, a, b in zip(order.T, after.T, before, strict=True)
+        ]
 
-    def predict(self, chunk: Chunk, plain: list[Choice], winners: list[list[int]], tile_modes: TileModes) -> list[Choice]:
+    def predict(
+        self, chunk: Chunk, plain: list[Choice], winners: list[list[int]], tile_modes: TileModes
+    ) -> list[Choice]:
         """Choices of byte planes with modes where they make them smaller; fills `tile_modes` where tiles differ."""
         size, allowed = chunk.size, self.options.modes
         if allowed == (0,) or (not any(winners) and not self.options.forces_mode):
             return plain
         if allowed is not None and len(allowed) == 1:
             predicted = chunk.histogram(mode=allowed[0])
-            return [self.tables.choose(predicted[:, p], size, allowed[0]) for p in range(chunk.dtype.word_nbytes)]
+            return [
+                self.tables.choose(predicted[:, p], size, allowed[0])
+                for p in range(chunk.dtype.word_nbytes)
+            ]
         if not chunk.geometry.one_tile:
             return self._predict_tiles(chunk, plain, winners, tile_modes)
         out = [c.copy() for c in plain]
@@ -99,20 +124,37 @@ class Modes:
             for i, mode in enumerate(modes):
                 mine = best == i
                 if mine.any():
-                    choice = _scatter(self.tables.choose(by_mode[mode][mine, p], size[mine], mode), mine)
-                    out[p].take(choice, mine & (self.options.forces_mode | (choice.nbytes * 1024 < out[p].nbytes * self.least)))
+                    choice = _scatter(
+                        self.tables.choose(by_mode[mode][mine, p], size[mine], mode), mine
+                    )
+                    out[p].take(
+                        choice,
+                        mine
+                        & (
+                            self.options.forces_mode
+                            | (choice.nbytes * 1024 < out[p].nbytes * self.least)
+                        ),
+                    )
         return out
 
-    def _predict_tiles(self, chunk: Chunk, plain: list[Choice], winners: list[list[int]], tile_modes: TileModes) -> list[Choice]:
+    def _predict_tiles(
+        self, chunk: Chunk, plain: list[Choice], winners: list[list[int]], tile_modes: TileModes
+    ) -> list[Choice]:
         """As `predict`, with a mode for each tile: the one of the least entropy, NONE unless another saves 2 %."""
         out, geometry, forced = list(plain), chunk.geometry, self.options.forces_mode
         counts_of: dict[int, list[Counts]] = {p: [] for p, w in enumerate(winners) if w}
-        for i in range(geometry.grid[0]):  # a row of segments at a time: a tile's histograms are larger than the tile
-            row, _ = geometry.select(np.array([i], np.int64), np.arange(geometry.grid[1], dtype=np.int64))
+        # a row of segments at a time: a tile's histograms are larger than the tile
+        for i in range(geometry.grid[0]):
+            row, _ = geometry.select(
+                np.array([i], np.int64), np.arange(geometry.grid[1], dtype=np.int64)
+            )
             part = chunk.words[i * geometry.segment_rows : i * geometry.segment_rows + row.rows]
             as_tiles = replace(row, segment_rows=row.tile_rows, segment_cols=row.tile_cols)
             modes = sorted(set().union(*winners))
-            by_mode = {m: chunk.backend.histogram(part, as_tiles, chunk.dtype, mode=m) for m in {*modes, *([] if forced else [0])}}
+            by_mode = {
+                m: chunk.backend.histogram(part, as_tiles, chunk.dtype, mode=m)
+                for m in {*modes, *([] if forced else [0])}
+            }
             owner = np.arange(as_tiles.grid[1]) // (geometry.segment_cols // geometry.tile_cols)
             owner = np.broadcast_to(owner, as_tiles.grid).reshape(-1)
             for p in counts_of:
@@ -130,7 +172,9 @@ class Modes:
             for k, modes_of in enumerate(tile_modes[p]):
                 if choice.coder[k] == Coder.RANS and (modes_of == modes_of[0]).all():
                     choice.prediction[k] = modes_of[0]
-            choice.nbytes += np.where(choice.prediction == PER_TILE, padded(np.array([m.size for m in tile_modes[p]])), 0)
+            choice.nbytes += np.where(
+                choice.prediction == PER_TILE, padded(np.array([m.size for m in tile_modes[p]])), 0
+            )
             out[p] = plain[p].copy()
             out[p].take(choice, forced | (choice.nbytes < plain[p].nbytes))
         return out

@@ -45,7 +45,9 @@ def _own_windows(top: Counts) -> Counts:
 
 def _inside(top: Counts, base: Counts) -> Counts:
     """How many words of each segment lie in its window, given histograms of top bytes (n, 256)."""
-    return np.asarray(np.take_along_axis(top, base[:, None] + np.arange(16), axis=1).sum(axis=1), np.int64)
+    return np.asarray(
+        np.take_along_axis(top, base[:, None] + np.arange(16), axis=1).sum(axis=1), np.int64
+    )
 
 
 class Operands:
@@ -94,11 +96,17 @@ class Operands:
             ids = np.arange(min(n, SAMPLED)) * n // min(n, SAMPLED)
             self.window = window_of(chunk.histogram(segments=ids, planes=(0,))[:, 0].sum(axis=0))
         base, fill = self.window
-        counts = chunk.histogram(base=base, fill=fill, planes=(0,)) if self.coded else chunk.histogram(planes=(0,))
+        counts = (
+            chunk.histogram(base=base, fill=fill, planes=(0,))
+            if self.coded
+            else chunk.histogram(planes=(0,))
+        )
         codes, top = counts[:, 0] if self.coded else None, counts[:, -1]
         better = window_of(top.sum(axis=0))
         bases, fills = np.full(n, better[0]), np.full(n, fill, np.uint8)
-        if int((_inside(top, bases) - _inside(top, np.full(n, base))).sum()) << 10 <= int(size.sum()):
+        if int((_inside(top, bases) - _inside(top, np.full(n, base))).sum()) << 10 <= int(
+            size.sum()
+        ):
             bases[:] = base
         else:
             self.window = better  # the sample, or the chunk before, has misled
@@ -108,7 +116,9 @@ class Operands:
             ids = np.flatnonzero(bases == b)
             fills[ids] = np.argmax(top[ids, b : b + 16].sum(axis=0))
             if codes is not None:
-                codes[ids] = chunk.histogram(segments=ids, base=b, fill=int(fills[ids[0]]), planes=())[:, 0]
+                codes[ids] = chunk.histogram(
+                    segments=ids, base=b, fill=int(fills[ids[0]]), planes=()
+                )[:, 0]
         return Windows(bases.astype(np.uint8), fills, size - _inside(top, bases), codes)
 
     @staticmethod
@@ -128,6 +138,8 @@ class Operands:
             return  # an earlier tensor's, where the file has no room for another one
         nbytes = stream_nbytes(counts @ table.cost)
         may = may & (nbytes < out.nbytes)
-        if int((out.nbytes - nbytes)[may].sum()) > (table.serialised_nbytes if number >= n_tables else 0):
+        if int((out.nbytes - nbytes)[may].sum()) > (
+            table.serialised_nbytes if number >= n_tables else 0
+        ):
             self.table = number
             out.coder[may], out.table[may], out.nbytes[may] = Coder.RANS, number, nbytes[may]

@@ -19,7 +19,15 @@ TRANSFORMS: Final = ("auto", *(t.name.lower() for t in Transform))
 CODERS: Final = ("auto", "raw", "rans", "context")
 OPERANDS: Final = ("fixed", "rans")
 
-_OPERAND_RULES_OUT: Final = ("segment", "tile", "predictor", "min_saving", "preset", "transform", "coder")
+_OPERAND_RULES_OUT: Final = (
+    "segment",
+    "tile",
+    "predictor",
+    "min_saving",
+    "preset",
+    "transform",
+    "coder",
+)
 
 
 @dataclass(frozen=True)
@@ -78,39 +86,75 @@ class EncodeOptions:
 
     def __post_init__(self) -> None:
         for field, names in (
-            ("preset", PRESETS), ("layout", LAYOUTS), ("predictor", PREDICTORS), ("transform", TRANSFORMS), ("coder", CODERS),
-        ):  # fmt: skip
-            _require(getattr(self, field) in names, f"{field} {getattr(self, field)!r} is none of {', '.join(names)}")
+            ("preset", PRESETS),
+            ("layout", LAYOUTS),
+            ("predictor", PREDICTORS),
+            ("transform", TRANSFORMS),
+            ("coder", CODERS),
+        ):
+            _require(
+                getattr(self, field) in names,
+                f"{field} {getattr(self, field)!r} is none of {', '.join(names)}",
+            )
         low, high = entropy.MIN_PROB_BITS, entropy.MAX_PROB_BITS
-        _require(low <= self.prob_bits <= high, f"prob_bits {self.prob_bits} is not {low} to {high}")
+        _require(
+            low <= self.prob_bits <= high, f"prob_bits {self.prob_bits} is not {low} to {high}"
+        )
         _require(-64 <= self.saving <= 1, f"min_saving {self.min_saving} is not -64 to 1")
-        bytes_only = [f"{k} {v}" for k, v in (("predictor", self.predictor), ("transform", self.transform)) if v not in ("auto", "none")]
+        bytes_only = [
+            f"{k} {v}"
+            for k, v in (("predictor", self.predictor), ("transform", self.transform))
+            if v not in ("auto", "none")
+        ]
         bytes_only += ["coder context"] * (self.coder == "context")
         for name in bytes_only:
-            _require(self.layout in ("auto", "bytes"), f"{name} needs layout bytes, not {self.layout}")
+            _require(
+                self.layout in ("auto", "bytes"), f"{name} needs layout bytes, not {self.layout}"
+            )
             _require(self.coder != "raw", f"{name} needs planes that are coded, not coder raw")
         self._check_sizes()
         self._check_operand()
 
     def _check_operand(self) -> None:
         if self.operand is not None:
-            _require(self.operand in OPERANDS, f"operand {self.operand!r} is none of {', '.join(OPERANDS)}")
+            _require(
+                self.operand in OPERANDS,
+                f"operand {self.operand!r} is none of {', '.join(OPERANDS)}",
+            )
             for field in _OPERAND_RULES_OUT:
                 value = getattr(self, field)
-                _require(value == getattr(EncodeOptions, field), f"operand {self.operand} goes without {field} {value}")
-            _require(self.layout in ("auto", "pairs"), f"operand {self.operand} needs layout pairs, not {self.layout}")
+                _require(
+                    value == getattr(EncodeOptions, field),
+                    f"operand {self.operand} goes without {field} {value}",
+                )
+            _require(
+                self.layout in ("auto", "pairs"),
+                f"operand {self.operand} needs layout pairs, not {self.layout}",
+            )
 
     def _check_sizes(self) -> None:
         if self.segment is not None:
             _require(min(self.segment) >= 1, "a segment size is below 1")
-            _require(math.prod(self.segment) <= MAX_SEGMENT_ELEMENTS, f"segments of more than {MAX_SEGMENT_ELEMENTS} elements")
+            _require(
+                math.prod(self.segment) <= MAX_SEGMENT_ELEMENTS,
+                f"segments of more than {MAX_SEGMENT_ELEMENTS} elements",
+            )
         if self.tile is not None:
             _require(min(self.tile) >= 1, "a tile size is below 1")
             if self.segment is None:
-                _require(min(self.tile) >= MIN_TILE, f"tiles of fewer than {MIN_TILE} rows or columns need a segment size")
-                _require(math.prod(self.tile) <= MAX_SEGMENT_ELEMENTS, f"tiles of more than {MAX_SEGMENT_ELEMENTS} elements")
+                _require(
+                    min(self.tile) >= MIN_TILE,
+                    f"tiles of fewer than {MIN_TILE} rows or columns need a segment size",
+                )
+                _require(
+                    math.prod(self.tile) <= MAX_SEGMENT_ELEMENTS,
+                    f"tiles of more than {MAX_SEGMENT_ELEMENTS} elements",
+                )
             for s, t in zip(self.segment or (), self.tile, strict=self.segment is not None):
-                _require(s % t == 0 and (t >= MIN_TILE or t == s), f"tile size {t} does not fit segment size {s}")
+                _require(
+                    s % t == 0 and (t >= MIN_TILE or t == s),
+                    f"tile size {t} does not fit segment size {s}",
+                )
 
     @property
     def saving(self) -> float:
@@ -135,12 +179,19 @@ class EncodeOptions:
     @property
     def trusts_sample(self) -> bool:
         """Whether choices are made from a part of the words."""
-        return self.preset == "fast" and self.saving >= 0 and not self.forces_mode and self.coder in ("auto", "rans")
+        return (
+            self.preset == "fast"
+            and self.saving >= 0
+            and not self.forces_mode
+            and self.coder in ("auto", "rans")
+        )
 
     @property
     def contexts(self) -> bool:
         """Whether planes may be coded with contexts."""
-        return self.layout in ("auto", "bytes") and (self.coder == "context" or (self.coder == "auto" and self.preset == "max"))
+        return self.layout in ("auto", "bytes") and (
+            self.coder == "context" or (self.coder == "auto" and self.preset == "max")
+        )
 
 
 def _require(holds: bool, message: str) -> None:

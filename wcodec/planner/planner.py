@@ -13,7 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.planner.contexts import Contexts
-from wcodec.planner.costs import BYTE, MAX_PATCHES, Choice, Chunk, Counts, Histograms, Sample, ideal_cost, stream_nbytes, window_of
+from wcodec.planner.costs import (
+    BYTE,
+    MAX_PATCHES,
+    Choice,
+    Chunk,
+    Counts,
+    Histograms,
+    Sample,
+    ideal_cost,
+    stream_nbytes,
+    window_of,
+)
 from wcodec.planner.fast import Fast
 from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.modes import Modes, TileModes
@@ -27,7 +38,15 @@ from wcodec.reference.prediction import PER_TILE
 from wcodec.reference.segments import SegmentPlan, SegmentTable, padded
 from wcodec.reference.tiles import CHUNK_NBYTES, Geometry, chunks
 
-__all__ = ["CHUNK_NBYTES", "EncodeOptions", "Histograms", "Planner", "choose_geometry", "chunks", "ideal_cost"]
+__all__ = [
+    "CHUNK_NBYTES",
+    "EncodeOptions",
+    "Histograms",
+    "Planner",
+    "choose_geometry",
+    "chunks",
+    "ideal_cost",
+]
 
 FEW: Final = 16  #: of no more segments than that, all planes are counted, in all
 
@@ -75,7 +94,9 @@ class _Draft:
     tile_modes: TileModes = field(default_factory=dict)
     scales: list[Bytes] = field(default_factory=list)
 
-    def store(self, planes: list[Choice], where: NDArray[np.bool_], layout: Layout, nbytes: Counts) -> None:
+    def store(
+        self, planes: list[Choice], where: NDArray[np.bool_], layout: Layout, nbytes: Counts
+    ) -> None:
         """Use choices of planes in some segments, and of nothing else there."""
         t = self.table
         self.nbytes = np.where(where, nbytes, self.nbytes)
@@ -83,7 +104,9 @@ class _Draft:
         np.copyto(t.base, 0, where=where)
         for column, name in ((t.coder, "coder"), (t.table, "table"), (t.prediction, "prediction")):
             for p in range(len(column)):
-                np.copyto(column[p], getattr(planes[p], name) if p < len(planes) else 0, where=where)
+                np.copyto(
+                    column[p], getattr(planes[p], name) if p < len(planes) else 0, where=where
+                )
 
     def take_bytes(self, planes: list[Choice], raw_nbytes: Counts, forced: bool) -> None:
         """Use layout BYTES, where it is smaller or everywhere."""
@@ -99,10 +122,21 @@ class _Draft:
     def plan(self, dtype: DType, geometry: Geometry, pool: TablePool) -> SegmentPlan:
         """The plan, for its encoder."""
         modes = [
-            m[k] for k in range(geometry.n_segments) for p, m in sorted(self.tile_modes.items()) if self.table.prediction[p, k] == PER_TILE
+            m[k]
+            for k in range(geometry.n_segments)
+            for p, m in sorted(self.tile_modes.items())
+            if self.table.prediction[p, k] == PER_TILE
         ]
         scales = np.concatenate(self.scales) if any(s.size for s in self.scales) else None
-        return SegmentPlan(dtype, geometry, self.table, pool, self.fill, np.concatenate(modes) if modes else None, scales)
+        return SegmentPlan(
+            dtype,
+            geometry,
+            self.table,
+            pool,
+            self.fill,
+            np.concatenate(modes) if modes else None,
+            scales,
+        )
 
 
 class Planner:
@@ -117,19 +151,30 @@ class Planner:
     def __init__(self, options: EncodeOptions) -> None:
         self.options, self.tables = options, Tables(options)
         self.pool, self.forced = self.tables.pool, self.tables.forced
-        self.modes, self.contexts, self.operands = Modes(self.tables), Contexts(self.tables), Operands(self.tables)
-        self.nbytes: Counts = np.empty(0, np.int64)  #: of the segments of the last plan: their records, as far as a plan can say
+        self.modes, self.contexts, self.operands = (
+            Modes(self.tables),
+            Contexts(self.tables),
+            Operands(self.tables),
+        )
+        #: of the segments of the last plan: their records, as far as a plan can say
+        self.nbytes: Counts = np.empty(0, np.int64)
 
     def start_tensor(self) -> None:
         """The next chunk is the first one of a tensor."""
         self.operands.start_tensor()
 
-    def plan(self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms) -> SegmentPlan:
+    def plan(
+        self, words: Words, geometry: Geometry, dtype: DType, backend: Histograms
+    ) -> SegmentPlan:
         """Plan the segments of `words`, which `geometry` covers exactly."""
         n, kept = geometry.n_segments, (len(self.pool), len(self.pool.maps))
         heights, widths = geometry.sizes()
         size = heights * widths
-        draft = _Draft(SegmentTable.zeros(n, dtype.n_planes), np.zeros(n, np.uint8), padded(size * dtype.word_nbytes))
+        draft = _Draft(
+            SegmentTable.zeros(n, dtype.n_planes),
+            np.zeros(n, np.uint8),
+            padded(size * dtype.word_nbytes),
+        )
         if self.options.layout != "raw" and n > 0:
             chunk = Chunk(words, geometry, dtype, backend, size)
             if self.options.operand and is_of_operand(geometry):
@@ -152,8 +197,16 @@ class Planner:
         others, plain, planes = raw_nbytes, list[Choice](), list[Choice]()
         if pairs is None or not self._best_by_far(pairs, sample, chunk, winners, raw_nbytes):
             plain = self._bytes(chunk, sample, pairs)
-            planes = self.modes.predict(chunk, plain, winners, draft.tile_modes) if sample.bytes else plain
-            draft.take_bytes(planes, raw_nbytes, self.forced or self.options.layout != "auto" or self.options.forces_mode)
+            planes = (
+                self.modes.predict(chunk, plain, winners, draft.tile_modes)
+                if sample.bytes
+                else plain
+            )
+            draft.take_bytes(
+                planes,
+                raw_nbytes,
+                self.forced or self.options.layout != "auto" or self.options.forces_mode,
+            )
             others = np.minimum(draft.nbytes, raw_nbytes)
             wanted = None if pairs is None else self._wanted(pairs, others, size)
         else:
@@ -185,23 +238,32 @@ class Planner:
             base, fill, planes, few = fast.pairs()
             pairs = _Pairs(base, fill, planes, np.zeros_like(raw_nbytes))
             draft.take_pairs(
-                pairs, (few & (pairs.nbytes * 1000 <= draft.nbytes * 1003) & (pairs.nbytes < raw_nbytes)) | (layout == "pairs")
+                pairs,
+                (few & (pairs.nbytes * 1000 <= draft.nbytes * 1003) & (pairs.nbytes < raw_nbytes))
+                | (layout == "pairs"),
             )
 
-    def _with_contexts(self, draft: _Draft, chunk: Chunk, planes: list[Choice], plain: list[Choice]) -> None:
+    def _with_contexts(
+        self, draft: _Draft, chunk: Chunk, planes: list[Choice], plain: list[Choice]
+    ) -> None:
         """Take layout BYTES with contexts where that is smaller, if it is so with the maps and tables that it needs.
 
         `planes` may have modes; `plain` has none: with contexts, NONE may be better where it was not.
         """
         n_tables, n_maps = len(self.pool), len(self.pool.maps)
         moded = np.any([c.prediction > 0 for c in planes], axis=0)
-        planes, scales = self.contexts.improve(chunk, planes, draft.tile_modes, np.full_like(moded, True))
+        planes, scales = self.contexts.improve(
+            chunk, planes, draft.tile_modes, np.full_like(moded, True)
+        )
         if moded.any() and not self.options.forces_mode:
             others, other_scales = self.contexts.improve(chunk, plain, {}, moded)
             for p, (choice, other) in enumerate(zip(planes, others, strict=True)):
                 better = moded & (other.nbytes < choice.nbytes)
                 choice.take(other, better)
-                scales = [o if b and p == 0 else s for s, o, b in zip(scales, other_scales, better.tolist(), strict=True)]
+                scales = [
+                    o if b and p == 0 else s
+                    for s, o, b in zip(scales, other_scales, better.tolist(), strict=True)
+                ]
         nbytes = sum((c.nbytes for c in planes), np.zeros_like(chunk.size))
         forced = self.contexts.forced
         better = (nbytes < draft.nbytes) | forced
@@ -219,15 +281,27 @@ class Planner:
         counts = part.histogram(segments=ids)
         cost, bits = ideal_cost(counts.sum(axis=0)), int(part.size[ids].sum()) * BYTE
         worth = cost * 100 < bits * 99
-        worth[~worth] = (ideal_cost(counts[:, ~worth]) * 20 < part.size[ids, None] * (BYTE * 19)).any(axis=0)
-        planes = range(counts.shape[1]) if n <= FEW or self.forced else sorted({0, *np.flatnonzero(worth).tolist()})
-        pairs = chunk.dtype.has_pairs and self.options.layout in ("auto", "pairs") and not self.options.forces_mode
+        worth[~worth] = (
+            ideal_cost(counts[:, ~worth]) * 20 < part.size[ids, None] * (BYTE * 19)
+        ).any(axis=0)
+        planes = (
+            range(counts.shape[1])
+            if n <= FEW or self.forced
+            else sorted({0, *np.flatnonzero(worth).tolist()})
+        )
+        pairs = (
+            chunk.dtype.has_pairs
+            and self.options.layout in ("auto", "pairs")
+            and not self.options.forces_mode
+        )
         sample = Sample(part, ids, counts, tuple(planes), pairs, True)
         if pairs and one_byte and n > FEW and self.options.layout == "auto" and not self.forced:
             halves = part.histogram(segments=ids, base=0, fill=sample.window()[1])
             of_both, low = ideal_cost(halves.sum(axis=0)), ideal_cost(halves[:, 1])
             nibbles, whole = int(np.minimum(of_both, bits // 2).sum()), min(int(cost[0]), bits)
-            low_pays = of_both[1] * 200 < bits * 99 or bool((low * 40 < part.size[ids] * (BYTE * 19)).any())
+            low_pays = of_both[1] * 200 < bits * 99 or bool(
+                (low * 40 < part.size[ids] * (BYTE * 19)).any()
+            )
             sample.nibbles = (0, 1) if low_pays else (0,)
             sample.pairs, sample.bytes = nibbles * 99 < whole * 100, nibbles * 400 >= whole * 401
             sample.bytes = sample.bytes or _bytes_suit_some(halves, counts[:, 0], part.size[ids])
@@ -244,11 +318,16 @@ class Planner:
         counts = chunk.histogram(base=base, fill=fill, planes=sample.planes)
         better, filled = window_of(counts[:, 1].sum(axis=0))
         outside = size - counts[:, 1, base : base + 16].sum(axis=1)
-        if (int(outside.sum()) - int((size - counts[:, 1, better : better + 16].sum(axis=1)).sum())) << 10 > int(size.sum()):
+        if (
+            int(outside.sum()) - int((size - counts[:, 1, better : better + 16].sum(axis=1)).sum())
+        ) << 10 > int(size.sum()):
             base, fill = better, filled  # the sample has misled
             counts = chunk.histogram(base=base, fill=fill, planes=sample.planes)
             outside = size - counts[:, 1, base : base + 16].sum(axis=1)
-        top, lower = self.tables.choose(counts[:, 0], half), [Choice.raw(size) for _ in range(1, dtype.word_nbytes)]
+        top, lower = (
+            self.tables.choose(counts[:, 0], half),
+            [Choice.raw(size) for _ in range(1, dtype.word_nbytes)],
+        )
         for i, p in enumerate(sample.planes[1:], 2):
             lower[p - 1] = self.tables.choose(counts[:, i], size)
         return _Pairs(base, fill, [top, *lower], outside, counts[:, 1])
@@ -270,10 +349,19 @@ class Planner:
     def _wanted(self, pairs: _Pairs, others: Counts, size: Counts) -> NDArray[np.bool_]:
         """Where pairs are better than what costs `others`: at most 0.3 % larger, for they decode faster, and few patches."""
         raw_nbytes = padded(size * len(pairs.planes)) if pairs.top is not None else padded(size)
-        better = (pairs.nbytes * 1000 <= others * (1000 if self.options.preset == "max" else 1003)) & (pairs.nbytes < raw_nbytes)
+        better = (
+            pairs.nbytes * 1000 <= others * (1000 if self.options.preset == "max" else 1003)
+        ) & (pairs.nbytes < raw_nbytes)
         return np.asarray((pairs.n_patches * MAX_PATCHES <= size) & (better | self.forced))
 
-    def _best_by_far(self, pairs: _Pairs, sample: Sample, chunk: Chunk, winners: list[list[int]], raw_nbytes: Counts) -> bool:
+    def _best_by_far(
+        self,
+        pairs: _Pairs,
+        sample: Sample,
+        chunk: Chunk,
+        winners: list[list[int]],
+        raw_nbytes: Counts,
+    ) -> bool:
         """Whether pairs are better everywhere than bytes can be, so that these need not be chosen."""
         if any(winners) or self.options.contexts:
             return False
@@ -281,6 +369,10 @@ class Planner:
             return bool(self._wanted(pairs, raw_nbytes, chunk.size).all())
         if pairs.top is None:
             return False
-        least = np.where(pairs.top.max(axis=1) == chunk.size, 0, stream_nbytes(ideal_cost(pairs.top)))
-        bound = np.minimum(least, padded(chunk.size)) + sum((c.nbytes for c in pairs.planes[1:]), np.zeros(chunk.size.size, np.int64))
+        least = np.where(
+            pairs.top.max(axis=1) == chunk.size, 0, stream_nbytes(ideal_cost(pairs.top))
+        )
+        bound = np.minimum(least, padded(chunk.size)) + sum(
+            (c.nbytes for c in pairs.planes[1:]), np.zeros(chunk.size.size, np.int64)
+        )
         return bool(self._wanted(pairs, np.minimum(bound, raw_nbytes), chunk.size).all())

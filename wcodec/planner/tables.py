@@ -25,7 +25,8 @@ def _constant(counts: Counts, size: Counts, mode: int) -> NDArray[np.bool_]:
     """Which planes consist of one byte, given the counts of what a mode makes of them: equal residuals show that only if they are 0."""
     if mode == Mode.NONE:
         return np.asarray(counts.max(axis=1) == size)
-    return np.asarray((counts[:, 0] == size) & (mode != PER_TILE))  # there NONE may stand beside others
+    # there NONE may stand beside others
+    return np.asarray((counts[:, 0] == size) & (mode != PER_TILE))
 
 
 class Tables:
@@ -39,7 +40,8 @@ class Tables:
 
     def __init__(self, options: EncodeOptions) -> None:
         self.options, self.pool = options, TablePool()
-        self.keep = 1024 - round(options.saving * 1024)  # coded bytes may be this many 1024ths of the raw ones
+        # coded bytes may be this many 1024ths of the raw ones
+        self.keep = 1024 - round(options.saving * 1024)
         self.forced = options.saving < 0
 
     def choose(self, counts: Counts, size: Counts, mode: int = 0) -> Choice:
@@ -51,7 +53,13 @@ class Tables:
         top = counts.max(axis=1)
         constant = _constant(counts, size, mode)
         out.coder[constant], out.nbytes[constant] = Coder.CONSTANT, 0
-        out.table[constant] = np.argmax(counts[constant], axis=1) if mode == Mode.NONE else CENTRE if mode & 15 == Mode.NONE else 0
+        out.table[constant] = (
+            np.argmax(counts[constant], axis=1)
+            if mode == Mode.NONE
+            else CENTRE
+            if mode & 15 == Mode.NONE
+            else 0
+        )
         left = top < size  # a table has at least two symbols
         limit, ideal = padded(size) * self.keep // 1024, ideal_cost(counts)
         left &= (stream_nbytes(ideal) <= limit) | self.forced
@@ -59,18 +67,34 @@ class Tables:
             return out
         table, cost = np.zeros(n, np.int64), np.full(n, IMPOSSIBLE)
         self._fit(counts, left, table, cost)
-        for _ in range(NEW_TABLES):  # segments unlike the others: a table for the worst of them, for all that like it better
+        # segments unlike the others: a table for the worst of them, for all that like it better
+        for _ in range(NEW_TABLES):
             gain = np.where(left, cost - ideal, 0)
             k = int(np.argmax(gain * (gain * 50 > cost)))
-            if gain[k] * 50 <= cost[k] or gain[k] < 512 * BYTE or not self._fit(counts, np.arange(n) == k, table, cost, left):
+            if (
+                gain[k] * 50 <= cost[k]
+                or gain[k] < 512 * BYTE
+                or not self._fit(counts, np.arange(n) == k, table, cost, left)
+            ):
                 break
         nbytes = stream_nbytes(np.minimum(cost, IMPOSSIBLE))
         coded = left & (cost < IMPOSSIBLE) & ((nbytes <= limit) | self.forced)
-        out.coder[coded], out.table[coded], out.nbytes[coded] = Coder.RANS, table[coded], nbytes[coded]
+        out.coder[coded], out.table[coded], out.nbytes[coded] = (
+            Coder.RANS,
+            table[coded],
+            nbytes[coded],
+        )
         out.prediction[coded] = mode
         return out
 
-    def _fit(self, counts: Counts, of: NDArray[np.bool_], table: Counts, cost: Costs, offer: NDArray[np.bool_] | None = None) -> bool:
+    def _fit(
+        self,
+        counts: Counts,
+        of: NDArray[np.bool_],
+        table: Counts,
+        cost: Costs,
+        offer: NDArray[np.bool_] | None = None,
+    ) -> bool:
         """Give segments `of` a table, an earlier one if that is no dearer, and offer it to `offer`. False if that helps none."""
         number = self.fit(counts[of].sum(axis=0))
         got = counts @ self.pool[number].cost
@@ -84,12 +108,17 @@ class Tables:
         recent = self.pool.tables[first:]
         costs = np.array([t.cost @ total for t in recent])
         best = int(np.argmin(costs)) if recent else -1
-        fits = bool(recent) and costs[best] * NEGLIGIBLE <= int(ideal_cost(total)) * (NEGLIGIBLE + 1)
+        fits = bool(recent) and costs[best] * NEGLIGIBLE <= int(ideal_cost(total)) * (
+            NEGLIGIBLE + 1
+        )
         if not fits and len(self.pool) < MAX_TABLES:
-            rare = (total == 0) & (recent[best].freq > 0) if recent else total < 0  # they have occurred: later chunks may want them
+            # they have occurred: later chunks may want them
+            rare = (total == 0) & (recent[best].freq > 0) if recent else total < 0
             new = quantise(total + (rare & (int(rare.sum()) <= MAX_RARE)), self.options.prob_bits)
             price = float(new.cost @ total)
-            if not recent or costs[best] > price + price // NEGLIGIBLE + (8 * new.serialised_nbytes << 16):
+            if not recent or costs[best] > price + price // NEGLIGIBLE + (
+                8 * new.serialised_nbytes << 16
+            ):
                 self.pool.tables.append(new)
                 best = len(recent)
         return first + best
@@ -102,11 +131,15 @@ class Tables:
         s.table[by_map], used_maps = _renumbered(s.table[by_map], len(self.pool.maps), n_maps)
         maps = [self.pool.maps[i] for i in used_maps]
         of_maps = np.array([t for m in maps for t in m.tables], np.int64)
-        numbers, used = _renumbered(np.concatenate([s.table[rans], of_maps]), len(self.pool), n_tables)
+        numbers, used = _renumbered(
+            np.concatenate([s.table[rans], of_maps]), len(self.pool), n_tables
+        )
         s.table[rans], of_maps = np.split(numbers, [int(rans.sum())])
         parts = np.split(of_maps, np.cumsum([len(m.tables) for m in maps], dtype=np.int64)[:-1])
         self.pool.tables[n_tables:] = [self.pool.tables[i] for i in used]
-        self.pool.maps[n_maps:] = [replace(m, tables=tuple(t.tolist())) for m, t in zip(maps, parts, strict=len(maps) > 0)]
+        self.pool.maps[n_maps:] = [
+            replace(m, tables=tuple(t.tolist())) for m, t in zip(maps, parts, strict=len(maps) > 0)
+        ]
 
 
 def _renumbered(numbers: NDArray[Any], n: int, n_kept: int) -> tuple[NDArray[np.int64], list[int]]:

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from wcodec.errors import DecodeError
 from wcodec.reference import entropy
 from wcodec.reference.checksums import crc32
-from wcodec.reference.entropy import MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap, TablePool, TableReader, read_tables
+from wcodec.reference.entropy import (
+    MAX_CLASSES,
+    N_CONTEXTS,
+    ContextKind,
+    ContextMap,
+    TablePool,
+    TableReader,
+    read_tables,
+)
 from wcodec.reference.planes import BY_ID, BY_NAME, DType, Layout
 from wcodec.reference.prediction import IS_MODE, PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
@@ -27,7 +35,8 @@ from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, MIN_TILE, Geo
 MAGIC: Final = b"\x89WCODEC\n"
 END_MAGIC: Final = b"WCODECFT"
 VERSION: Final = (0, 2)
-HEADER: Final = struct.Struct("<8sHHIQII")  # magic, major, minor, flags, reserved, reserved, header_crc32
+# magic, major, minor, flags, reserved, reserved, header_crc32
+HEADER: Final = struct.Struct("<8sHHIQII")
 FOOTER: Final = struct.Struct("<QQQQQIB3sII8s")
 RECORD: Final = struct.Struct("<HHQ")  # type, flags, nbytes
 TENSOR: Final = struct.Struct("<QQIBBBBIIIIHHHH")
@@ -195,7 +204,12 @@ def write_tensor(t: TensorRecord) -> bytes:
     parts = [fixed, struct.pack(f"<{len(t.shape)}Q", *t.shape), name, dtype_name]
     if g.n_segments:
         s = t.segments
-        parts += [t.segment_crc32.astype("<u4").tobytes(), _column(s.layout), _column(s.base), _column(s.n_patches)]
+        parts += [
+            t.segment_crc32.astype("<u4").tobytes(),
+            _column(s.layout),
+            _column(s.base),
+            _column(s.n_patches),
+        ]
         for p in range(t.coded_dtype.n_planes):
             parts += [_column(c[p]) for c in (s.coder, s.table, s.prediction, s.n_units)]
     return b"".join(parts)
@@ -208,7 +222,10 @@ def write_tables(tables: TablePool) -> bytes:
 
 def write_contexts(tables: TablePool) -> bytes:
     """The body of a CONTEXTS record (R4.25)."""
-    maps = [bytes([m.kind, len(m.tables)]) + m.class_of + struct.pack(f"<{len(m.tables)}H", *m.tables) for m in tables.maps]
+    maps = [
+        bytes([m.kind, len(m.tables)]) + m.class_of + struct.pack(f"<{len(m.tables)}H", *m.tables)
+        for m in tables.maps
+    ]
     return struct.pack("<H", len(maps)) + b"".join(maps)
 
 
@@ -216,7 +233,9 @@ def _write_tensor(t: TensorRecord) -> bytes:
     """A TENSOR or DUPLICATE record."""
     if t.duplicate_of is None:
         return _record(RecordType.TENSOR, write_tensor(t), MUST_UNDERSTAND)
-    return _record(RecordType.DUPLICATE, struct.pack("<I", t.duplicate_of) + t.name.encode(), MUST_UNDERSTAND)
+    return _record(
+        RecordType.DUPLICATE, struct.pack("<I", t.duplicate_of) + t.name.encode(), MUST_UNDERSTAND
+    )
 
 
 def write_metadata(metadata: dict[str, str]) -> bytes:
@@ -233,7 +252,9 @@ def write_index(index: Index, index_offset: int) -> bytes:
     if len(index.tables.maps):
         records.append(_record(RecordType.CONTEXTS, write_contexts(index.tables), MUST_UNDERSTAND))
     if index.base is not None:
-        records.append(_record(RecordType.BASE, index.base.sha256 + index.base.name.encode(), MUST_UNDERSTAND))
+        records.append(
+            _record(RecordType.BASE, index.base.sha256 + index.base.name.encode(), MUST_UNDERSTAND)
+        )
     if index.source_kind is not None:
         body = struct.pack("<H", index.source_kind) + index.source_header
         records.append(_record(RecordType.SOURCE, body, MUST_UNDERSTAND))
@@ -251,7 +272,17 @@ def seal_index(raw: bytes, index_offset: int, data_nbytes: int, n_tensors: int) 
     stored = deflated if coding else raw
     file_nbytes = index_offset + len(stored) + FOOTER.size
     body = FOOTER.pack(
-        index_offset, len(stored), len(raw), file_nbytes, data_nbytes, n_tensors, coding, bytes(3), crc32(stored), 0, END_MAGIC
+        index_offset,
+        len(stored),
+        len(raw),
+        file_nbytes,
+        data_nbytes,
+        n_tensors,
+        coding,
+        bytes(3),
+        crc32(stored),
+        0,
+        END_MAGIC,
     )[:52]
     return stored + body + struct.pack("<I", crc32(body)) + END_MAGIC
 
@@ -274,7 +305,9 @@ class _Cursor:
     def take(self, nbytes: int) -> bytes:
         start, end = self.at, self.at + nbytes
         if end > self.end:
-            raise _fail("bad_range", f"a record holds {self.left} more bytes where {nbytes} are due")
+            raise _fail(
+                "bad_range", f"a record holds {self.left} more bytes where {nbytes} are due"
+            )
         self.at = end
         return self.data[start:end]
 
@@ -301,12 +334,20 @@ def check_header(head: bytes) -> tuple[int, int]:
     if head[:8] != MAGIC[: len(head)]:
         raise _fail("bad_magic", "this is not a wcodec file", offset=0)
     if len(head) < HEADER.size:
-        raise _fail("truncated", f"the file has {len(head)} bytes; the header alone has {HEADER.size}", offset=len(head))
+        raise _fail(
+            "truncated",
+            f"the file has {len(head)} bytes; the header alone has {HEADER.size}",
+            offset=len(head),
+        )
     _, major, minor, flags, r0, r1, crc = HEADER.unpack(head)
     if crc32(head[:28]) != crc:
         raise _fail("bad_checksum", "the CRC-32 of the header does not match", offset=0)
     if (major, minor) != VERSION:
-        raise _fail("unsupported_version", f"format version {major}.{minor}; this decoder knows {VERSION[0]}.{VERSION[1]}", offset=8)
+        raise _fail(
+            "unsupported_version",
+            f"format version {major}.{minor}; this decoder knows {VERSION[0]}.{VERSION[1]}",
+            offset=8,
+        )
     if flags or r0 or r1:
         raise _fail("bad_value", "reserved bits of the header are set", offset=12)
     return major, minor
@@ -326,17 +367,37 @@ class _Footer:
 
 def _check_footer(foot: bytes, actual_nbytes: int) -> _Footer:
     at = actual_nbytes - FOOTER.size
-    offset, nbytes, raw_nbytes, file_nbytes, data_nbytes, n_tensors, coding, reserved, index_crc, crc, magic = FOOTER.unpack(foot)
+    (
+        offset,
+        nbytes,
+        raw_nbytes,
+        file_nbytes,
+        data_nbytes,
+        n_tensors,
+        coding,
+        reserved,
+        index_crc,
+        crc,
+        magic,
+    ) = FOOTER.unpack(foot)
     if crc32(foot[:52]) != crc:
         if magic != END_MAGIC:
-            raise _fail("truncated", "the file does not end in a footer: it was cut short, or not written to its end", offset=at)
+            raise _fail(
+                "truncated",
+                "the file does not end in a footer: it was cut short, or not written to its end",
+                offset=at,
+            )
         raise _fail("bad_checksum", "the CRC-32 of the footer does not match", offset=at)
     if magic != END_MAGIC:
         raise _fail("bad_magic", "the end magic is wrong", offset=at + 56)
     f = _Footer(offset, nbytes, raw_nbytes, file_nbytes, data_nbytes, n_tensors, coding, index_crc)
     if f.file_nbytes != actual_nbytes:
         code = "truncated" if f.file_nbytes > actual_nbytes else "bad_range"
-        raise _fail(code, f"the file has {actual_nbytes} bytes; its footer says {f.file_nbytes}", offset=at + 24)
+        raise _fail(
+            code,
+            f"the file has {actual_nbytes} bytes; its footer says {f.file_nbytes}",
+            offset=at + 24,
+        )
     if f.index_offset < HEADER.size or f.index_offset + f.index_nbytes != at:
         raise _fail("bad_range", "the index does not end where the footer starts", offset=at)
     if any(reserved):
@@ -346,7 +407,9 @@ def _check_footer(foot: bytes, actual_nbytes: int) -> _Footer:
     if f.index_coding == 0 and f.index_raw_nbytes != f.index_nbytes:
         raise _fail("bad_range", "the two sizes of a stored index differ", offset=at + 16)
     if f.index_raw_nbytes > MAX_INDEX_RATIO * f.index_nbytes:
-        raise _fail("bad_range", f"the index inflates more than {MAX_INDEX_RATIO} times", offset=at + 16)
+        raise _fail(
+            "bad_range", f"the index inflates more than {MAX_INDEX_RATIO} times", offset=at + 16
+        )
     return f
 
 
@@ -377,17 +440,25 @@ def read_index(source: ByteSource, read_tables: TableReader = read_tables) -> In
     n = source.nbytes
     version = check_header(source.read(0, min(n, HEADER.size)).tobytes())
     if n < HEADER.size + FOOTER.size:
-        raise _fail("truncated", f"the file has {n} bytes; header and footer alone have {HEADER.size + FOOTER.size}", offset=n)
+        raise _fail(
+            "truncated",
+            f"the file has {n} bytes; header and footer alone have {HEADER.size + FOOTER.size}",
+            offset=n,
+        )
     foot = _check_footer(source.read(n - FOOTER.size, FOOTER.size).tobytes(), n)
     stored = source.read(foot.index_offset, foot.index_nbytes).tobytes()
     if crc32(stored) != foot.index_crc32:
-        raise _fail("bad_checksum", "the CRC-32 of the index does not match", offset=foot.index_offset)
+        raise _fail(
+            "bad_checksum", "the CRC-32 of the index does not match", offset=foot.index_offset
+        )
     raw = _inflate(stored, foot.index_raw_nbytes) if foot.index_coding else stored
     index = _Reader(raw, foot.index_offset, read_tables).read()
     if len(index.tensors) != foot.n_tensors:
         raise _fail("bad_range", f"{len(index.tensors)} tensors; the footer says {foot.n_tensors}")
     if index.data_nbytes != foot.data_nbytes:
-        raise _fail("bad_range", f"{index.data_nbytes} bytes of tensors; the footer says {foot.data_nbytes}")
+        raise _fail(
+            "bad_range", f"{index.data_nbytes} bytes of tensors; the footer says {foot.data_nbytes}"
+        )
     tables, tensors = index.tables, index.tensors
     return Index(
         tensors, tables, index.metadata, index.source_kind, index.source_header, index.base, index.unknown_records,
@@ -412,9 +483,13 @@ class _Reader:
         while cursor.left:
             record, flags, nbytes = cursor.unpack(RECORD)
             if flags & ~MUST_UNDERSTAND:
-                raise _fail("bad_value", f"reserved flags of an index record of type {record} are set")
+                raise _fail(
+                    "bad_value", f"reserved flags of an index record of type {record} are set"
+                )
             if nbytes > cursor.left:
-                raise _fail("bad_range", f"an index record of type {record} is longer than the index")
+                raise _fail(
+                    "bad_range", f"an index record of type {record} is longer than the index"
+                )
             body = _Cursor(self.raw, cursor.at, cursor.at + nbytes)
             cursor.at += nbytes
             self._check_place(record)
@@ -436,11 +511,17 @@ class _Reader:
             elif record == RecordType.DUPLICATE:
                 self._add_duplicate(body)
             elif flags & MUST_UNDERSTAND:
-                raise _fail("unsupported_record", f"a must-understand index record of type {record}")
+                raise _fail(
+                    "unsupported_record", f"a must-understand index record of type {record}"
+                )
             else:
                 unknown += 1
         if self.payload_end != self.index_offset:
-            raise _fail("bad_range", "the tensors' payloads do not end where the index starts", offset=self.payload_end)
+            raise _fail(
+                "bad_range",
+                "the tensors' payloads do not end where the index starts",
+                offset=self.payload_end,
+            )
         return Index(self.tensors, tables, metadata, kind, header, self.base, unknown)
 
     def _check_place(self, record: int) -> None:
@@ -448,7 +529,11 @@ class _Reader:
         first = (RecordType.TABLES, RecordType.CONTEXTS, RecordType.BASE)
         if record in (*first, RecordType.SOURCE, RecordType.METADATA):
             late = bool(self.tensors) and record in first
-            if record in self.seen or late or (record == RecordType.TABLES and RecordType.CONTEXTS in self.seen):
+            if (
+                record in self.seen
+                or late
+                or (record == RecordType.TABLES and RecordType.CONTEXTS in self.seen)
+            ):
                 raise _fail("bad_value", f"a second or late index record of type {record}")
             self.seen.add(record)
 
@@ -456,7 +541,11 @@ class _Reader:
         (of,) = body.unpack("<I")
         name = body.text(body.left)
         if of >= len(self.tensors):
-            raise _fail("bad_range", f"a duplicate of tensor number {of}, which does not come before it", tensor=name)
+            raise _fail(
+                "bad_range",
+                f"a duplicate of tensor number {of}, which does not come before it",
+                tensor=name,
+            )
         if name in self.names:
             raise _fail("bad_name", "two tensors have this name", tensor=name)
         self.names.add(name)
@@ -470,10 +559,19 @@ class _Reader:
             raise _fail(e.code, e.message, tensor=name) from None
         if t.name in self.names:
             raise _fail("bad_name", "two tensors have this name", tensor=t.name)
-        if t.payload_offset != self.payload_end or t.payload_nbytes > self.index_offset - self.payload_end:
-            raise _fail("bad_range", "the payload does not follow on that of the tensor before", tensor=t.name)
+        if (
+            t.payload_offset != self.payload_end
+            or t.payload_nbytes > self.index_offset - self.payload_end
+        ):
+            raise _fail(
+                "bad_range",
+                "the payload does not follow on that of the tensor before",
+                tensor=t.name,
+            )
         if int(t.plan(tables).offsets[-1]) != t.payload_nbytes:
-            raise _fail("bad_range", "the segments' sizes do not sum to the payload's", tensor=t.name)
+            raise _fail(
+                "bad_range", "the segments' sizes do not sum to the payload's", tensor=t.name
+            )
         self.names.add(t.name)
         self.tensors.append(t)
         self.payload_end += t.payload_nbytes
@@ -499,7 +597,9 @@ def _read_contexts(body: _Cursor, tables: TablePool) -> list[ContextMap]:
             raise _fail("bad_range", f"context map {number} has {n_classes} classes")
         class_of, ids = body.take(N_CONTEXTS[ContextKind(kind)]), body.unpack(f"<{n_classes}H")
         if max(class_of) >= n_classes or max(ids) >= len(tables):
-            raise _fail("bad_range", f"context map {number} names a class or table that is not there")
+            raise _fail(
+                "bad_range", f"context map {number} names a class or table that is not there"
+            )
         if len({tables[i].prob_bits for i in ids}) > 1:
             raise _fail("bad_value", f"the tables of context map {number} have different sums")
         maps.append(ContextMap(kind, class_of, ids))
@@ -531,7 +631,10 @@ def _read_tensor(body: _Cursor, tables: TablePool, has_base: bool) -> TensorReco
         if flags & ~3 or reserved:
             raise _fail("bad_value", "reserved bits of the tensor record are set")
         if flags > max(Difference) or (flags and not has_base):
-            raise _fail("bad_value", f"difference {flags}" + ("" if has_base else ", in a file that has no base"))
+            raise _fail(
+                "bad_value",
+                f"difference {flags}" + ("" if has_base else ", in a file that has no base"),
+            )
         if dtype_id not in BY_ID:
             raise _fail("unsupported_coder", f"dtype id {dtype_id}")
         if order != 0:
@@ -540,18 +643,38 @@ def _read_tensor(body: _Cursor, tables: TablePool, has_base: bool) -> TensorReco
         rows, cols = matrix_view(shape, row_rank, dtype.words_per_element)
         largest = math.prod(max(d, 1) for d in shape) * dtype.nbytes
         if largest > MAX_DATA_NBYTES:
-            raise _fail("bad_range", "the tensor has more than 2^63 - 1 bytes, or would if no dimension were 0")
+            raise _fail(
+                "bad_range",
+                "the tensor has more than 2^63 - 1 bytes, or would if no dimension were 0",
+            )
         geometry = Geometry(rows, cols, s_rows, s_cols, t_rows, t_cols)
         check_geometry(geometry)
         n = geometry.n_segments
         if 4 * n > body.left:
-            raise _fail("bad_range", f"{n} segments; the record has room for {body.left // 4} checksums")
+            raise _fail(
+                "bad_range", f"{n} segments; the record has room for {body.left // 4} checksums"
+            )
         crcs = body.array("<u4", n).astype(np.uint32)
         difference = Difference(flags)
         coded = coded_dtype(dtype, difference)
-        segments = _read_columns(body, n, coded.n_planes) if n else SegmentTable.zeros(0, coded.n_planes)
+        segments = (
+            _read_columns(body, n, coded.n_planes) if n else SegmentTable.zeros(0, coded.n_planes)
+        )
         body.done("the segment table")
-        t = TensorRecord(name, dtype, shape, row_rank, geometry, segments, crcs, offset, nbytes, crc, dtype_name, difference)
+        t = TensorRecord(
+            name,
+            dtype,
+            shape,
+            row_rank,
+            geometry,
+            segments,
+            crcs,
+            offset,
+            nbytes,
+            crc,
+            dtype_name,
+            difference,
+        )
         _check_plan(t.plan(tables))
     except DecodeError as e:
         raise _fail(e.code, e.message, tensor=name) from None
@@ -563,10 +686,14 @@ def _read_columns(body: _Cursor, n: int, n_planes: int) -> SegmentTable:
         width = body.take(1)[0]
         if width not in (0, 1, 2, 4):
             raise _fail("bad_value", f"a column of the segment table has width {width}")
-        values: Any = int.from_bytes(body.take(4), "little") if width == 0 else body.array(f"<u{width}", n)
+        values: Any = (
+            int.from_bytes(body.take(4), "little") if width == 0 else body.array(f"<u{width}", n)
+        )
         most = values if width == 0 else int(values.max())
         if most > limit:
-            raise _fail("bad_value", f"a column of the segment table holds {most}, more than {limit}")
+            raise _fail(
+                "bad_value", f"a column of the segment table holds {most}, more than {limit}"
+            )
         out[:] = values
 
     s = SegmentTable.zeros(n, n_planes)
@@ -592,7 +719,10 @@ def check_geometry(g: Geometry) -> None:
         raise _fail("bad_range", f"segments of more than {MAX_SEGMENT_ELEMENTS} elements")
     for segment, tile in ((g.segment_rows, g.tile_rows), (g.segment_cols, g.tile_cols)):
         if segment % tile or (tile < MIN_TILE and tile != segment):
-            raise _fail("bad_range", f"tiles of {g.tile_rows} x {g.tile_cols} do not fit segments of {g.segment_rows} x {g.segment_cols}")
+            raise _fail(
+                "bad_range",
+                f"tiles of {g.tile_rows} x {g.tile_cols} do not fit segments of {g.segment_rows} x {g.segment_cols}",
+            )
 
 
 def check_segments(dtype: DType, geometry: Geometry, s: SegmentTable, tables: TablePool) -> None:
@@ -615,13 +745,19 @@ def _check_plan(plan: SegmentPlan) -> None:
 
     require(s.layout <= _LAST_LAYOUT, "unsupported_coder", "reserved layout")
     require(_IS_CODER[s.coder], "unsupported_coder", "reserved coder")
-    require(IS_MODE[s.prediction] | (s.prediction == PER_TILE), "unsupported_coder", "reserved mode")
+    require(
+        IS_MODE[s.prediction] | (s.prediction == PER_TILE), "unsupported_coder", "reserved mode"
+    )
     if not dtype.has_pairs:
         require(~pairs, "bad_value", "layout PAIRS on a dtype that has none")
     windowed = pairs & (dtype.word_nbytes > 1)
     require(windowed | (s.base == 0), "bad_value", "a window base where there is no window")
     require(s.base <= MAX_WINDOW_BASE, "bad_value", "window base above 240")
-    require(s.n_patches <= plan.n_elements * windowed, "bad_range", "more patches than words, or where there is no window")
+    require(
+        s.n_patches <= plan.n_elements * windowed,
+        "bad_range",
+        "more patches than words, or where there is no window",
+    )
     there = np.array([~raw if p < dtype.word_nbytes else pairs for p in range(dtype.n_planes)])
     blank = s.coder | s.prediction | s.table | s.n_units == 0
     require(there | blank, "bad_value", "a plane that is not there has columns that are not 0")
@@ -632,7 +768,15 @@ def _check_plan(plan: SegmentPlan) -> None:
     if context.any():
         np.copyto(limit, len(plan.tables.maps), where=context)
         of_plane_0 = [i for i, m in enumerate(plan.tables.maps) if m.kind == ContextKind.PLANE]
-        require(~(context[0] & np.isin(s.table[0], of_plane_0)), "bad_value", "plane 0 with itself as context")
+        require(
+            ~(context[0] & np.isin(s.table[0], of_plane_0)),
+            "bad_value",
+            "plane 0 with itself as context",
+        )
     require(s.table < limit, "bad_range", "table, context map or constant out of range")
     most = entropy.max_stream_nbytes(plan.plane_nbytes) // entropy.UNIT
-    require((s.n_units <= most * streams) & (s.n_units >= _HEAD_UNITS * streams), "bad_range", "the size of a stream is out of range")
+    require(
+        (s.n_units <= most * streams) & (s.n_units >= _HEAD_UNITS * streams),
+        "bad_range",
+        "the size of a stream is out of range",
+    )

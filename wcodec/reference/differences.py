@@ -31,7 +31,9 @@ class BaseCheckpoint(Protocol):
 
     name: str  #: what people call it
 
-    def tensor(self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry) -> BaseTensor | None:
+    def tensor(
+        self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
+    ) -> BaseTensor | None:
         """The tensor of this name, dtype and shape as a matrix of these rows and columns, if there is one."""
 
     def content_hash(self) -> bytes:
@@ -71,5 +73,9 @@ def content_hash(tensors: Iterable[tuple[str, DType, tuple[int, ...], int]]) -> 
     sha = hashlib.sha256()
     for name, dtype, shape, crc in sorted(tensors, key=lambda t: t[0].encode()):
         text = name.encode()
-        sha.update(struct.pack("<I", len(text)) + text + struct.pack(f"<BB{len(shape)}QI", dtype.id, len(shape), *shape, crc))
+        sha.update(
+            struct.pack("<I", len(text))
+            + text
+            + struct.pack(f"<BB{len(shape)}QI", dtype.id, len(shape), *shape, crc)
+        )
     return sha.digest()

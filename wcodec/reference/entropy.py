@@ -50,7 +50,9 @@ class Table:
         if not MIN_PROB_BITS <= prob_bits <= MAX_PROB_BITS:
             raise DecodeError("bad_table", f"prob_bits is {prob_bits}, not 9 to 12")
         if self.freq.sum() != 1 << prob_bits:
-            raise DecodeError("bad_table", f"the frequencies sum to {self.freq.sum()}, not {1 << prob_bits}")
+            raise DecodeError(
+                "bad_table", f"the frequencies sum to {self.freq.sum()}, not {1 << prob_bits}"
+            )
         if self.freq.max() >= 1 << prob_bits:
             raise DecodeError("bad_table", "a table holds one symbol alone")
 
@@ -74,7 +76,9 @@ class Table:
     @cached_property
     def cost(self) -> NDArray[np.float64]:
         """What each symbol costs, in 1/65536 bit, a whole number; `NEVER` where the frequency is 0."""
-        return np.where(self.freq > 0, (self.prob_bits << 16) - LOG2[self.freq], NEVER).astype(np.float64)
+        return np.where(self.freq > 0, (self.prob_bits << 16) - LOG2[self.freq], NEVER).astype(
+            np.float64
+        )
 
     @cached_property
     def _range(self) -> tuple[int, Counts]:
@@ -101,7 +105,9 @@ class Table:
         last, k = first + values.size - 1, int(np.argmin(self._code_bits))
         bits = "".join(map(_exp_golomb, values.tolist(), repeat(k)))
         bits += "0" * (-len(bits) % 8)
-        return bytes([self.prob_bits, first, last, k]) + int(bits, 2).to_bytes(len(bits) // 8, "big")
+        return bytes([self.prob_bits, first, last, k]) + int(bits, 2).to_bytes(
+            len(bits) // 8, "big"
+        )
 
 
 @lru_cache(maxsize=1 << 12)
@@ -111,7 +117,8 @@ def _exp_golomb(value: int, k: int) -> str:
     return "0" * (quotient.bit_length() - 1) + f"{quotient:b}" + (f"{low:0{k}b}" if k else "")
 
 
-TableReader = Callable[[bytes, int, int], tuple[list[Table], int]]  #: `read_tables`, or what does the same
+#: `read_tables`, or what does the same
+TableReader = Callable[[bytes, int, int], tuple[list[Table], int]]
 
 
 def read_tables(data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
@@ -139,10 +146,16 @@ def _read_some_tables(data: bytes, offset: int, n: int) -> tuple[list[Table], in
         offset += 4 + -(-n_bits // 8)
     raw = np.frombuffer(data[start:offset] + bytes(8), np.uint8)
     begin = np.array(at_bits, np.int64)
-    row, k = np.repeat(np.arange(n), [last - first + 1 for _, first, last, _ in heads]), np.array([h[3] for h in heads])
+    row, k = (
+        np.repeat(np.arange(n), [last - first + 1 for _, first, last, _ in heads]),
+        np.array([h[3] for h in heads]),
+    )
     symbol = np.concatenate([np.arange(first, last + 1) for _, first, last, _ in heads])
-    window = raw[(begin // 8)[:, None] + np.arange(8)].view(">u8")[:, 0].astype(np.uint64) << (begin % 8).astype(np.uint64)
-    zeros = 63 - (np.frexp((window >> np.uint64(32)).astype(np.float64))[1] + 31)  # before the first 1
+    window = raw[(begin // 8)[:, None] + np.arange(8)].view(">u8")[:, 0].astype(np.uint64) << (
+        begin % 8
+    ).astype(np.uint64)
+    # before the first 1
+    zeros = 63 - (np.frexp((window >> np.uint64(32)).astype(np.float64))[1] + 31)
     values = (window << zeros.astype(np.uint64)) >> (63 - (zeros + k[row])).astype(np.uint64)
     freq = np.zeros((n, 256), np.int64)
     freq[row, symbol] = values.astype(np.int64) - (1 << k[row])
@@ -165,13 +178,18 @@ def _read_head(data: bytes, offset: int) -> tuple[int, int, int, int]:
 def _find_codes(data: bytes, offset: int, head: tuple[int, int, int, int]) -> tuple[list[int], int]:
     """Where each Exp-Golomb code starts, in bits from `offset`, and their bits in all: zeros, a 1, as many bits as zeros, k bits."""
     _, first, last, k = head
-    longest = (last - first + 1) * (2 * MAX_PROB_BITS + 1 + k)  # longer codes than this break a rule
-    bits = np.unpackbits(np.frombuffer(data[offset : offset + longest // 8 + 1], np.uint8)).tobytes()
+    # longer codes than this break a rule
+    longest = (last - first + 1) * (2 * MAX_PROB_BITS + 1 + k)
+    bits = np.unpackbits(
+        np.frombuffer(data[offset : offset + longest // 8 + 1], np.uint8)
+    ).tobytes()
     at, codes, find, add = 0, list[int](), bits.find, 1 + k
     for symbol in range(first, last + 1):
         one = find(1, at)
         if not 0 <= one - at <= MAX_PROB_BITS:
-            raise DecodeError("bad_table", f"the frequency of symbol {symbol} is cut short or too long")
+            raise DecodeError(
+                "bad_table", f"the frequency of symbol {symbol} is cut short or too long"
+            )
         codes.append(at)
         at = 2 * one - at + add
     if at > len(bits):
@@ -227,7 +245,9 @@ class TablePool:
     def stack(self, ids: NDArray[Any], field: str) -> NDArray[Any]:
         """``getattr(table, field)`` of several tables, as one array; shorter rows (a `lut` of fewer slots) end in 0."""
         rows = [np.atleast_1d(getattr(self.tables[i], field)) for i in ids.tolist()]
-        out = np.zeros((len(rows), max((r.size for r in rows), default=0)), rows[0].dtype if rows else np.int64)
+        out = np.zeros(
+            (len(rows), max((r.size for r in rows), default=0)), rows[0].dtype if rows else np.int64
+        )
         for line, row in zip(out, rows, strict=True):
             line[: row.size] = row
         return out
@@ -237,7 +257,8 @@ class TablePool:
 def log2_fixed(n: int) -> Counts:
     """``floor(log2(i) * 65536)`` for i in 0..n (0 for 0), by repeated squaring of 30-bit fractions."""
     i = np.maximum(np.arange(n + 1, dtype=np.int64), 1)
-    whole = np.frexp(i.astype(np.float64))[1].astype(np.int64) - 1  # exact: the exponent of an integer below 2^53
+    # exact: the exponent of an integer below 2^53
+    whole = np.frexp(i.astype(np.float64))[1].astype(np.int64) - 1
     fraction, out = i << (30 - whole), whole
     for _ in range(16):
         fraction = (fraction * fraction) >> 30
@@ -271,7 +292,11 @@ def quantise(counts: Counts, prob_bits: int = MAX_PROB_BITS) -> Table:
     f[used] = np.clip((counts[used] << prob_bits) // total, 1, most)
     freq, missing = f.tolist(), most + 1 - int(f.sum())
     step, of, log2 = (1 if missing > 0 else -1), counts.tolist(), _log2_list()
-    heap = [(of[i] * (log2[freq[i]] - log2[freq[i] + step]), i) for i in used.tolist() if 1 <= freq[i] + step <= most]
+    heap = [
+        (of[i] * (log2[freq[i]] - log2[freq[i] + step]), i)
+        for i in used.tolist()
+        if 1 <= freq[i] + step <= most
+    ]
     heapq.heapify(heap)
     for _ in range(abs(missing)):
         i = heap[0][1]
@@ -296,9 +321,13 @@ TableIds = int | np.integer[Any] | Sequence[int] | NDArray[Any]
 class _Rows:
     """Which row of stacked tables codes a symbol: that of its stream, or one of several, by the symbol's class."""
 
-    def __init__(self, sizes: Sequence[int], tables: Sequence[TableIds], classes: Sequence[Bytes | None]) -> None:
+    def __init__(
+        self, sizes: Sequence[int], tables: Sequence[TableIds], classes: Sequence[Bytes | None]
+    ) -> None:
         own_tables = [np.atleast_1d(t) for t in tables]
-        self.ids, flat = np.unique(np.concatenate([np.empty(0, np.int64), *own_tables]), return_inverse=True)
+        self.ids, flat = np.unique(
+            np.concatenate([np.empty(0, np.int64), *own_tables]), return_inverse=True
+        )
         ends = np.cumsum([0, *(t.size for t in own_tables)])
         self.first = flat[ends[:-1]]
         self.lines: NDArray[np.int64] | None = None
@@ -312,11 +341,18 @@ class _Rows:
 
     @classmethod
     def ordered(
-        cls, order: NDArray[np.int64], sizes: Sequence[int],
-        tables: Sequence[TableIds] | NDArray[Any], classes: Sequence[Bytes | None] | None,
-    ) -> _Rows:  # fmt: skip
+        cls,
+        order: NDArray[np.int64],
+        sizes: Sequence[int],
+        tables: Sequence[TableIds] | NDArray[Any],
+        classes: Sequence[Bytes | None] | None,
+    ) -> _Rows:
         """For streams in another order."""
-        return cls([sizes[k] for k in order], [tables[k] for k in order], [None if classes is None else classes[k] for k in order])
+        return cls(
+            [sizes[k] for k in order],
+            [tables[k] for k in order],
+            [None if classes is None else classes[k] for k in order],
+        )
 
     def of(self, n: int, group: int, step: int) -> NDArray[np.int64]:
         """Rows of the first `n` streams for a step: of shape (n, 1), or (n, lanes)."""
@@ -324,7 +360,10 @@ class _Rows:
 
 
 def encode_streams(
-    symbols: Sequence[Bytes], tables: Sequence[TableIds] | NDArray[Any], pool: TablePool, classes: Sequence[Bytes | None] | None = None
+    symbols: Sequence[Bytes],
+    tables: Sequence[TableIds] | NDArray[Any],
+    pool: TablePool,
+    classes: Sequence[Bytes | None] | None = None,
 ) -> list[Bytes]:
     """Encode each of `symbols`; groups run backwards (R9.8).
 
@@ -342,14 +381,21 @@ def encode_streams(
     One uint8 array a stream, a whole number of 16-byte units each.
     """
     n_groups = np.array([-(-s.size // GROUP) for s in symbols], np.int64)
-    order = np.argsort(-n_groups, kind="stable")  # longest first: those that take part in a group are a prefix
+    # longest first: those that take part in a group are a prefix
+    order = np.argsort(-n_groups, kind="stable")
     rows = _Rows.ordered(order, [s.size for s in symbols], tables, classes)
-    freq, start = pool.stack(rows.ids, "freq").astype(np.uint64), pool.stack(rows.ids, "start").astype(np.uint64)
+    freq, start = (
+        pool.stack(rows.ids, "freq").astype(np.uint64),
+        pool.stack(rows.ids, "start").astype(np.uint64),
+    )
     bits = pool.stack(rows.ids, "prob_bits").astype(np.uint64)[rows.first]
     most = int(n_groups.max(initial=0))
     lines = np.empty((len(order), most * GROUP), np.uint8)
     for line, k, row in zip(lines, order, rows.first, strict=True):
-        line[: symbols[k].size], line[symbols[k].size :] = symbols[k], pool[int(rows.ids[row])].padding
+        line[: symbols[k].size], line[symbols[k].size :] = (
+            symbols[k],
+            pool[int(rows.ids[row])].padding,
+        )
     states = np.full((len(order), LANES), STATE_LOW, np.uint64)
     words = np.zeros((len(order), most * GROUP), np.uint16)
     position = np.full(len(order), most * GROUP)
@@ -360,7 +406,8 @@ def encode_streams(
         for j in range(STEPS - 1, -1, -1):
             r = rows.of(n, g, j)
             f, c = freq[r, group[:, :, j]], start[r, group[:, :, j]]
-            over = x >= f << (np.uint64(32) - p)  # these lanes shed a word, lane 31 first: the decoder reads forward
+            # these lanes shed a word, lane 31 first: the decoder reads forward
+            over = x >= f << (np.uint64(32) - p)
             rank = np.cumsum(over, axis=1)
             position[:n] -= rank[:, -1]
             s, lane = np.nonzero(over)
@@ -394,7 +441,10 @@ def decode_streams(
     n_groups = -(-n_symbols // GROUP)
     order = np.argsort(-n_groups, kind="stable")
     rows = _Rows.ordered(order, n_symbols.tolist(), tables, classes)
-    lut, bits = pool.stack(rows.ids, "lut"), pool.stack(rows.ids, "prob_bits").astype(np.uint32)[rows.first]
+    lut, bits = (
+        pool.stack(rows.ids, "lut"),
+        pool.stack(rows.ids, "prob_bits").astype(np.uint32)[rows.first],
+    )
     most = int(n_groups.max(initial=0))
     n_words = np.array([streams[k].size // 2 - 2 * LANES for k in order], np.int64)
     words = np.zeros((len(order), int(n_words.max(initial=0)) + LANES), np.uint32)
@@ -413,11 +463,14 @@ def decode_streams(
             x = (entry >> np.uint32(20)) * (x >> p) + ((entry >> np.uint32(8)) & np.uint32(4095))
             low = x < STATE_LOW
             rank = np.cumsum(low, axis=1)
-            at = np.minimum(position[:n, None] + rank - 1, last)  # a stream that runs out reads zeros, and is refused
+            # a stream that runs out reads zeros, and is refused
+            at = np.minimum(position[:n, None] + rank - 1, last)
             x = np.where(low, x << np.uint32(16) | words[np.arange(n)[:, None], at], x)
             position[:n] += rank[:, -1]
         states[:n] = x
-    good = (states == STATE_LOW).all(axis=1) & (position <= n_words) & (n_words - position < UNIT // 2)
+    good = (
+        (states == STATE_LOW).all(axis=1) & (position <= n_words) & (n_words - position < UNIT // 2)
+    )
     symbols: list[Bytes] = [np.empty(0, np.uint8)] * len(order)
     correct = np.zeros(len(order), bool)
     for i, k in enumerate(order):

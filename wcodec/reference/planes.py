@@ -15,14 +15,20 @@ from wcodec.errors import EncodeError
 Words = NDArray[Any]  #: unsigned integers of 1, 2, 4 or 8 bytes: bit patterns
 Bytes = NDArray[np.uint8]
 
-WORD_TYPES: Final[dict[int, np.dtype[Any]]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+WORD_TYPES: Final[dict[int, np.dtype[Any]]] = {
+    1: np.dtype("<u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+    8: np.dtype("<u8"),
+}
 
 
 class WordMap(IntEnum):
     """What is done to a word before it is cut into planes. Each is a bijection."""
 
     IDENTITY = 0
-    OFFSET = 1  #: the top bit flipped: two's complement becomes offset binary, so that order is kept
+    #: the top bit flipped: two's complement becomes offset binary, so that order is kept
+    OFFSET = 1
     EXPONENT_FIRST = 2  #: exponent | sign | mantissa, from the top bit down
 
 
@@ -86,9 +92,20 @@ class DType:
         return self.word_nbytes == 1 or self.word_map is WordMap.EXPONENT_FIRST
 
 
-def _row(id: int, name: str, st: str, n: int, numpy: Any, m: WordMap = WordMap.IDENTITY, e: int = 0, k: int = 1) -> DType:
+def _row(
+    id: int,
+    name: str,
+    st: str,
+    n: int,
+    numpy: Any,
+    m: WordMap = WordMap.IDENTITY,
+    e: int = 0,
+    k: int = 1,
+) -> DType:
     dtype = np.dtype(numpy)
-    return DType(id, name, st, n, k, m, e, dtype.newbyteorder("<") if dtype.kind in "iufc" else dtype)
+    return DType(
+        id, name, st, n, k, m, e, dtype.newbyteorder("<") if dtype.kind in "iufc" else dtype
+    )
 
 
 _OFF, _EXP = WordMap.OFFSET, WordMap.EXPONENT_FIRST
@@ -133,8 +150,14 @@ def dtype_of(array: NDArray[Any]) -> DType:
     dtype = array.dtype.newbyteorder("<") if array.dtype.kind in "iufc" else array.dtype
     row = _BY_NUMPY.get(dtype)
     if row is None:
-        hint = "; pack 4-bit values two to a uint8" if "4" in array.dtype.name and array.dtype.kind == "V" else ""
-        raise EncodeError("unsupported_dtype", f"dtype {array.dtype.name!r} has no id in the format{hint}")
+        hint = (
+            "; pack 4-bit values two to a uint8"
+            if "4" in array.dtype.name and array.dtype.kind == "V"
+            else ""
+        )
+        raise EncodeError(
+            "unsupported_dtype", f"dtype {array.dtype.name!r} has no id in the format{hint}"
+        )
     return row
 
 
@@ -148,7 +171,11 @@ def map_words(words: Words, dtype: DType) -> Words:
         mapped = words ^ t(1 << (bits - 1))
         return mapped
     m = bits - 1 - dtype.exponent_bits
-    sign, exponent, mantissa = words >> t(bits - 1), (words >> t(m)) & t((1 << dtype.exponent_bits) - 1), words & t((1 << m) - 1)
+    sign, exponent, mantissa = (
+        words >> t(bits - 1),
+        (words >> t(m)) & t((1 << dtype.exponent_bits) - 1),
+        words & t((1 << m) - 1),
+    )
     mapped = (exponent << t(m + 1)) | (sign << t(m)) | mantissa
     return mapped
 

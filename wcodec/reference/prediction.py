@@ -25,7 +25,8 @@ class Mode(IntEnum):
 
 
 N_MODES: Final = len(Mode)
-PER_TILE: Final = 255  #: in the prediction column: the segment record holds a mode for each tile (R10.4)
+#: in the prediction column: the segment record holds a mode for each tile (R10.4)
+PER_TILE: Final = 255
 MODES: Final = tuple(t << 4 | p for t in Transform for p in Mode)  #: all bytes that are modes
 IS_MODE: Final = np.isin(np.arange(256), MODES)
 CENTRE: Final = 128  #: what NONE predicts in front of a transform: bytes become signed (R8.1)
@@ -40,7 +41,13 @@ def mode_name(mode: int) -> str:
         It is none.
     """
     prediction, transform = Mode(mode & 15).name.lower(), Transform(mode >> 4).name.lower()
-    return prediction if transform == "none" else transform if prediction == "none" else f"{prediction}+{transform}"
+    return (
+        prediction
+        if transform == "none"
+        else transform
+        if prediction == "none"
+        else f"{prediction}+{transform}"
+    )
 
 
 def residuals(tile: Bytes, mode: int) -> Bytes:
@@ -48,7 +55,9 @@ def residuals(tile: Bytes, mode: int) -> Bytes:
     transform = mode >> 4
     if transform == Transform.NONE:
         return predict(tile, mode)
-    return transforms.forward(predict(tile, mode & 15) if mode & 15 else tile - np.uint8(CENTRE), transform)
+    return transforms.forward(
+        predict(tile, mode & 15) if mode & 15 else tile - np.uint8(CENTRE), transform
+    )
 
 
 def restore(coded: Bytes, mode: int) -> Bytes:

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from wcodec.reference import entropy
 from wcodec.reference.entropy import ContextKind, ContextMap, TablePool
-from wcodec.reference.planes import Bytes, DType, Layout, Words, merge, pack_nibbles, split, split_window, unpack_nibbles
+from wcodec.reference.planes import (
+    Bytes,
+    DType,
+    Layout,
+    Words,
+    merge,
+    pack_nibbles,
+    split,
+    split_window,
+    unpack_nibbles,
+)
 from wcodec.reference.prediction import IS_MODE, PER_TILE, Mode, residuals, restore
 from wcodec.reference.tiles import Geometry, element_order, tiles
 
@@ -26,7 +36,8 @@ class Coder(IntEnum):
     RAW = 0  #: its bytes
     CONSTANT = 1  #: nothing: the value stands in the column `table`
     RANS = 2  #: an interleaved rANS stream
-    CONTEXT = 4  #: the same, with a table for each class of contexts; the column `table` names a context map
+    #: the same, with a table for each class of contexts; the column `table` names a context map
+    CONTEXT = 4
 
 
 class Status(IntEnum):
@@ -62,12 +73,19 @@ class SegmentTable:
 
     def take(self, ids: NDArray[np.int64]) -> SegmentTable:
         """Entries of some segments."""
-        return SegmentTable(*(np.ascontiguousarray(getattr(self, f.name)[..., ids]) for f in fields(self)))
+        return SegmentTable(
+            *(np.ascontiguousarray(getattr(self, f.name)[..., ids]) for f in fields(self))
+        )
 
     @staticmethod
     def concatenate(parts: list[SegmentTable]) -> SegmentTable:
         """Tables one behind another."""
-        return SegmentTable(*(np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(SegmentTable)))
+        return SegmentTable(
+            *(
+                np.concatenate([getattr(p, f.name) for p in parts], axis=-1)
+                for f in fields(SegmentTable)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,12 @@ class SegmentPlan:
 
     def encoded(self, n_units: NDArray[np.uint32], n_patches: NDArray[np.uint32]) -> SegmentPlan:
         """This plan for a decoder, given what encoding has found."""
-        return SegmentPlan(self.dtype, self.geometry, replace(self.segments, n_units=n_units, n_patches=n_patches), self.tables)
+        return SegmentPlan(
+            self.dtype,
+            self.geometry,
+            replace(self.segments, n_units=n_units, n_patches=n_patches),
+            self.tables,
+        )
 
     @cached_property
     def is_raw(self) -> NDArray[np.bool_]:
@@ -115,7 +138,9 @@ class SegmentPlan:
     @cached_property
     def is_stream(self) -> NDArray[np.bool_]:
         """Which planes are `Coder.RANS` or `Coder.CONTEXT`, shape (n_planes, n)."""
-        return np.asarray((self.segments.coder == Coder.RANS.value) | (self.segments.coder == Coder.CONTEXT.value))
+        return np.asarray(
+            (self.segments.coder == Coder.RANS.value) | (self.segments.coder == Coder.CONTEXT.value)
+        )
 
     @property
     def n_elements(self) -> NDArray[np.int64]:
@@ -171,7 +196,8 @@ class SegmentPlan:
     @cached_property
     def stream_nbytes(self) -> NDArray[np.int64]:
         """Stored bytes of each plane, padded, shape (n_planes, n) (R10.6)."""
-        sizes = self.segments.n_units.astype(np.int64) * entropy.UNIT  # 0 of planes that are not streams
+        # 0 of planes that are not streams
+        sizes = self.segments.n_units.astype(np.int64) * entropy.UNIT
         np.copyto(sizes, padded(self.plane_nbytes), where=self.segments.coder == Coder.RAW.value)
         return sizes
 
@@ -199,7 +225,12 @@ class SegmentPlan:
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """Where each record starts in the payload, and at the end where the last one stops (R10.1)."""
-        return _ends(self.words_nbytes + self.head_nbytes + self.stream_nbytes.sum(axis=0) + self.patches_nbytes)
+        return _ends(
+            self.words_nbytes
+            + self.head_nbytes
+            + self.stream_nbytes.sum(axis=0)
+            + self.patches_nbytes
+        )
 
 
 def padded(nbytes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -214,7 +245,9 @@ def _ends(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 # ---- encoding ----------------------------------------------------------------------------------------------------------
-def segment_planes(plan: SegmentPlan, words: Words, k: int) -> tuple[list[Bytes], NDArray[np.uint32]]:
+def segment_planes(
+    plan: SegmentPlan, words: Words, k: int
+) -> tuple[list[Bytes], NDArray[np.uint32]]:
     """Planes of segment `k` before prediction, in element order, and its patches (R10.3)."""
     rows, cols = plan.geometry.rectangle(k)
     segment = words[rows, cols]
@@ -225,12 +258,17 @@ def segment_planes(plan: SegmentPlan, words: Words, k: int) -> tuple[list[Bytes]
         return [np.ascontiguousarray(p) for p in planes], none
     fill = 0 if plan.fill is None else int(plan.fill[k])
     if plan.dtype.word_nbytes == 1:
-        return [pack_nibbles(planes[0] >> np.uint8(4), fill), pack_nibbles(planes[0] & np.uint8(15))], none
+        return [
+            pack_nibbles(planes[0] >> np.uint8(4), fill),
+            pack_nibbles(planes[0] & np.uint8(15)),
+        ], none
     codes, patches = split_window(planes[0], int(plan.segments.base[k]), fill)
     return [pack_nibbles(codes, fill), *(np.ascontiguousarray(p) for p in planes[1:])], patches
 
 
-def each_tile(plan: SegmentPlan, k: int, plane: Bytes, modes: Bytes, step: Callable[[Bytes, int], Bytes]) -> Bytes:
+def each_tile(
+    plan: SegmentPlan, k: int, plane: Bytes, modes: Bytes, step: Callable[[Bytes, int], Bytes]
+) -> Bytes:
     """Apply `step(tile, mode)` to each tile of a plane in element order; `modes` holds one mode, or one a tile."""
     rows, cols = plan.geometry.rectangle(k)
     shape = rows.stop - rows.start, cols.stop - cols.start
@@ -258,7 +296,9 @@ def plane_modes(plan: SegmentPlan, k: int, record_modes: Bytes) -> list[Bytes]:
 def tables_of(plan: SegmentPlan, p: int, k: int) -> tuple[int, ...]:
     """Numbers of the tables of a coded plane: one, or one for each class."""
     number = int(plan.segments.table[p, k])
-    return plan.tables.maps[number].tables if plan.segments.coder[p, k] == Coder.CONTEXT else (number,)
+    return (
+        plan.tables.maps[number].tables if plan.segments.coder[p, k] == Coder.CONTEXT else (number,)
+    )
 
 
 def unpack_scales(packed: Bytes, height: int, width: int) -> tuple[Bytes, Bytes]:
@@ -269,11 +309,17 @@ def unpack_scales(packed: Bytes, height: int, width: int) -> tuple[Bytes, Bytes]
 
 def pack_scales(rows: Bytes, cols: Bytes) -> Bytes:
     """Inverse of `unpack_scales`."""
-    both = np.concatenate([rows, cols, np.zeros(-(rows.size + cols.size) % 4, np.uint8)]).reshape(-1, 4)
-    return np.asarray(np.bitwise_or.reduce(both << np.arange(0, 8, 2, dtype=np.uint8), axis=1), np.uint8)
+    both = np.concatenate([rows, cols, np.zeros(-(rows.size + cols.size) % 4, np.uint8)]).reshape(
+        -1, 4
+    )
+    return np.asarray(
+        np.bitwise_or.reduce(both << np.arange(0, 8, 2, dtype=np.uint8), axis=1), np.uint8
+    )
 
 
-def contexts_of(plan: SegmentPlan, context_map: ContextMap, p: int, k: int, scales: Bytes, first: Bytes) -> Bytes:
+def contexts_of(
+    plan: SegmentPlan, context_map: ContextMap, p: int, k: int, scales: Bytes, first: Bytes
+) -> Bytes:
     """Context of each symbol of plane `p` of segment `k` (R9.13); `scales` is that part of its record, `first` its plane 0."""
     if context_map.kind == ContextKind.PLANE:
         if plan.segments.layout[k] == Layout.PAIRS and plan.dtype.word_nbytes > 1:
@@ -296,14 +342,18 @@ def classes_of(plan: SegmentPlan, p: int, k: int, scales: Bytes, first: Bytes) -
     if plan.segments.coder[p, k] != Coder.CONTEXT:
         return None
     context_map = plan.tables.maps[int(plan.segments.table[p, k])]
-    return np.frombuffer(context_map.class_of, np.uint8)[contexts_of(plan, context_map, p, k, scales, first)]
+    return np.frombuffer(context_map.class_of, np.uint8)[
+        contexts_of(plan, context_map, p, k, scales, first)
+    ]
 
 
 def _part(data: Bytes | None, offsets: NDArray[np.int64], k: int) -> Bytes:
     return np.empty(0, np.uint8) if data is None else data[offsets[k] : offsets[k + 1]]
 
 
-def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.uint32], NDArray[np.uint32]]:
+def encode_segments(
+    plan: SegmentPlan, words: Words
+) -> tuple[Bytes, NDArray[np.uint32], NDArray[np.uint32]]:
     """Encode all segments of a plan.
 
     Parameters
@@ -324,26 +374,47 @@ def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.
     streams: dict[tuple[int, int], Bytes] = {}
     heads: list[list[Bytes]] = []
     patches: list[NDArray[np.uint32]] = []
-    symbols, tables, classes, where = list[Bytes](), list[tuple[int, ...]](), list[Bytes | None](), list[tuple[int, int]]()
+    symbols, tables, classes, where = (
+        list[Bytes](),
+        list[tuple[int, ...]](),
+        list[Bytes | None](),
+        list[tuple[int, int]](),
+    )
     for k in range(n):
-        modes, scales = _part(plan.modes, plan.modes_offsets, k), _part(plan.scales, plan.scale_offsets, k)
+        modes, scales = (
+            _part(plan.modes, plan.modes_offsets, k),
+            _part(plan.scales, plan.scale_offsets, k),
+        )
         heads.append([modes, scales])
         if segments.layout[k] == Layout.RAW:
-            streams[k, 0] = np.ascontiguousarray(words[plan.geometry.rectangle(k)]).astype(plan.dtype.word_type).view(np.uint8).reshape(-1)
+            streams[k, 0] = (
+                np.ascontiguousarray(words[plan.geometry.rectangle(k)])
+                .astype(plan.dtype.word_type)
+                .view(np.uint8)
+                .reshape(-1)
+            )
             patches.append(np.empty(0, np.uint32))
             continue
         planes, found = segment_planes(plan, words, k)
         patches.append(found)
-        for p, (plane, plane_mode) in enumerate(zip(planes, plane_modes(plan, k, modes), strict=False)):
+        for p, (plane, plane_mode) in enumerate(
+            zip(planes, plane_modes(plan, k, modes), strict=False)
+        ):
             if segments.coder[p, k] == Coder.RAW:
                 streams[k, p] = plane
             elif segments.coder[p, k] != Coder.CONSTANT:
-                symbols.append(plane if plane_mode.tolist() == [Mode.NONE] else each_tile(plan, k, plane, plane_mode, residuals))
+                symbols.append(
+                    plane
+                    if plane_mode.tolist() == [Mode.NONE]
+                    else each_tile(plan, k, plane, plane_mode, residuals)
+                )
                 tables.append(tables_of(plan, p, k))
                 classes.append(classes_of(plan, p, k, scales, planes[0]))
                 where.append((k, p))
     n_units = np.zeros(segments.n_units.shape, np.uint32)
-    for (k, p), stream in zip(where, entropy.encode_streams(symbols, tables, plan.tables, classes), strict=True):
+    for (k, p), stream in zip(
+        where, entropy.encode_streams(symbols, tables, plan.tables, classes), strict=True
+    ):
         streams[k, p], n_units[p, k] = stream, stream.size // entropy.UNIT
     parts: list[Bytes] = []
     for k in range(n):
@@ -355,16 +426,27 @@ def encode_segments(plan: SegmentPlan, words: Words) -> tuple[Bytes, NDArray[np.
 
 
 def histogram(
-    words: Words, geometry: Geometry, dtype: DType, *,
-    segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None, mode: int = 0, base: int | None = None, fill: int = 0,
-) -> NDArray[np.int64]:  # fmt: skip
+    words: Words,
+    geometry: Geometry,
+    dtype: DType,
+    *,
+    segments: NDArray[np.int64] | None = None,
+    planes: tuple[int, ...] | None = None,
+    mode: int = 0,
+    base: int | None = None,
+    fill: int = 0,
+) -> NDArray[np.int64]:
     """Counts of the symbols of each plane; see `wcodec.backends.protocol.Backend.histogram`."""
     ids = np.arange(geometry.n_segments) if segments is None else segments
     table = SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
     table.layout[:] = Layout.BYTES if base is None else Layout.PAIRS
     table.base[:] = base or 0
-    plan = SegmentPlan(dtype, geometry, table, TablePool(), np.full(geometry.n_segments, fill, np.uint8))
-    as_bytes = replace(plan, segments=replace(table, layout=np.full(geometry.n_segments, Layout.BYTES, np.uint8)))
+    plan = SegmentPlan(
+        dtype, geometry, table, TablePool(), np.full(geometry.n_segments, fill, np.uint8)
+    )
+    as_bytes = replace(
+        plan, segments=replace(table, layout=np.full(geometry.n_segments, Layout.BYTES, np.uint8))
+    )
     nibbles = base is not None and dtype.word_nbytes == 1
     wanted = range(2 if nibbles else dtype.word_nbytes) if planes is None else planes
     counts = np.zeros((ids.size, len(wanted) + (base is not None and not nibbles), 256), np.int64)
@@ -396,7 +478,11 @@ def decode_segments(plan: SegmentPlan, payload: Bytes, out: Words) -> NDArray[np
     first = rans | (context & (np.arange(plan.dtype.n_planes) == 0)[:, None])
     _decode_planes(plan, payload, [(p, k) for p, k in np.argwhere(first).tolist()], coded, status)
     wrong_modes = {k for k in range(status.size) if not IS_MODE[_head(plan, payload, k)[0]].all()}
-    rest = [(p, k) for p, k in np.argwhere(context & ~first).tolist() if k not in wrong_modes and status[k] == Status.OK]
+    rest = [
+        (p, k)
+        for p, k in np.argwhere(context & ~first).tolist()
+        if k not in wrong_modes and status[k] == Status.OK
+    ]
     _decode_planes(plan, payload, rest, coded, status)  # plane 0 may hold their contexts
     status[[k for k in wrong_modes if status[k] == Status.OK]] = Status.BAD_TILE_MODE
     for k in np.flatnonzero(status == Status.OK).tolist():
@@ -408,21 +494,35 @@ def _head(plan: SegmentPlan, payload: Bytes, k: int) -> tuple[Bytes, Bytes]:
     """Tile modes, and classes of rows and columns, of a record."""
     start = int(plan.offsets[k])
     behind = start + int(padded(plan.modes_nbytes[k : k + 1])[0])
-    return payload[start : start + int(plan.modes_nbytes[k])], payload[behind : behind + int(plan.scale_nbytes[k])]
+    return payload[start : start + int(plan.modes_nbytes[k])], payload[
+        behind : behind + int(plan.scale_nbytes[k])
+    ]
 
 
 def _decode_planes(
-    plan: SegmentPlan, payload: Bytes, where: list[tuple[int, int]], coded: dict[tuple[int, int], Bytes], status: NDArray[np.uint8]
+    plan: SegmentPlan,
+    payload: Bytes,
+    where: list[tuple[int, int]],
+    coded: dict[tuple[int, int], Bytes],
+    status: NDArray[np.uint8],
 ) -> None:
     """Decode the streams of some planes into `coded`, and restore the bytes behind their modes."""
     at = [int(plan.plane_offsets[p, k]) for p, k in where]
-    streams = [payload[a : a + int(plan.stream_nbytes[p, k])] for a, (p, k) in zip(at, where, strict=True)]
+    streams = [
+        payload[a : a + int(plan.stream_nbytes[p, k])] for a, (p, k) in zip(at, where, strict=True)
+    ]
     classes: list[Bytes | None] = []
     for p, k in where:
-        first = _plane(plan, payload, coded, 0, k) if p > 0 and plan.segments.coder[p, k] == Coder.CONTEXT else streams[0]
+        first = (
+            _plane(plan, payload, coded, 0, k)
+            if p > 0 and plan.segments.coder[p, k] == Coder.CONTEXT
+            else streams[0]
+        )
         classes.append(classes_of(plan, p, k, _head(plan, payload, k)[1], first))
     sizes = np.array([plan.plane_nbytes[p, k] for p, k in where], np.int64)
-    symbols, good = entropy.decode_streams(streams, sizes, [tables_of(plan, p, k) for p, k in where], plan.tables, classes)
+    symbols, good = entropy.decode_streams(
+        streams, sizes, [tables_of(plan, p, k) for p, k in where], plan.tables, classes
+    )
     for (p, k), plane, ends_well in zip(where, symbols, good.tolist(), strict=True):
         coded[p, k] = plane
         if not ends_well:
@@ -433,7 +533,9 @@ def _decode_planes(
             coded[p, k] = each_tile(plan, k, plane, modes, restore)
 
 
-def _plane(plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, int], Bytes], p: int, k: int) -> Bytes:
+def _plane(
+    plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, int], Bytes], p: int, k: int
+) -> Bytes:
     """The bytes of a plane, however it is stored."""
     size, at = int(plan.plane_nbytes[p, k]), int(plan.plane_offsets[p, k])
     if plan.segments.coder[p, k] == Coder.CONSTANT:
@@ -441,7 +543,9 @@ def _plane(plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, int], Bytes
     return payload[at : at + size] if plan.segments.coder[p, k] == Coder.RAW else coded[p, k]
 
 
-def _decode_segment(plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, int], Bytes], k: int, out: Words) -> Status:
+def _decode_segment(
+    plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, int], Bytes], k: int, out: Words
+) -> Status:
     dtype, segments, start = plan.dtype, plan.segments, int(plan.offsets[k])
     if segments.layout[k] == Layout.RAW:
         stored = payload[start : start + out.size * dtype.word_nbytes]

@@ -17,7 +17,9 @@ MAX_RANK: Final = 32  #: R6.1
 CHUNK_NBYTES: Final = 1 << 24  #: words planned and encoded at once
 
 
-def matrix_view(shape: tuple[int, ...], row_rank: int, words_per_element: int = 1) -> tuple[int, int]:
+def matrix_view(
+    shape: tuple[int, ...], row_rank: int, words_per_element: int = 1
+) -> tuple[int, int]:
     """Rows and columns of a tensor's matrix of words (R6.2).
 
     The first `row_rank` dimensions make the rows, the others the columns; a complex element is two columns.
@@ -72,16 +74,23 @@ class Geometry:
     def corners(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Row and column of the first word of each segment. Two int64 arrays of length `n_segments`."""
         n_down, n_across = self.grid
-        rows, cols = np.arange(n_down, dtype=np.int64) * self.segment_rows, np.arange(n_across, dtype=np.int64) * self.segment_cols
+        rows, cols = (
+            np.arange(n_down, dtype=np.int64) * self.segment_rows,
+            np.arange(n_across, dtype=np.int64) * self.segment_cols,
+        )
         return np.repeat(rows, n_across), np.tile(cols, n_down)
 
     def rectangle(self, k: int) -> tuple[slice, slice]:
         """Rows and columns of segment `k`; segments are numbered in raster order (R6.4)."""
         i, j = divmod(k, self.grid[1])
         r, c = i * self.segment_rows, j * self.segment_cols
-        return slice(r, min(r + self.segment_rows, self.rows)), slice(c, min(c + self.segment_cols, self.cols))
+        return slice(r, min(r + self.segment_rows, self.rows)), slice(
+            c, min(c + self.segment_cols, self.cols)
+        )
 
-    def select(self, down: NDArray[np.int64], across: NDArray[np.int64]) -> tuple[Geometry, NDArray[np.int64]]:
+    def select(
+        self, down: NDArray[np.int64], across: NDArray[np.int64]
+    ) -> tuple[Geometry, NDArray[np.int64]]:
         """The sub-grid of some segment rows and segment columns, itself a geometry, and the ids of its segments.
 
         Both index arrays ascend. Only a last segment row or column can be ragged, so the result is regular.
@@ -98,8 +107,12 @@ _KEPT_SEGMENTS: Final = 1 << 14  #: sizes of larger grids are not kept
 @lru_cache(maxsize=8)
 def _sizes(g: Geometry) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     n_down, n_across = g.grid
-    heights = np.minimum(g.segment_rows, g.rows - np.arange(n_down, dtype=np.int64) * g.segment_rows)
-    widths = np.minimum(g.segment_cols, g.cols - np.arange(n_across, dtype=np.int64) * g.segment_cols)
+    heights = np.minimum(
+        g.segment_rows, g.rows - np.arange(n_down, dtype=np.int64) * g.segment_rows
+    )
+    widths = np.minimum(
+        g.segment_cols, g.cols - np.arange(n_across, dtype=np.int64) * g.segment_cols
+    )
     down, across = np.repeat(heights, n_across), np.tile(widths, n_down)
     sizes = down, across, down * across
     for array in sizes:
@@ -118,10 +131,14 @@ def tiles(height: int, width: int, tile_rows: int, tile_cols: int) -> Iterator[t
 def element_order(height: int, width: int, tile_rows: int, tile_cols: int) -> NDArray[np.int64]:
     """Raster indices of a segment's elements in the order in which they are coded: tile by tile (R6.9)."""
     index = np.arange(height * width, dtype=np.int64).reshape(height, width)
-    return np.concatenate([index[tile].reshape(-1) for tile in tiles(height, width, tile_rows, tile_cols)])
+    return np.concatenate(
+        [index[tile].reshape(-1) for tile in tiles(height, width, tile_rows, tile_cols)]
+    )
 
 
-def chunks(geometry: Geometry, word_nbytes: int, nbytes: int = CHUNK_NBYTES) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def chunks(
+    geometry: Geometry, word_nbytes: int, nbytes: int = CHUNK_NBYTES
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Sub-grids that are coded at once: whole rows of segments up to `nbytes`.
 
     Where a row of segments is larger than that and one word high, it is cut; the words of a chunk are contiguous either way.

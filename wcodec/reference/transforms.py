@@ -45,7 +45,10 @@ ROWS: Final[dict[int, tuple[tuple[int, int, int, int, int], ...]]] = {
     ),
 }  # fmt: skip
 #: Coefficient k, counted from the lowest frequency, is value ``ORDER[k]`` after all steps.
-ORDER: Final[dict[int, tuple[int, ...]]] = {Transform.DCT: (0, 6, 3, 7, 1, 4, 2, 5), Transform.ADST: (6, 4, 2, 1, 7, 3, 5, 0)}
+ORDER: Final[dict[int, tuple[int, ...]]] = {
+    Transform.DCT: (0, 6, 3, 7, 1, 4, 2, 5),
+    Transform.ADST: (6, 4, 2, 1, 7, 3, 5, 0),
+}
 
 
 def steps(transform: int) -> list[tuple[int, int, int]]:
@@ -55,7 +58,9 @@ def steps(transform: int) -> list[tuple[int, int, int]]:
 
 
 def _product(y: Signed, source: int, coefficient: int) -> Signed:
-    return np.asarray((y[..., source] * np.int16(coefficient) + np.int16(64)) >> np.int16(FRACTION), np.int16)
+    return np.asarray(
+        (y[..., source] * np.int16(coefficient) + np.int16(64)) >> np.int16(FRACTION), np.int16
+    )
 
 
 def _signed(y: Signed) -> Signed:

@@ -17,7 +17,9 @@ from wcodec.torch import dtypes
 from wcodec.torch.reader import Device, Reader
 
 Storage: TypeAlias = Any  #: torch.UntypedStorage, or one of the older typed ones
-MapLocation: TypeAlias = Device | Mapping[str, str] | Callable[[Storage, str], Storage | None] | None
+MapLocation: TypeAlias = (
+    Device | Mapping[str, str] | Callable[[Storage, str], Storage | None] | None
+)
 
 SUFFIX: Final = ".wcodec"
 INDEX_SUFFIX: Final = ".wcodec.index.json"
@@ -52,18 +54,26 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
         As `load_file`.
     """
 
-    def __init__(self, path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None) -> None:
+    def __init__(
+        self, path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None
+    ) -> None:
         self.path, self._closing = Path(path), contextlib.ExitStack()
         device, self._relocate = _located(map_location)
         self._where = dict[str, Reader]()
         with contextlib.ExitStack() as opened:
-            self._readers = [opened.enter_context(_open(shard, device, base)) for shard in _shards(self.path)]
+            self._readers = [
+                opened.enter_context(_open(shard, device, base)) for shard in _shards(self.path)
+            ]
             wanted = _weight_map(self.path)
             for reader in self._readers:
                 self._add(reader, wanted)
             for name, shard in wanted.items():
                 if name not in self._where:
-                    raise DecodeError("bad_range", f"the index says that the tensor is in {shard}, which does not hold it", tensor=name)
+                    raise DecodeError(
+                        "bad_range",
+                        f"the index says that the tensor is in {shard}, which does not hold it",
+                        tensor=name,
+                    )
             self._closing = opened.pop_all()
 
     def _add(self, reader: Reader, wanted: dict[str, str]) -> None:
@@ -71,7 +81,11 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
             if wanted and wanted.get(name) != reader.name:
                 continue
             if name in self._where:
-                raise DecodeError("bad_name", f"{self._where[name].name} and {reader.name} both have this tensor", tensor=name)
+                raise DecodeError(
+                    "bad_name",
+                    f"{self._where[name].name} and {reader.name} both have this tensor",
+                    tensor=name,
+                )
             self._where[name] = reader
 
     def close(self) -> None:
@@ -105,7 +119,9 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
     @property
     def metadata(self) -> dict[str, str]:
         """Texts kept with the tensors; where shards differ in one, that of the first."""
-        return {k: v for reader in reversed(self._readers) for k, v in reader.file.metadata().items()}
+        return {
+            k: v for reader in reversed(self._readers) for k, v in reader.file.metadata().items()
+        }
 
     @property
     def nbytes(self) -> int:
@@ -147,7 +163,9 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
         """
         found = dict[str, torch.Tensor]()
         for reader, names in self.readers():
-            found.update((name, self._relocate(tensor)) for name, tensor in reader.tensors(names).items())
+            found.update(
+                (name, self._relocate(tensor)) for name, tensor in reader.tensors(names).items()
+            )
         return found
 
     def readers(self) -> Iterator[tuple[Reader, list[str]]]:
@@ -174,7 +192,9 @@ class _Values(ValuesView[torch.Tensor]):
         return (tensor for _, tensor in self._checkpoint.iterate())
 
 
-def load_wcodec_checkpoint(path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None) -> dict[str, torch.Tensor]:
+def load_wcodec_checkpoint(
+    path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None
+) -> dict[str, torch.Tensor]:
     """All tensors of a ``.wcodec`` file, or of a folder of them, by name: as `torch.load` gives a state dict that was saved.
 
     Parameters and errors are those of `WCodecCheckpoint`.
@@ -195,7 +215,11 @@ def _shards(path: Path) -> list[Path]:
     names = set(_weight_map(path).values()) or {p.name for p in path.glob(f"*{SUFFIX}")}
     if not names:
         others = any(path.glob("*.safetensors"))
-        to_do = "; wcodec.transformers loads directories with safetensors files, in hub form or plain" if others else ""
+        to_do = (
+            "; wcodec.transformers loads directories with safetensors files, in hub form or plain"
+            if others
+            else ""
+        )
         raise FileNotFoundError(f"the folder {path} holds no {SUFFIX} file{to_do}")
     return [path / name for name in sorted(names)]
 
@@ -204,7 +228,9 @@ def _weight_map(path: Path) -> dict[str, str]:
     """Names of files by those of their tensors, as the index of a folder says; empty without one. The index is a stranger's."""
     found = sorted(path.glob(f"*{INDEX_SUFFIX}")) if path.is_dir() else []
     if len(found) > 1:
-        raise DecodeError("bad_value", f"{path.name} holds two indexes: {found[0].name} and {found[1].name}")
+        raise DecodeError(
+            "bad_value", f"{path.name} holds two indexes: {found[0].name} and {found[1].name}"
+        )
     if not found:
         return {}
     return read_weight_map(found[0], SUFFIX)
@@ -230,12 +256,18 @@ def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
     except (ValueError, RecursionError, KeyError, TypeError) as e:
-        raise DecodeError("bad_value", f"{index.name} is no index with a weight_map ({type(e).__name__})") from None
+        raise DecodeError(
+            "bad_value", f"{index.name} is no index with a weight_map ({type(e).__name__})"
+        ) from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise DecodeError("bad_value", f"the weight_map of {index.name} is empty, or no object")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _is_plain(file) or not file.endswith(suffix):
-            raise DecodeError("bad_name", f"{index.name} names {file!r}, not a {suffix} file beside it", tensor=name)
+            raise DecodeError(
+                "bad_name",
+                f"{index.name} names {file!r}, not a {suffix} file beside it",
+                tensor=name,
+            )
     return weight_map
 
 
@@ -246,13 +278,18 @@ def _is_plain(name: str) -> bool:
 
 def _open(shard: Path, device: torch.device, base: AnyPath | None) -> Reader:
     if base is not None and os.path.isdir(base):
-        found = (Path(base) / (shard.name.removesuffix(SUFFIX) + suffix) for suffix in (".safetensors", SUFFIX))
+        found = (
+            Path(base) / (shard.name.removesuffix(SUFFIX) + suffix)
+            for suffix in (".safetensors", SUFFIX)
+        )
         return Reader(shard, device, next((path for path in found if path.is_file()), None))
     return Reader(shard, device, base)
 
 
 # ---- map_location ------------------------------------------------------------------------------------------------------------
-def _located(map_location: MapLocation) -> tuple[torch.device, Callable[[torch.Tensor], torch.Tensor]]:
+def _located(
+    map_location: MapLocation,
+) -> tuple[torch.device, Callable[[torch.Tensor], torch.Tensor]]:
     """The device to decode for, and what to do with each tensor then."""
     if isinstance(map_location, Mapping):
         map_location = map_location.get("cpu", "cpu")
@@ -265,6 +302,8 @@ def _located(map_location: MapLocation) -> tuple[torch.device, Callable[[torch.T
         if storage is None:
             return tensor
         untyped: torch.UntypedStorage = getattr(storage, "_untyped_storage", storage)
-        return torch.empty(0, dtype=tensor.dtype, device=untyped.device).set_(untyped, 0, tensor.shape, tensor.stride())
+        return torch.empty(0, dtype=tensor.dtype, device=untyped.device).set_(
+            untyped, 0, tensor.shape, tensor.stride()
+        )
 
     return torch.device("cpu"), relocate

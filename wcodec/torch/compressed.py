@@ -58,20 +58,29 @@ class CompressedTensor(torch.Tensor):
     # ---- making one
     @staticmethod
     def __new__(
-        cls, held: Held | torch.Tensor, swapped: bool = False, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None,
+        cls,
+        held: Held | torch.Tensor,
+        swapped: bool = False,
+        shape: tuple[int, ...] | None = None,
+        dtype: torch.dtype | None = None,
         fused: bool = False,
-    ) -> CompressedTensor:  # fmt: skip
+    ) -> CompressedTensor:
         stream = held.stream if isinstance(held, Held) else held
         if isinstance(held, Held):
             shape, dtype = held.shape, held.dtype
         strides = torch.empty(shape, device="meta").stride()
         if swapped:
             shape, strides = _swap(shape), _swap(strides)
-        with torch.inference_mode(False):  # a weight outlives the call that it is made in, and views of it go with it
+        # a weight outlives the call that it is made in, and views of it go with it
+        with torch.inference_mode(False):
             out: CompressedTensor = torch.Tensor._make_wrapper_subclass(
                 cls, shape, strides=strides, dtype=dtype, device=stream.device, requires_grad=False
             )
-        out._held, out._swapped, out.fused = held if isinstance(held, Held) else None, swapped, fused
+        out._held, out._swapped, out.fused = (
+            held if isinstance(held, Held) else None,
+            swapped,
+            fused,
+        )
         out._stream = stream
         return out
 
@@ -79,7 +88,9 @@ class CompressedTensor(torch.Tensor):
         pass
 
     @classmethod
-    def from_stream(cls, stream: torch.Tensor, name: str = "", fused: bool = False) -> CompressedTensor:
+    def from_stream(
+        cls, stream: torch.Tensor, name: str = "", fused: bool = False
+    ) -> CompressedTensor:
         """The tensor of a stream, which is read only as far as its index.
 
         Parameters
@@ -100,7 +111,11 @@ class CompressedTensor(torch.Tensor):
 
     @classmethod
     def from_dense(
-        cls, tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: Fused = False
+        cls,
+        tensor: torch.Tensor,
+        options: EncodeOptions | None = None,
+        name: str = "",
+        fused: Fused = False,
     ) -> CompressedTensor:
         """Compress a tensor, in fused mode as `wcodec.torch.compress_model` does it.
 
@@ -146,9 +161,16 @@ class CompressedTensor(torch.Tensor):
     def data(self, value: torch.Tensor) -> None:
         other = value
         if not isinstance(other, CompressedTensor):
-            other = CompressedTensor.from_dense(value, self.held.options, self.held.name, self.fused)
+            other = CompressedTensor.from_dense(
+                value, self.held.options, self.held.name, self.fused
+            )
         torch.Tensor.data.__set__(self, other)
-        self._held, self._swapped, self._stream, self.fused = other._held, other._swapped, other._stream, other.fused
+        self._held, self._swapped, self._stream, self.fused = (
+            other._held,
+            other._swapped,
+            other._stream,
+            other.fused,
+        )
 
     # ---- what reads memory that is not there
     def numpy(self, *, force: bool = False) -> np.ndarray[Any, Any]:
@@ -175,7 +197,9 @@ class CompressedTensor(torch.Tensor):
         self.held.replace(dense.transpose(-2, -1) if self._swapped else dense)
 
     def data_ptr(self) -> int:
-        raise NotImplementedError("a compressed tensor has no memory to point at: use .decode(), or .stream for what is held")
+        raise NotImplementedError(
+            "a compressed tensor has no memory to point at: use .decode(), or .stream for what is held"
+        )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         held = f"{self.stream.numel()} bytes compressed" + (", fused" if self.fused else "")
@@ -195,17 +219,33 @@ class CompressedTensor(torch.Tensor):
         if stream.untyped_storage().nbytes() > stream.numel():  # of which a pickle would hold all
             stream = stream.clone()
         options = None if self.held.options is None else asdict(self.held.options)
-        return rebuild, (stream, self.held.name, self._swapped, self.requires_grad, _extra(self), options, self.fused)
+        return rebuild, (
+            stream,
+            self.held.name,
+            self._swapped,
+            self.requires_grad,
+            _extra(self),
+            options,
+            self.fused,
+        )
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         shape = tuple(self.shape)
         name = "" if self._held is None else self._held.name
         if name:
             name_stream(self.stream, name)
-        return ["stream"], (self._swapped, _swap(shape) if self._swapped else shape, self.dtype, name, self.fused)
+        return ["stream"], (
+            self._swapped,
+            _swap(shape) if self._swapped else shape,
+            self.dtype,
+            name,
+            self.fused,
+        )
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Any], meta: Any, outer_size: Any, outer_stride: Any) -> CompressedTensor:
+    def __tensor_unflatten__(
+        inner: dict[str, Any], meta: Any, outer_size: Any, outer_stride: Any
+    ) -> CompressedTensor:
         swapped, shape, dtype, name, fused = meta
         stream = inner["stream"]
         if type(stream) is torch.Tensor:
@@ -214,12 +254,22 @@ class CompressedTensor(torch.Tensor):
 
     def _stable_hash_for_caching(self) -> str:
         """What graphs of ``torch.compile`` are kept by."""
-        what = tuple(self.shape), self.dtype, str(self.device), self._swapped, self.fused, self.stream.numel()
+        what = (
+            tuple(self.shape),
+            self.dtype,
+            str(self.device),
+            self._swapped,
+            self.fused,
+            self.stream.numel(),
+        )
         return repr((type(self).__name__, *what))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func.is_view and torch.is_inference_mode_enabled():  # of a tensor of before, PyTorch takes no view made in that mode
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # of a tensor of before, PyTorch takes no view made in that mode
+        if func.is_view and torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 return cls.__torch_dispatch__(func, types, args, kwargs)
         handler = _HANDLERS.get(func)
@@ -230,7 +280,8 @@ class CompressedTensor(torch.Tensor):
         return _on_dense(func, args, kwargs or {})
 
 
-OWN: Final = {"_held", "_swapped", "_stream", "fused", "_is_param"}  #: attributes that are not a user's
+#: attributes that are not a user's
+OWN: Final = {"_held", "_swapped", "_stream", "fused", "_is_param"}
 
 
 def _extra(w: CompressedTensor) -> dict[str, Any]:
@@ -239,12 +290,18 @@ def _extra(w: CompressedTensor) -> dict[str, Any]:
 
 
 def rebuild(
-    stream: torch.Tensor, name: str, swapped: bool, requires_grad: bool, extra: dict[str, Any], options: dict[str, Any] | None,
+    stream: torch.Tensor,
+    name: str,
+    swapped: bool,
+    requires_grad: bool,
+    extra: dict[str, Any],
+    options: dict[str, Any] | None,
     fused: bool = False,
-) -> CompressedTensor:  # fmt: skip
+) -> CompressedTensor:
     """What a pickle of a compressed tensor calls."""
     held = hold(stream, name, None if options is None else EncodeOptions(**options))
-    out = CompressedTensor(moved(held, stream.device, fused), swapped, fused=fused)  # in torch.load, the stream may have come to a GPU
+    # in torch.load, the stream may have come to a GPU
+    out = CompressedTensor(moved(held, stream.device, fused), swapped, fused=fused)
     out.__dict__.update(extra)
     out.requires_grad_(requires_grad)
     return out
@@ -294,9 +351,15 @@ def _changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[C
     return [w for w in _targets(func, args, kwargs) if isinstance(w, CompressedTensor)]
 
 
-def _written(func: Any, given: Any, named: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+def _written(
+    func: Any, given: Any, named: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[torch.Tensor]:
     """What stood for these when the operation ran."""
-    return [d for d, w in zip(_targets(func, given, named), _targets(func, args, kwargs), strict=True) if isinstance(w, CompressedTensor)]
+    return [
+        d
+        for d, w in zip(_targets(func, given, named), _targets(func, args, kwargs), strict=True)
+        if isinstance(w, CompressedTensor)
+    ]
 
 
 def _on_dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -315,7 +378,10 @@ def _on_dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     kept = set[int]()
     try:
-        given, named = tree_map_only(CompressedTensor, dense, args), tree_map_only(CompressedTensor, dense, kwargs)
+        given, named = (
+            tree_map_only(CompressedTensor, dense, args),
+            tree_map_only(CompressedTensor, dense, kwargs),
+        )
         out = func(*given, **named)
         if changed := _changed(func, args, kwargs):
             for w, written in zip(changed, _written(func, given, named, args, kwargs), strict=True):
@@ -330,7 +396,9 @@ def _on_dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return out
 
 
-def _own(out: torch.Tensor, leases: dict[int, tuple[Held, torch.Tensor]], kept: set[int]) -> torch.Tensor:
+def _own(
+    out: torch.Tensor, leases: dict[int, tuple[Held, torch.Tensor]], kept: set[int]
+) -> torch.Tensor:
     """A result that may be a view of a decoded weight: it keeps the buffer, or a copy if that is much too large."""
     if out.layout is not torch.strided:
         return out
@@ -354,8 +422,14 @@ def _replace(w: CompressedTensor, written: torch.Tensor, whole: torch.Tensor) ->
         It has changed the shape, or put other memory in its place.
     """
     due = whole.transpose(-2, -1) if w._swapped else whole
-    if (written.shape, written.stride(), written.data_ptr()) != (due.shape, due.stride(), due.data_ptr()):
-        raise RuntimeError("the shape of a compressed tensor cannot be changed in place: change that of a copy (.decode())")
+    if (written.shape, written.stride(), written.data_ptr()) != (
+        due.shape,
+        due.stride(),
+        due.data_ptr(),
+    ):
+        raise RuntimeError(
+            "the shape of a compressed tensor cannot be changed in place: change that of a copy (.decode())"
+        )
     w.held.replace(whole)
 
 
@@ -378,12 +452,18 @@ def _alias(w: Any) -> Any:
 
 @_handles(aten.clone.default)
 def _clone(w: Any, *, memory_format: Any = None) -> Any:
-    return NotImplemented if w._held is None or _turns(w, memory_format) else CompressedTensor(w._held.copy(), w._swapped, fused=w.fused)
+    return (
+        NotImplemented
+        if w._held is None or _turns(w, memory_format)
+        else CompressedTensor(w._held.copy(), w._swapped, fused=w.fused)
+    )
 
 
 def _turns(w: Any, memory_format: Any) -> bool:
     """Whether a copy has to lie in memory in another order."""
-    keeps = memory_format in (None, torch.preserve_format) or (memory_format is torch.contiguous_format and not w._swapped)
+    keeps = memory_format in (None, torch.preserve_format) or (
+        memory_format is torch.contiguous_format and not w._swapped
+    )
     return not keeps
 
 
@@ -396,17 +476,27 @@ def _t(w: Any) -> Any:
 def _transpose(w: Any, a: int, b: int) -> Any:
     n = w.dim()
     in_range = n > 1 and -n <= a < n and -n <= b < n
-    return _like(w, not w._swapped) if in_range and {a % n, b % n} == {n - 2, n - 1} else NotImplemented
+    return (
+        _like(w, not w._swapped)
+        if in_range and {a % n, b % n} == {n - 2, n - 1}
+        else NotImplemented
+    )
 
 
 @_handles(aten._to_copy.default)
-def _to_copy(w: Any, *, dtype: Any = None, device: Any = None, memory_format: Any = None, **_: Any) -> Any:
+def _to_copy(
+    w: Any, *, dtype: Any = None, device: Any = None, memory_format: Any = None, **_: Any
+) -> Any:
     """To another device compressed; to another dtype dense, and to ``meta`` nothing."""
     if device is not None and torch.device(device).type == "meta":
         return torch.empty_strided(w.shape, w.stride(), dtype=dtype or w.dtype, device="meta")
     if w._held is None or (dtype is not None and dtype != w.dtype) or _turns(w, memory_format):
         return NotImplemented
-    held = w._held.copy() if device is None or torch.device(device) == w.device else moved(w._held, torch.device(device), w.fused)
+    held = (
+        w._held.copy()
+        if device is None or torch.device(device) == w.device
+        else moved(w._held, torch.device(device), w.fused)
+    )
     return CompressedTensor(held, w._swapped, fused=w.fused)
 
 
@@ -437,26 +527,42 @@ def _picks(w: Any, ids: Any, negative: bool) -> bool:
     """Whether ids pick rows of a weight as it is held; what PyTorch refuses is left to PyTorch."""
     if not isinstance(w, CompressedTensor) or w._held is None or w.dim() < (3 if w._swapped else 1):
         return False
-    if not isinstance(ids, torch.Tensor) or type(ids) is not torch.Tensor or ids.dtype not in (torch.int64, torch.int32):
+    if (
+        not isinstance(ids, torch.Tensor)
+        or type(ids) is not torch.Tensor
+        or ids.dtype not in (torch.int64, torch.int32)
+    ):
         return False
     w._held.outside_of_graphs(ROWS_IN_GRAPH)
     return negative or ids.numel() == 0 or int(ids.min()) >= 0
 
 
 @_handles(aten.embedding.default)
-def _embedding(w: Any, ids: torch.Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False) -> Any:
+def _embedding(
+    w: Any,
+    ids: torch.Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
     return _rows(w, ids) if w.dim() == 2 and _picks(w, ids, negative=False) else NotImplemented
 
 
 @_handles(aten.select.int)
 def _select(w: Any, dim: int, index: int) -> Any:
     ids = torch.tensor(index)
-    return _rows(w, ids) if dim in (0, -w.dim()) and _picks(w, ids, negative=True) else NotImplemented
+    return (
+        _rows(w, ids) if dim in (0, -w.dim()) and _picks(w, ids, negative=True) else NotImplemented
+    )
 
 
 @_handles(aten.index.Tensor)
 def _index(w: Any, indices: Any) -> Any:
-    return _rows(w, indices[0]) if len(indices) == 1 and _picks(w, indices[0], negative=True) else NotImplemented
+    return (
+        _rows(w, indices[0])
+        if len(indices) == 1 and _picks(w, indices[0], negative=True)
+        else NotImplemented
+    )
 
 
 @_handles(aten.index_select.default)
@@ -468,10 +574,18 @@ def _index_select(w: Any, dim: int, index: torch.Tensor) -> Any:
 # ---- products in fused mode ------------------------------------------------------------------------------------------------
 def _multiplies(w: Any, *others: Any) -> bool:
     """Whether a weight and the other operands are multiplied in fused mode; what PyTorch refuses is left to PyTorch."""
-    if not isinstance(w, CompressedTensor) or not w.fused or w.dim() != 2 or w.dtype not in products.FLOATS:
+    if (
+        not isinstance(w, CompressedTensor)
+        or not w.fused
+        or w.dim() != 2
+        or w.dtype not in products.FLOATS
+    ):
         return False
     some = [t for t in others if t is not None]
-    alike = all((t.dtype, t.device, t.layout) == (w.dtype, w.device, torch.strided) and t.dim() > 0 for t in some)
+    alike = all(
+        (t.dtype, t.device, t.layout) == (w.dtype, w.device, torch.strided) and t.dim() > 0
+        for t in some
+    )
     return alike and not any(isinstance(t, CompressedTensor) for t in some)
 
 
@@ -488,7 +602,11 @@ def _times(x: Any, w: CompressedTensor, bias: Any = None, transposed: bool = Fal
 
 @_handles(aten.linear.default)
 def _linear(x: Any, w: Any, bias: Any = None) -> Any:
-    fits = _multiplies(w, x, bias) and x.shape[-1] == w.shape[1] and (bias is None or bias.shape == w.shape[:1])
+    fits = (
+        _multiplies(w, x, bias)
+        and x.shape[-1] == w.shape[1]
+        and (bias is None or bias.shape == w.shape[:1])
+    )
     return _times(x, w, bias, transposed=True) if fits else NotImplemented
 
 
@@ -503,12 +621,19 @@ def _matmul(a: Any, b: Any) -> Any:
 
 @_handles(aten.addmm.default)
 def _addmm(bias: Any, x: Any, w: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    fits = beta == alpha == 1 and _multiplies(w, x, bias) and x.shape[-1] == w.shape[0] and bias.shape == w.shape[1:]
+    fits = (
+        beta == alpha == 1
+        and _multiplies(w, x, bias)
+        and x.shape[-1] == w.shape[0]
+        and bias.shape == w.shape[1:]
+    )
     return _times(x, w, bias) if fits else NotImplemented
 
 
 @_handles(torch.ops.wcodec.linear.default)
-def _linear_op(x: Any, w: Any, shape: Any, dtype: Any, bias: Any = None, scale: Any = None, fused: bool = True) -> Any:
+def _linear_op(
+    x: Any, w: Any, shape: Any, dtype: Any, bias: Any = None, scale: Any = None, fused: bool = True
+) -> Any:
     """The operator, given a weight where a stream is due."""
     if not _stands_for_stream(w, shape, dtype, x, bias, scale):
         return NotImplemented
@@ -519,11 +644,15 @@ def _linear_op(x: Any, w: Any, shape: Any, dtype: Any, bias: Any = None, scale: 
 
 
 @_handles(torch.ops.wcodec.linear_grad_input.default)
-def _linear_grad_input_op(grad: Any, w: Any, shape: Any, dtype: Any, scale: Any = None, fused: bool = True) -> Any:
+def _linear_grad_input_op(
+    grad: Any, w: Any, shape: Any, dtype: Any, scale: Any = None, fused: bool = True
+) -> Any:
     if not _stands_for_stream(w, shape, dtype, grad, scale):
         return NotImplemented
     if w._held is None:
-        return torch.ops.wcodec.linear_grad_input(grad, w._stream, shape, dtype, scale, fused and w.fused)
+        return torch.ops.wcodec.linear_grad_input(
+            grad, w._stream, shape, dtype, scale, fused and w.fused
+        )
     products.check(grad, w._stream, shape, dtype, 0, None, scale)
     return products.times(w._held, grad, None, scale, fused and w.fused)
 
@@ -540,8 +669,11 @@ def _stands_for_stream(w: Any, shape: Any, dtype: Any, *others: Any) -> bool:
         return False
     if w._swapped or (list(w.shape), w.dtype) != (list(shape), dtype):
         turned = ", transposed" if w._swapped else ""
-        raise RuntimeError(f"the weight is a {w.dtype} tensor of shape {tuple(w.shape)}{turned}, not {dtype} of {tuple(shape)}")
+        raise RuntimeError(
+            f"the weight is a {w.dtype} tensor of shape {tuple(w.shape)}{turned}, not {dtype} of {tuple(shape)}"
+        )
     return True
 
 
-torch.serialization.add_safe_globals([rebuild])  # so that torch.load takes them: a stream is data, checked when it is decoded
+# so that torch.load takes them: a stream is data, checked when it is decoded
+torch.serialization.add_safe_globals([rebuild])

@@ -32,11 +32,15 @@ from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import chunks
 from wcodec.torch import dtypes
 
-PIECE_NBYTES: Final = 1 << 23  #: words that a thread decodes at once: enough to be worth a call, little enough to share out
+#: words that a thread decodes at once: enough to be worth a call, little enough to share out
+PIECE_NBYTES: Final = 1 << 23
 AHEAD_NBYTES: Final = 1 << 26  #: of the file that are read before they are wanted
-HUGE_NBYTES: Final = 1 << 22  #: tensors from that size on are given huge pages: a fault for each small one costs more than decoding
+#: tensors from that size on are given huge pages: a fault for each small one costs more than
+#: decoding
+HUGE_NBYTES: Final = 1 << 22
 
-Target = tuple[TensorRecord, NDArray[Any]]  #: a tensor that is no duplicate, and a C-contiguous array of its shape and dtype
+#: a tensor that is no duplicate, and a C-contiguous array of its shape and dtype
+Target = tuple[TensorRecord, NDArray[Any]]
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------------------
@@ -51,7 +55,9 @@ def empty(t: TensorRecord) -> torch.Tensor:
     try:
         out = torch.empty(t.shape, dtype=dtypes.torch_dtype(t.dtype))
     except (RuntimeError, MemoryError):  # PyTorch's allocator raises the first
-        raise DecodeError("resource_limit", f"there is no memory for {t.nbytes} bytes", tensor=t.name) from None
+        raise DecodeError(
+            "resource_limit", f"there is no memory for {t.nbytes} bytes", tensor=t.name
+        ) from None
     _want_huge_pages(out.data_ptr(), t.nbytes)
     return out
 
@@ -61,7 +67,10 @@ def _madvise() -> Any:
     if not (sys.platform == "linux" and hasattr(mmap, "MADV_HUGEPAGE")):
         return None
     function = ctypes.CDLL(None).madvise
-    function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_int
+    function.argtypes, function.restype = (
+        (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+        ctypes.c_int,
+    )
     return function
 
 
@@ -129,7 +138,12 @@ def _of_one_thread(backend: type[Backend]) -> Backend:
 
 
 def _tensor(file: File, t: TensorRecord, out: NDArray[Any]) -> _Tensor:
-    matrix = out.reshape(-1).view(np.uint8).view(t.dtype.word_type).reshape(t.geometry.rows, t.geometry.cols)
+    matrix = (
+        out.reshape(-1)
+        .view(np.uint8)
+        .view(t.dtype.word_type)
+        .reshape(t.geometry.rows, t.geometry.cols)
+    )
     return _Tensor(t, t.plan(file.index.tables), matrix, file.base_of(t))
 
 
@@ -137,7 +151,10 @@ def _pieces(tensor: _Tensor) -> Iterator[_Piece]:
     t = tensor.record
     n_across, offsets = t.geometry.grid[1], tensor.plan.offsets
     for down, across in chunks(t.geometry, t.dtype.word_nbytes, PIECE_NBYTES):
-        first, last = int(down[0]) * n_across + int(across[0]), int(down[-1]) * n_across + int(across[-1])
+        first, last = (
+            int(down[0]) * n_across + int(across[0]),
+            int(down[-1]) * n_across + int(across[-1]),
+        )
         ends = t.payload_offset + int(offsets[first]), t.payload_offset + int(offsets[last + 1])
         yield _Piece(tensor, rectangle(t.geometry, down, across), *ends)
 
@@ -153,7 +170,10 @@ def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int,
             (t, plan, matrix, base), place, *_ = pieces[i]
             out = matrix[place.rows, place.cols]
             try:
-                sums[i] = decoder.grid(ahead.source(i), t, plan, place.down, place.across, out, base), out.nbytes
+                sums[i] = (
+                    decoder.grid(ahead.source(i), t, plan, place.down, place.across, out, base),
+                    out.nbytes,
+                )
             except BaseException as e:
                 failed[i], turns = e, count(len(pieces))  # nobody begins another piece
 
@@ -181,7 +201,9 @@ class _Ahead(ABC):
         """What to read piece `i` from; begins to read what follows it."""
         end = self._pieces[i].stop + AHEAD_NBYTES
         with self._lock:
-            while self._next < len(self._pieces) and (self._next <= i or self._pieces[self._next].start < end):
+            while self._next < len(self._pieces) and (
+                self._next <= i or self._pieces[self._next].start < end
+            ):
                 self._begin(self._next)
                 self._next += 1
         return self._source(i)
@@ -205,7 +227,8 @@ class _Mapped(_Ahead):
         super().__init__(file, pieces)
         self._raw: BinaryIO | None = None
         if hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # it may have another name by now; it is mapped, and all goes on without advice
+            # it may have another name by now; it is mapped, and all goes on without advice
+            with suppress(OSError):
                 self._raw = file.reopen()
 
     def _begin(self, i: int) -> None:
@@ -226,7 +249,10 @@ class _Fetched(_Ahead):
 
     def __init__(self, file: File, pieces: list[_Piece]) -> None:
         super().__init__(file, pieces)
-        self._thread, self._coming = ThreadPoolExecutor(1, "wcodec-read"), dict[int, Future[Bytes]]()
+        self._thread, self._coming = (
+            ThreadPoolExecutor(1, "wcodec-read"),
+            dict[int, Future[Bytes]](),
+        )
 
     def _begin(self, i: int) -> None:
         start, stop = self._pieces[i].start, self._pieces[i].stop

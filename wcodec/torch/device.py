@@ -69,8 +69,11 @@ class DeviceHeld(Held):
     What is checked is checked when it is first decoded: bytes in device memory are taken to stay as they are.
     """
 
-    def __init__(self, stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> None:
-        self._resident: tuple[torch.Tensor, ResidentTensor] | None = None  #: and the stream that it decodes, which may change
+    def __init__(
+        self, stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None
+    ) -> None:
+        #: and the stream that it decodes, which may change
+        self._resident: tuple[torch.Tensor, ResidentTensor] | None = None
         self._prepared: tuple[ResidentTensor, Prepared] | None = None
         self._first = threading.Lock()
         super().__init__(stream.clone() if stream.data_ptr() % ALIGNED else stream, name, options)
@@ -89,7 +92,9 @@ class DeviceHeld(Held):
             with self.naming():
                 index = Decoder(load_backend("reference")).read_index(TensorSource(stream))
                 t = only_tensor(index)
-            resident = ResidentTensor(self._runtime(), t, index.tables, stream.data_ptr() + t.payload_offset)
+            resident = ResidentTensor(
+                self._runtime(), t, index.tables, stream.data_ptr() + t.payload_offset
+            )
             opened = self._resident = stream, resident
         return opened[1]
 
@@ -102,7 +107,10 @@ class DeviceHeld(Held):
         resident = self._opened_there()
         runtime = resident.runtime
         try:
-            with runtime.in_use(), runtime.on(runtime.external_stream(current_stream(self.stream.device))):
+            with (
+                runtime.in_use(),
+                runtime.on(runtime.external_stream(current_stream(self.stream.device))),
+            ):
                 yield resident
         except DecodeError as e:
             raise self.named(e) from None
@@ -149,7 +157,9 @@ class DeviceHeld(Held):
             assert prepared is not None
         return prepared[1]
 
-    def product(self, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor | None:
+    def product(
+        self, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """As `Held.product`, on the current stream. The first time, the stream is decoded and checked."""
         with self._on_its_stream() as resident:
             return multiply(self._known(resident), x, bias, scale) if x.dtype in FACTORS else None
@@ -161,7 +171,9 @@ class DeviceHeld(Held):
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:
         """As `Held.take`; `ids` on the host."""
-        out = torch.empty((ids.numel(), *self.shape[1:]), dtype=self.dtype, device=self.stream.device)
+        out = torch.empty(
+            (ids.numel(), *self.shape[1:]), dtype=self.dtype, device=self.stream.device
+        )
         rows = ids.numpy()
         if out.numel() == 0:
             rows = rows[:0]
@@ -180,7 +192,11 @@ class DeviceHeld(Held):
             geometry, segments = t.geometry.select(down, across)
             offsets = t.plan(resident.tables).offsets + t.payload_offset
             records = torch.cat([self.stream[a:b] for a, b in _runs(offsets, segments)])
-            words = torch.empty(geometry.rows * geometry.cols * t.dtype.word_nbytes, dtype=torch.uint8, device=self.stream.device)
+            words = torch.empty(
+                geometry.rows * geometry.cols * t.dtype.word_nbytes,
+                dtype=torch.uint8,
+                device=self.stream.device,
+            )
             resident.decode_part(down, across, records.data_ptr(), words.data_ptr())
             grid = words.view(geometry.rows, geometry.cols, t.dtype.word_nbytes)
             picked = grid[self._index_of(row_at)][:, self._index_of(col_at)]
@@ -220,10 +236,12 @@ class DeviceBuffers(Buffers):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._read: dict[int, torch.cuda.Event] = {}  #: by address: when all that read a buffer is done
+        #: by address: when all that read a buffer is done
+        self._read: dict[int, torch.cuda.Event] = {}
 
     def take(self, nbytes: int) -> torch.Tensor:
-        if is_capturing(self.device):  # a graph has memory of its own, and waits for nothing outside of it
+        # a graph has memory of its own, and waits for nothing outside of it
+        if is_capturing(self.device):
             return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         buffer, stream = super().take(nbytes), torch.cuda.current_stream(self.device)
         done = self._read.pop(buffer.data_ptr(), None)
@@ -288,7 +306,8 @@ class DeviceAhead(Ahead):
         """Decode on the side, behind all that is queued so far: the buffer may be in use until then."""
         try:
             buffer = self.buffers.take(following.nbytes)
-        except torch.cuda.OutOfMemoryError:  # then it is decoded when it is used, and other memory is free
+        except torch.cuda.OutOfMemoryError:
+            # then it is decoded when it is used, and other memory is free
             return
         buffer.record_stream(self._side)
         self._side.wait_stream(torch.cuda.current_stream(self.buffers.device))

@@ -12,8 +12,10 @@ from wcodec.cuda.linear import linear, plan_linear
 from wcodec.cuda.operand import Operand, kernel_problem
 from wcodec.cuda.resident import ResidentTensor
 
-FACTORS: Final = {torch.bfloat16: "bf16", torch.float16: "fp16"}  #: activations that kernels multiply, as they call them
-_NOT_FINITE: Final = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}  #: bits that are all set in NaN, and in Inf
+#: activations that kernels multiply, as they call them
+FACTORS: Final = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+#: bits that are all set in NaN, and in Inf
+_NOT_FINITE: Final = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
 _SOME: Final = 1 << 24  #: bytes that are looked at together
 
 _plan = lru_cache(maxsize=4096)(plan_linear)
@@ -49,7 +51,11 @@ def prepare(resident: ResidentTensor, dense: torch.Tensor) -> Prepared:
     if kernel_problem(t) is not None:
         return Prepared(None, 0, 0)
     operand = Operand(runtime, t, resident.tables, resident.payload)
-    most = most_batch(operand.shape, operand.weights, operand.coded, runtime.capability()) if _is_finite(dense) else 0
+    most = (
+        most_batch(operand.shape, operand.weights, operand.coded, runtime.capability())
+        if _is_finite(dense)
+        else 0
+    )
     runtime.mark().synchronize()  # from now on, any stream may read it
     return Prepared(operand, most, runtime.n_processors())
 
@@ -59,10 +65,15 @@ def _is_finite(dense: torch.Tensor) -> bool:
     bits = _NOT_FINITE.get(dense.dtype)
     if bits is None:
         return True
-    return not any(bool(((some & bits) == bits).any()) for some in dense.view(torch.uint8).view(-1).split(_SOME))
+    return not any(
+        bool(((some & bits) == bits).any())
+        for some in dense.view(torch.uint8).view(-1).split(_SOME)
+    )
 
 
-def multiply(weight: Prepared, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor | None:
+def multiply(
+    weight: Prepared, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
+) -> torch.Tensor | None:
     """``(x @ W.T) * scale + bias``; ``None`` if the weight has to be decoded first.
 
     Parameters
@@ -83,5 +94,15 @@ def multiply(weight: Prepared, x: torch.Tensor, bias: torch.Tensor | None, scale
     parts = torch.empty(plan.workspace_nbytes, dtype=torch.uint8, device=x.device)
     at_bias, at_scale = (0 if t is None else t.data_ptr() for t in ends)
     factors, workspace = FACTORS[x.dtype], parts.data_ptr() or None
-    linear(x.data_ptr(), batch, operand, y.data_ptr(), bias=at_bias, scale=at_scale, factors=factors, plan=plan, workspace=workspace)
+    linear(
+        x.data_ptr(),
+        batch,
+        operand,
+        y.data_ptr(),
+        bias=at_bias,
+        scale=at_scale,
+        factors=factors,
+        plan=plan,
+        workspace=workspace,
+    )
     return y

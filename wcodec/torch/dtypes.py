@@ -15,7 +15,9 @@ from wcodec.reference.planes import DTYPES, DType
 if sys.byteorder != "little":
     raise ImportError("wcodec.torch needs a little-endian machine")
 
-_OF_ROW: Final[dict[str, torch.dtype]] = {d.name: torch.uint8 if d.name == "opaque" else getattr(torch, d.name) for d in DTYPES}
+_OF_ROW: Final[dict[str, torch.dtype]] = {
+    d.name: torch.uint8 if d.name == "opaque" else getattr(torch, d.name) for d in DTYPES
+}
 _ROWS: Final[dict[torch.dtype, DType]] = {_OF_ROW[d.name]: d for d in DTYPES[1:]}
 
 
@@ -34,7 +36,10 @@ def row_of(dtype: torch.dtype) -> DType:
     """
     row = _ROWS.get(dtype)
     if row is None:
-        raise EncodeError("unsupported_dtype", f"{dtype} has no id in the format; store its bytes: tensor.view(torch.uint8)")
+        raise EncodeError(
+            "unsupported_dtype",
+            f"{dtype} has no id in the format; store its bytes: tensor.view(torch.uint8)",
+        )
     return row
 
 
@@ -42,18 +47,31 @@ def _check(tensor: torch.Tensor, name: str | None) -> None:
     """Refuse what is not a plain tensor with values of its own."""
 
     def refuse(what: str, to_do: str) -> EncodeError:
-        return EncodeError("unsupported_dtype", f"{what} cannot be stored as it is: {to_do}", tensor=name)
+        return EncodeError(
+            "unsupported_dtype", f"{what} cannot be stored as it is: {to_do}", tensor=name
+        )
 
     if not isinstance(tensor, torch.Tensor):
-        raise refuse(f"a {type(tensor).__name__}", "give a torch.Tensor; wcodec.save_file takes NumPy arrays")
+        raise refuse(
+            f"a {type(tensor).__name__}", "give a torch.Tensor; wcodec.save_file takes NumPy arrays"
+        )
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        raise refuse(f"a {type(tensor).__name__}", "give the plain tensors that it is made of, or what its .full_tensor() makes")
+        raise refuse(
+            f"a {type(tensor).__name__}",
+            "give the plain tensors that it is made of, or what its .full_tensor() makes",
+        )
     if tensor.is_meta:
         raise refuse("a tensor on the device 'meta'", "it has no values; load them first")
     if tensor.layout is not torch.strided:
-        raise refuse(f"a tensor of layout {tensor.layout}", "give tensor.to_dense(), or its indices and values")
+        raise refuse(
+            f"a tensor of layout {tensor.layout}",
+            "give tensor.to_dense(), or its indices and values",
+        )
     if tensor.is_quantized:
-        raise refuse(f"a quantised tensor ({tensor.dtype})", "give tensor.int_repr(), and keep scales and zero points beside it")
+        raise refuse(
+            f"a quantised tensor ({tensor.dtype})",
+            "give tensor.int_repr(), and keep scales and zero points beside it",
+        )
 
 
 def to_array(tensor: torch.Tensor, name: str | None = None) -> NDArray[Any]:

@@ -49,7 +49,10 @@ def save_file(
 
 
 def load_file(
-    path: AnyPath | BinaryIO, device: Device = "cpu", base: AnyPath | None = None, names: Sequence[str] | None = None
+    path: AnyPath | BinaryIO,
+    device: Device = "cpu",
+    base: AnyPath | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Tensors of a ``.wcodec`` file by name, in the file's order; each in memory of its own.
 
@@ -103,9 +106,17 @@ class safe_open:  # noqa: N801 (its name in safetensors)
     ...     rows = f.get_slice("embed.weight")[:64]
     """
 
-    def __init__(self, filename: AnyPath | BinaryIO, framework: str = "pt", device: Device = "cpu", base: AnyPath | None = None) -> None:
+    def __init__(
+        self,
+        filename: AnyPath | BinaryIO,
+        framework: str = "pt",
+        device: Device = "cpu",
+        base: AnyPath | None = None,
+    ) -> None:
         if framework not in ("pt", "torch", "pytorch"):
-            raise ValueError(f"framework {framework!r}: wcodec.torch gives tensors of PyTorch ('pt'); wcodec.open gives NumPy arrays")
+            raise ValueError(
+                f"framework {framework!r}: wcodec.torch gives tensors of PyTorch ('pt'); wcodec.open gives NumPy arrays"
+            )
         self._reader = Reader(filename, device, base)
 
     def __enter__(self) -> safe_open:

@@ -23,7 +23,9 @@ from wcodec.torch.scratch import ahead_of
 from wcodec.torch.tiles import Tiling, row_tiles, tiling_of
 
 PART_NBYTES: Final = 1 << 24  #: decoded at once where rows are picked
-ROWS_IN_GRAPH: Final = "rows of {} cannot be picked in a CUDA graph: hold it dense, or use it outside of the graph"
+ROWS_IN_GRAPH: Final = (
+    "rows of {} cannot be picked in a CUDA graph: hold it dense, or use it outside of the graph"
+)
 
 
 class Held:
@@ -44,11 +46,14 @@ class Held:
         The stream is no file of one tensor.
     """
 
-    def __init__(self, stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> None:
+    def __init__(
+        self, stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None
+    ) -> None:
         self.stream, self.name, self.options = stream, name, options
         self.version = 0
         self.successor: weakref.ref[Held] | None = None
-        self._file: tuple[torch.Tensor, int, File] | None = None  #: what was opened, for which stream and memory: these may change
+        #: what was opened, for which stream and memory: these may change
+        self._file: tuple[torch.Tensor, int, File] | None = None
         self._tiling: tuple[File, Tiling] | None = None  #: of what was opened
         t = self.record()
         self.shape, self.nbytes, self.dtype = t.shape, t.nbytes, dtypes.torch_dtype(t.dtype)
@@ -62,8 +67,14 @@ class Held:
     def _opened(self) -> File:
         """The stream, opened for the backend in use."""
         backend, stream, opened = get_backend(), self.stream, self._file
-        where = stream.data_ptr()  # which another one becomes when it is shared with other processes
-        if opened is None or opened[0] is not stream or opened[1] != where or opened[2].decoder.backend is not backend:
+        # which another one becomes when it is shared with other processes
+        where = stream.data_ptr()
+        if (
+            opened is None
+            or opened[0] is not stream
+            or opened[1] != where
+            or opened[2].decoder.backend is not backend
+        ):
             opened = self._file = stream, where, File(stream.numpy(), backend)
         return opened[2]
 
@@ -163,7 +174,9 @@ class Held:
         RuntimeError
         """
 
-    def product(self, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor | None:
+    def product(
+        self, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """``(x @ W.T) * scale + bias`` of a matrix, by a kernel that reads the stream; ``None`` where none does, as on the CPU."""
         return None
 
@@ -203,14 +216,18 @@ def only_tensor(index: Index) -> TensorRecord:
         ``bad_range``: there is none, or there are more. ``bad_base``: it is a difference.
     """
     if len(index.tensors) != 1:
-        raise DecodeError("bad_range", f"a stream holds one tensor; this one holds {len(index.tensors)}")
+        raise DecodeError(
+            "bad_range", f"a stream holds one tensor; this one holds {len(index.tensors)}"
+        )
     (t,) = index.tensors
     if t.difference:
         raise DecodeError("bad_base", "the stream holds a difference from a base")
     return t
 
 
-def encode(dense: torch.Tensor, options: EncodeOptions | None = None, name: str = "") -> torch.Tensor:
+def encode(
+    dense: torch.Tensor, options: EncodeOptions | None = None, name: str = ""
+) -> torch.Tensor:
     """A tensor as a stream: uint8 of one dimension, on the tensor's device.
 
     Raises
@@ -219,7 +236,9 @@ def encode(dense: torch.Tensor, options: EncodeOptions | None = None, name: str 
         ``unsupported_dtype``
     """
     array = dtypes.to_array(dense, name or None)
-    return torch.frombuffer(bytearray(Encoder(options).encode(array)), dtype=torch.uint8).to(dense.device)
+    return torch.frombuffer(bytearray(Encoder(options).encode(array)), dtype=torch.uint8).to(
+        dense.device
+    )
 
 
 def pays(operand: torch.Tensor, dense: torch.Tensor) -> bool:

@@ -29,14 +29,18 @@ def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = N
         On a device that wcodec has no backend for, or lacks what one needs.
     """
     if stream.dtype != torch.uint8 or stream.dim() != 1:
-        raise EncodeError("bad_source", "a stream is a uint8 tensor of one dimension", tensor=name or None)
+        raise EncodeError(
+            "bad_source", "a stream is a uint8 tensor of one dimension", tensor=name or None
+        )
     if operands.on_gpu(stream.device):
         from wcodec.torch.device import DeviceHeld  # which imports what decodes on a GPU
 
         return DeviceHeld(stream.contiguous(), name, options)
     if stream.device.type == "cpu":
         return Held(stream.contiguous(), name, options)
-    raise BackendUnavailable(f"compressed weights cannot be decoded on {stream.device}: move the model to a CPU or an NVIDIA GPU")
+    raise BackendUnavailable(
+        f"compressed weights cannot be decoded on {stream.device}: move the model to a CPU or an NVIDIA GPU"
+    )
 
 
 def moved(held: Held, device: torch.device, fused: Fused = False) -> Held:
@@ -83,7 +87,10 @@ def held_of(stream: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> H
     """
     held: Held | None = _held.get(stream)
     if held is None:
-        held = _held[stream] = hold(stream.detach(), _names.get(stream, ""))  # what is kept must not keep the key
+        # what is kept must not keep the key
+        held = _held[stream] = hold(stream.detach(), _names.get(stream, ""))
     if held.shape != tuple(shape) or held.dtype != dtype:
-        raise RuntimeError(f"the stream holds a {held.dtype} tensor of shape {held.shape}, not {dtype} of {tuple(shape)}")
+        raise RuntimeError(
+            f"the stream holds a {held.dtype} tensor of shape {held.shape}, not {dtype} of {tuple(shape)}"
+        )
     return held

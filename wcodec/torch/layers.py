@@ -57,9 +57,17 @@ class WCodecLinear(torch.nn.Linear):
     weight_scale: torch.nn.Parameter | None
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: torch.dtype | None = None, *,
-        mode: str = "fused", options: EncodeOptions | None = None, name: str = "weight",
-    ) -> None:  # fmt: skip
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        mode: str = "fused",
+        options: EncodeOptions | None = None,
+        name: str = "weight",
+    ) -> None:
         _check(mode)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.weight = _compressed(self.weight, mode, options, name)
@@ -67,7 +75,12 @@ class WCodecLinear(torch.nn.Linear):
 
     @classmethod
     def from_linear(
-        cls, linear: torch.nn.Linear, mode: str = "fused", *, options: EncodeOptions | None = None, name: str = "weight"
+        cls,
+        linear: torch.nn.Linear,
+        mode: str = "fused",
+        *,
+        options: EncodeOptions | None = None,
+        name: str = "weight",
     ) -> WCodecLinear:
         """A layer with the weight of another one and the same bias. Raises as the class.
 
@@ -81,9 +94,15 @@ class WCodecLinear(torch.nn.Linear):
 
     @classmethod
     def from_quantized(
-        cls, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None, mode: str = "fused", *,
-        options: EncodeOptions | None = None, name: str = "weight",
-    ) -> WCodecLinear:  # fmt: skip
+        cls,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        mode: str = "fused",
+        *,
+        options: EncodeOptions | None = None,
+        name: str = "weight",
+    ) -> WCodecLinear:
         """A layer of a weight that was quantised row by row: ``y = (x @ weight.T) * scale + bias``.
 
         Activations have any float type, with a bias its.
@@ -114,7 +133,9 @@ class WCodecLinear(torch.nn.Linear):
         if bias is not None and not isinstance(bias, torch.nn.Parameter):
             bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
         layer = cls._made(_compressed(weight, mode, options, name), bias)
-        layer.weight_scale = torch.nn.Parameter(_per_row(scale, weight.shape[0]), requires_grad=False)
+        layer.weight_scale = torch.nn.Parameter(
+            _per_row(scale, weight.shape[0]), requires_grad=False
+        )
         return layer
 
     @classmethod
@@ -139,12 +160,18 @@ class WCodecLinear(torch.nn.Linear):
         if scale is None:
             return super().forward(input)
         device = input.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+        if (
+            torch.amp.is_autocast_available(device)
+            and torch.is_autocast_enabled(device)
+            and input.dtype != torch.float64
+        ):
             dtype = torch.get_autocast_dtype(device)
             input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
         if isinstance(self.weight, CompressedTensor):
             shape = [self.out_features, self.in_features]
-            return torch.ops.wcodec.linear(input, self.weight, shape, self.weight.dtype, bias, scale)
+            return torch.ops.wcodec.linear(
+                input, self.weight, shape, self.weight.dtype, bias, scale
+            )
         dense = self.weight.to(products.wide_of(input.dtype)) * scale[:, None]
         return F.linear(input, dense.to(input.dtype), bias)
 
@@ -153,7 +180,9 @@ class WCodecLinear(torch.nn.Linear):
         scaled = "" if self.weight_scale is None else f", weight={self.weight.dtype} with a scale"
         return f"{super().extra_repr()}, mode={self.mode}{scaled}"
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> WCodecLinear:
+    def _apply(
+        self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> WCodecLinear:
         """To other devices as ever. To another dtype neither a quantised weight nor its scale goes: both say what the weight is."""
         scale = self.weight_scale
         keep = () if scale is None else (id(self.weight), id(scale), id(scale.grad))
@@ -171,7 +200,11 @@ class WCodecLinear(torch.nn.Linear):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Scales are taken in all shapes that `from_quantized` takes."""
         scale = state_dict.get(f"{prefix}weight_scale")
-        if self.weight_scale is not None and isinstance(scale, torch.Tensor) and _is_scale(scale, self.out_features):
+        if (
+            self.weight_scale is not None
+            and isinstance(scale, torch.Tensor)
+            and _is_scale(scale, self.out_features)
+        ):
             state_dict[f"{prefix}weight_scale"] = _per_row(scale, self.out_features)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -185,27 +218,51 @@ def _check_quantized(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tens
     """
 
     def refuse(what: str, t: Any, due: str) -> EncodeError:
-        found = f"{t.dtype} of {tuple(t.shape)}" if isinstance(t, torch.Tensor) else f"a {type(t).__name__}"
+        found = (
+            f"{t.dtype} of {tuple(t.shape)}"
+            if isinstance(t, torch.Tensor)
+            else f"a {type(t).__name__}"
+        )
         return EncodeError("bad_option", f"the {what} is {found}, not {due}")
 
-    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.dtype not in products.NARROW:
+    if (
+        not isinstance(weight, torch.Tensor)
+        or weight.dim() != 2
+        or weight.dtype not in products.NARROW
+    ):
         raise refuse("weight", weight, "int8 or float8 of two dimensions")
     n = weight.shape[0]
     if not isinstance(scale, torch.Tensor) or not _is_scale(scale, n):
-        raise refuse("scale", scale, f"a tensor of float32, bfloat16 or float16 of {(n,)} or {(n, 1)}, or of one number")
-    if bias is not None and not (isinstance(bias, torch.Tensor) and tuple(bias.shape) == (n,) and bias.dtype in products.FLOATS):
+        raise refuse(
+            "scale",
+            scale,
+            f"a tensor of float32, bfloat16 or float16 of {(n,)} or {(n, 1)}, or of one number",
+        )
+    if bias is not None and not (
+        isinstance(bias, torch.Tensor)
+        and tuple(bias.shape) == (n,)
+        and bias.dtype in products.FLOATS
+    ):
         raise refuse("bias", bias, f"a tensor of a float type of {(n,)}")
 
 
 def _is_scale(scale: torch.Tensor, n: int) -> bool:
     """Whether a tensor is a scale for `n` rows, or one for all, that float32 holds."""
-    return scale.dtype in (torch.float32, torch.bfloat16, torch.float16) and tuple(scale.shape) in ((n,), (n, 1), (1,), (1, 1), ())
+    return scale.dtype in (torch.float32, torch.bfloat16, torch.float16) and tuple(scale.shape) in (
+        (n,),
+        (n, 1),
+        (1,),
+        (1, 1),
+        (),
+    )
 
 
 def _per_row(scale: torch.Tensor, n: int) -> torch.Tensor:
     """A scale for each of `n` rows, in float32 and memory of its own."""
     flat = scale.detach().to(torch.float32).reshape(-1)
-    return (flat.expand(n) if flat.numel() == 1 else flat).clone(memory_format=torch.contiguous_format)
+    return (flat.expand(n) if flat.numel() == 1 else flat).clone(
+        memory_format=torch.contiguous_format
+    )
 
 
 def _check(mode: str) -> None:
@@ -213,12 +270,17 @@ def _check(mode: str) -> None:
         raise EncodeError("bad_option", f"no mode {mode!r}: fused or resident")
 
 
-def _compressed(weight: torch.Tensor, mode: str, options: EncodeOptions | None, name: str) -> torch.nn.Parameter:
+def _compressed(
+    weight: torch.Tensor, mode: str, options: EncodeOptions | None, name: str
+) -> torch.nn.Parameter:
     """A weight, held compressed in a mode; one that is compressed already is coded anew if there are options."""
     fused = mode == "fused"
     if not isinstance(weight, CompressedTensor):
         return compressed_parameter(weight, options, name, fused)
     if options is not None:
-        return noted(compressed_parameter(weight.decode().contiguous(), options, weight.held.name, fused), weight)
+        return noted(
+            compressed_parameter(weight.decode().contiguous(), options, weight.held.name, fused),
+            weight,
+        )
     other = CompressedTensor(moved(weight.held, weight.device, fused), weight._swapped, fused=fused)
     return noted(torch.nn.Parameter(other, requires_grad=False), weight)

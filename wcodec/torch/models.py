@@ -43,9 +43,15 @@ class Memory:
 
 
 def compress_model(
-    model: torch.nn.Module, preset: str = "default", *, options: EncodeOptions | None = None, min_nbytes: int = MIN_NBYTES,
-    skip: Callable[[str, torch.nn.Parameter], bool] | None = None, progress: Callable[[int], object] | None = None, fused: Fused = False,
-) -> torch.nn.Module:  # fmt: skip
+    model: torch.nn.Module,
+    preset: str = "default",
+    *,
+    options: EncodeOptions | None = None,
+    min_nbytes: int = MIN_NBYTES,
+    skip: Callable[[str, torch.nn.Parameter], bool] | None = None,
+    progress: Callable[[int], object] | None = None,
+    fused: Fused = False,
+) -> torch.nn.Module:
     """Hold the weights of a model compressed from now on. They are decoded as they are used; without `fused`, results have the same bits.
 
     All parameters of two or more dimensions are taken: of linear and convolution layers, embeddings, stacks of experts. Tied ones
@@ -92,7 +98,11 @@ def compress_model(
         if id(parameter) in done:
             setattr(module, leaf, done[id(parameter)])
             continue
-        if isinstance(parameter, CompressedTensor) or parameter.dim() < 2 or (skip is not None and skip(name, parameter)):
+        if (
+            isinstance(parameter, CompressedTensor)
+            or parameter.dim() < 2
+            or (skip is not None and skip(name, parameter))
+        ):
             continue
         nbytes = parameter.numel() * parameter.element_size()
         if nbytes >= min_nbytes:
@@ -110,12 +120,19 @@ def compressed_parameter(
     tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: Fused = False
 ) -> torch.nn.Parameter:
     """A tensor as a frozen parameter that is held compressed, with what was noted on it."""
-    return noted(torch.nn.Parameter(CompressedTensor.from_dense(tensor, options, name, fused), requires_grad=False), tensor)
+    return noted(
+        torch.nn.Parameter(
+            CompressedTensor.from_dense(tensor, options, name, fused), requires_grad=False
+        ),
+        tensor,
+    )
 
 
 def noted(new: torch.nn.Parameter, old: torch.Tensor) -> torch.nn.Parameter:
     """A parameter in place of another one, with the attributes that users have set on that."""
-    new.__dict__.update({k: v for k, v in old.__dict__.items() if k not in OWN and k not in new.__dict__})
+    new.__dict__.update(
+        {k: v for k, v in old.__dict__.items() if k not in OWN and k not in new.__dict__}
+    )
     return new
 
 
@@ -127,9 +144,15 @@ class Keys(NamedTuple):
 
 
 def load_compressed(
-    model: torch.nn.Module, path: AnyPath, device: Device | None = None, *, min_nbytes: int = MIN_NBYTES, strict: bool = True,
-    base: AnyPath | None = None, fused: Fused = False,
-) -> Keys:  # fmt: skip
+    model: torch.nn.Module,
+    path: AnyPath,
+    device: Device | None = None,
+    *,
+    min_nbytes: int = MIN_NBYTES,
+    strict: bool = True,
+    base: AnyPath | None = None,
+    fused: Fused = False,
+) -> Keys:
     """Put the weights of a ``.wcodec`` checkpoint into a model as they are: compressed, without decoding them.
 
     What `compress_model` would not take (biases, norms, buffers) is decoded. Parameters become those of the checkpoint, as
@@ -170,7 +193,10 @@ def load_compressed(
                     if name not in places:
                         unexpected.append(name)
                         continue
-                    place, original = places[name], (reader.name, reader.file.original(reader.record(name)).name)
+                    place, original = (
+                        places[name],
+                        (reader.name, reader.file.original(reader.record(name)).name),
+                    )
                     if place.loaded != original:  # not only tied, but stored once
                         _load(place, reader, source, name, device, min_nbytes, fused)
                         place.loaded = original
@@ -180,7 +206,9 @@ def load_compressed(
     nowhere = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     if strict and nowhere:
         to_do = "make the model with its buffers (accelerate.init_empty_weights does), or by WCodecModel.from_pretrained"
-        raise RuntimeError(f"still on the device meta, as checkpoints do not hold them: {_some(nowhere)}; {to_do}")
+        raise RuntimeError(
+            f"still on the device meta, as checkpoints do not hold them: {_some(nowhere)}; {to_do}"
+        )
     return Keys(sorted(missing), unexpected)
 
 
@@ -197,7 +225,11 @@ class _Place:
 def _places(model: torch.nn.Module) -> dict[str, _Place]:
     by_id: dict[int, _Place] = {}
     for prefix, module in model.named_modules():
-        persistent = ((n, b) for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set)
+        persistent = (
+            (n, b)
+            for n, b in module._buffers.items()
+            if n not in module._non_persistent_buffers_set
+        )
         for leaf, tensor in [*module._parameters.items(), *persistent]:
             if tensor is not None:
                 place = by_id.setdefault(id(tensor), _Place(tensor, [], leaf in module._buffers))
@@ -205,19 +237,50 @@ def _places(model: torch.nn.Module) -> dict[str, _Place]:
     return {name: place for place in by_id.values() for name, _, _ in place.where}
 
 
-def _load(place: _Place, reader: Reader, source: FileSource, name: str, device: Device | None, min_nbytes: int, fused: Fused) -> None:
+def _load(
+    place: _Place,
+    reader: Reader,
+    source: FileSource,
+    name: str,
+    device: Device | None,
+    min_nbytes: int,
+    fused: Fused,
+) -> None:
     """Put a tensor into its places."""
     t, old = reader.record(name), place.tensor
     if tuple(t.shape) != tuple(old.shape):
-        raise RuntimeError(f"size mismatch for {name}: {tuple(t.shape)} in the checkpoint, {tuple(old.shape)} in the model")
-    goes_to = torch.device(device) if device is not None else torch.device("cpu") if old.is_meta else old.device
+        raise RuntimeError(
+            f"size mismatch for {name}: {tuple(t.shape)} in the checkpoint, {tuple(old.shape)} in the model"
+        )
+    goes_to = (
+        torch.device(device)
+        if device is not None
+        else torch.device("cpu")
+        if old.is_meta
+        else old.device
+    )
     recurrent = any(isinstance(module, torch.nn.RNNBase) for _, module, _ in place.where)
     new: torch.Tensor
-    if place.is_buffer or recurrent or len(t.shape) < 2 or t.nbytes < min_nbytes or t.payload_nbytes >= t.nbytes or t.difference:
+    if (
+        place.is_buffer
+        or recurrent
+        or len(t.shape) < 2
+        or t.nbytes < min_nbytes
+        or t.payload_nbytes >= t.nbytes
+        or t.difference
+    ):
         new = reader.tensor(name).to(goes_to)
-        new = new if place.is_buffer else torch.nn.Parameter(new, requires_grad=old.requires_grad and new.is_floating_point())
+        new = (
+            new
+            if place.is_buffer
+            else torch.nn.Parameter(
+                new, requires_grad=old.requires_grad and new.is_floating_point()
+            )
+        )
     else:
-        stream = torch.from_numpy(extract(source, reader.file.original(t), reader.file.index.tables))
+        stream = torch.from_numpy(
+            extract(source, reader.file.original(t), reader.file.index.tables)
+        )
         held = moved(hold(stream, name), goes_to, fused)
         new = torch.nn.Parameter(CompressedTensor(held, fused=bool(fused)), requires_grad=False)
     for _, module, leaf in place.where:
@@ -239,7 +302,9 @@ def decompress_model(model: torch.nn.Module) -> torch.nn.Module:
     for _, module, leaf, parameter in _weights(model):
         if isinstance(parameter, CompressedTensor):
             if id(parameter) not in done:
-                dense = torch.nn.Parameter(parameter.decode().contiguous(), requires_grad=parameter.requires_grad)
+                dense = torch.nn.Parameter(
+                    parameter.decode().contiguous(), requires_grad=parameter.requires_grad
+                )
                 done[id(parameter)] = noted(dense, parameter)
             setattr(module, leaf, done[id(parameter)])
     return model
@@ -256,7 +321,9 @@ def model_memory(model: torch.nn.Module) -> Memory:
     return Memory(held, dense, n)
 
 
-def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str, torch.nn.Parameter]]:
+def _weights(
+    model: torch.nn.Module,
+) -> Iterator[tuple[str, torch.nn.Module, str, torch.nn.Parameter]]:
     """Name, module, name in it, and parameter; a tied one as often as it stands somewhere. None of recurrent layers: those hand
     their weights to kernels that read memory."""
     for prefix, module in model.named_modules():

@@ -10,7 +10,8 @@ from wcodec.errors import EncodeError
 from wcodec.planner.options import OPERANDS, EncodeOptions
 from wcodec.reference.operands import DTYPES
 
-Fused: TypeAlias = bool | str  #: whether weights are in fused mode; or that, and "fixed" or "rans": the form of operands
+#: whether weights are in fused mode; or that, and "fixed" or "rans": the form of operands
+Fused: TypeAlias = bool | str
 
 _DTYPES: Final = frozenset(getattr(torch, name) for name in DTYPES)
 
@@ -29,7 +30,9 @@ def check_fused(fused: Fused) -> None:
         ``bad_option``
     """
     if fused not in (True, False, *OPERANDS):
-        raise EncodeError("bad_option", f"fused {fused!r} is none of True, False, {', '.join(OPERANDS)}")
+        raise EncodeError(
+            "bad_option", f"fused {fused!r} is none of True, False, {', '.join(OPERANDS)}"
+        )
 
 
 def check_options(options: EncodeOptions | None, fused: Fused) -> None:
@@ -41,7 +44,10 @@ def check_options(options: EncodeOptions | None, fused: Fused) -> None:
         ``bad_option``
     """
     if _say_more(options) and isinstance(fused, str):
-        raise EncodeError("bad_option", f"options say how to compress: give fused=True, or options with operand={fused!r}")
+        raise EncodeError(
+            "bad_option",
+            f"options say how to compress: give fused=True, or options with operand={fused!r}",
+        )
 
 
 def _say_more(options: EncodeOptions | None) -> bool:
@@ -50,7 +56,11 @@ def _say_more(options: EncodeOptions | None) -> bool:
 
 
 def options_for(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, options: EncodeOptions | None, fused: Fused
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    options: EncodeOptions | None,
+    fused: Fused,
 ) -> EncodeOptions | None:
     """How a weight is compressed: in fused mode as an operand, if kernels can multiply by one of its shape and dtype.
 
@@ -64,8 +74,18 @@ def options_for(
         ``bad_option``: there is no such form.
     """
     check_fused(fused)
-    if not fused or _say_more(options) or len(shape) != 2 or min(shape) == 0 or dtype not in _DTYPES:
+    if (
+        not fused
+        or _say_more(options)
+        or len(shape) != 2
+        or min(shape) == 0
+        or dtype not in _DTYPES
+    ):
         return options
     if isinstance(fused, str):
         return EncodeOptions(operand=fused, layout="pairs")
-    return EncodeOptions(operand="rans" if dtype.itemsize == 1 else "fixed", layout="pairs") if on_gpu(device) else options
+    return (
+        EncodeOptions(operand="rans" if dtype.itemsize == 1 else "fixed", layout="pairs")
+        if on_gpu(device)
+        else options
+    )

@@ -21,20 +21,31 @@ from wcodec.torch import operands
 from wcodec.torch.held import Held
 from wcodec.torch.holding import held_of
 
-FLOATS: Final = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})  #: of activations
-NARROW: Final = frozenset({torch.int8, torch.float8_e4m3fn, torch.float8_e5m2})  #: of weights: the types above hold their values
-DEQUANTISED: Final = {"cpu": 1 << 18, "cuda": 1 << 24}  #: words that are scaled at once: in float32 they fit caches, or scratch
+#: of activations
+FLOATS: Final = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})
+#: of weights: the types above hold their values
+NARROW: Final = frozenset({torch.int8, torch.float8_e4m3fn, torch.float8_e5m2})
+#: words that are scaled at once: in float32 they fit caches, or scratch
+DEQUANTISED: Final = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 def _no_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
     """No autocast, which would take tiles to another dtype, one by one; nothing where there is none, for that takes microseconds."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return (
+        torch.autocast(device, enabled=False)
+        if torch.is_autocast_enabled(device)
+        else nullcontext()
+    )
 
 
 # ---- what weights call -----------------------------------------------------------------------------------------------------
 def times_transposed(
-    held: Held, x: torch.Tensor, bias: torch.Tensor | None = None, scale: torch.Tensor | None = None, fused: bool = True
+    held: Held,
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    fused: bool = True,
 ) -> torch.Tensor:
     """``(x @ W.T) * scale + bias``, of a matrix W of shape (n, k).
 
@@ -68,9 +79,14 @@ def times_transposed(
             return F.linear(x, dequantised(dense, scale, x.dtype), bias)
 
 
-def _times_transposed(held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:
+def _times_transposed(
+    held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
+) -> torch.Tensor:
     n, k = held.shape
-    flat, out = x.reshape(-1, k) if k else x.new_zeros(x.shape[:-1].numel(), 0), x.new_empty(*x.shape[:-1], n)
+    flat, out = (
+        x.reshape(-1, k) if k else x.new_zeros(x.shape[:-1].numel(), 0),
+        x.new_empty(*x.shape[:-1], n),
+    )
     into = out.view(-1, n) if n else out
     if out.numel() == 0:
         return out
@@ -89,7 +105,11 @@ def _times_transposed(held: Held, x: torch.Tensor, bias: torch.Tensor | None, sc
 
 
 def times(
-    held: Held, x: torch.Tensor, bias: torch.Tensor | None = None, scale: torch.Tensor | None = None, fused: bool = True
+    held: Held,
+    x: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    fused: bool = True,
 ) -> torch.Tensor:
     """``(x * scale) @ W + bias``, of a matrix W of shape (n, k): what the gradient of `times_transposed` is of.
 
@@ -117,7 +137,9 @@ def times(
         return _times(held, x, bias, scale)
 
 
-def _times(held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:
+def _times(
+    held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
+) -> torch.Tensor:
     n, k = held.shape
     wide = wide_of(x.dtype)
     m = x.shape[:-1].numel()
@@ -135,7 +157,9 @@ def wide_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def dequantised(dense: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+def dequantised(
+    dense: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
     """A weight of shape (n, k) times its scale of shape (n,), rounded once to the dtype of activations; some rows at a time."""
     if scale is None:
         return dense.to(dtype)
@@ -168,9 +192,14 @@ def takes(dtype: torch.dtype, x: torch.dtype) -> bool:
 
 # ---- operators -------------------------------------------------------------------------------------------------------------
 def check(
-    x: torch.Tensor, stream: torch.Tensor, shape: list[int], dtype: torch.dtype, dim: int, bias: torch.Tensor | None,
+    x: torch.Tensor,
+    stream: torch.Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    dim: int,
+    bias: torch.Tensor | None,
     scale: torch.Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     """Refuse operands that do not go together; `dim` is the dimension of the weight that is summed over.
 
     Raises
@@ -178,15 +207,27 @@ def check(
     RuntimeError
     """
     if len(shape) != 2:
-        raise RuntimeError(f"the weight has {len(shape)} dimensions: a linear layer multiplies by a matrix")
+        raise RuntimeError(
+            f"the weight has {len(shape)} dimensions: a linear layer multiplies by a matrix"
+        )
     if x.dim() == 0 or x.shape[-1] != shape[dim]:
-        raise RuntimeError(f"operands of shapes {tuple(x.shape)} and {tuple(shape)} cannot be multiplied")
+        raise RuntimeError(
+            f"operands of shapes {tuple(x.shape)} and {tuple(shape)} cannot be multiplied"
+        )
     if not takes(dtype, x.dtype):
-        raise RuntimeError(f"a weight of {dtype} is not multiplied by {x.dtype}; int8 and float8 weights are, by any float type")
+        raise RuntimeError(
+            f"a weight of {dtype} is not multiplied by {x.dtype}; int8 and float8 weights are, by any float type"
+        )
     if bias is not None and (bias.dtype != x.dtype or tuple(bias.shape) != (shape[1 - dim],)):
-        raise RuntimeError(f"the bias is {bias.dtype} of {tuple(bias.shape)}, not {x.dtype} of {(shape[1 - dim],)}")
-    if scale is not None and (scale.dtype not in (torch.float32, wide_of(x.dtype)) or tuple(scale.shape) != (shape[0],)):
-        raise RuntimeError(f"the scale is {scale.dtype} of {tuple(scale.shape)}, not {torch.float32} of {(shape[0],)}")
+        raise RuntimeError(
+            f"the bias is {bias.dtype} of {tuple(bias.shape)}, not {x.dtype} of {(shape[1 - dim],)}"
+        )
+    if scale is not None and (
+        scale.dtype not in (torch.float32, wide_of(x.dtype)) or tuple(scale.shape) != (shape[0],)
+    ):
+        raise RuntimeError(
+            f"the scale is {scale.dtype} of {tuple(scale.shape)}, not {torch.float32} of {(shape[0],)}"
+        )
     for what, other in (("weight", stream), ("bias", bias), ("scale", scale)):
         if other is not None and other.device != x.device:
             raise RuntimeError(f"the {what} is on {other.device}, the activations on {x.device}")
@@ -194,9 +235,14 @@ def check(
 
 @torch.library.custom_op("wcodec::linear", mutates_args=())
 def linear(
-    x: torch.Tensor, stream: torch.Tensor, shape: list[int], dtype: torch.dtype, bias: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None, fused: bool = True,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    stream: torch.Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    fused: bool = True,
+) -> torch.Tensor:
     """``(x @ W.T) * scale + bias`` for the weight W of a stream: a wcodec file of one tensor, uint8 of one dimension.
 
     A `CompressedTensor` stands for its stream, and is decoded first unless it is in fused mode.
@@ -230,16 +276,26 @@ def linear(
 
 @linear.register_fake
 def _(
-    x: torch.Tensor, stream: torch.Tensor, shape: list[int], dtype: torch.dtype, bias: torch.Tensor | None = None,
-    scale: torch.Tensor | None = None, fused: bool = True,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    stream: torch.Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
+    fused: bool = True,
+) -> torch.Tensor:
     check(x, stream, shape, dtype, 1, bias, scale)
     return x.new_empty(*x.shape[:-1], shape[0])
 
 
 @torch.library.custom_op("wcodec::linear_grad_input", mutates_args=())
 def linear_grad_input(
-    grad: torch.Tensor, stream: torch.Tensor, shape: list[int], dtype: torch.dtype, scale: torch.Tensor | None = None, fused: bool = True
+    grad: torch.Tensor,
+    stream: torch.Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    scale: torch.Tensor | None = None,
+    fused: bool = True,
 ) -> torch.Tensor:
     """``(grad * scale) @ W``: the gradient of ``wcodec::linear`` to its input, from that to its output. Takes and raises what that does."""
     check(grad, stream, shape, dtype, 0, None, scale)
@@ -248,7 +304,12 @@ def linear_grad_input(
 
 @linear_grad_input.register_fake
 def _(
-    grad: torch.Tensor, stream: torch.Tensor, shape: list[int], dtype: torch.dtype, scale: torch.Tensor | None = None, fused: bool = True
+    grad: torch.Tensor,
+    stream: torch.Tensor,
+    shape: list[int],
+    dtype: torch.dtype,
+    scale: torch.Tensor | None = None,
+    fused: bool = True,
 ) -> torch.Tensor:
     check(grad, stream, shape, dtype, 0, None, scale)
     return grad.new_empty(*grad.shape[:-1], shape[1])
@@ -265,23 +326,54 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 def _linear_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     stream, scale, x = ctx.saved_tensors
     wanted = ctx.needs_input_grad  # which ends earlier where no bias or no scale was given
-    to_x = torch.ops.wcodec.linear_grad_input(grad, stream, ctx.shape, ctx.dtype, scale, ctx.fused) if wanted[0] else None
+    to_x = (
+        torch.ops.wcodec.linear_grad_input(grad, stream, ctx.shape, ctx.dtype, scale, ctx.fused)
+        if wanted[0]
+        else None
+    )
     to_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if any(wanted[4:5]) else None
-    return to_x, None, None, None, to_bias, _to_scale(ctx, x, grad) if any(wanted[5:6]) else None, None
+    return (
+        to_x,
+        None,
+        None,
+        None,
+        to_bias,
+        _to_scale(ctx, x, grad) if any(wanted[5:6]) else None,
+        None,
+    )
 
 
 def _grad_input_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     stream, scale, multiplied = ctx.saved_tensors
     wanted = ctx.needs_input_grad
-    to_grad = torch.ops.wcodec.linear(grad, stream, ctx.shape, ctx.dtype, None, scale, ctx.fused) if wanted[0] else None
-    return to_grad, None, None, None, _to_scale(ctx, grad, multiplied) if any(wanted[4:5]) else None, None
+    to_grad = (
+        torch.ops.wcodec.linear(grad, stream, ctx.shape, ctx.dtype, None, scale, ctx.fused)
+        if wanted[0]
+        else None
+    )
+    return (
+        to_grad,
+        None,
+        None,
+        None,
+        _to_scale(ctx, grad, multiplied) if any(wanted[4:5]) else None,
+        None,
+    )
 
 
 def _to_scale(ctx: Any, x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """The sum of ``grad * (x @ W.T)`` over the batch. The product is taken anew, in float32 if the weight is narrow."""
     stream, scale, _ = ctx.saved_tensors
     wide = wide_of(x.dtype)
-    product = torch.ops.wcodec.linear(x.to(wide) if ctx.dtype in NARROW else x, stream, ctx.shape, ctx.dtype, None, None, ctx.fused)
+    product = torch.ops.wcodec.linear(
+        x.to(wide) if ctx.dtype in NARROW else x,
+        stream,
+        ctx.shape,
+        ctx.dtype,
+        None,
+        None,
+        ctx.fused,
+    )
     return (grad.to(wide) * product).reshape(-1, scale.numel()).sum(0).to(scale.dtype)
 
 

@@ -39,7 +39,9 @@ def decodes_itself(device: torch.device) -> bool:
     if device.type != "cuda" or get_backend().name != load_backend("auto").name:
         return False
     if not torch.cuda.is_available():
-        raise BackendUnavailable(f"device {str(device)!r}: this PyTorch finds no GPU; install one that is built for CUDA, and wcodec[cuda]")
+        raise BackendUnavailable(
+            f"device {str(device)!r}: this PyTorch finds no GPU; install one that is built for CUDA, and wcodec[cuda]"
+        )
     return True
 
 
@@ -109,7 +111,9 @@ class Reader:
     DecodeError
     """
 
-    def __init__(self, path: AnyPath | BinaryIO, device: Device = "cpu", base: AnyPath | None = None) -> None:
+    def __init__(
+        self, path: AnyPath | BinaryIO, device: Device = "cpu", base: AnyPath | None = None
+    ) -> None:
         self.path = path if isinstance(path, str | os.PathLike) else None
         self.name = "" if self.path is None else os.path.basename(self.path)
         self.device, self._base = torch.device(device), base
@@ -155,9 +159,16 @@ class Reader:
         names = self.keys() if names is None else list(names)
         records = {name: self.record(name) for name in names}
         if self.device.type == "meta":
-            return {n: torch.empty(t.shape, dtype=dtypes.torch_dtype(t.dtype), device="meta") for n, t in records.items()}
+            return {
+                n: torch.empty(t.shape, dtype=dtypes.torch_dtype(t.dtype), device="meta")
+                for n, t in records.items()
+            }
         with in_file(self.name):
-            return self._from_device(list(records)) if self.decodes_itself else self._from_host(records)
+            return (
+                self._from_device(list(records))
+                if self.decodes_itself
+                else self._from_host(records)
+            )
 
     def _from_device(self, names: list[str]) -> dict[str, torch.Tensor]:
         import wcodec.cuda
@@ -171,8 +182,18 @@ class Reader:
 
     def _from_host(self, records: dict[str, TensorRecord]) -> dict[str, torch.Tensor]:
         out = {name: empty(t) for name, t in records.items()}
-        decode_into(self.file, [(self.file.original(t), dtypes.out_array(out[name], t.dtype)) for name, t in records.items()])
-        return out if self.device.type == "cpu" else {name: out.pop(name).to(self.device) for name in records}
+        decode_into(
+            self.file,
+            [
+                (self.file.original(t), dtypes.out_array(out[name], t.dtype))
+                for name, t in records.items()
+            ],
+        )
+        return (
+            out
+            if self.device.type == "cpu"
+            else {name: out.pop(name).to(self.device) for name in records}
+        )
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor. Raises as `tensors`."""
@@ -198,7 +219,9 @@ class Reader:
         memory = DeviceMemory(self.device)
         with (
             wcodec.cuda.Loader(_number(self.device)) as loader,
-            contextlib.closing(loader.iterate(self.path, names, self._base, allocate=memory.allocate)) as tensors,
+            contextlib.closing(
+                loader.iterate(self.path, names, self._base, allocate=memory.allocate)
+            ) as tensors,
         ):
             while True:
                 with memory.in_use(loader.runtimes[0]):  # not while the caller has a tensor
@@ -245,7 +268,9 @@ class TensorSlice:
         """
         with in_file(self._reader.name):
             array = self._slice[index]
-        part = dtypes.from_array(np.ascontiguousarray(array).reshape(array.shape), self._reader.record(self._name).dtype)
+        part = dtypes.from_array(
+            np.ascontiguousarray(array).reshape(array.shape), self._reader.record(self._name).dtype
+        )
         return part.to(self._reader.device)
 
 

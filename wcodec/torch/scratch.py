@@ -40,7 +40,8 @@ class Buffers:
             fits = [b for b in self._free if b.numel() >= nbytes]
             best = min(fits, key=torch.Tensor.numel, default=None)
             if best is None and self._free:
-                best = max(self._free, key=torch.Tensor.numel)  # too small: it goes before a larger one comes
+                # too small: it goes before a larger one comes
+                best = max(self._free, key=torch.Tensor.numel)
             if best is not None:
                 self._free = [b for b in self._free if b is not best]
             if fits:
@@ -138,7 +139,11 @@ class Ahead:
                 if self._thread is None:
                     self._thread = ThreadPoolExecutor(1, "wcodec-next")
                 scope = contextvars.copy_context()  # which backend the caller has chosen
-                self._pending = weakref.ref(following), following.version, self._thread.submit(scope.run, self._decode, following)
+                self._pending = (
+                    weakref.ref(following),
+                    following.version,
+                    self._thread.submit(scope.run, self._decode, following),
+                )
 
     def clear(self) -> None:
         """Let go of what was decoded ahead, and of the thread."""
@@ -177,7 +182,9 @@ def _forget() -> None:
     _ahead_lock.release()
 
 
-os.register_at_fork(before=_ahead_lock.acquire, after_in_parent=_ahead_lock.release, after_in_child=_forget)
+os.register_at_fork(
+    before=_ahead_lock.acquire, after_in_parent=_ahead_lock.release, after_in_child=_forget
+)
 
 
 def ahead_of(device: torch.device) -> Ahead:

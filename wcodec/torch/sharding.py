@@ -31,7 +31,8 @@ class Split(NamedTuple):
     even: bool = False  #: whether the parts must be of one size
 
 
-Style = Callable[[int, str], Split | None]  #: of a tensor's number of dimensions and its parameter's name; ``None``: all for each rank
+#: of a tensor's number of dimensions and its parameter's name; ``None``: all for each rank
+Style = Callable[[int, str], Split | None]
 
 
 def _colwise(n_dims: int, _: str) -> Split:
@@ -39,7 +40,8 @@ def _colwise(n_dims: int, _: str) -> Split:
 
 
 def _rowwise(n_dims: int, parameter: str) -> Split | None:
-    return None if parameter == "bias" else Split(n_dims - 1)  # the bias is added once, behind the sum
+    # the bias is added once, behind the sum
+    return None if parameter == "bias" else Split(n_dims - 1)
 
 
 def _packed_colwise(n_dims: int, _: str) -> Split:
@@ -118,7 +120,12 @@ class Shard(dict[str, torch.Tensor]):
 
 
 def load_shard(
-    path: AnyPath, rank: int, world_size: int, plan: Mapping[str, str], device: Device = "cpu", base: AnyPath | None = None
+    path: AnyPath,
+    rank: int,
+    world_size: int,
+    plan: Mapping[str, str],
+    device: Device = "cpu",
+    base: AnyPath | None = None,
 ) -> Shard:
     """The state dict of one rank of a model under tensor parallelism: parts of the tensors that the plan splits, and all others whole.
 
@@ -153,7 +160,9 @@ def load_shard(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size}")
     if not isinstance(plan, Mapping):
-        raise TypeError(f"the plan is a dict of styles by names, such as model.tp_plan, not {plan!r}")
+        raise TypeError(
+            f"the plan is a dict of styles by names, such as model.tp_plan, not {plan!r}"
+        )
     for style in plan.values():
         if style not in STYLES:
             raise ValueError(f"unknown style {style!r}; there are {', '.join(sorted(STYLES))}")
@@ -170,7 +179,11 @@ def load_shard(
         parts = dict[str, torch.Tensor]()
         for reader, own in checkpoint.readers():
             with _counted(reader, out.report) as counting:
-                parts.update(_read(reader, {n: out.report.styles[n] for n in own}, rank, world_size, counting))
+                parts.update(
+                    _read(
+                        reader, {n: out.report.styles[n] for n in own}, rank, world_size, counting
+                    )
+                )
         out.update((name, parts[name]) for name in checkpoint)
     return out
 
@@ -207,7 +220,9 @@ def split_of(name: str, shape: tuple[int, ...], style: str, world_size: int) -> 
     if not 0 <= split.dim < len(shape):
         raise ValueError(f"the tensor {name!r} of shape {list(shape)} cannot be split as {style!r}")
     if split.even and shape[split.dim] % world_size:
-        raise ValueError(f"the {shape[split.dim]} experts of {name!r} cannot be spread evenly over {world_size} ranks")
+        raise ValueError(
+            f"the {shape[split.dim]} experts of {name!r} cannot be spread evenly over {world_size} ranks"
+        )
     return split
 
 
@@ -223,16 +238,25 @@ def intervals_of(n: int, n_groups: int, rank: int, world_size: int) -> Intervals
     return out
 
 
-def _read(reader: Reader, styles: dict[str, str], rank: int, world_size: int, counting: _Counting) -> dict[str, torch.Tensor]:
+def _read(
+    reader: Reader, styles: dict[str, str], rank: int, world_size: int, counting: _Counting
+) -> dict[str, torch.Tensor]:
     shapes = {name: reader.record(name).shape for name in styles}
-    splits = {name: split_of(name, shapes[name], style, world_size) for name, style in styles.items()}
+    splits = {
+        name: split_of(name, shapes[name], style, world_size) for name, style in styles.items()
+    }
     whole = [name for name, split in splits.items() if split is None]
     if reader.decodes_itself:  # by calls of its own
         counting.sizes += [reader.record(name).payload_nbytes for name in whole]
     out = reader.tensors(whole)
     for name, split in splits.items():
         if split is not None:
-            out[name] = _part(reader, name, split.dim, intervals_of(shapes[name][split.dim], split.n_groups, rank, world_size))
+            out[name] = _part(
+                reader,
+                name,
+                split.dim,
+                intervals_of(shapes[name][split.dim], split.n_groups, rank, world_size),
+            )
     return out
 
 
@@ -255,7 +279,9 @@ def _counted(reader: Reader, report: ShardReport) -> Iterator[_Counting]:
     finally:
         file.source = source
     report.read_nbytes[reader.name] = sum(counting.sizes)
-    report.payload_nbytes[reader.name] = sum(t.payload_nbytes for t in index.tensors if t.duplicate_of is None)
+    report.payload_nbytes[reader.name] = sum(
+        t.payload_nbytes for t in index.tensors if t.duplicate_of is None
+    )
     report.index_nbytes[reader.name] = index.index_nbytes
 
 

@@ -17,7 +17,8 @@ from wcodec.reference.container import TensorRecord
 from wcodec.reference.tiles import chunks
 from wcodec.torch.scratch import tile_buffers
 
-TILE_NBYTES: Final = 1 << 20  #: of decoded words for each thread that decodes: about a second-level cache
+#: of decoded words for each thread that decodes: about a second-level cache
+TILE_NBYTES: Final = 1 << 20
 MOST_THREADS: Final = 8  #: with more of them, tiles do not grow
 
 
@@ -36,7 +37,12 @@ def tile_nbytes(backend: Backend) -> int:
 def tiling_of(file: File, t: TensorRecord) -> Tiling:
     """How to decode a tensor from its first word to the last one, each segment once."""
     whole = t.plan(file.index.tables)
-    parts = [part_of(t, whole, down, across) for down, across in chunks(t.geometry, t.dtype.word_nbytes, tile_nbytes(file.decoder.backend))]
+    parts = [
+        part_of(t, whole, down, across)
+        for down, across in chunks(
+            t.geometry, t.dtype.word_nbytes, tile_nbytes(file.decoder.backend)
+        )
+    ]
     return Tiling(parts, max((_n_words(p) for p in parts), default=0) * t.dtype.word_nbytes)
 
 
@@ -44,7 +50,9 @@ def _n_words(part: Part) -> int:
     return part.plan.geometry.rows * part.plan.geometry.cols
 
 
-def row_tiles(file: File, t: TensorRecord, tiling: Tiling, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+def row_tiles(
+    file: File, t: TensorRecord, tiling: Tiling, dtype: torch.dtype
+) -> Iterator[tuple[int, torch.Tensor]]:
     """The rows of a matrix in order: the number of the first one, and a tensor of as many as were decoded at once.
 
     The tensor is overwritten when the next one is asked for. Where segments do not end with rows, the start of a row waits for its end.

@@ -21,12 +21,17 @@ try:
     import torch  # noqa: F401
     import transformers
 except ImportError as e:
-    raise ImportError(f"wcodec.transformers needs PyTorch and transformers, and {e.name} is missing: {_INSTALL}", name=e.name) from e
+    raise ImportError(
+        f"wcodec.transformers needs PyTorch and transformers, and {e.name} is missing: {_INSTALL}",
+        name=e.name,
+    ) from e
 
 _version = tuple(int(n) for n in transformers.__version__.split(".")[:2])
 if not OLDEST <= _version < (6,):
     _wants = f"transformers {OLDEST[0]}.{OLDEST[1]} or later, below 6"
-    raise ImportError(f"wcodec.transformers works with {_wants}, not with {transformers.__version__}: {_INSTALL}")
+    raise ImportError(
+        f"wcodec.transformers works with {_wants}, not with {transformers.__version__}: {_INSTALL}"
+    )
 
 from wcodec.transformers.config import WCodecConfig  # noqa: E402
 from wcodec.transformers.model import WCodecModel  # noqa: E402

@@ -57,18 +57,29 @@ class WCodecConfig(MetalConfig):
     ) -> None:
         self.quant_method, self.resident, self.preset, self.fused = METHOD, resident, preset, fused
         if fused and not resident:
-            raise ValueError(f"fused={fused!r} multiplies by weights that stay compressed: it needs resident=True")
+            raise ValueError(
+                f"fused={fused!r} multiplies by weights that stay compressed: it needs resident=True"
+            )
         check_fused(fused)
         self.format_version, self.dtype = format_version, dtype
         EncodeOptions(preset=preset)
         if dtype is not None and dtype not in _DTYPES:
-            raise DecodeError("bad_value", f"the quantization_config names the dtype {dtype!r}, in which no model can be made")
+            raise DecodeError(
+                "bad_value",
+                f"the quantization_config names the dtype {dtype!r}, in which no model can be made",
+            )
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
         """From what stands in ``config.json``; keys that mean nothing here are left alone."""
         config = cls(**{k: v for k, v in {**config_dict, **kwargs}.items() if k in _STORED})
-        return (config, {k: v for k, v in kwargs.items() if k not in _STORED}) if return_unused_kwargs else config
+        return (
+            (config, {k: v for k, v in kwargs.items() if k not in _STORED})
+            if return_unused_kwargs
+            else config
+        )
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What the caller's configuration says and the directory's does not."""

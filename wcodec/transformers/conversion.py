@@ -128,7 +128,9 @@ def check_payload(held: Held) -> None:
     if wrong.any():
         k = int(wrong.argmax())
         at = t.payload_offset + int(offsets[k])
-        raise DecodeError("bad_checksum", f"the CRC-32 of segment {k} does not match", tensor=held.name, offset=at)
+        raise DecodeError(
+            "bad_checksum", f"the CRC-32 of segment {k} does not match", tensor=held.name, offset=at
+        )
 
 
 def frozen(weight: CompressedTensor) -> torch.nn.Parameter:
@@ -140,7 +142,9 @@ def frozen(weight: CompressedTensor) -> torch.nn.Parameter:
 class KeepName(ConversionOps):
     """Hands on one tensor under the full name of its parameter."""
 
-    def convert(self, input_dict: dict[str, Any], *, full_layer_name: str, **_: Any) -> dict[str, Any]:
+    def convert(
+        self, input_dict: dict[str, Any], *, full_layer_name: str, **_: Any
+    ) -> dict[str, Any]:
         (tensors,) = input_dict.values()
         return {full_layer_name: tensors}
 
@@ -155,7 +159,9 @@ class Decode(ConversionOps):
     def __init__(self, cast: torch.dtype | None) -> None:
         self.cast = cast
 
-    def convert(self, input_dict: dict[str, Any], *, full_layer_name: str, **_: Any) -> dict[str, Any]:
+    def convert(
+        self, input_dict: dict[str, Any], *, full_layer_name: str, **_: Any
+    ) -> dict[str, Any]:
         (tensors,) = input_dict.values()
         tensor = tensors[0] if isinstance(tensors, list) else tensors
         dense = hold(tensor, full_layer_name).dense() if is_stream(tensor) else tensor
@@ -167,7 +173,11 @@ def _of_right_shapes(loaded: dict[str, Any], model: Any, info: Any) -> dict[str,
     right = dict[str, Any]()
     for name, value in loaded.items():
         shape, due = (
-            getattr(t, "shape", None) for t in (value[0] if isinstance(value, list) else value, model.get_parameter_or_buffer(name))
+            getattr(t, "shape", None)
+            for t in (
+                value[0] if isinstance(value, list) else value,
+                model.get_parameter_or_buffer(name),
+            )
         )
         if shape == due:
             right[name] = value
@@ -182,11 +192,17 @@ class CodedConverter(WeightConverter):
     """A converter that decodes the tensors that it collects; without a `coding`, as its base."""
 
     def __init__(
-        self, source_patterns: Any, target_patterns: Any, operations: list[Any], force_cpu: bool = False, coding: Coding | None = None
+        self,
+        source_patterns: Any,
+        target_patterns: Any,
+        operations: list[Any],
+        force_cpu: bool = False,
+        coding: Coding | None = None,
     ) -> None:
         super().__init__(source_patterns, target_patterns, operations, force_cpu)
         self.coding, self.met_stream = coding, False
-        self.cast: torch.dtype | None = None  #: what the loader would have cast those to that it was told to hand on as they are
+        #: what the loader would have cast those to that it was told to hand on as they are
+        self.cast: torch.dtype | None = None
         self.names = dict[str, list[str]]()
 
     @classmethod
@@ -194,19 +210,30 @@ class CodedConverter(WeightConverter):
         """A converter that does the same with compressed tensors."""
         if type(converter) is not WeightConverter:
             raise TypeError(f"wcodec does not know how to decode for a {type(converter).__name__}")
-        sources, targets = list(converter._original_source_patterns), list(converter._original_target_patterns)
+        sources, targets = (
+            list(converter._original_source_patterns),
+            list(converter._original_target_patterns),
+        )
         out = cls(sources, targets, list(converter.operations), converter.force_cpu, coding)
-        out.scope_prefix, out.base_model_prefix = converter.scope_prefix, converter.base_model_prefix
+        out.scope_prefix, out.base_model_prefix = (
+            converter.scope_prefix,
+            converter.base_model_prefix,
+        )
         return out
 
     def plain(self) -> WeightConverter | None:
         """The converter that was there before."""
-        sources, targets = list(self._original_source_patterns), list(self._original_target_patterns)
+        sources, targets = (
+            list(self._original_source_patterns),
+            list(self._original_target_patterns),
+        )
         out = WeightConverter(sources, targets, list(self.operations), self.force_cpu)
         out.scope_prefix, out.base_model_prefix = self.scope_prefix, self.base_model_prefix
         return out
 
-    def add_tensor(self, target_key: str, source_key: str, source_pattern: str, future: Any) -> None:
+    def add_tensor(
+        self, target_key: str, source_key: str, source_pattern: str, future: Any
+    ) -> None:
         self.names.setdefault(source_pattern, []).append(source_key)
         super().add_tensor(target_key, source_key, source_pattern, future)
 
@@ -242,7 +269,11 @@ class CodedConverter(WeightConverter):
         out: dict[str, Any] = super().convert(layer_name, *args, **kwargs)
         if not LOADER_ASKS:
             out = _of_right_shapes(out, kwargs["model"], kwargs["loading_info"])
-        if self.coding is None or not self.coding.resident or (self.coding.decodes and not self.met_stream):
+        if (
+            self.coding is None
+            or not self.coding.resident
+            or (self.coding.decodes and not self.met_stream)
+        ):
             return out
         return {name: self._held(name, value) for name, value in out.items()}
 
@@ -253,12 +284,19 @@ class CodedConverter(WeightConverter):
         if name not in self.coding.weights or isinstance(tensor, CompressedTensor):
             return value
         stream = to_stream(tensor, self.coding.options, self.coding.fused)
-        return value if stream is tensor else frozen(CompressedTensor.from_stream(stream, name, bool(self.coding.fused)))
+        return (
+            value
+            if stream is tensor
+            else frozen(CompressedTensor.from_stream(stream, name, bool(self.coding.fused)))
+        )
 
     # ---- saving
     def reverse_transform(self) -> EncodingConverter:
         operations = [op.reverse_op for op in self.operations[::-1]]
-        sources, targets = list(self._original_target_patterns), list(self._original_source_patterns)
+        sources, targets = (
+            list(self._original_target_patterns),
+            list(self._original_source_patterns),
+        )
         out = EncodingConverter(sources, targets, operations, self.force_cpu)
         out.scope_prefix, out.base_model_prefix = self.scope_prefix, self.base_model_prefix
         out.coding, out.dense_first = self.coding, not isinstance(self, AnyConverter)
@@ -289,7 +327,11 @@ class AnyConverter(CodedConverter):
         """Of the one tensor of a parameter: it may stay as it is stored."""
         assert self.coding is not None
         (target,) = self.layer_targets
-        if not self.coding.resident or target not in self.coding.weights or self.cast not in (None, held.dtype):
+        if (
+            not self.coding.resident
+            or target not in self.coding.weights
+            or self.cast not in (None, held.dtype)
+        ):
             return super()._decoded(held)
         there = moved(held, held.stream.device, self.coding.fused)
         if there is held:  # it was not decoded
@@ -307,10 +349,16 @@ class EncodingConverter(WeightConverter):
         collected: dict[str, list[torch.Tensor]] = super().materialize_tensors()
         if not self.dense_first:
             return collected
-        return {k: [hold(t.plain()).dense() if isinstance(t, Stream) else t for t in v] for k, v in collected.items()}
+        return {
+            k: [hold(t.plain()).dense() if isinstance(t, Stream) else t for t in v]
+            for k, v in collected.items()
+        }
 
     def convert(self, layer_name: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         out: dict[str, Any] = super().convert(layer_name, *args, **kwargs)
         if self.coding is None:
             return out
-        return {k: to_stream(v[0] if isinstance(v, list) else v, self.coding.options) for k, v in out.items()}
+        return {
+            k: to_stream(v[0] if isinstance(v, list) else v, self.coding.options)
+            for k, v in out.items()
+        }

@@ -10,7 +10,10 @@ from typing import Any, Final
 
 import transformers
 from transformers import AutoConfig
-from transformers.dynamic_module_utils import get_class_from_dynamic_module, resolve_trust_remote_code
+from transformers.dynamic_module_utils import (
+    get_class_from_dynamic_module,
+    resolve_trust_remote_code,
+)
 from transformers.models.auto.auto_factory import _get_model_class
 
 from wcodec.configs import METHOD
@@ -25,13 +28,21 @@ class WCodecModel:
     """Makes models of transformers from directories in wcodec form, in hub form, or plain. See `from_pretrained`."""
 
     def __init__(self) -> None:
-        raise TypeError("WCodecModel is no class of models: call WCodecModel.from_pretrained(directory)")
+        raise TypeError(
+            "WCodecModel is no class of models: call WCodecModel.from_pretrained(directory)"
+        )
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | os.PathLike[str], *model_args: Any, auto_class: Any = None, resident: bool = False, preset: str = "default",
-        fused: Fused = False, **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        cls,
+        directory: str | os.PathLike[str],
+        *model_args: Any,
+        auto_class: Any = None,
+        resident: bool = False,
+        preset: str = "default",
+        fused: Fused = False,
+        **kwargs: Any,
+    ) -> Any:
         """Load a model. It is the one that transformers makes of the plain directory, bit for bit.
 
         Parameters
@@ -60,24 +71,49 @@ class WCodecModel:
         config, kwargs = _config(directory, kwargs)
         given = kwargs.pop("quantization_config", None)
         if given is not None and (resident or fused or preset != "default"):
-            raise ValueError("resident, fused and preset stand in the quantization_config: give them there")
-        coding = given if isinstance(given, WCodecConfig) else WCodecConfig(resident, preset, fused=fused)
+            raise ValueError(
+                "resident, fused and preset stand in the quantization_config: give them there"
+            )
+        coding = (
+            given
+            if isinstance(given, WCodecConfig)
+            else WCodecConfig(resident, preset, fused=fused)
+        )
         foreign = given is not coding and given is not None
         if foreign:
             kwargs["quantization_config"] = given
         model_class = _model_class(config, auto_class, directory, kwargs)
         files = weight_files(_folder(directory, kwargs), WCODEC, kwargs.get("variant"))
         if files:
-            return _from_wcodec(model_class, directory, files, config, None if foreign else coding, model_args, kwargs)
+            return _from_wcodec(
+                model_class,
+                directory,
+                files,
+                config,
+                None if foreign else coding,
+                model_args,
+                kwargs,
+            )
         if not foreign and (_method(config) == METHOD or coding.resident):
             kwargs["quantization_config"] = coding
         elif not foreign and coding.preset != "default":
-            raise ValueError("preset says how to compress, and of a plain model nothing is, unless resident=True")
+            raise ValueError(
+                "preset says how to compress, and of a plain model nothing is, unless resident=True"
+            )
         return model_class.from_pretrained(directory, *model_args, config=config, **kwargs)
 
 
 #: What says where files are.
-_WHERE: Final = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "trust_remote_code")
+_WHERE: Final = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
 
 
 def _config(directory: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -85,9 +121,13 @@ def _config(directory: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]
     config = kwargs.pop("config", None)
     if config is not None and not isinstance(config, str | os.PathLike):
         return config, kwargs
-    for_model = {k: kwargs.pop(k) for k in ("dtype", "torch_dtype", "quantization_config") if k in kwargs}
+    for_model = {
+        k: kwargs.pop(k) for k in ("dtype", "torch_dtype", "quantization_config") if k in kwargs
+    }
     where = {k: kwargs[k] for k in _WHERE if k in kwargs}
-    config, rest = AutoConfig.from_pretrained(config or directory, return_unused_kwargs=True, **kwargs)
+    config, rest = AutoConfig.from_pretrained(
+        config or directory, return_unused_kwargs=True, **kwargs
+    )
     return config, {**where, **rest, **for_model}
 
 
@@ -98,7 +138,11 @@ def _folder(directory: Any, kwargs: dict[str, Any]) -> Path:
 def _method(config: Any) -> str | None:
     """The quantization method that the configuration names."""
     stored = getattr(config, "quantization_config", None)
-    return stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    return (
+        stored.get("quant_method")
+        if isinstance(stored, dict)
+        else getattr(stored, "quant_method", None)
+    )
 
 
 def _model_class(config: Any, auto_class: Any, directory: Any, kwargs: dict[str, Any]) -> Any:
@@ -107,16 +151,28 @@ def _model_class(config: Any, auto_class: Any, directory: Any, kwargs: dict[str,
     remote = _remote_class(config, auto_class, architectures)
     local = None
     if auto_class is not None:
-        local = _get_model_class(config, auto_class._model_mapping) if type(config) in auto_class._model_mapping else None
+        local = (
+            _get_model_class(config, auto_class._model_mapping)
+            if type(config) in auto_class._model_mapping
+            else None
+        )
     elif architectures:
         local = getattr(transformers, architectures[0], None)
-    trust = resolve_trust_remote_code(kwargs.get("trust_remote_code"), str(directory), local is not None, remote is not None)
+    trust = resolve_trust_remote_code(
+        kwargs.get("trust_remote_code"), str(directory), local is not None, remote is not None
+    )
     if remote is not None and trust:
         where = {k: kwargs[k] for k in _WHERE if k in kwargs and k != "trust_remote_code"}
         return get_class_from_dynamic_module(remote, str(directory), **where)
     if local is None:
-        what = f"{auto_class.__name__} has no class for it" if auto_class is not None else f"config.json names {architectures or 'none'}"
-        raise ValueError(f"which class the model of {type(config).__name__} has cannot be told: {what}; give another auto_class")
+        what = (
+            f"{auto_class.__name__} has no class for it"
+            if auto_class is not None
+            else f"config.json names {architectures or 'none'}"
+        )
+        raise ValueError(
+            f"which class the model of {type(config).__name__} has cannot be told: {what}; give another auto_class"
+        )
     return local
 
 
@@ -144,29 +200,51 @@ def _from_wcodec(
     """A model from ``.wcodec`` files. Their tensors go to the loader as the streams of the hub form would; if another quantization or
     another process takes a part in it, they go there decoded, of each as much as is asked for."""
     config = copy.deepcopy(config)  # a caller's, perhaps
-    streams = coding is not None and _method(config) in (None, METHOD) and not any(kwargs.get(k) is not None for k in _PARALLEL)
+    streams = (
+        coding is not None
+        and _method(config) in (None, METHOD)
+        and not any(kwargs.get(k) is not None for k in _PARALLEL)
+    )
     if coding is not None and streams:
         config.quantization_config = {**coding.to_dict(), **coding.get_loading_attributes()}
     elif coding is not None and coding.resident:
-        raise ValueError("resident=True does not go together with another quantization, nor with a model in parts")
+        raise ValueError(
+            "resident=True does not go together with another quantization, nor with a model in parts"
+        )
     if getattr(config, "dtype", None) is None:
         config.dtype = stored_dtype(_folder(directory, kwargs), kwargs.get("variant"))
     with ExitStack() as open_files:
         state = dict[str, Any]()
         for path, named in files.items():
             reader = open_files.enter_context(Reader(path))
-            names = reader.keys() if named is None else [name for name in reader.keys() if name in named]  # noqa: SIM118
+            names = (
+                reader.keys()
+                if named is None
+                else [name for name in reader.keys() if name in named]
+            )
             if named is not None and (lacking := named.difference(names)):
                 raise DecodeError(
-                    "bad_range", f"the index says that the tensor is in {path.name}, which does not hold it", tensor=min(lacking)
+                    "bad_range",
+                    f"the index says that the tensor is in {path.name}, which does not hold it",
+                    tensor=min(lacking),
                 )
-            state.update({name: StreamSlice(reader.file, name) if streams else reader.slice(name) for name in names})
+            state.update(
+                {
+                    name: StreamSlice(reader.file, name) if streams else reader.slice(name)
+                    for name in names
+                }
+            )
         elsewhere = {k: v for k, v in kwargs.items() if k not in ("variant", "subfolder")}
-        out = model_class.from_pretrained(None, *model_args, config=config, state_dict=state, **elsewhere)
+        out = model_class.from_pretrained(
+            None, *model_args, config=config, state_dict=state, **elsewhere
+        )
     model = out[0] if isinstance(out, tuple) else out
     model.config.name_or_path = model.name_or_path = str(directory)
     if model.can_generate() and hasattr(model, "adjust_generation_fn"):
-        given = {k: kwargs.get(k) for k in ("cache_dir", "proxies", "token", "revision", "trust_remote_code")}
+        given = {
+            k: kwargs.get(k)
+            for k in ("cache_dir", "proxies", "token", "revision", "trust_remote_code")
+        }
         model.adjust_generation_fn(
             kwargs.get("generation_config"), False, None, directory, **given, force_download=False, local_files_only=True,
             subfolder=kwargs.get("subfolder") or "",

@@ -12,7 +12,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, build_glob_alternation
 from transformers.modeling_utils import unwrap_model
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
 from transformers.quantizers.base import HfQuantizer
 
 from wcodec import hub
@@ -22,7 +26,15 @@ from wcodec.torch.compressed import CompressedTensor
 from wcodec.torch.holding import hold
 from wcodec.torch.models import decompress_model
 from wcodec.transformers.config import WCodecConfig
-from wcodec.transformers.conversion import LOADER_ASKS, AnyConverter, CodedConverter, Coding, Decode, Stream, is_stream
+from wcodec.transformers.conversion import (
+    LOADER_ASKS,
+    AnyConverter,
+    CodedConverter,
+    Coding,
+    Decode,
+    Stream,
+    is_stream,
+)
 from wcodec.transformers.sources import stored_dtype
 
 PARALLEL: Final = ("tp_size", "fsdp_size", "pp_size", "ep_size", "dp_replicate_size")
@@ -46,7 +58,8 @@ class WCodecHfQuantizer(HfQuantizer):
 
     requires_calibration = False
     _loaded: Any = None  #: the model, while it is loaded
-    _casts: dict[str, torch.dtype] = {}  #: `Coding.casts` of it  # noqa: RUF012 (it is replaced, not changed)
+    #: `Coding.casts` of it
+    _casts: dict[str, torch.dtype] = {}  # noqa: RUF012 (it is replaced, not changed)
     quantization_config: WCodecConfig
 
     # ---- before loading
@@ -62,7 +75,9 @@ class WCodecHfQuantizer(HfQuantizer):
         """
         hub.parse_version(self.quantization_config.format_version)
         places = set(map(str, device_map.values())) if isinstance(device_map, dict) else set()
-        if self.quantization_config.resident and ("disk" in places or ("cpu" in places and len(places) > 1)):
+        if self.quantization_config.resident and (
+            "disk" in places or ("cpu" in places and len(places) > 1)
+        ):
             raise ValueError(
                 "resident=True holds all weights compressed on the devices that compute; this device_map puts some on others "
                 f"({', '.join(sorted(places))}): leave resident=True out, or give a device_map or max_memory without offloading"
@@ -72,13 +87,17 @@ class WCodecHfQuantizer(HfQuantizer):
         """The first sight of the model's configuration: what ``dtype="auto"`` is, where it has no dtype."""
         if self.pre_quantized and getattr(config, "dtype", None) is None:
             path = config.name_or_path
-            config.dtype = self.quantization_config.dtype or (stored_dtype(Path(path)) if path and Path(path).is_dir() else None)
+            config.dtype = self.quantization_config.dtype or (
+                stored_dtype(Path(path)) if path and Path(path).is_dir() else None
+            )
         return config
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Refuse to take the dtype of streams for that of the model."""
         if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
-            raise ValueError("config.json does not say which dtype the model has: give from_pretrained one, such as dtype=torch.bfloat16")
+            raise ValueError(
+                "config.json does not say which dtype the model has: give from_pretrained one, such as dtype=torch.bfloat16"
+            )
         return dtype
 
     def update_tp_plan(self, config: Any) -> Any:
@@ -102,15 +121,27 @@ class WCodecHfQuantizer(HfQuantizer):
             )
         return model
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: Any = None
+    ) -> list[Any]:
         """Has all tensors of the checkpoint go through converters that decode. Transformers gives the model from 5.21 on."""
-        config, weights = self.quantization_config, _weights(self._loaded if model is None else model)
-        coding = Coding(self.pre_quantized, config.resident, config.fused, weights, config.preset, self._casts)
-        coded = [CodedConverter.around(c, coding) if isinstance(c, WeightConverter) else c for c in weight_conversions]
+        config, weights = (
+            self.quantization_config,
+            _weights(self._loaded if model is None else model),
+        )
+        coding = Coding(
+            self.pre_quantized, config.resident, config.fused, weights, config.preset, self._casts
+        )
+        coded = [
+            CodedConverter.around(c, coding) if isinstance(c, WeightConverter) else c
+            for c in weight_conversions
+        ]
         return [AnyConverter(coding, [c for c in coded if isinstance(c, CodedConverter)]), *coded]
 
     # ---- while loading
-    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+    def get_new_dtype(
+        self, converter: Any, param: Any, dtype: torch.dtype | None
+    ) -> torch.dtype | None:
         """What to cast a tensor of the checkpoint to as it is read: what may be a stream is cast when it is decoded."""
         if not _may_be_stream(param):
             return dtype
@@ -153,7 +184,8 @@ class WCodecHfQuantizer(HfQuantizer):
     def remove_quantization_config(self, model: Any) -> None:
         """Take away what makes ``save_pretrained`` encode."""
         conversions = getattr(model, "_weight_conversions", None)
-        super().remove_quantization_config(model)  # transformers 5.24 takes them away, for other quantizers cannot revert them
+        # transformers 5.24 takes them away, for other quantizers cannot revert them
+        super().remove_quantization_config(model)
         if conversions is not None:
             plain = [c.plain() if isinstance(c, CodedConverter) else c for c in conversions]
             model._weight_conversions = [c for c in plain if c is not None]
@@ -162,14 +194,19 @@ class WCodecHfQuantizer(HfQuantizer):
                 if hasattr(module.config, name):
                     delattr(module.config, name)
 
-    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
+    def get_state_dict_and_metadata(
+        self, model: Any
+    ) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
         """What to save, ``None`` for all that the model holds, and the metadata of the files."""
         metadata = {hub.VERSION_KEY: hub.VERSION_TEXT}
         state = unwrap_model(model).state_dict()
         if not any(isinstance(t, CompressedTensor) for t in state.values()):
             return None, metadata
         options = EncodeOptions(preset=self.quantization_config.preset)
-        return {k: Stream.of(t, options) if isinstance(t, CompressedTensor) else t for k, t in state.items()}, metadata
+        return {
+            k: Stream.of(t, options) if isinstance(t, CompressedTensor) else t
+            for k, t in state.items()
+        }, metadata
 
     # ---- what it can do
     def is_serializable(self) -> bool:
@@ -217,7 +254,11 @@ def _decode_left(model: Any, casts: dict[str, torch.dtype]) -> None:
     """Decode the streams that the loader has brought to no converter, where it does not ask about them (`LOADER_ASKS`)."""
     decoded = dict[int, torch.nn.Parameter]()  # tied weights are one parameter
     for name, p in list(model.named_parameters(remove_duplicate=False)):
-        if casts.get(name, torch.uint8) != torch.uint8 and not isinstance(p, CompressedTensor) and is_stream(p):
+        if (
+            casts.get(name, torch.uint8) != torch.uint8
+            and not isinstance(p, CompressedTensor)
+            and is_stream(p)
+        ):
             if id(p) not in decoded:
                 dense = hold(p.detach(), name).dense().to(casts[name])
                 decoded[id(p)] = torch.nn.Parameter(dense, requires_grad=dense.is_floating_point())

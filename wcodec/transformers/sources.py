@@ -57,7 +57,9 @@ class StreamSlice:
         return [-1]
 
 
-def weight_files(directory: Path, suffix: str, variant: str | None = None) -> dict[Path, set[str] | None]:
+def weight_files(
+    directory: Path, suffix: str, variant: str | None = None
+) -> dict[Path, set[str] | None]:
     """The files of a suffix that hold a model's weights, in the order of their names, and the tensors that the index says are in each;
     ``None`` for all, of a single file. None if there are none.
 
@@ -110,6 +112,12 @@ def _wcodec_rows(path: Path) -> Iterator[DType]:
 def _hub_rows(path: Path) -> Iterator[DType]:
     view, decoder = memoryview(map_file(path)), Decoder()
     for t in sorted(read_safetensors_header(view).tensors, key=lambda t: t.name):
-        data = np.frombuffer(view[t.start : t.stop], np.uint8) if t.nbytes else np.empty(0, np.uint8)
+        data = (
+            np.frombuffer(view[t.start : t.stop], np.uint8) if t.nbytes else np.empty(0, np.uint8)
+        )
         is_stream = t.stated_dtype == "U8" and len(t.stated_shape) == 1 and hub.is_stream(data)
-        yield from (r.dtype for r in decoder.read_index(BufferSource(data)).tensors) if is_stream else [t.dtype]
+        yield from (
+            (r.dtype for r in decoder.read_index(BufferSource(data)).tensors)
+            if is_stream
+            else [t.dtype]
+        )

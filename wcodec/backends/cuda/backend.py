@@ -14,7 +14,15 @@ from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges, crc32
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import Job
-from wcodec.backends.protocol import Backend, Checksums, Difference, DType, EncodedSegments, Geometry, SegmentPlan
+from wcodec.backends.protocol import (
+    Backend,
+    Checksums,
+    Difference,
+    DType,
+    EncodedSegments,
+    Geometry,
+    SegmentPlan,
+)
 
 
 class CudaBackend(Backend):
@@ -79,36 +87,55 @@ class CudaBackend(Backend):
             return self.runtime.download(array, out)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        return self.runtime.empty(int(np.prod(shape)) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
+        return (
+            self.runtime.empty(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+            .view(dtype)
+            .reshape(shape)
+        )
 
     def target(self, out: NDArray[Any]) -> Any:
         return self.empty(out.shape, out.dtype)
 
     # ---- kernels
     def histogram(
-        self, words: Any, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
-        mode: int = 0, base: int | None = None, fill: int = 0,
-    ) -> NDArray[np.int64]:  # fmt: skip
+        self,
+        words: Any,
+        geometry: Geometry,
+        dtype: DType,
+        *,
+        segments: NDArray[np.int64] | None = None,
+        planes: tuple[int, ...] | None = None,
+        mode: int = 0,
+        base: int | None = None,
+        fill: int = 0,
+    ) -> NDArray[np.int64]:
         with self._on_a_stream():
-            return encoding.histograms(self.runtime, words, geometry, dtype, segments, planes, mode, base, fill)
+            return encoding.histograms(
+                self.runtime, words, geometry, dtype, segments, planes, mode, base, fill
+            )
 
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
         with self._on_a_stream():
             return EncodedSegments(*encoding.encode(self.runtime, plan, words))
 
-    def encode_with_checksums(self, plan: SegmentPlan, words: Any) -> tuple[EncodedSegments, Checksums]:
+    def encode_with_checksums(
+        self, plan: SegmentPlan, words: Any
+    ) -> tuple[EncodedSegments, Checksums]:
         with self._on_a_stream():
             of_words = self._crc32_of(words)
             encoded = EncodedSegments(*encoding.encode(self.runtime, plan, words))
-            records = self._crc32_of_records(encoded.payload, plan.encoded(encoded.n_units, encoded.n_patches).offsets)
+            records = self._crc32_of_records(
+                encoded.payload, plan.encoded(encoded.n_units, encoded.n_patches).offsets
+            )
             return encoded, Checksums(records.result(), int(of_words.result()[0]))
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> NDArray[np.uint8]:
         with self._on_a_stream():
             return self._queue_decoding(plan, payload, out).status()
 
-    def decode_with_checksums(self, plan: SegmentPlan, payload: Any, out: Any) -> tuple[NDArray[np.uint8], Checksums]:
+    def decode_with_checksums(
+        self, plan: SegmentPlan, payload: Any, out: Any
+    ) -> tuple[NDArray[np.uint8], Checksums]:
         with self._on_a_stream():
             records = self._crc32_of_records(payload, plan.offsets)
             decoding = self._queue_decoding(plan, payload, out)
@@ -116,29 +143,47 @@ class CudaBackend(Backend):
             return decoding.status(), Checksums(records.result(), int(words.result()[0]))
 
     def _queue_decoding(self, plan: SegmentPlan, payload: Any, out: Any) -> Decoding:
-        decoding = Decoding(self.runtime, [Job(plan, self.runtime.address(out), self.runtime.address(payload))])
+        decoding = Decoding(
+            self.runtime, [Job(plan, self.runtime.address(out), self.runtime.address(payload))]
+        )
         decoding.queue()
         return decoding
 
     # ---- differences
     def subtract_base(self, words: Any, base: Any, difference: Difference) -> Any:
         with self._on_a_stream():
-            out, addresses = self.empty(words.shape, words.dtype), (self.runtime.address(words), self.runtime.address(base))
-            nbytes, word_nbytes = int(np.prod(words.shape)) * words.dtype.itemsize, words.dtype.itemsize
-            differences.subtract_base(self.runtime, *addresses, self.runtime.address(out), nbytes, word_nbytes, difference)
+            out, addresses = (
+                self.empty(words.shape, words.dtype),
+                (self.runtime.address(words), self.runtime.address(base)),
+            )
+            nbytes, word_nbytes = (
+                int(np.prod(words.shape)) * words.dtype.itemsize,
+                words.dtype.itemsize,
+            )
+            differences.subtract_base(
+                self.runtime, *addresses, self.runtime.address(out), nbytes, word_nbytes, difference
+            )
             return out
 
     def add_base(self, coded: Any, base: Any, difference: Difference) -> int:
         with self._on_a_stream():
             addresses = self.runtime.address(coded), self.runtime.address(base)
-            nbytes, word_nbytes = int(np.prod(coded.shape)) * coded.dtype.itemsize, coded.dtype.itemsize
+            nbytes, word_nbytes = (
+                int(np.prod(coded.shape)) * coded.dtype.itemsize,
+                coded.dtype.itemsize,
+            )
             differences.add_base(self.runtime, *addresses, nbytes, word_nbytes, difference)
             return int(self._crc32_of(coded).result()[0])
 
     # ---- checksums
     def _crc32_of(self, array: Any) -> PendingChecksums:
-        address, nbytes = self.runtime.address(array), int(np.prod(array.shape)) * array.dtype.itemsize
-        return crc32_ranges(self.runtime, np.array([address], np.uint64), np.array([nbytes], np.int64))
+        address, nbytes = (
+            self.runtime.address(array),
+            int(np.prod(array.shape)) * array.dtype.itemsize,
+        )
+        return crc32_ranges(
+            self.runtime, np.array([address], np.uint64), np.array([nbytes], np.int64)
+        )
 
     def _crc32_of_records(self, payload: Any, offsets: NDArray[np.int64]) -> PendingChecksums:
         return crc32_records(self.runtime, [(self.runtime.address(payload), offsets)])

@@ -13,8 +13,12 @@ from wcodec.backends.cuda.runtime import Runtime
 from wcodec.reference.checksums import crc32_combine
 
 # Structures of kernels/checksum.cu.
-POWERS: Final = np.dtype([("doubling", "<u4", (32,)), ("of_lane", "<u4", (32,)), ("y", "<u4", (4, 256))])
-RANGE: Final = np.dtype([("at", "<u8"), ("nbytes", "<u8"), ("first_part", "<u4"), ("n_parts", "<u4")])
+POWERS: Final = np.dtype(
+    [("doubling", "<u4", (32,)), ("of_lane", "<u4", (32,)), ("y", "<u4", (4, 256))]
+)
+RANGE: Final = np.dtype(
+    [("at", "<u8"), ("nbytes", "<u8"), ("first_part", "<u4"), ("n_parts", "<u4")]
+)
 SHARE_NBYTES: Final = 16
 
 ROW_NBYTES: Final = 128
@@ -49,12 +53,16 @@ class PendingChecksums:
 def _powers() -> NDArray[Any]:
     """``Powers``: `crc32_combine` multiplies by powers of x^8."""
     out, one = np.zeros(1, POWERS), 0x80000000
-    out["doubling"] = [one >> (1 << k) for k in range(3)] + [crc32_combine(one, 0, 1 << k) for k in range(29)]
+    out["doubling"] = [one >> (1 << k) for k in range(3)] + [
+        crc32_combine(one, 0, 1 << k) for k in range(29)
+    ]
     out["of_lane"] = [crc32_combine(one, 0, 4 * (31 - lane)) for lane in range(32)]
     y = out["y"].reshape(-1)
     for bit in range(32):
         index = np.arange(256 * (bit // 8), 256 * (bit // 8 + 1))
-        y[index[(index >> bit % 8 & 1).astype(bool)]] ^= np.uint32(crc32_combine(1 << bit, 0, ROW_NBYTES))
+        y[index[(index >> bit % 8 & 1).astype(bool)]] ^= np.uint32(
+            crc32_combine(1 << bit, 0, ROW_NBYTES)
+        )
     return out
 
 
@@ -66,13 +74,21 @@ def _part_nbytes(total: int) -> int:
     return size
 
 
-def crc32_records(runtime: Runtime, payloads: Sequence[tuple[int, NDArray[np.int64]]]) -> PendingChecksums:
+def crc32_records(
+    runtime: Runtime, payloads: Sequence[tuple[int, NDArray[np.int64]]]
+) -> PendingChecksums:
     """As `crc32_ranges`, of the records of payloads: the address of each, and where its records start and the last one ends."""
     starts = [offsets[:-1].astype(np.uint64) + np.uint64(address) for address, offsets in payloads]
-    return crc32_ranges(runtime, np.concatenate(starts), np.concatenate([np.diff(offsets) for _, offsets in payloads]))
+    return crc32_ranges(
+        runtime,
+        np.concatenate(starts),
+        np.concatenate([np.diff(offsets) for _, offsets in payloads]),
+    )
 
 
-def crc32_ranges(runtime: Runtime, addresses: NDArray[np.uint64], sizes: NDArray[np.int64]) -> PendingChecksums:
+def crc32_ranges(
+    runtime: Runtime, addresses: NDArray[np.uint64], sizes: NDArray[np.int64]
+) -> PendingChecksums:
     """Compute CRC-32s of device memory on the current stream: of ``sizes[k]`` bytes at ``addresses[k]``, any of them."""
     ranges = np.zeros(len(addresses), RANGE)
     ranges["at"], ranges["nbytes"] = addresses, sizes
@@ -91,7 +107,17 @@ def crc32_ranges(runtime: Runtime, addresses: NDArray[np.uint64], sizes: NDArray
     powers, on_device = tables[: POWERS.itemsize], tables[POWERS.itemsize :]
     counts = np.uint32(n_ranges), np.uint32(total)
     blocks = max(1, min(-(-32 * total // THREADS), MOST_BLOCKS))
-    runtime.launch("crc32_parts", blocks, THREADS, powers, on_device, shares, checksums, *counts, np.uint32(part_nbytes))
+    runtime.launch(
+        "crc32_parts",
+        blocks,
+        THREADS,
+        powers,
+        on_device,
+        shares,
+        checksums,
+        *counts,
+        np.uint32(part_nbytes),
+    )
     blocks = min(-(-(n_ranges + total) // THREADS), MOST_BLOCKS)
     runtime.launch("crc32_join", blocks, THREADS, powers, on_device, shares, checksums, *counts)
     return PendingChecksums(runtime, checksums, (tables, shares))

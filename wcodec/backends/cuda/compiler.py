@@ -14,7 +14,9 @@ ARCHITECTURES: Final = (75, 80, 86, 89, 90, 100, 120)
 OPTIONS: Final = ("--std=c++17", "-diag-suppress=177")
 
 _ENTRY: Final = re.compile(r"Compiling entry function '(\w+)'")
-_FRAME: Final = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_FRAME: Final = re.compile(
+    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+)
 _USED: Final = re.compile(r"Used (\d+) registers")
 _SHARED: Final = re.compile(r"(\d+) bytes smem")
 
@@ -42,7 +44,9 @@ def load_nvrtc() -> Any:
 
         nvrtc.getVersion()
     except (ImportError, RuntimeError, OSError) as e:
-        raise BackendUnavailable(f"backend 'cuda' needs CuPy and NVRTC to compile its kernels ({e}); pip install 'wcodec[cuda]'") from e
+        raise BackendUnavailable(
+            f"backend 'cuda' needs CuPy and NVRTC to compile its kernels ({e}); pip install 'wcodec[cuda]'"
+        ) from e
     return nvrtc
 
 
@@ -81,7 +85,9 @@ def compile_with_log(source: str, arch: int, *options: str) -> tuple[bytes, str]
         nvrtc.compileProgram(program, (f"--gpu-architecture=sm_{arch}", *OPTIONS, *options))
         return _whole(nvrtc.getCUBIN(program)), _log(nvrtc, program)
     except nvrtc.NVRTCError as e:
-        raise BackendUnavailable(f"NVRTC {nvrtc.getVersion()} can't compile for sm_{arch} ({e}):\n{_log(nvrtc, program)}") from e
+        raise BackendUnavailable(
+            f"NVRTC {nvrtc.getVersion()} can't compile for sm_{arch} ({e}):\n{_log(nvrtc, program)}"
+        ) from e
     finally:
         nvrtc.destroyProgram(program)
 
@@ -100,11 +106,17 @@ def compile_with_usage(source: str, arch: int) -> tuple[bytes, dict[str, Usage],
             kernel = entry[1]
             usage[kernel] = Usage(0, 0, 0, 0, 0)
         elif frame := _FRAME.search(line):  # of the kernel, and of functions that it calls
-            stack, stores, loads = (a + int(b) for a, b in zip(usage[kernel][1:4], frame.groups(), strict=True))
-            usage[kernel] = usage[kernel]._replace(stack_nbytes=stack, spill_stores_nbytes=stores, spill_loads_nbytes=loads)
+            stack, stores, loads = (
+                a + int(b) for a, b in zip(usage[kernel][1:4], frame.groups(), strict=True)
+            )
+            usage[kernel] = usage[kernel]._replace(
+                stack_nbytes=stack, spill_stores_nbytes=stores, spill_loads_nbytes=loads
+            )
         elif used := _USED.search(line):
             shared = _SHARED.search(line)
-            usage[kernel] = usage[kernel]._replace(registers=int(used[1]), shared_nbytes=int(shared[1]) if shared else 0)
+            usage[kernel] = usage[kernel]._replace(
+                registers=int(used[1]), shared_nbytes=int(shared[1]) if shared else 0
+            )
         elif not line.startswith("ptxas info"):
             rest.append(line)
     return cubin, usage, "\n".join(rest).strip()

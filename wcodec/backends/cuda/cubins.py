@@ -52,7 +52,9 @@ def architecture_for(capability: int) -> int:
     known: tuple[int, ...] = load_nvrtc().getSupportedArchs()
     fitting = [arch for arch in known if arch <= capability and arch // 10 == capability // 10]
     if not fitting:
-        raise BackendUnavailable(f"NVRTC compiles for compute capabilities {', '.join(map(str, known))}, and this GPU has {capability}")
+        raise BackendUnavailable(
+            f"NVRTC compiles for compute capabilities {', '.join(map(str, known))}, and this GPU has {capability}"
+        )
     return max(fitting)
 
 
@@ -72,7 +74,9 @@ def cubin_of(source: str, arch: int) -> bytes:
 def _cubin(source: str, arch: int) -> tuple[bytes, bool]:
     """Machine code, and whether it had to be compiled."""
     text = read_source(source)
-    key = hashlib.sha256(repr((text, OPTIONS, arch, load_nvrtc().getVersion())).encode()).hexdigest()
+    key = hashlib.sha256(
+        repr((text, OPTIONS, arch, load_nvrtc().getVersion())).encode()
+    ).hexdigest()
     path = cache_folder() / f"{source}-sm_{arch}-{key[:32]}.cubin"
     try:
         kept = path.read_bytes()
@@ -81,7 +85,9 @@ def _cubin(source: str, arch: int) -> tuple[bytes, bool]:
     digest, code = kept[:_DIGEST_NBYTES], kept[_DIGEST_NBYTES:]
     if code and hashlib.sha256(code).digest() == digest:
         return code, False
-    _compile_log.info("cuda: compiling %s for sm_%d; the machine code is kept for later runs", source, arch)
+    _compile_log.info(
+        "cuda: compiling %s for sm_%d; the machine code is kept for later runs", source, arch
+    )
     code = compile_cubin(text, arch)
     _keep(path, hashlib.sha256(code).digest() + code)
     return code, True
@@ -95,7 +101,9 @@ class Compiled(NamedTuple):
     is_new: bool
 
 
-def compile_all(sources: Iterable[str], arch: int, n_threads: int | None = None) -> Iterator[Compiled]:
+def compile_all(
+    sources: Iterable[str], arch: int, n_threads: int | None = None
+) -> Iterator[Compiled]:
     """Compile what is not there yet, in threads, and keep it on disk; each source as soon as it is there.
 
     Raises
@@ -150,5 +158,9 @@ def _keep(path: Path, data: bytes) -> None:
             raise
     except OSError as e:
         if not _warned:
-            _log.warning("machine code of CUDA kernels is not kept, and compiled in each process: %s: %s", path.parent, e)
+            _log.warning(
+                "machine code of CUDA kernels is not kept, and compiled in each process: %s: %s",
+                path.parent,
+                e,
+            )
         _warned = True

@@ -18,9 +18,12 @@ from wcodec.backends.cuda.runtime import SOURCES, Runtime
 from wcodec.errors import BackendUnavailable
 
 LEAST_CAPABILITY: Final = 75  #: of what NVRTC 13 compiles for
-STAGED_NBYTES: Final = 1 << 20  #: from here on, copies go through pinned memory, which the device reads and writes by itself
-MOST_STAGED_NBYTES: Final = 1 << 25  #: of that memory, of which CuPy takes the next power of two, and keeps it
-MOST_STREAMS: Final = 64  #: of other libraries that are remembered: PyTorch takes its streams from a pool of 32
+#: from here on, copies go through pinned memory, which the device reads and writes by itself
+STAGED_NBYTES: Final = 1 << 20
+#: of that memory, of which CuPy takes the next power of two, and keeps it
+MOST_STAGED_NBYTES: Final = 1 << 25
+#: of other libraries that are remembered: PyTorch takes its streams from a pool of 32
+MOST_STREAMS: Final = 64
 _OUT_OF_MEMORY: Final = 2  #: cudaErrorMemoryAllocation
 _NOT_INITIALIZED: Final = 3  #: CUDA_ERROR_NOT_INITIALIZED
 _FORKED: Final = "backend 'cuda' cannot be used in a process forked from one that has used CUDA: start processes by spawn"
@@ -82,7 +85,9 @@ def _cupy() -> Any:
     try:
         runtime.getDeviceCount()
     except runtime.CUDARuntimeError as e:
-        raise BackendUnavailable(f"backend 'cuda' finds no GPU that CuPy {cupy.__version__} can use: {e}") from e
+        raise BackendUnavailable(
+            f"backend 'cuda' finds no GPU that CuPy {cupy.__version__} can use: {e}"
+        ) from e
     return cupy
 
 
@@ -122,10 +127,16 @@ class CupyRuntime(Runtime):
         self.device = _device_of(os.environ.get("WCODEC_CUDA_DEVICE")) if device is None else device
         n = self.cupy.cuda.runtime.getDeviceCount()
         if not 0 <= self.device < n:
-            raise BackendUnavailable(f"there is no GPU {self.device}; there are {n}, numbered from 0")
-        p = self.properties = dict[str, Any](self.cupy.cuda.runtime.getDeviceProperties(self.device))
+            raise BackendUnavailable(
+                f"there is no GPU {self.device}; there are {n}, numbered from 0"
+            )
+        p = self.properties = dict[str, Any](
+            self.cupy.cuda.runtime.getDeviceProperties(self.device)
+        )
         if self.capability() < LEAST_CAPABILITY:
-            raise BackendUnavailable(f"GPU {self.device} has compute capability {p['major']}.{p['minor']}; 7.5 is the least")
+            raise BackendUnavailable(
+                f"GPU {self.device} has compute capability {p['major']}.{p['minor']}; 7.5 is the least"
+            )
         self._functions: dict[str, Any] = {}
         self._modules: dict[str, Any] = {}
         self._cubins = Cubins(architecture_for(self.capability()))
@@ -136,7 +147,10 @@ class CupyRuntime(Runtime):
         cuda, p = self.cupy.cuda.runtime, self.properties
         driver, toolkit = cuda.driverGetVersion(), cuda.runtimeGetVersion()
         others = [cuda.getDeviceProperties(i) for i in range(cuda.getDeviceCount())]
-        named = ", ".join(f"{i}: {o['name'].decode()} ({o['totalGlobalMem'] / 2**30:.1f} GiB)" for i, o in enumerate(others))
+        named = ", ".join(
+            f"{i}: {o['name'].decode()} ({o['totalGlobalMem'] / 2**30:.1f} GiB)"
+            for i, o in enumerate(others)
+        )
         return {
             "device": f"{self.device}: {p['name'].decode()}", "compute capability": f"{p['major']}.{p['minor']}",
             "memory": f"{p['totalGlobalMem'] / 2**30:.1f} GiB", "devices": named,

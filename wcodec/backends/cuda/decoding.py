@@ -21,7 +21,15 @@ SCRATCH_NBYTES: Final = 1 << 28  #: symbols of segments that no fused kernel sui
 LUT_NBYTES: Final = 4 << MAX_PROB_BITS
 
 #: Kernels by number: 1 and half the bytes of a word (rounded down), 3 more for pairs.
-FUSED: Final = ("", "decode_bytes_1", "decode_bytes_2", "decode_bytes_4", "decode_pairs_1", "decode_pairs_2", "decode_pairs_4")
+FUSED: Final = (
+    "",
+    "decode_bytes_1",
+    "decode_bytes_2",
+    "decode_bytes_4",
+    "decode_pairs_1",
+    "decode_pairs_2",
+    "decode_pairs_4",
+)
 
 _BAD_STREAM, _BAD_TILE_MODE, _BAD_PATCH, _BAD_LATE_STREAM = 1, 2, 4, 8  # bits of a segment's status
 
@@ -37,7 +45,9 @@ class Decoding:
         Most device memory for symbols on their way; at least one segment's worth is taken.
     """
 
-    def __init__(self, runtime: Runtime, jobs: Sequence[Job], scratch_nbytes: int = SCRATCH_NBYTES) -> None:
+    def __init__(
+        self, runtime: Runtime, jobs: Sequence[Job], scratch_nbytes: int = SCRATCH_NBYTES
+    ) -> None:
         self.runtime, self.scratch_nbytes = runtime, scratch_nbytes
         self.work = WorkList.of(jobs)
         self._packed = Packed()
@@ -71,16 +81,34 @@ class Decoding:
         segments, planes = packed.add(work.segments), packed.add(work.planes)
         packed.upload(runtime)
         luts = self._luts = runtime.empty(max(1, work.tables.size) * LUT_NBYTES)
-        self._names = {"luts": luts, "tables": tables, "tensors": tensors, "segments": segments, "planes": planes}
+        self._names = {
+            "luts": luts,
+            "tables": tables,
+            "tensors": tensors,
+            "segments": segments,
+            "planes": planes,
+        }
         self._names |= {"maps": maps, "status": self._status}
         if work.tables.size:
-            runtime.launch("build_luts", work.tables.size, BLOCK, packed.address(tables), np.uint32(work.tables.size), luts)
+            runtime.launch(
+                "build_luts",
+                work.tables.size,
+                BLOCK,
+                packed.address(tables),
+                np.uint32(work.tables.size),
+                luts,
+            )
 
     def launch(self) -> None:
         """Launch the kernels on the current stream: again and again, if the payload stays. Faults that are met are kept."""
         for kernel, grid, args in self._launches:
             given = [self._names.get(a, a) if isinstance(a, str) else a for a in args]
-            self.runtime.launch(kernel, grid, BLOCK, *(self._packed.address(a) if isinstance(a, int) else a for a in given))
+            self.runtime.launch(
+                kernel,
+                grid,
+                BLOCK,
+                *(self._packed.address(a) if isinstance(a, int) else a for a in given),
+            )
 
     def _launch(self, kernel: str, grid: int, *args: Any) -> None:
         """Later: a string stands for a structure, an int for an array of the upload."""
@@ -92,9 +120,22 @@ class Decoding:
         work = self.work
         for kind in np.unique(kinds[kinds > 0]).tolist():
             ids = np.flatnonzero(kinds == kind)
-            lists = Batches.of(ids, work.planes["table"][work.segments["plane"][ids]].astype(np.int64))
+            lists = Batches.of(
+                ids, work.planes["table"][work.segments["plane"][ids]].astype(np.int64)
+            )
             batches, listed = self._packed.add(lists.batches), self._packed.add(lists.ids)
-            self._launch(FUSED[kind], lists.batches.size, "tables", "luts", "tensors", "segments", "planes", batches, listed, "status")
+            self._launch(
+                FUSED[kind],
+                lists.batches.size,
+                "tables",
+                "luts",
+                "tensors",
+                "segments",
+                "planes",
+                batches,
+                listed,
+                "status",
+            )
 
     def _take_apart(self, ids: Ids) -> None:
         """Kernels for all other segments, by way of scratch: portions of them, one after another in the same memory."""
@@ -104,7 +145,9 @@ class Decoding:
         symbols = np.where(coded, whole_groups(planes["n_symbols"]), 0)
         classes = np.where(context, symbols, 0)
         room = symbols + classes
-        of_segment = np.bincount(planes["segment"], room, self.work.segments.size).astype(np.int64)[ids]
+        of_segment = np.bincount(planes["segment"], room, self.work.segments.size).astype(np.int64)[
+            ids
+        ]
         parts, ends = portions(of_segment, self.scratch_nbytes), np.cumsum(of_segment)
         largest = max(int(ends[b - 1] - ends[a] + of_segment[a]) for a, b in parts)
         self._scratch = self.runtime.empty(max(largest, 1))
@@ -117,9 +160,12 @@ class Decoding:
             of_portion = (portion_of_plane == number) & coded
             streams = np.flatnonzero(of_portion)
             planes["symbols"][streams] = base + np.cumsum(room[streams]) - room[streams]
-            planes["classes"][streams] = planes["symbols"][streams] + symbols[streams].astype(np.uint64)
+            planes["classes"][streams] = planes["symbols"][streams] + symbols[streams].astype(
+                np.uint64
+            )
             self._decode_planes(np.flatnonzero(of_portion & ~late), _BAD_STREAM)
-            self._decode_planes(np.flatnonzero(of_portion & late), _BAD_LATE_STREAM)  # plane 0 may hold their contexts
+            # plane 0 may hold their contexts
+            self._decode_planes(np.flatnonzero(of_portion & late), _BAD_LATE_STREAM)
             listed = self._packed.add(ids[a:b].astype(np.uint32))
             self._launch("merge_words", b - a, "tensors", "segments", "planes", listed, "status")
 
@@ -129,15 +175,53 @@ class Decoding:
         context = planes["coder"][ids] == Coder.CONTEXT
         if (streams := ids[~context]).size:
             lists = Batches.of(streams, planes["table"][streams].astype(np.int64))
-            self._launch("decode_streams", lists.batches.size, "tables", "luts", "planes", add(lists.batches), add(lists.ids), "status")
+            self._launch(
+                "decode_streams",
+                lists.batches.size,
+                "tables",
+                "luts",
+                "planes",
+                add(lists.batches),
+                add(lists.ids),
+                "status",
+            )
         if (streams := ids[context]).size:
             lists = Batches.of(streams, planes["table"][streams].astype(np.int64))
             batches, listed = add(lists.batches), add(lists.ids)
-            self._launch("find_classes", streams.size, "maps", "tensors", "segments", "planes", listed, np.uint32(False))
-            self._launch("decode_contexts", lists.batches.size, "maps", "luts", "planes", batches, listed, np.uint32(fault), "status")
+            self._launch(
+                "find_classes",
+                streams.size,
+                "maps",
+                "tensors",
+                "segments",
+                "planes",
+                listed,
+                np.uint32(False),
+            )
+            self._launch(
+                "decode_contexts",
+                lists.batches.size,
+                "maps",
+                "luts",
+                "planes",
+                batches,
+                listed,
+                np.uint32(fault),
+                "status",
+            )
         predicted, transformed = predicted_of(planes, ids)
-        self._launch("inverse_transform", transformed.size, "tensors", "segments", "planes", add(transformed))
-        self._launch("inverse_prediction", predicted.size, "tensors", "segments", "planes", add(predicted), "status")
+        self._launch(
+            "inverse_transform", transformed.size, "tensors", "segments", "planes", add(transformed)
+        )
+        self._launch(
+            "inverse_prediction",
+            predicted.size,
+            "tensors",
+            "segments",
+            "planes",
+            add(predicted),
+            "status",
+        )
 
     def status(self) -> NDArray[np.uint8]:
         """A `Status` for each segment; waits for the kernels."""
@@ -173,7 +257,11 @@ def fused_kernels(work: WorkList) -> Ids:
     unfit = (planes["n_symbols"] > 0) & ((planes["coder"] != due) | (planes["prediction"] != 0))
     suits = np.bincount(owner, unfit, s.size) == 0
     suits &= (s["layout"] != Layout.RAW) & (s["n_tiles"] == 1) & (word_nbytes <= 4)
-    suits &= (s["height"] == 1) | (s["width"] == tensors["cols"]) | (s["width"] % np.where(pairs, 8, 4) == 0)
+    suits &= (
+        (s["height"] == 1)
+        | (s["width"] == tensors["cols"])
+        | (s["width"] % np.where(pairs, 8, 4) == 0)
+    )
     return np.asarray(np.where(suits, 1 + word_nbytes // 2 + 3 * pairs, 0), np.int64)
 
 

@@ -14,7 +14,9 @@ def _struct(fields: list[tuple[Any, ...]]) -> np.dtype[Any]:
 
 
 TABLE: Final = _struct([("prob_bits", _U32), ("padding", _U32), ("freq", _U16, (256,))])
-CONTEXT_MAP: Final = _struct([("kind", _U32), ("prob_bits", _U32), ("tables", _U32, (16,)), ("class_of", _U8, (256,))])
+CONTEXT_MAP: Final = _struct(
+    [("kind", _U32), ("prob_bits", _U32), ("tables", _U32, (16,)), ("class_of", _U8, (256,))]
+)
 TENSOR: Final = _struct([
     ("cols", _U64), ("tile_rows", _U32), ("tile_cols", _U32),
     ("word_nbytes", _U32), ("map", _U32), ("exponent_bits", _U32), ("n_planes", _U32),

@@ -10,7 +10,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-KERNELS: Final = Path(__file__).parent / "kernels"  #: folder of the CUDA C++ sources; each .cu is compiled by itself
+#: folder of the CUDA C++ sources; each .cu is compiled by itself
+KERNELS: Final = Path(__file__).parent / "kernels"
 
 #: Sources of products, by types of weights and factors.
 LINEARS: Final = (

@@ -21,8 +21,12 @@ Ids = NDArray[np.int64]
 
 ALIGN: Final = 256  #: of arrays in a packed upload
 WARPS: Final = 8  #: of a block: streams that it codes at once
-MOST_IN_BATCH: Final = 24  #: streams that a block codes with the table that it has loaded: three for each warp, so that none is long last
-BLOCKS: Final = 660  #: of decoders, as many as an H200 holds at once: fewer streams a block before there are fewer blocks
+#: streams that a block codes with the table that it has loaded: three for each warp, so that none
+#: is long last
+MOST_IN_BATCH: Final = 24
+#: of decoders, as many as an H200 holds at once: fewer streams a block before there are fewer
+#: blocks
+BLOCKS: Final = 660
 
 
 class Job(NamedTuple):
@@ -118,13 +122,20 @@ class TableRows:
         self._map_rows: dict[tuple[int, int], int] = {}
         self._maps: list[tuple[ContextMap, list[int]]] = []
 
-    def of(self, pool: TablePool, ids: NDArray[np.uint32], coder: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    def of(
+        self, pool: TablePool, ids: NDArray[np.uint32], coder: NDArray[np.uint8]
+    ) -> NDArray[np.uint32]:
         """`ids`, with rows in place of numbers of tables and context maps."""
         out = ids.astype(np.uint32)
-        for which, row_of in ((coder == Coder.RANS, self._row), (coder == Coder.CONTEXT, self._map_row)):
+        for which, row_of in (
+            (coder == Coder.RANS, self._row),
+            (coder == Coder.CONTEXT, self._map_row),
+        ):
             used, inverse = np.unique(ids[which], return_inverse=True)
             if used.size:
-                out[which] = np.array([row_of(pool, i) for i in used.tolist()], np.uint32)[inverse.reshape(-1)]
+                out[which] = np.array([row_of(pool, i) for i in used.tolist()], np.uint32)[
+                    inverse.reshape(-1)
+                ]
         return out
 
     def _row(self, pool: TablePool, i: int) -> int:
@@ -145,14 +156,20 @@ class TableRows:
         for row, (context_map, tables) in zip(out, self._maps, strict=True):
             row["kind"], row["prob_bits"] = context_map.kind, self._tables[tables[0]].prob_bits
             row["tables"][: len(tables)] = tables
-            row["class_of"][: len(context_map.class_of)] = np.frombuffer(context_map.class_of, np.uint8)
+            row["class_of"][: len(context_map.class_of)] = np.frombuffer(
+                context_map.class_of, np.uint8
+            )
         return out
 
     def array(self) -> Array:
         """All tables, as `TABLE`."""
         out = np.zeros(len(self._tables), TABLE)
         for row, table in zip(out, self._tables, strict=True):
-            row["prob_bits"], row["padding"], row["freq"] = table.prob_bits, table.padding, table.freq
+            row["prob_bits"], row["padding"], row["freq"] = (
+                table.prob_bits,
+                table.padding,
+                table.freq,
+            )
         return out
 
 
@@ -185,7 +202,13 @@ class WorkList:
             n_segments += some.size
             n_planes += planes[-1].size
         none = np.zeros(0, SEGMENT), np.zeros(0, PLANE)
-        return cls(tables.array(), tables.maps(), tensors, np.concatenate([none[0], *segments]), np.concatenate([none[1], *planes]))
+        return cls(
+            tables.array(),
+            tables.maps(),
+            tensors,
+            np.concatenate([none[0], *segments]),
+            np.concatenate([none[1], *planes]),
+        )
 
 
 def _segments(job: Job, t: int, first_plane: int, encoding: bool) -> Array:
@@ -196,7 +219,10 @@ def _segments(job: Job, t: int, first_plane: int, encoding: bool) -> Array:
     if plan.fill is not None:
         out["fill"] = plan.fill
     if encoding:
-        out["modes"], out["scales"] = plan.modes_offsets[:-1] + job.modes, plan.scale_offsets[:-1] + job.scales
+        out["modes"], out["scales"] = (
+            plan.modes_offsets[:-1] + job.modes,
+            plan.scale_offsets[:-1] + job.scales,
+        )
         out["scales_nbytes"] = plan.scale_nbytes
     else:
         out["record"] = out["modes"] = plan.offsets[:-1] + job.payload
@@ -209,7 +235,11 @@ def _planes(job: Job, tables: TableRows, first_segment: int, encoding: bool) -> 
     plan, s = job.plan, job.plan.segments
     n_planes, n = plan.dtype.n_planes, plan.geometry.n_segments
     out = np.zeros((n, n_planes), PLANE)
-    out["n_symbols"], out["coder"], out["prediction"] = plan.plane_nbytes.T, s.coder.T, s.prediction.T
+    out["n_symbols"], out["coder"], out["prediction"] = (
+        plan.plane_nbytes.T,
+        s.coder.T,
+        s.prediction.T,
+    )
     out["table"] = tables.of(plan.tables, s.table, s.coder).T
     out["segment"], out["index"] = first_segment + np.arange(n)[:, None], np.arange(n_planes)
     if not encoding:

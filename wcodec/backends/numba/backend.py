@@ -34,7 +34,15 @@ from wcodec.backends.numba.segments import WITH_CONTEXTS
 from wcodec.backends.numba.split import splitter as vector_splitter
 from wcodec.backends.numba.tables import fill_luts, read_tables
 from wcodec.backends.numba.words import merger, splitter
-from wcodec.backends.protocol import Backend, Checksums, Difference, DType, EncodedSegments, Geometry, SegmentPlan
+from wcodec.backends.protocol import (
+    Backend,
+    Checksums,
+    Difference,
+    DType,
+    EncodedSegments,
+    Geometry,
+    SegmentPlan,
+)
 from wcodec.reference import entropy
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.entropy import Table
@@ -42,8 +50,10 @@ from wcodec.reference.planes import Bytes, Words
 
 T = TypeVar("T")
 
-TASK_NBYTES: Final = 1 << 23  #: words that a thread takes at once: enough to be worth it, little enough to share out
-INLINE_NBYTES: Final = 1 << 20  #: less than that is done in the caller's thread: to wake another one takes as long
+#: words that a thread takes at once: enough to be worth it, little enough to share out
+TASK_NBYTES: Final = 1 << 23
+#: less than that is done in the caller's thread: to wake another one takes as long
+INLINE_NBYTES: Final = 1 << 20
 
 
 class _Announcement(event.Listener):
@@ -55,9 +65,14 @@ class _Announcement(event.Listener):
     said = False
 
     def on_start(self, event: Any) -> None:
-        module = getattr(getattr(event.data.get("dispatcher"), "py_func", None), "__module__", None) or ""
+        module = (
+            getattr(getattr(event.data.get("dispatcher"), "py_func", None), "__module__", None)
+            or ""
+        )
         if not self.said and module.startswith(__name__.rpartition(".")[0] + "."):
-            _compile_log.info("numba: compiling for this CPU; the machine code is kept for later runs")
+            _compile_log.info(
+                "numba: compiling for this CPU; the machine code is kept for later runs"
+            )
             self.said = True
 
     def on_end(self, event: Any) -> None:
@@ -88,7 +103,11 @@ def _runs(kinds: Ints, first: int, last: int) -> Iterator[tuple[int, int]]:
 def _sums(plan: SegmentPlan) -> Sums:
     """For all checksums."""
     g = plan.geometry
-    return Sums(g.n_segments, (g.rows, g.cols, max(1, min(g.segment_cols, g.cols)), plan.dtype.word_nbytes), True)
+    return Sums(
+        g.n_segments,
+        (g.rows, g.cols, max(1, min(g.segment_cols, g.cols)), plan.dtype.word_nbytes),
+        True,
+    )
 
 
 class NumbaBackend(Backend):
@@ -146,8 +165,12 @@ class NumbaBackend(Backend):
         return out
 
     def _threads(self) -> ThreadPoolExecutor:
-        if self._executor is None or self._pid != os.getpid():  # a forked child has none of its parent's threads
-            self._executor, self._pid = ThreadPoolExecutor(self.n_threads - 1, "wcodec"), os.getpid()
+        # a forked child has none of its parent's threads
+        if self._executor is None or self._pid != os.getpid():
+            self._executor, self._pid = (
+                ThreadPoolExecutor(self.n_threads - 1, "wcodec"),
+                os.getpid(),
+            )
         return self._executor
 
     def close(self) -> None:
@@ -158,19 +181,37 @@ class NumbaBackend(Backend):
 
     # ---- kernels
     def histogram(
-        self, words: Any, geometry: Geometry, dtype: DType, *,
-        segments: NDArray[np.int64] | None = None, planes: tuple[int, ...] | None = None,
-        mode: int = 0, base: int | None = None, fill: int = 0,
-    ) -> NDArray[np.int64]:  # fmt: skip
+        self,
+        words: Any,
+        geometry: Geometry,
+        dtype: DType,
+        *,
+        segments: NDArray[np.int64] | None = None,
+        planes: tuple[int, ...] | None = None,
+        mode: int = 0,
+        base: int | None = None,
+        fill: int = 0,
+    ) -> NDArray[np.int64]:
         jobs, (height, width) = plans.rectangles(geometry, dtype, segments), plans.largest(geometry)
         nibbles = base is not None and dtype.word_nbytes == 1
-        which = np.array(range(2 if nibbles else dtype.word_nbytes) if planes is None else planes, np.int64)
-        counts = np.empty((len(jobs), which.size + (base is not None and not nibbles), 256), np.int64)
+        which = np.array(
+            range(2 if nibbles else dtype.word_nbytes) if planes is None else planes, np.int64
+        )
+        counts = np.empty(
+            (len(jobs), which.size + (base is not None and not nibbles), 256), np.int64
+        )
         data, word_map = _bytes(_checked(words, geometry, dtype)), plans.word_map(dtype.id)
         shape, room = plans.matrix_shape(geometry, dtype), plans.plane_room(geometry)
         raster = height <= geometry.tile_rows and width <= geometry.tile_cols
-        kind, window = plans.fused_kinds(dtype.id)[base is not None] if raster else 0, -1 if base is None else base
-        split = vector_splitter(kind, nibbles or bool((which > 0).any())) if kind else splitter(dtype.word_nbytes)
+        kind, window = (
+            plans.fused_kinds(dtype.id)[base is not None] if raster else 0,
+            -1 if base is None else base,
+        )
+        split = (
+            vector_splitter(kind, nibbles or bool((which > 0).any()))
+            if kind
+            else splitter(dtype.word_nbytes)
+        )
 
         def step(first: int, last: int, scratch: Scratch) -> None:
             scratch.streams.need_transforms({mode})
@@ -188,34 +229,61 @@ class NumbaBackend(Backend):
                     scratch.streams.natives, counts, scratch.addresses, split,
                 )  # fmt: skip
 
-        self._map(step, len(jobs), int((jobs[:, kernels.HEIGHT] * jobs[:, kernels.WIDTH]).sum()) * dtype.word_nbytes)
+        self._map(
+            step,
+            len(jobs),
+            int((jobs[:, kernels.HEIGHT] * jobs[:, kernels.WIDTH]).sum()) * dtype.word_nbytes,
+        )
         return counts
 
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
         return self._encode(plan, words, Sums(0, (0, 1, 1, 1), False))
 
-    def encode_with_checksums(self, plan: SegmentPlan, words: Any) -> tuple[EncodedSegments, Checksums]:
+    def encode_with_checksums(
+        self, plan: SegmentPlan, words: Any
+    ) -> tuple[EncodedSegments, Checksums]:
         sums = _sums(plan)
         encoded = self._encode(plan, words, sums)
         done = encoded.payload
         if not sums.made:
-            sums.records = self.checksums(done, plan.encoded(encoded.n_units, encoded.n_patches).offsets)
-        return encoded, Checksums(sums.records, sums.crc32() if sums.of_words else self.crc32(words))
+            sums.records = self.checksums(
+                done, plan.encoded(encoded.n_units, encoded.n_patches).offsets
+            )
+        return encoded, Checksums(
+            sums.records, sums.crc32() if sums.of_words else self.crc32(words)
+        )
 
     def _encode(self, plan: SegmentPlan, words: Any, sums: Sums) -> EncodedSegments:
-        n, g, dtype, of_plan = plan.geometry.n_segments, plan.geometry, plan.dtype, Jobs.of(plan, encoding=True)
+        n, g, dtype, of_plan = (
+            plan.geometry.n_segments,
+            plan.geometry,
+            plan.dtype,
+            Jobs.of(plan, encoding=True),
+        )
         jobs, kinds, tables, _ = of_plan
-        worst, (coding, entries, context_entries) = plans.worst_nbytes(plan), plans.coding_tables(tables)
+        worst, (coding, entries, context_entries) = (
+            plans.worst_nbytes(plan),
+            plans.coding_tables(tables),
+        )
         own = np.array([(t.prob_bits, t.padding) for t in tables], np.int64).reshape(-1, 2)
         modes = np.empty(0, np.uint8) if plan.modes is None else _bytes(plan.modes)
-        data, shape, word_map = _bytes(_checked(words, g, dtype)), plans.matrix_shape(g, dtype), plans.word_map(dtype.id)
+        data, shape, word_map = (
+            _bytes(_checked(words, g, dtype)),
+            plans.matrix_shape(g, dtype),
+            plans.word_map(dtype.id),
+        )
         maps, used_modes = of_plan.map_arrays(own, 256), plans.used_modes(plan)
         scales = np.empty(0, np.uint8) if plan.scales is None else _bytes(plan.scales)
         coded = np.flatnonzero(kinds > 0)
         kinds[coded[own[jobs[coded, kernels.N_COLUMNS + kernels.TABLE], 0] < VECTOR_BITS]] = 0
-        room, n_units, n_patches = plans.plane_room(g), np.zeros((dtype.n_planes, n), np.uint32), np.zeros(n, np.uint32)
+        room, n_units, n_patches = (
+            plans.plane_room(g),
+            np.zeros((dtype.n_planes, n), np.uint32),
+            np.zeros(n, np.uint32),
+        )
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(worst)])
-        payload = np.asarray(self._loans.borrow(int(starts[-1])))  # each thread writes where its part would start at worst
+        # each thread writes where its part would start at worst
+        payload = np.asarray(self._loans.borrow(int(starts[-1])))
 
         def step(first: int, last: int, scratch: Scratch) -> tuple[int, int]:
             scratch.grow(2 * common.SHARE + dtype.word_nbytes, room, encoding=True)
@@ -248,14 +316,18 @@ class NumbaBackend(Backend):
         end = 0
         for start, behind in self._map(step, n, data.nbytes):
             if start > end:  # closes the gap
-                ctypes.memmove(payload[end:].ctypes.data, payload[start:].ctypes.data, behind - start)
+                ctypes.memmove(
+                    payload[end:].ctypes.data, payload[start:].ctypes.data, behind - start
+                )
             end += behind - start
         return EncodedSegments(payload[:end], n_units, n_patches)
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> NDArray[np.uint8]:
         return self._decode(plan, payload, out, Sums(0, (0, 1, 1, 1), False))
 
-    def decode_with_checksums(self, plan: SegmentPlan, payload: Any, out: Any) -> tuple[NDArray[np.uint8], Checksums]:
+    def decode_with_checksums(
+        self, plan: SegmentPlan, payload: Any, out: Any
+    ) -> tuple[NDArray[np.uint8], Checksums]:
         sums = _sums(plan)
         status = self._decode(plan, payload, out, sums)
         records = sums.records if sums.made else self.checksums(payload, plan.offsets)
@@ -264,13 +336,25 @@ class NumbaBackend(Backend):
     def _decode(self, plan: SegmentPlan, payload: Any, out: Any, sums: Sums) -> NDArray[np.uint8]:
         g, dtype, of_plan = plan.geometry, plan.dtype, Jobs.of(plan)
         jobs, kinds, tables, _ = of_plan
-        luts, own = np.empty((len(tables), 1 << entropy.MAX_PROB_BITS), np.uint32), np.empty((len(tables), 1), np.int64)
+        luts, own = (
+            np.empty((len(tables), 1 << entropy.MAX_PROB_BITS), np.uint32),
+            np.empty((len(tables), 1), np.int64),
+        )
         fill_luts(plans.frequencies(tables), luts)
         own[:, 0] = [t.prob_bits for t in tables]
-        maps, used_modes = of_plan.map_arrays(own, 1 << entropy.MAX_PROB_BITS), plans.used_modes(plan)
-        room, shape, word_map = plans.plane_room(g), plans.matrix_shape(g, dtype), plans.word_map(dtype.id)
+        maps, used_modes = (
+            of_plan.map_arrays(own, 1 << entropy.MAX_PROB_BITS),
+            plans.used_modes(plan),
+        )
+        room, shape, word_map = (
+            plans.plane_room(g),
+            plans.matrix_shape(g, dtype),
+            plans.word_map(dtype.id),
+        )
         if payload.size < plan.offsets[-1]:
-            raise ValueError(f"the payload has {payload.size} bytes; the plan says {plan.offsets[-1]}")
+            raise ValueError(
+                f"the payload has {payload.size} bytes; the plan says {plan.offsets[-1]}"
+            )
         source, target = _bytes(payload), _checked(out, g, dtype).reshape(-1).view(np.uint8)
         status = np.empty(g.n_segments, np.uint8)
 
@@ -369,7 +453,11 @@ class NumbaBackend(Backend):
 
 def _checked(words: Words, geometry: Geometry, dtype: DType) -> Words:
     """`words`, if they are what the kernels take for granted."""
-    if words.shape != (geometry.rows, geometry.cols) or words.dtype != dtype.word_type or not words.flags.c_contiguous:
+    if (
+        words.shape != (geometry.rows, geometry.cols)
+        or words.dtype != dtype.word_type
+        or not words.flags.c_contiguous
+    ):
         due = f"a C-contiguous {dtype.word_type} array of shape {geometry.rows, geometry.cols}"
         raise ValueError(f"{words.dtype} words of shape {words.shape} where {due} is due")
     return words

@@ -68,27 +68,40 @@ def folded(b: Any, x: Any, factors: Any, data: Any) -> Any:
     lanes = x.type.count // 2
     if lanes > _LANES:  # more than one instruction takes
         half = x.type.count // 2
-        parts = [[ir.shuffle(b, v, v, range(k, k + half)) for k in (0, half)] for v in (x, factors, data)]
+        parts = [
+            [ir.shuffle(b, v, v, range(k, k + half)) for k in (0, half)] for v in (x, factors, data)
+        ]
         low, high = (folded(b, *three) for three in zip(*parts, strict=True))
         return ir.shuffle(b, low, high, range(2 * half))
     of = vector(I64, 2 * lanes)
-    multiply = ir.declare(b, f"llvm.x86.pclmulqdq{ {1: '', 2: '.256', 4: '.512'}[lanes] }", of, [of, of, I8])
-    return b.xor(b.xor(b.call(multiply, [x, factors, I8(0x00)]), b.call(multiply, [x, factors, I8(0x11)])), data)
+    multiply = ir.declare(
+        b, f"llvm.x86.pclmulqdq{ {1: '', 2: '.256', 4: '.512'}[lanes] }", of, [of, of, I8]
+    )
+    return b.xor(
+        b.xor(b.call(multiply, [x, factors, I8(0x00)]), b.call(multiply, [x, factors, I8(0x11)])),
+        data,
+    )
 
 
 def factors_for(b: Any, n_lanes: int, nbytes: int) -> Any:
     """Constant factors for data that stands `nbytes` later."""
-    return ir.constant(vector(I64, 2 * n_lanes), [_power(8 * nbytes + 32), _power(8 * nbytes - 32)] * n_lanes)
+    return ir.constant(
+        vector(I64, 2 * n_lanes), [_power(8 * nbytes + 32), _power(8 * nbytes - 32)] * n_lanes
+    )
 
 
 def _fold(b: Any, data: Any, n_blocks: Any, state: Any) -> list[Any]:
     of, factors = vector(I64, 2 * _LANES), factors_for(b, _LANES, BLOCK_NBYTES)
-    accumulators = [ir.load(b, ir.element(b, data, I8, I64(16 * _LANES * i)), of) for i in range(_VECTORS)]
+    accumulators = [
+        ir.load(b, ir.element(b, data, I8, I64(16 * _LANES * i)), of) for i in range(_VECTORS)
+    ]
     accumulators[0] = b.xor(accumulators[0], b.insert_element(ir.zero(of), state, I32(0)))
     loop = ir.Loop(b, b.sub(n_blocks, I64(1)), accumulators)
     block, sums = ir.element(b, data, I8, b.mul(b.add(loop.index, I64(1)), I64(BLOCK_NBYTES))), []
     for i, x in enumerate(loop.values):
-        sums.append(folded(b, x, factors, ir.load(b, ir.element(b, block, I8, I64(16 * _LANES * i)), of)))
+        sums.append(
+            folded(b, x, factors, ir.load(b, ir.element(b, block, I8, I64(16 * _LANES * i)), of))
+        )
     return loop.close(sums)
 
 
@@ -97,7 +110,9 @@ def _fold_blocks(typing: Any, data: Any, n_blocks: Any, state: Any, rest: Any) -
     """Fold `n_blocks` blocks into `rest`."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        source, target = (context.make_array(signature.args[i])(context, b, args[i]).data for i in (0, 3))
+        source, target = (
+            context.make_array(signature.args[i])(context, b, args[i]).data for i in (0, 3)
+        )
         for i, x in enumerate(_fold(b, source, args[1], args[2])):
             ir.store(b, x, ir.element(b, target, I8, I64(16 * _LANES * i)))
         return context.get_dummy_value()
@@ -131,13 +146,22 @@ def crc32_of(data: Any, start: Any, slices: Any, rest: Any) -> Any:
 
 
 @kernel
-def _crc_each(data: Any, offsets: Any, first: Any, last: Any, start: Any, slices: Any, rest: Any, out: Any) -> None:
+def _crc_each(
+    data: Any, offsets: Any, first: Any, last: Any, start: Any, slices: Any, rest: Any, out: Any
+) -> None:
     """CRC-32 of pieces `first` to `last`; `start` is that of what stands before each."""
     for k in range(first, last):
         out[k] = crc32_of(data[offsets[k] : offsets[k + 1]], start, slices, rest)
 
 
-def crc32_range(data: NDArray[np.uint8], offsets: NDArray[np.int64], first: int, last: int, start: int, out: NDArray[np.uint32]) -> None:
+def crc32_range(
+    data: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    first: int,
+    last: int,
+    start: int,
+    out: NDArray[np.uint32],
+) -> None:
     """``out[k]``: CRC-32 of ``data[offsets[k] : offsets[k + 1]]`` for k from `first` to `last`, each continuing `start`."""
     if ir.CARRYLESS:
         _crc_each(data, offsets, first, last, start, SLICES, np.empty(BLOCK_NBYTES, np.uint8), out)
@@ -214,7 +238,9 @@ SHIFTS: Final = _unreduced_shifts()
 
 
 @intrinsic
-def _fold_rows(typing: Any, data: Any, n_rows: Any, n_lines: Any, jump: Any, over: Any, rest: Any) -> Any:
+def _fold_rows(
+    typing: Any, data: Any, n_rows: Any, n_lines: Any, jump: Any, over: Any, rest: Any
+) -> Any:
     """Fold `n_rows` rows of `n_lines` lines, `jump` bytes apart, into `rest`.
 
     `over` holds the factors between one row and the next: ``x ** (8 * n + 32)`` and ``x ** (8 * n - 32)`` with n being
@@ -222,14 +248,18 @@ def _fold_rows(typing: Any, data: Any, n_rows: Any, n_lines: Any, jump: Any, ove
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        source, across, target = (context.make_array(signature.args[i])(context, b, args[i]).data for i in (0, 4, 5))
+        source, across, target = (
+            context.make_array(signature.args[i])(context, b, args[i]).data for i in (0, 4, 5)
+        )
         _fold_lines(b, source, args[1], args[2], args[3], across, target)
         return context.get_dummy_value()
 
     return types.void(data, n_rows, n_lines, jump, over, rest), codegen
 
 
-def _fold_lines(b: Any, source: Any, n_rows: Any, n_lines: Any, jump: Any, across: Any, target: Any) -> None:
+def _fold_lines(
+    b: Any, source: Any, n_rows: Any, n_lines: Any, jump: Any, across: Any, target: Any
+) -> None:
     of, n = vector(I64, 2 * _LANES), LINE_NBYTES // (16 * _LANES)
     two = ir.load(b, across, vector(I64, 2))
     between = ir.shuffle(b, two, two, [0, 1] * _LANES)
@@ -237,8 +267,13 @@ def _fold_lines(b: Any, source: Any, n_rows: Any, n_lines: Any, jump: Any, acros
     lines = ir.Loop(b, n_lines, [*rows.values, between])
     at, *sums, factors = lines.values
     line = ir.pointer(b, at)
-    sums = [folded(b, x, factors, ir.load(b, ir.element(b, line, I8, I64(16 * _LANES * i)), of)) for i, x in enumerate(sums)]
-    at, *sums, _ = lines.close([b.add(at, I64(LINE_NBYTES)), *sums, factors_for(b, _LANES, LINE_NBYTES)])
+    sums = [
+        folded(b, x, factors, ir.load(b, ir.element(b, line, I8, I64(16 * _LANES * i)), of))
+        for i, x in enumerate(sums)
+    ]
+    at, *sums, _ = lines.close(
+        [b.add(at, I64(LINE_NBYTES)), *sums, factors_for(b, _LANES, LINE_NBYTES)]
+    )
     _, *sums = rows.close([b.add(at, jump), *sums])
     for i, x in enumerate(sums):
         ir.store(b, x, ir.element(b, target, I8, I64(16 * _LANES * i)))
@@ -251,7 +286,16 @@ def _crc_of_lanes(lanes: Any, behind: Any, slices: Any, shifts: Any) -> Any:
 
 @jit
 def crc_rows(
-    data: Any, at: Any, n_rows: Any, row_nbytes: Any, jump: Any, behind: Any, over: Any, slices: Any, shifts: Any, rest: Any
+    data: Any,
+    at: Any,
+    n_rows: Any,
+    row_nbytes: Any,
+    jump: Any,
+    behind: Any,
+    over: Any,
+    slices: Any,
+    shifts: Any,
+    rest: Any,
 ) -> Any:
     """Share of a rectangle in the CRC without initial state of a matrix: rows of whole lines, `jump` bytes between them,
     `behind` bytes of the matrix behind the last one."""
@@ -264,7 +308,9 @@ def _row_factors(distances: Any, slices: Any, shifts: Any, out: Any) -> None:
     """As `factors_for`, of distances in bytes that are known at run time."""
     for i in range(distances.size):
         for k in range(2):
-            out[i, k] = np.uint64(behind_zeros(np.uint32(X32 if k == 0 else INVERSE), distances[i], slices, shifts)) << np.uint64(1)
+            out[i, k] = np.uint64(
+                behind_zeros(np.uint32(X32 if k == 0 else INVERSE), distances[i], slices, shifts)
+            ) << np.uint64(1)
 
 
 # ---- as a part of other kernels ----------------------------------------------------------------------------------------------
@@ -285,17 +331,35 @@ class Sums:
         rows, cols, width, word_nbytes = shape
         self.nbytes, last = rows * cols * word_nbytes, (cols - 1) % width + 1
         self.made = wanted and bool(ir.CARRYLESS)
-        self.of_words = self.made and width * word_nbytes % LINE_NBYTES == 0 and last * word_nbytes % LINE_NBYTES == 0
+        self.of_words = (
+            self.made
+            and width * word_nbytes % LINE_NBYTES == 0
+            and last * word_nbytes % LINE_NBYTES == 0
+        )
         self.records = np.empty(n if self.made else 0, np.uint32)
         self.words = np.empty(n if self.of_words else 0, np.uint32)
-        distances = np.array([(cols - w) * word_nbytes + line for line in (LINE_NBYTES, 4 * ir.WIDTH) for w in (width, last)], np.int64)
+        distances = np.array(
+            [
+                (cols - w) * word_nbytes + line
+                for line in (LINE_NBYTES, 4 * ir.WIDTH)
+                for w in (width, last)
+            ],
+            np.int64,
+        )
         self.over = np.zeros((4, 2), np.uint64)
         if self.of_words:
             _row_factors(distances, SLICES, SHIFTS, self.over)
 
     def arrays(self) -> tuple[Any, ...]:
         """As kernels take them; for one thread."""
-        return SLICES, SHIFTS, self.over, np.empty(max(BLOCK_NBYTES, LINE_NBYTES), np.uint8), self.records, self.words
+        return (
+            SLICES,
+            SHIFTS,
+            self.over,
+            np.empty(max(BLOCK_NBYTES, LINE_NBYTES), np.uint8),
+            self.records,
+            self.words,
+        )
 
     def crc32(self) -> int:
         """CRC-32 of all words."""
@@ -318,12 +382,33 @@ def _sum_record(sums: Any, k: Any, record: Any) -> None:
 
 
 @jit
-def _sum_words(sums: Any, k: Any, data: Any, row: Any, col: Any, height: Any, width: Any, cols: Any, word_nbytes: Any) -> None:
+def _sum_words(
+    sums: Any,
+    k: Any,
+    data: Any,
+    row: Any,
+    col: Any,
+    height: Any,
+    width: Any,
+    cols: Any,
+    word_nbytes: Any,
+) -> None:
     if sums[5].size:
         at = (row * cols + col) * word_nbytes
         behind = data.size - at - ((height - 1) * cols + width) * word_nbytes
         over = sums[2][0 if col + width < cols else 1]
-        sums[5][k] = crc_rows(data, at, height, width * word_nbytes, (cols - width) * word_nbytes, behind, over, sums[0], sums[1], sums[3])
+        sums[5][k] = crc_rows(
+            data,
+            at,
+            height,
+            width * word_nbytes,
+            (cols - width) * word_nbytes,
+            behind,
+            over,
+            sums[0],
+            sums[1],
+            sums[3],
+        )
 
 
 @jit
@@ -332,7 +417,17 @@ def _no_record(sums: Any, k: Any, record: Any) -> None:
 
 
 @jit
-def _no_words(sums: Any, k: Any, data: Any, row: Any, col: Any, height: Any, width: Any, cols: Any, word_nbytes: Any) -> None:
+def _no_words(
+    sums: Any,
+    k: Any,
+    data: Any,
+    row: Any,
+    col: Any,
+    height: Any,
+    width: Any,
+    cols: Any,
+    word_nbytes: Any,
+) -> None:
     pass
 
 

@@ -48,14 +48,28 @@ SHARE: Final = 8
 
 
 @jit
-def _split(job: Any, shape: Any, data: Any, planes: Any, room: Any, rows: Any, params: Any, pairs: Any, function: Any) -> Any:
+def _split(
+    job: Any,
+    shape: Any,
+    data: Any,
+    planes: Any,
+    room: Any,
+    rows: Any,
+    params: Any,
+    pairs: Any,
+    function: Any,
+) -> Any:
     """Split a segment into its share of `planes`. Returns the number of patches.
 
     `rows` has room for its words: they are put side by side there if a row is not a whole number of steps.
     """
     cols, word_nbytes = shape[0], shape[3]
     height, width = job[nk.HEIGHT], job[nk.WIDTH]
-    n, at, row_nbytes = height * width, (job[nk.ROW] * cols + job[nk.COL]) * word_nbytes, width * word_nbytes
+    n, at, row_nbytes = (
+        height * width,
+        (job[nk.ROW] * cols + job[nk.COL]) * word_nbytes,
+        width * word_nbytes,
+    )
     n_steps, row_steps = (n + sp.STEP - 1) // sp.STEP, MANY
     if width % sp.STEP == 0:
         params[sp.SOURCE], row_steps = data[at:].ctypes.data, width // sp.STEP
@@ -77,7 +91,8 @@ def _split(job: Any, shape: Any, data: Any, planes: Any, room: Any, rows: Any, p
         if word_nbytes == 1:
             planes[room + n // 2] &= 15
     n_patches, patches = params[sp.N_PATCHES], planes[4 * room : 8 * room].view(np.uint32)
-    while n_patches > 0 and np.int64(patches[n_patches - 1]) & 0xFFFFFF >= n:  # behind the last word
+    # behind the last word
+    while n_patches > 0 and np.int64(patches[n_patches - 1]) & 0xFFFFFF >= n:
         n_patches -= 1
     return n_patches
 
@@ -97,12 +112,31 @@ def _count_tops(pairs: Any, n: Any, base: Any, code: Any, patches: Any, tops: An
 
 @kernel
 def histogram_fused_range(
-    first: Any, last: Any, jobs: Any, shape: Any, data: Any, which: Any, mode: Any, base: Any, code: Any,
-    planes: Any, room: Any, rows: Any, params: Any, four: Any, natives: Any, counts: Any, splitter: Any,
-) -> None:  # fmt: skip
+    first: Any,
+    last: Any,
+    jobs: Any,
+    shape: Any,
+    data: Any,
+    which: Any,
+    mode: Any,
+    base: Any,
+    code: Any,
+    planes: Any,
+    room: Any,
+    rows: Any,
+    params: Any,
+    four: Any,
+    natives: Any,
+    counts: Any,
+    splitter: Any,
+) -> None:
     """As `segments.histogram_range`, for segments of a single tile."""
     word_nbytes, pairs = shape[3], base >= 0
-    work, modes, patches = planes[(SHARE - 1) * room :], planes[:0], planes[4 * room : SHARE * room].view(np.uint32)
+    work, modes, patches = (
+        planes[(SHARE - 1) * room :],
+        planes[:0],
+        planes[4 * room : SHARE * room].view(np.uint32),
+    )
     for k in range(first, last):
         job = jobs[k]
         n = job[nk.HEIGHT] * job[nk.WIDTH]
@@ -130,20 +164,45 @@ def histogram_fused_range(
 # ---- encoding ------------------------------------------------------------------------------------------------------------
 @jit
 def _put_planes(
-    job: Any, word_nbytes: Any, planes: Any, room: Any, at: Any, coding: Any, entries: Any, tables: Any,
-    stream_words: Any, record: Any, work: Any, n_units: Any, segment: Any,
-) -> Any:  # fmt: skip
+    job: Any,
+    word_nbytes: Any,
+    planes: Any,
+    room: Any,
+    at: Any,
+    coding: Any,
+    entries: Any,
+    tables: Any,
+    stream_words: Any,
+    record: Any,
+    work: Any,
+    n_units: Any,
+    segment: Any,
+) -> Any:
     """Write all planes but the first into a record; returns where the next part starts."""
     n = job[nk.HEIGHT] * job[nk.WIDTH]
     nibbles = word_nbytes == 1 and job[nk.LAYOUT] == nk.LAYOUT_PAIRS
     size = (n + 1) // 2 if nibbles else n
     for p in range(1, 2 if nibbles else word_nbytes):
-        plane, symbols = job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :], planes[p * room : (p + 1) * room]
+        plane, symbols = (
+            job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :],
+            planes[p * room : (p + 1) * room],
+        )
         if plane[nk.CODER] == nk.CODER_RAW:
             at = nk.put(symbols[:size], record, at)
         elif plane[nk.CODER] == nk.CODER_RANS:
             t = plane[nk.TABLE]
-            behind = encode_stream(symbols, size, coding[t], entries[t], tables[t, 0], tables[t, 1], stream_words, record, at, work)
+            behind = encode_stream(
+                symbols,
+                size,
+                coding[t],
+                entries[t],
+                tables[t, 0],
+                tables[t, 1],
+                stream_words,
+                record,
+                at,
+                work,
+            )
             n_units[p, segment] = (behind - at) // 16
             at = behind
     return at
@@ -151,10 +210,26 @@ def _put_planes(
 
 @kernel
 def encode_fused_range(
-    first: Any, last: Any, jobs: Any, shape: Any, data: Any, coding: Any, entries: Any, tables: Any,
-    planes: Any, room: Any, rows: Any, params: Any, stream_words: Any, work: Any, sums: Any, record: Any,
-    n_units: Any, n_patches: Any, splitter: Any,
-) -> Any:  # fmt: skip
+    first: Any,
+    last: Any,
+    jobs: Any,
+    shape: Any,
+    data: Any,
+    coding: Any,
+    entries: Any,
+    tables: Any,
+    planes: Any,
+    room: Any,
+    rows: Any,
+    params: Any,
+    stream_words: Any,
+    work: Any,
+    sums: Any,
+    record: Any,
+    n_units: Any,
+    n_patches: Any,
+    splitter: Any,
+) -> Any:
     """As `segments.encode_range`, for segments that all suit a kind; `splitter` is its native function."""
     word_nbytes, at = shape[3], 0
     pairs = jobs[first, nk.LAYOUT] == nk.LAYOUT_PAIRS
@@ -164,10 +239,29 @@ def encode_fused_range(
         for s in range(two):
             job, own = jobs[a + s], planes[s * SHARE * room :]
             n_patches[a + s] = _split(job, shape, data, own, room, rows, params, pairs, splitter)
-            sum_words(sums, a + s, data, job[nk.ROW], job[nk.COL], job[nk.HEIGHT], job[nk.WIDTH], shape[0], word_nbytes)
+            sum_words(
+                sums,
+                a + s,
+                data,
+                job[nk.ROW],
+                job[nk.COL],
+                job[nk.HEIGHT],
+                job[nk.WIDTH],
+                shape[0],
+                word_nbytes,
+            )
             n, t = job[nk.HEIGHT] * job[nk.WIDTH], job[nk.N_COLUMNS + nk.TABLE]
             size = (n + 1) // 2 if pairs else n
-            n_groups[s] = begin_encoding(work, s, own, size, entries[t], tables[t, 0], tables[t, 1], stream_words[s * half_words :])
+            n_groups[s] = begin_encoding(
+                work,
+                s,
+                own,
+                size,
+                entries[t],
+                tables[t, 0],
+                tables[t, 1],
+                stream_words[s * half_words :],
+            )
         both = min(n_groups[0], n_groups[1]) if two == 2 else 0
         for s in range(two):  # the last groups come first
             work[0][s, v.SYMBOLS] += both * GROUP
@@ -191,7 +285,9 @@ def encode_fused_range(
 
 # ---- decoding ------------------------------------------------------------------------------------------------------------
 @jit
-def _lower_plane(job: Any, p: Any, size: Any, payload: Any, luts: Any, tables: Any, target: Any, work: Any) -> Any:
+def _lower_plane(
+    job: Any, p: Any, size: Any, payload: Any, luts: Any, tables: Any, target: Any, work: Any
+) -> Any:
     """Bytes of a lower plane, in the payload or decoded to `target`; empty if its stream is bad."""
     plane = job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :]
     at, t = plane[nk.AT], plane[nk.TABLE]
@@ -199,13 +295,25 @@ def _lower_plane(job: Any, p: Any, size: Any, payload: Any, luts: Any, tables: A
         return payload[at : at + size]
     if plane[nk.CODER] == nk.CODER_CONSTANT:
         fill(target[:size], np.uint8(t))
-    elif not decode_stream(payload, at, plane[nk.NBYTES], size, luts[t], tables[t, 0], target, work):
+    elif not decode_stream(
+        payload, at, plane[nk.NBYTES], size, luts[t], tables[t, 0], target, work
+    ):
         return target[:0]
     return target[:size]
 
 
 @jit
-def _tail(symbols: Any, first: Any, n: Any, pairs: Any, base: Any, word_nbytes: Any, word_map: Any, lower: Any, target: Any) -> None:
+def _tail(
+    symbols: Any,
+    first: Any,
+    n: Any,
+    pairs: Any,
+    base: Any,
+    word_nbytes: Any,
+    word_map: Any,
+    lower: Any,
+    target: Any,
+) -> None:
     """Words `first` to `n` of a segment, out of its last group, which is not a whole one."""
     up, stay, sign, flip, down = word_map[0], word_map[1], word_map[2], word_map[3], word_map[4]
     for i in range(first, n):
@@ -213,7 +321,9 @@ def _tail(symbols: Any, first: Any, n: Any, pairs: Any, base: Any, word_nbytes: 
         if pairs:
             code = (np.uint64(symbols[j // 2]) >> np.uint64(4 * (j % 2))) & np.uint64(15)
             if word_nbytes == 1:
-                w = code << np.uint64(4) | ((np.uint64(lower[0][i // 2]) >> np.uint64(4 * (i % 2))) & np.uint64(15))
+                w = code << np.uint64(4) | (
+                    (np.uint64(lower[0][i // 2]) >> np.uint64(4 * (i % 2))) & np.uint64(15)
+                )
             else:
                 w = (code + np.uint64(base)) & np.uint64(255)
         else:
@@ -226,7 +336,16 @@ def _tail(symbols: Any, first: Any, n: Any, pairs: Any, base: Any, word_nbytes: 
 
 
 @jit
-def _patches(patches: Any, n: Any, width: Any, word_nbytes: Any, target: Any, row_nbytes: Any, behind: Any, sums: Any) -> Any:
+def _patches(
+    patches: Any,
+    n: Any,
+    width: Any,
+    word_nbytes: Any,
+    target: Any,
+    row_nbytes: Any,
+    behind: Any,
+    sums: Any,
+) -> Any:
     """Set the exponents that lie outside the window; PAIRS has 8-bit ones here.
 
     Returns whether the indices are right, and what the new bytes change in the CRC without initial state, if `behind`, the bytes
@@ -245,14 +364,26 @@ def _patches(patches: Any, n: Any, width: Any, word_nbytes: Any, target: Any, ro
         low = (target[at - 2] & np.uint8(127)) | np.uint8(exponent << np.uint8(7))
         if behind > 0:
             change = slices[0, low ^ target[at - 2]]
-            change = change >> np.uint32(8) ^ slices[0, (change ^ np.uint32(high ^ target[at - 1])) & np.uint32(255)]
+            change = (
+                change >> np.uint32(8)
+                ^ slices[0, (change ^ np.uint32(high ^ target[at - 1])) & np.uint32(255)]
+            )
             crc ^= crc_behind(change, behind - at, slices, shifts)
         target[at - 1], target[at - 2] = high, low
     return True, crc
 
 
 @jit
-def _decode_and_merge(work: Any, row: Any, n_rows: Any, n_groups: Any, symbols: Any, merging: Any, decoder: Any, merger: Any) -> None:
+def _decode_and_merge(
+    work: Any,
+    row: Any,
+    n_rows: Any,
+    n_groups: Any,
+    symbols: Any,
+    merging: Any,
+    decoder: Any,
+    merger: Any,
+) -> None:
     """Decode groups of one stream, or of this and the next, a block at a time, and merge each block while it is in the first cache."""
     done = 0
     while done < n_groups:
@@ -267,9 +398,26 @@ def _decode_and_merge(work: Any, row: Any, n_rows: Any, n_groups: Any, symbols: 
 
 @kernel
 def decode_fused_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any,
-    planes: Any, room: Any, words: Any, symbols: Any, merging: Any, lanes: Any, work: Any, sums: Any, out: Any, status: Any, merger: Any,
-) -> None:  # fmt: skip
+    first: Any,
+    last: Any,
+    jobs: Any,
+    shape: Any,
+    word_map: Any,
+    payload: Any,
+    luts: Any,
+    tables: Any,
+    planes: Any,
+    room: Any,
+    words: Any,
+    symbols: Any,
+    merging: Any,
+    lanes: Any,
+    work: Any,
+    sums: Any,
+    out: Any,
+    status: Any,
+    merger: Any,
+) -> None:
     """As `segments.decode_range`, for segments that all suit a kind (`rans_vectors.KINDS`); `merger` is its native function.
 
     `planes` has room for six planes, `words` for the words of two segments, `symbols` for a block of each. `merging` and `lanes` are
@@ -307,7 +455,9 @@ def decode_fused_range(
             fill(lanes[s], 0)
             merging[s, mg.LANES] = lanes[s].ctypes.data
             merging[s, mg.OVER] = sums[2][2 if job[nk.COL] + width < cols else 3].ctypes.data
-            merging[s, mg.TARGET] = out[start:].ctypes.data if direct else words[s * half_words :].ctypes.data
+            merging[s, mg.TARGET] = (
+                out[start:].ctypes.data if direct else words[s * half_words :].ctypes.data
+            )
             merging[s, mg.ROW_GROUPS] = MANY if side_by_side or not direct else width // group
             merging[s, mg.ROW_JUMP] = (cols - width) * word_nbytes
             rows_apart = merging[s, mg.ROW_JUMP] if merging[s, mg.ROW_GROUPS] == 1 else 0
@@ -323,7 +473,9 @@ def decode_fused_range(
                 continue
             job, lower = jobs[a + s], lower0 if s == 0 else lower1
             n, width = job[nk.HEIGHT] * job[nk.WIDTH], job[nk.WIDTH]
-            _decode_and_merge(work, s, 1, n_full[s] - both, symbols, merging, work[6][DECODE_1], merger)
+            _decode_and_merge(
+                work, s, 1, n_full[s] - both, symbols, merging, work[6][DECODE_1], merger
+            )
             direct = width == cols or width % group == 0
             start = (job[nk.ROW] * cols + job[nk.COL]) * word_nbytes
             target = out[start:] if direct else words[s * half_words : (s + 1) * half_words]
@@ -331,13 +483,34 @@ def decode_fused_range(
             if n % group:
                 work[0][s, v.TARGET] = symbols[s].ctypes.data
                 decode_groups(work, s, 1, work[6][DECODE_1])
-                _tail(symbols[s], n_full[s] * group, n, pairs, job[nk.BASE], word_nbytes, word_map, lower, target)
+                _tail(
+                    symbols[s],
+                    n_full[s] * group,
+                    n,
+                    pairs,
+                    job[nk.BASE],
+                    word_nbytes,
+                    word_map,
+                    lower,
+                    target,
+                )
             if not ended(work, s):
                 status[a + s] = nk.BAD_STREAM
                 continue
-            patches = payload[job[nk.PATCHES_AT] : job[nk.PATCHES_AT] + 4 * job[nk.N_PATCHES]].view(np.uint32)
+            patches = payload[job[nk.PATCHES_AT] : job[nk.PATCHES_AT] + 4 * job[nk.N_PATCHES]].view(
+                np.uint32
+            )
             folded = direct and n % group == 0 and sums[5].size > 0 and patches.size <= FEW
-            good, change = _patches(patches, n, width, word_nbytes, target, row_nbytes, out.size - start if folded else 0, sums)
+            good, change = _patches(
+                patches,
+                n,
+                width,
+                word_nbytes,
+                target,
+                row_nbytes,
+                out.size - start if folded else 0,
+                sums,
+            )
             if not good:
                 status[a + s] = nk.BAD_PATCH
             elif not direct:
@@ -348,4 +521,14 @@ def decode_fused_range(
                 end = start + ((job[nk.HEIGHT] - 1) * cols + width) * word_nbytes
                 sums[5][a + s] = change ^ crc_of_lanes(lanes[s], out.size - end, sums[0], sums[1])
             else:
-                sum_words(sums, a + s, out, job[nk.ROW], job[nk.COL], job[nk.HEIGHT], width, cols, word_nbytes)
+                sum_words(
+                    sums,
+                    a + s,
+                    out,
+                    job[nk.ROW],
+                    job[nk.COL],
+                    job[nk.HEIGHT],
+                    width,
+                    cols,
+                    word_nbytes,
+                )

@@ -48,7 +48,10 @@ class _PartLibrary(JITCodeLibrary):
 class _PartCompiler(Compiler):
     def compile_extra(self, func: Any) -> Any:
         context, library = self.state.targetctx, _anything(_PartLibrary)
-        self.state.library, self.state.flags.no_compile = library(context.codegen(), func.__qualname__), True
+        self.state.library, self.state.flags.no_compile = (
+            library(context.codegen(), func.__qualname__),
+            True,
+        )
         compiled = _anything(super().compile_extra)(func)._replace(entry_point=object())
         context.insert_user_function(compiled.entry_point, compiled.fndesc, [compiled.library])
         return compiled
@@ -61,10 +64,13 @@ def jit(function: F) -> F:
     """
     compile_with: Any = njit
     no_wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled: Any = compile_with(**no_wrappers, error_model="numpy", pipeline_class=_PartCompiler)(function)
+    compiled: Any = compile_with(**no_wrappers, error_model="numpy", pipeline_class=_PartCompiler)(
+        function
+    )
     template = compiled.get_call_template
     compiled.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)
-    compiled._insert = lambda *_: None  # nothing is there that a call by Python could find, which without a wrapper would crash
+    # nothing is there that a call by Python could find, which without a wrapper would crash
+    compiled._insert = lambda *_: None
     compiled._compile_for_args = functools.partial(_refuse, function.__name__)
     same: F = compiled
     return same
@@ -79,7 +85,9 @@ def kernel(function: F) -> F:
     compile_with: Any = njit
     function.__qualname__ += f"-{STAMP}"  # becomes a part of the name of the file on disk
     try:
-        compiled: F = compile_with(cache=True, nogil=True, no_cfunc_wrapper=True, error_model="numpy")(function)
+        compiled: F = compile_with(
+            cache=True, nogil=True, no_cfunc_wrapper=True, error_model="numpy"
+        )(function)
     except RuntimeError:  # numba finds no directory that it may write to
         compiled = compile_with(nogil=True, no_cfunc_wrapper=True, error_model="numpy")(function)
     return compiled
@@ -105,7 +113,8 @@ def native(name: str, emit: Callable[..., None], n_args: int) -> int:
     return address
 
 
-_TYPED: Final[dict[int, Callable[[Any], Any]]] = {  # numba looks at the names of an intrinsic's parameters
+# numba looks at the names of an intrinsic's parameters
+_TYPED: Final[dict[int, Callable[[Any], Any]]] = {
     2: lambda typed: lambda typing, a, b: typed(typing, a, b),
     4: lambda typed: lambda typing, a, b, c, d: typed(typing, a, b, c, d),
     5: lambda typed: lambda typing, a, b, c, d, e: typed(typing, a, b, c, d, e),

@@ -64,7 +64,9 @@ def _two_bits(packed: Any, i: Any) -> Any:
 
 
 @jit
-def _of_elements(job: Any, shape: Any, kind: Any, class_of: Any, scales: Any, out: Any, col_classes: Any) -> None:
+def _of_elements(
+    job: Any, shape: Any, kind: Any, class_of: Any, scales: Any, out: Any, col_classes: Any
+) -> None:
     """Classes of all elements by their places."""
     _, tile_rows, tile_cols, _ = shape
     height, width, at = job[nk.HEIGHT], job[nk.WIDTH], 0
@@ -78,7 +80,12 @@ def _of_elements(job: Any, shape: Any, kind: Any, class_of: Any, scales: Any, ou
                 if kind == POSITION:
                     _of_position(class_of, i, out[at : at + n])
                 else:
-                    _of_scale(class_of, np.int64(_two_bits(scales, r + i)), col_classes[c : c + n], out[at : at + n])
+                    _of_scale(
+                        class_of,
+                        np.int64(_two_bits(scales, r + i)),
+                        col_classes[c : c + n],
+                        out[at : at + n],
+                    )
                 at += n
 
 
@@ -97,7 +104,17 @@ def _of_bytes(class_of: Any, source: Any, out: Any, function: Any) -> None:
 
 @jit
 def _classes(
-    job: Any, shape: Any, maps: Any, number: Any, packed: Any, scales: Any, first: Any, out: Any, spare: Any, room: Any, natives: Any
+    job: Any,
+    shape: Any,
+    maps: Any,
+    number: Any,
+    packed: Any,
+    scales: Any,
+    first: Any,
+    out: Any,
+    spare: Any,
+    room: Any,
+    natives: Any,
 ) -> None:
     """Class of each symbol of a plane, and 0 to the end of the last group (R9.13).
 
@@ -115,7 +132,10 @@ def _classes(
                 out[i] = spare[2 * i]
     elif job[nk.LAYOUT] == nk.LAYOUT_PAIRS and not packed:
         for i in range(half):
-            out[2 * i], out[2 * i + 1] = class_of[first[i] & np.uint8(15)], class_of[first[i] >> np.uint8(4)]
+            out[2 * i], out[2 * i + 1] = (
+                class_of[first[i] & np.uint8(15)],
+                class_of[first[i] >> np.uint8(4)],
+            )
     else:
         _of_bytes(class_of, first[:size], out, natives[MAP])
     fill(out[size : (size + GROUP - 1) // GROUP * GROUP], 0)
@@ -124,17 +144,49 @@ def _classes(
 # ---- encoding ----------------------------------------------------------------------------------------------------------
 @kernel
 def encode_context_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, data: Any, modes: Any, scales: Any, coding: Any, entries: Any,
-    maps: Any, planes: Any, room: Any, side: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any,
-    n_units: Any, n_patches: Any, addresses: Any, split: Any,
-) -> Any:  # fmt: skip
+    first: Any,
+    last: Any,
+    jobs: Any,
+    shape: Any,
+    word_map: Any,
+    data: Any,
+    modes: Any,
+    scales: Any,
+    coding: Any,
+    entries: Any,
+    maps: Any,
+    planes: Any,
+    room: Any,
+    side: Any,
+    stream_words: Any,
+    stream_work: Any,
+    sums: Any,
+    record: Any,
+    n_units: Any,
+    n_patches: Any,
+    addresses: Any,
+    split: Any,
+) -> Any:
     """As `segments.encode_range`, for segments of layout BYTES or PAIRS; `entries` are words."""
     cols, word_nbytes = shape[0], shape[3]
     rooms, at = planes[word_nbytes * room :], 0
-    work, classes = rooms[WORK * room : (WORK + 1) * room], rooms[CLASSES * room : (CLASSES + 1) * room]
+    work, classes = (
+        rooms[WORK * room : (WORK + 1) * room],
+        rooms[CLASSES * room : (CLASSES + 1) * room],
+    )
     for k in range(first, last):
         job, start = jobs[k], at
-        sum_words(sums, k, data, job[nk.ROW], job[nk.COL], job[nk.HEIGHT], job[nk.WIDTH], cols, word_nbytes)
+        sum_words(
+            sums,
+            k,
+            data,
+            job[nk.ROW],
+            job[nk.COL],
+            job[nk.HEIGHT],
+            job[nk.WIDTH],
+            cols,
+            word_nbytes,
+        )
         n = job[nk.HEIGHT] * job[nk.WIDTH]
         half, mode_at = (n + 1) // 2, job[nk.MODES_AT]
         own_scales = scales[job[nk.SCALES_AT] : job[nk.SCALES_AT] + job[nk.SCALES_NBYTES]]
@@ -144,11 +196,18 @@ def encode_context_range(
         nk.split_words(job, shape, data, planes, room, side, word_map, addresses, split)
         for p in range(2 if pairs and word_nbytes == 1 else word_nbytes):
             plane = job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :]
-            symbols, size, mode, packed = planes[p * room : (p + 1) * room], n, plane[nk.PREDICTION], pairs and (p == 0 or word_nbytes == 1)
+            symbols, size, mode, packed = (
+                planes[p * room : (p + 1) * room],
+                n,
+                plane[nk.PREDICTION],
+                pairs and (p == 0 or word_nbytes == 1),
+            )
             if packed:
                 symbols, size = rooms[p * room : (p + 1) * room], half
                 shift, keep = (4 - 4 * p, 15) if word_nbytes == 1 else (0, 255)
-                found += nk._pack(planes, n, symbols, shift, keep, job[nk.BASE], job[nk.FILL] if p == 0 else 0)
+                found += nk._pack(
+                    planes, n, symbols, shift, keep, job[nk.BASE], job[nk.FILL] if p == 0 else 0
+                )
             coder, t = plane[nk.CODER], plane[nk.TABLE]
             if coder == nk.CODER_CONSTANT:
                 continue
@@ -156,7 +215,19 @@ def encode_context_range(
                 at = nk.put(symbols[:size], record, at)
                 continue
             first_plane = rooms if pairs else planes
-            _classes(job, shape, maps, t, packed, own_scales, first_plane, classes, rooms[SPARE * room :], room, stream_work[6])
+            _classes(
+                job,
+                shape,
+                maps,
+                t,
+                packed,
+                own_scales,
+                first_plane,
+                classes,
+                rooms[SPARE * room :],
+                room,
+                stream_work[6],
+            )
             if mode != 0:
                 make_residuals(job, shape, symbols, work, mode, modes[mode_at:], stream_work[6])
                 symbols = work
@@ -164,7 +235,18 @@ def encode_context_range(
                     mode_at += job[nk.N_TILES]
             own = maps[OWN][t]
             behind = encode_by_class(
-                symbols, size, coding, entries, maps[PARTS][t], classes, own[0], own[1], stream_words, record, at, stream_work
+                symbols,
+                size,
+                coding,
+                entries,
+                maps[PARTS][t],
+                classes,
+                own[0],
+                own[1],
+                stream_words,
+                record,
+                at,
+                stream_work,
             )
             n_units[p, k] = (behind - at) // 16
             at = behind
@@ -178,12 +260,34 @@ def encode_context_range(
 # ---- decoding ----------------------------------------------------------------------------------------------------------
 @jit
 def _begin_plane(
-    job: Any, shape: Any, p: Any, row: Any, payload: Any, luts: Any, maps: Any, planes: Any, room: Any, addresses: Any, work: Any
+    job: Any,
+    shape: Any,
+    p: Any,
+    row: Any,
+    payload: Any,
+    luts: Any,
+    maps: Any,
+    planes: Any,
+    room: Any,
+    addresses: Any,
+    work: Any,
 ) -> Any:
     """A plane as it is stored, but a stream is only begun: returns its symbols, or 0."""
-    word_nbytes, pairs, n = shape[3], job[nk.LAYOUT] == nk.LAYOUT_PAIRS, job[nk.HEIGHT] * job[nk.WIDTH]
-    plane, packed = job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :], pairs and (p == 0 or word_nbytes == 1)
-    rooms, size, at, t = planes[word_nbytes * room :], (n + 1) // 2 if packed else n, plane[nk.AT], plane[nk.TABLE]
+    word_nbytes, pairs, n = (
+        shape[3],
+        job[nk.LAYOUT] == nk.LAYOUT_PAIRS,
+        job[nk.HEIGHT] * job[nk.WIDTH],
+    )
+    plane, packed = (
+        job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :],
+        pairs and (p == 0 or word_nbytes == 1),
+    )
+    rooms, size, at, t = (
+        planes[word_nbytes * room :],
+        (n + 1) // 2 if packed else n,
+        plane[nk.AT],
+        plane[nk.TABLE],
+    )
     target = rooms[p * room : (p + 1) * room] if packed else planes[p * room : (p + 1) * room]
     addresses[p] = planes[p * room :].ctypes.data
     if plane[nk.CODER] == nk.CODER_CONTEXT:
@@ -191,8 +295,32 @@ def _begin_plane(
         if job[nk.N_COLUMNS + nk.CODER] == nk.CODER_RAW:
             first = payload[job[nk.N_COLUMNS + nk.AT] :]
         scales = payload[job[nk.START] + padded(job[nk.MODES_NBYTES]) :][: job[nk.SCALES_NBYTES]]
-        _classes(job, shape, maps, t, packed, scales, first, classes, rooms[SPARE * room :], room, work[6])
-        begin_by_class(work, row, payload, at, plane[nk.NBYTES], size, luts, maps[PARTS][t], classes, maps[OWN][t, 0], target)
+        _classes(
+            job,
+            shape,
+            maps,
+            t,
+            packed,
+            scales,
+            first,
+            classes,
+            rooms[SPARE * room :],
+            room,
+            work[6],
+        )
+        begin_by_class(
+            work,
+            row,
+            payload,
+            at,
+            plane[nk.NBYTES],
+            size,
+            luts,
+            maps[PARTS][t],
+            classes,
+            maps[OWN][t, 0],
+            target,
+        )
         return size
     if plane[nk.CODER] == nk.CODER_CONSTANT:
         fill(target[:size], np.uint8(t))
@@ -209,14 +337,29 @@ def _end_plane(job: Any, word_nbytes: Any, p: Any, planes: Any, room: Any) -> No
     if job[nk.LAYOUT] == nk.LAYOUT_PAIRS and (p == 0 or word_nbytes == 1):
         half = (job[nk.HEIGHT] * job[nk.WIDTH] + 1) // 2
         packed = planes[(word_nbytes + p) * room :][:half]
-        nk._unpack(packed, planes[: 2 * half], 0xFFFF * p, 4 if p == 0 and word_nbytes == 1 else 0, job[nk.BASE])
+        nk._unpack(
+            packed,
+            planes[: 2 * half],
+            0xFFFF * p,
+            4 if p == 0 and word_nbytes == 1 else 0,
+            job[nk.BASE],
+        )
 
 
 @jit
 def _decode_planes(
-    jobs: Any, shape: Any, late: Any, payload: Any, luts: Any, maps: Any,
-    planes: Any, room: Any, addresses: Any, work: Any, status: Any,
-) -> None:  # fmt: skip
+    jobs: Any,
+    shape: Any,
+    late: Any,
+    payload: Any,
+    luts: Any,
+    maps: Any,
+    planes: Any,
+    room: Any,
+    addresses: Any,
+    work: Any,
+    status: Any,
+) -> None:
     """All planes of one or two segments, or, if `late`, lower ones with contexts, or else all but these."""
     word_nbytes, own = shape[3], (shape[3] + N_ROOMS) * room
     symbols = np.zeros(2, np.int64)
@@ -225,10 +368,26 @@ def _decode_planes(
             job = jobs[s]
             there = p < word_nbytes or (p == 1 and job[nk.LAYOUT] == nk.LAYOUT_PAIRS)
             plane = job[nk.N_COLUMNS + p * nk.PLANE_COLUMNS :]
-            context = there and plane[nk.CODER] == nk.CODER_CONTEXT and maps[KIND][plane[nk.TABLE]] != SINGLE
+            context = (
+                there
+                and plane[nk.CODER] == nk.CODER_CONTEXT
+                and maps[KIND][plane[nk.TABLE]] != SINGLE
+            )
             symbols[s] = -1
             if status[s] == nk.OK and there and late == (p > 0 and context):
-                symbols[s] = _begin_plane(job, shape, p, s, payload, luts, maps, planes[s * own :], room, addresses[8 * s :], work)
+                symbols[s] = _begin_plane(
+                    job,
+                    shape,
+                    p,
+                    s,
+                    payload,
+                    luts,
+                    maps,
+                    planes[s * own :],
+                    room,
+                    addresses[8 * s :],
+                    work,
+                )
         decode_by_class(work, max(0, symbols[0]), max(0, symbols[1]) if status.size > 1 else 0)
         for s in range(status.size):
             if symbols[s] > 0 and not ended_by_class(work, s):
@@ -238,7 +397,9 @@ def _decode_planes(
 
 
 @jit
-def _restore(job: Any, shape: Any, lower: Any, modes: Any, planes: Any, room: Any, natives: Any) -> None:
+def _restore(
+    job: Any, shape: Any, lower: Any, modes: Any, planes: Any, room: Any, natives: Any
+) -> None:
     """Undo the modes of plane 0, or of all lower ones."""
     mode_at = 0
     for p in range(shape[3]):
@@ -252,9 +413,24 @@ def _restore(job: Any, shape: Any, lower: Any, modes: Any, planes: Any, room: An
 
 @kernel
 def decode_context_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, maps: Any,
-    planes: Any, room: Any, side: Any, work: Any, sums: Any, data: Any, status: Any, addresses: Any, merge: Any,
-) -> None:  # fmt: skip
+    first: Any,
+    last: Any,
+    jobs: Any,
+    shape: Any,
+    word_map: Any,
+    payload: Any,
+    luts: Any,
+    maps: Any,
+    planes: Any,
+    room: Any,
+    side: Any,
+    work: Any,
+    sums: Any,
+    data: Any,
+    status: Any,
+    addresses: Any,
+    merge: Any,
+) -> None:
     """As `segments.decode_range`, for segments of layout BYTES or PAIRS, two at a time, so that one's latency hides behind the
     other's. Lower planes with contexts come last, for plane 0 may hold their contexts."""
     own = (shape[3] + N_ROOMS) * room
@@ -264,7 +440,19 @@ def decode_context_range(
             status[k] = nk.OK
             sum_record(sums, k, payload[jobs[k, nk.START] : jobs[k, nk.END]])
         for late in (False, True):
-            _decode_planes(jobs[a:b], shape, late, payload, luts, maps, planes, room, addresses, work, status[a:b])
+            _decode_planes(
+                jobs[a:b],
+                shape,
+                late,
+                payload,
+                luts,
+                maps,
+                planes,
+                room,
+                addresses,
+                work,
+                status[a:b],
+            )
             for k in range(a, b):
                 modes = payload[jobs[k, nk.START] : jobs[k, nk.START] + jobs[k, nk.MODES_NBYTES]]
                 if status[k] == nk.OK and not nk.are_modes(modes):
@@ -273,9 +461,21 @@ def decode_context_range(
                     _restore(jobs[k], shape, late, modes, planes[(k - a) * own :], room, work[6])
         for k in range(a, b):
             job, mine = jobs[k], planes[(k - a) * own :]
-            patches = payload[job[nk.PATCHES_AT] : job[nk.PATCHES_AT] + 4 * job[nk.N_PATCHES]].view(np.uint32)
+            patches = payload[job[nk.PATCHES_AT] : job[nk.PATCHES_AT] + 4 * job[nk.N_PATCHES]].view(
+                np.uint32
+            )
             if status[k] == nk.OK and not nk._patch(patches, job[nk.HEIGHT] * job[nk.WIDTH], mine):
                 status[k] = nk.BAD_PATCH
             if status[k] == nk.OK:
                 nk.merge_words(job, shape, addresses[8 * (k - a) :], data, side, word_map, merge)
-            sum_words(sums, k, data, job[nk.ROW], job[nk.COL], job[nk.HEIGHT], job[nk.WIDTH], shape[0], shape[3])
+            sum_words(
+                sums,
+                k,
+                data,
+                job[nk.ROW],
+                job[nk.COL],
+                job[nk.HEIGHT],
+                job[nk.WIDTH],
+                shape[0],
+                shape[3],
+            )

@@ -51,7 +51,8 @@ def _choose_carryless() -> str:
 
 
 CARRYLESS: Final = _choose_carryless()
-BYTE_LOOKUP: Final = VARIANT == "avx512" and "avx512vbmi" in _features()  #: tables of 256 bytes in registers
+#: tables of 256 bytes in registers
+BYTE_LOOKUP: Final = VARIANT == "avx512" and "avx512vbmi" in _features()
 WIDTH: Final = 16 if VARIANT == "avx512" else 8  #: u32 in a vector
 
 
@@ -150,7 +151,9 @@ def lookup(b: Any, table: Any, index: Any, bits: int = 16) -> Any:
 
 def load_16(b: Any, source: Any) -> list[Any]:
     """A table of 16 u32 in registers, for `lookup_16`."""
-    return [load(b, element(b, source, I32, I64(i)), vector(I32, WIDTH)) for i in range(0, 16, WIDTH)]
+    return [
+        load(b, element(b, source, I32, I64(i)), vector(I32, WIDTH)) for i in range(0, 16, WIDTH)
+    ]
 
 
 def lookup_16(b: Any, table: list[Any], index: Any) -> Any:
@@ -173,7 +176,10 @@ def lookup_bytes(b: Any, table: list[Any], index: Any) -> Any:
 
 def prefetch_line(b: Any, address: Any, write: int = 1) -> None:
     """Ask for a cache line, to write to or to read; it need not exist."""
-    b.call(declare(b, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32]), [pointer(b, address), I32(write), I32(3), I32(1)])
+    b.call(
+        declare(b, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32]),
+        [pointer(b, address), I32(write), I32(3), I32(1)],
+    )
 
 
 def popcount(b: Any, mask: Any) -> Any:
@@ -186,7 +192,9 @@ def _permute(b: Any, values: Any, mask: Any, table: Any) -> Any:
     """AVX2: one of 256 permutations of 8 u32, 8 bytes each in `table`."""
     row = b.zext(b.bitcast(mask, I8), I64)
     order = b.zext(load(b, element(b, table, I64, row), vector(I8, 8)), vector(I32, 8))
-    return b.call(declare(b, "llvm.x86.avx2.permd", vector(I32, 8), [vector(I32, 8)] * 2), [values, order])
+    return b.call(
+        declare(b, "llvm.x86.avx2.permd", vector(I32, 8), [vector(I32, 8)] * 2), [values, order]
+    )
 
 
 def _avx512(b: Any, what: str, values: Any, mask: Any) -> Any:
@@ -198,12 +206,20 @@ def _avx512(b: Any, what: str, values: Any, mask: Any) -> Any:
 
 def expand(b: Any, values: Any, mask: Any, table: Any) -> Any:
     """Successive values for the elements that `mask` has, in ascending order; others are unspecified."""
-    return _avx512(b, "expand", values, mask) if VARIANT == "avx512" else _permute(b, values, mask, table)
+    return (
+        _avx512(b, "expand", values, mask)
+        if VARIANT == "avx512"
+        else _permute(b, values, mask, table)
+    )
 
 
 def compress(b: Any, values: Any, mask: Any, table: Any) -> Any:
     """The values that `mask` has, moved together to the front; what is behind them is unspecified."""
-    return _avx512(b, "compress", values, mask) if VARIANT == "avx512" else _permute(b, values, mask, table)
+    return (
+        _avx512(b, "compress", values, mask)
+        if VARIANT == "avx512"
+        else _permute(b, values, mask, table)
+    )
 
 
 class Loop:

@@ -39,14 +39,23 @@ def word_map(dtype_id: int) -> NDArray[np.uint64]:
         flip = 1 << (bits - 1)
     elif dtype.word_map is WordMap.EXPONENT_FIRST:
         m = bits - 1 - dtype.exponent_bits
-        up, stay, sign, down = ((1 << dtype.exponent_bits) - 1) << m, (1 << m) - 1, 1 << m, dtype.exponent_bits
+        up, stay, sign, down = (
+            ((1 << dtype.exponent_bits) - 1) << m,
+            (1 << m) - 1,
+            1 << m,
+            dtype.exponent_bits,
+        )
     return np.array([up, stay, sign, flip, down], np.uint64)
 
 
 def _kind(dtype: DType, pairs: bool) -> int:
     name = dtype.word_map.name.lower().replace("_first", f" {dtype.exponent_bits}")
     kind = (pairs, dtype.word_nbytes, name)
-    return 1 + rans_vectors.KINDS.index(kind) if ir.VARIANT != "plain" and kind in rans_vectors.KINDS else 0
+    return (
+        1 + rans_vectors.KINDS.index(kind)
+        if ir.VARIANT != "plain" and kind in rans_vectors.KINDS
+        else 0
+    )
 
 
 @lru_cache(maxsize=64)
@@ -73,7 +82,9 @@ def plane_room(geometry: Geometry) -> int:
 
 @lru_cache(maxsize=16)
 def _blank_jobs(geometry: Geometry, n_planes: int) -> Ints:
-    jobs = np.zeros((geometry.n_segments, kernels.N_COLUMNS + n_planes * kernels.PLANE_COLUMNS), np.int64)
+    jobs = np.zeros(
+        (geometry.n_segments, kernels.N_COLUMNS + n_planes * kernels.PLANE_COLUMNS), np.int64
+    )
     jobs[:, kernels.ROW], jobs[:, kernels.COL] = geometry.corners()
     jobs[:, kernels.HEIGHT], jobs[:, kernels.WIDTH] = geometry.sizes()
     return jobs
@@ -120,7 +131,11 @@ class Jobs(NamedTuple):
         """
         s, g, n_tables = plan.segments, plan.geometry, len(plan.tables)
         coder, table, maps = _with_maps(plan)
-        rows, kinds, ids = rectangles(g, plan.dtype), np.empty(g.n_segments, np.int64), np.empty(n_tables, np.int64)
+        rows, kinds, ids = (
+            rectangles(g, plan.dtype),
+            np.empty(g.n_segments, np.int64),
+            np.empty(n_tables, np.int64),
+        )
         numbers = np.zeros(n_tables, np.int64)
         for m in maps:
             numbers[list(m.tables)] = 1
@@ -131,23 +146,35 @@ class Jobs(NamedTuple):
         )  # fmt: skip
         if n_used < 0:
             raise _missing(plan)
-        maps = [ContextMap(m.kind, m.class_of, tuple(numbers[list(m.tables)].tolist())) for m in maps]
+        maps = [
+            ContextMap(m.kind, m.class_of, tuple(numbers[list(m.tables)].tolist())) for m in maps
+        ]
         return cls(rows, kinds, [plan.tables[i] for i in ids[:n_used].tolist()], maps)
 
     def map_arrays(self, own: Ints, size: int) -> tuple[NDArray[Any], ...]:
         """The maps as `contexts` takes them, for tables of `size` entries; `own` is what belongs to a table."""
         if not self.maps:
             return ()
-        class_of, parts = np.zeros((len(self.maps), 256), np.uint8), np.zeros((len(self.maps), entropy.MAX_CLASSES), np.uint32)
+        class_of, parts = (
+            np.zeros((len(self.maps), 256), np.uint8),
+            np.zeros((len(self.maps), entropy.MAX_CLASSES), np.uint32),
+        )
         for i, m in enumerate(self.maps):
             class_of[i, : len(m.class_of)] = np.frombuffer(m.class_of, np.uint8)
             parts[i, : len(m.tables)] = np.array(m.tables) * size
-        return np.array([m.kind for m in self.maps], np.int64), class_of, parts, own[parts[:, 0] // size]
+        return (
+            np.array([m.kind for m in self.maps], np.int64),
+            class_of,
+            parts,
+            own[parts[:, 0] // size],
+        )
 
 
 def _missing(plan: SegmentPlan) -> ValueError:
     n_tables, n_maps = len(plan.tables), len(plan.tables.maps)
-    return ValueError(f"the plan names a table or context map that is not among its {n_tables} tables and {n_maps} maps")
+    return ValueError(
+        f"the plan names a table or context map that is not among its {n_tables} tables and {n_maps} maps"
+    )
 
 
 def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32], list[ContextMap]]:
@@ -170,7 +197,10 @@ def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32]
     numbers = {number: i for i, number in enumerate(sorted(set(named)))}
     if not single.any() and max(numbers) >= n_maps:
         raise _missing(plan)
-    maps = [pool.maps[i] if i < n_maps else ContextMap(contexts.SINGLE, bytes(1), (i - n_maps,)) for i in numbers]
+    maps = [
+        pool.maps[i] if i < n_maps else ContextMap(contexts.SINGLE, bytes(1), (i - n_maps,))
+        for i in numbers
+    ]
     if max(max(m.tables) for m in maps) >= len(pool):
         raise _missing(plan)
     table[context] = [numbers[i] for i in named]
@@ -189,7 +219,9 @@ def worst_nbytes(plan: SegmentPlan) -> Ints:
     raw = s.coder == Coder.RAW.value
     streams = np.where(plan.is_stream, entropy.max_stream_nbytes(size), padded(size) * raw)
     patches = padded(4 * plan.n_elements) * (plan.is_pairs & (plan.dtype.word_nbytes > 1))
-    return np.asarray(plan.words_nbytes + plan.head_nbytes + streams.sum(axis=0) + patches, np.int64)
+    return np.asarray(
+        plan.words_nbytes + plan.head_nbytes + streams.sum(axis=0) + patches, np.int64
+    )
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------------
@@ -206,11 +238,25 @@ def coding_tables(tables: list[Table]) -> tuple[NDArray[np.uint64], Bytes, Bytes
 
     The last ones are those for symbols with contexts.
     """
-    freq, bits = frequencies(tables).astype(np.uint64), np.array([t.prob_bits for t in tables], np.uint64)
+    freq, bits = (
+        frequencies(tables).astype(np.uint64),
+        np.array([t.prob_bits for t in tables], np.uint64),
+    )
     start = np.cumsum(freq, axis=1) - freq
     one = np.uint64(1) << (np.uint64(32) + bits.reshape(-1, 1))
     some = np.maximum(freq, np.uint64(1))
-    words = (freq << np.uint64(20) | start << np.uint64(8)).astype("<u4").view(np.uint8).reshape(-1, 256, 4)
+    words = (
+        (freq << np.uint64(20) | start << np.uint64(8))
+        .astype("<u4")
+        .view(np.uint8)
+        .reshape(-1, 256, 4)
+    )
     entries = np.ascontiguousarray(words[:, :, 1:].transpose(0, 2, 1)) if ir.BYTE_LOOKUP else words
-    reciprocals = np.stack([(one + some - np.uint64(1)) // some, freq << np.uint64(32) | start], axis=-1)
-    return reciprocals, entries.reshape(len(freq), entries.shape[1] * entries.shape[2]), words.reshape(len(freq), 1024)
+    reciprocals = np.stack(
+        [(one + some - np.uint64(1)) // some, freq << np.uint64(32) | start], axis=-1
+    )
+    return (
+        reciprocals,
+        entries.reshape(len(freq), entries.shape[1] * entries.shape[2]),
+        words.reshape(len(freq), 1024),
+    )

@@ -20,7 +20,18 @@ LANES_NBYTES: Final = _N
 # Columns of `params`, all int64. Addresses: of symbols, of where words go, of up to three lower planes, of what was folded and
 # of the factors from the end of a row to the next. Groups of a row, bytes between rows, groups left of this row, the window's
 # base, how far ahead of the stores cache lines are asked for. A kernel brings SYMBOLS, TARGET, LOWER and LEFT up to date.
-SYMBOLS, TARGET, LOWER, LANES, OVER, ROW_GROUPS, ROW_JUMP, LEFT, BASE, AHEAD = 0, 1, 2, 5, 6, 7, 8, 9, 10, 11
+SYMBOLS, TARGET, LOWER, LANES, OVER, ROW_GROUPS, ROW_JUMP, LEFT, BASE, AHEAD = (
+    0,
+    1,
+    2,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+)
 N_PARAMS: Final = 12
 AHEAD_NBYTES: Final = 512  #: how far ahead of the loads cache lines are asked for
 
@@ -29,13 +40,24 @@ class _Merger:
     """The body of a kernel of one kind; see `KINDS`."""
 
     def __init__(self, b: Any, params: Any, kind: tuple[bool, int, str], crc: bool) -> None:
-        self.b, self.params, (self.pairs, self.word_nbytes, self.map), self.crc = b, params, kind, crc
-        self.lower = [LOWER + p for p in range(1 if self.pairs and self.word_nbytes == 1 else self.word_nbytes - 1)]
+        self.b, self.params, (self.pairs, self.word_nbytes, self.map), self.crc = (
+            b,
+            params,
+            kind,
+            crc,
+        )
+        self.lower = [
+            LOWER + p
+            for p in range(1 if self.pairs and self.word_nbytes == 1 else self.word_nbytes - 1)
+        ]
         self.base = ir.broadcast(b, b.trunc(self.param(BASE), I8), _N)
         lanes = _N // 16
         if crc:
             two = self.load(self.param(OVER), 0, vector(I64, 2))
-            self.inside, self.between = factors_for(b, lanes, _N), ir.shuffle(b, two, two, [0, 1] * lanes)
+            self.inside, self.between = (
+                factors_for(b, lanes, _N),
+                ir.shuffle(b, two, two, [0, 1] * lanes),
+            )
 
     def at(self, column: int) -> Any:
         """Where a parameter stands."""
@@ -60,7 +82,9 @@ class _Merger:
         to, nbytes = ir.pointer(b, target), _N * len(words)
         for i, some in enumerate(words):
             ir.store(b, some, ir.element(b, to, I8, I64(_N * i)))
-        new_lanes = self._fold(loop.values[len(columns) :], words, b.icmp_signed("==", left, in_row))
+        new_lanes = self._fold(
+            loop.values[len(columns) :], words, b.icmp_signed("==", left, in_row)
+        )
         for line in range(0, nbytes, 64):
             ir.prefetch_line(b, b.add(b.add(target, ahead), I64(line)))
         for source in lower:
@@ -69,7 +93,12 @@ class _Merger:
         left = b.sub(left, I64(1))
         over = b.icmp_signed("==", left, I64(0))
         target = b.add(b.add(target, I64(nbytes)), b.select(over, jump, I64(0)))
-        following = [b.add(symbols, I64(GROUP)), target, b.select(over, in_row, left), *(b.add(source, I64(read)) for source in lower)]
+        following = [
+            b.add(symbols, I64(GROUP)),
+            target,
+            b.select(over, in_row, left),
+            *(b.add(source, I64(read)) for source in lower),
+        ]
         out = loop.close([*following, *new_lanes])
         for column, value in zip(columns, out, strict=False):
             ir.store(b, value, self.at(column))
@@ -128,7 +157,10 @@ class _Merger:
             return high
         halves, out = vector(I16, _N // 2), []
         for low, top in zip(ir.zipped(b, p[3], p[2]), high, strict=True):
-            out += [b.bitcast(w, vector(I8, _N)) for w in ir.zipped(b, b.bitcast(low, halves), b.bitcast(top, halves))]
+            out += [
+                b.bitcast(w, vector(I8, _N))
+                for w in ir.zipped(b, b.bitcast(low, halves), b.bitcast(top, halves))
+            ]
         return out
 
     def _unmap(self, p: list[Any]) -> list[Any]:

@@ -72,7 +72,8 @@ def _residual(b: Any, mode: int, here: Any, width: Any, n: int) -> Any:
     if mode == PLANAR:
         return b.sub(b.sub(x, left), b.sub(top, byte(b.add(width, one))))
     half = b.lshr(b.xor(left, top), ir.splat(1, I8, n))
-    return b.sub(x, b.add(b.and_(left, top), half))  # the mean without a ninth bit: equal bits, and half of the others
+    # the mean without a ninth bit: equal bits, and half of the others
+    return b.sub(x, b.add(b.and_(left, top), half))
 
 
 def _vector_residuals(mode: int) -> Any:
@@ -84,7 +85,11 @@ def _vector_residuals(mode: int) -> Any:
             for size, count, start, _ in _pieces(b, b.sub(end, begin), (BLOCK, VECTOR, LANE)):
                 loop = ir.Loop(b, count, [])
                 at = b.add(b.add(begin, start), b.mul(loop.index, I64(size)))
-                ir.store(b, _residual(b, mode, ir.element(b, data, I8, at), cols, size), ir.element(b, to, I8, at))
+                ir.store(
+                    b,
+                    _residual(b, mode, ir.element(b, data, I8, at), cols, size),
+                    ir.element(b, to, I8, at),
+                )
                 loop.close([])
             return context.get_dummy_value()
 
@@ -232,7 +237,9 @@ def _plain_down(tile: Any, height: Any, width: Any) -> None:
             row[c] += above[c]
 
 
-_along_any, _along_whole = (_plain_along if VARIANT == "plain" else _vector_along(whole) for whole in (False, True))
+_along_any, _along_whole = (
+    _plain_along if VARIANT == "plain" else _vector_along(whole) for whole in (False, True)
+)
 _down: Final = _plain_down if VARIANT == "plain" else _vector_down
 
 
@@ -269,20 +276,27 @@ def _ascending(b: Any, columns: list[Any], x: Any, starts: bool, n_done: Any) ->
     for j, column in enumerate(columns):
         above, left = _moved(b, x, 1), x
         if starts:
-            left = b.select(ir.constant(vector(I1, LANE), [r >= max(j, 1) for r in range(LANE)]), above, x)
+            left = b.select(
+                ir.constant(vector(I1, LANE), [r >= max(j, 1) for r in range(LANE)]), above, x
+            )
         new = b.sub(_mean(b, left, above), column)
         x = new if n_done is None else b.select(b.icmp_signed("<=", n_done, I64(j)), new, x)
         out.append(x)
     return out
 
 
-def _wave(b: Any, here: list[Any], x: Any, size: int, starts: bool = False, n_done: Any = None) -> tuple[list[Any], list[Any], Any]:
+def _wave(
+    b: Any, here: list[Any], x: Any, size: int, starts: bool = False, n_done: Any = None
+) -> tuple[list[Any], list[Any], Any]:
     """A block of 16 rows by `size` columns, of which the first row is known. Returns its rows, the new ones, and the last `x`."""
     of, parts = vector(I8, size), []
     old = [ir.load(b, p, of) for p in here]
     known = b.not_(old[0])
     if starts:
-        before, x = ir.shuffle(b, known, known, [0, *range(LANE - 1)]), ir.shuffle(b, known, known, [0] * LANE)
+        before, x = (
+            ir.shuffle(b, known, known, [0, *range(LANE - 1)]),
+            ir.shuffle(b, known, known, [0] * LANE),
+        )
     else:
         before = b.not_(ir.load(b, ir.element(b, here[0], I8, I64(-1)), of))
     columns = _transposed(b, [b.sub(_mean(b, before, ir.zero(of)), known), *old[1:]])
@@ -368,7 +382,9 @@ def _plain_average(tile: Any, height: Any, width: Any) -> None:
         above, row = tile[(r - 1) * width : r * width], tile[r * width : (r + 1) * width]
         left = np.uint32(above[0])
         for c in range(width):
-            left = (np.uint32(row[c]) + ((left + np.uint32(above[c])) >> np.uint32(1))) & np.uint32(255)
+            left = (np.uint32(row[c]) + ((left + np.uint32(above[c])) >> np.uint32(1))) & np.uint32(
+                255
+            )
             row[c] = left
 
 
@@ -391,7 +407,8 @@ def predict_tile(tile: Any, out: Any, height: Any, width: Any, mode: Any) -> Non
     """Residuals of a tile. The first row is LEFT, the first column TOP, whatever the mode."""
     n = height * width
     out[0] = tile[0]
-    _left(tile, out, 1, n if mode == LEFT else min(n, max(width, LANE + 1)), width)  # a whole vector; what is behind the row is redone
+    # a whole vector; what is behind the row is redone
+    _left(tile, out, 1, n if mode == LEFT else min(n, max(width, LANE + 1)), width)
     if mode == TOP:
         _top(tile, out, width, n, width)
         return
@@ -428,7 +445,9 @@ def _transform(tile: Any, height: Any, width: Any, mode: Any, inverse: Any, nati
 
 
 @jit
-def make_residuals(job: Any, shape: Any, tile: Any, out: Any, mode: Any, modes: Any, natives: Any) -> None:
+def make_residuals(
+    job: Any, shape: Any, tile: Any, out: Any, mode: Any, modes: Any, natives: Any
+) -> None:
     """Residuals, or coefficients, of all tiles of a plane; `modes` holds a mode for each if `mode` is PER_TILE.
 
     `natives` has the transforms that these name (`rans.Work`), for which a vector's bytes are there behind each tile.

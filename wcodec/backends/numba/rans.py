@@ -45,19 +45,42 @@ def padded(nbytes: Any) -> Any:
 
 # ---- native functions ----------------------------------------------------------------------------------------------------
 # Places in `Work.natives`. Behind TRANSFORMS come DCT, its inverse, ADST, its inverse.
-DECODE_1, DECODE_2, ENCODE_1, ENCODE_2, REVERSE, DECODE_CONTEXT_1, DECODE_CONTEXT_2, ENCODE_CONTEXT, MAP, TRANSFORMS = range(10)
+(
+    DECODE_1,
+    DECODE_2,
+    ENCODE_1,
+    ENCODE_2,
+    REVERSE,
+    DECODE_CONTEXT_1,
+    DECODE_CONTEXT_2,
+    ENCODE_CONTEXT,
+    MAP,
+    TRANSFORMS,
+) = range(10)
 
 
 @jit
 def decode_groups(work: Any, row: Any, n_groups: Any, function: Any) -> None:
     """Decode `n_groups` groups of the stream of a row of parameters, or of that and the next one; `function` is a native one."""
-    call_4(function, work[0][row:].ctypes.data, work[1][row:].ctypes.data, work[4].ctypes.data, n_groups)
+    call_4(
+        function,
+        work[0][row:].ctypes.data,
+        work[1][row:].ctypes.data,
+        work[4].ctypes.data,
+        n_groups,
+    )
 
 
 @jit
 def encode_groups(work: Any, row: Any, n_groups: Any, function: Any) -> None:
     """Encode groups, as `decode_groups`."""
-    call_4(function, work[0][row:].ctypes.data, work[1][row:].ctypes.data, work[5].ctypes.data, n_groups)
+    call_4(
+        function,
+        work[0][row:].ctypes.data,
+        work[1][row:].ctypes.data,
+        work[5].ctypes.data,
+        n_groups,
+    )
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
@@ -89,7 +112,9 @@ def ended(work: Any, row: Any) -> Any:
 
 
 @jit
-def _vector_decode(payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: Any, out: Any, work: Any) -> Any:
+def _vector_decode(
+    payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: Any, out: Any, work: Any
+) -> Any:
     begin(work, 2, payload, at, nbytes, lut, bits)
     work[0][2, v.TARGET] = out.ctypes.data
     decode_groups(work, 2, (n + GROUP - 1) // GROUP, work[6][DECODE_1])
@@ -98,11 +123,25 @@ def _vector_decode(payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: A
 
 @jit
 def _vector_begin_by_class(
-    work: Any, row: Any, payload: Any, at: Any, nbytes: Any, n: Any, luts: Any, parts: Any, classes: Any, bits: Any, out: Any
+    work: Any,
+    row: Any,
+    payload: Any,
+    at: Any,
+    nbytes: Any,
+    n: Any,
+    luts: Any,
+    parts: Any,
+    classes: Any,
+    bits: Any,
+    out: Any,
 ) -> None:
     begin(work, row, payload, at, nbytes, luts, bits)
     params = work[0][row]
-    params[v.TARGET], params[v.CLASSES], params[v.PARTS] = out.ctypes.data, classes.ctypes.data, parts.ctypes.data
+    params[v.TARGET], params[v.CLASSES], params[v.PARTS] = (
+        out.ctypes.data,
+        classes.ctypes.data,
+        parts.ctypes.data,
+    )
 
 
 @jit
@@ -132,7 +171,9 @@ def _entry_of_class(lut: Any, slot: Any, first: Any, i: Any) -> Any:
 
 
 def _group_decoder(entry_of: Any) -> Any:
-    def decode_group(words: Any, position: Any, states: Any, lut: Any, bits: Any, first: Any, out: Any) -> Any:
+    def decode_group(
+        words: Any, position: Any, states: Any, lut: Any, bits: Any, first: Any, out: Any
+    ) -> Any:
         """Decode 128 symbols; `words` holds at least 128 from `position`."""
         p = np.uint64(bits)
         mask, u16 = (np.uint64(1) << p) - np.uint64(1), np.uint64(16)
@@ -140,7 +181,9 @@ def _group_decoder(entry_of: Any) -> Any:
             for lane in range(LANES):
                 x = np.uint64(states[lane])
                 entry = np.uint64(entry_of(lut, x & mask, first, 4 * lane + j))
-                x = (entry >> np.uint64(20)) * (x >> p) + ((entry >> np.uint64(8)) & np.uint64(4095))
+                x = (entry >> np.uint64(20)) * (x >> p) + (
+                    (entry >> np.uint64(8)) & np.uint64(4095)
+                )
                 w = np.uint64(words[position])
                 low = np.uint64(x < np.uint64(STATE_LOW))
                 x = ((x << u16) | w) if low else x
@@ -155,7 +198,9 @@ def _group_decoder(entry_of: Any) -> Any:
 def _plain_decoder(entry_of: Any) -> Any:
     decode_group = _group_decoder(entry_of)
 
-    def decode(payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: Any, out: Any, work: Any) -> Any:
+    def decode(
+        payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: Any, out: Any, work: Any
+    ) -> Any:
         """Where less than a group's most words are left, they are read from `tail`, with zeros behind them: never past the end."""
         states, tail, stream = work[1][0], work[3], payload[at : at + nbytes]
         copy(stream[:HEAD_NBYTES].view(np.uint32), states)
@@ -165,13 +210,17 @@ def _plain_decoder(entry_of: Any) -> Any:
         for first in range(0, n, GROUP):
             symbols, start = out[first : first + GROUP], np.uint64(first)
             if position + GROUP <= n_words:
-                position = np.int64(decode_group(words, np.uint64(position), states, lut, bits, start, symbols))
+                position = np.int64(
+                    decode_group(words, np.uint64(position), states, lut, bits, start, symbols)
+                )
             else:
                 if position > n_words:
                     return False
                 fill(tail, 0)
                 copy(words[position:], tail)
-                position += np.int64(decode_group(tail, np.uint64(0), states, lut, bits, start, symbols))
+                position += np.int64(
+                    decode_group(tail, np.uint64(0), states, lut, bits, start, symbols)
+                )
         good = position <= n_words and n_words - position < 8
         for lane in range(LANES):
             good &= states[lane] == STATE_LOW
@@ -180,15 +229,29 @@ def _plain_decoder(entry_of: Any) -> Any:
     return jit(decode)
 
 
-_plain_decode, _decode_with_classes = (_plain_decoder(entry_of) for entry_of in (_entry, _entry_of_class))
+_plain_decode, _decode_with_classes = (
+    _plain_decoder(entry_of) for entry_of in (_entry, _entry_of_class)
+)
 
 
 @jit
 def _plain_begin_by_class(
-    work: Any, row: Any, payload: Any, at: Any, nbytes: Any, n: Any, luts: Any, parts: Any, classes: Any, bits: Any, out: Any
+    work: Any,
+    row: Any,
+    payload: Any,
+    at: Any,
+    nbytes: Any,
+    n: Any,
+    luts: Any,
+    parts: Any,
+    classes: Any,
+    bits: Any,
+    out: Any,
 ) -> None:
     """Decodes the stream at once."""
-    work[0][row, v.LIMIT] = _decode_with_classes(payload, at, nbytes, n, (luts.reshape(-1), parts, classes), bits, out, work)
+    work[0][row, v.LIMIT] = _decode_with_classes(
+        payload, at, nbytes, n, (luts.reshape(-1), parts, classes), bits, out, work
+    )
 
 
 @jit
@@ -225,7 +288,17 @@ def _code_of_class(coding: Any, first: Any, i: Any, symbol: Any) -> Any:
 
 
 def _plain_encoder(code_of: Any) -> Any:
-    def encode(symbols: Any, n: Any, coding: Any, bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any) -> Any:
+    def encode(
+        symbols: Any,
+        n: Any,
+        coding: Any,
+        bits: Any,
+        padding: Any,
+        words: Any,
+        record: Any,
+        at: Any,
+        work: Any,
+    ) -> Any:
         """A symbol's code is the reciprocal ``ceil(2 ** (32 + bits) / freq)`` and ``freq << 32 | start``.
 
         A state below ``freq << 32 - bits`` times the reciprocal's error is below ``2 ** (32 + bits)``, so the quotient is
@@ -251,9 +324,14 @@ def _plain_encoder(code_of: Any) -> Any:
                     position -= over
                     x >>= over * u16
                     q = (x * reciprocal) >> divide
-                    states[lane] = np.uint32(x + q * ((one << p) - f) + (packed & np.uint64(0xFFFFFFFF)))
+                    states[lane] = np.uint32(
+                        x + q * ((one << p) - f) + (packed & np.uint64(0xFFFFFFFF))
+                    )
         n_words = np.int64(end - position)
-        copy(words[np.int64(position) : np.int64(end)], record[at + HEAD_NBYTES : at + HEAD_NBYTES + 2 * n_words].view(np.uint16))
+        copy(
+            words[np.int64(position) : np.int64(end)],
+            record[at + HEAD_NBYTES : at + HEAD_NBYTES + 2 * n_words].view(np.uint16),
+        )
         return _finish(states, n_words, record, at)
 
     return jit(encode)
@@ -264,26 +342,53 @@ _encode, _encode_with_classes = (_plain_encoder(code_of) for code_of in (_code, 
 
 @jit
 def _plain_encode(
-    symbols: Any, n: Any, coding: Any, entries: Any, bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any
+    symbols: Any,
+    n: Any,
+    coding: Any,
+    entries: Any,
+    bits: Any,
+    padding: Any,
+    words: Any,
+    record: Any,
+    at: Any,
+    work: Any,
 ) -> Any:
     return _encode(symbols, n, coding, bits, padding, words, record, at, work)
 
 
 @jit
 def _plain_encode_by_class(
-    symbols: Any, n: Any, coding: Any, entries: Any, parts: Any, classes: Any,
-    bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any,
-) -> Any:  # fmt: skip
-    return _encode_with_classes(symbols, n, (coding.reshape(-1, 2), parts, classes), bits, padding, words, record, at, work)
+    symbols: Any,
+    n: Any,
+    coding: Any,
+    entries: Any,
+    parts: Any,
+    classes: Any,
+    bits: Any,
+    padding: Any,
+    words: Any,
+    record: Any,
+    at: Any,
+    work: Any,
+) -> Any:
+    return _encode_with_classes(
+        symbols, n, (coding.reshape(-1, 2), parts, classes), bits, padding, words, record, at, work
+    )
 
 
 @jit
-def begin_encoding(work: Any, row: Any, symbols: Any, n: Any, entries: Any, bits: Any, padding: Any, words: Any) -> Any:
+def begin_encoding(
+    work: Any, row: Any, symbols: Any, n: Any, entries: Any, bits: Any, padding: Any, words: Any
+) -> Any:
     """Fill in row `row` of the vector kernels' parameters for a stream of `n` symbols. Returns its groups."""
     params, n_groups = work[0][row], (n + GROUP - 1) // GROUP
     fill(symbols[n : n_groups * GROUP], padding)
     fill(work[1][row], STATE_LOW)
-    params[v.SYMBOLS], params[v.WORDS], params[v.POSITION] = symbols.ctypes.data, words.ctypes.data, 0
+    params[v.SYMBOLS], params[v.WORDS], params[v.POSITION] = (
+        symbols.ctypes.data,
+        words.ctypes.data,
+        0,
+    )
     params[v.TABLE], params[v.BITS] = entries.ctypes.data, bits
     return n_groups
 
@@ -305,7 +410,16 @@ def end_encoding(work: Any, row: Any, words: Any, record: Any, at: Any) -> Any:
 
 @jit
 def _vector_encode(
-    symbols: Any, n: Any, coding: Any, entries: Any, bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any
+    symbols: Any,
+    n: Any,
+    coding: Any,
+    entries: Any,
+    bits: Any,
+    padding: Any,
+    words: Any,
+    record: Any,
+    at: Any,
+    work: Any,
 ) -> Any:
     if bits < VECTOR_BITS:
         return _plain_encode(symbols, n, coding, entries, bits, padding, words, record, at, work)
@@ -316,11 +430,23 @@ def _vector_encode(
 
 @jit
 def _vector_encode_by_class(
-    symbols: Any, n: Any, coding: Any, entries: Any, parts: Any, classes: Any,
-    bits: Any, padding: Any, words: Any, record: Any, at: Any, work: Any,
-) -> Any:  # fmt: skip
+    symbols: Any,
+    n: Any,
+    coding: Any,
+    entries: Any,
+    parts: Any,
+    classes: Any,
+    bits: Any,
+    padding: Any,
+    words: Any,
+    record: Any,
+    at: Any,
+    work: Any,
+) -> Any:
     if bits < VECTOR_BITS:
-        return _plain_encode_by_class(symbols, n, coding, entries, parts, classes, bits, padding, words, record, at, work)
+        return _plain_encode_by_class(
+            symbols, n, coding, entries, parts, classes, bits, padding, words, record, at, work
+        )
     n_groups = begin_encoding(work, 2, symbols, n, entries, bits, padding, words)
     work[0][2, v.CLASSES], work[0][2, v.PARTS] = classes.ctypes.data, parts.ctypes.data
     encode_groups(work, 2, n_groups, work[6][ENCODE_CONTEXT])
@@ -356,18 +482,33 @@ class Work:
         self.tail = np.zeros(2 * GROUP, np.uint16)
         self.natives = np.zeros(TRANSFORMS + 4, np.int64)
         if VARIANT != "plain":
-            self.natives[: REVERSE + 1] = v.decoder(1), v.decoder(2), v.encoder(1), v.encoder(2), v.reverser()
+            self.natives[: REVERSE + 1] = (
+                v.decoder(1),
+                v.decoder(2),
+                v.encoder(1),
+                v.encoder(2),
+                v.reverser(),
+            )
 
     def need_contexts(self) -> None:
         """Compile what codes streams whose symbols have classes."""
         if VARIANT != "plain":
-            self.natives[DECODE_CONTEXT_1:TRANSFORMS] = v.decoder(1, True), v.decoder(2, True), v.encoder(1, True), v.mapper()
+            self.natives[DECODE_CONTEXT_1:TRANSFORMS] = (
+                v.decoder(1, True),
+                v.decoder(2, True),
+                v.encoder(1, True),
+                v.mapper(),
+            )
 
     def need_transforms(self, modes: set[int]) -> None:
         """Compile the transforms of some modes."""
-        for transform in {Transform(m >> 4) for m in ({*MODES} if PER_TILE in modes else modes)} - {Transform.NONE}:
+        for transform in {Transform(m >> 4) for m in ({*MODES} if PER_TILE in modes else modes)} - {
+            Transform.NONE
+        }:
             at = TRANSFORMS + 2 * (transform - 1)
-            self.natives[at : at + 2] = [transformer(transform, inverse) for inverse in (False, True)]
+            self.natives[at : at + 2] = [
+                transformer(transform, inverse) for inverse in (False, True)
+            ]
 
     def grow(self, stream_nbytes: int) -> None:
         """Make room for copies of streams of that many bytes."""

@@ -54,7 +54,11 @@ class _Classes:
 
     def load(self, at: Any) -> list[Any]:
         """Classes of the four symbols of each lane, in one vector, from byte `at` on."""
-        return [ir.load(self.b, ir.element(self.b, self.source, I8, at), vector(I32, WIDTH))] if self.contexts else []
+        return (
+            [ir.load(self.b, ir.element(self.b, self.source, I8, at), vector(I32, WIDTH))]
+            if self.contexts
+            else []
+        )
 
     def add(self, four: list[Any], step: int, index: Any) -> Any:
         """An index into the part of the table of the symbol of a step, as one into the whole table."""
@@ -64,7 +68,15 @@ class _Classes:
         return index
 
 
-def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, n_streams: int, contexts: bool) -> None:
+def _decode(
+    b: Any,
+    params: Any,
+    states: Any,
+    permutations: Any,
+    n_groups: Any,
+    n_streams: int,
+    contexts: bool,
+) -> None:
     """The decoder's loop: chapter 9.2 of the spec, 8 or 16 lanes at a time; with contexts 9.4."""
 
     def param(s: int, column: int) -> Any:
@@ -72,7 +84,10 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
 
     streams, n_states, of = range(n_streams), n_streams * VECTORS, vector(I32, WIDTH)
     source, table = ([ir.pointer(b, param(s, c)) for s in streams] for c in (SOURCE, TABLE))
-    limit, bits = [param(s, LIMIT) for s in streams], [b.trunc(param(s, BITS), I32) for s in streams]
+    limit, bits = (
+        [param(s, LIMIT) for s in streams],
+        [b.trunc(param(s, BITS), I32) for s in streams],
+    )
     shift = [ir.broadcast(b, p, WIDTH) for p in bits]
     mask = [ir.broadcast(b, b.sub(b.shl(I32(1), p), I32(1)), WIDTH) for p in bits]
     target = [param(s, TARGET) for s in streams]
@@ -81,9 +96,16 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
     loop = ir.Loop(b, n_groups, [*first, *(param(s, POSITION) for s in streams)])
     x, position = loop.values[:n_states], loop.values[n_states:]
     at = b.mul(loop.index, I64(GROUP))
-    classes = [c for one in by_class for v in range(VECTORS) for c in one.load(b.add(at, I64(4 * WIDTH * v)))]
+    classes = [
+        c
+        for one in by_class
+        for v in range(VECTORS)
+        for c in one.load(b.add(at, I64(4 * WIDTH * v)))
+    ]
     steps = ir.Loop(b, I64(STEPS), [*x, *position, *[ir.zero(of)] * n_states, *classes])
-    x, position, four, classes = (steps.values[k : k + n] for k, n in _runs(n_states, n_streams, n_states, len(classes)))
+    x, position, four, classes = (
+        steps.values[k : k + n] for k, n in _runs(n_states, n_streams, n_states, len(classes))
+    )
     for v in range(VECTORS):
         for s in streams:
             i = s * VECTORS + v
@@ -92,17 +114,23 @@ def _decode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
             bias = b.and_(b.lshr(entry, splat(8, I32, WIDTH)), splat(4095, I32, WIDTH))
             y = b.add(b.mul(b.lshr(entry, splat(20, I32, WIDTH)), b.lshr(x[i], shift[s])), bias)
             low = b.icmp_unsigned("==", b.lshr(y, splat(16, I32, WIDTH)), ir.zero(of))
-            words = b.zext(ir.load(b, ir.element(b, source[s], I16, position[s]), vector(I16, WIDTH)), of)
+            words = b.zext(
+                ir.load(b, ir.element(b, source[s], I16, position[s]), vector(I16, WIDTH)), of
+            )
             words = ir.expand(b, words, low, permutations)
             x[i] = b.select(low, b.or_(b.shl(y, splat(16, I32, WIDTH)), words), y)
             position[s] = b.add(position[s], ir.popcount(b, low))
-            four[i] = b.or_(b.lshr(four[i], splat(8, I32, WIDTH)), b.shl(entry, splat(24, I32, WIDTH)))
+            four[i] = b.or_(
+                b.lshr(four[i], splat(8, I32, WIDTH)), b.shl(entry, splat(24, I32, WIDTH))
+            )
     last = steps.close([*x, *position, *four, *(b.lshr(c, splat(8, I32, WIDTH)) for c in classes)])
     x, position, four = (last[k : k + n] for k, n in _runs(n_states, n_streams, n_states))
     for i, symbols in enumerate(four):
         to = b.add(target[i // VECTORS], b.mul(loop.index, I64(GROUP)))
         ir.store(b, symbols, ir.element(b, ir.pointer(b, to), I8, I64(4 * WIDTH * (i % VECTORS))))
-    position = [b.select(b.icmp_signed("<", p, m), p, m) for p, m in zip(position, limit, strict=True)]
+    position = [
+        b.select(b.icmp_signed("<", p, m), p, m) for p, m in zip(position, limit, strict=True)
+    ]
     out = loop.close([*x, *position])
     for i in range(n_states):
         ir.store(b, out[i], ir.element(b, states, I32, I64(i * WIDTH)))
@@ -120,26 +148,54 @@ class _Entries:
     def __init__(self, b: Any, table: Any, by_class: _Classes) -> None:
         self.b, self.table, self.by_class, self.planes = b, table, by_class, list[list[Any]]()
         if ir.BYTE_LOOKUP and not by_class.contexts:
-            at = ((ir.element(b, table, I8, I64(256 * p + 64 * i)) for i in range(4)) for p in range(3))
+            at = (
+                (ir.element(b, table, I8, I64(256 * p + 64 * i)) for i in range(4))
+                for p in range(3)
+            )
             self.planes = [[ir.load(b, a, vector(I8, 64)) for a in plane] for plane in at]
 
     def of(self, four: Any, classes: list[Any]) -> list[Any]:
         """Entries of the four symbols of each lane, and their classes; the low byte of an entry is unspecified."""
         b = self.b
         if not self.planes:
-            indices = [b.and_(b.lshr(four, splat(8 * j, I32, WIDTH)), splat(255, I32, WIDTH)) for j in range(STEPS)]
+            indices = [
+                b.and_(b.lshr(four, splat(8 * j, I32, WIDTH)), splat(255, I32, WIDTH))
+                for j in range(STEPS)
+            ]
             bits = 32 if self.by_class.contexts else 16
-            return [ir.lookup(b, self.table, self.by_class.add(classes, j, index), bits) for j, index in enumerate(indices)]
-        low, middle, high = (ir.lookup_bytes(b, plane, b.bitcast(four, vector(I8, 64))) for plane in self.planes)
+            return [
+                ir.lookup(b, self.table, self.by_class.add(classes, j, index), bits)
+                for j, index in enumerate(indices)
+            ]
+        low, middle, high = (
+            ir.lookup_bytes(b, plane, b.bitcast(four, vector(I8, 64))) for plane in self.planes
+        )
         entries = []
         for j in range(STEPS):
-            two = ir.shuffle(b, low, middle, [i for lane in range(WIDTH) for i in (4 * lane + j, 64 + 4 * lane + j) * 2])
-            order = [i for lane in range(WIDTH) for i in (4 * lane, 4 * lane, 4 * lane + 1, 64 + 4 * lane + j)]
+            two = ir.shuffle(
+                b,
+                low,
+                middle,
+                [i for lane in range(WIDTH) for i in (4 * lane + j, 64 + 4 * lane + j) * 2],
+            )
+            order = [
+                i
+                for lane in range(WIDTH)
+                for i in (4 * lane, 4 * lane, 4 * lane + 1, 64 + 4 * lane + j)
+            ]
             entries.append(b.bitcast(ir.shuffle(b, two, high, order), vector(I32, WIDTH)))
         return entries
 
 
-def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, n_streams: int, contexts: bool) -> None:
+def _encode(
+    b: Any,
+    params: Any,
+    states: Any,
+    permutations: Any,
+    n_groups: Any,
+    n_streams: int,
+    contexts: bool,
+) -> None:
     """The encoder's loop: chapter 9.3. Lanes stand in the registers in descending order, as they are written.
 
     A state before the division is below ``freq << 32 - bits``, so with 11 bits or more the quotient is below 2^21. The
@@ -149,7 +205,12 @@ def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
     def param(s: int, column: int) -> Any:
         return ir.load(b, ir.element(b, params, I64, I64(s * N_PARAMS + column)), I64)
 
-    streams, of, floats, backwards = range(n_streams), vector(I32, WIDTH), vector(F32, WIDTH), range(WIDTH - 1, -1, -1)
+    streams, of, floats, backwards = (
+        range(n_streams),
+        vector(I32, WIDTH),
+        vector(F32, WIDTH),
+        range(WIDTH - 1, -1, -1),
+    )
     symbols, target = ([ir.pointer(b, param(s, c)) for s in streams] for c in (SYMBOLS, WORDS))
     by_class = [_Classes(b, param(s, CLASSES), param(s, PARTS), contexts) for s in streams]
     tables = [_Entries(b, ir.pointer(b, param(s, TABLE)), by_class[s]) for s in streams]
@@ -173,7 +234,10 @@ def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
             for s in streams:
                 i = s * VECTORS + v
                 entry = entries[i][j]
-                freq, start = b.lshr(entry, splat(20, I32, WIDTH)), b.and_(b.lshr(entry, splat(8, I32, WIDTH)), splat(4095, I32, WIDTH))
+                freq, start = (
+                    b.lshr(entry, splat(20, I32, WIDTH)),
+                    b.and_(b.lshr(entry, splat(8, I32, WIDTH)), splat(4095, I32, WIDTH)),
+                )
                 over = b.icmp_signed(">=", b.lshr(x[i], high[s]), freq)
                 words = b.trunc(ir.compress(b, x[i], over, permutations), vector(I16, WIDTH))
                 ir.store(b, words, ir.element(b, target[s], I16, position[s]))
@@ -186,14 +250,18 @@ def _encode(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any, 
                 x[i] = b.add(b.add(y, start), b.mul(q, b.sub(whole[s], freq)))
     out = loop.close([*x, *position])
     for i in range(n_states):
-        ir.store(b, ir.shuffle(b, out[i], out[i], backwards), ir.element(b, states, I32, I64(i * WIDTH)))
+        ir.store(
+            b, ir.shuffle(b, out[i], out[i], backwards), ir.element(b, states, I32, I64(i * WIDTH))
+        )
     for s in streams:
         ir.store(b, out[n_states + s], ir.element(b, params, I64, I64(s * N_PARAMS + POSITION)))
 
 
 def _reverse(b: Any, params: Any, count: Any) -> None:
     """Copy `count` vectors of `REVERSED` words each from SOURCE to TARGET, in reverse order."""
-    words, out = (ir.pointer(b, ir.load(b, ir.element(b, params, I64, I64(c)), I64)) for c in (SOURCE, TARGET))
+    words, out = (
+        ir.pointer(b, ir.load(b, ir.element(b, params, I64, I64(c)), I64)) for c in (SOURCE, TARGET)
+    )
     loop = ir.Loop(b, count, [])
     behind = b.mul(b.sub(count, b.add(loop.index, I64(1))), I64(REVERSED))
     some = ir.load(b, ir.element(b, words, I16, behind), vector(I16, REVERSED))

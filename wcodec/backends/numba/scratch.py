@@ -24,16 +24,32 @@ class Scratch:
     """What one thread needs besides inputs and outputs. Grows on demand."""
 
     def __init__(self) -> None:
-        self.planes, self.side, self.stream_words = np.empty(0, np.uint8), np.empty(0, np.uint8), np.empty(0, np.uint16)
-        self.four, self.addresses, self.streams = np.empty(4 * 256, np.uint32), np.empty(16, np.int64), Work()
+        self.planes, self.side, self.stream_words = (
+            np.empty(0, np.uint8),
+            np.empty(0, np.uint8),
+            np.empty(0, np.uint16),
+        )
+        self.four, self.addresses, self.streams = (
+            np.empty(4 * 256, np.uint32),
+            np.empty(16, np.int64),
+            Work(),
+        )
         self.split = np.zeros(split.N_PARAMS + 8, np.int64)
         self.symbols = np.zeros((2, common.BLOCK * entropy.GROUP), np.uint8)
-        self.merging, self.lanes = np.zeros((2, merge.N_PARAMS), np.int64), np.zeros((2, merge.LANES_NBYTES), np.uint8)
+        self.merging, self.lanes = (
+            np.zeros((2, merge.N_PARAMS), np.int64),
+            np.zeros((2, merge.LANES_NBYTES), np.uint8),
+        )
 
     @property
     def nbytes(self) -> int:
         """Bytes that grow."""
-        return self.planes.nbytes + self.side.nbytes + self.stream_words.nbytes + self.streams.spare.nbytes
+        return (
+            self.planes.nbytes
+            + self.side.nbytes
+            + self.stream_words.nbytes
+            + self.streams.spare.nbytes
+        )
 
     def grow(self, n_planes: int, room: int, encoding: bool = False) -> None:
         """Make room for planes `room` apart, and for encoding two streams of such planes."""
@@ -68,7 +84,12 @@ class Memory:
     def __init__(self, array: Bytes, nbytes: int | None = None) -> None:
         self.array = array  # NumPy keeps this object, which keeps the memory
         address, n = array.__array_interface__["data"][0], array.size if nbytes is None else nbytes
-        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (n,), "data": (address, False)}
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (n,),
+            "data": (address, False),
+        }
 
 
 class Loans:

@@ -18,7 +18,22 @@ from wcodec.backends.numba.prediction import PER_TILE, make_residuals, restore_t
 from wcodec.backends.numba.rans import copy, decode_stream, encode_stream, fill, padded
 
 # Columns of a job. Those of a plane stand behind the others, PLANE_COLUMNS for each plane.
-ROW, COL, HEIGHT, WIDTH, LAYOUT, BASE, FILL, START, N_TILES, MODES_AT, MODES_NBYTES, PATCHES_AT, N_PATCHES, END = range(14)
+(
+    ROW,
+    COL,
+    HEIGHT,
+    WIDTH,
+    LAYOUT,
+    BASE,
+    FILL,
+    START,
+    N_TILES,
+    MODES_AT,
+    MODES_NBYTES,
+    PATCHES_AT,
+    N_PATCHES,
+    END,
+) = range(14)
 SCALES_AT, SCALES_NBYTES = 14, 15
 N_COLUMNS: Final = 16
 CODER, TABLE, PREDICTION, AT, NBYTES = range(5)
@@ -34,10 +49,26 @@ WITH_CONTEXTS: Final = -1  #: kind of segments that `contexts` codes
 # ---- jobs ------------------------------------------------------------------------------------------------------------
 @kernel
 def fill_jobs(
-    jobs: Any, tile_rows: Any, tile_cols: Any, layout: Any, base: Any, fill: Any, n_patches: Any, coder: Any, table: Any, prediction: Any,
-    modes_nbytes: Any, scale_nbytes: Any, stream_nbytes: Any, offsets: Any, numbers: Any, ids: Any, kinds: Any,
-    of_bytes: Any, of_pairs: Any,
-) -> Any:  # fmt: skip
+    jobs: Any,
+    tile_rows: Any,
+    tile_cols: Any,
+    layout: Any,
+    base: Any,
+    fill: Any,
+    n_patches: Any,
+    coder: Any,
+    table: Any,
+    prediction: Any,
+    modes_nbytes: Any,
+    scale_nbytes: Any,
+    stream_nbytes: Any,
+    offsets: Any,
+    numbers: Any,
+    ids: Any,
+    kinds: Any,
+    of_bytes: Any,
+    of_pairs: Any,
+) -> Any:
     """Fill in jobs of which only the rectangles are, and `kinds`: which of the fused kernels suit each of them, 0, or `WITH_CONTEXTS`.
 
     The tables that are used get numbers from 0, which `numbers` then holds, and `ids` says which they are. `numbers` comes with a 1
@@ -60,8 +91,15 @@ def fill_jobs(
         job[LAYOUT], job[BASE] = layout[k], base[k]
         if fill.size:
             job[FILL] = fill[k]
-        job[N_TILES] = ((job[HEIGHT] + tile_rows - 1) // tile_rows) * ((job[WIDTH] + tile_cols - 1) // tile_cols)
-        job[MODES_AT], job[MODES_NBYTES], job[SCALES_AT], job[SCALES_NBYTES] = modes_at, modes_nbytes[k], scales_at, scale_nbytes[k]
+        job[N_TILES] = ((job[HEIGHT] + tile_rows - 1) // tile_rows) * (
+            (job[WIDTH] + tile_cols - 1) // tile_cols
+        )
+        job[MODES_AT], job[MODES_NBYTES], job[SCALES_AT], job[SCALES_NBYTES] = (
+            modes_at,
+            modes_nbytes[k],
+            scales_at,
+            scale_nbytes[k],
+        )
         modes_at += modes_nbytes[k]
         scales_at += scale_nbytes[k]
         if offsets.size:
@@ -71,7 +109,11 @@ def fill_jobs(
         for p in range(n_planes):
             plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
             rans = coder[p, k] == CODER_RANS
-            plane[CODER], plane[TABLE], plane[PREDICTION] = coder[p, k], numbers[table[p, k]] if rans else table[p, k], prediction[p, k]
+            plane[CODER], plane[TABLE], plane[PREDICTION] = (
+                coder[p, k],
+                numbers[table[p, k]] if rans else table[p, k],
+                prediction[p, k],
+            )
             plain &= prediction[p, k] == 0
             contexts |= coder[p, k] == CODER_CONTEXT
             if offsets.size:
@@ -90,12 +132,27 @@ def fill_jobs(
 # ---- words and planes ------------------------------------------------------------------------------------------------
 # Words are bytes here. `split` and `merge` are the addresses of native functions (`words`) for words of their size.
 @jit
-def split_words(job: Any, shape: Any, data: Any, planes: Any, room: Any, side: Any, word_map: Any, addresses: Any, split: Any) -> None:
+def split_words(
+    job: Any,
+    shape: Any,
+    data: Any,
+    planes: Any,
+    room: Any,
+    side: Any,
+    word_map: Any,
+    addresses: Any,
+    split: Any,
+) -> None:
     """Byte planes of a segment in element order, `room` apart; `side` has room for its words, which narrow tiles need."""
     cols, tile_rows, tile_cols, word_nbytes = shape
     height, width = job[HEIGHT], job[WIDTH]
     start, at, narrow = job[ROW] * cols + job[COL], 0, tile_cols < width
-    source, to, params, first = data.ctypes.data, addresses.ctypes.data, word_map.ctypes.data, planes.ctypes.data
+    source, to, params, first = (
+        data.ctypes.data,
+        addresses.ctypes.data,
+        word_map.ctypes.data,
+        planes.ctypes.data,
+    )
     for p in range(word_nbytes):
         addresses[p] = first + p * room
     if width == cols and tile_cols >= width:  # the segment's words lie side by side: one row
@@ -106,7 +163,10 @@ def split_words(job: Any, shape: Any, data: Any, planes: Any, room: Any, side: A
             for i in range(r, min(r + tile_rows, height)):
                 a = (start + i * cols + c) * word_nbytes
                 if narrow:
-                    copy(data[a : a + n * word_nbytes], side[at * word_nbytes : (at + n) * word_nbytes])
+                    copy(
+                        data[a : a + n * word_nbytes],
+                        side[at * word_nbytes : (at + n) * word_nbytes],
+                    )
                 else:
                     call_5(split, source + a, to, at, n, params)
                 at += n
@@ -115,7 +175,9 @@ def split_words(job: Any, shape: Any, data: Any, planes: Any, room: Any, side: A
 
 
 @jit
-def merge_words(job: Any, shape: Any, addresses: Any, data: Any, side: Any, word_map: Any, merge: Any) -> None:
+def merge_words(
+    job: Any, shape: Any, addresses: Any, data: Any, side: Any, word_map: Any, merge: Any
+) -> None:
     """Inverse of `split_words`; `addresses` are those of the planes, wherever each is."""
     cols, tile_rows, tile_cols, word_nbytes = shape
     height, width = job[HEIGHT], job[WIDTH]
@@ -131,7 +193,10 @@ def merge_words(job: Any, shape: Any, addresses: Any, data: Any, side: Any, word
             for i in range(r, min(r + tile_rows, height)):
                 o = (start + i * cols + c) * word_nbytes
                 if narrow:
-                    copy(side[at * word_nbytes : (at + n) * word_nbytes], data[o : o + n * word_nbytes])
+                    copy(
+                        side[at * word_nbytes : (at + n) * word_nbytes],
+                        data[o : o + n * word_nbytes],
+                    )
                 else:
                     call_5(merge, target + o, planes, at, n, params)
                 at += n
@@ -166,7 +231,11 @@ def _unpack(packed: Any, plane: Any, keep: Any, shift: Any, base: Any) -> None:
     add, s = np.uint16(base * 0x0101), np.uint32(shift) & np.uint32(7)
     for i in range(packed.size):
         v = np.uint32(packed[i])
-        two[i] = np.uint16((((v & np.uint32(15)) | (v & np.uint32(240)) << np.uint32(4)) << s) + (two[i] & stay) + add)
+        two[i] = np.uint16(
+            (((v & np.uint32(15)) | (v & np.uint32(240)) << np.uint32(4)) << s)
+            + (two[i] & stay)
+            + add
+        )
 
 
 # ---- small things ----------------------------------------------------------------------------------------------------
@@ -198,9 +267,25 @@ def count(symbols: Any, four: Any, counts: Any) -> None:
 
 @kernel
 def histogram_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, data: Any, which: Any, mode: Any, base: Any, fill: Any,
-    planes: Any, room: Any, side: Any, four: Any, natives: Any, counts: Any, addresses: Any, split: Any,
-) -> None:  # fmt: skip
+    first: Any,
+    last: Any,
+    jobs: Any,
+    shape: Any,
+    word_map: Any,
+    data: Any,
+    which: Any,
+    mode: Any,
+    base: Any,
+    fill: Any,
+    planes: Any,
+    room: Any,
+    side: Any,
+    four: Any,
+    natives: Any,
+    counts: Any,
+    addresses: Any,
+    split: Any,
+) -> None:
     """Counts of the symbols of jobs `first` to `last`: of pairs unless `base` is -1, and of byte planes `which`."""
     word_nbytes = shape[3]
     work, modes = planes[word_nbytes * room :], planes[:0]
@@ -250,10 +335,28 @@ def _put_patches(top: Any, n: Any, base: Any, record: Any, at: Any) -> Any:
 
 @kernel
 def encode_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, data: Any, modes: Any, coding: Any, entries: Any, tables: Any,
-    planes: Any, room: Any, side: Any, stream_words: Any, stream_work: Any, sums: Any, record: Any, n_units: Any, n_patches: Any,
-    addresses: Any, split: Any,
-) -> Any:  # fmt: skip
+    first: Any,
+    last: Any,
+    jobs: Any,
+    shape: Any,
+    word_map: Any,
+    data: Any,
+    modes: Any,
+    coding: Any,
+    entries: Any,
+    tables: Any,
+    planes: Any,
+    room: Any,
+    side: Any,
+    stream_words: Any,
+    stream_work: Any,
+    sums: Any,
+    record: Any,
+    n_units: Any,
+    n_patches: Any,
+    addresses: Any,
+    split: Any,
+) -> Any:
     """Encode jobs `first` to `last` one behind another into `record`, which has room for the worst. Returns their bytes."""
     cols, word_nbytes = shape[0], shape[3]
     work, at = planes[word_nbytes * room :], 0
@@ -294,7 +397,16 @@ def encode_range(
                         mode_at += job[N_TILES]
                 t = plane[TABLE]
                 behind = encode_stream(
-                    symbols, size, coding[t], entries[t], tables[t, 0], tables[t, 1], stream_words, record, at, stream_work
+                    symbols,
+                    size,
+                    coding[t],
+                    entries[t],
+                    tables[t, 0],
+                    tables[t, 1],
+                    stream_words,
+                    record,
+                    at,
+                    stream_work,
                 )
                 n_units[p, k] = (behind - at) // 16
                 at = behind
@@ -330,10 +442,22 @@ def are_modes(modes: Any) -> Any:
 
 @jit
 def _decode_planes(
-    job: Any, word_nbytes: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, addresses: Any, stream_work: Any
+    job: Any,
+    word_nbytes: Any,
+    payload: Any,
+    luts: Any,
+    tables: Any,
+    planes: Any,
+    room: Any,
+    addresses: Any,
+    stream_work: Any,
 ) -> Any:
     """Planes as they are stored, codes unpacked; all streams before anything else, for a bad one goes before any other fault."""
-    pairs, half, n = job[LAYOUT] == LAYOUT_PAIRS, (job[HEIGHT] * job[WIDTH] + 1) // 2, job[HEIGHT] * job[WIDTH]
+    pairs, half, n = (
+        job[LAYOUT] == LAYOUT_PAIRS,
+        (job[HEIGHT] * job[WIDTH] + 1) // 2,
+        job[HEIGHT] * job[WIDTH],
+    )
     for p in range(2 if pairs and word_nbytes == 1 else word_nbytes):
         plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
         at, packed = plane[AT], pairs and (p == 0 or word_nbytes == 1)
@@ -342,7 +466,9 @@ def _decode_planes(
         addresses[p] = planes[p * room :].ctypes.data
         if plane[CODER] == CODER_RANS:
             t = plane[TABLE]
-            if not decode_stream(payload, at, plane[NBYTES], size, luts[t], tables[t, 0], target, stream_work):
+            if not decode_stream(
+                payload, at, plane[NBYTES], size, luts[t], tables[t, 0], target, stream_work
+            ):
                 return False
         elif plane[CODER] == CODER_CONSTANT:
             fill(target[:size], np.uint8(plane[TABLE]))
@@ -351,15 +477,32 @@ def _decode_planes(
         else:
             addresses[p] = payload[at:].ctypes.data
         if packed:
-            _unpack(target[:half], planes[: 2 * half], 0xFFFF * p, 4 if p == 0 and word_nbytes == 1 else 0, job[BASE])
+            _unpack(
+                target[:half],
+                planes[: 2 * half],
+                0xFFFF * p,
+                4 if p == 0 and word_nbytes == 1 else 0,
+                job[BASE],
+            )
     return True
 
 
 @jit
 def _decode_one(
-    job: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any, planes: Any, room: Any, side: Any, work: Any,
-    data: Any, addresses: Any, merge: Any,
-) -> Any:  # fmt: skip
+    job: Any,
+    shape: Any,
+    word_map: Any,
+    payload: Any,
+    luts: Any,
+    tables: Any,
+    planes: Any,
+    room: Any,
+    side: Any,
+    work: Any,
+    data: Any,
+    addresses: Any,
+    merge: Any,
+) -> Any:
     """Decode a segment, and say how it went."""
     cols, _, _, word_nbytes = shape
     at, row_nbytes = job[START], job[WIDTH] * word_nbytes
@@ -391,12 +534,41 @@ def _decode_one(
 
 @kernel
 def decode_range(
-    first: Any, last: Any, jobs: Any, shape: Any, word_map: Any, payload: Any, luts: Any, tables: Any,
-    planes: Any, room: Any, side: Any, stream_work: Any, sums: Any, data: Any, status: Any, addresses: Any, merge: Any,
-) -> None:  # fmt: skip
+    first: Any,
+    last: Any,
+    jobs: Any,
+    shape: Any,
+    word_map: Any,
+    payload: Any,
+    luts: Any,
+    tables: Any,
+    planes: Any,
+    room: Any,
+    side: Any,
+    stream_work: Any,
+    sums: Any,
+    data: Any,
+    status: Any,
+    addresses: Any,
+    merge: Any,
+) -> None:
     """Decode jobs `first` to `last`, and say how each of them went."""
     for k in range(first, last):
         job = jobs[k]
         sum_record(sums, k, payload[job[START] : job[END]])
-        status[k] = _decode_one(job, shape, word_map, payload, luts, tables, planes, room, side, stream_work, data, addresses, merge)
+        status[k] = _decode_one(
+            job,
+            shape,
+            word_map,
+            payload,
+            luts,
+            tables,
+            planes,
+            room,
+            side,
+            stream_work,
+            data,
+            addresses,
+            merge,
+        )
         sum_words(sums, k, data, job[ROW], job[COL], job[HEIGHT], job[WIDTH], shape[0], shape[3])

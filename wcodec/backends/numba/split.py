@@ -20,7 +20,18 @@ STEP: Final = 2 * _N  #: words
 # Columns of `params`, all int64. Addresses of the words, of the symbols and up to three lower planes, of the patches; steps of a row,
 # bytes from the end of a row to the next; the window's base, the code of words outside it, how far ahead cache lines are asked for in
 # bytes, how many patches there are.
-SOURCE, SYMBOLS, LOWER, PATCHES, ROW_STEPS, ROW_JUMP, BASE, FILL, AHEAD, N_PATCHES = 0, 1, 2, 5, 6, 7, 8, 9, 10, 11
+SOURCE, SYMBOLS, LOWER, PATCHES, ROW_STEPS, ROW_JUMP, BASE, FILL, AHEAD, N_PATCHES = (
+    0,
+    1,
+    2,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+)
 N_PARAMS: Final = 12
 
 
@@ -28,7 +39,12 @@ class _Splitter:
     """The body of a kernel of one kind; see `KINDS`."""
 
     def __init__(self, b: Any, params: Any, kind: tuple[bool, int, str], lower: bool) -> None:
-        self.b, self.params, (self.pairs, self.word_nbytes, self.map), self.lower = b, params, kind, lower
+        self.b, self.params, (self.pairs, self.word_nbytes, self.map), self.lower = (
+            b,
+            params,
+            kind,
+            lower,
+        )
         self.window = self.pairs and self.word_nbytes > 1
         self.base = ir.broadcast(b, b.trunc(self.param(BASE), I8), _N)
         self.fill = ir.broadcast(b, b.trunc(self.param(FILL), I8), _N)
@@ -68,7 +84,9 @@ class _Splitter:
     def _planes(self, source: Any) -> list[list[Any]]:
         """Two vectors of each plane of mapped words, the top one first."""
         b, n = self.b, self.word_nbytes
-        loaded = [ir.load(b, ir.element(b, source, I8, I64(_N * i)), vector(I8, _N)) for i in range(2 * n)]
+        loaded = [
+            ir.load(b, ir.element(b, source, I8, I64(_N * i)), vector(I8, _N)) for i in range(2 * n)
+        ]
         halves = [self._map(self._bytes(loaded[n * h : n * (h + 1)])[::-1]) for h in range(2)]
         return [list(plane) for plane in zip(*halves, strict=True)]
 
@@ -94,7 +112,10 @@ class _Splitter:
         if self.map == "identity":
             return p
         f = 7 - int(self.map[-1])  # bits of the mantissa
-        exponent, sign = b.shl(b.and_(p[0], c(0x7F >> f << f)), c(1)), b.lshr(b.and_(p[0], c(0x80)), c(7 - f))
+        exponent, sign = (
+            b.shl(b.and_(p[0], c(0x7F >> f << f)), c(1)),
+            b.lshr(b.and_(p[0], c(0x80)), c(7 - f)),
+        )
         return [b.or_(b.or_(exponent, sign), b.and_(p[0], c((1 << f) - 1)))]
 
     def _pack(self, codes: list[Any]) -> Any:
@@ -111,15 +132,23 @@ class _Splitter:
         """Append ``top << 24 | index`` of the words outside; most often there are none."""
         b, bits = self.b, IntType(_N)
         mask = b.bitcast(outside, bits)
-        before, some, done = b.block, b.append_basic_block("patches"), b.append_basic_block("patched")
+        before, some, done = (
+            b.block,
+            b.append_basic_block("patches"),
+            b.append_basic_block("patched"),
+        )
         b.cbranch(b.icmp_unsigned("==", mask, bits(0)), done, some)
         b.position_at_end(some)
         ir.store(b, tops, ir.element(b, self.params, I64, I64(N_PARAMS)))
         count = b.zext(b.call(ir.declare(b, f"llvm.ctpop.i{_N}", bits, [bits]), [mask]), I64)
         loop = ir.Loop(b, count, [mask])
-        index = b.call(ir.declare(b, f"llvm.cttz.i{_N}", bits, [bits, ir.I1]), [loop.values[0], ir.I1(1)])
+        index = b.call(
+            ir.declare(b, f"llvm.cttz.i{_N}", bits, [bits, ir.I1]), [loop.values[0], ir.I1(1)]
+        )
         index = b.zext(index, I64) if _N < 64 else index
-        top = b.zext(b.load(ir.element(b, ir.element(b, self.params, I64, I64(N_PARAMS)), I8, index)), I32)
+        top = b.zext(
+            b.load(ir.element(b, ir.element(b, self.params, I64, I64(N_PARAMS)), I8, index)), I32
+        )
         patch = b.or_(b.shl(top, I32(24)), b.trunc(b.add(first, index), I32))
         ir.store(b, patch, ir.element(b, self.patches, I32, b.add(n_patches, loop.index)))
         loop.close([b.and_(loop.values[0], b.sub(loop.values[0], bits(1)))])

@@ -23,7 +23,12 @@ def read_tables(data: Any, offset: Any, freq: Any, prob_bits: Any) -> Any:
     for t in range(len(freq)):
         if data.size - offset < 4:
             return -1
-        prob_bits[t], first, last, k = data[offset], data[offset + 1], data[offset + 2], np.int64(data[offset + 3])
+        prob_bits[t], first, last, k = (
+            data[offset],
+            data[offset + 1],
+            data[offset + 2],
+            np.int64(data[offset + 3]),
+        )
         if not 9 <= prob_bits[t] <= 12 or first > last or k >= 12:
             return -1
         at = 8 * (offset + 4)

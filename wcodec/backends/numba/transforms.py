@@ -16,10 +16,12 @@ from wcodec.backends.numba.compiling import native
 from wcodec.backends.numba.ir import I8, I16, I64, VARIANT, splat, vector
 from wcodec.reference.transforms import FRACTION, ORDER, SIZE, Transform, steps
 
-LANES: Final = {"avx512": 32, "avx2": 16, "plain": 8}[VARIANT]  #: bytes of a row that are transformed together
+#: bytes of a row that are transformed together
+LANES: Final = {"avx512": 32, "avx2": 16, "plain": 8}[VARIANT]
 _BYTES: Final = vector(I8, LANES)
 _VALUES: Final = vector(I16, LANES)
-_MULTIPLY: Final = {"avx512": "llvm.x86.avx512.pmul.hr.sw.512", "avx2": "llvm.x86.avx2.pmul.hr.sw"}  #: ``(a * b + 2^14) >> 15``
+#: ``(a * b + 2^14) >> 15``
+_MULTIPLY: Final = {"avx512": "llvm.x86.avx512.pmul.hr.sw.512", "avx2": "llvm.x86.avx2.pmul.hr.sw"}
 
 
 # ---- one dimension -----------------------------------------------------------------------------------------------------
@@ -28,10 +30,15 @@ def _product(b: Any, y: Any, coefficient: int) -> Any:
     if coefficient == -1 << FRACTION:
         return b.neg(y)
     if VARIANT in _MULTIPLY:
-        rounded = b.call(ir.declare(b, _MULTIPLY[VARIANT], _VALUES, [_VALUES] * 2), [y, splat(coefficient, I16, LANES)])
+        rounded = b.call(
+            ir.declare(b, _MULTIPLY[VARIANT], _VALUES, [_VALUES] * 2),
+            [y, splat(coefficient, I16, LANES)],
+        )
     else:
         exact = b.mul(b.ashr(y, splat(8, I16, LANES)), splat(coefficient, I16, LANES))
-        rounded = b.ashr(b.add(exact, splat(1 << FRACTION - 1, I16, LANES)), splat(FRACTION, I16, LANES))
+        rounded = b.ashr(
+            b.add(exact, splat(1 << FRACTION - 1, I16, LANES)), splat(FRACTION, I16, LANES)
+        )
     return b.shl(rounded, splat(8, I16, LANES))
 
 
@@ -52,7 +59,12 @@ def _inverse(b: Any, rows: list[Any], transform: int) -> list[Any]:
 def _transposed(b: Any, rows: list[Any]) -> list[Any]:
     """Columns of 8 x 8 values, of each block by itself."""
     half = SIZE // 2
-    low = [k for block in range(0, LANES, SIZE) for i in range(block, block + half) for k in (i, LANES + i)]
+    low = [
+        k
+        for block in range(0, LANES, SIZE)
+        for i in range(block, block + half)
+        for k in (i, LANES + i)
+    ]
     for _ in range(3):
         pairs = list(zip(rows[:half], rows[half:], strict=True))
         rows = [ir.shuffle(b, x, y, [k + m for k in low]) for x, y in pairs for m in (0, half)]
@@ -71,12 +83,20 @@ class _Tile:
         """Transform rows, in the blocks of some lanes: all if that is None."""
         step = _inverse if self.inverse else _forward
         new = _transposed(self.b, step(self.b, _transposed(self.b, rows), self.transform))
-        return new if lanes is None else [self.b.select(lanes, x, y) for x, y in zip(new, rows, strict=True)]
+        return (
+            new
+            if lanes is None
+            else [self.b.select(lanes, x, y) for x, y in zip(new, rows, strict=True)]
+        )
 
     def _down(self, rows: list[Any], whole: Any) -> list[Any]:
         """Transform columns, if there are eight rows."""
         new = (_inverse if self.inverse else _forward)(self.b, rows, self.transform)
-        return new if whole is None else [self.b.select(whole, x, y) for x, y in zip(new, rows, strict=True)]
+        return (
+            new
+            if whole is None
+            else [self.b.select(whole, x, y) for x, y in zip(new, rows, strict=True)]
+        )
 
     def strip(self, places: list[Any], edge: tuple[Any, Any, Any] | None = None) -> None:
         """Transform `LANES` bytes of eight rows; at an edge: lanes that are there, those of whole blocks, whether eight rows are there.
@@ -103,7 +123,9 @@ def _first(b: Any, n: Any) -> Any:
     return b.icmp_signed("<", ir.constant(_BYTES, list(range(LANES))), ir.broadcast(b, few, LANES))
 
 
-def _emit(b: Any, data: Any, height: Any, width: Any, centre: Any, transform: int, inverse: bool) -> None:
+def _emit(
+    b: Any, data: Any, height: Any, width: Any, centre: Any, transform: int, inverse: bool
+) -> None:
     """Strips of eight rows from left to right; if there are less than eight, the last one stands in for the missing ones."""
     tile, lanes, one = _Tile(b, transform, inverse, centre), I64(LANES), I64(1)
     strips = ir.Loop(b, b.sdiv(b.add(height, I64(SIZE - 1)), I64(SIZE)), [])
@@ -137,4 +159,6 @@ def transformer(transform: int, inverse: bool) -> int:
     def emit(b: Any, tile: Any, height: Any, width: Any, centre: Any) -> None:
         _emit(b, tile, height, width, centre, transform, inverse)
 
-    return native(f"{'inverse' if inverse else 'forward'}_{Transform(transform).name.lower()}", emit, 4)
+    return native(
+        f"{'inverse' if inverse else 'forward'}_{Transform(transform).name.lower()}", emit, 4
+    )

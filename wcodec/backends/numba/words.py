@@ -20,14 +20,19 @@ from wcodec.backends.numba.ir import I8, I64
 
 def _map_of(b: Any, address: Any, word: Any) -> list[Any]:
     """Parameters of a word map, as words: `up`, `stay`, `sign`, `flip`, `down`."""
-    columns = [ir.load(b, ir.element(b, ir.pointer(b, address), I64, I64(i)), I64) for i in range(5)]
+    columns = [
+        ir.load(b, ir.element(b, ir.pointer(b, address), I64, I64(i)), I64) for i in range(5)
+    ]
     return [b.trunc(c, word) if word.width < 64 else c for c in columns]
 
 
 def _planes(b: Any, addresses: Any, numbers: range, at: Any) -> list[Any]:
     """Pointers to byte `at` of some planes, whose addresses stand in an array."""
     array = ir.pointer(b, addresses)
-    return [ir.pointer(b, b.add(ir.load(b, ir.element(b, array, I64, I64(p)), I64), at)) for p in numbers]
+    return [
+        ir.pointer(b, b.add(ir.load(b, ir.element(b, array, I64, I64(p)), I64), at))
+        for p in numbers
+    ]
 
 
 def splitter(word_nbytes: int) -> int:
@@ -39,14 +44,21 @@ def splitter(word_nbytes: int) -> int:
 
     def emit(b: Any, words: Any, planes: Any, at: Any, n: Any, word_map: Any) -> None:
         up, stay, sign, flip, down = _map_of(b, word_map, word)
-        for p in range(0, word_nbytes, 2):  # two planes at a time: LLVM looks at few arrays, whether they overlap
+        # two planes at a time: LLVM looks at few arrays, whether they overlap
+        for p in range(0, word_nbytes, 2):
             numbers = range(p, min(p + 2, word_nbytes))
             targets, loop = _planes(b, planes, numbers, at), ir.Loop(b, n, [])
             w = b.xor(ir.load(b, ir.element(b, ir.pointer(b, words), word, loop.index), word), flip)
-            w = b.or_(b.or_(b.shl(b.and_(w, up), word(1)), b.and_(w, stay)), b.and_(b.lshr(w, down), sign))
+            w = b.or_(
+                b.or_(b.shl(b.and_(w, up), word(1)), b.and_(w, stay)), b.and_(b.lshr(w, down), sign)
+            )
             for k, target in zip(numbers, targets, strict=True):
                 byte = b.lshr(w, word(8 * (word_nbytes - 1 - k)))
-                ir.store(b, b.trunc(byte, I8) if word_nbytes > 1 else byte, ir.element(b, target, I8, loop.index))
+                ir.store(
+                    b,
+                    b.trunc(byte, I8) if word_nbytes > 1 else byte,
+                    ir.element(b, target, I8, loop.index),
+                )
             loop.close([])
 
     return native(f"split_words_{word_nbytes}", emit, 5)
@@ -63,7 +75,9 @@ def merger(word_nbytes: int) -> int:
         for source in sources:
             byte = ir.load(b, ir.element(b, source, I8, loop.index), I8)
             w = b.or_(b.shl(w, word(8)), b.zext(byte, word)) if word_nbytes > 1 else byte
-        w = b.or_(b.or_(b.and_(b.lshr(w, word(1)), up), b.and_(w, stay)), b.shl(b.and_(w, sign), down))
+        w = b.or_(
+            b.or_(b.and_(b.lshr(w, word(1)), up), b.and_(w, stay)), b.shl(b.and_(w, sign), down)
+        )
         ir.store(b, b.xor(w, flip), ir.element(b, ir.pointer(b, words), word, loop.index))
         loop.close([])
 
