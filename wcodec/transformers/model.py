@@ -217,11 +217,7 @@ def _from_wcodec(
         state = dict[str, Any]()
         for path, named in files.items():
             reader = open_files.enter_context(Reader(path))
-            names = (
-                reader.keys()
-                if named is None
-                else [name for name in reader.keys() if name in named]
-            )
+            names = [name for name in reader.keys() if named is None or name in named]  # noqa: SIM118
             if named is not None and (lacking := named.difference(names)):
                 raise DecodeError(
                     "bad_range",
