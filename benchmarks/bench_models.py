@@ -37,7 +37,7 @@ from bench_files import HERE, machine
 import wcodec.torch
 from wcodec.errors import BackendUnavailable
 from wcodec.planner.options import OPERANDS, EncodeOptions
-from wcodec.torch.models import model_memory
+from wcodec.torch.resident.models import model_memory
 
 CPU = {"hidden": 1024, "inner": 2816, "layers": 12, "vocab": 8000, "heads": 16, "kv_heads": 4}
 LLAMA_3_8B = {

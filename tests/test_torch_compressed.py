@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import gc
 import io
 import pickle
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 import torch
@@ -16,11 +19,16 @@ import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 
 import wcodec
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.torch import scratch
-from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.files import load_file, save_file
-from wcodec.torch.holding import hold
-from wcodec.torch.models import compress_model, decompress_model, load_compressed, model_memory
+from wcodec.torch.loading.files import load_file, save_file
+from wcodec.torch.resident import scratch
+from wcodec.torch.resident.compressed import CompressedTensor
+from wcodec.torch.resident.holding import hold
+from wcodec.torch.resident.models import (
+    compress_model,
+    decompress_model,
+    load_compressed,
+    model_memory,
+)
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -637,7 +645,7 @@ def test_a_stream_that_changes_while_it_is_opened(monkeypatch: pytest.MonkeyPatc
     small, dense = pair(64, 96)
     held, opened = small.held, []
     held.replace(dense * 2)  # nothing is opened now
-    from wcodec.torch import held as module
+    from wcodec.torch.resident import held as module
 
     real = module.File
 
@@ -797,3 +805,24 @@ def test_what_stays_on_meta_is_said(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"still on the device meta.*inverse"):
         load_compressed(model, tmp_path / "m.wcodec")
     assert load_compressed(model, tmp_path / "m.wcodec", strict=False) == ([], [])
+
+
+#: a pickle, compressed by zlib, that version 0.2 wrote when the class lay in `wcodec.torch.compressed`
+PICKLED: Final = (
+    "c-m`VnR<em0StP?%aij{Qj_&c@{5u)^pf*)3yM;Ui&Imk^spDDCY5I9q)eGSMWcrYA|GE`l9^LHrAH_pDj8prnpd1(6k"
+    "lcpR>liaRt%&P(^IGP2*l^)C#J-w73Jr~CsmfD76Vl|{bgccXkhB%%K0<L?WaQ4iU3Ky1}5K^%s{fXkU=9t0O+oQqWqH"
+    "l<oulYvecsD%>2AUMxcTSUZ6})W=Tm-YJ6&5N@ikSAyY>L7f`UIvLH3SII}9XxRANFkVPYc6)0GokzZ6&$m-1$0rG5SU"
+    "P&RFH%kNy$c+5F^g?!TmeNw7of;ABAjJ?T7cwM+y};!JbZsz1jH{3_f)A*~(!|uz+|t6-!r0uv+^7&@Y;r+qA+s+NlV3"
+    "?8OCZp+*g^(uiWw92n3y0z-Wl%f@8aqVbT(7~34G;m`xvJCg5kQPP|za7jbS2r&f)ZCC#xtO!v>dHVnX8+*kEAh#%si3"
+    "k(1aUSEj=5x*+mN)G)1>lbn)}av`mO!HrGs*nJ+Jpx6HwH^pcCVP3?j<8bt9KrUB+RfC|@>btvkO_<4<A|voYAw!~|;S"
+    "yWGtl-}#O4!`kL=Lc|H>$cwZeV6;|Dis=fDvMH5Y&c!P#PA)3_K8u5sJ$s&&Y?YyK4c7c(;%#ty6-gcryS~P3shI#?~p"
+    "FJ>0;go|Bqf0!-<^+{Nu*l#*JMn&Og~TmsB6nn6=afEs!j%cpd9)=uf+jL$5NFGws(%$?Fv?AHO3(*pnyT1Q?"
+)
+
+
+def test_pickles_of_earlier_versions_load() -> None:
+    w = pickle.loads(zlib.decompress(base64.b85decode(PICKLED)))
+    assert isinstance(w, CompressedTensor)
+    assert w.fused
+    assert w.decode().equal(torch.arange(6, dtype=torch.int8).repeat(64, 8))
+    assert b"wcodec.torch.compressed\nrebuild\n" in pickle.dumps(w, 0), "the name for later ones"

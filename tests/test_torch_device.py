@@ -11,10 +11,10 @@ from cuda_emulator import EmulatedRuntime
 
 from wcodec.errors import DecodeError
 from wcodec.planner.options import EncodeOptions
-from wcodec.torch import device
-from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.device import DeviceHeld
-from wcodec.torch.held import encode
+from wcodec.torch.resident import device
+from wcodec.torch.resident.compressed import CompressedTensor
+from wcodec.torch.resident.device import DeviceHeld
+from wcodec.torch.resident.held import encode
 
 
 @pytest.fixture(scope="module")

@@ -27,16 +27,10 @@ from wcodec.errors import BackendUnavailable, DecodeError, EncodeError
 from wcodec.files import encode_file
 from wcodec.hub import encode_hub_file
 from wcodec.reference.planes import DTYPES, DType
-from wcodec.torch import (
-    WCodecCheckpoint,
-    decoding,
-    load_file,
-    load_wcodec_checkpoint,
-    safe_open,
-    save_file,
-)
+from wcodec.torch import WCodecCheckpoint, load_file, load_wcodec_checkpoint, safe_open, save_file
 from wcodec.torch.dtypes import from_array, row_of, to_array, torch_dtype
-from wcodec.torch.reader import Reader
+from wcodec.torch.loading import decoding
+from wcodec.torch.loading.reader import Reader
 
 TORCH_DTYPES = {
     "bool": torch.bool, "uint8": torch.uint8, "int8": torch.int8, "uint16": torch.uint16, "int16": torch.int16, "uint32": torch.uint32,
@@ -508,9 +502,9 @@ def test_device_memory_becomes_tensors(tmp_path: Path, monkeypatch: pytest.Monke
             streams.append(handle)
             return super().external_stream(handle)
 
-    monkeypatch.setattr("wcodec.torch.device_memory.empty", empty)
+    monkeypatch.setattr("wcodec.torch.loading.device_memory.empty", empty)
     monkeypatch.setattr(
-        "wcodec.torch.device_memory.current_stream", lambda device: 70 + device.index
+        "wcodec.torch.loading.device_memory.current_stream", lambda device: 70 + device.index
     )
     monkeypatch.setattr("wcodec.cuda.shared_loader", loader)
     monkeypatch.setattr("wcodec.cuda.Loader", loader)
@@ -545,8 +539,8 @@ def test_device_memory_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def close(self) -> None:
             closed.append(self.device)
 
-    monkeypatch.setattr("wcodec.torch.device_memory.empty", empty)
-    monkeypatch.setattr("wcodec.torch.device_memory.current_stream", lambda _: 7)
+    monkeypatch.setattr("wcodec.torch.loading.device_memory.empty", empty)
+    monkeypatch.setattr("wcodec.torch.loading.device_memory.current_stream", lambda _: 7)
     loader = wcodec.cuda.Loader(1, runtime_of=lambda n: Runtime(n or 0))
     monkeypatch.setattr("wcodec.cuda.shared_loader", lambda _: loader)
     assert same(load_file(tmp_path / "a", device="cuda:1")["w"], weights(64, 64))

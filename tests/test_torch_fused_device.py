@@ -36,15 +36,13 @@ from wcodec.torch import (
     CompressedTensor,
     WCodecLinear,
     compress_model,
-    device,
-    holding,
     load_compressed,
     model_memory,
-    operands,
     save_file,
 )
-from wcodec.torch.device import DeviceHeld
-from wcodec.torch.held import Held
+from wcodec.torch.resident import device, holding, operands
+from wcodec.torch.resident.device import DeviceHeld
+from wcodec.torch.resident.held import Held
 from wcodec.transformers import WCodecConfig, WCodecModel
 
 #: Less than a tile and a band, ragged in both, several segments and parts.
@@ -389,7 +387,7 @@ def test_what_kernels_cannot_multiply_is_decoded(
     dense: torch.Tensor, is_operand: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # so that what is last is not looked at with the first
-    monkeypatch.setattr("wcodec.torch.device_products._SOME", 1000)
+    monkeypatch.setattr("wcodec.torch.resident.device_products._SOME", 1000)
     w = fused(dense)
     assert torch.equal(w.decode().view(torch.uint8), dense.view(torch.uint8))
     assert (w.held.operand() is not None) == is_operand == (form_of(w) is not None)

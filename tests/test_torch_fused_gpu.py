@@ -32,13 +32,11 @@ from wcodec.torch import (
     CompressedTensor,
     WCodecLinear,
     compress_model,
-    device,
     load_compressed,
     model_memory,
-    operands,
     save_file,
-    scratch,
 )
+from wcodec.torch.resident import device, operands, scratch
 
 pytestmark = pytest.mark.gpu
 

@@ -21,17 +21,11 @@ import wcodec
 from wcodec import EncodeOptions
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference.operands import operand_form
-from wcodec.torch import (
-    CompressedTensor,
-    WCodecLinear,
-    compress_model,
-    load_compressed,
-    save_file,
-    scratch,
-)
-from wcodec.torch import held as held_module
-from wcodec.torch import products as products_module
-from wcodec.torch import tiles as tiles_module
+from wcodec.torch import CompressedTensor, WCodecLinear, compress_model, load_compressed, save_file
+from wcodec.torch.resident import held as held_module
+from wcodec.torch.resident import products as products_module
+from wcodec.torch.resident import scratch
+from wcodec.torch.resident import tiles as tiles_module
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

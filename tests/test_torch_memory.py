@@ -11,7 +11,8 @@ import pytest
 import torch
 from memory import peak_of, torch_peak_of
 
-from wcodec.torch import compress_model, load_compressed, model_memory, scratch
+from wcodec.torch import compress_model, load_compressed, model_memory
+from wcodec.torch.resident import scratch
 
 HIDDEN, INNER, LAYERS = 256, 1024, 6
 LARGEST = 2 * HIDDEN * INNER  #: bytes of a weight

@@ -12,11 +12,11 @@ import torch
 from torch_fused_cases import need_gpu
 
 from wcodec.errors import DecodeError
-from wcodec.torch import scratch
-from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.device import DeviceAhead, DeviceHeld
-from wcodec.torch.files import save_file
-from wcodec.torch.models import compress_model, load_compressed, model_memory
+from wcodec.torch.loading.files import save_file
+from wcodec.torch.resident import scratch
+from wcodec.torch.resident.compressed import CompressedTensor
+from wcodec.torch.resident.device import DeviceAhead, DeviceHeld
+from wcodec.torch.resident.models import compress_model, load_compressed, model_memory
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda", 0)

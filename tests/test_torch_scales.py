@@ -26,8 +26,8 @@ from wcodec.torch import (
     load_compressed,
     save_file,
 )
-from wcodec.torch import held as held_module
-from wcodec.torch import products as products_module
+from wcodec.torch.resident import held as held_module
+from wcodec.torch.resident import products as products_module
 
 NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 MODES = ("fused", "resident")

@@ -21,7 +21,7 @@ from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 import wcodec
 from wcodec.files import encode_file
 from wcodec.torch import load_shard, save_file
-from wcodec.torch.sharding import STYLES, intervals_of
+from wcodec.torch.loading.sharding import STYLES, intervals_of
 
 HERE = Path(__file__).parent
 

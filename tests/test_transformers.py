@@ -15,7 +15,7 @@ from test_real_weights import PACKAGES, packaged
 from tiny_models import MODELS, compressed, logits, same_state, streams, tokens
 from transformers import AutoModel, AutoTokenizer
 
-from wcodec.torch.models import model_memory
+from wcodec.torch.resident.models import model_memory
 from wcodec.transformers import WCodecConfig, WCodecModel
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

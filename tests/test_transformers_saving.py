@@ -17,7 +17,7 @@ from safetensors import safe_open
 from sampling import exhaustive
 from tiny_models import MODELS, compressed, dense, inputs, logits, same_state, streams, tokens
 
-from wcodec.torch.models import compress_model, model_memory
+from wcodec.torch.resident.models import compress_model, model_memory
 from wcodec.transformers import WCodecConfig, WCodecModel
 
 # peft asks for it

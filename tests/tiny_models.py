@@ -10,7 +10,7 @@ import transformers
 from safetensors import safe_open
 
 from wcodec.directories import encode_directory
-from wcodec.torch.compressed import CompressedTensor
+from wcodec.torch.resident.compressed import CompressedTensor
 
 _DECODER = {
     "num_hidden_layers": 2,

@@ -11,7 +11,8 @@ import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 from wcodec.backends import load_backend
 from wcodec.errors import BackendUnavailable
 from wcodec.reference.operands import operand_form
-from wcodec.torch import CompressedTensor, products
+from wcodec.torch import CompressedTensor
+from wcodec.torch.resident import products
 
 NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 

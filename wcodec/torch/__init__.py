@@ -15,13 +15,19 @@ except ImportError as e:
     raise ImportError("wcodec.torch needs PyTorch: pip install 'wcodec[torch]'") from e
 
 from wcodec.directories import encode_safetensors_to_wcodec
-from wcodec.torch.checkpoint import WCodecCheckpoint, load_wcodec_checkpoint
-from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.files import load_file, safe_open, save_file
-from wcodec.torch.layers import WCodecLinear
-from wcodec.torch.models import compress_model, decompress_model, load_compressed, model_memory
-from wcodec.torch.scratch import release_scratch, scratch_nbytes
-from wcodec.torch.sharding import load_shard
+from wcodec.torch.loading.checkpoint import WCodecCheckpoint, load_wcodec_checkpoint
+from wcodec.torch.loading.files import load_file, safe_open, save_file
+from wcodec.torch.loading.sharding import load_shard
+from wcodec.torch.resident import operators as _operators  # noqa: F401 (registers them)
+from wcodec.torch.resident.compressed import CompressedTensor
+from wcodec.torch.resident.layers import WCodecLinear
+from wcodec.torch.resident.models import (
+    compress_model,
+    decompress_model,
+    load_compressed,
+    model_memory,
+)
+from wcodec.torch.resident.scratch import release_scratch, scratch_nbytes
 
 __all__ = [
     "CompressedTensor",

@@ -10,7 +10,7 @@ from wcodec.configs import METHOD
 from wcodec.errors import DecodeError
 from wcodec.hub import VERSION_TEXT
 from wcodec.planner.options import EncodeOptions
-from wcodec.torch.operands import Fused, check_fused
+from wcodec.torch.resident.operands import Fused, check_fused
 
 _DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
 _STORED: Final = ("format_version", "dtype", "resident", "preset", "fused")

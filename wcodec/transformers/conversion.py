@@ -22,11 +22,11 @@ from wcodec.errors import DecodeError, EncodeError
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.checksums import crc32_each
 from wcodec.reference.container import MAGIC
-from wcodec.torch import operands
-from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.held import Held, compress, encode
-from wcodec.torch.holding import hold, moved
-from wcodec.torch.operands import Fused
+from wcodec.torch.resident import operands
+from wcodec.torch.resident.compressed import CompressedTensor
+from wcodec.torch.resident.held import Held, compress, encode
+from wcodec.torch.resident.holding import hold, moved
+from wcodec.torch.resident.operands import Fused
 
 #: Whether the loader asks a quantizer what to cast a tensor of the checkpoint to, and looks whether its shape is right, as
 #: transformers does from 5.21 on. Before, it leaves as they are tensors that are not of floating point, as streams, or whose

@@ -18,8 +18,8 @@ from transformers.models.auto.auto_factory import _get_model_class
 
 from wcodec.configs import METHOD
 from wcodec.errors import DecodeError
-from wcodec.torch.operands import Fused
-from wcodec.torch.reader import Reader
+from wcodec.torch.loading.reader import Reader
+from wcodec.torch.resident.operands import Fused
 from wcodec.transformers.config import WCodecConfig
 from wcodec.transformers.sources import WCODEC, StreamSlice, stored_dtype, weight_files
 

@@ -22,9 +22,9 @@ from transformers.quantizers.base import HfQuantizer
 from wcodec import hub
 from wcodec.configs import METHOD
 from wcodec.planner.options import EncodeOptions
-from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.holding import hold
-from wcodec.torch.models import decompress_model
+from wcodec.torch.resident.compressed import CompressedTensor
+from wcodec.torch.resident.holding import hold
+from wcodec.torch.resident.models import decompress_model
 from wcodec.transformers.config import WCodecConfig
 from wcodec.transformers.conversion import (
     LOADER_ASKS,

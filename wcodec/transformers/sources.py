@@ -17,7 +17,7 @@ from wcodec.outputs import map_file
 from wcodec.reference.planes import DType
 from wcodec.sources import read_safetensors_header
 from wcodec.torch import dtypes
-from wcodec.torch.checkpoint import read_weight_map
+from wcodec.torch.loading.checkpoint import read_weight_map
 
 WCODEC: Final = ".wcodec"
 SAFETENSORS: Final = ".safetensors"

@@ -13,12 +13,12 @@ from wcodec.errors import EncodeError
 from wcodec.extract import extract
 from wcodec.outputs import AnyPath
 from wcodec.planner.options import EncodeOptions
-from wcodec.torch.checkpoint import WCodecCheckpoint
-from wcodec.torch.compressed import OWN, CompressedTensor
-from wcodec.torch.holding import hold, moved
-from wcodec.torch.operands import Fused, check_fused, check_options
-from wcodec.torch.reader import Device, Reader
-from wcodec.torch.scratch import return_freed_memory
+from wcodec.torch.loading.checkpoint import WCodecCheckpoint
+from wcodec.torch.loading.reader import Device, Reader
+from wcodec.torch.resident.compressed import OWN, CompressedTensor
+from wcodec.torch.resident.holding import hold, moved
+from wcodec.torch.resident.operands import Fused, check_fused, check_options
+from wcodec.torch.resident.scratch import return_freed_memory
 
 MIN_NBYTES: Final = 4096  #: smaller weights stay as they are
 

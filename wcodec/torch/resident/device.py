@@ -21,9 +21,10 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.planes import Bytes
 from wcodec.slices import entries_of, touched
-from wcodec.torch.device_products import FACTORS, Prepared, multiply, prepare
-from wcodec.torch.held import ROWS_IN_GRAPH, Held, only_tensor, portions
-from wcodec.torch.scratch import AHEAD_OF_TYPE, Ahead, Buffers, Decodable, ahead_of
+from wcodec.torch.loading.device_memory import current_stream
+from wcodec.torch.resident.device_products import FACTORS, Prepared, multiply, prepare
+from wcodec.torch.resident.held import ROWS_IN_GRAPH, Held, only_tensor, portions
+from wcodec.torch.resident.scratch import AHEAD_OF_TYPE, Ahead, Buffers, Decodable, ahead_of
 
 ALIGNED: Final = 16  #: of payloads (spec: chapter 4)
 FIRST_USE: Final = "first use of {} while a CUDA graph is captured: run the model once before"
@@ -216,11 +217,6 @@ def _runs(offsets: np.ndarray[Any, Any], segments: np.ndarray[Any, Any]) -> list
     """Byte ranges of the records of ascending segments, neighbours together."""
     cuts = np.flatnonzero(np.diff(segments) > 1) + 1
     return [(int(offsets[run[0]]), int(offsets[run[-1] + 1])) for run in np.split(segments, cuts)]
-
-
-def current_stream(device: torch.device) -> int:
-    """PyTorch's current stream, as the driver knows it; on a CPU, where an emulator runs, none."""
-    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -11,7 +11,7 @@ from wcodec.files import write_arrays
 from wcodec.outputs import AnyPath
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch.dtypes import to_array
-from wcodec.torch.reader import Device, Reader, TensorSlice
+from wcodec.torch.loading.reader import Device, Reader, TensorSlice
 
 
 def save_file(

@@ -17,10 +17,11 @@ from wcodec.files import File
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import Index, TensorRecord
 from wcodec.reference.operands import operand_form
-from wcodec.torch import dtypes, operands
-from wcodec.torch.operands import Fused
-from wcodec.torch.scratch import ahead_of
-from wcodec.torch.tiles import Tiling, row_tiles, tiling_of
+from wcodec.torch import dtypes
+from wcodec.torch.resident import operands
+from wcodec.torch.resident.operands import Fused
+from wcodec.torch.resident.scratch import ahead_of
+from wcodec.torch.resident.tiles import Tiling, row_tiles, tiling_of
 
 PART_NBYTES: Final = 1 << 24  #: decoded at once where rows are picked
 ROWS_IN_GRAPH: Final = (
@@ -143,7 +144,7 @@ class Held:
         return out
 
     def row_tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """The rows of a matrix on the CPU in order, some at a time; see `wcodec.torch.tiles.row_tiles`.
+        """The rows of a matrix on the CPU in order, some at a time; see `wcodec.torch.resident.tiles.row_tiles`.
 
         Raises
         ------

@@ -17,9 +17,9 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 
-from wcodec.torch import operands
-from wcodec.torch.held import Held
-from wcodec.torch.holding import held_of
+from wcodec.torch.resident import operands
+from wcodec.torch.resident.held import Held
+from wcodec.torch.resident.holding import held_of
 
 #: of activations
 FLOATS: Final = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})

@@ -14,7 +14,7 @@ import torch
 from wcodec.errors import DecodeError
 from wcodec.outputs import AnyPath
 from wcodec.torch import dtypes
-from wcodec.torch.reader import Device, Reader
+from wcodec.torch.loading.reader import Device, Reader
 
 Storage: TypeAlias = Any  #: torch.UntypedStorage, or one of the older typed ones
 MapLocation: TypeAlias = (

@@ -11,7 +11,11 @@ import torch
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.cuda import DeviceTensor
 from wcodec.torch import dtypes
-from wcodec.torch.device import current_stream
+
+
+def current_stream(device: torch.device) -> int:
+    """PyTorch's current stream, as the driver knows it; on a CPU, where an emulator runs, none."""
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
 
 
 class DeviceMemory:

@@ -17,8 +17,8 @@ import torch
 from wcodec.outputs import AnyPath
 from wcodec.reference.container import ByteSource
 from wcodec.reference.planes import Bytes
-from wcodec.torch.checkpoint import WCodecCheckpoint
-from wcodec.torch.reader import Device, Reader
+from wcodec.torch.loading.checkpoint import WCodecCheckpoint
+from wcodec.torch.loading.reader import Device, Reader
 
 Intervals = list[tuple[int, int]]
 

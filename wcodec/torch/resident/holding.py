@@ -11,9 +11,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from wcodec.errors import BackendUnavailable, EncodeError
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.operands import operand_form
-from wcodec.torch import operands
-from wcodec.torch.held import Held, encode, pays
-from wcodec.torch.operands import Fused
+from wcodec.torch.resident import operands
+from wcodec.torch.resident.held import Held, encode, pays
+from wcodec.torch.resident.operands import Fused
 
 
 def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> Held:
@@ -33,7 +33,7 @@ def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = N
             "bad_source", "a stream is a uint8 tensor of one dimension", tensor=name or None
         )
     if operands.on_gpu(stream.device):
-        from wcodec.torch.device import DeviceHeld  # which imports what decodes on a GPU
+        from wcodec.torch.resident.device import DeviceHeld
 
         return DeviceHeld(stream.contiguous(), name, options)
     if stream.device.type == "cpu":

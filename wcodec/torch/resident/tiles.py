@@ -15,7 +15,7 @@ from wcodec.files import File
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.tiles import chunks
-from wcodec.torch.scratch import tile_buffers
+from wcodec.torch.resident.scratch import tile_buffers
 
 #: of decoded words for each thread that decodes: about a second-level cache
 TILE_NBYTES: Final = 1 << 20

@@ -19,7 +19,7 @@ from wcodec.hub import is_hub
 from wcodec.outputs import AnyPath
 from wcodec.reference.container import TensorRecord
 from wcodec.torch import dtypes
-from wcodec.torch.decoding import decode_into, empty
+from wcodec.torch.loading.decoding import decode_into, empty
 
 Device: TypeAlias = str | int | torch.device
 T = TypeVar("T")
@@ -172,7 +172,7 @@ class Reader:
 
     def _from_device(self, names: list[str]) -> dict[str, torch.Tensor]:
         import wcodec.cuda
-        from wcodec.torch.device_memory import DeviceMemory
+        from wcodec.torch.loading.device_memory import DeviceMemory
 
         assert self.path is not None
         loader, memory = wcodec.cuda.shared_loader(_number(self.device)), DeviceMemory(self.device)
@@ -213,7 +213,7 @@ class Reader:
 
     def _iterate_device(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         import wcodec.cuda
-        from wcodec.torch.device_memory import DeviceMemory
+        from wcodec.torch.loading.device_memory import DeviceMemory
 
         assert self.path is not None
         memory = DeviceMemory(self.device)

@@ -10,10 +10,10 @@ import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
 
 from wcodec.errors import EncodeError
 from wcodec.planner.options import EncodeOptions
-from wcodec.torch import products
-from wcodec.torch.compressed import CompressedTensor
-from wcodec.torch.holding import moved
-from wcodec.torch.models import compressed_parameter, noted
+from wcodec.torch.resident import products
+from wcodec.torch.resident.compressed import CompressedTensor
+from wcodec.torch.resident.holding import moved
+from wcodec.torch.resident.models import compressed_parameter, noted
 
 MODES: Final = ("fused", "resident")
 

@@ -1,0 +1,1 @@
+"""Files and checkpoints to dense tensors of PyTorch, on a CPU or a GPU."""

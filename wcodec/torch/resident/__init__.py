@@ -1,0 +1,1 @@
+"""Weights that stay compressed in memory, and products with them."""
