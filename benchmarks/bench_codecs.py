@@ -42,12 +42,12 @@ from numpy.typing import NDArray
 
 import wcodec
 from wcodec.backends import load_backend
-from wcodec.bench import seconds, speed
+from wcodec.cli.bench import seconds, speed
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
-from wcodec.outputs import map_file
-from wcodec.report import percent_text, size_text, table_text
-from wcodec.sources import read_safetensors_header
+from wcodec.files.atomic import map_file
+from wcodec.files.safetensors_header import read_safetensors_header
+from wcodec.inspect.report import percent_text, size_text, table_text
 
 SHAPES = ["256x256", "1024x1024", "4096x4096", "4096x11008", "14336x4096"]
 DTYPES: dict[str, Any] = {

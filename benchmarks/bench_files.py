@@ -33,7 +33,7 @@ import numpy as np
 
 import wcodec
 from wcodec.backends import load_backend
-from wcodec.bench import seconds
+from wcodec.cli.bench import seconds
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 

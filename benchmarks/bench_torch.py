@@ -43,7 +43,7 @@ import torch
 from bench_files import HERE, machine, make_llama, watched
 
 import wcodec
-from wcodec.files import encode_file
+from wcodec.files.checkpoint import encode_file
 from wcodec.torch import load_file
 
 State = dict[str, torch.Tensor]

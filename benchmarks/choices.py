@@ -18,10 +18,10 @@ from bench_files import machine
 import wcodec
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
-from wcodec.outputs import map_file
+from wcodec.files.atomic import map_file
+from wcodec.files.safetensors_header import SafetensorsHeader, read_safetensors_header
 from wcodec.reference import container
 from wcodec.reference.container import Index
-from wcodec.sources import SafetensorsHeader, read_safetensors_header
 
 CHOICES = {
     "default": {},

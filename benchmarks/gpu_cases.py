@@ -37,7 +37,7 @@ from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder, words_of
 from wcodec.codec.sources import BufferSource
 from wcodec.errors import BackendUnavailable
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
 from wcodec.reference.segments import SegmentPlan

@@ -6,7 +6,7 @@ import tracemalloc
 from collections.abc import Callable
 from unittest import mock
 
-from wcodec.outputs import WriteBehind
+from wcodec.files.atomic import WriteBehind
 
 
 def peak_of(steps: Callable[[], object]) -> int:

@@ -12,7 +12,7 @@ from cuda_emulator import EmulatedRuntime
 import wcodec
 from wcodec.cuda.linear import linear, plan_linear
 from wcodec.cuda.operand import Operand
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
 
 FORMS = ["fixed", "rans"]

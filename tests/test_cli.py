@@ -28,9 +28,10 @@ from inputs import BY_NAME, bits, make_array, safetensors_bytes
 from sampling import exhaustive
 
 import wcodec
-from wcodec import cli, demo
+from wcodec import cli
 from wcodec.backends import load_backend
-from wcodec.files import encode_file
+from wcodec.cli import demo
+from wcodec.files.checkpoint import encode_file
 from wcodec.reference.container import seal_index
 
 WCODEC = [sys.executable, "-m", "wcodec"]
@@ -403,7 +404,7 @@ def test_bench_of_all_backends_and_of_a_part(folder: Path) -> None:
 
 
 def test_bench_of_a_backend_that_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wcodec.bench._Candidate.decode", lambda self: None)
+    monkeypatch.setattr("wcodec.cli.bench._Candidate.decode", lambda self: None)
     status, _, err = call("bench", "model.safetensors", "--backend", "reference", "--rounds", 1)
     assert status == 1
     assert_one_line_of_error(err, "the tensors did not come back")
@@ -729,7 +730,7 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("wcodec.directories.encode_file", fail)
+    monkeypatch.setattr("wcodec.directories.encoding.encode_file", fail)
     status, _, err = call("encode", "model.safetensors", "-o", "m")
     assert status == 1
     assert_one_line_of_error(err, "resource_limit: ")

@@ -13,7 +13,7 @@ from operand_cases import FORMS, KINDS, damaged_operand, operand_of, weights_of,
 
 import wcodec
 from wcodec.cuda.operand import RECORD, Operand, kernel_problem, records_of
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
 
 SHAPES = [

@@ -29,13 +29,14 @@ from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.cuda import BUFFERS_OF_SLOT, LEAST_SLOT_NBYTES, Loader
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.files import MAX_BASES, File, decode_file, encode_file, open_base, verify_file
+from wcodec.files.checkpoint import decode_file, encode_file, verify_file
+from wcodec.files.file import MAX_BASES, File, open_base
+from wcodec.inspect.report import as_text, describe
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference import differences as reference
 from wcodec.reference.container import Difference
 from wcodec.reference.planes import DType
 from wcodec.reference.tiles import Geometry
-from wcodec.report import as_text, describe
 
 Array = np.ndarray[Any, Any]
 KINDS = (Difference.XOR, Difference.MINUS)
@@ -436,7 +437,7 @@ def test_a_base_that_is_another_matrix(
     segment: tuple[int, int],
     block: int,
 ) -> None:
-    monkeypatch.setattr("wcodec.bases._BLOCK_NBYTES", block)
+    monkeypatch.setattr("wcodec.files.bases._BLOCK_NBYTES", block)
     names = ("bfloat16", "conv", "bias", "cube", "wide", "complex64")
     with monkeypatch.context() as m:
         m.setattr(encoder, "choose_geometry", other_geometry(row_rank, segment))
@@ -471,7 +472,7 @@ class Forged:
     def __init__(self, name: str, sha256: bytes, words: Array) -> None:
         self.name, self._sha256, self._words = name, sha256, words
 
-    def tensor(self, *_: Any) -> Forged:
+    def base_tensor(self, *_: Any) -> Forged:
         return self
 
     def content_hash(self) -> bytes:

@@ -18,11 +18,12 @@ from test_cli import call
 
 import wcodec
 from wcodec.backends import Backend
-from wcodec.configs import add_entry, remove_entry, rename_shards
-from wcodec.directories import decode_directory, encode_directory, plan_encode, verify_directory
+from wcodec.directories.configs import add_entry, remove_entry, rename_shards
+from wcodec.directories.decoding import decode_directory, verify_directory
+from wcodec.directories.encoding import encode_directory, plan_encode
+from wcodec.directories.hub_header import is_hub, is_stream
+from wcodec.directories.resumable import STATE, Report
 from wcodec.errors import BackendUnavailable, CodedError, DecodeError, EncodeError
-from wcodec.hub import is_hub, is_stream
-from wcodec.jobs import STATE, Report
 
 FORMS = ("wcodec", "hub")
 #: the adapter stays as it is in form hub: peft reads it

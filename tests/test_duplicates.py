@@ -15,10 +15,10 @@ import wcodec
 from wcodec.backends import Backend, load_backend
 from wcodec.codec.encoder import Encoder
 from wcodec.cuda import Loader
-from wcodec.duplicates import _MOST_ALIKE, LEAST_NBYTES, Duplicates
 from wcodec.errors import EncodeError
-from wcodec.files import decode_file, encode_file, verify_file
-from wcodec.report import as_text, describe
+from wcodec.files.checkpoint import decode_file, encode_file, verify_file
+from wcodec.files.duplicates import _MOST_ALIKE, LEAST_NBYTES, Duplicates
+from wcodec.inspect.report import as_text, describe
 
 EMBEDDING = make_array(BY_NAME["bfloat16"], (300, 200), "gaussian", 1)
 OTHER = make_array(BY_NAME["bfloat16"], (300, 200), "gaussian", 2)

@@ -21,7 +21,7 @@ import wcodec
 from wcodec import EncodeOptions
 from wcodec.backends import load_backend
 from wcodec.codec.encoder import Encoder
-from wcodec.explain import as_text, candidates, plot
+from wcodec.inspect.explain import as_text, candidates, plot
 from wcodec.planner.planner import Planner
 from wcodec.reference.planes import DType
 from wcodec.reference.tiles import Geometry
@@ -222,7 +222,7 @@ def test_matplotlib_is_asked_for_first(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(
-        sys.modules["wcodec.explain"], "explain_file", lambda *_: pytest.fail("explained")
+        sys.modules["wcodec.inspect.explain"], "explain_file", lambda *_: pytest.fail("explained")
     )
     assert call("info", "--explain", "--plot", tmp_path / "x.png", path)[0] == 1
 

@@ -23,8 +23,8 @@ from wcodec.backends import Backend, use_backend
 from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.codec.ahead import CHUNK_BUFFERS
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.files import decode_file, encode_file, verify_file
-from wcodec.outputs import WriteBehind, atomic_output
+from wcodec.files.atomic import WriteBehind, atomic_output
+from wcodec.files.checkpoint import decode_file, encode_file, verify_file
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -46,7 +46,7 @@ from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.cuda import Loader, pipeline
 from wcodec.errors import BackendUnavailable, DecodeError
-from wcodec.files import encode_file
+from wcodec.files.checkpoint import encode_file
 from wcodec.reference.planes import DTYPES, DType
 
 pytestmark = pytest.mark.gpu

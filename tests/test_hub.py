@@ -20,17 +20,11 @@ from sampling import exhaustive
 import wcodec
 from wcodec.backends import Backend, use_backend
 from wcodec.backends.numba.backend import NumbaBackend
+from wcodec.directories.hub_header import is_hub, is_stream, parse_version
+from wcodec.directories.hub_reading import HubFile, decode_hub_file, verify_hub_file
+from wcodec.directories.hub_writing import encode_hub_file
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.hub import (
-    HubFile,
-    decode_hub_file,
-    encode_hub_file,
-    is_hub,
-    is_stream,
-    parse_version,
-    verify_hub_file,
-)
-from wcodec.sources import read_safetensors_header
+from wcodec.files.safetensors_header import read_safetensors_header
 
 MAGIC = b"\x89WCODEC\n"
 GAUSSIAN = make_array(BY_NAME["bfloat16"], (100, 80), "gaussian")
@@ -287,7 +281,7 @@ def test_a_header_too_large_for_safetensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").write_bytes(safetensors_bytes([W]))
-    monkeypatch.setattr("wcodec.hub.MAX_HEADER_NBYTES", 100)
+    monkeypatch.setattr("wcodec.directories.hub_header.MAX_HEADER_NBYTES", 100)
     with pytest.raises(EncodeError, match="resource_limit"):
         encode_hub_file(tmp_path / "in", tmp_path / "out")
 

@@ -18,9 +18,10 @@ from test_cli import call
 from test_directories import CONFIG, INDEX, INDEX_NAME, MODEL, SHARDS, fill, tree, weights
 
 import wcodec
-from wcodec.directories import decode_directory, encode_directory, verify_directory
+from wcodec.directories.decoding import decode_directory, verify_directory
+from wcodec.directories.encoding import encode_directory
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.files import encode_file
+from wcodec.files.checkpoint import encode_file
 
 PLAIN = safetensors_bytes([("a", "U8", [3], b"abc")])
 

@@ -16,7 +16,7 @@ from wcodec.backends.cuda.cupy_runtime import CupyRuntime
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.cuda.linear import linear, plan_linear
 from wcodec.cuda.operand import Operand
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
 
 pytestmark = pytest.mark.gpu

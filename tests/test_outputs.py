@@ -16,14 +16,16 @@ from inputs import BY_NAME, bits, make_array, safetensors_bytes
 from test_cli import call
 
 import wcodec
-from wcodec.directories import decode_directory, encode_directory, encode_one
+from wcodec.directories.decoding import decode_directory
+from wcodec.directories.encoding import encode_directory, encode_one
+from wcodec.directories.hub_reading import decode_hub_file
+from wcodec.directories.hub_writing import encode_hub_file
+from wcodec.directories.resumable import STATE
 from wcodec.errors import EncodeError
-from wcodec.explain import plot
-from wcodec.files import decode_file, encode_file
-from wcodec.hub import decode_hub_file, encode_hub_file
-from wcodec.jobs import STATE
-from wcodec.outputs import atomic_output
-from wcodec.repack import repack_file
+from wcodec.files.atomic import atomic_output
+from wcodec.files.checkpoint import decode_file, encode_file
+from wcodec.files.repack import repack_file
+from wcodec.inspect.explain import plot
 
 OLD = b"a file of a user"
 
@@ -310,7 +312,7 @@ def test_a_run_that_fails_leaves_an_unfinished_directory_unfinished(here: Path) 
         with pytest.raises(wcodec.DecodeError, match="truncated"):
             decode_directory("out", "back")
         if not more:
-            assert plan_names(wcodec.directories.plan_encode("model-1", "out")) == set()  # type: ignore[attr-defined]
+            assert plan_names(wcodec.directories.encoding.plan_encode("model-1", "out")) == set()  # type: ignore[attr-defined]
     encode_directory("model-1", "out", overwrite=True)
 
 
@@ -589,7 +591,7 @@ def test_rm_keeps_what_did_not_come_back(here: Path, monkeypatch: pytest.MonkeyP
         Path(target).write_bytes(Path("coded/c-2.wcodec").read_bytes())
         return 1, 1
 
-    monkeypatch.setattr("wcodec.directories.encode_file", wrong)
+    monkeypatch.setattr("wcodec.directories.encoding.encode_file", wrong)
     status, out, err = call("encode", "--rm", "m-1.safetensors")
     assert (status, out) == (1, "")
     assert (

@@ -21,7 +21,8 @@ import wcodec
 from wcodec.backends import load_backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
-from wcodec.files import File, decode_file, encode_file
+from wcodec.files.checkpoint import decode_file, encode_file
+from wcodec.files.file import File
 from wcodec.reference.planes import BY_SAFETENSORS
 
 # Rank 0 to 5 with dimensions of 0, and matrices large enough for several segments, which small shapes never have.

@@ -20,8 +20,8 @@ from sampling import exhaustive
 
 import wcodec
 from wcodec.backends import load_backend
-from wcodec.files import decode_file, encode_file
-from wcodec.report import describe
+from wcodec.files.checkpoint import decode_file, encode_file
+from wcodec.inspect.report import describe
 
 #: Most that a file may keep of its size, by preset. zstd -19 and lmzip bring fp8 to 0.7599 (benchmarks/sizes.py).
 LIMITS = {"fp32": 0.820, "bf16": 0.665, "fp16": 0.8475, "fp8": 0.7590, "int8": 0.9125}

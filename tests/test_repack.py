@@ -13,11 +13,11 @@ from sampling import exhaustive
 import wcodec
 from wcodec.backends import Backend
 from wcodec.cli import main
-from wcodec.files import decode_file, encode_file
+from wcodec.files.checkpoint import decode_file, encode_file
+from wcodec.files.repack import repack_file
+from wcodec.files.safetensors_header import write_safetensors_header
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import BY_NAME, DTYPES
-from wcodec.repack import repack_file
-from wcodec.sources import write_safetensors_header
 
 FIXED = EncodeOptions(operand="fixed")
 
@@ -58,7 +58,7 @@ def test_there_and_back(
     few: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wcodec.repack.IN_MEMORY", 100_000)  # some by way of a file
+    monkeypatch.setattr("wcodec.files.repack.IN_MEMORY", 100_000)  # some by way of a file
     wcodec.save_file(_arrays(few), tmp_path / "a.wcodec", {"key": "value"})
     repack_file(tmp_path / "a.wcodec", tmp_path / "b.wcodec", options)
     _same(tmp_path / "a.wcodec", tmp_path / "b.wcodec")

@@ -23,9 +23,9 @@ from sampling import exhaustive
 import wcodec
 import wcodec.cuda
 from wcodec.backends import Backend, use_backend
+from wcodec.directories.hub_writing import encode_hub_file
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError
-from wcodec.files import encode_file
-from wcodec.hub import encode_hub_file
+from wcodec.files.checkpoint import encode_file
 from wcodec.reference.planes import DTYPES, DType
 from wcodec.torch import WCodecCheckpoint, load_file, load_wcodec_checkpoint, safe_open, save_file
 from wcodec.torch.dtypes import from_array, row_of, to_array, torch_dtype

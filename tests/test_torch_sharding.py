@@ -19,7 +19,7 @@ from transformers.distributed import expert_parallel
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES
 
 import wcodec
-from wcodec.files import encode_file
+from wcodec.files.checkpoint import encode_file
 from wcodec.torch import load_shard, save_file
 from wcodec.torch.loading.sharding import STYLES, intervals_of
 

@@ -26,7 +26,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import wcodec.torch
 from wcodec import DecodeError, EncodeError
-from wcodec.directories import decode_directory
+from wcodec.directories.decoding import decode_directory
 from wcodec.reference.container import HEADER
 from wcodec.transformers import WCodecConfig, WCodecHfQuantizer, WCodecModel
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from wcodec.directories import encode_directory
+from wcodec.directories.encoding import encode_directory
 from wcodec.torch.resident.compressed import CompressedTensor
 
 _DECODER = {

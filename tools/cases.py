@@ -15,10 +15,10 @@ from assembler import File, Image, Tensor, assemble, matrix
 from assembler_coding import DTYPES, MINUS, XOR
 
 from wcodec.backends.reference import ReferenceBackend
-from wcodec.bases import CodedBase
 from wcodec.codec.encoder import Encoder
 from wcodec.conformance.recipes import apply_edits, make
-from wcodec.files import File as OpenFile
+from wcodec.files.bases import CodedBase
+from wcodec.files.file import File as OpenFile
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import DTYPES as REGISTRY
 

@@ -7,12 +7,13 @@ from wcodec.codec import decode, encode
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
-from wcodec.explain import explain
-from wcodec.files import File, load_file, open, save_file
+from wcodec.files.file import File, load_file, open
+from wcodec.files.saving import save_file
+from wcodec.inspect.explain import explain
 from wcodec.planner.options import EncodeOptions
 
 if TYPE_CHECKING:
-    from wcodec.directories import encode_safetensors_to_wcodec
+    from wcodec.directories.encoding import encode_safetensors_to_wcodec
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,6 +44,6 @@ def __getattr__(name: str) -> Any:
     """What is imported when it is used: directories of models take a fifth of the time of all."""
     if name != "encode_safetensors_to_wcodec":
         raise AttributeError(f"module 'wcodec' has no attribute {name!r}")
-    from wcodec.directories import encode_safetensors_to_wcodec
+    from wcodec.directories.encoding import encode_safetensors_to_wcodec
 
     return encode_safetensors_to_wcodec

@@ -18,7 +18,7 @@ from typing import NoReturn
 from wcodec.cli.common import BAD_USAGE, INTERRUPTED, PIPE_CLOSED, described, fail
 from wcodec.cli.parser import parse, parser
 from wcodec.errors import WcodecError
-from wcodec.outputs import remove_unfinished
+from wcodec.files.atomic import remove_unfinished
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,11 +18,11 @@ from typing import Any, Final, NoReturn
 
 from wcodec.backends import Backend, load_backend
 from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.directories.tree import check_places
 from wcodec.errors import BackendUnavailable, CodedError, EncodeError, WcodecError
-from wcodec.files import File
-from wcodec.jobs import check_places
-from wcodec.outputs import AnyPath, check_output, named
-from wcodec.report import printable, size_text
+from wcodec.files.atomic import AnyPath, check_output, named
+from wcodec.files.file import File
+from wcodec.inspect.report import printable, size_text
 
 DONE: Final = 0
 BAD_INPUT: Final = 1

@@ -23,14 +23,18 @@ from wcodec.cli.common import (
     say,
     typed,
 )
-from wcodec.directories import CODED, PLAIN, check_plan_room, encode_one, plan_decode, plan_encode
+from wcodec.directories.decoding import check_plan_room, plan_decode
+from wcodec.directories.encoding import encode_one, plan_encode
+from wcodec.directories.hub_header import is_coded, is_hub
+from wcodec.directories.hub_reading import HubFile, decode_hub_file
+from wcodec.directories.names import CODED, PLAIN
+from wcodec.directories.resumable import Report
 from wcodec.errors import DecodeError, EncodeError, in_file
-from wcodec.files import File, decode_file, is_same_stream, open_base
-from wcodec.hub import HubFile, decode_hub_file, is_coded, is_hub
-from wcodec.jobs import Report
-from wcodec.outputs import check_output, map_file
+from wcodec.files.atomic import check_output, map_file
+from wcodec.files.checkpoint import decode_file, is_same_stream
+from wcodec.files.file import File, open_base
+from wcodec.inspect.report import percent_text, size_text
 from wcodec.planner.options import OPERANDS, EncodeOptions
-from wcodec.report import percent_text, size_text
 
 #: the pieces of a plain file, by path, backend and base
 Contents = Callable[[str, Backend, str | None], Iterator[Any]]
@@ -307,7 +311,7 @@ def hub_nbytes(path: str, backend: Backend) -> int:
 # ---- repack ------------------------------------------------------------------------------------------------------------------
 def repack(args: argparse.Namespace) -> int:
     """`wcodec repack`."""
-    from wcodec.repack import repack_file
+    from wcodec.files.repack import repack_file
 
     if args.coder in OPERANDS:
         args.coder, args.operand = "auto", args.coder

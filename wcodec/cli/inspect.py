@@ -27,12 +27,13 @@ from wcodec.cli.common import (
     typed,
 )
 from wcodec.cli.convert import check_hub_options, hub_nbytes, is_directory_or_hub, of_files
-from wcodec.directories import coded_files, scan_coded, verify_directory
+from wcodec.directories.decoding import coded_files, scan_coded, verify_directory
+from wcodec.directories.hub_reading import HubFile, verify_hub_file
+from wcodec.directories.resumable import Report
 from wcodec.errors import BackendUnavailable
-from wcodec.files import File, verify_file
-from wcodec.hub import HubFile, verify_hub_file
-from wcodec.jobs import Report
-from wcodec.report import percent_text, printable, size_text
+from wcodec.files.checkpoint import verify_file
+from wcodec.files.file import File
+from wcodec.inspect.report import percent_text, printable, size_text
 
 
 # ---- verify ------------------------------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def _describe_file(args: argparse.Namespace, source: str, backend: Backend) -> int:
-    from wcodec.report import as_text, describe
+    from wcodec.inspect.report import as_text, describe
 
     with (
         File(source, backend, base=args.base) as f,
@@ -130,7 +131,7 @@ def _describe_file(args: argparse.Namespace, source: str, backend: Backend) -> i
 
 
 def _explain(args: argparse.Namespace, source: str, backend: Backend) -> int:
-    from wcodec.explain import as_text, explain_file, figure_class, plot
+    from wcodec.inspect.explain import as_text, explain_file, figure_class, plot
 
     if args.plot:
         try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wcodec.cli.common import BAD_INPUT, DONE, INTERRUPTED, backend_of, check_target, fail, show
 from wcodec.errors import BackendUnavailable
-from wcodec.outputs import atomic_output
+from wcodec.files.atomic import atomic_output
 
 if TYPE_CHECKING:
     from wcodec.conformance import Outcome
@@ -97,8 +97,8 @@ def _bar(outcomes: Iterable[Outcome], n: int) -> Iterable[Outcome]:
 
 def warmup(args: argparse.Namespace) -> int:
     """`wcodec warmup`."""
+    from wcodec.cli.warmup import warm_up, warm_up_cuda
     from wcodec.reference.planes import DTYPES
-    from wcodec.warmup import warm_up, warm_up_cuda
 
     chosen = args.backend or os.environ.get("WCODEC_BACKEND") or "auto"
     # if it is named, without a GPU too
@@ -129,7 +129,7 @@ def warmup(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     """`wcodec demo`."""
-    from wcodec.demo import run_demo
+    from wcodec.cli.demo import run_demo
 
     if run_demo(lambda line: print(line, flush=True), args.backend, args.threads):
         return DONE
@@ -138,7 +138,7 @@ def demo(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """`wcodec bench`."""
-    from wcodec.bench import as_text, bench_file
+    from wcodec.cli.bench import as_text, bench_file
 
     def say(line: str) -> None:
         print("wcodec:", line, file=sys.stderr)

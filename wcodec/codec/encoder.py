@@ -154,7 +154,9 @@ class Writer:
         matrix = words.reshape(geometry.rows, geometry.cols)
         operand = self.options.operand is not None and is_of_operand(geometry)
         base = (
-            None if self.base is None or operand else self.base.tensor(name, dtype, shape, geometry)
+            None
+            if self.base is None or operand
+            else self.base.base_tensor(name, dtype, shape, geometry)
         )
         difference = (
             Difference.NONE

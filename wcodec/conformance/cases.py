@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.protocol import Backend
-from wcodec.bases import CodedBase
 from wcodec.codec.encoder import Encoder
 from wcodec.conformance.recipes import make
 from wcodec.errors import DecodeError
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import Difference, Index, TensorRecord
 from wcodec.reference.differences import subtract
@@ -248,11 +247,7 @@ def options_of(row: dict[str, Any]) -> EncodeOptions:
 def check_encode(case: Case, backend: Backend) -> None:
     """The recipes' words, encoded with the options of the case, give the same file."""
     stream = io.BytesIO()
-    base = (
-        None
-        if case.checkpoint is None
-        else CodedBase(File(io.BytesIO(case.checkpoint.data), backend))
-    )
+    base = None if case.checkpoint is None else File(io.BytesIO(case.checkpoint.data), backend)
     writer = Encoder(options_of(case.row["encode"]), backend).start(stream, base=base)
     for i, t in enumerate(case.row["tensors"]):
         if "duplicate_of" in t:

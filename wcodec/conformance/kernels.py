@@ -33,7 +33,7 @@ from wcodec.conformance.cases import (
 )
 from wcodec.conformance.recipes import splitmix64
 from wcodec.errors import DecodeError
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.reference import segments as reference
 from wcodec.reference.checksums import crc32_each
 from wcodec.reference.container import Difference, TensorRecord

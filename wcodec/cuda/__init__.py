@@ -26,8 +26,8 @@ from wcodec.cuda import dlpack
 from wcodec.cuda.bases import base_memory, n_coded_bases
 from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Allocate, Pipeline
 from wcodec.errors import DecodeError
-from wcodec.files import File
-from wcodec.outputs import AnyPath
+from wcodec.files.atomic import AnyPath
+from wcodec.files.file import File
 from wcodec.reference.container import Index, TensorRecord
 from wcodec.reference.planes import DType
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from wcodec.bases import CodedBase, SafetensorsBase, in_base
 from wcodec.codec.sources import FileSource
 from wcodec.cuda.pipeline import Pipeline
 from wcodec.errors import DecodeError
-from wcodec.files import File
+from wcodec.files.bases import SafetensorsBase, in_base
+from wcodec.files.file import File
 from wcodec.reference.container import TensorRecord
 
 
 def n_coded_bases(file: File) -> int:
     """How many ``.wcodec`` files have to be decoded for a file's tensors besides itself. Raises as `File.base`."""
     base = file.base() if file.needs_base else None
-    return 1 + n_coded_bases(base.file) if isinstance(base, CodedBase) else 0
+    return 1 + n_coded_bases(base) if isinstance(base, File) else 0
 
 
 def base_memory(
@@ -41,8 +41,8 @@ def base_memory(
     if not wanted:
         return
     base = file.base()
-    if isinstance(base, CodedBase):
-        yield from _decoded(pipeline.below, base.file, wanted)
+    if isinstance(base, File):
+        yield from _decoded(pipeline.below, base, wanted)
     elif isinstance(base, SafetensorsBase):
         runtime = pipeline.runtime
         for t in wanted:

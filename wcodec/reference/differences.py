@@ -29,9 +29,11 @@ class BaseTensor(Protocol):
 class BaseCheckpoint(Protocol):
     """A checkpoint that others are coded as differences from."""
 
-    name: str  #: what people call it
+    @property
+    def name(self) -> str:
+        """What people call it."""
 
-    def tensor(
+    def base_tensor(
         self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
     ) -> BaseTensor | None:
         """The tensor of this name, dtype and shape as a matrix of these rows and columns, if there is one."""

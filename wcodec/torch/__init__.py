@@ -14,7 +14,7 @@ try:
 except ImportError as e:
     raise ImportError("wcodec.torch needs PyTorch: pip install 'wcodec[torch]'") from e
 
-from wcodec.directories import encode_safetensors_to_wcodec
+from wcodec.directories.encoding import encode_safetensors_to_wcodec
 from wcodec.torch.loading.checkpoint import WCodecCheckpoint, load_wcodec_checkpoint
 from wcodec.torch.loading.files import load_file, safe_open, save_file
 from wcodec.torch.loading.sharding import load_shard

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from transformers.utils.quantization_config import MetalConfig
 
-from wcodec.configs import METHOD
+from wcodec.directories.configs import METHOD
+from wcodec.directories.hub_header import VERSION_TEXT
 from wcodec.errors import DecodeError
-from wcodec.hub import VERSION_TEXT
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch.resident.operands import Fused, check_fused
 

@@ -15,9 +15,9 @@ import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.base import HfQuantizer
 
-from wcodec import hub
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.sources import BufferSource
+from wcodec.directories import hub_header as hub
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.checksums import crc32_each

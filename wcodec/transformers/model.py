@@ -16,7 +16,7 @@ from transformers.dynamic_module_utils import (
 )
 from transformers.models.auto.auto_factory import _get_model_class
 
-from wcodec.configs import METHOD
+from wcodec.directories.configs import METHOD
 from wcodec.errors import DecodeError
 from wcodec.torch.loading.reader import Reader
 from wcodec.torch.resident.operands import Fused

@@ -19,8 +19,8 @@ from transformers.quantizers.auto import (
 )
 from transformers.quantizers.base import HfQuantizer
 
-from wcodec import hub
-from wcodec.configs import METHOD
+from wcodec.directories import hub_header as hub
+from wcodec.directories.configs import METHOD
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch.resident.compressed import CompressedTensor
 from wcodec.torch.resident.holding import hold

@@ -9,13 +9,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from wcodec import hub
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.sources import BufferSource
-from wcodec.files import File
-from wcodec.outputs import map_file
+from wcodec.directories import hub_header as hub
+from wcodec.files.atomic import map_file
+from wcodec.files.file import File
+from wcodec.files.safetensors_header import read_safetensors_header
 from wcodec.reference.planes import DType
-from wcodec.sources import read_safetensors_header
 from wcodec.torch import dtypes
 from wcodec.torch.loading.checkpoint import read_weight_map
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from wcodec.errors import DecodeError
-from wcodec.outputs import AnyPath
+from wcodec.files.atomic import AnyPath
 from wcodec.torch import dtypes
 from wcodec.torch.loading.reader import Device, Reader
 

@@ -23,7 +23,7 @@ from wcodec.backends import Backend
 from wcodec.codec.decoder import Decoder, check_tensor
 from wcodec.codec.parts import Rectangle, rectangle
 from wcodec.errors import DecodeError
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource, TensorRecord
 from wcodec.reference.differences import BaseTensor

@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 import torch
 
-from wcodec.files import write_arrays
-from wcodec.outputs import AnyPath
+from wcodec.files.atomic import AnyPath
+from wcodec.files.saving import write_arrays
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch.dtypes import to_array
 from wcodec.torch.loading.reader import Device, Reader, TensorSlice

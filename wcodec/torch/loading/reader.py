@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from wcodec.backends import get_backend, load_backend
+from wcodec.directories.hub_header import is_hub
 from wcodec.errors import BackendUnavailable, DecodeError
-from wcodec.files import File, Slice
-from wcodec.hub import is_hub
-from wcodec.outputs import AnyPath
+from wcodec.files.atomic import AnyPath
+from wcodec.files.file import File, Slice
 from wcodec.reference.container import TensorRecord
 from wcodec.torch import dtypes
 from wcodec.torch.loading.decoding import decode_into, empty

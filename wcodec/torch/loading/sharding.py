@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-from wcodec.outputs import AnyPath
+from wcodec.files.atomic import AnyPath
 from wcodec.reference.container import ByteSource
 from wcodec.reference.planes import Bytes
 from wcodec.torch.loading.checkpoint import WCodecCheckpoint

@@ -13,7 +13,7 @@ import torch
 from wcodec.backends import get_backend
 from wcodec.codec.encoder import Encoder
 from wcodec.errors import DecodeError
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import Index, TensorRecord
 from wcodec.reference.operands import operand_form

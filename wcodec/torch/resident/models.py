@@ -10,8 +10,8 @@ import torch
 
 from wcodec.codec.sources import FileSource
 from wcodec.errors import EncodeError
-from wcodec.extract import extract
-from wcodec.outputs import AnyPath
+from wcodec.files.atomic import AnyPath
+from wcodec.files.extract import extract
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch.loading.checkpoint import WCodecCheckpoint
 from wcodec.torch.loading.reader import Device, Reader

@@ -11,7 +11,7 @@ import torch
 from wcodec.backends import Backend
 from wcodec.codec.decoder import check_tensor
 from wcodec.codec.parts import Part, part_of
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.tiles import chunks

@@ -9,7 +9,7 @@ import numpy as np
 
 from wcodec.reference.planes import DType, Words
 
-Again = Callable[[], Words]
+ReadWords = Callable[[], Words]  #: reads the words of a tensor once more
 
 LEAST_NBYTES: Final = 512  #: smaller tensors cost less than to look for them
 _PIECES: Final = 8  #: of a tensor that are compared before all of it
@@ -22,11 +22,16 @@ class Duplicates:
     """The tensors so far, by what they look like."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], list[tuple[int, Again]]] = {}
+        self._known: dict[tuple[object, ...], list[tuple[int, ReadWords]]] = {}
         self._n = 0
 
     def find(
-        self, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str, again: Again
+        self,
+        words: Words,
+        dtype: DType,
+        shape: tuple[int, ...],
+        dtype_name: str,
+        read_again: ReadWords,
     ) -> int | None:
         """Number of an earlier tensor that is the same but for its name, every byte compared. Call it for each tensor, in order.
 
@@ -34,8 +39,8 @@ class Duplicates:
         ----------
         words
             Flat.
-        again
-            Gives the words anew, to compare them with those of later tensors: they must still be the same.
+        read_again
+            Gives the words once more, to compare them with those of later tensors: they must still be the same.
         """
         number, self._n = self._n, self._n + 1
         if words.nbytes < LEAST_NBYTES:
@@ -43,11 +48,11 @@ class Duplicates:
         starts = np.arange(_PIECES) * (words.size - _PIECE_WORDS) // (_PIECES - 1)
         pieces = b"".join(words[i : i + _PIECE_WORDS].tobytes() for i in starts.tolist())
         alike = self._known.setdefault((dtype.id, shape, dtype_name, pieces), [])
-        for earlier, others in alike:
-            if _same(words, others()):
+        for earlier, read in alike:
+            if _same(words, read()):
                 return earlier
         if len(alike) < _MOST_ALIKE:
-            alike.append((number, again))
+            alike.append((number, read_again))
         return None
 
 

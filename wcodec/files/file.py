@@ -1,7 +1,4 @@
-"""Files: `save_file`, `load_file` and `open` as in safetensors, and whole checkpoints to and fro.
-
-Outputs are atomic; see `wcodec.outputs`.
-"""
+"""`open` and `load_file`, as in safetensors: a ``.wcodec`` file, read as far as it is asked for."""
 
 from __future__ import annotations
 
@@ -10,154 +7,35 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.bases import CodedBase, OpenBase, SafetensorsBase
 from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.decoder import Decoder
-from wcodec.codec.encoder import Encoder, Writer, words_of
+from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource, StreamSource
-from wcodec.duplicates import Again, Duplicates
 from wcodec.errors import DecodeError, EncodeError, in_file
-from wcodec.extract import extract
-from wcodec.kinds import HEAD_NBYTES, described
-from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, check_room, map_file
-from wcodec.planner.options import EncodeOptions
+from wcodec.files.atomic import (
+    AnyPath,
+    map_file,
+)
+from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase, in_base
+from wcodec.files.extract import extract
+from wcodec.files.kinds import HEAD_NBYTES, described
+from wcodec.files.safetensors_header import write_safetensors_header
+from wcodec.files.slices import entries_of, flat_ids, picks_of, touched
 from wcodec.reference.container import MAGIC, ByteSource, Difference, Index, TensorRecord
-from wcodec.reference.differences import BaseTensor
+from wcodec.reference.differences import BaseTensor, content_hash
 from wcodec.reference.planes import Bytes, DType, Words
-from wcodec.slices import entries_of, flat_ids, picks_of, touched
-from wcodec.sources import read_safetensors_header, write_safetensors_header
+from wcodec.reference.tiles import Geometry
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
-T = TypeVar("T")
 MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
-
-
-# ---- arrays to and from files ----------------------------------------------------------------------------------------------
-def save_file(
-    tensors: Mapping[str, NDArray[Any]],
-    path: AnyPath,
-    metadata: dict[str, str] | None = None,
-    options: EncodeOptions | None = None,
-    base: AnyPath | None = None,
-) -> int:
-    """Write arrays to a ``.wcodec`` file. Arrays that are the same are stored once.
-
-    Parameters
-    ----------
-    tensors
-        Arrays by name; any shape, dtypes as in `wcodec.encode`.
-    path
-        A file that is there is replaced, once the new one is whole.
-    metadata
-        Texts to keep with them.
-    options
-        See `EncodeOptions`.
-    base
-        A ``.wcodec`` or safetensors file: arrays of which it has one of the same name, dtype and shape are stored as what they
-        differ in, where that is smaller. To read them, it is needed again.
-
-    Returns
-    -------
-    Bytes of the file.
-
-    Raises
-    ------
-    EncodeError
-        ``unsupported_dtype``, ``bad_name``, ``resource_limit``; ``bad_option``: `path` is the base. Nothing is left behind.
-    DecodeError
-        The base is not well-formed.
-    TypeError
-        `tensors` or `metadata` are of another type.
-    """
-    return write_arrays(tensors, lambda array, _: np.asarray(array), path, metadata, options, base)
-
-
-def write_arrays(
-    tensors: Mapping[str, T],
-    array_of: Callable[[T, str], NDArray[Any]],
-    path: AnyPath,
-    metadata: dict[str, str] | None,
-    options: EncodeOptions | None,
-    base: AnyPath | None,
-) -> int:
-    """`save_file` for tensors of any library: `array_of` is called with one and its name, and again where it may have a twin."""
-    _check_types(tensors, metadata)
-    encoder = Encoder(options)
-    with (
-        base_for(base, encoder.backend) as other,
-        atomic_output(path, overwrite=True, inputs=paths_of(other)) as f,
-    ):
-        writer, seen = encoder.start(f, base=other), Duplicates()
-        for name, tensor in tensors.items():
-            array = array_of(tensor, name)
-            dtype, words = words_of(array)
-            _add(
-                writer,
-                seen,
-                name,
-                words,
-                dtype,
-                array.shape,
-                "",
-                partial(_words, array_of, tensor, name),
-            )
-        return writer.finish(metadata)
-
-
-def _check_types(tensors: Any, metadata: Any) -> None:
-    """Say what is wanted, where something else was given than tensors by name and texts by name."""
-    if not isinstance(tensors, Mapping):
-        raise TypeError(
-            f"save_file takes tensors by name, such as {{'weight': tensor}}, and then a path; this is a {_type(tensors)}"
-        )
-    if not isinstance(metadata, Mapping | None):
-        raise TypeError(
-            f"metadata are texts by name, such as {{'epoch': '3'}}; this is a {_type(metadata)}"
-        )
-    for name in tensors:
-        if not isinstance(name, str):
-            raise TypeError(f"names of tensors are texts; {name!r} is a {_type(name)}")
-    for key, text in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(text, str):
-            wrong = text if isinstance(key, str) else key
-            raise TypeError(
-                f"metadata are texts; {wrong!r} of {key!r} is a {_type(wrong)}: give str({wrong!r}), or json.dumps of it"
-            )
-
-
-def _type(value: object) -> str:
-    return type(value).__name__
-
-
-def _words(array_of: Callable[[T, str], NDArray[Any]], tensor: T, name: str) -> Words:
-    return words_of(array_of(tensor, name))[1]
-
-
-def _add(
-    writer: Writer,
-    seen: Duplicates,
-    name: str,
-    words: Words,
-    dtype: DType,
-    shape: tuple[int, ...],
-    dtype_name: str,
-    again: Again,
-) -> None:
-    """Write a tensor, or that it is an earlier one again; see `Duplicates.find`."""
-    of = seen.find(words, dtype, shape, dtype_name, again)
-    if of is None:
-        writer.add_words(name, words, dtype, shape, dtype_name)
-    else:
-        writer.add_duplicate(name, of)
 
 
 def load_file(path: AnyPath, base: AnyPath | None = None) -> dict[str, NDArray[Any]]:
@@ -466,12 +344,42 @@ class File:
                 else [(self.path or Path()).parent / name]
             )
 
+    # ---- as the base of another file; see `OpenBase`
+    def base_tensor(
+        self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
+    ) -> BaseTensor | None:
+        """As `BaseCheckpoint.base_tensor`."""
+        t = self.find(name, dtype, shape)
+        if t is None:
+            return None
+        with in_base(self.name):
+            # each level would decode the next many times
+            if t.difference and t.geometry.cols != geometry.cols:
+                raise DecodeError(
+                    "bad_base", "a difference whose matrix has other columns", tensor=name
+                )
+            plan = t.plan(self.index.tables)
+            return CodedBaseTensor(
+                self.name, self.decoder, self.source, t, plan, self.base_of(t), geometry.cols
+            )
+
+    def content_hash(self) -> bytes:
+        """As `BaseCheckpoint.content_hash`: the index knows all of it."""
+        return content_hash((t.name, t.dtype, t.shape, t.crc32) for t in self.index.tensors)
+
+    def paths(self) -> Iterator[Path]:
+        """As `OpenBase.paths`."""
+        if self.path is not None:
+            yield self.path
+        if self.needs_base:
+            yield from self.base().paths()
+
     def base_of(self, t: TensorRecord) -> BaseTensor | None:
         """What a tensor that is no duplicate differs from, if it is a difference. Raises as `base`."""
         if t.difference == Difference.NONE:
             return None
         base = self.base()
-        found = base.tensor(t.name, t.dtype, t.shape, t.geometry)
+        found = base.base_tensor(t.name, t.dtype, t.shape, t.geometry)
         if found is None:
             raise DecodeError(
                 "bad_base",
@@ -550,7 +458,6 @@ class Slice:
         return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
 
 
-# ---- bases -----------------------------------------------------------------------------------------------------------------
 def open_base(
     path: AnyPath, backend: Backend, progress: Progress = ignore_progress, depth: int = 1
 ) -> OpenBase:
@@ -565,7 +472,7 @@ def open_base(
     data = map_file(path)
     try:
         if data[: len(MAGIC)] == MAGIC:
-            return CodedBase(File(path, backend, depth=depth))
+            return File(path, backend, depth=depth)
         return SafetensorsBase(Path(path), data, backend, progress)
     except EncodeError as e:
         raise DecodeError(
@@ -595,152 +502,3 @@ def base_for(
 def paths_of(base: OpenBase | None) -> list[Path]:
     """The files of a base, which no output may replace."""
     return [] if base is None else list(base.paths())
-
-
-# ---- checkpoints ------------------------------------------------------------------------------------------------------------
-def encode_file(
-    source: AnyPath,
-    target: AnyPath,
-    options: EncodeOptions | None = None,
-    backend: Backend | None = None,
-    progress: Progress = ignore_progress,
-    base: AnyPath | None = None,
-    *,
-    overwrite: bool = False,
-) -> tuple[int, int]:
-    """Encode a safetensors file; `decode_file` restores it byte for byte.
-
-    Parameters
-    ----------
-    base
-        As of `save_file`.
-    overwrite
-        Whether a target that is there may be replaced, if it is neither the source nor the base.
-
-    Returns
-    -------
-    Bytes of the source and of the target.
-
-    Raises
-    ------
-    EncodeError
-        ``bad_source``: not a well-formed safetensors file. ``output_exists``; ``bad_option``: `target` is the source or the base.
-        Nothing is left behind.
-    DecodeError
-        The base is not well-formed.
-    """
-    data = map_file(source)
-    view = memoryview(data)
-    with in_file(source):
-        header = read_safetensors_header(view)
-    encoder, seen = Encoder(options, backend), Duplicates()
-    with (
-        base_for(base, encoder.backend, progress) as other,
-        atomic_output(
-            target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
-        ) as stream,
-        WriteBehind(stream) as f,
-        in_file(source),
-    ):
-        writer = encoder.start(f, progress, other)
-        for t in header.tensors:
-            words = np.frombuffer(view[t.start : t.stop], t.dtype.word_type)
-            again = partial(np.frombuffer, view[t.start : t.stop], t.dtype.word_type)
-            _add(writer, seen, t.name, words, t.dtype, t.shape, t.dtype_name, again)
-        return len(data), writer.finish(header.metadata, header.raw)
-
-
-def decode_file(
-    source: AnyPath,
-    target: AnyPath,
-    backend: Backend | None = None,
-    progress: Progress = ignore_progress,
-    max_nbytes: int | None = None,
-    raw: bool = False,
-    base: AnyPath | None = None,
-    *,
-    overwrite: bool = False,
-) -> tuple[int, int]:
-    """Restore the file that `encode_file` read; from one that `save_file` wrote, a safetensors file of its arrays.
-
-    Parameters
-    ----------
-    max_nbytes
-        Refuse files whose tensors decode to more bytes than that.
-    raw
-        From a file that `save_file` wrote, the bytes of its tensors alone.
-    base
-        As of `open`.
-    overwrite
-        Whether a target that is there may be replaced, if it is neither the source nor the base.
-
-    Returns
-    -------
-    Bytes of the source and of the target.
-
-    Raises
-    ------
-    DecodeError
-        Nothing is left behind. ``resource_limit``: the disk has not the room.
-    EncodeError
-        ``output_exists``; ``bad_option``: the target is the source or the base.
-    """
-    check_output(target, overwrite, [source])
-    with File(source, backend, max_nbytes, base) as f:
-        inputs = [Path(source), *paths_of(f.base(progress) if f.needs_base else None)]
-        check_room(target, f.index.data_nbytes)
-        total = 0
-        with (
-            atomic_output(
-                target, f.index.data_nbytes, overwrite=overwrite, inputs=inputs, like=source
-            ) as stream,
-            WriteBehind(stream) as out,
-        ):
-            for piece in f.restored(raw):
-                out.write(piece)
-                total += len(piece)
-                progress(len(piece))
-        return f.index.file_nbytes, total
-
-
-def is_same_stream(one: Iterable[Any], other: Iterable[Any]) -> bool:
-    """Whether two files, each as the pieces of its bytes, are the same."""
-    lefts = [iter(one), iter(other)]
-    pieces = [np.empty(0, np.uint8)] * 2
-    while True:
-        for i, left in enumerate(lefts):
-            while not pieces[i].size and (piece := next(left, None)) is not None:
-                pieces[i] = np.frombuffer(piece, np.uint8) if len(piece) else pieces[i]
-        n = min(p.size for p in pieces)
-        if not n:
-            return not any(p.size for p in pieces)
-        if not np.array_equal(pieces[0][:n], pieces[1][:n]):
-            return False
-        pieces = [p[n:] for p in pieces]
-
-
-def verify_file(
-    source: AnyPath,
-    backend: Backend | None = None,
-    progress: Progress = ignore_progress,
-    max_nbytes: int | None = None,
-    base: AnyPath | None = None,
-) -> tuple[int, int]:
-    """Decode all of a file and check every checksum, keeping nothing.
-
-    Returns
-    -------
-    Bytes of the file, and of what it restores.
-
-    Raises
-    ------
-    DecodeError
-    """
-    with File(source, backend, max_nbytes, base) as f:
-        if f.needs_base:
-            f.base(progress)
-        total = 0
-        for piece in f.restored():
-            total += len(piece)
-            progress(len(piece))
-        return f.index.file_nbytes, total

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from wcodec.errors import EncodeError
-from wcodec.kinds import HEAD_NBYTES, described
+from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.planes import BY_SAFETENSORS, OPAQUE, DType
 

@@ -14,8 +14,8 @@ from wcodec.backends import Backend
 from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.encoder import Encoder
 from wcodec.errors import DecodeError
-from wcodec.files import File, base_for, paths_of
-from wcodec.outputs import AnyPath, WriteBehind, atomic_output, check_output, named, reserve
+from wcodec.files.atomic import AnyPath, WriteBehind, atomic_output, check_output, named, reserve
+from wcodec.files.file import File, base_for, paths_of
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import TensorRecord
 from wcodec.reference.planes import Words

@@ -16,17 +16,9 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.codec.ahead import Progress, ignore_progress
-from wcodec.files import File
-from wcodec.outputs import atomic_output
-from wcodec.planner.geometry import choose_geometry
-from wcodec.planner.options import EncodeOptions
-from wcodec.planner.planner import Planner
-from wcodec.reference.container import TensorRecord, write_contexts, write_tables
-from wcodec.reference.planes import DType
-from wcodec.reference.prediction import MODES, Mode, mode_name
-from wcodec.reference.tiles import Geometry
-from wcodec.reference.transforms import Transform
-from wcodec.report import (
+from wcodec.files.atomic import atomic_output
+from wcodec.files.file import File
+from wcodec.inspect.report import (
     base_error,
     describe_tensor,
     entropies,
@@ -36,6 +28,14 @@ from wcodec.report import (
     size_text,
     table_text,
 )
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.planner import Planner
+from wcodec.reference.container import TensorRecord, write_contexts, write_tables
+from wcodec.reference.planes import DType
+from wcodec.reference.prediction import MODES, Mode, mode_name
+from wcodec.reference.tiles import Geometry
+from wcodec.reference.transforms import Transform
 
 AnyPath = str | os.PathLike[str]
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from wcodec.backends import Backend
 from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.decoder import Decoder
 from wcodec.codec.parts import rectangle
 from wcodec.errors import DecodeError
-from wcodec.reference.container import TensorRecord
+from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
+from wcodec.reference.container import ByteSource, TensorRecord
 from wcodec.reference.differences import BaseCheckpoint, BaseTensor, content_hash
 from wcodec.reference.planes import DType, Words
+from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import Geometry
-from wcodec.sources import SourceTensor, read_safetensors_header
-
-if TYPE_CHECKING:
-    from wcodec.files import File
 
 _BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that is coded as another matrix, decoded at once
 
@@ -29,7 +28,7 @@ class OpenBase(BaseCheckpoint, Protocol):
     """A base, to be closed."""
 
     def paths(self) -> Iterator[Path]:
-        """Its file, and those that this one needs. Raises as `wcodec.files.File.base`."""
+        """Its file, and those that this one needs. Raises as `wcodec.files.file.File.base`."""
 
     def close(self) -> None:
         """Let go of the file."""
@@ -54,14 +53,14 @@ class SafetensorsBase(OpenBase):
     def __init__(
         self, path: Path, data: Any, backend: Backend, progress: Progress = ignore_progress
     ) -> None:
-        self.path, self.name, self._view, self._backend, self._progress = (
-            path,
-            path.name,
-            memoryview(data),
-            backend,
-            progress,
-        )
+        self.path, self._view = path, memoryview(data)
+        self._backend, self._progress = backend, progress
         self._tensors = {t.name: t for t in read_safetensors_header(self._view).tensors}
+
+    @property
+    def name(self) -> str:
+        """As `BaseCheckpoint.name`."""
+        return self.path.name
 
     def _words(self, t: SourceTensor) -> Words:
         return (
@@ -70,10 +69,10 @@ class SafetensorsBase(OpenBase):
             else np.empty(0, t.dtype.word_type)
         )
 
-    def tensor(
+    def base_tensor(
         self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
     ) -> BaseTensor | None:
-        """As `BaseCheckpoint.tensor`."""
+        """As `BaseCheckpoint.base_tensor`."""
         words = self.flat_words(name, dtype, shape)
         return None if words is None else _Mapped(words.reshape(geometry.rows, geometry.cols))
 
@@ -126,51 +125,25 @@ def in_base(name: str) -> Iterator[None]:
         ) from None
 
 
-class CodedBase(OpenBase):
-    """A ``.wcodec`` file, which may be a difference from another one."""
-
-    def __init__(self, file: File) -> None:
-        self.file, self.name = file, file.name
-
-    def tensor(
-        self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
-    ) -> BaseTensor | None:
-        """As `BaseCheckpoint.tensor`."""
-        t = self.file.find(name, dtype, shape)
-        with in_base(self.name):
-            # each level would decode the next many times
-            if t is not None and t.difference and t.geometry.cols != geometry.cols:
-                raise DecodeError(
-                    "bad_base", "a difference whose matrix has other columns", tensor=name
-                )
-            return None if t is None else CodedBaseTensor(self.file, t, geometry.cols)
-
-    def content_hash(self) -> bytes:
-        """As `BaseCheckpoint.content_hash`: the index knows all of it."""
-        return content_hash((t.name, t.dtype, t.shape, t.crc32) for t in self.file.index.tensors)
-
-    def paths(self) -> Iterator[Path]:
-        """As `OpenBase.paths`."""
-        if self.file.path is not None:
-            yield self.file.path
-        if self.file.needs_base:
-            yield from self.file.base().paths()
-
-    def close(self) -> None:
-        """As `OpenBase.close`."""
-        self.file.close()
-
-
 class CodedBaseTensor(BaseTensor):
     """A tensor of a ``.wcodec`` file, as a matrix of any number of columns; decoded where it is asked for."""
 
-    def __init__(self, file: File, t: TensorRecord, n_cols: int) -> None:
-        self._file, self._t, self._n_cols = file, t, n_cols
-        self._plan, self._base = t.plan(file.index.tables), file.base_of(t)
+    def __init__(
+        self,
+        name: str,
+        decoder: Decoder,
+        source: ByteSource,
+        t: TensorRecord,
+        plan: SegmentPlan,
+        base: BaseTensor | None,
+        n_cols: int,
+    ) -> None:
+        self._name, self._decoder, self._source, self._t = name, decoder, source, t
+        self._plan, self._base, self._n_cols = plan, base, n_cols
 
     def words(self, rows: slice, cols: slice, room: Words) -> Words:
         """As `BaseTensor.words`."""
-        with in_base(self._file.name):
+        with in_base(self._name):
             if self._t.geometry.cols == self._n_cols:
                 self._decode(rows, cols, room)
             else:
@@ -189,9 +162,7 @@ class CodedBaseTensor(BaseTensor):
         piece = rectangle(g, down, across)
         whole = (piece.rows, piece.cols) == (rows, cols)
         room = out if whole else np.empty(piece.shape, out.dtype)
-        self._file.decoder.grid(
-            self._file.source, self._t, self._plan, down, across, room, self._base
-        )
+        self._decoder.grid(self._source, self._t, self._plan, down, across, room, self._base)
         if not whole:
             r, c = rows.start - piece.rows.start, cols.start - piece.cols.start
             np.copyto(out, room[r : r + out.shape[0], c : c + out.shape[1]])

@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
+from wcodec.cli.demo import usable_backends
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
-from wcodec.demo import usable_backends
 from wcodec.errors import EncodeError, in_file
-from wcodec.outputs import AnyPath, map_file
-from wcodec.report import percent_text, size_text, table_text
-from wcodec.sources import SourceTensor, read_safetensors_header
+from wcodec.files.atomic import AnyPath, map_file
+from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
+from wcodec.inspect.report import percent_text, size_text, table_text
 
 ROUNDS: Final = 7
 SAMPLE_NBYTES: Final = 1 << 28  #: bytes of tensors that are measured

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend, available_backends, load_backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
-from wcodec.files import decode_file, encode_file
-from wcodec.report import percent_text, size_text, table_text
+from wcodec.files.checkpoint import decode_file, encode_file
+from wcodec.inspect.report import percent_text, size_text, table_text
 
 #: One layer and the embedding of a small Llama: 21.5 M weights.
 SHAPES: Final[dict[str, tuple[int, ...]]] = {

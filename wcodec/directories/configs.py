@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from wcodec.directories.hub_header import VERSION_TEXT, parse_version
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.hub import VERSION_TEXT, parse_version
 
 METHOD: Final = "wcodec"  #: ``quant_method`` of a model in hub form
 KEY: Final = "quantization_config"

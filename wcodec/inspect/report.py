@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend
 from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.errors import DecodeError
-from wcodec.files import File
+from wcodec.files.file import File
 from wcodec.reference.container import TensorRecord, write_tables
 from wcodec.reference.entropy import ContextKind
 from wcodec.reference.operands import operand_form

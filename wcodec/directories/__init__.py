@@ -1,0 +1,1 @@
+"""Directories of models, in either form: encoded, decoded, verified. Spec: hub.md."""

@@ -1,0 +1,280 @@
+"""Directories of models: weights are encoded, all else is carried along, and the whole comes back byte for byte. Spec: hub.md.
+
+Names of files come from the file system; an index of shards is a text that is changed, never a list of files to open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from wcodec.backends import Backend, get_backend
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.directories.configs import (
+    remove_entry,
+    rename_shards,
+)
+from wcodec.directories.hub_header import VERSION_TEXT, has_hub_form
+from wcodec.directories.hub_reading import HubFile, decode_hub_file, verify_hub_file
+from wcodec.directories.names import (
+    CODED,
+    INDEX,
+    PLAIN,
+    bad_value,
+    base_nbytes,
+    base_of,
+    check_base,
+    check_indexes,
+    check_names,
+    config_apart,
+    is_config,
+    link_jobs,
+    parent,
+    scan_directory,
+    with_ending,
+)
+from wcodec.directories.resumable import (
+    STATE,
+    Job,
+    Plan,
+    Report,
+    copying,
+    writing,
+)
+from wcodec.directories.tree import Tree, check_places
+from wcodec.errors import DecodeError, in_file
+from wcodec.files.atomic import AnyPath, check_room
+from wcodec.files.checkpoint import decode_file, verify_file
+from wcodec.files.file import File
+
+
+@dataclass(frozen=True)
+class CodedFile:
+    """An encoded file of a directory, opened and checked as far as its index.
+
+    Attributes
+    ----------
+    data_nbytes, nbytes
+        Decoded bytes of its tensors, and of the file that it restores.
+    """
+
+    name: str
+    path: Path
+    is_hub: bool
+    data_nbytes: int
+    nbytes: int
+    stored_nbytes: int
+    base: Path | None
+
+
+def coded_files(
+    source: AnyPath,
+    files: dict[str, Path],
+    backend: Backend,
+    max_nbytes: int | None = None,
+    base: AnyPath | None = None,
+) -> dict[str, CodedFile]:
+    """Those of the files of a directory that are encoded, by name.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_magic``: there are none. ``resource_limit``: they decode to more than `max_nbytes`. Others: one is damaged.
+    """
+    names = [name for name in files if name.endswith((PLAIN, CODED))]
+    folder, found = check_base(base, names) if names else None, dict[str, CodedFile]()
+    for name in names:
+        with in_file(name):
+            coded = _open(name, files[name], backend, base_of(folder, name))
+        if coded is not None:
+            found[name] = coded
+    if not found:
+        raise DecodeError(
+            "bad_magic",
+            f"there is neither a .wcodec file nor a safetensors file in hub form in {str(source)!r}",
+        )
+    total = sum(c.data_nbytes for c in found.values())
+    if max_nbytes is not None and total > max_nbytes:
+        raise DecodeError(
+            "resource_limit", f"the tensors have {total} bytes; the caller allows {max_nbytes}"
+        )
+    return found
+
+
+def _open(name: str, path: Path, backend: Backend, base: Path | None) -> CodedFile | None:
+    if name.endswith(CODED):
+        with File(path, backend) as f:
+            data_nbytes = f.index.data_nbytes
+            return CodedFile(
+                name,
+                path,
+                False,
+                data_nbytes,
+                data_nbytes + len(f.index.source_header),
+                f.index.file_nbytes,
+                base,
+            )
+    if not has_hub_form(path):
+        return None
+    hub = HubFile(path, backend)
+    return CodedFile(name, path, True, hub.data_nbytes, hub.nbytes, hub.stored_nbytes, None)
+
+
+def scan_coded(source: AnyPath) -> Tree:
+    """What is in an encoded directory.
+
+    Raises
+    ------
+    DecodeError
+        ``truncated``: a run that was to write it has not ended. ``bad_value``: it holds what it cannot.
+    """
+    return scan_directory(source, bad_value, partial(DecodeError, "truncated"), config_apart)
+
+
+def plan_decode(
+    source: AnyPath,
+    target: AnyPath,
+    backend: Backend | None = None,
+    max_nbytes: int | None = None,
+    base: AnyPath | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """What `decode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
+    check_places(source, target)
+    backend = backend or get_backend()
+    tree = scan_coded(source)
+    coded = coded_files(source, tree.files, backend, max_nbytes, base)
+    jobs = [_decoding(name, path, coded, backend) for name, path in tree.files.items()] + link_jobs(
+        tree, CODED, PLAIN
+    )
+    check_names(jobs, tree.folders, bad_value)
+    check_indexes(tree)
+    key = {
+        "run": "decode",
+        "format": VERSION_TEXT,
+        "source": str(Path(source).resolve()),
+        "base": base and str(Path(base).resolve()),
+    }
+    return Plan(Path(target), jobs, tree.folders, key, overwrite)
+
+
+def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backend) -> Job:
+    """What becomes of a file."""
+    if name in coded:
+        return _weights(coded[name], backend)
+    if name.endswith(CODED + INDEX):
+        with in_file(name):
+            raw = path.read_bytes()
+            text = rename_shards(raw, CODED.encode(), PLAIN.encode())
+            if text is None:
+                raise bad_value(f"the index names files that end in {PLAIN}")
+        return Job(
+            (path,),
+            with_ending(name, CODED, PLAIN),
+            name,
+            len(text),
+            False,
+            writing(text, len(text), len(raw)),
+        )
+    if is_config(name) and any(c.is_hub and parent(c.name) == parent(name) for c in coded.values()):
+        with in_file(name):
+            raw = path.read_bytes()
+            text = remove_entry(raw)
+        return Job((path,), name, name, len(text), False, writing(text, len(text), len(raw)))
+    return Job((path,), name, name, path.stat().st_size, False, copying(path))
+
+
+def _weights(c: CodedFile, backend: Backend) -> Job:
+    def from_hub(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+        return decode_hub_file(c.path, target, backend, progress, overwrite=overwrite)[::-1]
+
+    def decode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+        return decode_file(c.path, target, backend, progress, base=c.base, overwrite=overwrite)[
+            ::-1
+        ]
+
+    if c.is_hub:
+        return Job((c.path,), c.name, c.name, c.nbytes, True, from_hub)
+    sources = (c.path,) if c.base is None else (c.path, c.base)
+    return Job(
+        sources,
+        with_ending(c.name, CODED, PLAIN),
+        c.name,
+        c.nbytes + base_nbytes(c.base),
+        True,
+        decode,
+    )
+
+
+def decode_directory(
+    source: AnyPath,
+    target: AnyPath,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    max_nbytes: int | None = None,
+    base: AnyPath | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Give back the directory that `encode_directory` read, of either form; ``.wcodec`` files of others become safetensors files too.
+
+    A run that was interrupted goes on where it stopped.
+
+    Parameters
+    ----------
+    max_nbytes
+        Refuse a directory whose tensors decode to more bytes than that.
+    base, overwrite
+        As of `encode_directory`.
+
+    Raises
+    ------
+    DecodeError
+        A file is damaged; what its place is stays empty. ``resource_limit``: the disk has not the room.
+    EncodeError
+        ``bad_option``: as for the target or the base. ``output_exists``
+    """
+    plan = plan_decode(source, target, backend, max_nbytes, base, overwrite)
+    check_plan_room(plan)
+    return plan.run(progress)
+
+
+def check_plan_room(plan: Plan) -> None:
+    """Refuse to decode more than the disk has room for. Raises `DecodeError`: ``resource_limit``."""
+    place = plan.target.absolute()
+    while not place.exists():
+        place = place.parent
+    check_room(place / STATE, plan.nbytes)
+
+
+def verify_directory(
+    source: AnyPath,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    max_nbytes: int | None = None,
+    base: AnyPath | None = None,
+) -> Report:
+    """Decode all encoded files of a directory, check every checksum and that the shards of indexes are there, keeping nothing.
+
+    Raises
+    ------
+    DecodeError, EncodeError
+        As `decode_directory`. ``truncated``: a shard is missing.
+    """
+    backend = backend or get_backend()
+    tree = scan_coded(source)
+    coded = coded_files(source, tree.files, backend, max_nbytes, base)
+    check_indexes(tree, strict=True)
+    for name, path in tree.files.items():
+        if is_config(name):
+            _decoding(name, path, coded, backend)
+    nbytes = stored_nbytes = 0
+    for c in coded.values():
+        check: Callable[..., tuple[int, int]] = (
+            verify_hub_file if c.is_hub else partial(verify_file, base=c.base)
+        )
+        with in_file(c.name):
+            stored, plain = check(c.path, backend, progress)
+        nbytes, stored_nbytes = nbytes + plain, stored_nbytes + stored
+    return Report(len(coded), 0, 0, nbytes, stored_nbytes)

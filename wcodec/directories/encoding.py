@@ -1,0 +1,409 @@
+"""Directories of models, encoded: weights, and all else carried along. Spec: hub.md."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from wcodec.backends import Backend, get_backend, load_backend
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.directories.configs import (
+    add_entry,
+    is_of_transformers,
+    read_config,
+    rename_shards,
+)
+from wcodec.directories.hub_header import VERSION_TEXT, is_hub, read_plain_header
+from wcodec.directories.hub_writing import encode_hub_file
+from wcodec.directories.names import (
+    CODED,
+    FORMS,
+    INDEX,
+    PLAIN,
+    bad_source,
+    base_nbytes,
+    base_of,
+    check_base,
+    check_indexes,
+    check_names,
+    config_apart,
+    is_config,
+    link_jobs,
+    parent,
+    scan_directory,
+    with_ending,
+)
+from wcodec.directories.resumable import (
+    Job,
+    Plan,
+    Report,
+    copying,
+    writing,
+)
+from wcodec.directories.tree import check_places
+from wcodec.errors import DecodeError, EncodeError, in_file
+from wcodec.files.atomic import AnyPath, map_file
+from wcodec.files.checkpoint import encode_file
+from wcodec.files.file import File
+from wcodec.files.kinds import HEAD_NBYTES, described
+from wcodec.planner.options import EncodeOptions
+
+
+def plan_encode(
+    source: AnyPath,
+    target: AnyPath,
+    form: str = "wcodec",
+    options: EncodeOptions | None = None,
+    backend: Backend | None = None,
+    base: AnyPath | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """What `encode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
+    if form not in FORMS:
+        raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
+    if form == "hub" and base is not None:
+        raise EncodeError("bad_option", "there is no hub form of differences from a base")
+    check_places(source, target)
+    tree = scan_directory(
+        source, bad_source, bad_source, _hub_apart if form == "hub" else config_apart
+    )
+    backend = backend or get_backend()
+    files = {
+        name: path
+        for name, path in tree.files.items()
+        if not _is_made_anew(name, tree.files, backend)
+    }
+    for name, of in tree.links.items():
+        if of in files and with_ending(name, CODED, PLAIN) != name:
+            raise bad_source(
+                f"{name!r} is a name of {of!r}, which is not encoded: give it another one"
+            )
+    weights = [name for name in files if name.endswith(PLAIN)]
+    if not weights:
+        raise bad_source(f"there is no .safetensors file in {str(source)!r}{_other_weights(files)}")
+    try:
+        check_indexes(tree)
+    except DecodeError as e:
+        with in_file(e.file):
+            raise bad_source(e.message) from None
+    for name in weights:
+        with in_file(name):
+            read_plain_header(memoryview(map_file(files[name])))
+    options = options or EncodeOptions()
+    maker = _Encoding(files, form, options, backend, check_base(base, weights))
+    jobs = [maker.job(name) for name in files]
+    if not any(j.is_coded for j in jobs):
+        raise bad_source(
+            f"no weights in {str(source)!r} are for transformers, which the hub form is for; use --form wcodec"
+        )
+    jobs += link_jobs(tree, PLAIN, CODED if form == "wcodec" else PLAIN)
+    check_names(jobs, tree.folders, bad_source)
+    key = {
+        "run": "encode",
+        "format": VERSION_TEXT,
+        "form": form,
+        "options": asdict(options),
+        "base": base and str(Path(base).resolve()),
+    }
+    return Plan(
+        Path(target), jobs, tree.folders, {**key, "source": str(Path(source).resolve())}, overwrite
+    )
+
+
+def _hub_apart(name: str) -> str:
+    """In hub form it depends on the ``config.json`` beside weights, and on their name, whether they are encoded."""
+    if name.endswith(PLAIN):
+        return (
+            f"{parent(name)} adapter"
+            if PurePosixPath(name).name.startswith("adapter_")
+            else parent(name)
+        )
+    return config_apart(name)
+
+
+def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
+    """Whether a file is the encoded form of another one of the directory, and so left out.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``: it is encoded, and not that.
+    """
+    plain = with_ending(name, CODED, PLAIN)
+    if plain == name:
+        return False
+    if plain not in files:
+        raise bad_source(
+            f"{name!r} is encoded already: the input is a directory of plain safetensors files"
+        )
+    if name.endswith(CODED):
+        with in_file(plain):
+            wanted = {
+                (t.name, t.dtype, t.shape)
+                for t in read_plain_header(memoryview(map_file(files[plain]))).tensors
+            }
+        same = False
+        with contextlib.suppress(DecodeError), File(files[name], backend) as f:
+            same = {(t.name, t.dtype, t.shape) for t in f.index.tensors} == wanted
+    else:
+        same = files[name].read_bytes() == rename_shards(
+            files[plain].read_bytes(), PLAIN.encode(), CODED.encode()
+        )
+    if not same:
+        raise bad_source(
+            f"{name!r} is encoded already, and not from {plain!r}: keep one of them elsewhere"
+        )
+    return True
+
+
+def _other_weights(files: dict[str, Path]) -> str:
+    """What else a directory has for weights, in words."""
+    endings = (
+        ".bin",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".gguf",
+        ".onnx",
+        ".h5",
+        ".keras",
+        ".npz",
+        ".pb",
+        ".tflite",
+        ".msgpack",
+    )
+    for name, path in files.items():
+        if name.lower().endswith(endings):
+            with open(path, "rb") as f:
+                return f", but {name!r}, {described(f.read(HEAD_NBYTES)) or 'of another format: save the model as safetensors first'}"
+    return ""
+
+
+@dataclass
+class _Encoding:
+    """Makes the jobs of `plan_encode`."""
+
+    files: dict[str, Path]
+    form: str
+    options: EncodeOptions
+    backend: Backend
+    base: Path | None
+
+    def job(self, name: str) -> Job:
+        """What becomes of a file."""
+        path = self.files[name]
+        if name.endswith(PLAIN) and self._is_coded(name):
+            return self._weights(name, path)
+        if name.endswith(PLAIN) and is_hub(path):
+            raise bad_source(
+                f"{name!r} has a tensor that looks like a stream, and is not for transformers"
+            )
+        nbytes = path.stat().st_size
+        if self.form == "wcodec" and name.endswith(PLAIN + INDEX):
+            with in_file(name):
+                raw = path.read_bytes()
+                text = rename_shards(raw, PLAIN.encode(), CODED.encode())
+                if text is None:
+                    raise bad_source(f"the index names files that end in {CODED} already")
+            return Job(
+                (path,),
+                with_ending(name, PLAIN, CODED),
+                name,
+                len(raw),
+                False,
+                writing(text, len(raw), len(text)),
+            )
+        if self.form == "hub" and is_config(name) and self._has_coded(parent(name)):
+            with in_file(name):
+                raw = path.read_bytes()
+                text = add_entry(raw, self._dtype(parent(name)))
+            # which name the dtype
+            weights = [
+                p for n, p in self.files.items() if n.endswith(PLAIN) and parent(n) == parent(name)
+            ]
+            return Job(
+                (path, *weights), name, name, len(raw), False, writing(text, len(raw), len(text))
+            )
+        return Job((path,), name, name, nbytes, False, copying(path))
+
+    def _weights(self, name: str, path: Path) -> Job:
+        nbytes = path.stat().st_size
+        if self.form == "hub":
+
+            def to_hub(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+                return encode_hub_file(
+                    path, target, self.options, self.backend, progress, overwrite=overwrite
+                )
+
+            return Job((path,), name, name, nbytes, True, to_hub)
+        base = base_of(self.base, name)
+
+        def encode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+            return encode_file(
+                path, target, self.options, self.backend, progress, base, overwrite=overwrite
+            )
+
+        sources = (path,) if base is None else (path, base)
+        return Job(
+            sources, with_ending(name, PLAIN, CODED), name, nbytes + base_nbytes(base), True, encode
+        )
+
+    def _dtype(self, folder: str) -> str | None:
+        """Dtype of the first of the weights of a folder, by names of files and tensors, in which a model can be: as transformers asks."""
+        for name in sorted(
+            n for n in self.files if n.endswith(PLAIN) and parent(n) == folder and self._is_coded(n)
+        ):
+            with in_file(name):
+                header = read_plain_header(memoryview(map_file(self.files[name])))
+            for t in sorted(header.tensors, key=lambda t: t.name):
+                if t.dtype.safetensors in ("F16", "BF16", "F32", "F64"):
+                    return t.dtype.name
+        return None
+
+    def _has_coded(self, folder: str) -> bool:
+        return any(
+            n.endswith(PLAIN) and parent(n) == folder and self._is_coded(n) for n in self.files
+        )
+
+    def _is_coded(self, name: str) -> bool:
+        """Whether weights are encoded; in hub form not those of other libraries than transformers, such as adapters of peft."""
+        if self.form != "hub":
+            return True
+        if PurePosixPath(name).name.startswith("adapter_"):
+            return False
+        config = PurePosixPath(name).with_name("config.json").as_posix()
+        if config not in self.files:
+            return True
+        with in_file(config):
+            return is_of_transformers(read_config(self.files[config].read_bytes()))
+
+
+def encode_directory(
+    source: AnyPath,
+    target: AnyPath,
+    form: str = "wcodec",
+    options: EncodeOptions | None = None,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    base: AnyPath | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Encode the safetensors files of a directory, and carry all other files along; `decode_directory` gives the directory back.
+
+    A run that was interrupted goes on where it stopped. ``.git`` and ``.cache`` are left out, and ``.wcodec`` files beside the
+    safetensors files that they were made from. Links to files are followed; a file that is there under several names is written once,
+    with links to it.
+
+    Parameters
+    ----------
+    source
+        The directory; or a cache of Hugging Face, or a repository in one, with a single snapshot.
+    form
+        ``"wcodec"``: ``.wcodec`` files, the index of shards renamed with them. ``"hub"``: safetensors files in hub form under the
+        same names, and an entry in ``config.json``, so that transformers loads them; adapters, and weights beside a ``config.json``
+        of another library, are copied.
+    base
+        A directory: files of the same names are bases of form ``"wcodec"``; see `wcodec.save_file`.
+    overwrite
+        Whether the target may hold other things than what an interrupted run left: files of the same names are replaced then, all else
+        stays.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``: no plain model directory; nothing has been written. ``bad_option``: as for the form, the target or the base.
+        ``output_exists``
+    DecodeError
+        A base is not well-formed.
+    """
+    return plan_encode(source, target, form, options, backend, base, overwrite).run(progress)
+
+
+def encode_safetensors_to_wcodec(
+    src: AnyPath,
+    dst: AnyPath,
+    *,
+    form: str = "wcodec",
+    preset: str = "default",
+    options: EncodeOptions | None = None,
+    backend: Backend | str | None = None,
+    base: AnyPath | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Encode a safetensors file, or a directory of a model with all that is in it.
+
+    Parameters
+    ----------
+    src
+        A ``.safetensors`` file; or a directory, shards and all, as `encode_directory` takes it.
+    dst
+        The file or directory to be written.
+    form
+        ``"wcodec"``: ``.wcodec`` files. ``"hub"``: safetensors files in hub form, for transformers.
+    preset
+        ``"fast"``, ``"default"`` or ``"max"``.
+    options
+        More choices than the preset, instead of it; see `EncodeOptions`.
+    backend
+        A backend or its name; ``None`` for the one of `wcodec.get_backend`.
+    base
+        A checkpoint to store differences from; of a directory, a directory. See `wcodec.save_file`.
+    progress
+        Called with the number of bytes that were just done.
+    overwrite
+        Whether a file may be replaced; of a directory, see `encode_directory`. An output that is an input never is.
+
+    Returns
+    -------
+    How many files were encoded, copied and skipped as done before, and their bytes.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``, ``bad_option``, ``bad_name``, ``resource_limit``, ``output_exists``
+    DecodeError
+        The base is not well-formed.
+    BackendUnavailable
+
+    Examples
+    --------
+    >>> wcodec.encode_safetensors_to_wcodec("all-MiniLM-L6-v2", "all-MiniLM-L6-v2-wcodec", form="hub")
+    """
+    if options is not None and preset != "default":
+        raise EncodeError(
+            "bad_option", "preset and options: give the preset as EncodeOptions(preset=...)"
+        )
+    chosen = options or EncodeOptions(preset=preset)
+    used = load_backend(backend) if isinstance(backend, str) else backend or get_backend()
+    told: Callable[[int], Any] = progress or ignore_progress
+    if os.path.isdir(src):
+        return encode_directory(src, dst, form, chosen, used, told, base, overwrite)
+    nbytes, stored_nbytes = encode_one(src, dst, form, chosen, used, told, base, overwrite)
+    return Report(1, 0, 0, nbytes, stored_nbytes)
+
+
+def encode_one(
+    source: AnyPath,
+    target: AnyPath,
+    form: str,
+    options: EncodeOptions,
+    backend: Backend,
+    progress: Progress = ignore_progress,
+    base: AnyPath | None = None,
+    overwrite: bool = False,
+) -> tuple[int, int]:
+    """Encode one safetensors file in either form. Returns and raises as `encode_file` and `encode_hub_file`."""
+    if form not in FORMS:
+        raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
+    if form == "wcodec":
+        with in_file(source):
+            read_plain_header(memoryview(map_file(source)))
+        return encode_file(source, target, options, backend, progress, base, overwrite=overwrite)
+    if base is not None:
+        raise EncodeError("bad_option", "there is no hub form of differences from a base")
+    return encode_hub_file(source, target, options, backend, progress, overwrite=overwrite)

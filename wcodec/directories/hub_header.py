@@ -1,0 +1,188 @@
+"""Hub form: which files and tensors are in it, and what their headers say. Spec: hub.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.errors import DecodeError, EncodeError
+from wcodec.files.atomic import (
+    AnyPath,
+    map_file,
+)
+from wcodec.files.kinds import HEAD_NBYTES, described
+from wcodec.files.safetensors_header import (
+    MAX_HEADER_NBYTES,
+    SafetensorsHeader,
+    SourceTensor,
+    parse_safetensors_header,
+    read_safetensors_header,
+)
+from wcodec.reference.container import MAGIC, VERSION
+
+VERSION_KEY: Final = "wcodec"  #: in ``__metadata__``: the format version
+HEADER_KEY: Final = "wcodec_header"  #: the JSON text of the original's header, its padding included
+#: CRC-32 of the original's bytes before the tensors and of each tensor, 8 hexadecimal digits each
+CRC_KEY: Final = "wcodec_crc32"
+KEYS: Final = (VERSION_KEY, CRC_KEY, HEADER_KEY)
+VERSION_TEXT: Final = f"{VERSION[0]}.{VERSION[1]}"
+LEAST_NBYTES: Final = 4096  #: smaller tensors are stored as they are
+
+Entry = tuple[str, str, tuple[int, ...], int]  #: name, dtype and shape as in a header, bytes
+
+
+def is_stream(array: NDArray[Any]) -> bool:
+    """Whether a tensor of a file in hub form is a stream, for `wcodec.decode`: uint8, one dimension, the magic number first."""
+    return array.dtype == np.uint8 and array.ndim == 1 and array[: len(MAGIC)].tobytes() == MAGIC
+
+
+def is_hub(file: AnyPath | SafetensorsHeader) -> bool:
+    """Whether a file is in hub form: its metadata name a format version, or one of its tensors is a stream.
+
+    Parameters
+    ----------
+    file
+        A path, or the header of a file, whose metadata alone count. A file that is no safetensors file is not in hub form.
+
+    Raises
+    ------
+    OSError
+    """
+    if isinstance(file, SafetensorsHeader):
+        return VERSION_KEY in file.metadata
+    try:
+        return has_hub_form(file)
+    except DecodeError:
+        return False
+
+
+def has_hub_form(path: AnyPath) -> bool:
+    """As `is_hub`, of a file that has to be a well-formed safetensors file.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_magic``, ``truncated``, ``bad_value``, ``bad_range``
+    OSError
+    """
+    view = memoryview(map_file(path))
+    header = read_hub_header(view)
+    return is_hub(header) or any(looks_like_stream(t, view) for t in header.tensors)
+
+
+def is_coded(path: AnyPath) -> bool:
+    """Whether a file begins as a ``.wcodec`` file does."""
+    with open(path, "rb") as f:
+        return f.read(len(MAGIC)) == MAGIC
+
+
+def looks_like_stream(t: SourceTensor, view: memoryview) -> bool:
+    return (
+        t.stated_dtype == "U8"
+        and len(t.stated_shape) == 1
+        and bytes(view[t.start : min(t.stop, t.start + len(MAGIC))]) == MAGIC
+    )
+
+
+def parse_version(text: Any) -> tuple[int, int]:
+    """A format version such as ``"0.2"``, as in metadata and ``config.json``, checked to be one that can be read.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_value``, ``unsupported_version``
+    """
+    found = re.fullmatch(r"([0-9]{1,5})[.]([0-9]{1,5})", text) if isinstance(text, str) else None
+    if found is None:
+        raise DecodeError(
+            "bad_value", f"the hub form's format version is {text!r}, not of the form 0.2"
+        )
+    version = int(found[1]), int(found[2])
+    if version != VERSION:
+        newer = "; a newer wcodec is needed" if version > VERSION else ""
+        raise DecodeError(
+            "unsupported_version",
+            f"hub form of format version {text}; this decoder knows {VERSION_TEXT}{newer}",
+        )
+    return version
+
+
+def write_header(entries: Iterable[Entry], metadata: dict[str, str], least: int = 0) -> bytes:
+    """The first bytes of a safetensors file, at least so many, a multiple of 8.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_name``, ``resource_limit``
+    """
+    header, at = dict[str, Any]({"__metadata__": metadata} if metadata else {}), 0
+    for name, dtype, shape, nbytes in entries:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    try:
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise EncodeError("bad_name", "a tensor's name or a metadata text is not UTF-8") from None
+    raw += b" " * max(-len(raw) % 8, least - 8 - len(raw))
+    if len(raw) > MAX_HEADER_NBYTES:
+        raise EncodeError(
+            "resource_limit",
+            f"the header has {len(raw)} bytes; safetensors reads {MAX_HEADER_NBYTES} at most",
+        )
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def read_plain_header(data: memoryview) -> SafetensorsHeader:
+    """As `read_safetensors_header`, of a file that is to be brought into hub form.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``: also if it is in hub form.
+    """
+    header = read_safetensors_header(data)
+    taken = next((key for key in KEYS if key in header.metadata), None)
+    if taken is not None:
+        raise EncodeError(
+            "bad_source", f"the file is in hub form already: its metadata have the key {taken!r}"
+        )
+    return header
+
+
+def read_hub_header(view: memoryview) -> SafetensorsHeader:
+    """As `read_safetensors_header`, for a decoder."""
+    nbytes = struct.unpack("<Q", view[:8])[0] if len(view) > 8 else 0
+    if len(view) == 0:
+        raise DecodeError("truncated", "the file is empty")
+    if not 2 <= nbytes <= MAX_HEADER_NBYTES or bytes(view[8:9]) != b"{":
+        what = described(bytes(view[:HEAD_NBYTES]))
+        message = "this is neither a .wcodec file nor a safetensors file in hub form" + (
+            f" but {what}" if what else ""
+        )
+        raise DecodeError("bad_magic", message, offset=0)
+    if nbytes > len(view) - 8:
+        raise DecodeError(
+            "truncated", f"the header has {nbytes} bytes; the file ends before", offset=len(view)
+        )
+    try:
+        header = parse_safetensors_header(bytes(view[: 8 + nbytes]))
+    except EncodeError as e:
+        raise DecodeError("bad_value", e.message, tensor=e.tensor) from None
+    if header.end != len(view):
+        code, more = (
+            ("truncated", "it names tensors up to there")
+            if header.end > len(view)
+            else ("bad_range", "the tensors end before")
+        )
+        raise DecodeError(
+            code,
+            f"the header describes {header.end} bytes, the file has {len(view)}: {more}",
+            offset=len(view),
+        )
+    return header

@@ -1,0 +1,1 @@
+"""Files and checkpoints: read, written, converted, each output whole or not there."""

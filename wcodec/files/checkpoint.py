@@ -1,0 +1,176 @@
+"""Whole checkpoints to and fro: `encode_file`, `decode_file`, `verify_file`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wcodec.backends import Backend
+from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.encoder import Encoder
+from wcodec.errors import in_file
+from wcodec.files.atomic import (
+    AnyPath,
+    WriteBehind,
+    atomic_output,
+    check_output,
+    check_room,
+    map_file,
+)
+from wcodec.files.duplicates import Duplicates
+from wcodec.files.file import File, base_for, paths_of
+from wcodec.files.safetensors_header import read_safetensors_header
+from wcodec.files.saving import add_tensor
+from wcodec.planner.options import EncodeOptions
+
+
+def encode_file(
+    source: AnyPath,
+    target: AnyPath,
+    options: EncodeOptions | None = None,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    base: AnyPath | None = None,
+    *,
+    overwrite: bool = False,
+) -> tuple[int, int]:
+    """Encode a safetensors file; `decode_file` restores it byte for byte.
+
+    Parameters
+    ----------
+    base
+        As of `save_file`.
+    overwrite
+        Whether a target that is there may be replaced, if it is neither the source nor the base.
+
+    Returns
+    -------
+    Bytes of the source and of the target.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``: not a well-formed safetensors file. ``output_exists``; ``bad_option``: `target` is the source or the base.
+        Nothing is left behind.
+    DecodeError
+        The base is not well-formed.
+    """
+    data = map_file(source)
+    view = memoryview(data)
+    with in_file(source):
+        header = read_safetensors_header(view)
+    encoder, seen = Encoder(options, backend), Duplicates()
+    with (
+        base_for(base, encoder.backend, progress) as other,
+        atomic_output(
+            target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
+        ) as stream,
+        WriteBehind(stream) as f,
+        in_file(source),
+    ):
+        writer = encoder.start(f, progress, other)
+        for t in header.tensors:
+            words = np.frombuffer(view[t.start : t.stop], t.dtype.word_type)
+            read_again = partial(np.frombuffer, view[t.start : t.stop], t.dtype.word_type)
+            add_tensor(writer, seen, t.name, words, t.dtype, t.shape, t.dtype_name, read_again)
+        return len(data), writer.finish(header.metadata, header.raw)
+
+
+def decode_file(
+    source: AnyPath,
+    target: AnyPath,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    max_nbytes: int | None = None,
+    raw: bool = False,
+    base: AnyPath | None = None,
+    *,
+    overwrite: bool = False,
+) -> tuple[int, int]:
+    """Restore the file that `encode_file` read; from one that `save_file` wrote, a safetensors file of its arrays.
+
+    Parameters
+    ----------
+    max_nbytes
+        Refuse files whose tensors decode to more bytes than that.
+    raw
+        From a file that `save_file` wrote, the bytes of its tensors alone.
+    base
+        As of `open`.
+    overwrite
+        Whether a target that is there may be replaced, if it is neither the source nor the base.
+
+    Returns
+    -------
+    Bytes of the source and of the target.
+
+    Raises
+    ------
+    DecodeError
+        Nothing is left behind. ``resource_limit``: the disk has not the room.
+    EncodeError
+        ``output_exists``; ``bad_option``: the target is the source or the base.
+    """
+    check_output(target, overwrite, [source])
+    with File(source, backend, max_nbytes, base) as f:
+        inputs = [Path(source), *paths_of(f.base(progress) if f.needs_base else None)]
+        check_room(target, f.index.data_nbytes)
+        total = 0
+        with (
+            atomic_output(
+                target, f.index.data_nbytes, overwrite=overwrite, inputs=inputs, like=source
+            ) as stream,
+            WriteBehind(stream) as out,
+        ):
+            for piece in f.restored(raw):
+                out.write(piece)
+                total += len(piece)
+                progress(len(piece))
+        return f.index.file_nbytes, total
+
+
+def is_same_stream(one: Iterable[Any], other: Iterable[Any]) -> bool:
+    """Whether two files, each as the pieces of its bytes, are the same."""
+    lefts = [iter(one), iter(other)]
+    pieces = [np.empty(0, np.uint8)] * 2
+    while True:
+        for i, left in enumerate(lefts):
+            while not pieces[i].size and (piece := next(left, None)) is not None:
+                pieces[i] = np.frombuffer(piece, np.uint8) if len(piece) else pieces[i]
+        n = min(p.size for p in pieces)
+        if not n:
+            return not any(p.size for p in pieces)
+        if not np.array_equal(pieces[0][:n], pieces[1][:n]):
+            return False
+        pieces = [p[n:] for p in pieces]
+
+
+def verify_file(
+    source: AnyPath,
+    backend: Backend | None = None,
+    progress: Progress = ignore_progress,
+    max_nbytes: int | None = None,
+    base: AnyPath | None = None,
+) -> tuple[int, int]:
+    """Decode all of a file and check every checksum, keeping nothing.
+
+    Returns
+    -------
+    Bytes of the file, and of what it restores.
+
+    Raises
+    ------
+    DecodeError
+    """
+    with File(source, backend, max_nbytes, base) as f:
+        if f.needs_base:
+            f.base(progress)
+        total = 0
+        for piece in f.restored():
+            total += len(piece)
+            progress(len(piece))
+        return f.index.file_nbytes, total
