@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 
 from wcodec.backends.protocol import SegmentPlan
-from wcodec.reference import segments as reference
-from wcodec.reference.container import check_geometry, check_segments
-from wcodec.reference.entropy import (
+from wcodec.planner.costs import quantise
+from wcodec.reference import contexts, decoding, encoding
+from wcodec.reference.planes import DType, Layout, WordMap
+from wcodec.reference.prediction import MODES, PER_TILE
+from wcodec.reference.records import check_geometry, check_plan
+from wcodec.reference.segments import Coder, SegmentTable
+from wcodec.reference.tables import (
     MAX_CLASSES,
     MAX_PROB_BITS,
     MIN_PROB_BITS,
@@ -24,11 +28,7 @@ from wcodec.reference.entropy import (
     ContextMap,
     Table,
     TablePool,
-    quantise,
 )
-from wcodec.reference.planes import DType, Layout, WordMap
-from wcodec.reference.prediction import MODES, PER_TILE
-from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tiles import Geometry
 
 
@@ -45,7 +45,7 @@ class Case:
     def expected(self) -> np.ndarray[Any, Any]:
         """The words that the reference decodes; made-up constants are not those that were encoded."""
         out = np.empty_like(self.words)
-        assert not reference.decode_segments(self.decoding, self.payload, out).any()
+        assert not decoding.decode_segments(self.decoding, self.payload, out).any()
         return out
 
 
@@ -171,7 +171,7 @@ def random_scales(rng: np.random.Generator, plan: SegmentPlan) -> np.ndarray[Any
     """Classes of rows and columns for all segments that have them."""
     heights, widths = plan.geometry.sizes()
     parts = [
-        reference.pack_scales(
+        contexts.pack_scales(
             rng.integers(0, 4, h).astype(np.uint8), rng.integers(0, 4, w).astype(np.uint8)
         )
         for h, w, nbytes in zip(
@@ -207,9 +207,9 @@ def make_case(
 
 def complete(plan: SegmentPlan, words: np.ndarray[Any, Any]) -> Case:
     """Encode with the reference; the plan of the result must be one that a file may hold."""
-    payload, n_units, n_patches = reference.encode_segments(plan, words)
+    payload, n_units, n_patches = encoding.encode_segments(plan, words)
     decoding = plan.encoded(n_units, n_patches)
-    check_segments(plan.dtype, plan.geometry, decoding.segments, plan.tables)
+    check_plan(decoding)
     assert payload.size == decoding.offsets[-1]
     return Case(plan, words, aligned(payload), decoding)
 

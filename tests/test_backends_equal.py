@@ -30,9 +30,13 @@ from wcodec.backends.numba import backend as numba_backend
 from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.backends.protocol import Backend, SegmentPlan, Status
 from wcodec.errors import DecodeError
-from wcodec.reference import segments as reference
+from wcodec.planner.costs import quantise
+from wcodec.reference import decoding, encoding
 from wcodec.reference.checksums import crc32_each
-from wcodec.reference.entropy import (
+from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
+from wcodec.reference.prediction import IS_MODE, MODES, PER_TILE
+from wcodec.reference.segments import Coder
+from wcodec.reference.tables import (
     MAX_PROB_BITS,
     MIN_PROB_BITS,
     N_CONTEXTS,
@@ -40,12 +44,8 @@ from wcodec.reference.entropy import (
     ContextMap,
     TablePool,
     TableReader,
-    quantise,
     read_tables,
 )
-from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
-from wcodec.reference.prediction import IS_MODE, MODES, PER_TILE
-from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 
 BACKENDS = ["numba", "cuda_emulator.backend:EmulatedCuda"]
@@ -115,7 +115,7 @@ def check_bad(backend: Backend, plan: SegmentPlan, payload: np.ndarray[Any, Any]
     """Same status as the reference, and same words where it is OK. Returns the statuses."""
     payload = aligned(payload)
     expected = np.empty((plan.geometry.rows, plan.geometry.cols), plan.dtype.word_type)
-    good = reference.decode_segments(plan, payload, expected)
+    good = decoding.decode_segments(plan, payload, expected)
     before = payload.copy()
     status, words = decode(backend, plan, payload)
     np.testing.assert_array_equal(status, good)
@@ -141,7 +141,7 @@ def check_histogram(
         last = 1 if dtype.word_nbytes == 1 else dtype.word_nbytes - 1
         calls += [{"base": 0, "fill": 5, "planes": (p,)} for p in (0, last)]
     for call, segments in itertools.product(calls, (None, some)):
-        expected = reference.histogram(words, geometry, dtype, segments=segments, **call)
+        expected = encoding.histogram(words, geometry, dtype, segments=segments, **call)
         counts = backend.histogram(
             backend.to_device(words), geometry, dtype, segments=segments, **call
         )

@@ -252,8 +252,8 @@ def test_more_than_memory_holds_is_a_coded_error() -> None:
     assert e.value.code in ("resource_limit", "bad_range")
 
 
-def _huge() -> wcodec.reference.container.TensorRecord:
-    from wcodec.reference.container import TensorRecord
+def _huge() -> wcodec.reference.records.TensorRecord:
+    from wcodec.reference.records import TensorRecord
     from wcodec.reference.segments import SegmentTable
     from wcodec.reference.tiles import Geometry
 

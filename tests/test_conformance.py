@@ -23,10 +23,10 @@ from wcodec.conformance.cases import Vectors, load, sha256
 from wcodec.conformance.recipes import RECIPES, apply_edits, make, splitmix64
 from wcodec.errors import DECODE_CODES
 from wcodec.reference import container
-from wcodec.reference.entropy import ContextKind
 from wcodec.reference.planes import Layout
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.segments import Coder
+from wcodec.reference.tables import ContextKind
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"

@@ -31,20 +31,13 @@ from test_cuda_decode import (
 from wcodec.backends.cuda.layout import PLANE
 from wcodec.backends.cuda.worklist import Job, TableRows, WorkList
 from wcodec.backends.protocol import SegmentPlan, Status
-from wcodec.reference import segments as reference
-from wcodec.reference.entropy import (
-    GROUP,
-    MAX_CLASSES,
-    N_CONTEXTS,
-    ContextKind,
-    ContextMap,
-    TablePool,
-    decode_streams,
-    encode_streams,
-)
+from wcodec.reference import contexts
+from wcodec.reference.encoding import segment_planes
 from wcodec.reference.planes import BY_NAME, DType, Layout
 from wcodec.reference.prediction import PER_TILE
+from wcodec.reference.rans import GROUP, decode_streams, encode_streams
 from wcodec.reference.segments import Coder
+from wcodec.reference.tables import MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap, TablePool
 from wcodec.reference.tiles import Geometry
 
 BAD_LATE_STREAM = 8  # as in common.cuh
@@ -93,7 +86,7 @@ def check_classes(
     work = WorkList.of([Job(plan, 0)], encoding=True)
     rooms, expected = {}, {}
     for k in range(plan.geometry.n_segments):
-        planes, _ = reference.segment_planes(plan, words, k)
+        planes, _ = segment_planes(plan, words, k)
         first, row = planes[0], work.planes[k * n_planes]
         if plan.segments.coder[0, k] == Coder.CONSTANT and not encoding:
             first = np.full(first.size, plan.segments.table[0, k], np.uint8)
@@ -105,7 +98,7 @@ def check_classes(
         scales = plan.scales[plan.scale_offsets[k] : plan.scale_offsets[k + 1]]
         work.segments["scales"][k] = address(memory.put(scales)) if scales.size else 0
         for p in range(n_planes):
-            classes = reference.classes_of(plan, p, k, scales, first)
+            classes = contexts.classes_of(plan, p, k, scales, first)
             if classes is not None:
                 i = k * n_planes + p
                 rooms[i], expected[i] = memory.room(pad(classes.size, GROUP)), classes

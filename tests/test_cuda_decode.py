@@ -28,18 +28,11 @@ from sampling import sampled
 
 from wcodec.backends.cuda.layout import BATCH, PLANE, TABLE
 from wcodec.backends.protocol import Status
-from wcodec.reference import segments as reference
-from wcodec.reference.entropy import (
-    GROUP,
-    MAX_PROB_BITS,
-    MIN_PROB_BITS,
-    Table,
-    TablePool,
-    decode_streams,
-    encode_streams,
-)
+from wcodec.reference import decoding
 from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
+from wcodec.reference.rans import GROUP, decode_streams, encode_streams
 from wcodec.reference.segments import Coder
+from wcodec.reference.tables import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool
 from wcodec.reference.tiles import Geometry
 
 SLOTS = 1 << MAX_PROB_BITS
@@ -468,7 +461,7 @@ def check_fused(
     if chosen.size == 0:
         return
     decoded, expected = case.words.copy(), canaries(case)
-    assert not reference.decode_segments(case.decoding, case.payload, decoded).any()
+    assert not decoding.decode_segments(case.decoding, case.payload, decoded).any()
     for k in chosen.tolist():
         expected[case.plan.geometry.rectangle(k)] = decoded[case.plan.geometry.rectangle(k)]
     words, status = Fused(case, at_end=at_end, shift=shift).run(runtime, rng, chosen)
@@ -481,7 +474,7 @@ def check_bad(
 ) -> Array:
     """Same status as the reference, same words where it is good, nothing else touched. Returns the statuses of all segments."""
     chosen, decoded = suits(case), case.words.copy()
-    good = reference.decode_segments(case.decoding, payload, decoded)
+    good = decoding.decode_segments(case.decoding, payload, decoded)
     words, status = Fused(case, payload).run(runtime, rng, chosen)
     found = np.where(
         status & BAD_STREAM,

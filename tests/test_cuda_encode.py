@@ -27,20 +27,12 @@ from sampling import exhaustive
 
 from wcodec.backends.cuda.layout import BATCH, PLANE, SEGMENT, TABLE, TENSOR
 from wcodec.backends.cuda.worklist import TableRows
-from wcodec.reference import segments as reference
-from wcodec.reference.entropy import (
-    GROUP,
-    HEAD_NBYTES,
-    MAX_PROB_BITS,
-    MIN_PROB_BITS,
-    UNIT,
-    Table,
-    TablePool,
-    max_stream_nbytes,
-)
+from wcodec.reference import contexts, encoding, segments
 from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
 from wcodec.reference.prediction import MODES, PER_TILE, Mode, residuals
+from wcodec.reference.rans import GROUP, HEAD_NBYTES, UNIT, max_stream_nbytes
 from wcodec.reference.segments import Coder
+from wcodec.reference.tables import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool
 from wcodec.reference.tiles import Geometry
 
 BLOCK = 256
@@ -189,7 +181,7 @@ class Work:
             if plan.modes is None
             else plan.modes[plan.modes_offsets[k] : plan.modes_offsets[k + 1]]
         )
-        planes, patches = reference.segment_planes(plan, case.words, k)
+        planes, patches = encoding.segment_planes(plan, case.words, k)
         data = patches.astype("<u4").view(np.uint8)
         self.patches[k] = patches.size
         self.segments["modes"][k] = self._keep(device.put(modes)) if modes.size else NOWHERE
@@ -204,7 +196,7 @@ class Work:
             self._keep(device.units(data, padded(data.size))) if data.size else NOWHERE
         )
         for p, (plane, plane_modes) in enumerate(
-            zip(planes, reference.plane_modes(plan, k, modes), strict=False)
+            zip(planes, segments.plane_modes(plan, k, modes), strict=False)
         ):
             i = k * self.n_planes + p
             row, n = self.planes[i], plane.size
@@ -219,7 +211,7 @@ class Work:
                 row["at"], row["nbytes"] = device.address(self.streams[i]), self.streams[i].size
                 predicted = row["prediction"] != Mode.NONE
                 coded = (
-                    reference.each_tile(plan, k, plane, plane_modes, residuals)
+                    segments.each_tile(plan, k, plane, plane_modes, residuals)
                     if predicted
                     else plane
                 )
@@ -227,7 +219,7 @@ class Work:
                     device.units(coded, whole_groups(n))
                 )
             if row["coder"] == Coder.CONTEXT:
-                classes = reference.classes_of(plan, p, k, scales, planes[0])
+                classes = contexts.classes_of(plan, p, k, scales, planes[0])
                 assert classes is not None
                 row["classes"] = self._keep(device.put(np.pad(classes, (0, -n % GROUP))))
 
@@ -325,12 +317,12 @@ def check_encode(device: Device, case: Case, seed: int = 0) -> None:
 def check_histogram(
     device: Device, words: Array, geometry: Geometry, dtype: DType, segments: Array, **call: Any
 ) -> None:
-    """As `reference.histogram`, for calls that name all of its options."""
+    """As `encoding.histogram`, for calls that name all of its options."""
     base, planes = call["base"], call["planes"]
     held = device.put(words)
     rows = segment_rows(geometry, dtype, device.address(held))
     rows["base"], rows["fill"] = base or 0, call["fill"]
-    expected = reference.histogram(words, geometry, dtype, segments=segments, **call)
+    expected = encoding.histogram(words, geometry, dtype, segments=segments, **call)
     counts = device.room(4 * expected.size)
     held_too = [
         device.put(a)

@@ -12,9 +12,9 @@ from plans import random_geometry
 from test_cuda_predict import FLOAT32, Case, Structures, make_case, tile_slices
 
 from wcodec.backends.cuda.runtime import KERNELS
+from wcodec.reference.encoding import histogram
 from wcodec.reference.planes import BY_NAME
 from wcodec.reference.prediction import IS_MODE, MODES, PER_TILE
-from wcodec.reference.segments import histogram
 from wcodec.reference.tiles import Geometry
 from wcodec.reference.transforms import ORDER, ROWS, Transform
 

@@ -23,7 +23,7 @@ from plans import Case, complete, make_case, only, random_geometry, random_table
 from sampling import exhaustive, sampled
 
 from wcodec.backends.protocol import SegmentPlan, Status
-from wcodec.reference import segments as reference
+from wcodec.reference import decoding, encoding
 from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout, WordMap, unmap_words
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
@@ -51,7 +51,7 @@ def symbols_of(case: Case, k: int) -> list[Array]:
     return (
         []
         if case.plan.segments.layout[k] == Layout.RAW
-        else reference.segment_planes(case.plan, case.words, k)[0]
+        else encoding.segment_planes(case.plan, case.words, k)[0]
     )
 
 
@@ -123,7 +123,7 @@ def check_merge(runtime: EmulatedRuntime, case: Case, chosen: Array, at_end: boo
         .copy()
     )
     decoded = expected.copy()
-    assert not reference.decode_segments(case.decoding, case.payload, decoded).any()
+    assert not decoding.decode_segments(case.decoding, case.payload, decoded).any()
     for k in chosen.tolist():
         expected[case.plan.geometry.rectangle(k)] = decoded[case.plan.geometry.rectangle(k)]
     words, bits = Merging(case, at_end).run(runtime, chosen, 3)
@@ -174,7 +174,7 @@ def check_split(
     memory.check()
     for k in range(segments.size):
         raw = plan.segments.layout[k] == Layout.RAW
-        found = np.empty(0, np.uint32) if raw else reference.segment_planes(plan, words, k)[1]
+        found = np.empty(0, np.uint32) if raw else encoding.segment_planes(plan, words, k)[1]
         own = symbols_of(case, k)
         if k in chosen:
             assert counts[k] == found.size
@@ -343,7 +343,7 @@ def test_bad_patches(runtime: EmulatedRuntime, dtype: DType) -> None:
             payload = case.payload.copy()
             payload[at + 4 * where : at + 4 * where + 4].view("<u4")[0] = index | 0xAB000000
             spoilt = Case(case.plan, case.words, payload, case.decoding)
-            status = reference.decode_segments(case.decoding, payload, case.words.copy())
+            status = decoding.decode_segments(case.decoding, payload, case.words.copy())
             assert status[0] == Status.BAD_PATCH
             words, bits = Merging(spoilt).run(runtime, np.array([0]), 2)
             assert bits[0] == 2 | BAD_PATCH
@@ -365,7 +365,7 @@ def test_any_patches(runtime: EmulatedRuntime) -> None:
             random = rng.integers(0, int(case.plan.n_elements[k]) + 3, count)
             payload[at : at + 4 * count] = np.sort(random).astype("<u4").view(np.uint8)
         expected = case.words.copy()
-        status = reference.decode_segments(case.decoding, payload, expected)
+        status = decoding.decode_segments(case.decoding, payload, expected)
         words, bits = Merging(Case(case.plan, case.words, payload, case.decoding)).run(
             runtime, np.arange(geometry.n_segments)
         )

@@ -34,7 +34,7 @@ from wcodec.files.file import MAX_BASES, File, open_base
 from wcodec.inspect.report import as_text, describe
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference import differences as reference
-from wcodec.reference.container import Difference
+from wcodec.reference.differences import Difference
 from wcodec.reference.planes import DType
 from wcodec.reference.tiles import Geometry
 

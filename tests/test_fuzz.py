@@ -22,10 +22,11 @@ from wcodec.backends.numba.ir import VARIANT
 from wcodec.backends.numba.rans_vectors import KINDS
 from wcodec.backends.numba.segments import WITH_CONTEXTS
 from wcodec.backends.protocol import SegmentPlan, Status
-from wcodec.reference.entropy import GROUP, MAX_PROB_BITS, MIN_PROB_BITS
 from wcodec.reference.planes import DTYPES, Layout
 from wcodec.reference.prediction import MODES, PER_TILE
+from wcodec.reference.rans import GROUP
 from wcodec.reference.segments import Coder
+from wcodec.reference.tables import MAX_PROB_BITS, MIN_PROB_BITS
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 Result = tuple[int, str, str]  #: status, stdout, stderr

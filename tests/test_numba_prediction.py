@@ -14,9 +14,9 @@ from variants import VARIANTS, check_tests
 
 from wcodec.backends.numba import contexts, prediction, segments
 from wcodec.backends.numba.compiling import kernel
-from wcodec.reference.entropy import ContextKind
 from wcodec.reference.prediction import CENTRE, IS_MODE, PER_TILE, Mode, predict
 from wcodec.reference.segments import Coder
+from wcodec.reference.tables import ContextKind
 
 MODES = [m for m in Mode if m != Mode.NONE]
 GUARD, CANARY = 128, 0xA5  # as far as the longest vector could reach

@@ -21,9 +21,10 @@ from wcodec.codec.encoder import Encoder
 from wcodec.conformance.cases import load
 from wcodec.errors import EncodeError
 from wcodec.planner.options import EncodeOptions
-from wcodec.reference.container import Difference, TensorRecord
+from wcodec.reference.differences import Difference
 from wcodec.reference.operands import DTYPES, SEGMENT, TILE, operand_form, operand_problem
 from wcodec.reference.planes import Layout
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import chunks
 

@@ -27,10 +27,11 @@ from wcodec.planner.costs import ideal_cost, log2_of
 from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.planner import Planner
 from wcodec.reference.container import Index
-from wcodec.reference.entropy import ContextKind
+from wcodec.reference.contexts import unpack_scales
 from wcodec.reference.planes import Layout
 from wcodec.reference.prediction import MODES, PER_TILE
-from wcodec.reference.segments import Coder, SegmentPlan, unpack_scales
+from wcodec.reference.segments import Coder, SegmentPlan
+from wcodec.reference.tables import ContextKind
 
 REFERENCE = load_backend("reference")
 Array = NDArray[Any]

@@ -18,12 +18,12 @@ from wcodec.reference.container import (
     FOOTER,
     HEADER,
     RECORD,
-    TENSOR,
     read_index,
     seal_index,
     write_header,
     write_index,
 )
+from wcodec.reference.records import TENSOR
 
 
 def test_the_header_is_these_32_bytes() -> None:

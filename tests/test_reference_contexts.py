@@ -12,17 +12,12 @@ from plans import complete, only, random_tables
 
 from wcodec.codec.sources import BufferSource
 from wcodec.conformance.cases import Case, load
-from wcodec.reference import container, segments
-from wcodec.reference.entropy import (
-    ContextKind,
-    ContextMap,
-    Table,
-    TablePool,
-    decode_streams,
-    encode_streams,
-)
+from wcodec.reference import container, contexts, segments
+from wcodec.reference.contexts import classes_of, contexts_of, pack_scales, unpack_scales
 from wcodec.reference.planes import BY_NAME, Layout
-from wcodec.reference.segments import Coder, classes_of, contexts_of, pack_scales, unpack_scales
+from wcodec.reference.rans import decode_streams, encode_streams
+from wcodec.reference.segments import Coder
+from wcodec.reference.tables import ContextKind, ContextMap, Table, TablePool
 from wcodec.reference.tiles import Geometry
 
 NONE = np.empty(0, np.uint8)
@@ -148,7 +143,7 @@ def test_classes_pick_tables() -> None:
     classes = classes_of(plan, 1, 0, NONE, first)
     assert classes is not None
     assert classes.tolist() == [1, 0, 1]
-    assert segments.tables_of(plan, 1, 0) == (2, 1)
+    assert contexts.tables_of(plan, 1, 0) == (2, 1)
     assert classes_of(plan, 0, 0, NONE, first) is None
 
 

@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 
 from wcodec.errors import DecodeError
-from wcodec.reference.entropy import (
-    GROUP,
-    LOG2,
-    NEVER,
-    Table,
-    TablePool,
-    decode_streams,
-    encode_streams,
-    log2_fixed,
-    max_stream_nbytes,
-    quantise,
-    read_tables,
-)
+from wcodec.planner.costs import LOG2, NEVER, log2_fixed, quantise, symbol_costs
+from wcodec.reference.rans import GROUP, decode_streams, encode_streams, max_stream_nbytes
+from wcodec.reference.tables import Table, TablePool, read_tables
 
 
 def two_symbols(prob_bits: int = 12) -> Table:
@@ -48,8 +38,8 @@ def test_fields_of_a_table() -> None:
     assert table.padding == 65  # the lowest of the most probable
     assert int(table.lut[0]) == 256 << 20 | 0 << 8 | 65
     assert int(table.lut[511]) == 256 << 20 | 255 << 8 | 66
-    assert table.cost[65] == 1 << 16  # one bit
-    assert table.cost[0] == NEVER
+    assert symbol_costs(table)[65] == 1 << 16  # one bit
+    assert symbol_costs(table)[0] == NEVER
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -14,11 +14,11 @@ import pytest
 from wcodec.codec import decode
 from wcodec.codec.sources import BufferSource
 from wcodec.errors import DECODE_CODES
-from wcodec.reference import container, transforms
-from wcodec.reference.entropy import MAX_CLASSES, N_CONTEXTS, ContextKind
+from wcodec.reference import container, differences, records, transforms
 from wcodec.reference.planes import DTYPES, Layout, WordMap
 from wcodec.reference.prediction import MODES, PER_TILE, Mode, mode_name
 from wcodec.reference.segments import Coder
+from wcodec.reference.tables import MAX_CLASSES, N_CONTEXTS, ContextKind
 from wcodec.reference.transforms import Transform
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def test_registries() -> None:
         ("layouts", Layout),
         ("coders", Coder),
         ("context kinds", ContextKind),
-        ("differences", container.Difference),
+        ("differences", differences.Difference),
         ("predictions, bits 0 to 3 of a mode", Mode),
         ("transforms, bits 4 to 6 of a mode", Transform),
     ):
@@ -157,7 +157,7 @@ def test_numbers_of_contexts() -> None:
     [
         ("Header", container.HEADER),
         ("Footer", container.FOOTER),
-        ("TENSOR records", container.TENSOR),
+        ("TENSOR records", records.TENSOR),
     ],
 )
 def test_structures(title: str, structure: object) -> None:
@@ -178,7 +178,7 @@ def test_constants() -> None:
     assert container.END_MAGIC.hex(" ").upper() in SPEC
     assert f"Version {container.VERSION[0]}.{container.VERSION[1]}, a draft" in SPEC
     assert f"at most {container.MAX_INDEX_RATIO} times `index_nbytes`" in SPEC
-    assert f"`base` MUST be at most {container.MAX_WINDOW_BASE}" in SPEC
+    assert f"`base` MUST be at most {records.MAX_WINDOW_BASE}" in SPEC
 
 
 def test_rules_are_numbered_once() -> None:

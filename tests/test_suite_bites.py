@@ -12,7 +12,7 @@ import pytest
 from wcodec import conformance
 from wcodec.backends.protocol import EncodedSegments
 from wcodec.backends.reference import ReferenceBackend
-from wcodec.reference import entropy, prediction, segments, tiles
+from wcodec.reference import decoding, encoding, prediction, rans, tables, tiles
 from wcodec.reference.planes import Layout
 from wcodec.reference.segments import Status
 
@@ -68,13 +68,13 @@ class IgnoresWordsLeft(ReferenceBackend):
 
     def decode_segments(self, plan, payload, out):
         def lenient(streams, *more):
-            symbols, good = entropy_decode(streams, *more)
-            shorter = [s[: max(entropy.HEAD_NBYTES, s.size - entropy.UNIT)] for s in streams]
-            _, also = entropy_decode(shorter, *more)
+            symbols, good = decode_streams(streams, *more)
+            shorter = [s[: max(rans.HEAD_NBYTES, s.size - rans.UNIT)] for s in streams]
+            _, also = decode_streams(shorter, *more)
             return symbols, good | also
 
-        entropy_decode = entropy.decode_streams
-        with mock.patch.object(entropy, "decode_streams", lenient):
+        decode_streams = rans.decode_streams
+        with mock.patch.object(rans, "decode_streams", lenient):
             return super().decode_segments(plan, payload, out)
 
 
@@ -122,20 +122,20 @@ class LanesBackwards(ReferenceBackend):
 
     @staticmethod
     def turned(stream):
-        head = stream[: entropy.HEAD_NBYTES].reshape(-1, 4)[::-1].reshape(-1)
-        return np.concatenate([head, stream[entropy.HEAD_NBYTES :]])
+        head = stream[: rans.HEAD_NBYTES].reshape(-1, 4)[::-1].reshape(-1)
+        return np.concatenate([head, stream[rans.HEAD_NBYTES :]])
 
     def encode_segments(self, plan, words):
-        original = entropy.encode_streams
+        original = rans.encode_streams
         with mock.patch.object(
-            entropy, "encode_streams", lambda *a: [self.turned(s) for s in original(*a)]
+            rans, "encode_streams", lambda *a: [self.turned(s) for s in original(*a)]
         ):
             return super().encode_segments(plan, words)
 
     def decode_segments(self, plan, payload, out):
-        original = entropy.decode_streams
+        original = rans.decode_streams
         with mock.patch.object(
-            entropy, "decode_streams", lambda s, *a: original([self.turned(x) for x in s], *a)
+            rans, "decode_streams", lambda s, *a: original([self.turned(x) for x in s], *a)
         ):
             return super().decode_segments(plan, payload, out)
 
@@ -150,11 +150,11 @@ class RaggedInRaster(ReferenceBackend):
         return tiles.element_order(height, width, tile_rows, tile_cols)
 
     def encode_segments(self, plan, words):
-        with mock.patch.object(segments, "element_order", self.order):
+        with mock.patch.object(encoding, "element_order", self.order):
             return super().encode_segments(plan, words)
 
     def decode_segments(self, plan, payload, out):
-        with mock.patch.object(segments, "element_order", self.order):
+        with mock.patch.object(decoding, "element_order", self.order):
             return super().decode_segments(plan, payload, out)
 
 
@@ -241,7 +241,7 @@ class PadsWithAnother(ReferenceBackend):
 
     def encode_segments(self, plan, words):
         with mock.patch.object(
-            entropy.Table, "padding", property(lambda t: int(np.flatnonzero(t.freq)[0]))
+            tables.Table, "padding", property(lambda t: int(np.flatnonzero(t.freq)[0]))
         ):
             return super().encode_segments(plan, words)
 
@@ -251,7 +251,7 @@ class PadsWithHighest(ReferenceBackend):
 
     def encode_segments(self, plan, words):
         with mock.patch.object(
-            entropy.Table,
+            tables.Table,
             "padding",
             property(lambda t: int(np.flatnonzero(t.freq == t.freq.max())[-1])),
         ):

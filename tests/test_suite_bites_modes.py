@@ -15,8 +15,8 @@ import pytest
 from test_suite_bites import check_fails, check_unbroken_passes
 
 from wcodec.backends.reference import ReferenceBackend
-from wcodec.reference import entropy, prediction, segments, transforms
-from wcodec.reference.container import Difference
+from wcodec.reference import contexts, prediction, rans, segments, tables, transforms
+from wcodec.reference.differences import Difference
 from wcodec.reference.planes import Layout
 from wcodec.reference.prediction import PER_TILE
 from wcodec.reference.segments import Status
@@ -153,7 +153,7 @@ def of_residuals(old):
 class ContextOfResiduals(Patched):
     """The context is what the stream of plane 0 codes, not its bytes."""
 
-    patches = ((segments, "classes_of", of_residuals),)
+    patches = ((contexts, "classes_of", of_residuals),)
 
 
 def exchanged(old):
@@ -174,31 +174,31 @@ def exchanged(old):
 class HighHalfFirst(Patched):
     """The context of the first of two words is the code in the high half."""
 
-    patches = ((segments, "contexts_of", exchanged),)
+    patches = ((contexts, "contexts_of", exchanged),)
 
 
 class ContextOfPatchedValues(ReferenceBackend):
     """The context of a word with a patch comes from its value, not from its code."""
 
     def decode_segments(self, plan, payload, out):
-        old = segments.contexts_of
+        old = contexts.contexts_of
 
         def wrong(plan, context_map, p, k, scales, first):
             codes = old(plan, context_map, p, k, scales, first).copy()
-            if context_map.kind == entropy.ContextKind.PLANE and plan.segments.n_patches[k]:
+            if context_map.kind == tables.ContextKind.PLANE and plan.segments.n_patches[k]:
                 patches = payload[plan.patch_offsets[k] :][
                     : 4 * int(plan.segments.n_patches[k])
                 ].view("<u4")
                 codes[patches & 0xFFFFFF] = (patches >> 24) - plan.segments.base[k] & 15
             return codes
 
-        with mock.patch.object(segments, "contexts_of", wrong):
+        with mock.patch.object(contexts, "contexts_of", wrong):
             return super().decode_segments(plan, payload, out)
 
 
 def of_segment(old):
     def wrong(plan, context_map, p, k, scales, first):
-        if context_map.kind != entropy.ContextKind.POSITION:
+        if context_map.kind != tables.ContextKind.POSITION:
             return old(plan, context_map, p, k, scales, first)
         g, (rows, cols) = plan.geometry, plan.geometry.rectangle(k)
         width = cols.stop - cols.start
@@ -214,14 +214,14 @@ def of_segment(old):
 class PositionInSegment(Patched):
     """Counts rows and columns from the segment's corner, not from the tile's."""
 
-    patches = ((segments, "contexts_of", of_segment),)
+    patches = ((contexts, "contexts_of", of_segment),)
 
 
 def of_second(old):
     def wrong(plan, context_map, p, k, scales, first):
         got = old(plan, context_map, p, k, scales, first)
         if (
-            context_map.kind == entropy.ContextKind.PLANE
+            context_map.kind == tables.ContextKind.PLANE
             or plan.plane_nbytes[p, k] == plan.n_elements[k]
         ):
             return got
@@ -240,14 +240,14 @@ def of_second(old):
 class SecondElementCounts(Patched):
     """The place of two words is that of the second one."""
 
-    patches = ((segments, "contexts_of", of_second),)
+    patches = ((contexts, "contexts_of", of_second),)
 
 
 class ColumnsBeforeRows(Patched):
     """Takes the first classes of a record for those of the columns."""
 
     patches = (
-        (segments, "unpack_scales", lambda old: lambda packed, h, w: old(packed, w, h)[::-1]),
+        (contexts, "unpack_scales", lambda old: lambda packed, h, w: old(packed, w, h)[::-1]),
     )
 
 
@@ -265,28 +265,28 @@ def high_bits_first(old):
 class HighBitsFirst(Patched):
     """The first of four classes stands in the highest bits."""
 
-    patches = ((segments, "unpack_scales", high_bits_first),)
+    patches = ((contexts, "unpack_scales", high_bits_first),)
 
 
 class FillsUnderTheLastClass(Patched):
     """Decodes the filling under the table of the last symbol."""
 
     def decode_segments(self, plan, payload, out):
-        class Rows(entropy._Rows):
+        class Rows(rans._Rows):
             def __init__(self, sizes, tables, classes):
                 super().__init__(sizes, tables, classes)
                 for i, size in enumerate(sizes if self.lines is not None else ()):
                     line = self.lines[i].reshape(-1)
                     line[size:] = line[size - 1]
 
-        with mock.patch.object(entropy, "_Rows", Rows):
+        with mock.patch.object(rans, "_Rows", Rows):
             return super().decode_segments(plan, payload, out)
 
 
 class OneTable(Patched):
     """Codes everything under the table of class 0."""
 
-    patches = ((segments, "classes_of", lambda old: lambda plan, p, k, scales, first: None),)
+    patches = ((contexts, "classes_of", lambda old: lambda plan, p, k, scales, first: None),)
 
 
 class ModesFirst(ReferenceBackend):

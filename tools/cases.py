@@ -17,7 +17,6 @@ from assembler_coding import DTYPES, MINUS, XOR
 from wcodec.backends.reference import ReferenceBackend
 from wcodec.codec.encoder import Encoder
 from wcodec.conformance.recipes import apply_edits, make
-from wcodec.files.bases import CodedBase
 from wcodec.files.file import File as OpenFile
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import DTYPES as REGISTRY
@@ -168,9 +167,7 @@ def encoded(
     `tensors`: name, dtype, shape, recipe, and for opaque ones the dtype's name; or a name and the number of the tensor that it repeats.
     """
     stream, said, parts = io.BytesIO(), list[dict[str, Any]](), list[bytes]()
-    checkpoint = (
-        None if base is None else CodedBase(OpenFile(io.BytesIO(base.data), ReferenceBackend()))
-    )
+    checkpoint = None if base is None else OpenFile(io.BytesIO(base.data), ReferenceBackend())
     writer = Encoder(EncodeOptions(**options), ReferenceBackend()).start(stream, base=checkpoint)
     rows = {d.name: d for d in REGISTRY}
     for name, *what in tensors:

@@ -24,9 +24,12 @@ from plans import (
     with_maps,
 )
 
-from wcodec.reference import entropy
-from wcodec.reference.container import MAX_WINDOW_BASE, check_geometry, check_segments
-from wcodec.reference.entropy import (
+from wcodec.reference import rans
+from wcodec.reference.planes import DTYPES, DType, Layout
+from wcodec.reference.prediction import MODES, PER_TILE
+from wcodec.reference.records import MAX_WINDOW_BASE, check_geometry, check_plan
+from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
+from wcodec.reference.tables import (
     MAX_PROB_BITS,
     MIN_PROB_BITS,
     N_CONTEXTS,
@@ -34,14 +37,11 @@ from wcodec.reference.entropy import (
     ContextMap,
     TablePool,
 )
-from wcodec.reference.planes import DTYPES, DType, Layout
-from wcodec.reference.prediction import MODES, PER_TILE
-from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
 from wcodec.reference.tiles import Geometry
 
 Bytes = NDArray[np.uint8]
 Rng = np.random.Generator
-MIN_UNITS: Final = entropy.HEAD_NBYTES // entropy.UNIT
+MIN_UNITS: Final = rans.HEAD_NBYTES // rans.UNIT
 #: parts of a record: the planes stand between scales and patches
 WORDS, TILE_MODES, SCALES, PLANES, PATCHES = 0, 1, 2, 3, -1
 #: share of the segments that are left alone, to see that their neighbours do not write to them
@@ -263,9 +263,7 @@ def swap_streams(rng: Rng, w: Wreck, k: int) -> bool:
     if rng.random() < 0.5:  # within one segment
         there = int(rng.choice(w.streams(k)))
         w.parts[k][PLANES + there] = mine
-        w.s.n_units[there, k] = min(
-            max(mine.size // entropy.UNIT, MIN_UNITS), w.most_units[there, k]
-        )
+        w.s.n_units[there, k] = min(max(mine.size // rans.UNIT, MIN_UNITS), w.most_units[there, k])
     return (other, there) != (k, here)
 
 
@@ -285,7 +283,7 @@ def starve(rng: Rng, w: Wreck, k: int) -> bool:
     """Streams of zeros, which take a word at each step and so reach the furthest beyond their ends; long, so that no other is longer."""
     for p in w.streams(k):
         w.s.n_units[p, k] = max(MIN_UNITS, int(w.most_units[p, k]) - int(rng.integers(0, 40)))
-        w.parts[k][PLANES + p] = np.zeros(int(w.s.n_units[p, k]) * entropy.UNIT, np.uint8)
+        w.parts[k][PLANES + p] = np.zeros(int(w.s.n_units[p, k]) * rans.UNIT, np.uint8)
     return bool(w.streams(k))
 
 
@@ -371,7 +369,7 @@ def redraw(rng: Rng, w: Wreck, k: int) -> bool:
     for f in fields(SegmentTable):
         getattr(w.s, f.name)[..., k] = getattr(w.other, f.name)[..., k]
     sizes = SegmentPlan(w.dtype, w.geometry, w.s, TablePool()).plane_nbytes[:, k]
-    w.most_units[:, k] = entropy.max_stream_nbytes(sizes) // entropy.UNIT
+    w.most_units[:, k] = rans.max_stream_nbytes(sizes) // rans.UNIT
     for p in w.streams(k):
         w.s.n_units[p, k] = rng.integers(MIN_UNITS, int(w.most_units[p, k]) + 1)
     change_patches(rng, w, k)
@@ -392,7 +390,7 @@ def corrupted(rng: Rng, case: Case) -> tuple[SegmentPlan, Bytes, NDArray[np.bool
         SegmentTable(*(getattr(good.segments, f.name).copy() for f in fields(SegmentTable))),
     )
     other = random_plan(rng, good.geometry, good.dtype, good.tables).segments
-    most = entropy.max_stream_nbytes(good.plane_nbytes) // entropy.UNIT
+    most = rans.max_stream_nbytes(good.plane_nbytes) // rans.UNIT
     w = Wreck(good.dtype, good.geometry, good.tables, s, other, cut(good, case.payload), most)
     touched = np.zeros(n, bool)
     for k in np.flatnonzero(rng.random(n) >= INTACT).tolist():
@@ -401,7 +399,7 @@ def corrupted(rng: Rng, case: Case) -> tuple[SegmentPlan, Bytes, NDArray[np.bool
             left -= KINDS[int(rng.integers(0, len(KINDS)))](rng, w, k)
         touched[k] = True
     plan = SegmentPlan(good.dtype, good.geometry, s, good.tables)
-    check_segments(plan.dtype, plan.geometry, s, plan.tables)
+    check_plan(plan)
     sizes = part_sizes(plan)
     parts = [
         fitted(rng, part, int(sizes[i, k])) for k in range(n) for i, part in enumerate(w.parts[k])

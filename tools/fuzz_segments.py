@@ -39,7 +39,7 @@ from plans import Case  # noqa: E402
 
 from wcodec.backends import load_backend  # noqa: E402
 from wcodec.backends.protocol import Backend, SegmentPlan, Status  # noqa: E402
-from wcodec.reference import segments as reference  # noqa: E402
+from wcodec.reference import decoding  # noqa: E402
 from wcodec.reference.checksums import crc32_each  # noqa: E402
 
 ROUNDS: Final = 8  #: corruptions of a case
@@ -147,7 +147,7 @@ def check_reference(
 ) -> None:
     """Statuses are those of the reference, and words where they are OK."""
     expected = np.empty_like(words)
-    good = reference.decode_segments(plan, payload, expected)
+    good = decoding.decode_segments(plan, payload, expected)
     if not np.array_equal(status, good):
         k = int(np.flatnonzero(status != good)[0])
         raise Fault(f"segment {k} has status {status[k]}, and {good[k]} in the reference")
@@ -189,7 +189,7 @@ def run_case(backend: Backend, seed: int, index: int, tally: Tally, small: bool 
     rng, heap = np.random.default_rng([seed, index]), Heap()
     case: Case = draw_case(rng, small)
     expected = np.empty_like(case.words)
-    reference.decode_segments(case.decoding, case.payload, expected)
+    decoding.decode_segments(case.decoding, case.payload, expected)
     with fenced_numba(heap):
         backend.close()
         for turn in range(ROUNDS):

@@ -10,18 +10,13 @@ import ml_dtypes
 import numpy as np
 
 from wcodec.codec.sources import BufferSource
-from wcodec.reference import container
+from wcodec.planner.costs import quantise
+from wcodec.reference import container, records
 from wcodec.reference.checksums import crc32
-from wcodec.reference.entropy import TablePool, quantise
+from wcodec.reference.encoding import encode_segments, histogram, segment_planes
 from wcodec.reference.planes import BY_ID, Layout
-from wcodec.reference.segments import (
-    Coder,
-    SegmentPlan,
-    SegmentTable,
-    encode_segments,
-    histogram,
-    segment_planes,
-)
+from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
+from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import Geometry
 
 SPEC = Path(__file__).parent.parent / "spec" / "wcodec.md"
@@ -50,12 +45,12 @@ def example_file() -> bytes:
         SegmentPlan(dtype, geometry, s, tables, fill), words
     )
     crcs = np.array([crc32(payload)], np.uint32)
-    t = container.TensorRecord(
+    t = records.TensorRecord(
         "w", dtype, (3, 4), 1, geometry, s, crcs, 32, payload.size, crc32(words.tobytes())
     )
     kinds = (
         (container.RecordType.TABLES, container.write_tables(tables)),
-        (container.RecordType.TENSOR, container.write_tensor(t)),
+        (container.RecordType.TENSOR, records.write_tensor(t)),
     )
     raw = b"".join(container.RECORD.pack(kind, 1, len(body)) + body for kind, body in kinds)
     at, n = 32 + payload.size, len(raw)

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from wcodec.reference import differences
 from wcodec.reference.checksums import crc32, crc32_each
-from wcodec.reference.container import Difference
-from wcodec.reference.entropy import Table, read_tables
+from wcodec.reference.differences import Difference
 from wcodec.reference.planes import DType
 from wcodec.reference.segments import SegmentPlan, Status
+from wcodec.reference.tables import Table, read_tables
 from wcodec.reference.tiles import Geometry
 
 __all__ = [
@@ -196,7 +196,7 @@ class Backend(ABC):
         return self.crc32(coded)
 
     def read_tables(self, data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
-        """As `wcodec.reference.entropy.read_tables`, which will do; a backend may have a faster one."""
+        """As `wcodec.reference.tables.read_tables`, which will do; a backend may have a faster one."""
         return read_tables(data, offset, n)
 
     # ---- checksums: these will do where the device is the host

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.protocol import Backend, DType, EncodedSegments, Geometry, SegmentPlan
-from wcodec.reference import segments as reference
+from wcodec.reference import decoding, encoding
 
 
 class ReferenceBackend(Backend):
@@ -31,7 +31,7 @@ class ReferenceBackend(Backend):
         base: int | None = None,
         fill: int = 0,
     ) -> NDArray[np.int64]:
-        return reference.histogram(
+        return encoding.histogram(
             words,
             geometry,
             dtype,
@@ -43,7 +43,7 @@ class ReferenceBackend(Backend):
         )
 
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
-        return EncodedSegments(*reference.encode_segments(plan, words))
+        return EncodedSegments(*encoding.encode_segments(plan, words))
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> NDArray[np.uint8]:
-        return reference.decode_segments(plan, payload, out)
+        return decoding.decode_segments(plan, payload, out)

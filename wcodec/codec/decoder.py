@@ -17,11 +17,12 @@ from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError
 from wcodec.reference import container
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.container import ByteSource, Difference, Index, TensorRecord
-from wcodec.reference.differences import BaseTensor
-from wcodec.reference.entropy import TablePool
+from wcodec.reference.container import ByteSource, Index
+from wcodec.reference.differences import BaseTensor, Difference
 from wcodec.reference.planes import Bytes, Words
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan, Status
+from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import Geometry
 
 _TENSOR_NBYTES: Final = 1 << 25  #: words of an array decoded at once

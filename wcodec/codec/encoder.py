@@ -21,10 +21,11 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
 from wcodec.reference import container
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.container import Base, Difference, Index, TensorRecord, coded_dtype
-from wcodec.reference.differences import BaseCheckpoint, BaseTensor
+from wcodec.reference.container import Base, Index
+from wcodec.reference.differences import BaseCheckpoint, BaseTensor, Difference, coded_dtype
 from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import DType, Words, dtype_of
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan, SegmentTable
 from wcodec.reference.tiles import Geometry, chunks
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.reference.container import ByteSource, TensorRecord
+from wcodec.reference.container import ByteSource
 from wcodec.reference.planes import Bytes
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import Geometry, chunks
 

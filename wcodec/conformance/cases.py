@@ -23,9 +23,10 @@ from wcodec.conformance.recipes import make
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
-from wcodec.reference.container import Difference, Index, TensorRecord
-from wcodec.reference.differences import subtract
+from wcodec.reference.container import Index
+from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import DTYPES, DType
+from wcodec.reference.records import TensorRecord
 
 DTYPE_OF: Final = {d.name: d for d in DTYPES}
 

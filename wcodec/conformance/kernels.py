@@ -34,14 +34,14 @@ from wcodec.conformance.cases import (
 from wcodec.conformance.recipes import splitmix64
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
-from wcodec.reference import segments as reference
+from wcodec.reference import decoding, encoding
 from wcodec.reference.checksums import crc32_each
-from wcodec.reference.container import Difference, TensorRecord
-from wcodec.reference.differences import subtract
-from wcodec.reference.entropy import TablePool
+from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import DTYPES, Words
 from wcodec.reference.prediction import MODES, N_MODES
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan, SegmentTable, Status, padded
+from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import Geometry
 
 Bytes = NDArray[np.uint8]
@@ -309,7 +309,7 @@ def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Wor
     for call in calls:
         got, due = (
             backend.histogram(device, g, dtype, **call),
-            reference.histogram(matrix, g, dtype, **call),
+            encoding.histogram(matrix, g, dtype, **call),
         )
         words.unchanged("the words")
         require(
@@ -515,7 +515,7 @@ def check_payload(case: Case, backend: Backend) -> None:
         plan = t.plan(index.tables)
         for what, spoilt in corruptions(_payload(case, t), zlib.crc32(case.id.encode())):
             out = np.zeros((t.geometry.rows, t.geometry.cols), t.dtype.word_type)
-            due = reference.decode_segments(plan, spoilt, out)
+            due = decoding.decode_segments(plan, spoilt, out)
             status, words = decode_guarded(backend, plan, spoilt)
             names = [
                 [Status(s).name if s < len(Status) else str(s) for s in many.tolist()[:20]]

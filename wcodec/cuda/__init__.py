@@ -28,8 +28,9 @@ from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Alloca
 from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath
 from wcodec.files.file import File
-from wcodec.reference.container import Index, TensorRecord
+from wcodec.reference.container import Index
 from wcodec.reference.planes import DType
+from wcodec.reference.records import TensorRecord
 
 __all__ = ["DeviceTensor", "Loader", "decode", "decode_async", "load_file"]
 

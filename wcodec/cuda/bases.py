@@ -13,7 +13,7 @@ from wcodec.cuda.pipeline import Pipeline
 from wcodec.errors import DecodeError
 from wcodec.files.bases import SafetensorsBase, in_base
 from wcodec.files.file import File
-from wcodec.reference.container import TensorRecord
+from wcodec.reference.records import TensorRecord
 
 
 def n_coded_bases(file: File) -> int:

@@ -21,9 +21,9 @@ from wcodec.codec.decoder import check_segments, check_tensor
 from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.container import TensorRecord
-from wcodec.reference.entropy import TablePool
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import chunks
 
 STREAMS: Final = 4

@@ -13,9 +13,9 @@ from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import Job
 from wcodec.codec.decoder import check_segments, check_tensor
-from wcodec.reference.container import TensorRecord
-from wcodec.reference.entropy import TablePool
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tables import TablePool
 
 Ids = NDArray[np.int64]
 MOST_PREPARED: Final = 4  #: addresses that a tensor is ready to be decoded to

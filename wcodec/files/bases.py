@@ -15,9 +15,10 @@ from wcodec.codec.decoder import Decoder
 from wcodec.codec.parts import rectangle
 from wcodec.errors import DecodeError
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
-from wcodec.reference.container import ByteSource, TensorRecord
+from wcodec.reference.container import ByteSource
 from wcodec.reference.differences import BaseCheckpoint, BaseTensor, content_hash
 from wcodec.reference.planes import DType, Words
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import Geometry
 

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.reference import container
-from wcodec.reference.container import HEADER, ByteSource, Index, TensorRecord
-from wcodec.reference.entropy import TablePool
+from wcodec.reference.container import HEADER, ByteSource, Index
 from wcodec.reference.planes import Bytes
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import Coder, SegmentTable
+from wcodec.reference.tables import TablePool
 
 
 def extract(source: ByteSource, t: TensorRecord, tables: TablePool) -> Bytes:

@@ -29,9 +29,10 @@ from wcodec.files.extract import extract
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.files.safetensors_header import write_safetensors_header
 from wcodec.files.slices import entries_of, flat_ids, picks_of, touched
-from wcodec.reference.container import MAGIC, ByteSource, Difference, Index, TensorRecord
-from wcodec.reference.differences import BaseTensor, content_hash
+from wcodec.reference.container import MAGIC, ByteSource, Index
+from wcodec.reference.differences import BaseTensor, Difference, content_hash
 from wcodec.reference.planes import Bytes, DType, Words
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.tiles import Geometry
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]

@@ -17,8 +17,8 @@ from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath, WriteBehind, atomic_output, check_output, named, reserve
 from wcodec.files.file import File, base_for, paths_of
 from wcodec.planner.options import EncodeOptions
-from wcodec.reference.container import TensorRecord
 from wcodec.reference.planes import Words
+from wcodec.reference.records import TensorRecord
 
 IN_MEMORY: Final = 1 << 26  #: bytes of a decoded tensor from which on it goes by way of a file
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from wcodec.errors import EncodeError
 from wcodec.files.kinds import HEAD_NBYTES, described
-from wcodec.reference.container import TensorRecord
 from wcodec.reference.planes import BY_SAFETENSORS, OPAQUE, DType
+from wcodec.reference.records import TensorRecord
 
 MAX_HEADER_NBYTES: Final = 100_000_000  #: what safetensors itself accepts
 

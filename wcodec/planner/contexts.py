@@ -23,21 +23,17 @@ from wcodec.planner.costs import (
     Counts,
     ideal_cost,
     log2_of,
+    quantise,
     stream_nbytes,
+    symbol_costs,
 )
 from wcodec.planner.modes import TileModes
 from wcodec.planner.tables import MAX_RARE, MAX_TABLES, RECENT_TABLES, Tables
-from wcodec.reference.entropy import (
-    MAX_CLASSES,
-    N_CONTEXTS,
-    ContextKind,
-    ContextMap,
-    Table,
-    quantise,
-)
+from wcodec.reference.contexts import pack_scales
 from wcodec.reference.planes import Bytes, DType, WordMap, split
 from wcodec.reference.prediction import PER_TILE, residuals
-from wcodec.reference.segments import Coder, pack_scales, padded
+from wcodec.reference.segments import Coder, padded
+from wcodec.reference.tables import MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap, Table
 from wcodec.reference.tiles import Geometry, tiles
 
 SIDES: Final = 4  #: classes of rows, and of columns
@@ -197,7 +193,7 @@ class Clusters:
             self._offer(i, table)
 
     def _offer(self, i: int, table: Table) -> None:
-        got = self.counts @ table.cost
+        got = self.counts @ symbol_costs(table)
         self.number, self.cost = (
             np.where(got < self.cost, i, self.number),
             np.minimum(got, self.cost),
@@ -223,12 +219,12 @@ class Clusters:
                 break
             tried[k] = True
             takers = (
-                self.counts @ self._table(np.arange(len(gain)) == k, everything=True).cost
+                self.counts @ symbol_costs(self._table(np.arange(len(gain)) == k, everything=True))
                 < self.cost
             )
             takers[k] = True
             new = self._table(takers)
-            got = self.counts @ new.cost
+            got = self.counts @ symbol_costs(new)
             if np.maximum(self.cost - got, 0).sum() > _price(new):
                 self.tables.append(new)
                 self._offer(len(self.tables) - 1, new)
@@ -242,7 +238,7 @@ class Clusters:
                 mine = (self.number == i) & (self.counts > 0).any(axis=1)
                 if mine.any():
                     self.tables[i] = self._table(mine)
-                    self.cost[mine] = self.counts[mine] @ self.tables[i].cost
+                    self.cost[mine] = self.counts[mine] @ symbol_costs(self.tables[i])
             for i in range(self.n_given, len(self.tables)):
                 self._offer(i, self.tables[i])
 
@@ -270,7 +266,7 @@ class Contexts:
 
     def _costs(self, joint: Counts, context_map: ContextMap) -> Costs:
         """Of joint counts (n, contexts, 256), under a map's tables."""
-        by_class = np.stack([self.pool[t].cost for t in context_map.tables])
+        by_class = np.stack([symbol_costs(self.pool[t]) for t in context_map.tables])
         table = by_class[np.frombuffer(context_map.class_of, np.uint8)]
         return np.asarray(joint.reshape(len(joint), -1) @ table.reshape(-1), np.float64)
 
@@ -343,7 +339,7 @@ class Contexts:
     def _fitted(self, own: Scales, m: ContextMap, cost: float) -> Counts:
         """Joint counts, after the classes have been fitted to a map's tables if that costs less than `cost`."""
         before = own.rows, own.cols
-        own.fit(np.stack([self.pool[m.tables[c]].cost for c in m.class_of]))
+        own.fit(np.stack([symbol_costs(self.pool[m.tables[c]]) for c in m.class_of]))
         joint = own.joint()
         if self._costs(joint[None], m)[0] < cost:
             return joint

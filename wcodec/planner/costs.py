@@ -6,25 +6,95 @@ products of histograms with costs are one matrix product; all are integers below
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.reference import entropy
-from wcodec.reference.entropy import log2_fixed
+from wcodec.reference import rans
 from wcodec.reference.planes import DType, Words
 from wcodec.reference.segments import padded
+from wcodec.reference.tables import MAX_PROB_BITS, Table
 from wcodec.reference.tiles import Geometry
 
 Counts = NDArray[np.int64]
 Costs = NDArray[np.float64]
 
+
+# ---- the model: from counts to frequencies and costs, in integers, so that every machine chooses the same --------------
+def log2_fixed(n: int) -> Counts:
+    """``floor(log2(i) * 65536)`` for i in 0..n (0 for 0), by repeated squaring of 30-bit fractions."""
+    i = np.maximum(np.arange(n + 1, dtype=np.int64), 1)
+    # exact: the exponent of an integer below 2^53
+    whole = np.frexp(i.astype(np.float64))[1].astype(np.int64) - 1
+    fraction, out = i << (30 - whole), whole
+    for _ in range(16):
+        fraction = (fraction * fraction) >> 30
+        bit = fraction >> 31
+        fraction, out = fraction >> bit, out << 1 | bit
+    return out
+
+
+LOG2: Final = log2_fixed(1 << MAX_PROB_BITS)
+
+
+@lru_cache(maxsize=1)
+def _log2_list() -> list[int]:
+    out: list[int] = LOG2.tolist()
+    return out
+
+
+_COSTS: Final[WeakKeyDictionary[Table, Costs]] = WeakKeyDictionary()
+
+
+def symbol_costs(table: Table) -> Costs:
+    """What each symbol costs in a stream coded by a table, in 1/65536 bit, a whole number;
+    `NEVER` where the frequency is 0."""
+    costs = _COSTS.get(table)
+    if costs is None:
+        used = (table.prob_bits << 16) - LOG2[table.freq]
+        costs = _COSTS[table] = np.where(table.freq > 0, used, NEVER).astype(np.float64)
+    return costs
+
+
+def quantise(counts: Counts, prob_bits: int = MAX_PROB_BITS) -> Table:
+    """Table of the counts: at least 1 for each symbol that occurs; what rounding leaves goes where it costs least.
+
+    Parameters
+    ----------
+    counts
+        256 counts, at least two of them not 0, of sum below 2^40.
+    """
+    total, f, most = int(counts.sum()), np.zeros(256, np.int64), (1 << prob_bits) - 1
+    used = np.flatnonzero(counts)
+    f[used] = np.clip((counts[used] << prob_bits) // total, 1, most)
+    freq, missing = f.tolist(), most + 1 - int(f.sum())
+    step, of, log2 = (1 if missing > 0 else -1), counts.tolist(), _log2_list()
+    heap = [
+        (of[i] * (log2[freq[i]] - log2[freq[i] + step]), i)
+        for i in used.tolist()
+        if 1 <= freq[i] + step <= most
+    ]
+    heapq.heapify(heap)
+    for _ in range(abs(missing)):
+        i = heap[0][1]
+        freq[i] += step
+        if 1 <= freq[i] + step <= most:
+            heapq.heapreplace(heap, (of[i] * (log2[freq[i]] - log2[freq[i] + step]), i))
+        else:
+            heapq.heappop(heap)
+    f[:] = freq
+    return Table(f, prob_bits)
+
+
+NEVER: Final = 1 << 46  #: above the cost of any chunk: a symbol that a table cannot code
 BIT: Final = 1 << 16  #: a bit, in the unit of costs
 BYTE: Final = 8 * BIT
-IMPOSSIBLE: Final = float(entropy.NEVER)
+IMPOSSIBLE: Final = float(NEVER)
 #: a segment with more than one patch in so many words is not coded in pairs
 MAX_PATCHES: Final = 100
 
@@ -103,7 +173,7 @@ def ideal_cost(counts: Counts) -> Counts:
 
 def stream_nbytes(cost: Any) -> Counts:
     """Bytes of a rANS stream whose symbols have this cost: the start states, the words, padding."""
-    return np.asarray(padded(entropy.HEAD_NBYTES + np.ceil(cost / BYTE).astype(np.int64)), np.int64)
+    return np.asarray(padded(rans.HEAD_NBYTES + np.ceil(cost / BYTE).astype(np.int64)), np.int64)
 
 
 @dataclass(frozen=True)

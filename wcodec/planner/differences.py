@@ -9,10 +9,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.planner import costs
 from wcodec.planner.costs import Histograms
-from wcodec.reference import entropy
-from wcodec.reference.container import Difference, coded_dtype
-from wcodec.reference.differences import BaseTensor
+from wcodec.reference.differences import BaseTensor, Difference, coded_dtype
 from wcodec.reference.planes import DType, Words
 from wcodec.reference.tiles import Geometry
 
@@ -61,7 +60,8 @@ def _rectangles(rows: int, cols: int) -> Iterator[tuple[slice, slice]]:
 def _cost(counts: NDArray[np.int64], prob_bits: int) -> float:
     """What byte planes with these histograms cost under tables of their own, in 1/65536 bit; no more than their bytes."""
     coded = [
-        entropy.quantise(c, prob_bits).cost @ c if np.count_nonzero(c) > 1 else 0 for c in counts
+        costs.symbol_costs(costs.quantise(c, prob_bits)) @ c if np.count_nonzero(c) > 1 else 0
+        for c in counts
     ]
     return sum(
         min(float(cost), float(c.sum()) * (8 << 16)) for cost, c in zip(coded, counts, strict=True)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.planner.costs import BYTE, Choice, Chunk, Counts, Sample, stream_nbytes
+from wcodec.planner.costs import BYTE, Choice, Chunk, Counts, Sample, stream_nbytes, symbol_costs
 from wcodec.planner.tables import Tables
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
 
@@ -45,7 +45,7 @@ class Fast:
         """Coder of a plane of each segment, given histograms of parts (n, 256), their symbols (n,) and those of the segments (n,)."""
         out = Choice.raw(size)
         table = self.tables.pool[number := self.tables.fit(counts.sum(axis=0) + 1)]
-        cost, part_size = (counts @ table.cost)[self.like], part_size[self.like]
+        cost, part_size = (counts @ symbol_costs(table))[self.like], part_size[self.like]
         nbytes = stream_nbytes(cost * size // part_size)
         limit = np.minimum(padded(size) * self.tables.keep // 1024, padded(size) * sixteenths // 16)
         coded = (cost < part_size * BYTE) & (nbytes <= limit) & (table.freq > 0).all()

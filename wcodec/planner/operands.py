@@ -12,7 +12,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.planner.costs import MAX_PATCHES, Choice, Chunk, Counts, stream_nbytes, window_of
+from wcodec.planner.costs import (
+    MAX_PATCHES,
+    Choice,
+    Chunk,
+    Counts,
+    stream_nbytes,
+    symbol_costs,
+    window_of,
+)
 from wcodec.planner.tables import Tables
 from wcodec.reference.operands import SEGMENT as OPERAND_SEGMENT
 from wcodec.reference.operands import TILE as OPERAND_TILE
@@ -136,7 +144,7 @@ class Operands:
         table = self.tables.pool[number]
         if not (table.freq > 0).all():
             return  # an earlier tensor's, where the file has no room for another one
-        nbytes = stream_nbytes(counts @ table.cost)
+        nbytes = stream_nbytes(counts @ symbol_costs(table))
         may = may & (nbytes < out.nbytes)
         if int((out.nbytes - nbytes)[may].sum()) > (
             table.serialised_nbytes if number >= n_tables else 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from wcodec.errors import EncodeError
-from wcodec.reference import entropy
+from wcodec.reference import tables
 from wcodec.reference.prediction import Mode
 from wcodec.reference.tiles import MAX_SEGMENT_ELEMENTS, MIN_TILE
 from wcodec.reference.transforms import Transform
@@ -77,7 +77,7 @@ class EncodeOptions:
     tile: tuple[int, int] | None = None
     predictor: str = "auto"
     layout: str = "auto"
-    prob_bits: int = entropy.MAX_PROB_BITS
+    prob_bits: int = tables.MAX_PROB_BITS
     min_saving: float | None = None
     preset: str = "default"
     transform: str = "auto"
@@ -96,7 +96,7 @@ class EncodeOptions:
                 getattr(self, field) in names,
                 f"{field} {getattr(self, field)!r} is none of {', '.join(names)}",
             )
-        low, high = entropy.MIN_PROB_BITS, entropy.MAX_PROB_BITS
+        low, high = tables.MIN_PROB_BITS, tables.MAX_PROB_BITS
         _require(
             low <= self.prob_bits <= high, f"prob_bits {self.prob_bits} is not {low} to {high}"
         )

@@ -31,11 +31,11 @@ from wcodec.planner.modes import Modes, TileModes
 from wcodec.planner.operands import Operands
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.tables import Tables
-from wcodec.reference.entropy import TablePool
 from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import Bytes, DType, Layout, Words
 from wcodec.reference.prediction import PER_TILE
 from wcodec.reference.segments import SegmentPlan, SegmentTable, padded
+from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import CHUNK_NBYTES, Geometry, chunks
 
 __all__ = [

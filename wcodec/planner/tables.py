@@ -8,11 +8,21 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.planner.costs import BYTE, IMPOSSIBLE, Choice, Costs, Counts, ideal_cost, stream_nbytes
+from wcodec.planner.costs import (
+    BYTE,
+    IMPOSSIBLE,
+    Choice,
+    Costs,
+    Counts,
+    ideal_cost,
+    quantise,
+    stream_nbytes,
+    symbol_costs,
+)
 from wcodec.planner.options import EncodeOptions
-from wcodec.reference.entropy import TablePool, quantise
 from wcodec.reference.prediction import CENTRE, PER_TILE, Mode
 from wcodec.reference.segments import Coder, SegmentTable, padded
+from wcodec.reference.tables import TablePool
 
 MAX_RARE: Final = 4  #: symbols of which a table keeps one slot each though they do not occur
 MAX_TABLES: Final = (1 << 16) - 1
@@ -97,7 +107,7 @@ class Tables:
     ) -> bool:
         """Give segments `of` a table, an earlier one if that is no dearer, and offer it to `offer`. False if that helps none."""
         number = self.fit(counts[of].sum(axis=0))
-        got = counts @ self.pool[number].cost
+        got = counts @ symbol_costs(self.pool[number])
         take = (of if offer is None else of | offer) & (got < cost)
         table[take], cost[take] = number, got[take]
         return bool(take.any())
@@ -106,7 +116,7 @@ class Tables:
         """Number of the table for a histogram: an earlier one if that is no dearer than a new one."""
         first = max(0, len(self.pool) - RECENT_TABLES)
         recent = self.pool.tables[first:]
-        costs = np.array([t.cost @ total for t in recent])
+        costs = np.array([symbol_costs(t) @ total for t in recent])
         best = int(np.argmin(costs)) if recent else -1
         fits = bool(recent) and costs[best] * NEGLIGIBLE <= int(ideal_cost(total)) * (
             NEGLIGIBLE + 1
@@ -115,7 +125,7 @@ class Tables:
             # they have occurred: later chunks may want them
             rare = (total == 0) & (recent[best].freq > 0) if recent else total < 0
             new = quantise(total + (rare & (int(rare.sum()) <= MAX_RARE)), self.options.prob_bits)
-            price = float(new.cost @ total)
+            price = float(symbol_costs(new) @ total)
             if not recent or costs[best] > price + price // NEGLIGIBLE + (
                 8 * new.serialised_nbytes << 16
             ):

@@ -5,13 +5,28 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable
-from typing import Protocol
+from enum import IntEnum
+from typing import Final, Protocol
 
 import numpy as np
 
-from wcodec.reference.container import Difference
-from wcodec.reference.planes import DType, Words
+from wcodec.reference.planes import BY_NAME, DType, Words
 from wcodec.reference.tiles import Geometry
+
+UNSIGNED: Final = {n: BY_NAME[f"uint{8 * n}"] for n in (1, 2, 4, 8)}
+
+
+class Difference(IntEnum):
+    """What is coded of a tensor, in place of its words (R12.5): bits 0 and 1 of its flags."""
+
+    NONE = 0
+    XOR = 1  #: ``w ^ b``, b the base's word
+    MINUS = 2  #: ``w - b`` modulo the word, the sign moved to the lowest bit
+
+
+def coded_dtype(dtype: DType, difference: Difference) -> DType:
+    """Dtype by whose rules words are coded: another one for `Difference.MINUS` (R12.5)."""
+    return UNSIGNED[dtype.word_nbytes] if difference == Difference.MINUS else dtype
 
 
 class BaseTensor(Protocol):

@@ -7,8 +7,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.reference.container import Difference, TensorRecord
+from wcodec.reference.differences import Difference
 from wcodec.reference.planes import Layout
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import Coder
 from wcodec.reference.tiles import Geometry
 

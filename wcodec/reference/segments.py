@@ -11,21 +11,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.reference import entropy
-from wcodec.reference.entropy import ContextKind, ContextMap, TablePool
+from wcodec.reference import rans
 from wcodec.reference.planes import (
     Bytes,
     DType,
     Layout,
-    Words,
-    merge,
-    pack_nibbles,
-    split,
-    split_window,
-    unpack_nibbles,
 )
-from wcodec.reference.prediction import IS_MODE, PER_TILE, Mode, residuals, restore
-from wcodec.reference.tiles import Geometry, element_order, tiles
+from wcodec.reference.prediction import PER_TILE
+from wcodec.reference.tables import ContextKind, TablePool
+from wcodec.reference.tiles import Geometry, tiles
 
 ALIGN: Final = 16  #: bytes; every part of a segment record starts at a multiple of it (R10.2)
 
@@ -197,7 +191,7 @@ class SegmentPlan:
     def stream_nbytes(self) -> NDArray[np.int64]:
         """Stored bytes of each plane, padded, shape (n_planes, n) (R10.6)."""
         # 0 of planes that are not streams
-        sizes = self.segments.n_units.astype(np.int64) * entropy.UNIT
+        sizes = self.segments.n_units.astype(np.int64) * rans.UNIT
         np.copyto(sizes, padded(self.plane_nbytes), where=self.segments.coder == Coder.RAW.value)
         return sizes
 
@@ -244,28 +238,6 @@ def _ends(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return ends
 
 
-# ---- encoding ----------------------------------------------------------------------------------------------------------
-def segment_planes(
-    plan: SegmentPlan, words: Words, k: int
-) -> tuple[list[Bytes], NDArray[np.uint32]]:
-    """Planes of segment `k` before prediction, in element order, and its patches (R10.3)."""
-    rows, cols = plan.geometry.rectangle(k)
-    segment = words[rows, cols]
-    order = element_order(*segment.shape, plan.geometry.tile_rows, plan.geometry.tile_cols)
-    planes = split(segment.reshape(-1)[order], plan.dtype)
-    none = np.empty(0, np.uint32)
-    if plan.segments.layout[k] == Layout.BYTES:
-        return [np.ascontiguousarray(p) for p in planes], none
-    fill = 0 if plan.fill is None else int(plan.fill[k])
-    if plan.dtype.word_nbytes == 1:
-        return [
-            pack_nibbles(planes[0] >> np.uint8(4), fill),
-            pack_nibbles(planes[0] & np.uint8(15)),
-        ], none
-    codes, patches = split_window(planes[0], int(plan.segments.base[k]), fill)
-    return [pack_nibbles(codes, fill), *(np.ascontiguousarray(p) for p in planes[1:])], patches
-
-
 def each_tile(
     plan: SegmentPlan, k: int, plane: Bytes, modes: Bytes, step: Callable[[Bytes, int], Bytes]
 ) -> Bytes:
@@ -291,280 +263,3 @@ def plane_modes(plan: SegmentPlan, k: int, record_modes: Bytes) -> list[Bytes]:
         else:
             out.append(np.array([mode], np.uint8))
     return out
-
-
-def tables_of(plan: SegmentPlan, p: int, k: int) -> tuple[int, ...]:
-    """Numbers of the tables of a coded plane: one, or one for each class."""
-    number = int(plan.segments.table[p, k])
-    return (
-        plan.tables.maps[number].tables if plan.segments.coder[p, k] == Coder.CONTEXT else (number,)
-    )
-
-
-def unpack_scales(packed: Bytes, height: int, width: int) -> tuple[Bytes, Bytes]:
-    """Classes of the rows and of the columns of a segment (R10.10): two bits each, four to a byte, the lowest first."""
-    two_bits = (packed[:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & np.uint8(3)).reshape(-1)
-    return two_bits[:height], two_bits[height : height + width]
-
-
-def pack_scales(rows: Bytes, cols: Bytes) -> Bytes:
-    """Inverse of `unpack_scales`."""
-    both = np.concatenate([rows, cols, np.zeros(-(rows.size + cols.size) % 4, np.uint8)]).reshape(
-        -1, 4
-    )
-    return np.asarray(
-        np.bitwise_or.reduce(both << np.arange(0, 8, 2, dtype=np.uint8), axis=1), np.uint8
-    )
-
-
-def contexts_of(
-    plan: SegmentPlan, context_map: ContextMap, p: int, k: int, scales: Bytes, first: Bytes
-) -> Bytes:
-    """Context of each symbol of plane `p` of segment `k` (R9.13); `scales` is that part of its record, `first` its plane 0."""
-    if context_map.kind == ContextKind.PLANE:
-        if plan.segments.layout[k] == Layout.PAIRS and plan.dtype.word_nbytes > 1:
-            return unpack_nibbles(first, int(plan.n_elements[k]))
-        return first
-    g = plan.geometry
-    rows, cols = g.rectangle(k)
-    height, width = rows.stop - rows.start, cols.stop - cols.start
-    r, c = np.divmod(element_order(height, width, g.tile_rows, g.tile_cols), width)
-    if plan.plane_nbytes[p, k] < r.size:  # two elements a symbol: the first one counts
-        r, c = r[::2], c[::2]
-    if context_map.kind == ContextKind.POSITION:
-        return np.asarray(r % g.tile_rows % 8 * 8 + c % g.tile_cols % 8, np.uint8)
-    of_rows, of_cols = unpack_scales(scales, height, width)
-    return np.asarray(of_rows[r] * np.uint8(4) + of_cols[c], np.uint8)
-
-
-def classes_of(plan: SegmentPlan, p: int, k: int, scales: Bytes, first: Bytes) -> Bytes | None:
-    """Class of each symbol of a plane; ``None`` if it has a single table."""
-    if plan.segments.coder[p, k] != Coder.CONTEXT:
-        return None
-    context_map = plan.tables.maps[int(plan.segments.table[p, k])]
-    return np.frombuffer(context_map.class_of, np.uint8)[
-        contexts_of(plan, context_map, p, k, scales, first)
-    ]
-
-
-def _part(data: Bytes | None, offsets: NDArray[np.int64], k: int) -> Bytes:
-    return np.empty(0, np.uint8) if data is None else data[offsets[k] : offsets[k + 1]]
-
-
-def encode_segments(
-    plan: SegmentPlan, words: Words
-) -> tuple[Bytes, NDArray[np.uint32], NDArray[np.uint32]]:
-    """Encode all segments of a plan.
-
-    Parameters
-    ----------
-    words
-        Unsigned array of shape ``(geometry.rows, geometry.cols)``.
-
-    Returns
-    -------
-    payload
-        uint8: the records one behind another.
-    n_units
-        uint32 of shape (n_planes, n): 16-byte units of each rANS stream, else 0.
-    n_patches
-        uint32 of shape (n,).
-    """
-    n, segments = plan.geometry.n_segments, plan.segments
-    streams: dict[tuple[int, int], Bytes] = {}
-    heads: list[list[Bytes]] = []
-    patches: list[NDArray[np.uint32]] = []
-    symbols, tables, classes, where = (
-        list[Bytes](),
-        list[tuple[int, ...]](),
-        list[Bytes | None](),
-        list[tuple[int, int]](),
-    )
-    for k in range(n):
-        modes, scales = (
-            _part(plan.modes, plan.modes_offsets, k),
-            _part(plan.scales, plan.scale_offsets, k),
-        )
-        heads.append([modes, scales])
-        if segments.layout[k] == Layout.RAW:
-            streams[k, 0] = (
-                np.ascontiguousarray(words[plan.geometry.rectangle(k)])
-                .astype(plan.dtype.word_type)
-                .view(np.uint8)
-                .reshape(-1)
-            )
-            patches.append(np.empty(0, np.uint32))
-            continue
-        planes, found = segment_planes(plan, words, k)
-        patches.append(found)
-        for p, (plane, plane_mode) in enumerate(
-            zip(planes, plane_modes(plan, k, modes), strict=False)
-        ):
-            if segments.coder[p, k] == Coder.RAW:
-                streams[k, p] = plane
-            elif segments.coder[p, k] != Coder.CONSTANT:
-                symbols.append(
-                    plane
-                    if plane_mode.tolist() == [Mode.NONE]
-                    else each_tile(plan, k, plane, plane_mode, residuals)
-                )
-                tables.append(tables_of(plan, p, k))
-                classes.append(classes_of(plan, p, k, scales, planes[0]))
-                where.append((k, p))
-    n_units = np.zeros(segments.n_units.shape, np.uint32)
-    for (k, p), stream in zip(
-        where, entropy.encode_streams(symbols, tables, plan.tables, classes), strict=True
-    ):
-        streams[k, p], n_units[p, k] = stream, stream.size // entropy.UNIT
-    parts: list[Bytes] = []
-    for k in range(n):
-        own = [streams[k, p] for p in range(plan.dtype.n_planes) if (k, p) in streams]
-        for part in (*heads[k], *own, patches[k].astype("<u4").view(np.uint8)):
-            parts += [part, np.zeros(-part.size % ALIGN, np.uint8)]
-    payload = np.concatenate(parts) if parts else np.empty(0, np.uint8)
-    return payload, n_units, np.array([p.size for p in patches], np.uint32)
-
-
-def histogram(
-    words: Words,
-    geometry: Geometry,
-    dtype: DType,
-    *,
-    segments: NDArray[np.int64] | None = None,
-    planes: tuple[int, ...] | None = None,
-    mode: int = 0,
-    base: int | None = None,
-    fill: int = 0,
-) -> NDArray[np.int64]:
-    """Counts of the symbols of each plane; see `wcodec.backends.protocol.Backend.histogram`."""
-    ids = np.arange(geometry.n_segments) if segments is None else segments
-    table = SegmentTable.zeros(geometry.n_segments, dtype.n_planes)
-    table.layout[:] = Layout.BYTES if base is None else Layout.PAIRS
-    table.base[:] = base or 0
-    plan = SegmentPlan(
-        dtype, geometry, table, TablePool(), np.full(geometry.n_segments, fill, np.uint8)
-    )
-    as_bytes = replace(
-        plan, segments=replace(table, layout=np.full(geometry.n_segments, Layout.BYTES, np.uint8))
-    )
-    nibbles = base is not None and dtype.word_nbytes == 1
-    wanted = range(2 if nibbles else dtype.word_nbytes) if planes is None else planes
-    counts = np.zeros((ids.size, len(wanted) + (base is not None and not nibbles), 256), np.int64)
-    for i, k in enumerate(ids.tolist()):
-        symbols, _ = segment_planes(plan, words, k)
-        if nibbles:
-            symbols = [symbols[p] for p in wanted]
-        else:
-            whole = symbols if base is None else segment_planes(as_bytes, words, k)[0]
-            symbols = [*symbols[: int(base is not None)], *(whole[p] for p in wanted)]
-        for p, plane in enumerate(symbols):
-            if mode != Mode.NONE:
-                plane = each_tile(plan, k, plane, np.array([mode], np.uint8), residuals)
-            counts[i, p] = np.bincount(plane, minlength=256)
-    return counts
-
-
-# ---- decoding ----------------------------------------------------------------------------------------------------------
-def decode_segments(plan: SegmentPlan, payload: Bytes, out: Words) -> NDArray[np.uint8]:
-    """Decode all segments of a plan into `out`, of shape ``(geometry.rows, geometry.cols)``.
-
-    Returns
-    -------
-    uint8 of shape (n,): a `Status` a segment. What `out` holds of a segment that is not `Status.OK` is unspecified.
-    """
-    status = np.zeros(plan.geometry.n_segments, np.uint8)
-    coded: dict[tuple[int, int], Bytes] = {}
-    rans, context = plan.segments.coder == Coder.RANS, plan.segments.coder == Coder.CONTEXT
-    first = rans | (context & (np.arange(plan.dtype.n_planes) == 0)[:, None])
-    _decode_planes(plan, payload, [(p, k) for p, k in np.argwhere(first).tolist()], coded, status)
-    wrong_modes = {k for k in range(status.size) if not IS_MODE[_head(plan, payload, k)[0]].all()}
-    rest = [
-        (p, k)
-        for p, k in np.argwhere(context & ~first).tolist()
-        if k not in wrong_modes and status[k] == Status.OK
-    ]
-    _decode_planes(plan, payload, rest, coded, status)  # plane 0 may hold their contexts
-    status[[k for k in wrong_modes if status[k] == Status.OK]] = Status.BAD_TILE_MODE
-    for k in np.flatnonzero(status == Status.OK).tolist():
-        status[k] = _decode_segment(plan, payload, coded, k, out[plan.geometry.rectangle(k)])
-    return status
-
-
-def _head(plan: SegmentPlan, payload: Bytes, k: int) -> tuple[Bytes, Bytes]:
-    """Tile modes, and classes of rows and columns, of a record."""
-    start = int(plan.offsets[k])
-    behind = start + int(padded(plan.modes_nbytes[k : k + 1])[0])
-    return payload[start : start + int(plan.modes_nbytes[k])], payload[
-        behind : behind + int(plan.scale_nbytes[k])
-    ]
-
-
-def _decode_planes(
-    plan: SegmentPlan,
-    payload: Bytes,
-    where: list[tuple[int, int]],
-    coded: dict[tuple[int, int], Bytes],
-    status: NDArray[np.uint8],
-) -> None:
-    """Decode the streams of some planes into `coded`, and restore the bytes behind their modes."""
-    at = [int(plan.plane_offsets[p, k]) for p, k in where]
-    streams = [
-        payload[a : a + int(plan.stream_nbytes[p, k])] for a, (p, k) in zip(at, where, strict=True)
-    ]
-    classes: list[Bytes | None] = []
-    for p, k in where:
-        first = (
-            _plane(plan, payload, coded, 0, k)
-            if p > 0 and plan.segments.coder[p, k] == Coder.CONTEXT
-            else streams[0]
-        )
-        classes.append(classes_of(plan, p, k, _head(plan, payload, k)[1], first))
-    sizes = np.array([plan.plane_nbytes[p, k] for p, k in where], np.int64)
-    symbols, good = entropy.decode_streams(
-        streams, sizes, [tables_of(plan, p, k) for p, k in where], plan.tables, classes
-    )
-    for (p, k), plane, ends_well in zip(where, symbols, good.tolist(), strict=True):
-        coded[p, k] = plane
-        if not ends_well:
-            status[k] = Status.BAD_STREAM
-            continue
-        modes = plane_modes(plan, k, _head(plan, payload, k)[0])[p]
-        if modes.tolist() != [Mode.NONE] and IS_MODE[modes].all():
-            coded[p, k] = each_tile(plan, k, plane, modes, restore)
-
-
-def _plane(
-    plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, int], Bytes], p: int, k: int
-) -> Bytes:
-    """The bytes of a plane, however it is stored."""
-    size, at = int(plan.plane_nbytes[p, k]), int(plan.plane_offsets[p, k])
-    if plan.segments.coder[p, k] == Coder.CONSTANT:
-        return np.full(size, plan.segments.table[p, k], np.uint8)
-    return payload[at : at + size] if plan.segments.coder[p, k] == Coder.RAW else coded[p, k]
-
-
-def _decode_segment(
-    plan: SegmentPlan, payload: Bytes, coded: dict[tuple[int, int], Bytes], k: int, out: Words
-) -> Status:
-    dtype, segments, start = plan.dtype, plan.segments, int(plan.offsets[k])
-    if segments.layout[k] == Layout.RAW:
-        stored = payload[start : start + out.size * dtype.word_nbytes]
-        out[...] = stored.view(dtype.word_type).reshape(out.shape)
-        return Status.OK
-    planes = [_plane(plan, payload, coded, p, k) for p in range(dtype.n_planes)]
-    if segments.layout[k] == Layout.PAIRS:
-        patches = payload[plan.patch_offsets[k] :][: 4 * int(segments.n_patches[k])].view("<u4")
-        index = (patches & np.uint32(0xFFFFFF)).astype(np.int64)
-        if (index >= out.size).any() or (np.diff(index) <= 0).any():
-            return Status.BAD_PATCH
-        codes = unpack_nibbles(planes[0], out.size)
-        if dtype.word_nbytes == 1:
-            planes = [codes << np.uint8(4) | unpack_nibbles(planes[1], out.size)]
-        else:
-            planes[0] = codes + segments.base[k]
-            planes[0][index] = patches >> np.uint32(24)
-    words = merge(np.stack(planes[: dtype.word_nbytes]), dtype)
-    raster = np.empty(out.size, dtype.word_type)
-    raster[element_order(*out.shape, plan.geometry.tile_rows, plan.geometry.tile_cols)] = words
-    out[...] = raster.reshape(out.shape)
-    return Status.OK

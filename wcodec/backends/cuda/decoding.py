@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import Array, Batches, Ids, Job, Packed, WorkList, whole_groups
-from wcodec.reference.entropy import MAX_PROB_BITS
 from wcodec.reference.planes import Layout
 from wcodec.reference.prediction import Mode
 from wcodec.reference.segments import Coder, Status
+from wcodec.reference.tables import MAX_PROB_BITS
 
 BLOCK: Final = 256  #: threads of a block
 SCRATCH_NBYTES: Final = 1 << 28  #: symbols of segments that no fused kernel suits, decoded at once

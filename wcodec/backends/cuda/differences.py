@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.reference.container import Difference
+from wcodec.reference.differences import Difference
 
 THREADS: Final = 256
 UNIT_NBYTES: Final = 16

@@ -20,9 +20,9 @@ from wcodec.backends.cuda.worklist import (
     tensor_row,
     whole_groups,
 )
-from wcodec.reference.entropy import UNIT, max_stream_nbytes
 from wcodec.reference.planes import DType, Layout
 from wcodec.reference.prediction import Mode
+from wcodec.reference.rans import UNIT, max_stream_nbytes
 from wcodec.reference.segments import Coder, SegmentPlan
 from wcodec.reference.tiles import Geometry
 

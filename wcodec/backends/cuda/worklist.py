@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from wcodec.backends.cuda.layout import BATCH, CONTEXT_MAP, PLANE, SEGMENT, TABLE, TENSOR
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.reference.entropy import GROUP, ContextMap, TablePool
 from wcodec.reference.planes import DType
+from wcodec.reference.rans import GROUP
 from wcodec.reference.segments import Coder, SegmentPlan, padded
+from wcodec.reference.tables import ContextMap, TablePool
 from wcodec.reference.tiles import Geometry
 
 Array = NDArray[Any]

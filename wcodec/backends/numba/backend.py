@@ -43,10 +43,10 @@ from wcodec.backends.protocol import (
     Geometry,
     SegmentPlan,
 )
-from wcodec.reference import entropy
+from wcodec.reference import tables as reference_tables
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.entropy import Table
 from wcodec.reference.planes import Bytes, Words
+from wcodec.reference.tables import MAX_PROB_BITS, Table
 
 T = TypeVar("T")
 
@@ -337,13 +337,13 @@ class NumbaBackend(Backend):
         g, dtype, of_plan = plan.geometry, plan.dtype, Jobs.of(plan)
         jobs, kinds, tables, _ = of_plan
         luts, own = (
-            np.empty((len(tables), 1 << entropy.MAX_PROB_BITS), np.uint32),
+            np.empty((len(tables), 1 << MAX_PROB_BITS), np.uint32),
             np.empty((len(tables), 1), np.int64),
         )
         fill_luts(plans.frequencies(tables), luts)
         own[:, 0] = [t.prob_bits for t in tables]
         maps, used_modes = (
-            of_plan.map_arrays(own, 1 << entropy.MAX_PROB_BITS),
+            of_plan.map_arrays(own, 1 << MAX_PROB_BITS),
             plans.used_modes(plan),
         )
         room, shape, word_map = (
@@ -421,7 +421,7 @@ class NumbaBackend(Backend):
             freq, prob_bits = np.zeros((some, 256), np.int64), np.zeros(some, np.int64)
             at = read_tables(raw, at, freq, prob_bits)
             if at < 0:
-                return entropy.read_tables(data, offset, n)  # which says what is wrong
+                return reference_tables.read_tables(data, offset, n)  # which says what is wrong
             tables += map(Table, freq, prob_bits.tolist())
         return tables, at
 

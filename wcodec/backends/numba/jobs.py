@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from wcodec.backends.numba import contexts, ir, rans_vectors
 from wcodec.backends.numba import segments as kernels
 from wcodec.backends.protocol import DType, Geometry, SegmentPlan
-from wcodec.reference import entropy
-from wcodec.reference.entropy import ContextMap, Table
+from wcodec.reference import rans, tables
 from wcodec.reference.planes import BY_ID, Bytes, WordMap
 from wcodec.reference.segments import Coder, padded
+from wcodec.reference.tables import ContextMap, Table
 
 Ints = NDArray[np.int64]
 
@@ -77,7 +77,7 @@ def largest(geometry: Geometry) -> tuple[int, int]:
 
 def plane_room(geometry: Geometry) -> int:
     """Bytes for a plane of the largest segment: whole groups, and one for padding."""
-    return (math.prod(largest(geometry)) // entropy.GROUP + 2) * entropy.GROUP
+    return (math.prod(largest(geometry)) // rans.GROUP + 2) * rans.GROUP
 
 
 @lru_cache(maxsize=16)
@@ -157,7 +157,7 @@ class Jobs(NamedTuple):
             return ()
         class_of, parts = (
             np.zeros((len(self.maps), 256), np.uint8),
-            np.zeros((len(self.maps), entropy.MAX_CLASSES), np.uint32),
+            np.zeros((len(self.maps), tables.MAX_CLASSES), np.uint32),
         )
         for i, m in enumerate(self.maps):
             class_of[i, : len(m.class_of)] = np.frombuffer(m.class_of, np.uint8)
@@ -217,7 +217,7 @@ def worst_nbytes(plan: SegmentPlan) -> Ints:
     """The most bytes that each segment's record can take."""
     s, size = plan.segments, plan.plane_nbytes
     raw = s.coder == Coder.RAW.value
-    streams = np.where(plan.is_stream, entropy.max_stream_nbytes(size), padded(size) * raw)
+    streams = np.where(plan.is_stream, rans.max_stream_nbytes(size), padded(size) * raw)
     patches = padded(4 * plan.n_elements) * (plan.is_pairs & (plan.dtype.word_nbytes > 1))
     return np.asarray(
         plan.words_nbytes + plan.head_nbytes + streams.sum(axis=0) + patches, np.int64

@@ -12,7 +12,7 @@ import numpy as np
 from wcodec.backends.numba import common_segments as common
 from wcodec.backends.numba import merge, split
 from wcodec.backends.numba.rans import Work
-from wcodec.reference import entropy
+from wcodec.reference import rans
 from wcodec.reference.planes import Bytes
 
 KEPT_LOANS: Final = 4  #: payloads whose memory is kept
@@ -35,7 +35,7 @@ class Scratch:
             Work(),
         )
         self.split = np.zeros(split.N_PARAMS + 8, np.int64)
-        self.symbols = np.zeros((2, common.BLOCK * entropy.GROUP), np.uint8)
+        self.symbols = np.zeros((2, common.BLOCK * rans.GROUP), np.uint8)
         self.merging, self.lanes = (
             np.zeros((2, merge.N_PARAMS), np.int64),
             np.zeros((2, merge.LANES_NBYTES), np.uint8),

@@ -25,9 +25,10 @@ from wcodec.codec.parts import Rectangle, rectangle
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.container import ByteSource, TensorRecord
+from wcodec.reference.container import ByteSource
 from wcodec.reference.differences import BaseTensor
 from wcodec.reference.planes import Bytes, Words
+from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import chunks
 from wcodec.torch import dtypes

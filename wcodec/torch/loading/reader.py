@@ -17,7 +17,7 @@ from wcodec.directories.hub_header import is_hub
 from wcodec.errors import BackendUnavailable, DecodeError
 from wcodec.files.atomic import AnyPath
 from wcodec.files.file import File, Slice
-from wcodec.reference.container import TensorRecord
+from wcodec.reference.records import TensorRecord
 from wcodec.torch import dtypes
 from wcodec.torch.loading.decoding import decode_into, empty
 

@@ -19,8 +19,8 @@ from wcodec.cuda.resident import ResidentTensor
 from wcodec.errors import DecodeError
 from wcodec.files.slices import entries_of, touched
 from wcodec.planner.options import EncodeOptions
-from wcodec.reference.container import TensorRecord
 from wcodec.reference.planes import Bytes
+from wcodec.reference.records import TensorRecord
 from wcodec.torch.loading.device_memory import current_stream
 from wcodec.torch.resident.device_products import FACTORS, Prepared, multiply, prepare
 from wcodec.torch.resident.held import ROWS_IN_GRAPH, Held, only_tensor, portions

@@ -15,8 +15,9 @@ from wcodec.codec.encoder import Encoder
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
-from wcodec.reference.container import Index, TensorRecord
+from wcodec.reference.container import Index
 from wcodec.reference.operands import operand_form
+from wcodec.reference.records import TensorRecord
 from wcodec.torch import dtypes
 from wcodec.torch.resident import operands
 from wcodec.torch.resident.operands import Fused

@@ -1,0 +1,307 @@
+"""TENSOR records and their segment tables, read and written. Spec: 4.4, 4.5."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.errors import DecodeError
+from wcodec.reference import rans
+from wcodec.reference.differences import Difference, coded_dtype
+from wcodec.reference.planes import BY_ID, DType, Layout
+from wcodec.reference.prediction import IS_MODE, PER_TILE
+from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
+from wcodec.reference.tables import ContextKind, TablePool
+from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, MIN_TILE, Geometry, matrix_view
+
+TENSOR: Final = struct.Struct("<QQIBBBBIIIIHHHH")
+
+MAX_WINDOW_BASE: Final = 240  #: R10.9
+
+MAX_DATA_NBYTES: Final = (1 << 63) - 1
+
+_IS_CODER: Final = np.isin(np.arange(256), list(Coder))
+
+_LAST_LAYOUT: Final = int(max(Layout))
+
+_HEAD_UNITS: Final = rans.HEAD_NBYTES // rans.UNIT
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What the index says of one tensor (R4.30)."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    row_rank: int
+    geometry: Geometry
+    segments: SegmentTable
+    segment_crc32: NDArray[np.uint32]
+    payload_offset: int
+    payload_nbytes: int
+    crc32: int
+    dtype_name: str = ""
+    difference: Difference = Difference.NONE
+    duplicate_of: int | None = None
+    _plans: list[SegmentPlan] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded tensor."""
+        return self.geometry.rows * self.geometry.cols * self.dtype.word_nbytes
+
+    def duplicate(self, name: str, of: int) -> TensorRecord:
+        """The record of a duplicate of this tensor, which is number `of`; both have one plan."""
+        record = replace(self, name=name, duplicate_of=of)
+        record._plans.extend(self._plans)
+        return record
+
+    @property
+    def coded_dtype(self) -> DType:
+        """As the function `coded_dtype`, of this tensor."""
+        return coded_dtype(self.dtype, self.difference)
+
+    def plan(self, tables: TablePool) -> SegmentPlan:
+        """The plan of all segments; the same each time, with what it has found out."""
+        for plan in self._plans:
+            if plan.tables is tables:
+                return plan
+        plan = SegmentPlan(self.coded_dtype, self.geometry, self.segments, tables)
+        self._plans[:] = [plan]
+        return plan
+
+
+def _column(values: NDArray[Any]) -> bytes:
+    """A column of the segment table (R4.37): one value for all, or the narrowest width that holds them."""
+    first = int(values[0])
+    if (values == first).all():
+        return struct.pack("<BI", 0, first)
+    most = int(values.max())
+    width = 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4
+    return bytes([width]) + values.astype(f"<u{width}").tobytes()
+
+
+def write_tensor(t: TensorRecord) -> bytes:
+    """The body of a TENSOR record (R4.30)."""
+    name, dtype_name, g = t.name.encode(), t.dtype_name.encode(), t.geometry
+    fixed = TENSOR.pack(
+        t.payload_offset, t.payload_nbytes, t.crc32, t.dtype.id, len(t.shape), t.row_rank, 0,
+        g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols, int(t.difference), len(name), len(dtype_name), 0,
+    )  # fmt: skip
+    parts = [fixed, struct.pack(f"<{len(t.shape)}Q", *t.shape), name, dtype_name]
+    if g.n_segments:
+        s = t.segments
+        parts += [
+            t.segment_crc32.astype("<u4").tobytes(),
+            _column(s.layout),
+            _column(s.base),
+            _column(s.n_patches),
+        ]
+        for p in range(t.coded_dtype.n_planes):
+            parts += [_column(c[p]) for c in (s.coder, s.table, s.prediction, s.n_units)]
+    return b"".join(parts)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------
+def fail(code: str, message: str, **where: Any) -> DecodeError:
+    return DecodeError(code, message, **where)
+
+
+class Cursor:
+    """Reads a record's body from front to back; what is not there is `bad_range`."""
+
+    def __init__(self, data: bytes, start: int = 0, end: int | None = None) -> None:
+        self.data, self.at, self.end = data, start, len(data) if end is None else end
+
+    @property
+    def left(self) -> int:
+        return self.end - self.at
+
+    def take(self, nbytes: int) -> bytes:
+        start, end = self.at, self.at + nbytes
+        if end > self.end:
+            raise fail("bad_range", f"a record holds {self.left} more bytes where {nbytes} are due")
+        self.at = end
+        return self.data[start:end]
+
+    def unpack(self, layout: struct.Struct | str) -> tuple[Any, ...]:
+        s = struct.Struct(layout) if isinstance(layout, str) else layout
+        return s.unpack(self.take(s.size))
+
+    def array(self, dtype: str, n: int) -> NDArray[Any]:
+        return np.frombuffer(self.take(n * np.dtype(dtype).itemsize), dtype)
+
+    def text(self, nbytes: int) -> str:
+        try:
+            return self.take(nbytes).decode()
+        except UnicodeDecodeError:
+            raise fail("bad_name", "a text is not UTF-8") from None
+
+    def done(self, what: str) -> None:
+        if self.left:
+            raise fail("bad_range", f"{self.left} bytes are left over behind {what}")
+
+
+def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord:
+    (
+        offset, nbytes, crc, dtype_id, rank, row_rank, order, s_rows, s_cols, t_rows, t_cols, flags, n_name, n_dtype, reserved,
+    ) = body.unpack(TENSOR)  # fmt: skip
+    if rank > MAX_RANK or row_rank > rank:
+        raise fail("bad_range", f"rank {rank}, row_rank {row_rank}")
+    shape = tuple(int(d) for d in body.unpack(f"<{rank}Q"))
+    name, dtype_name = body.text(n_name), body.text(n_dtype)
+    try:
+        if flags & ~3 or reserved:
+            raise fail("bad_value", "reserved bits of the tensor record are set")
+        if flags > max(Difference) or (flags and not has_base):
+            raise fail(
+                "bad_value",
+                f"difference {flags}" + ("" if has_base else ", in a file that has no base"),
+            )
+        if dtype_id not in BY_ID:
+            raise fail("unsupported_coder", f"dtype id {dtype_id}")
+        if order != 0:
+            raise fail("unsupported_coder", f"element order {order}")
+        dtype = BY_ID[dtype_id]
+        rows, cols = matrix_view(shape, row_rank, dtype.words_per_element)
+        largest = math.prod(max(d, 1) for d in shape) * dtype.nbytes
+        if largest > MAX_DATA_NBYTES:
+            raise fail(
+                "bad_range",
+                "the tensor has more than 2^63 - 1 bytes, or would if no dimension were 0",
+            )
+        geometry = Geometry(rows, cols, s_rows, s_cols, t_rows, t_cols)
+        check_geometry(geometry)
+        n = geometry.n_segments
+        if 4 * n > body.left:
+            raise fail(
+                "bad_range", f"{n} segments; the record has room for {body.left // 4} checksums"
+            )
+        crcs = body.array("<u4", n).astype(np.uint32)
+        difference = Difference(flags)
+        coded = coded_dtype(dtype, difference)
+        segments = (
+            _read_columns(body, n, coded.n_planes) if n else SegmentTable.zeros(0, coded.n_planes)
+        )
+        body.done("the segment table")
+        t = TensorRecord(
+            name,
+            dtype,
+            shape,
+            row_rank,
+            geometry,
+            segments,
+            crcs,
+            offset,
+            nbytes,
+            crc,
+            dtype_name,
+            difference,
+        )
+        check_plan(t.plan(tables))
+    except DecodeError as e:
+        raise fail(e.code, e.message, tensor=name) from None
+    return t
+
+
+def _read_columns(body: Cursor, n: int, n_planes: int) -> SegmentTable:
+    def column(limit: int, out: NDArray[Any]) -> None:
+        width = body.take(1)[0]
+        if width not in (0, 1, 2, 4):
+            raise fail("bad_value", f"a column of the segment table has width {width}")
+        values: Any = (
+            int.from_bytes(body.take(4), "little") if width == 0 else body.array(f"<u{width}", n)
+        )
+        most = values if width == 0 else int(values.max())
+        if most > limit:
+            raise fail(
+                "bad_value", f"a column of the segment table holds {most}, more than {limit}"
+            )
+        out[:] = values
+
+    s = SegmentTable.zeros(n, n_planes)
+    for one in (s.layout, s.base, s.n_patches):
+        column((1 << 8 * one.itemsize) - 1, one)
+    for p in range(n_planes):
+        for of_planes in (s.coder, s.table, s.prediction, s.n_units):
+            column((1 << 8 * of_planes.itemsize) - 1, of_planes[p])
+    return s
+
+
+def check_geometry(g: Geometry) -> None:
+    """Rules R6.5 and R6.7 on segment and tile sizes.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_range``
+    """
+    if min(g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols) < 1:
+        raise fail("bad_range", "a segment or tile size is 0")
+    if g.segment_rows * g.segment_cols > MAX_SEGMENT_ELEMENTS:
+        raise fail("bad_range", f"segments of more than {MAX_SEGMENT_ELEMENTS} elements")
+    for segment, tile in ((g.segment_rows, g.tile_rows), (g.segment_cols, g.tile_cols)):
+        if segment % tile or (tile < MIN_TILE and tile != segment):
+            raise fail(
+                "bad_range",
+                f"tiles of {g.tile_rows} x {g.tile_cols} do not fit segments of {g.segment_rows} x {g.segment_cols}",
+            )
+
+
+def check_plan(plan: SegmentPlan) -> None:
+    """Rules R10.3 to R10.9 on the columns of a segment table: what a kernel may rely on.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_value``, ``bad_range`` or ``unsupported_coder``
+    """
+    dtype, s, raw, pairs = plan.dtype, plan.segments, plan.is_raw, plan.is_pairs
+
+    def require(holds: NDArray[np.bool_], code: str, message: str) -> None:
+        if not holds.all():
+            raise fail(code, f"segment {int(np.argwhere(~holds)[0][-1])}: {message}")
+
+    require(s.layout <= _LAST_LAYOUT, "unsupported_coder", "reserved layout")
+    require(_IS_CODER[s.coder], "unsupported_coder", "reserved coder")
+    require(
+        IS_MODE[s.prediction] | (s.prediction == PER_TILE), "unsupported_coder", "reserved mode"
+    )
+    if not dtype.has_pairs:
+        require(~pairs, "bad_value", "layout PAIRS on a dtype that has none")
+    windowed = pairs & (dtype.word_nbytes > 1)
+    require(windowed | (s.base == 0), "bad_value", "a window base where there is no window")
+    require(s.base <= MAX_WINDOW_BASE, "bad_value", "window base above 240")
+    require(
+        s.n_patches <= plan.n_elements * windowed,
+        "bad_range",
+        "more patches than words, or where there is no window",
+    )
+    there = np.array([~raw if p < dtype.word_nbytes else pairs for p in range(dtype.n_planes)])
+    blank = s.coder | s.prediction | s.table | s.n_units == 0
+    require(there | blank, "bad_value", "a plane that is not there has columns that are not 0")
+    plain, streams, context = s.prediction == 0, plan.is_stream, s.coder == Coder.CONTEXT.value
+    require(streams | plain, "bad_value", "a mode on a plane that is no stream")
+    require(~pairs | plain, "bad_value", "a mode with layout PAIRS")
+    limit = np.where(streams, len(plan.tables), np.where(s.coder == Coder.CONSTANT.value, 256, 1))
+    if context.any():
+        np.copyto(limit, len(plan.tables.maps), where=context)
+        of_plane_0 = [i for i, m in enumerate(plan.tables.maps) if m.kind == ContextKind.PLANE]
+        require(
+            ~(context[0] & np.isin(s.table[0], of_plane_0)),
+            "bad_value",
+            "plane 0 with itself as context",
+        )
+    require(s.table < limit, "bad_range", "table, context map or constant out of range")
+    most = rans.max_stream_nbytes(plan.plane_nbytes) // rans.UNIT
+    require(
+        (s.n_units <= most * streams) & (s.n_units >= _HEAD_UNITS * streams),
+        "bad_range",
+        "the size of a stream is out of range",
+    )
