@@ -547,7 +547,7 @@ def test_device_memory_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (asked, closed) == ([8192, 8192], [1])
     with pytest.raises(
         DecodeError,
-        match="resource_limit: in a: there is no memory for the tensors: CUDA out of memory",
+        match="resource_limit: in 'a': there is no memory for the tensors: CUDA out of memory",
     ):
         load_file(tmp_path / "a", device="cuda:1")
 
@@ -583,7 +583,9 @@ def test_damage_names_tensor_and_file(tmp_path: Path, threads: int) -> None:
     ]
     with use_backend("numba", threads):
         for read in readers:
-            with pytest.raises(DecodeError, match=r"in model\.wcodec: the CRC-32 of segment") as e:
+            with pytest.raises(
+                DecodeError, match=r"in 'model\.wcodec': the CRC-32 of segment"
+            ) as e:
                 read()
             assert (e.value.code, e.value.tensor) == ("bad_checksum", "b")
         assert same(load_file(path, names=["c", "a"])["a"], tensors["a"])
@@ -607,7 +609,7 @@ def test_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.wcodec").write_bytes(data)
     for read in (load_file, load_wcodec_checkpoint, safe_open, WCodecCheckpoint):
         with pytest.raises(
-            DecodeError, match=r"in model.wcodec: format version 7.3; this decoder knows 0.2"
+            DecodeError, match=r"in 'model.wcodec': format version 7.3; this decoder knows 0.2"
         ) as e:
             read(tmp_path / "model.wcodec")
         assert e.value.code == "unsupported_version"
@@ -618,7 +620,7 @@ def test_safetensors_files_are_pointed_elsewhere(tmp_path: Path) -> None:
     path.write_bytes(safetensors_bytes([("w", "BF16", [300, 200], raw(weights(300, 200)))]))
     with pytest.raises(
         DecodeError,
-        match=r"in model\.safetensors: .* not compressed: safetensors\.torch\.load_file reads it",
+        match=r"in 'model\.safetensors': .* not compressed: safetensors\.torch\.load_file reads it",
     ) as e:
         load_file(path)
     assert e.value.code == "bad_magic"

@@ -59,7 +59,7 @@ class CodedError(WcodecError):
     Attributes
     ----------
     file
-        What the file is called that the error is about, if that is known; see `in_file`.
+        What the file is called that the error is about, if that is known; see `within`.
     """
 
     codes: ClassVar[dict[str, str]] = {}
@@ -103,24 +103,48 @@ def _rebuild(
     return e
 
 
-class in_file:  # noqa: N801 (a context, used as a function)
-    """Context in which errors are about a file of that name; of several contexts, one in another, the outermost names it.
+class within:  # noqa: N801 (a context, used as a function)
+    """Context in which errors say where they are.
 
     Parameters
     ----------
-    name
-        ``None`` for what has no name, such as a file object: errors stay as they are.
+    file
+        The file that they are about; ``None`` for what has no name, such as a file object. Of
+        several contexts, one in another, the outermost names it.
+    base
+        The base of differences that they are about, named in the message.
+    tensor
+        The tensor that they are about, in place of one that is named; empty or ``None`` for none.
+    offset
+        Where in the file the bytes start that their offsets count from.
     """
 
-    def __init__(self, name: str | os.PathLike[str] | None) -> None:
-        self._name = None if name is None else os.fspath(name)
+    def __init__(
+        self,
+        file: str | os.PathLike[str] | None = None,
+        *,
+        base: str | os.PathLike[str] | None = None,
+        tensor: str | None = None,
+        offset: int = 0,
+    ) -> None:
+        self._file, self._base = file, base
+        self._tensor, self._offset = tensor, offset
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if self._name is not None and isinstance(error, CodedError):
-            error.file = self._name
+        if not isinstance(error, CodedError):
+            return
+        if self._base is not None:
+            error.message = f"in the base {str(self._base)!r}: {error.message}"
+            error.file = None
+        if self._file is not None:
+            error.file = os.fspath(self._file)
+        error.tensor = self._tensor or error.tensor or None
+        if error.offset is not None:
+            error.offset += self._offset
+        error.args = (error.code, error.message, error.tensor, error.offset)
 
 
 class DecodeError(CodedError):

@@ -17,7 +17,7 @@ from wcodec.cli.demo import usable_backends
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
-from wcodec.errors import EncodeError, in_file
+from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import AnyPath, map_file
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
 from wcodec.inspect.report import percent_text, size_text, table_text
@@ -128,7 +128,7 @@ def bench_file(
     EncodeError
         ``bad_source``: not a safetensors file, or one without data.
     """
-    with in_file(path):
+    with within(path):
         tensors = list(_sample(path, sample_nbytes))
         nbytes = sum(words.nbytes for _, words in tensors)
         if not nbytes:

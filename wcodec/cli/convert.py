@@ -29,7 +29,7 @@ from wcodec.directories.hub_header import is_coded, is_hub
 from wcodec.directories.hub_reading import HubFile, decode_hub_file
 from wcodec.directories.names import CODED, PLAIN
 from wcodec.directories.resumable import Report
-from wcodec.errors import DecodeError, EncodeError, in_file
+from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import check_output, map_file
 from wcodec.files.checkpoint import decode_file, is_same_stream
 from wcodec.files.file import File, open_base
@@ -129,7 +129,7 @@ def _convert(
                 for look, path in zip(contents, (source, target), strict=True)
             )
         ):
-            with in_file(target):
+            with within(target):
                 raise DecodeError(
                     "bad_value", f"it does not hold what {source!r} does, which stays"
                 )

@@ -10,8 +10,8 @@ import numpy as np
 
 from wcodec.codec.sources import FileSource
 from wcodec.cuda.pipeline import Pipeline
-from wcodec.errors import DecodeError
-from wcodec.files.bases import SafetensorsBase, in_base
+from wcodec.errors import DecodeError, within
+from wcodec.files.bases import SafetensorsBase
 from wcodec.files.file import File
 from wcodec.reference.records import TensorRecord
 
@@ -57,7 +57,7 @@ def _decoded(
 ) -> Generator[Any, None, None]:
     records = [_there(file.find(t.name, t.dtype, t.shape), file.name, t) for t in wanted]
     with (
-        in_base(file.name),
+        within(base=file.name),
         file.reopen() as raw,
         closing(base_memory(pipeline, file, records)) as bases,
         closing(

@@ -44,7 +44,7 @@ from wcodec.directories.resumable import (
     writing,
 )
 from wcodec.directories.tree import Tree, check_places
-from wcodec.errors import DecodeError, in_file
+from wcodec.errors import DecodeError, within
 from wcodec.files.atomic import AnyPath, check_room
 from wcodec.files.checkpoint import decode_file, verify_file
 from wcodec.files.file import File
@@ -86,7 +86,7 @@ def coded_files(
     names = [name for name in files if name.endswith((PLAIN, CODED))]
     folder, found = check_base(base, names) if names else None, dict[str, CodedFile]()
     for name in names:
-        with in_file(name):
+        with within(name):
             coded = _open(name, files[name], backend, base_of(folder, name))
         if coded is not None:
             found[name] = coded
@@ -165,7 +165,7 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
     if name in coded:
         return _weights(coded[name], backend)
     if name.endswith(CODED + INDEX):
-        with in_file(name):
+        with within(name):
             raw = path.read_bytes()
             text = rename_shards(raw, CODED.encode(), PLAIN.encode())
             if text is None:
@@ -179,7 +179,7 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
             writing(text, len(text), len(raw)),
         )
     if is_config(name) and any(c.is_hub and parent(c.name) == parent(name) for c in coded.values()):
-        with in_file(name):
+        with within(name):
             raw = path.read_bytes()
             text = remove_entry(raw)
         return Job((path,), name, name, len(text), False, writing(text, len(text), len(raw)))
@@ -274,7 +274,7 @@ def verify_directory(
         check: Callable[..., tuple[int, int]] = (
             verify_hub_file if c.is_hub else partial(verify_file, base=c.base)
         )
-        with in_file(c.name):
+        with within(c.name):
             stored, plain = check(c.path, backend, progress)
         nbytes, stored_nbytes = nbytes + plain, stored_nbytes + stored
     return Report(len(coded), 0, 0, nbytes, stored_nbytes)

@@ -45,7 +45,7 @@ from wcodec.directories.resumable import (
     writing,
 )
 from wcodec.directories.tree import check_places
-from wcodec.errors import DecodeError, EncodeError, in_file
+from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath, map_file
 from wcodec.files.checkpoint import encode_file
 from wcodec.files.file import File
@@ -88,10 +88,10 @@ def plan_encode(
     try:
         check_indexes(tree)
     except DecodeError as e:
-        with in_file(e.file):
+        with within(e.file):
             raise bad_source(e.message) from None
     for name in weights:
-        with in_file(name):
+        with within(name):
             read_plain_header(memoryview(map_file(files[name])))
     options = options or EncodeOptions()
     maker = _Encoding(files, form, options, backend, check_base(base, weights))
@@ -141,7 +141,7 @@ def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
             f"{name!r} is encoded already: the input is a directory of plain safetensors files"
         )
     if name.endswith(CODED):
-        with in_file(plain):
+        with within(plain):
             wanted = {
                 (t.name, t.dtype, t.shape)
                 for t in read_plain_header(memoryview(map_file(files[plain]))).tensors
@@ -204,7 +204,7 @@ class _Encoding:
             )
         nbytes = path.stat().st_size
         if self.form == "wcodec" and name.endswith(PLAIN + INDEX):
-            with in_file(name):
+            with within(name):
                 raw = path.read_bytes()
                 text = rename_shards(raw, PLAIN.encode(), CODED.encode())
                 if text is None:
@@ -218,7 +218,7 @@ class _Encoding:
                 writing(text, len(raw), len(text)),
             )
         if self.form == "hub" and is_config(name) and self._has_coded(parent(name)):
-            with in_file(name):
+            with within(name):
                 raw = path.read_bytes()
                 text = add_entry(raw, self._dtype(parent(name)))
             # which name the dtype
@@ -257,7 +257,7 @@ class _Encoding:
         for name in sorted(
             n for n in self.files if n.endswith(PLAIN) and parent(n) == folder and self._is_coded(n)
         ):
-            with in_file(name):
+            with within(name):
                 header = read_plain_header(memoryview(map_file(self.files[name])))
             for t in sorted(header.tensors, key=lambda t: t.name):
                 if t.dtype.safetensors in ("F16", "BF16", "F32", "F64"):
@@ -278,7 +278,7 @@ class _Encoding:
         config = PurePosixPath(name).with_name("config.json").as_posix()
         if config not in self.files:
             return True
-        with in_file(config):
+        with within(config):
             return is_of_transformers(read_config(self.files[config].read_bytes()))
 
 
@@ -401,7 +401,7 @@ def encode_one(
     if form not in FORMS:
         raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
     if form == "wcodec":
-        with in_file(source):
+        with within(source):
             read_plain_header(memoryview(map_file(source)))
         return encode_file(source, target, options, backend, progress, base, overwrite=overwrite)
     if base is not None:

@@ -5,7 +5,6 @@ A stream is what `wcodec.encode` makes: `wcodec.decode` turns it back into the a
 
 from __future__ import annotations
 
-import contextlib
 import re
 import struct
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from wcodec.directories.hub_header import (
     read_hub_header,
     write_header,
 )
-from wcodec.errors import DecodeError, EncodeError, in_file
+from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import (
     AnyPath,
     WriteBehind,
@@ -108,7 +107,7 @@ class HubFile:
         self.path, self._view = path, memoryview(map_file(path))
         self.stored_nbytes = len(self._view)
         self.decoder = Decoder(backend, max_nbytes)
-        with in_file(path):
+        with within(path):
             self._read(max_nbytes)
 
     def _read(self, max_nbytes: int | None) -> None:
@@ -137,7 +136,7 @@ class HubFile:
         return BufferSource(self._view[t.start : t.stop])
 
     def _index(self, t: SourceTensor) -> Index:
-        with _in_tensor(t):
+        with within(tensor=t.name, offset=t.start):
             index = self.decoder.read_index(self._source(t))
             if len(index.tensors) != 1 or index.tensors[0].name:
                 raise DecodeError("bad_value", "the stream does not hold one tensor without a name")
@@ -232,7 +231,7 @@ class HubFile:
             Possibly after some pieces.
         """
         yield self._header
-        with in_file(self.path):
+        with within(self.path):
             for i, name in enumerate(self._order):
                 t = self.tensors[name]
                 if t.index is None:
@@ -240,7 +239,7 @@ class HubFile:
                         t.source, None if self._crcs is None else self._crcs[i + 1]
                     )
                 else:
-                    with _in_tensor(t.source):
+                    with within(tensor=t.source.name, offset=t.source.start):
                         yield from self._decoded_pieces(t.source, t.index)
 
     def _decoded_pieces(self, t: SourceTensor, index: Index) -> Iterator[Any]:
@@ -271,20 +270,6 @@ def _alignment(t: HubTensor) -> int:
     if t.index is not None:
         return t.index.tensors[0].dtype.nbytes
     return 0 if t.source.dtype_name else t.source.dtype.nbytes
-
-
-@contextlib.contextmanager
-def _in_tensor(t: SourceTensor) -> Iterator[None]:
-    """Errors about a stream name its tensor, and say where they are in the file."""
-    try:
-        yield
-    except DecodeError as e:
-        raise DecodeError(
-            e.code,
-            e.message,
-            tensor=t.name,
-            offset=None if e.offset is None else t.start + e.offset,
-        ) from None
 
 
 def decode_hub_file(

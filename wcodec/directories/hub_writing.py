@@ -23,7 +23,7 @@ from wcodec.directories.hub_header import (
     read_plain_header,
     write_header,
 )
-from wcodec.errors import in_file
+from wcodec.errors import within
 from wcodec.files.atomic import (
     AnyPath,
     WriteBehind,
@@ -77,11 +77,11 @@ def encode_hub_file(
     """
     data = map_file(source)
     view = memoryview(data)
-    with in_file(source):
+    with within(source):
         header = read_plain_header(view)
     with (
         atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as f,
-        in_file(source),
+        within(source),
     ):
         return len(data), _HubWriter(f, view, header, Encoder(options, backend), progress).write()
 

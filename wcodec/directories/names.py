@@ -13,7 +13,7 @@ from wcodec.directories.configs import (
 )
 from wcodec.directories.resumable import STATE, Job, linking
 from wcodec.directories.tree import Tree, scan_tree
-from wcodec.errors import CodedError, DecodeError, EncodeError, in_file
+from wcodec.errors import CodedError, DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath
 
 FORMS: Final = ("wcodec", "hub")
@@ -158,7 +158,7 @@ def check_indexes(tree: Tree, strict: bool = False) -> None:
     """
     for name, path in tree.files.items():
         if name.endswith((PLAIN + INDEX, CODED + INDEX)):
-            with in_file(name):
+            with within(name):
                 here = {
                     PurePosixPath(n).name
                     for n in (*tree.files, *tree.links)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
 from wcodec.codec.ahead import Progress, ignore_progress
-from wcodec.errors import EncodeError, in_file
+from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import (
     NAME_LENGTH,
     atomic_output,
@@ -330,7 +330,7 @@ class Plan:
     def _run_job(self, job: Job, progress: Progress) -> None:
         sources, path = job.identity(), self.target / job.name
         self._save_state(job.name)
-        with in_file(job.label):
+        with within(job.label):
             nbytes, stored_nbytes = job.work(
                 path, progress, self.overwrite or job.name in self.notes
             )

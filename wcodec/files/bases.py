@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -13,7 +12,7 @@ from wcodec.backends import Backend
 from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.parts import rectangle
-from wcodec.errors import DecodeError
+from wcodec.errors import within
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
 from wcodec.reference.container import ByteSource
 from wcodec.reference.differences import BaseCheckpoint, BaseTensor, content_hash
@@ -115,17 +114,6 @@ class _Mapped(BaseTensor):
         return room
 
 
-@contextmanager
-def in_base(name: str) -> Iterator[None]:
-    """Errors say that they are about the base."""
-    try:
-        yield
-    except DecodeError as e:
-        raise DecodeError(
-            e.code, f"in the base {name!r}: {e.message}", tensor=e.tensor, offset=e.offset
-        ) from None
-
-
 class CodedBaseTensor(BaseTensor):
     """A tensor of a ``.wcodec`` file, as a matrix of any number of columns; decoded where it is asked for."""
 
@@ -144,7 +132,7 @@ class CodedBaseTensor(BaseTensor):
 
     def words(self, rows: slice, cols: slice, room: Words) -> Words:
         """As `BaseTensor.words`."""
-        with in_base(self._name):
+        with within(base=self._name):
             if self._t.geometry.cols == self._n_cols:
                 self._decode(rows, cols, room)
             else:

@@ -12,7 +12,7 @@ import numpy as np
 from wcodec.backends import Backend
 from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.encoder import Encoder
-from wcodec.errors import in_file
+from wcodec.errors import within
 from wcodec.files.atomic import (
     AnyPath,
     WriteBehind,
@@ -61,7 +61,7 @@ def encode_file(
     """
     data = map_file(source)
     view = memoryview(data)
-    with in_file(source):
+    with within(source):
         header = read_safetensors_header(view)
     encoder, seen = Encoder(options, backend), Duplicates()
     with (
@@ -70,7 +70,7 @@ def encode_file(
             target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
         ) as stream,
         WriteBehind(stream) as f,
-        in_file(source),
+        within(source),
     ):
         writer = encoder.start(f, progress, other)
         for t in header.tensors:

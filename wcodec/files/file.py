@@ -19,12 +19,12 @@ from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource, StreamSource
-from wcodec.errors import DecodeError, EncodeError, in_file
+from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import (
     AnyPath,
     map_file,
 )
-from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase, in_base
+from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase
 from wcodec.files.extract import extract
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.files.safetensors_header import write_safetensors_header
@@ -113,7 +113,7 @@ class File:
             self.source = BufferSource(file if self._mapped is None else self._mapped)
         self.decoder = Decoder(backend, max_nbytes)
         try:
-            with in_file(self.path):
+            with within(self.path):
                 self.index: Index = self._read_index()
         except BaseException:
             self.close()
@@ -213,7 +213,7 @@ class File:
         KeyError, DecodeError
         """
         t = self.original(self._by_name[name])
-        with in_file(self.path):
+        with within(self.path):
             return self.decoder.tensor(self.source, t, self.index.tables, out, self.base_of(t))
 
     def get_slice(self, name: str) -> Slice:
@@ -267,7 +267,7 @@ class File:
     def chunks(self, t: TensorRecord) -> Iterator[Words]:
         """The words of a tensor in order; see `Decoder.chunks`."""
         t = self.original(t)
-        with in_file(self.path):
+        with within(self.path):
             yield from self.decoder.chunks(self.source, t, self.index.tables, self.base_of(t))
 
     # ---- duplicates and differences
@@ -289,7 +289,7 @@ class File:
             ``bad_base``: it is not there, or not the one whose content hash the file names.
         OSError
         """
-        with self._lock, in_file(self.path):
+        with self._lock, within(self.path):
             if self._base is None:
                 self._base = self._open_base(progress)
             return self._base
@@ -353,7 +353,7 @@ class File:
         t = self.find(name, dtype, shape)
         if t is None:
             return None
-        with in_base(self.name):
+        with within(base=self.name):
             # each level would decode the next many times
             if t.difference and t.geometry.cols != geometry.cols:
                 raise DecodeError(
@@ -451,7 +451,7 @@ class Slice:
         part, _ = t.geometry.select(down, across)
         grid = np.empty((part.rows, part.cols), t.dtype.word_type)
         file = self._file
-        with in_file(file.path):
+        with within(file.path):
             file.decoder.grid(
                 file.source, t, t.plan(file.index.tables), down, across, grid, file.base_of(t)
             )
@@ -471,18 +471,15 @@ def open_base(
     OSError
     """
     data = map_file(path)
-    try:
+    with within(base=path):
         if data[: len(MAGIC)] == MAGIC:
             return File(path, backend, depth=depth)
-        return SafetensorsBase(Path(path), data, backend, progress)
-    except EncodeError as e:
-        raise DecodeError(
-            "bad_base", f"the base {path} is no .wcodec file, and {e.message}", tensor=e.tensor
-        ) from None
-    except DecodeError as e:
-        raise DecodeError(
-            e.code, f"in the base {path}: {e.message}", tensor=e.tensor, offset=e.offset
-        ) from None
+        try:
+            return SafetensorsBase(Path(path), data, backend, progress)
+        except EncodeError as e:
+            raise DecodeError(
+                "bad_base", f"no .wcodec file, and {e.message}", tensor=e.tensor
+            ) from None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.errors import DecodeError
+from wcodec.errors import DecodeError, within
 from wcodec.reference import rans
 from wcodec.reference.differences import Difference, coded_dtype
 from wcodec.reference.planes import BY_ID, DType, Layout
@@ -156,7 +156,7 @@ def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord
         raise fail("bad_range", f"rank {rank}, row_rank {row_rank}")
     shape = tuple(int(d) for d in body.unpack(f"<{rank}Q"))
     name, dtype_name = body.text(n_name), body.text(n_dtype)
-    try:
+    with within(tensor=name):
         if flags & ~3 or reserved:
             raise fail("bad_value", "reserved bits of the tensor record are set")
         if flags > max(Difference) or (flags and not has_base):
@@ -205,8 +205,6 @@ def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord
             difference,
         )
         check_plan(t.plan(tables))
-    except DecodeError as e:
-        raise fail(e.code, e.message, tensor=name) from None
     return t
 
 

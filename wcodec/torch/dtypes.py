@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wcodec.errors import EncodeError
+from wcodec.errors import EncodeError, within
 from wcodec.reference.planes import DTYPES, DType
 
 if sys.byteorder != "little":
@@ -93,10 +93,8 @@ def to_array(tensor: torch.Tensor, name: str | None = None) -> NDArray[Any]:
         decode = getattr(type(tensor), "decode", None)  # of a compressed one
         tensor = tensor if decode is None else decode(tensor)
     _check(tensor, name)
-    try:
+    with within(tensor=name):
         row = row_of(tensor.dtype)
-    except EncodeError as e:
-        raise EncodeError(e.code, e.message, tensor=name) from None
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     array: NDArray[Any] = plain.reshape(-1).view(torch.uint8).numpy()
     return array.view(row.numpy).reshape(tuple(tensor.shape))

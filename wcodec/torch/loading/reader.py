@@ -14,7 +14,7 @@ import torch
 
 from wcodec.backends import get_backend, load_backend
 from wcodec.directories.hub_header import is_hub
-from wcodec.errors import BackendUnavailable, DecodeError
+from wcodec.errors import BackendUnavailable, DecodeError, within
 from wcodec.files.atomic import AnyPath
 from wcodec.files.file import File, Slice
 from wcodec.reference.records import TensorRecord
@@ -43,16 +43,6 @@ def decodes_itself(device: torch.device) -> bool:
             f"device {str(device)!r}: this PyTorch finds no GPU; install one that is built for CUDA, and wcodec[cuda]"
         )
     return True
-
-
-@contextlib.contextmanager
-def in_file(name: str) -> Iterator[None]:
-    """Errors say in which file."""
-    try:
-        yield
-    except DecodeError as e:
-        message = f"in {name}: {e.message}" if name else e.message
-        raise DecodeError(e.code, message, tensor=e.tensor, offset=e.offset) from None
 
 
 @contextlib.contextmanager
@@ -118,7 +108,7 @@ class Reader:
         self.name = "" if self.path is None else os.path.basename(self.path)
         self.device, self._base = torch.device(device), base
         self.decodes_itself = decodes_itself(self.device) and self.path is not None
-        with in_file(self.name), _explained(self.path):
+        with within(self.name or None), _explained(self.path):
             self.file = File(path, base=base)
 
     def __enter__(self) -> Reader:
@@ -163,7 +153,7 @@ class Reader:
                 n: torch.empty(t.shape, dtype=dtypes.torch_dtype(t.dtype), device="meta")
                 for n, t in records.items()
             }
-        with in_file(self.name):
+        with within(self.name or None):
             return (
                 self._from_device(list(records))
                 if self.decodes_itself
@@ -206,7 +196,7 @@ class Reader:
         """
         names = self.keys() if names is None else list(names)
         if self.decodes_itself:
-            with in_file(self.name):
+            with within(self.name or None):
                 yield from self._iterate_device(names)
         else:
             yield from one_ahead(self.tensor, names)
@@ -266,7 +256,7 @@ class TensorSlice:
         ------
         IndexError, TypeError, DecodeError
         """
-        with in_file(self._reader.name):
+        with within(self._reader.name or None):
             array = self._slice[index]
         part = dtypes.from_array(
             np.ascontiguousarray(array).reshape(array.shape), self._reader.record(self._name).dtype

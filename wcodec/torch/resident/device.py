@@ -16,7 +16,7 @@ from wcodec.backends.cuda.runtime import Runtime
 from wcodec.codec.decoder import Decoder
 from wcodec.cuda.operand import Operand
 from wcodec.cuda.resident import ResidentTensor
-from wcodec.errors import DecodeError
+from wcodec.errors import DecodeError, within
 from wcodec.files.slices import entries_of, touched
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import Bytes
@@ -90,7 +90,7 @@ class DeviceHeld(Held):
         stream, opened = self.stream, self._resident
         if opened is None or opened[0] is not stream:
             self.outside_of_graphs(FIRST_USE)
-            with self.naming():
+            with within(tensor=self.name):
                 index = Decoder(load_backend("reference")).read_index(TensorSource(stream))
                 t = only_tensor(index)
             resident = ResidentTensor(
@@ -107,14 +107,12 @@ class DeviceHeld(Held):
         """The tensor, with the stream of PyTorch that is current the runtime's too."""
         resident = self._opened_there()
         runtime = resident.runtime
-        try:
-            with (
-                runtime.in_use(),
-                runtime.on(runtime.external_stream(current_stream(self.stream.device))),
-            ):
-                yield resident
-        except DecodeError as e:
-            raise self.named(e) from None
+        with (
+            within(tensor=self.name),
+            runtime.in_use(),
+            runtime.on(runtime.external_stream(current_stream(self.stream.device))),
+        ):
+            yield resident
 
     def decode_into(self, buffer: torch.Tensor) -> None:
         """As `Held.decode_into`, on the current stream; only the first time is it waited for.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 
 from wcodec.backends import get_backend
 from wcodec.codec.encoder import Encoder
-from wcodec.errors import DecodeError
+from wcodec.errors import DecodeError, within
 from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import Index
@@ -63,7 +62,7 @@ class Held:
     # ---- what it is
     def record(self) -> TensorRecord:
         """What the stream's index says of the tensor. Raises DecodeError."""
-        with self.naming():
+        with within(tensor=self.name):
             return only_tensor(self._opened().index)
 
     def _opened(self) -> File:
@@ -80,18 +79,6 @@ class Held:
             opened = self._file = stream, where, File(stream.numpy(), backend)
         return opened[2]
 
-    @contextmanager
-    def naming(self) -> Iterator[None]:
-        """Errors about the stream name the weight."""
-        try:
-            yield
-        except DecodeError as e:
-            raise self.named(e) from None
-
-    def named(self, e: DecodeError) -> DecodeError:
-        """An error about the stream, with the weight's name."""
-        return DecodeError(e.code, e.message, tensor=self.name or e.tensor or None, offset=e.offset)
-
     # ---- decoding
     def decode_into(self, buffer: torch.Tensor) -> None:
         """Decode into the first bytes of a uint8 tensor, checked against all CRC-32s.
@@ -100,7 +87,7 @@ class Held:
         ------
         DecodeError
         """
-        with self.naming():
+        with within(tensor=self.name):
             file = self._opened()
             t = only_tensor(file.index)
             file.get_tensor(t.name, dtypes.out_array(self.view(buffer), t.dtype))
@@ -136,7 +123,7 @@ class Held:
         DecodeError, IndexError
         """
         out = torch.empty((ids.numel(), *self.shape[1:]), dtype=self.dtype)
-        with self.naming():
+        with within(tensor=self.name):
             file = self._opened()
             t = only_tensor(file.index)
             part, rows = file.get_slice(t.name), ids.numpy()
@@ -151,7 +138,7 @@ class Held:
         ------
         DecodeError
         """
-        with self.naming():
+        with within(tensor=self.name):
             file, tiling = self._opened(), self._tiling
             t = only_tensor(file.index)
             if tiling is None or tiling[0] is not file:
