@@ -1,4 +1,6 @@
-"""The command line: every subcommand, every exit status, and no bad file that gets through or leaves anything behind."""
+"""The command line: every subcommand, every exit status,
+and no bad file that gets through or leaves anything behind.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-# ---- what it does ------------------------------------------------------------------------------------------------------------
+# ---- what it does --------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "do"), [("numba", run), ("reference", call), exhaustive(("reference", run))]
 )
@@ -301,7 +303,8 @@ def test_the_environment_and_verbosity(folder: Path) -> None:
     status, out, err = run("-v", "verify", "m", "-q")
     assert (status, out) == (0, "")
     assert re.fullmatch(
-        r"wcodec: auto: (backend cuda|not cuda: backend 'cuda' needs .+\nwcodec: auto: backend numba)\n",
+        r"wcodec: auto: (backend cuda|not cuda: backend 'cuda' needs .+\nwcodec: auto: "
+        r"backend numba)\n",
         err,
     )
     assert run("verify", "m", env=env | {"WCODEC_BACKEND": "nonsense"})[0] == 1
@@ -409,7 +412,7 @@ def test_bench_of_a_backend_that_is_wrong(folder: Path, monkeypatch: pytest.Monk
     assert_one_line_of_error(err, "the tensors did not come back")
 
 
-# ---- bad usage: 2 ------------------------------------------------------------------------------------------------------------
+# ---- bad usage: 2 --------------------------------------------------------------------------------
 BAD_USAGE = [
     ["nonsense"],
     ["encode"],
@@ -487,7 +490,7 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
     assert (folder / "model.safetensors").read_bytes() == CHECKPOINT
 
 
-# ---- bad input: 1, one line, nothing left ------------------------------------------------------------------------------------
+# ---- bad input: 1, one line, nothing left --------------------------------------------------------
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -523,7 +526,8 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
         (["info", "model.safetensors", "--json"], "bad_magic: "),
         (
             ["encode", "coded", "-o", "m"],
-            "bad_source: in 'coded': not a safetensors file but a .wcodec file: wcodec decode restores",
+            "bad_source: in 'coded': not a safetensors file but a .wcodec file: "
+            "wcodec decode restores",
         ),
         (
             ["encode", "empty", "-o", "m"],
@@ -560,7 +564,9 @@ def test_bad_input(folder: Path, args: list[str], message: str) -> None:
 
 
 def refused(folder: Path, data: bytes, label: object) -> str:
-    """`decode` a bad file in this process: exit 1, one line, no output and nothing else. Returns the error's code."""
+    """`decode` a bad file in this process: exit 1, one line, no output and nothing else.
+    Returns the error's code.
+    """
     (folder / "bad").write_bytes(data)
     before = names(folder)
     status, out, err = call("decode", "bad", "-o", "out", "--backend", "reference")
@@ -571,7 +577,9 @@ def refused(folder: Path, data: bytes, label: object) -> str:
 
 
 def small_file(folder: Path) -> bytes:
-    """A coded file with every kind of part: streams, tile modes, patches, raw bytes, constants, a source header, metadata."""
+    """A coded file with every kind of part: streams, tile modes, patches, raw bytes, constants,
+    a source header, metadata.
+    """
     rng = np.random.default_rng(1)
     tiles = rng.integers(0, 200, (32, 64)).astype(np.uint8)
     tiles[:, 32:] = np.arange(32)[:, None] * 5 + rng.integers(0, 3, (32, 32))
@@ -606,7 +614,9 @@ def test_the_small_file_holds_what_the_sweeps_are_to_break(folder: Path) -> None
 
 @pytest.mark.parametrize("step", [10, exhaustive(1)])
 def test_a_flipped_bit_anywhere_is_refused(folder: Path, step: int) -> None:
-    """In header and footer in any byte; elsewhere in each `step`. All bits of some files: the suite's sweeps."""
+    """In header and footer in any byte; elsewhere in each `step`.
+    All bits of some files: the suite's sweeps.
+    """
     data = small_file(folder)
     codes = set()
     for at in sorted({*range(64), *range(0, len(data), step), *range(len(data) - 64, len(data))}):
@@ -627,7 +637,9 @@ def test_a_cut_at_any_length_is_refused(folder: Path, step: int) -> None:
 
 @pytest.mark.parametrize("step", [7, exhaustive(3)])
 def test_sizes_in_the_index_that_lie_are_refused(folder: Path, step: int) -> None:
-    """Eight bytes anywhere in the index made huge, with checksums that fit. (All single bytes: test_reference_container.)"""
+    """Eight bytes anywhere in the index made huge, with checksums that fit. (All single bytes:
+    test_reference_container.)
+    """
     data = small_file(folder)
     foot = len(data) - 64
     (index_offset,) = struct.unpack_from("<Q", data, foot)
@@ -779,7 +791,9 @@ sys.exit(main())
 def test_progress_on_a_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, has_tqdm: bool
 ) -> None:
-    """Of work that takes long: here each file does. With tqdm its bar, without it a line that is written over."""
+    """Of work that takes long: here each file does.
+    With tqdm its bar, without it a line that is written over.
+    """
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

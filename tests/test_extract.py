@@ -1,4 +1,6 @@
-"""Tensors taken out of a file as files of their own: the same words, and no more tables than they name."""
+"""Tensors taken out of a file as files of their own:
+the same words, and no more tables than they name.
+"""
 
 from __future__ import annotations
 
