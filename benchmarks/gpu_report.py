@@ -167,22 +167,12 @@ def _section(title: str, rows: list[list[str]] | None) -> Iterator[str]:
 def _table(rows: list[list[str]]) -> Iterator[str]:
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for n, row in enumerate(rows):
-        yield (
-            "| "
-            + " | ".join(
-                c.ljust(w) if i == 0 else c.rjust(w)
-                for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            )
-            + " |"
-        )
+        cells = [c.rjust(w) for c, w in zip(row, widths, strict=True)]
+        cells[0] = row[0].ljust(widths[0])
+        yield f"| {' | '.join(cells)} |"
         if n == 0:
-            yield (
-                "|"
-                + "|".join(
-                    "-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)
-                )
-                + "|"
-            )
+            rules = ["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]
+            yield f"|{'|'.join(rules)}|"
 
 
 def _speed(s: dict[str, float]) -> list[str]:

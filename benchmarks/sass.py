@@ -382,15 +382,10 @@ def main() -> None:
     about = described()
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-sass.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    how = " ".join(
-        (__doc__ or "").partition("How it is counted: ")[2].partition("Results go")[0].split()
-    )
-    out.write_text(
-        json.dumps(
-            {"machine": about, "bits_a_symbol": args.bits, "how": how, "kernels": results}, indent=1
-        )
-        + "\n"
-    )
+    text = " ".join((__doc__ or "").split())
+    how = text.partition("How it is counted: ")[2].partition("Results go")[0].rstrip()
+    found = {"machine": about, "bits_a_symbol": args.bits, "how": how, "kernels": results}
+    out.write_text(json.dumps(found, indent=1) + "\n")
     print(out)
     over = [r for r in results if r["instructions_a_weight"] > MOST.get(r["kernel"], float("inf"))]
     if over:

@@ -192,19 +192,14 @@ def main() -> None:
         except PackageNotFoundError:
             versions[package] = "not installed"
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-sizes.json"
-    out.write_text(
-        json.dumps(
-            {
-                "machine": machine(),
-                "keeps_freed_memory": kept,
-                "others": versions,
-                "backend": backend.info(),
-                "files": results,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    found = {
+        "machine": machine(),
+        "keeps_freed_memory": kept,
+        "others": versions,
+        "backend": backend.info(),
+        "files": results,
+    }
+    out.write_text(json.dumps(found, indent=1) + "\n")
     print(out)
 
 

@@ -146,25 +146,15 @@ def test_quiet_and_json(folder: Path) -> None:
         "backend",
     }
     size = (folder / "m2").stat().st_size
-    assert (report["nbytes"], report["stored_nbytes"], report["ratio"]) == (
-        len(CHECKPOINT),
-        size,
-        size / len(CHECKPOINT),
-    )
-    assert (report["input"], report["backend"], report["output"]) == (
-        "model.safetensors",
-        "reference",
-        "m2",
-    )
+    found = (report["nbytes"], report["stored_nbytes"], report["ratio"])
+    assert found == (len(CHECKPOINT), size, size / len(CHECKPOINT))
+    found = (report["input"], report["backend"], report["output"])
+    assert found == ("model.safetensors", "reference", "m2")
     for args in (("decode", "m2", "-o", "b2"), ("verify", "m2")):
         status, out, err = call(*args, "--json")
         report = json.loads(out)
-        assert (status, err, report["nbytes"], report["stored_nbytes"]) == (
-            0,
-            "",
-            len(CHECKPOINT),
-            size,
-        )
+        found = (status, err, report["nbytes"], report["stored_nbytes"])
+        assert found == (0, "", len(CHECKPOINT), size)
 
 
 OPTIONS = [
@@ -196,12 +186,8 @@ def test_info(folder: Path) -> None:
     status, out, err = call("info", "m", "--json", "--backend", "reference")
     report = json.loads(out)
     assert (status, err) == (0, "")
-    assert (report["format"], report["backend"], report["source"], report["metadata_keys"]) == (
-        "0.2",
-        "reference",
-        "safetensors",
-        ["format"],
-    )
+    found = (report["format"], report["backend"], report["source"], report["metadata_keys"])
+    assert found == ("0.2", "reference", "safetensors", ["format"])
     assert (report["nbytes"], report["stored_nbytes"]) == (
         len(CHECKPOINT),
         Path("m").stat().st_size,
@@ -218,11 +204,8 @@ def test_info(folder: Path) -> None:
     assert w8["order0_bits_per_weight"] == pytest.approx(
         order0("I8", make_array(BY_NAME["int8"], (200, 150), "gaussian"))
     )
-    assert (none["bits_per_weight"], none["order0_bits_per_weight"], none["n_segments"]) == (
-        None,
-        None,
-        0,
-    )
+    found = (none["bits_per_weight"], none["order0_bits_per_weight"], none["n_segments"])
+    assert found == (None, None, 0)
     assert ramp["name"] == "ramp\x1b[31m\n"
     status, out, _ = call("info", "m")
     assert status == 0
@@ -345,11 +328,8 @@ def test_conformance_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None
     assert call("--backend", "numba", "conformance", "--filter", "accept")[0] == 1
     (command, first), (backend, second) = seen
     assert isinstance(command, conformance.Command)
-    assert (command.template, first["sweeps"], first["select"]) == (
-        "decoder {input} {output}",
-        False,
-        "",
-    )
+    found = (command.template, first["sweeps"], first["select"])
+    assert found == ("decoder {input} {output}", False, "")
     assert (backend, second["sweeps"], second["select"]) == (load_backend("numba"), True, "accept")
 
 

@@ -335,13 +335,8 @@ def test_errors_have_a_code_a_place_and_survive_pickling() -> None:
     e = DecodeError("bad_checksum", "no match", tensor="x", offset=7)
     assert str(e) == "bad_checksum: no match (tensor 'x', offset 7)"
     back = pickle.loads(pickle.dumps(e))
-    assert (type(back), back.code, back.tensor, back.offset, str(back)) == (
-        DecodeError,
-        e.code,
-        "x",
-        7,
-        str(e),
-    )
+    found = (type(back), back.code, back.tensor, back.offset, str(back))
+    assert found == (DecodeError, e.code, "x", 7, str(e))
     assert str(EncodeError("bad_source", "m")) == "bad_source: m"
     with pytest.raises(ValueError, match="not a code"):
         DecodeError("bad_source", "m")

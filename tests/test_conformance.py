@@ -261,12 +261,9 @@ def test_recipes_by_hand(recipe: dict, n: int, word_nbytes: int, due: str):
 def test_every_edit_gives_its_file(vectors: Vectors):
     edited = [c for c in vectors.cases if "edits" in c.row]
     for case in edited:
-        assert (
-            apply_edits(
-                vectors[case.row["base"]].data, case.row["edits"], case.row.get("refit", [])
-            )
-            == case.data
-        ), case.id
+        base = vectors[case.row["base"]].data
+        edited_base = apply_edits(base, case.row["edits"], case.row.get("refit", []))
+        assert edited_base == case.data, case.id
     assert {c.id for c in vectors.cases if c.expect != "accept"} <= {c.id for c in edited}
     assert all(vectors[c.row["base"]].expect == "accept" for c in edited)
 
@@ -517,21 +514,8 @@ def test_program_without_a_base_leaves_its_cases_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     line = command(tmp_path, GOOD).template
-    assert (
-        main(
-            [
-                "conformance",
-                "--command",
-                line,
-                "--filter",
-                "base_other_",
-                "--no-sweeps",
-                "--report",
-                str(tmp_path / "r.json"),
-            ]
-        )
-        == 1
-    )
+    args = ["--filter", "base_other_", "--no-sweeps", "--report", str(tmp_path / "r.json")]
+    assert main(["conformance", "--command", line, *args]) == 1
     checks = {c["id"]: c for c in json.loads((tmp_path / "r.json").read_text())["checks"]}
     assert {checks[id]["message"] for id in OF_BASES} == {"the command has no {base}"}
     assert {checks[id]["outcome"] for id in OF_BASES} == {"not run"}

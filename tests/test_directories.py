@@ -61,12 +61,8 @@ def weights(seed: int, padding: int = 0, stream: bytes = b"\x89WCODEC\n") -> byt
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 INDEX_NAME = "model.safetensors.index.json"
-INDEX = (
-    json.dumps(
-        {"metadata": {"total_size": 1}, "weight_map": {"w": SHARDS[0], "v": SHARDS[1]}}, indent=2
-    ).encode()
-    + b"\n"
-)
+OF_SHARDS = {"metadata": {"total_size": 1}, "weight_map": {"w": SHARDS[0], "v": SHARDS[1]}}
+INDEX = json.dumps(OF_SHARDS, indent=2).encode() + b"\n"
 MODEL: dict[str, bytes] = {
     "config.json": CONFIG,
     SHARDS[0]: weights(1),
@@ -114,11 +110,8 @@ def there_and_back(folder: Path, form: str) -> tuple[Report, Report]:
     checked = verify_directory(folder / "coded")
     back = decode_directory(folder / "coded", folder / "back")
     assert tree(folder / "back") == tree(folder / "model")
-    assert (back.n_coded, back.nbytes, back.stored_nbytes) == (
-        there.n_coded,
-        there.nbytes,
-        there.stored_nbytes,
-    )
+    found = (back.n_coded, back.nbytes, back.stored_nbytes)
+    assert found == (there.n_coded, there.nbytes, there.stored_nbytes)
     assert checked.n_coded == there.n_coded
     for root, total in (
         ("model", there.nbytes),
@@ -824,14 +817,8 @@ def test_the_entry_comes_out_as_it_went_in(raw: bytes) -> None:
 def test_a_config_that_was_written_anew() -> None:
     """As by save_pretrained: sorted, with more of the entry."""
     entry = {"format_version": "0.2", "mode": "resident", "quant_method": "wcodec"}
-    written = (
-        json.dumps(
-            {"model_type": "x", "quantization_config": entry, "snow": "\N{SNOWMAN}"},
-            indent=2,
-            sort_keys=True,
-        ).encode()
-        + b"\n"
-    )
+    config = {"model_type": "x", "quantization_config": entry, "snow": "\N{SNOWMAN}"}
+    written = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
     assert remove_entry(written) == b'{\n  "model_type": "x",\n  "snow": "\\u2603"\n}\n'
     other = json.dumps({"quantization_config": {"quant_method": "gptq"}}).encode()
     assert remove_entry(other) == other
@@ -942,13 +929,8 @@ def test_the_command(here: Path, form: str) -> None:
     assert out.startswith(f"model -> coded: {n} files encoded, {12 - n} copied, 6"), out
     status, out, err = call("verify", "coded", "--json")
     report = json.loads(out)
-    assert (status, err, report["good"], report["n_coded"], report["input"]) == (
-        0,
-        "",
-        True,
-        n,
-        "coded",
-    )
+    found = (status, err, report["good"], report["n_coded"], report["input"])
+    assert found == (0, "", True, n, "coded")
     status, out, err = call("info", "coded")
     assert (status, err, len(out.splitlines())) == (0, "", n + 1)
     assert out.startswith(f"coded: a directory with {n} encoded files, ")
@@ -994,12 +976,8 @@ def test_the_command_on_one_file_in_hub_form(here: Path) -> None:
     name = f"model/{SHARDS[0]}"
     status, out, err = call("encode", "--form", "hub", name, "-o", "hub.safetensors", "--json")
     report = json.loads(out)
-    assert (status, err, report["form"], report["stored_nbytes"]) == (
-        0,
-        "",
-        "hub",
-        (here / "hub.safetensors").stat().st_size,
-    )
+    found = (status, err, report["form"], report["stored_nbytes"])
+    assert found == (0, "", "hub", (here / "hub.safetensors").stat().st_size)
     status, out, err = call("verify", "hub.safetensors")
     assert (status, err, out.startswith("hub.safetensors: 1 file good, ")) == (0, "", True)
     status, out, err = call("info", "hub.safetensors")

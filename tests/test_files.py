@@ -189,11 +189,8 @@ def test_arrays_are_saved_and_loaded(backend: Backend, tmp_path: Path) -> None:
     back = wcodec.load_file(path)
     assert list(back) == list(tensors)
     for name, array in tensors.items():
-        assert (back[name].shape, back[name].dtype, bits(back[name])) == (
-            array.shape,
-            array.dtype,
-            bits(array),
-        )
+        found = (back[name].shape, back[name].dtype, bits(back[name]))
+        assert found == (array.shape, array.dtype, bits(array))
     with wcodec.open(str(path)) as f:
         assert f.metadata() == {"made": "today"}
         kept = f.get_tensor("float32")

@@ -458,12 +458,8 @@ def test_one_bad_step_does_not_stop_the_others(
         "tests",
         lambda self: seen.append(json.loads((tmp_path / "gpu-check.json").read_text())) or 1 / 0,
     )
-    assert (
-        check.main(
-            ["--out", str(tmp_path), "--only", "speed", "--only", "tests", "--only", "memcheck"]
-        )
-        == 1
-    )
+    steps = ["--only", "speed", "--only", "tests", "--only", "memcheck"]
+    assert check.main(["--out", str(tmp_path), *steps]) == 1
     assert [(s["name"], s["outcome"], s["detail"]) for s in seen[0]["steps"]] == [
         ("speed", "passed", "7 marks met"), ("tests", "left out", "not reached"),
         ("memcheck", "left out", "not reached"),

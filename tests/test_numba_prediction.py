@@ -120,13 +120,8 @@ def test_extremes(values: list[int]) -> None:
 
 def test_constants_are_those_of_others() -> None:
     p, k = prediction, segments
-    assert (p.LEFT, p.TOP, p.AVG, p.PLANAR, p.PER_TILE) == (
-        Mode.LEFT,
-        Mode.TOP,
-        Mode.AVG,
-        Mode.PLANAR,
-        PER_TILE,
-    )
+    found = (p.LEFT, p.TOP, p.AVG, p.PLANAR, p.PER_TILE)
+    assert found == (Mode.LEFT, Mode.TOP, Mode.AVG, Mode.PLANAR, PER_TILE)
     assert (p.HEIGHT, p.WIDTH, p.CENTRE) == (k.HEIGHT, k.WIDTH, CENTRE)
     assert tuple(Coder) == (k.CODER_RAW, k.CODER_CONSTANT, k.CODER_RANS, k.CODER_CONTEXT)
     assert tuple(ContextKind) == (contexts.PLANE, contexts.POSITION, contexts.SCALE)

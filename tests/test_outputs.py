@@ -530,9 +530,8 @@ def test_where_one_of_several_fails_the_others_are_done(here: Path) -> None:
     before = all_bytes()
     status, out, err = call("encode", "-f", "m-1.safetensors", "m-3.safetensors")
     assert (status, out) == (1, "")
-    assert (
-        err
-        == "wcodec: error: m-3.safetensors: No such file or directory; an output is named by -o\n"
+    assert err == (
+        "wcodec: error: m-3.safetensors: No such file or directory; an output is named by -o\n"
     )
     assert all_bytes() == before
 
@@ -565,21 +564,8 @@ def test_rm_removes_what_was_read_back(here: Path) -> None:
     assert not list(Path().glob("m-*.safetensors"))
     assert call("decode", "--rm", "m-1.wcodec", "m-2.wcodec", "-q")[0] == 0
     assert all_bytes() == before
-    assert (
-        json.loads(
-            call(
-                "encode",
-                "--form",
-                "hub",
-                "--rm",
-                "m-1.safetensors",
-                "-o",
-                "h.safetensors",
-                "--json",
-            )[1]
-        )["removed"]
-        is True
-    )
+    args = "--form", "hub", "--rm", "m-1.safetensors", "-o", "h.safetensors", "--json"
+    assert json.loads(call("encode", *args)[1])["removed"] is True
     assert call("decode", "--rm", "h.safetensors", "-o", "m-1.safetensors")[0] == 0
     assert call("repack", "--rm", "--preset", "max", "coded/c-1.wcodec", "-o", "x.wcodec")[0] == 0
     assert call("repack", "--rm", "x.wcodec", "-o", "coded/c-1.wcodec")[0] == 0

@@ -90,14 +90,8 @@ def test_fields_of_a_small_file() -> None:
 def test_the_index_is_read_back() -> None:
     index = read_index(BufferSource(small_file()))
     (t,) = index.tensors
-    assert (t.name, t.shape, t.row_rank, t.dtype.name, t.payload_offset, t.payload_nbytes) == (
-        "ab",
-        (1, 3),
-        0,
-        "uint8",
-        32,
-        16,
-    )
+    found = (t.name, t.shape, t.row_rank, t.dtype.name, t.payload_offset, t.payload_nbytes)
+    assert found == ("ab", (1, 3), 0, "uint8", 32, 16)
     assert index.metadata == {"k": "v"}
     assert index.source_kind is None
     assert index.version == (0, 2)

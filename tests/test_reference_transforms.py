@@ -90,12 +90,8 @@ def test_a_row_by_hand() -> None:
     # 64 >> 7 = -1 to y[5], which is 0; row 7 6 takes 91 + 64 >> 7 = 1 to y[6], which is 2, and
     # -106 + 64 >> 7 = -1 to y[7], which is 0. All other products round to 0.
     y = np.array([127, 127, 127, 127, -128, -128, -128, -128], np.int16)
-    assert transforms.steps(Transform.DCT)[:4] == [
-        (7, 0, -128),
-        (0, 7, 64),
-        (6, 1, -128),
-        (1, 6, 64),
-    ]
+    found = transforms.steps(Transform.DCT)[:4]
+    assert found == [(7, 0, -128), (0, 7, 64), (6, 1, -128), (1, 6, 64)]
     # y[0], y[6], y[3], y[7], y[1], y[4], y[2], y[5]
     assert forward_1d(y, Transform.DCT).tolist() == [-128, 2, 0, 0, 0, 1, 0, 0]
     assert (
@@ -190,13 +186,8 @@ def gain(coefficients: NDArray[np.float64], values: NDArray[np.float64]) -> floa
     The scales of the coefficients differ from one transform to another;
     their product is 1, so that the sum tells the truth.
     """
-    return float(
-        0.5
-        * (
-            np.log2(values.var())
-            - np.log2(coefficients.reshape(-1, coefficients.shape[-1]).var(axis=0)).mean()
-        )
-    )
+    variances = coefficients.reshape(-1, coefficients.shape[-1]).var(axis=0)
+    return float(0.5 * (np.log2(values.var()) - np.log2(variances).mean()))
 
 
 @pytest.mark.parametrize("transform", BOTH)

@@ -194,11 +194,8 @@ def test_every_dtype_and_shape() -> None:
     ):
         dense = torch.randint(0, 2, (70, 33)).to(dtype)
         small = CompressedTensor.from_dense(dense)
-        assert (small.dtype, tuple(small.shape), small.device) == (
-            dense.dtype,
-            tuple(dense.shape),
-            dense.device,
-        )
+        found = (small.dtype, tuple(small.shape), small.device)
+        assert found == (dense.dtype, tuple(dense.shape), dense.device)
         assert torch.equal(small.decode().view(torch.uint8), dense.view(torch.uint8))
     nan = (
         torch.tensor([[0x7FC1, -0x3F, 0x7F80, -0x8000]], dtype=torch.int16)

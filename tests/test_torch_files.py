@@ -442,11 +442,8 @@ def test_where_tensors_go(tmp_path: Path) -> None:
         assert same(load_wcodec_checkpoint(tmp_path / "a", map_location=where)["w"], w)
     for where in ("meta", {"cpu": "meta"}):
         found = load_wcodec_checkpoint(tmp_path / "a", map_location=where)
-        assert [(t.device.type, t.shape) for t in found.values()] == [
-            ("meta", (60, 50)),
-            ("meta", ()),
-            ("meta", (0, 3)),
-        ]
+        assert {t.device.type for t in found.values()} == {"meta"}
+        assert [t.shape for t in found.values()] == [(60, 50), (), (0, 3)]
     calls = list[tuple[int, str]]()
 
     def moved(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:

@@ -457,12 +457,8 @@ def test_compressed_models() -> None:
         ):
             with pytest.raises(EncodeError, match=f"bad_option: .*{message}"):
                 compress(copy.deepcopy(net), **wrong)
-    assert (
-        form_of(
-            CompressedTensor.from_dense(net.head.weight, EncodeOptions(preset="max"), fused="rans")
-        )
-        == "rans"
-    )
+    options = EncodeOptions(preset="max")
+    assert form_of(CompressedTensor.from_dense(net.head.weight, options, fused="rans")) == "rans"
 
 
 def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

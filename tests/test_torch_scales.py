@@ -335,12 +335,8 @@ def test_layers(mode: str, of: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
     other = F.linear(x, plain(dense, scale, x.dtype), bias)
     layer = WCodecLinear.from_quantized(dense, scale, bias, mode, name="up")
     assert isinstance(layer, torch.nn.Linear)
-    assert (layer.mode, layer.in_features, layer.out_features, layer.weight.held.name) == (
-        mode,
-        96,
-        300,
-        "up",
-    )
+    found = (layer.mode, layer.in_features, layer.out_features, layer.weight.held.name)
+    assert found == (mode, 96, 300, "up")
     assert f"mode={mode}, weight={of} with a scale" in repr(layer)
     assert list(layer.state_dict()) == ["weight", "bias", "weight_scale"]
     assert not any(p.requires_grad for p in layer.parameters())

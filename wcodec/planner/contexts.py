@@ -110,38 +110,31 @@ class Scales:
         return self._lines(np.arange(width) * SIDES + self.rows[:, None], width)
 
     def _lines(self, line: Counts, n_lines: int) -> Counts:
-        return np.bincount(
-            (line * self.n + self.bins).reshape(-1), minlength=n_lines * SIDES * self.n
-        ).reshape(n_lines, SIDES, self.n)
+        bins = (line * self.n + self.bins).reshape(-1)
+        counts = np.bincount(bins, minlength=n_lines * SIDES * self.n)
+        return counts.reshape(n_lines, SIDES, self.n)
 
     def _clusters(self, counts: Counts, classes: Counts, rounds: int) -> Counts:
         """Classes of lines given their counts: each goes where it is shortest, repeatedly."""
         flat = counts.reshape(len(counts), -1).astype(np.float64)
         for _ in range(rounds):
             sums = (np.arange(SIDES)[:, None] == classes).astype(np.float64) @ flat
-            classes = np.argmin(
-                flat
-                @ _prices(sums.astype(np.int64).reshape(SIDES, SIDES, -1)).reshape(SIDES, -1).T,
-                axis=1,
-            )
+            prices = _prices(sums.astype(np.int64).reshape(SIDES, SIDES, -1))
+            classes = np.argmin(flat @ prices.reshape(SIDES, -1).T, axis=1)
         return classes
 
     def fit(self, cost: Costs) -> None:
         """Assign rows, then columns, to the classes of tables whose costs are given: (16, 256)."""
         prices = self._mean(np.minimum(cost, DEAR)).reshape(SIDES, SIDES, self.n).astype(np.float64)
-        self.rows = np.argmin(
-            self._by_row().reshape(len(self.rows), -1) @ prices.reshape(SIDES, -1).T, axis=1
-        )
-        self.cols = np.argmin(
-            self._by_col().reshape(len(self.cols), -1) @ prices.swapaxes(0, 1).reshape(SIDES, -1).T,
-            axis=1,
-        )
+        by_row = self._by_row().reshape(len(self.rows), -1)
+        self.rows = np.argmin(by_row @ prices.reshape(SIDES, -1).T, axis=1)
+        by_col = self._by_col().reshape(len(self.cols), -1)
+        self.cols = np.argmin(by_col @ prices.swapaxes(0, 1).reshape(SIDES, -1).T, axis=1)
 
     def joint(self) -> Counts:
         """Counts of the symbols by both classes: (16, 256)."""
-        return _joint(
-            (self.rows[:, None] * SIDES + self.cols).astype(np.uint8), self.symbols, SIDES * SIDES
-        )
+        classes = (self.rows[:, None] * SIDES + self.cols).astype(np.uint8)
+        return _joint(classes, self.symbols, SIDES * SIDES)
 
     def packed(self) -> Bytes:
         """As the record holds them."""

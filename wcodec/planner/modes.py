@@ -132,17 +132,10 @@ class Modes:
             for i, mode in enumerate(modes):
                 mine = best == i
                 if mine.any():
-                    choice = _scatter(
-                        self.tables.choose(by_mode[mode][mine, p], size[mine], mode), mine
-                    )
-                    out[p].take(
-                        choice,
-                        mine
-                        & (
-                            self.options.forces_mode
-                            | (choice.nbytes * 1024 < out[p].nbytes * self.least)
-                        ),
-                    )
+                    chosen = self.tables.choose(by_mode[mode][mine, p], size[mine], mode)
+                    choice = _scatter(chosen, mine)
+                    pays = choice.nbytes * 1024 < out[p].nbytes * self.least
+                    out[p].take(choice, mine & (self.options.forces_mode | pays))
         return out
 
     def _predict_tiles(

@@ -124,9 +124,8 @@ class Operands:
             ids = np.flatnonzero(bases == b)
             fills[ids] = np.argmax(top[ids, b : b + 16].sum(axis=0))
             if codes is not None:
-                codes[ids] = chunk.histogram(
-                    segments=ids, base=b, fill=int(fills[ids[0]]), planes=()
-                )[:, 0]
+                fill = int(fills[ids[0]])
+                codes[ids] = chunk.histogram(segments=ids, base=b, fill=fill, planes=())[:, 0]
         return Windows(bases.astype(np.uint8), fills, size - _inside(top, bases), codes)
 
     @staticmethod
