@@ -1,19 +1,24 @@
-"""Size and speed of wcodec beside memcpy and other codecs, on the same bytes, in the same process, in turn.
+"""Size and speed of wcodec beside memcpy and other codecs, on the same bytes, in the same process,
+in turn.
 
-    python benchmarks/bench_codecs.py                                     # generated tensors, one core
-    python benchmarks/bench_codecs.py --data model.safetensors            # a file's tensors too, joined by dtype
-    python benchmarks/bench_codecs.py --shapes 4096x4096 --dtypes bf16,int8 --threads 2 --figure codecs.svg
+    python benchmarks/bench_codecs.py               # generated tensors, one core
+    python benchmarks/bench_codecs.py --data FILE   # tensors of a .safetensors too, joined by dtype
+    python benchmarks/bench_codecs.py --shapes 4096x4096 --dtypes bf16,int8 --figure codecs.svg
 
-Generated tensors are Gaussian with standard deviation 0.02, shaped like layers of a Llama; int8 is quantised by row to its largest
-magnitude. The CPU time that the process got, as a part of the wall time, is kept for each data set: below 0.97 something else ran on
-the core. Every codec gets the same array and options fit for its dtype; ``NOTES`` names them. A round measures each codec once,
-encode then decode; the order turns from round to round. Before each measured call the input is written anew, outside the clock: it
-finds the same caches whatever ran before, and ZipNN changes its input. Small tensors are coded several times a round.
+Generated tensors are Gaussian with standard deviation 0.02, shaped like layers of a Llama; int8 is
+quantised by row to its largest magnitude. The CPU time that the process got, as a part of the wall
+time, is kept for each data set: below 0.97 something else ran on the core. Every codec gets the
+same array and options fit for its dtype; ``NOTES`` names them. A round measures each codec once,
+encode then decode; the order turns from round to round. Before each measured call the input is
+written anew, outside the clock: it finds the same caches whatever ran before, and ZipNN changes its
+input. Small tensors are coded several times a round.
 
-Codecs that can decode into a buffer that exists do so. The others return new memory, for which the C allocator is told to keep what
-is freed, so that no page faults are counted against them; ``--fresh-memory`` leaves it as it is. Peak memory is what the first
-call adds to the process's resident memory at its highest, without the input and the output buffer. Checksums are as each codec has
-them by default; ``NOTES`` says who makes any. Every codec is checked for a round trip first. Missing ones are named and left out.
+Codecs that can decode into a buffer that exists do so. The others return new memory, for which the
+C allocator is told to keep what is freed, so that no page faults are counted against them;
+``--fresh-memory`` leaves it as it is. Peak memory is what the first call adds to the process's
+resident memory at its highest, without the input and the output buffer. Checksums are as each codec
+has them by default; ``NOTES`` says who makes any. Every codec is checked for a round trip first.
+Missing ones are named and left out.
 """
 
 from __future__ import annotations
@@ -51,7 +56,8 @@ from wcodec.inspect.report import percent_text, size_text, table_text
 
 SHAPES = ["256x256", "1024x1024", "4096x4096", "4096x11008", "14336x4096"]
 DTYPES: dict[str, Any] = {
-    "bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32, "fp8": ml_dtypes.float8_e4m3fn, "int8": np.int8,
+    "bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32,
+    "fp8": ml_dtypes.float8_e4m3fn, "int8": np.int8,
 }  # fmt: skip
 OF_SAFETENSORS = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8", "I8": "int8"}
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}
@@ -66,7 +72,8 @@ NOTES = {
     "memcpy": ("numpy", "np.copyto; with more threads, in as many parts"),
     "wcodec": (
         "wcodec",
-        "backend numba, Encoder and Decoder kept, decodes into a buffer; CRC-32 of all, made and checked",
+        "backend numba, Encoder and Decoder kept, decodes into a buffer; "
+        "CRC-32 of all, made and checked",
     ),
     "zstd-1": ("zstandard", "level 1, new bytes"),
     "zstd-3": ("zstandard", "level 3, new bytes"),
@@ -75,7 +82,8 @@ NOTES = {
     "blosc2-lz4": ("blosc2", "lz4 level 1, bitshuffle with the typesize, decodes into a buffer"),
     "ZipNN": (
         "zipnn",
-        "byte format of the dtype, int8 in its fp8 mode since it has no other, new bytearray; no checksum",
+        "byte format of the dtype, int8 in its fp8 mode since it has no other, "
+        "new bytearray; no checksum",
     ),
     "lmzip": (
         "lmzip",
@@ -83,7 +91,8 @@ NOTES = {
     ),
     "OpenZL": (
         "openzl",
-        "bf16: deconstruct, exponents entropy-coded; fp16, fp32: bytes split, then coded; new buffer; its checksums",
+        "bf16: deconstruct, exponents entropy-coded; fp16, fp32: bytes split, then coded; "
+        "new buffer; its checksums",
     ),
     "pcodec": ("pcodec", "default level 8, bf16 as uint16, fp8 as uint8, decodes into a buffer"),
 }
@@ -99,7 +108,9 @@ class DataSet(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A codec on one array. `decode` returns what it decoded, or ``None`` if that is in the output buffer."""
+    """A codec on one array. `decode` returns what it decoded,
+    or ``None`` if that is in the output buffer.
+    """
 
     encode: Callable[[], Any]
     decode: Callable[[Any], Any]
@@ -115,7 +126,7 @@ def raw(array: NDArray[Any]) -> NDArray[np.uint8]:
     return array.reshape(-1).view(np.uint8)
 
 
-# ---- the codecs ---------------------------------------------------------------------------------------------------------------
+# ---- the codecs ----------------------------------------------------------------------------------
 def make_memcpy(threads: int) -> Maker:
     """Both ways are the same copy."""
     pool = ThreadPoolExecutor(threads)
@@ -137,10 +148,8 @@ def make_memcpy(threads: int) -> Maker:
 
 
 def make_wcodec(threads: int) -> Maker:
-    encoder, decoder = (
-        Encoder(None, load_backend("numba", threads)),
-        Decoder(load_backend("numba", threads)),
-    )
+    encoder = Encoder(None, load_backend("numba", threads))
+    decoder = Decoder(load_backend("numba", threads))
 
     def make(dtype: str, array: NDArray[Any], out: NDArray[Any]) -> Work:
         def decode(data: bytes) -> None:
@@ -277,10 +286,8 @@ def make_openzl(threads: int) -> Maker:
         context.set_parameter(zl.CParam.StickyParameters, 1)
         context.set_parameter(zl.CParam.FormatVersion, zl.MAX_FORMAT_VERSION)
         context.ref_compressor(compressor)
-        kind, words = (
-            zl.Type.Numeric if array.itemsize > 1 else zl.Type.Serial,
-            array.reshape(-1).view(UNSIGNED[array.itemsize]),
-        )
+        kind = zl.Type.Numeric if array.itemsize > 1 else zl.Type.Serial
+        words = array.reshape(-1).view(UNSIGNED[array.itemsize])
         return Work(
             lambda: context.compress([zl.Input(kind, words)]),
             lambda data: decoder.decompress(data)[0].content.as_nparray(),
@@ -328,7 +335,7 @@ MAKERS: dict[str, tuple[Callable[[int], Maker], bool]] = {
 }
 
 
-# ---- the data -----------------------------------------------------------------------------------------------------------------
+# ---- the data ------------------------------------------------------------------------------------
 def generated(shape: str, dtype: str) -> DataSet:
     """Gaussian weights of standard deviation 0.02."""
     rows, cols = map(int, shape.split("x"))
@@ -368,7 +375,7 @@ def data_sets(args: argparse.Namespace) -> Iterator[DataSet]:
         yield from of_file(path)
 
 
-# ---- measuring ----------------------------------------------------------------------------------------------------------------
+# ---- measuring -----------------------------------------------------------------------------------
 def warm(maker: Maker, dtype: str) -> None:
     """A round trip of little data: what a codec sets up once is no part of the peaks."""
     small = generated("256x256", dtype).array
@@ -385,7 +392,9 @@ def resident(field: str) -> int:
 
 
 def with_peak(run: Callable[[], Any]) -> tuple[Any, int | None]:
-    """What a call returns, and what it added to resident memory at its highest; ``None`` where the kernel does not say."""
+    """What a call returns, and what it added to resident memory at its highest;
+    ``None`` where the kernel does not say.
+    """
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -401,12 +410,10 @@ def bench(data: DataSet, makers: dict[str, Maker], rounds: int) -> dict[str, Any
     """Round trips, then `rounds` rounds. Exits if a codec does not give the bytes back."""
     pristine, array, out = data.array, data.array.copy(), np.empty_like(data.array)
     calls = max(1, TURN_NBYTES // pristine.nbytes)
-    works, payloads, failed, peaks = (
-        dict[str, Work](),
-        dict[str, Any](),
-        dict[str, str](),
-        dict[str, dict[str, int | None]](),
-    )
+    works = dict[str, Work]()
+    payloads = dict[str, Any]()
+    failed = dict[str, str]()
+    peaks = dict[str, dict[str, int | None]]()
     for name, maker in makers.items():
         try:
             warm(maker, data.dtype)
@@ -433,11 +440,9 @@ def bench(data: DataSet, makers: dict[str, Maker], rounds: int) -> dict[str, Any
             total += seconds(run)
         return total / calls
 
-    names, encode_s, decode_s = (
-        list(works),
-        {n: list[float]() for n in works},
-        {n: list[float]() for n in works},
-    )
+    names = list(works)
+    encode_s = {n: list[float]() for n in works}
+    decode_s = {n: list[float]() for n in works}
     wall, cpu = time.perf_counter(), time.process_time()
     for i in range(rounds):
         gc.collect()
@@ -464,16 +469,23 @@ def bench(data: DataSet, makers: dict[str, Maker], rounds: int) -> dict[str, Any
                         row[way]["median_gb_s"] / codecs[other][way]["median_gb_s"]
                     )
     return {
-        "name": data.name, "origin": data.origin, "dtype": data.dtype, "shape": list(pristine.shape), "nbytes": nbytes,
-        "rounds": rounds, "calls_a_round": calls, "cpu_share": share, "codecs": codecs, "failed": failed,
+        "name": data.name, "origin": data.origin, "dtype": data.dtype,
+        "shape": list(pristine.shape), "nbytes": nbytes, "rounds": rounds, "calls_a_round": calls,
+        "cpu_share": share, "codecs": codecs, "failed": failed,
     }  # fmt: skip
 
 
 def as_text(result: dict[str, Any], threads: dict[str, int]) -> Iterator[str]:
     """A table of one data set."""
-    yield f"\n{result['name']}, {size_text(result['nbytes'])}, {result['rounds']} rounds, GB/s of decoded bytes: median (p25..p75)"
+    yield (
+        f"\n{result['name']}, {size_text(result['nbytes'])}, {result['rounds']} rounds, "
+        "GB/s of decoded bytes: median (p25..p75)"
+    )
     if result["cpu_share"] < QUIET_SHARE:
-        yield f"disturbed: this process had its core for {result['cpu_share']:.0%} of the time; measure again"
+        yield (
+            f"disturbed: this process had its core for {result['cpu_share']:.0%} of the time; "
+            "measure again"
+        )
     head = [
         "codec",
         "threads",
@@ -538,19 +550,15 @@ def draw(results: list[dict[str, Any]], target: Path, title: str) -> None:
     marks = dict(zip(colors, "os^vDP<>X", strict=False))
     handles: dict[str, Any] = {}
     for (i, origin), (j, dtype) in ((a, b) for a in enumerate(origins) for b in enumerate(dtypes)):
-        ax, result = (
-            axes[i][j],
-            next((r for r in results if (r["origin"], r["dtype"]) == (origin, dtype)), None),
-        )
+        ax = axes[i][j]
+        result = next((r for r in results if (r["origin"], r["dtype"]) == (origin, dtype)), None)
         if result is None:
             ax.axis("off")
             continue
         for name, c in result["codecs"].items():
             x, s = 100 * c["ratio"], c["decode"]
-            y, spread = (
-                s["median_gb_s"],
-                [[s["median_gb_s"] - s["p25_gb_s"]], [s["p75_gb_s"] - s["median_gb_s"]]],
-            )
+            y = s["median_gb_s"]
+            spread = [[s["median_gb_s"] - s["p25_gb_s"]], [s["p75_gb_s"] - s["median_gb_s"]]]
             if name == "memcpy":
                 handles[name] = ax.axhline(y, color="0.45", linestyle="--", linewidth=1)
             else:
@@ -578,9 +586,11 @@ def draw(results: list[dict[str, Any]], target: Path, title: str) -> None:
     fig.savefig(target, metadata={"Date": None})
 
 
-# ---- the run ------------------------------------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------
 def pin(core: int | None, threads: int) -> list[int]:
-    """Keep this process on as many cores as threads: `core` and those before it. Threads that start later stay there too."""
+    """Keep this process on as many cores as threads: `core` and those before it.
+    Threads that start later stay there too.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return []
     allowed = sorted(os.sched_getaffinity(0))
@@ -765,7 +775,8 @@ def main() -> None:
         draw(
             results,
             args.figure,
-            f"Size and decoding speed, {counted}, {about['cpu']} (family {d.get('cpu family')}, model {d.get('model')})",
+            f"Size and decoding speed, {counted}, {about['cpu']} (family {d.get('cpu family')}, "
+            f"model {d.get('model')})",
         )
         print(args.figure)
 

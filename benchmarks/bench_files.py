@@ -1,13 +1,16 @@
-"""Speed, memory and size of whole files by the command line, and of the codec in a process against memcpy.
+"""Speed, memory and size of whole files by the command line,
+and of the codec in a process against memcpy.
 
     python benchmarks/bench_files.py                      # a 1 GB Llama-shaped bf16 file
-    python benchmarks/bench_files.py --gb 0.1 --data DIR  # a smaller one, and the .safetensors files of a folder
+    python benchmarks/bench_files.py --gb 0.1 --data DIR  # a smaller one, and .safetensors of DIR
 
-Wall times are medians of `--repeats` runs of ``wcodec encode``, ``wcodec decode`` and ``cp`` of the decoded file, in turn, as
-processes: start-up included, after one run that is not counted, warm cache, targets that do not exist yet. Python keeps bytecode,
-whatever the environment says. Peak memory is the largest ``RssAnon`` of ``/proc/PID/status``, looked at every 2 ms: memory of the
-process's own, without the mapped input. Speeds in the process are medians of alternating runs, in bytes of weights, and as parts
-of the speed of a memcpy of the same bytes measured in between. Results go to ``benchmarks/results/`` as JSON.
+Wall times are medians of `--repeats` runs of ``wcodec encode``, ``wcodec decode`` and ``cp`` of the
+decoded file, in turn, as processes: start-up included, after one run that is not counted, warm
+cache, targets that do not exist yet. Python keeps bytecode, whatever the environment says. Peak
+memory is the largest ``RssAnon`` of ``/proc/PID/status``, looked at every 2 ms: memory of the
+process's own, without the mapped input. Speeds in the process are medians of alternating runs, in
+bytes of weights, and as parts of the speed of a memcpy of the same bytes measured in between.
+Results go to ``benchmarks/results/`` as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ from wcodec.cli.bench import seconds
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 
-#: Tensors of one layer of an 8-billion-parameter Llama: 436 MB in bf16. Repeated, and its rows scaled, to the size wanted.
+#: Tensors of one layer of an 8-billion-parameter Llama: 436 MB in bf16. Repeated, and its rows
+#: scaled, to the size wanted.
 LAYER = {
     "self_attn.q_proj": (4096, 4096),
     "self_attn.k_proj": (1024, 4096),
@@ -91,7 +95,10 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     about = {name.strip(): value.strip() for name, _, value in reversed(lines)}
-    cpu = f"{about.get('model name', 'unknown')} (family {about.get('cpu family')}, model {about.get('model')})"
+    cpu = (
+        f"{about.get('model name', 'unknown')} (family {about.get('cpu family')}, "
+        f"model {about.get('model')})"
+    )
     versions = {"wcodec": wcodec.__version__}
     for package in ("numpy", "ml_dtypes", "numba", "llvmlite"):
         try:
@@ -200,31 +207,34 @@ def bench_file(
     coded.unlink()
     back.unlink()
     result = {
-        "file": source.name, "nbytes": nbytes, "stored_nbytes": stored_nbytes, "ratio": stored_nbytes / nbytes,
-        "backend": backend, "threads": threads,
-        "encode_s": statistics.median(s for s, _ in encode), "decode_s": statistics.median(s for s, _ in decode),
-        "encode_peak_anonymous_nbytes": max(m for _, m in encode), "decode_peak_anonymous_nbytes": max(m for _, m in decode),
-        "cp_s": statistics.median(copies),
-        "all_encode_s": [s for s, _ in encode], "all_decode_s": [s for s, _ in decode], "all_cp_s": copies,
+        "file": source.name, "nbytes": nbytes, "stored_nbytes": stored_nbytes,
+        "ratio": stored_nbytes / nbytes, "backend": backend, "threads": threads,
+        "encode_s": statistics.median(s for s, _ in encode),
+        "decode_s": statistics.median(s for s, _ in decode),
+        "encode_peak_anonymous_nbytes": max(m for _, m in encode),
+        "decode_peak_anonymous_nbytes": max(m for _, m in decode),
+        "cp_s": statistics.median(copies), "all_encode_s": [s for s, _ in encode],
+        "all_decode_s": [s for s, _ in decode], "all_cp_s": copies,
     }  # fmt: skip
     print(
-        f"{source.name} {backend} {threads} threads: {result['ratio']:.2%}, encode {result['encode_s']:.2f} s"
-        f" {result['encode_peak_anonymous_nbytes'] / 1e6:.0f} MB, decode {result['decode_s']:.2f} s"
-        f" {result['decode_peak_anonymous_nbytes'] / 1e6:.0f} MB, cp {result['cp_s']:.2f} s",
+        f"{source.name} {backend} {threads} threads: {result['ratio']:.2%}, encode "
+        f"{result['encode_s']:.2f} s {result['encode_peak_anonymous_nbytes'] / 1e6:.0f} MB, decode "
+        f"{result['decode_s']:.2f} s {result['decode_peak_anonymous_nbytes'] / 1e6:.0f} MB, cp "
+        f"{result['cp_s']:.2f} s",
         flush=True,
     )
     return result
 
 
 def bench_array(backend_name: str, threads: int, repeats: int = 7) -> dict[str, Any]:
-    """Encode, decode into a buffer that is used again, and memcpy, in turn, of a 64 MB bf16 array."""
+    """Encode, decode into a buffer that is used again, and memcpy, in turn,
+    of a 64 MB bf16 array.
+    """
     weights = (
         np.random.default_rng(1).standard_normal((8192, 4096), np.float32) * np.float32(0.02)
     ).astype(ml_dtypes.bfloat16)
-    encoder, decoder = (
-        Encoder(None, load_backend(backend_name, threads)),
-        Decoder(load_backend(backend_name, threads)),
-    )
+    encoder = Encoder(None, load_backend(backend_name, threads))
+    decoder = Decoder(load_backend(backend_name, threads))
     data, out = encoder.encode(weights), np.zeros_like(weights)
     decoder.decode(data, out)
     times = [
@@ -239,11 +249,12 @@ def bench_array(backend_name: str, threads: int, repeats: int = 7) -> dict[str, 
     result = {
         "backend": backend_name, "threads": threads, "nbytes": weights.nbytes, "repeats": repeats,
         "memcpy_gb_s": weights.nbytes / copy / 1e9, "encode_gb_s": weights.nbytes / encode / 1e9,
-        "decode_gb_s": weights.nbytes / decode / 1e9, "encode_of_memcpy": copy / encode, "decode_of_memcpy": copy / decode,
+        "decode_gb_s": weights.nbytes / decode / 1e9, "encode_of_memcpy": copy / encode,
+        "decode_of_memcpy": copy / decode,
     }  # fmt: skip
     print(
-        f"array {backend_name} {threads} threads: memcpy {result['memcpy_gb_s']:.1f} GB/s, encode {result['encode_gb_s']:.2f} GB/s,"
-        f" decode {result['decode_gb_s']:.2f} GB/s",
+        f"array {backend_name} {threads} threads: memcpy {result['memcpy_gb_s']:.1f} GB/s, encode "
+        f"{result['encode_gb_s']:.2f} GB/s, decode {result['decode_gb_s']:.2f} GB/s",
         flush=True,
     )
     return result

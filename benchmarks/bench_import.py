@@ -27,7 +27,8 @@ def main(rounds: int = 15) -> None:
     for line, times in zip(lines, zip(*pairs, strict=True), strict=True):
         print(f"{line:15} {statistics.median(times):6.0f} ms")
     print(
-        f"{'beyond numpy':15} {statistics.median(b - a for a, b in pairs):6.0f} ms, of {rounds} rounds"
+        f"{'beyond numpy':15} {statistics.median(b - a for a, b in pairs):6.0f} ms, "
+        f"of {rounds} rounds"
     )
 
 

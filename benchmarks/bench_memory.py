@@ -2,9 +2,11 @@
 
     python benchmarks/bench_memory.py
 
-makes a checkpoint (bf16 weights, Gaussian), and takes a process each for a model that is loaded from it, and for a dense model that is
-compressed layer by layer. Writes ``benchmarks/results/DATE-memory.json``: bytes of weights, and what the process took for them at its
-peak, loading and a forward pass included. What the code asks for is tested by ``tests/test_torch_memory.py``.
+makes a checkpoint (bf16 weights, Gaussian), and takes a process each for a model that is loaded
+from it, and for a dense model that is compressed layer by layer. Writes
+``benchmarks/results/DATE-memory.json``: bytes of weights, and what the process took for them at its
+peak, loading and a forward pass included. What the code asks for is tested by
+``tests/test_torch_memory.py``.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ def main() -> None:
         }
     for mode, m in found.items():
         print(
-            f"{mode:9} dense {m['dense'] / 1e9:.3f} GB, held {m['held'] / 1e9:.3f} GB, peak {m['peak'] / 1e9:.3f} GB"
+            f"{mode:9} dense {m['dense'] / 1e9:.3f} GB, held {m['held'] / 1e9:.3f} GB, peak "
+            f"{m['peak'] / 1e9:.3f} GB"
         )
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-memory.json"
     out.write_text(json.dumps({"machine": machine(), "models": found}, indent=1) + "\n")

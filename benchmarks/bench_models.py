@@ -1,19 +1,23 @@
-"""Speed and memory of a language model whose weights stay compressed, against the same model as it is.
+"""Speed and memory of a language model whose weights stay compressed,
+against the same model as it is.
 
-    python benchmarks/bench_models.py                    # on the CPU: a Llama-shaped model of 0.3 GB
+    python benchmarks/bench_models.py                    # on the CPU: a Llama-shaped one of 0.3 GB
     python benchmarks/bench_models.py --device cuda      # on a GPU: one of the shape of Llama-3-8B
     python benchmarks/bench_models.py --hidden 2048 --inner 5632 --layers 12 --vocab 32000
     python benchmarks/bench_models.py --fused            # the compressed weights in fused mode too
-    python benchmarks/bench_models.py --device cuda --fused fixed,rans    # as operands, which kernels multiply by as they are
+    python benchmarks/bench_models.py --device cuda --fused fixed,rans  # as operands for kernels
 
-The model is made on the device: bf16, Gaussian weights of standard deviation 0.02. A prompt is read, then tokens are taken greedily,
-with a cache of keys and values, one sequence, ``generate`` of transformers; then the weights are compressed in place, and the same is
-done again: the tokens have to be the same. ``--fused`` does it once more in fused mode, without a matrix that is there as a whole, with
-the weights as they are ("kept"), or compressed anew as operands ("fixed", "rans": ``EncodeOptions(operand=...)``), and says how many tokens
-are the same: the last bits of these products may differ, and with random weights the next token hangs on little. "First" is the time
-of the prompt and one token, "tokens/s" that of the tokens behind it; medians of ``--rounds`` runs after one that is not counted. On a
-GPU, memory is the most that PyTorch and CuPy have held since the model was there; on a CPU, bytes of weights as they are held, and of
-the memory that they are decoded into. Results go to ``--out`` as JSON.
+The model is made on the device: bf16, Gaussian weights of standard deviation 0.02. A prompt is
+read, then tokens are taken greedily, with a cache of keys and values, one sequence, ``generate`` of
+transformers; then the weights are compressed in place, and the same is done again: the tokens have
+to be the same. ``--fused`` does it once more in fused mode, without a matrix that is there as a
+whole, with the weights as they are ("kept"), or compressed anew as operands ("fixed", "rans":
+``EncodeOptions(operand=...)``), and says how many tokens are the same: the last bits of these
+products may differ, and with random weights the next token hangs on little. "First" is the time of
+the prompt and one token, "tokens/s" that of the tokens behind it; medians of ``--rounds`` runs
+after one that is not counted. On a GPU, memory is the most that PyTorch and CuPy have held since
+the model was there; on a CPU, bytes of weights as they are held, and of the memory that they are
+decoded into. Results go to ``--out`` as JSON.
 """
 
 from __future__ import annotations
@@ -65,9 +69,10 @@ def forms_of(text: str) -> list[str]:
 def make(shape: dict[str, int], device: torch.device) -> Any:
     """A Llama-shaped model with random weights, made on the device."""
     config = transformers.LlamaConfig(
-        vocab_size=shape["vocab"], hidden_size=shape["hidden"], intermediate_size=shape["inner"], num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"], num_key_value_heads=shape["kv_heads"], max_position_embeddings=4096, tie_word_embeddings=False,
-        bos_token_id=1, eos_token_id=None, pad_token_id=0,
+        vocab_size=shape["vocab"], hidden_size=shape["hidden"], intermediate_size=shape["inner"],
+        num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv_heads"], max_position_embeddings=4096,
+        tie_word_embeddings=False, bos_token_id=1, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
@@ -122,7 +127,9 @@ def measure(
 
 
 def device_memory(device: torch.device, reset: bool = False) -> int | None:
-    """Most bytes of the GPU that PyTorch has held since the last reset, and what CuPy holds; nothing on a CPU."""
+    """Most bytes of the GPU that PyTorch has held since the last reset, and what CuPy holds;
+    nothing on a CPU.
+    """
     if device.type != "cuda":
         return None
     import cupy
@@ -136,7 +143,9 @@ def device_memory(device: torch.device, reset: bool = False) -> int | None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All of it; what there is is written after each form, lest a time that is up takes it along."""
+    """All of it; what there is is written after each form,
+    lest a time that is up takes it along.
+    """
     device = torch.device(args.device)
     shape = {
         key: getattr(args, key) or default
@@ -233,7 +242,8 @@ def about(device: torch.device) -> dict[str, Any]:
 def lines(report: dict[str, Any]) -> list[str]:
     """The report, to be read."""
     out = [
-        f"{report['dense_nbytes'] / 1e9:.2f} GB of weights, {report['held_nbytes'] / 1e9:.2f} GB held compressed"
+        f"{report['dense_nbytes'] / 1e9:.2f} GB of weights, "
+        f"{report['held_nbytes'] / 1e9:.2f} GB held compressed"
     ]
     fused = {f"fused {form}": found for form, found in report.get("fused", {}).items()}
     found = {name: report[name] for name in ("plain", "resident")} | fused
@@ -252,10 +262,12 @@ def lines(report: dict[str, Any]) -> list[str]:
     ]
     for name, r in fused.items():
         out.append(
-            f"{name}: {r['held_nbytes'] / 1e9:.2f} GB held, {r['n_same_tokens']} of {report['tokens']} tokens as plain"
+            f"{name}: {r['held_nbytes'] / 1e9:.2f} GB held, {r['n_same_tokens']} of "
+            f"{report['tokens']} tokens as plain"
         )
         out.append(
-            f"scratch: {report['scratch_nbytes'] / 1e6:.1f} MB resident, {r['scratch_nbytes'] / 1e6:.1f} MB {name}"
+            f"scratch: {report['scratch_nbytes'] / 1e6:.1f} MB resident, "
+            f"{r['scratch_nbytes'] / 1e6:.1f} MB {name}"
         )
     out.append("the same tokens" if report["same_tokens"] else "FAILED: other tokens")
     return out

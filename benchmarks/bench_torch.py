@@ -3,20 +3,25 @@
     python benchmarks/bench_torch.py                  # a 1 GB Llama-shaped bf16 file
     python benchmarks/bench_torch.py --gb 0.1 --rounds 7
 
-Warm cache, all in one process, in turn, medians of `--rounds` after one that is not counted; between two loads the tensors are dropped,
-and as much memory is touched and given back, so that a virtual machine has it at hand: to get 1 GB from the host can take it a second,
-which comes on top of any load that fills memory of the process.
-safetensors maps a file, so that loading alone reads nothing. What it takes to have the weights is measured in three ways:
+Warm cache, all in one process, in turn, medians of `--rounds` after one that is not counted;
+between two loads the tensors are dropped, and as much memory is touched and given back, so that a
+virtual machine has it at hand: to get 1 GB from the host can take it a second, which comes on top
+of any load that fills memory of the process. safetensors maps a file, so that loading alone reads
+nothing. What it takes to have the weights is measured in three ways:
 
-- ``safetensors read``: each byte is read once where it is mapped, as 8-byte integers that PyTorch sums up with all threads.
-- ``safetensors own``: each page is written to once, so that it becomes memory of the process, as what wcodec gives is.
+- ``safetensors read``: each byte is read once where it is mapped, as 8-byte integers that PyTorch
+  sums up with all threads.
+- ``safetensors own``: each page is written to once, so that it becomes memory of the process,
+  as what wcodec gives is.
 - ``safetensors pread``: its other backend, which reads into memory of the process.
 
-``wcodec`` is `wcodec.torch.load_file`, ``wcodec read`` reads each byte of the tensors after that. ``cold``: before each load the file is
-taken out of the system's cache, so that it comes from this machine's disk, whose speed is measured too. ``throttled``: a file object
-that gives so many GB/s and no more; in place of safetensors, the file's bytes are read from it into memory that is there already, the
-least that any loader of the uncompressed file needs. Memory is the peak of ``RssAnon`` of processes of their own that load once, and of
-one that only imports and decodes a small array; it does not count the mapped file. Results go to ``benchmarks/results/`` as JSON.
+``wcodec`` is `wcodec.torch.load_file`, ``wcodec read`` reads each byte of the tensors after that.
+``cold``: before each load the file is taken out of the system's cache, so that it comes from this
+machine's disk, whose speed is measured too. ``throttled``: a file object that gives so many GB/s
+and no more; in place of safetensors, the file's bytes are read from it into memory that is there
+already, the least that any loader of the uncompressed file needs. Memory is the peak of ``RssAnon``
+of processes of their own that load once, and of one that only imports and decodes a small array; it
+does not count the mapped file. Results go to ``benchmarks/results/`` as JSON.
 """
 
 from __future__ import annotations
@@ -55,11 +60,9 @@ class Throttled(io.RawIOBase):
     """A file of which no more than so many GB/s can be read."""
 
     def __init__(self, path: Path, rate: float) -> None:
-        self._file, self._rate, self._free = (
-            path.open("rb", buffering=0),
-            rate * 1e9,
-            time.perf_counter(),
-        )
+        self._file = path.open("rb", buffering=0)
+        self._rate = rate * 1e9
+        self._free = time.perf_counter()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """As of a file."""
@@ -251,10 +254,8 @@ def main() -> None:
         child(*args.child)
         return
     with tempfile.TemporaryDirectory(prefix="wcodec-bench-") as name:
-        plain, coded = (
-            make_llama(Path(name) / "llama-bf16.safetensors", args.gb),
-            Path(name) / "llama-bf16.wcodec",
-        )
+        plain = make_llama(Path(name) / "llama-bf16.safetensors", args.gb)
+        coded = Path(name) / "llama-bf16.wcodec"
         encode_file(plain, coded)
         result = bench(plain, coded, args.rounds, [float(r) for r in args.rates.split(",")])
     about = machine()

@@ -1,6 +1,8 @@
-"""Sizes under the choices that an encoder has: ``python benchmarks/choices.py FILE.safetensors ... [--json OUT]``.
+"""Sizes under the choices that an encoder has: ``python benchmarks/choices.py FILE.safetensors ...
+[--json OUT]``.
 
-One line a choice: bytes of the file as a percentage of the source's. The figures of spec/rationale.md come from here.
+One line a choice: bytes of the file as a percentage of the source's. The figures of
+spec/rationale.md come from here.
 """
 
 from __future__ import annotations
@@ -92,9 +94,8 @@ def main() -> int:
         for row in measure(path):
             rows.append(row)
             print(
-                "{file:32} {choice:36} {percent:8.3f} %  index {index_nbytes:8}  tables {n_tables:4} of {table_nbytes_mean:6}".format(
-                    **row
-                )
+                "{file:32} {choice:36} {percent:8.3f} %  index {index_nbytes:8}  tables "
+                "{n_tables:4} of {table_nbytes_mean:6}".format(**row)
             )
     if args.json:
         report = {"machine": machine(), "rows": rows}

@@ -1,26 +1,32 @@
 """Linear layers straight from operands on this machine's GPU, against cuBLAS.
 
-    python benchmarks/fused.py                            # shapes of Llama-3-8B and 70B, all weights and forms
+    python benchmarks/fused.py                      # shapes of Llama-3-8B and 70B, all forms
     python benchmarks/fused.py --weights bf16 --forms fixed --shapes 14336x4096 --batches 1,8
-    python benchmarks/fused.py --table                    # rows for wcodec/cuda/crossover.py, not tables
-    python benchmarks/fused.py --table RESULT.json        # those of a result; nothing is measured
+    python benchmarks/fused.py --table              # rows for wcodec/cuda/crossover.py, not tables
+    python benchmarks/fused.py --table RESULT.json  # those of a result; nothing is measured
 
-Contenders: "fused", ``wcodec.cuda.linear.linear`` from the payload as it lies in a file, its workspace given; "cublas", ``F.linear`` in
-bf16 with the dense weight; "decoded", ``Operand.expand`` to scratch that is used again, then ``F.linear``. x is bf16. Weights are Gaussian
-with standard deviation 0.02: bf16 as they are; int8 and fp8 (e4m3) with a float32 scale for each row. Those "decoded" widens to bf16
-after decoding and scales after the product, while "cublas" has them as bf16, scaled. The host encodes them. Before anything is timed,
-every copy of an operand is decoded and compared bit for bit, and each batch's result is compared with float64 on some rows: its error is at
-most 1.5 times that of "decoded", which is PyTorch's.
+Contenders: "fused", ``wcodec.cuda.linear.linear`` from the payload as it lies in a file, its
+workspace given; "cublas", ``F.linear`` in bf16 with the dense weight; "decoded", ``Operand.expand``
+to scratch that is used again, then ``F.linear``. x is bf16. Weights are Gaussian with standard
+deviation 0.02: bf16 as they are; int8 and fp8 (e4m3) with a float32 scale for each row. Those
+"decoded" widens to bf16 after decoding and scales after the product, while "cublas" has them as
+bf16, scaled. The host encodes them. Before anything is timed, every copy of an operand is decoded
+and compared bit for bit, and each batch's result is compared with float64 on some rows: its error
+is at most 1.5 times that of "decoded", which is PyTorch's.
 
-Times are of one product, by CUDA events around many with different copies of the weight in turn; the copies of each contender are
-together five times as large as the L2 cache, or more. By default they are launched by a CUDA graph, of at least 2 GiB of dense weights:
-neither the host's launches nor the ends of the graph count. Contenders take turns, in changing order, in one process; medians of
-`--rounds` rounds after one that is not counted. "launched" is without graphs: the host's time is in it, and bounds small products.
-Where graphs cannot be captured, which is a failure of the run, the stream is held while the host launches ("held" in the last column).
-Ratios are times of the other over that of "fused": above 1, "fused" is faster. GB/s are of the payload, and for cuBLAS of the dense
-weight; "of copy" is their share of what cudaMemcpy from device to device moves in the same run, reads and writes counted.
+Times are of one product, by CUDA events around many with different copies of the weight in turn;
+the copies of each contender are together five times as large as the L2 cache, or more. By default
+they are launched by a CUDA graph, of at least 2 GiB of dense weights: neither the host's launches
+nor the ends of the graph count. Contenders take turns, in changing order, in one process; medians
+of `--rounds` rounds after one that is not counted. "launched" is without graphs: the host's time is
+in it, and bounds small products. Where graphs cannot be captured, which is a failure of the run,
+the stream is held while the host launches ("held" in the last column). Ratios are times of the
+other over that of "fused": above 1, "fused" is faster. GB/s are of the payload, and for cuBLAS of
+the dense weight; "of copy" is their share of what cudaMemcpy from device to device moves in the
+same run, reads and writes counted.
 
-Results go to ``--out`` as JSON, after each step, and as tables in Markdown. The exit status is 1 if anything failed, or there is no GPU.
+Results go to ``--out`` as JSON, after each step, and as tables in Markdown. The exit status is 1 if
+anything failed, or there is no GPU.
 """
 
 from __future__ import annotations
@@ -63,8 +69,9 @@ class FusedBench(Steps):
 
     def __init__(self, device: TorchDevice, args: argparse.Namespace) -> None:
         found = {
-            "emulated": args.emulated, "capability": device.capability, "torch": f"{torch.__version__}, CUDA {torch.version.cuda}",
-            "rounds": args.rounds, "copy": None, "cases": [], "marks": [], "crossover": [],
+            "emulated": args.emulated, "capability": device.capability,
+            "torch": f"{torch.__version__}, CUDA {torch.version.cuda}", "rounds": args.rounds,
+            "copy": None, "cases": [], "marks": [], "crossover": [],
         }  # fmt: skip
         super().__init__(device, args, "fused", found)
         self.torch_device = device
@@ -92,7 +99,9 @@ class FusedBench(Steps):
             )
 
     def case(self, text: str, weights: str, form: str) -> None:
-        """A shape, with all batches; a batch that fails does not keep the next from being measured."""
+        """A shape, with all batches; a batch that fails does not keep the next from being
+        measured.
+        """
         rows, cols = map(int, text.split("x"))
         name = f"{text} {weights} {form}"
         if Case.room((rows, cols), self.torch_device) > self.torch_device.free_nbytes():
@@ -172,7 +181,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run all, print the tables. Returns the exit status: 0 if nothing went wrong, whatever the speed."""
+    """Run all, print the tables. Returns the exit status:
+    0 if nothing went wrong, whatever the speed.
+    """
     args = parse(argv)
     if args.table:
         print(

@@ -25,7 +25,9 @@ from wcodec.reference.operands import operand_form
 
 
 class Weights(NamedTuple):
-    """A dtype of weights; `most` is the largest magnitude that rows are scaled to, 0 for weights without scales."""
+    """A dtype of weights; `most` is the largest magnitude that rows are scaled to,
+    0 for weights without scales.
+    """
 
     torch: torch.dtype
     numpy: Any
@@ -55,16 +57,16 @@ Times = dict[str, dict[str, float]]
 def make_weight(
     shape: tuple[int, int], weights: str, place: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gaussian weights, and scales of rows, float32, so that each row's largest magnitude is the dtype's."""
+    """Gaussian weights, and scales of rows, float32,
+    so that each row's largest magnitude is the dtype's.
+    """
     generator, of = torch.Generator(place).manual_seed(shape[0] + shape[1]), WEIGHTS[weights]
     if not of.most:
         return torch.empty(shape, dtype=of.torch, device=place).normal_(
             0, STD, generator=generator
         ), None
-    words, scale = (
-        torch.empty(shape, dtype=of.torch, device=place),
-        torch.empty(shape[0], device=place),
-    )
+    words = torch.empty(shape, dtype=of.torch, device=place)
+    scale = torch.empty(shape[0], device=place)
     step = max(1, BLOCK // shape[1])
     for some, scales in zip(words.split(step), scale.split(step), strict=True):
         values = torch.empty(some.shape, device=place).normal_(0, STD, generator=generator)
@@ -78,10 +80,8 @@ def widened(words: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     """The weight as bf16, scaled."""
     if scale is None:
         return words
-    out, step = (
-        torch.empty(words.shape, dtype=torch.bfloat16, device=words.device),
-        max(1, BLOCK // words.shape[1]),
-    )
+    out = torch.empty(words.shape, dtype=torch.bfloat16, device=words.device)
+    step = max(1, BLOCK // words.shape[1])
     for to, some, scales in zip(out.split(step), words.split(step), scale.split(step), strict=True):
         to.copy_(some.to(torch.float32) * scales[:, None])
     return out
@@ -120,10 +120,8 @@ class Case:
         self.operands = [
             Operand(device.runtime, record, index.tables, p.data_ptr()) for p in self.payloads
         ]
-        self.scratch, self.wide = (
-            torch.empty_like(self.words),
-            None if self.scale is None else torch.empty_like(dense),
-        )
+        self.scratch = torch.empty_like(self.words)
+        self.wide = None if self.scale is None else torch.empty_like(dense)
         for operand in self.operands:
             self.scratch.view(torch.uint8).zero_()
             operand.expand(self.scratch.data_ptr())
@@ -136,14 +134,17 @@ class Case:
         """Sizes."""
         n, k = self.shape
         return {
-            "shape": f"{n}x{k}", "n": n, "k": k, "weights": self.weights, "form": self.form, "payload_nbytes": self.payload_nbytes,
-            "dense_nbytes": self.dense_nbytes, "bits": 8 * self.payload_nbytes / (n * k), "encode_s": self.encode_s,
+            "shape": f"{n}x{k}", "n": n, "k": k, "weights": self.weights, "form": self.form,
+            "payload_nbytes": self.payload_nbytes, "dense_nbytes": self.dense_nbytes,
+            "bits": 8 * self.payload_nbytes / (n * k), "encode_s": self.encode_s,
             "copies": {"fused": len(self.payloads), "cublas": len(self.denses)}, "batches": [],
         }  # fmt: skip
 
     @staticmethod
     def room(shape: tuple[int, int], device: TorchDevice) -> int:
-        """Device memory that a case takes, at most: words, copies of both forms and scratch, twice, as of bf16; blocks in float32."""
+        """Device memory that a case takes, at most: words, copies of both forms and scratch, twice,
+        as of bf16; blocks in float32.
+        """
         return (
             2 * math.prod(shape) * (3 + 2 * LEAST_COPIES)
             + 3 * ROTATION * device.l2_nbytes
@@ -252,12 +253,14 @@ class Products:
         return work
 
     def check(self) -> dict[str, float]:
-        """Errors against float64, on some rows of W: of the product, and of PyTorch's with what was decoded.
+        """Errors against float64, on some rows of W:
+        of the product, and of PyTorch's with what was decoded.
 
         Raises
         ------
         AssertionError
-            The first one is more than `MOST_ERROR` times the other, or a result is not the same every time.
+            The first one is more than `MOST_ERROR` times the other,
+            or a result is not the same every time.
         """
         case = self.case
         got, last = self.fused(0).clone(), self.fused(len(case.operands) - 1)
@@ -280,9 +283,11 @@ class Products:
         return {"error": error, "torch_error": usual}
 
 
-# ---- times -------------------------------------------------------------------------------------------------------------------
+# ---- times ---------------------------------------------------------------------------------------
 def captured(device: TorchDevice, works: Mapping[str, Work]) -> dict[str, Work] | None:
-    """Works as graphs; ``None`` if that fails, or has failed before: `TorchDevice.graph_error` says why."""
+    """Works as graphs; ``None`` if that fails, or has failed before:
+    `TorchDevice.graph_error` says why.
+    """
     if device.graph_error is not None:
         return None
     try:
@@ -295,7 +300,9 @@ def captured(device: TorchDevice, works: Mapping[str, Work]) -> dict[str, Work] 
 def timed(
     device: TorchDevice, works: Mapping[str, Work], n: int, rounds: int, hold: float = 0.0
 ) -> Times:
-    """Seconds of a product, of works of `n` products each, that take turns; before each one, the stream waits for `hold` seconds."""
+    """Seconds of a product, of works of `n` products each, that take turns; before each one, the
+    stream waits for `hold` seconds.
+    """
     names, times = list(works), {name: list[float]() for name in works}
     for work in works.values():
         work()

@@ -1,4 +1,6 @@
-"""What `fused.py` needs of a GPU: the runtime of the kernels on a stream of PyTorch, and CUDA graphs; or an emulator, for tests."""
+"""What `fused.py` needs of a GPU: the runtime of the kernels on a stream of PyTorch, and CUDA
+graphs; or an emulator, for tests.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class TorchDevice(Device):
     capability
         Compute capability without the point.
     burst_nbytes
-        Dense weights, in bytes, that a measurement goes through at least: for a time that is long beside its ends.
+        Dense weights, in bytes, that a measurement goes through at least:
+        for a time that is long beside its ends.
     graph_error
         Why work was not captured, once that has failed; then it is not tried again.
     """
@@ -95,7 +98,9 @@ class GraphDevice(CupyDevice, TorchDevice):
 
 
 class EmulatedTorchDevice(EmulatedDevice, TorchDevice):
-    """The CPU, which runs the kernels as the tests do: that everything runs is seen, its times mean nothing."""
+    """The CPU, which runs the kernels as the tests do:
+    that everything runs is seen, its times mean nothing.
+    """
 
     capability = 0
     burst_nbytes = 0

@@ -52,7 +52,9 @@ Row = tuple[int, str, str, int, int, int]
 
 
 def marks(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each mark with the least ratio, and whether it is met; ``None`` unless all of it was measured."""
+    """Each mark with the least ratio, and whether it is met;
+    ``None`` unless all of it was measured.
+    """
     found = {
         (c["shape"], c["form"], b["batch"]): b
         for c in cases
@@ -77,8 +79,9 @@ def marks(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def crossover(report: dict[str, Any]) -> list[Row]:
-    """Capability, weights, form, n, k, and the largest batch up to which, at all that were measured, products straight from the operand are
-    not slower than decoding and then cuBLAS; 0 if there is none. For ``wcodec/cuda/crossover.py``.
+    """Capability, weights, form, n, k, and the largest batch up to which, at all that were
+    measured, products straight from the operand are not slower than decoding and then cuBLAS; 0 if
+    there is none. For ``wcodec/cuda/crossover.py``.
     """
     rows = list[Row]()
     for c in report["cases"]:
@@ -95,7 +98,8 @@ def crossover(report: dict[str, Any]) -> list[Row]:
 def rows_text(rows: Sequence[Sequence[Any]]) -> Iterator[str]:
     """Rows of `crossover` as a program has them."""
     for row in rows:
-        yield f"    ({', '.join(f'{chr(34)}{c}{chr(34)}' if isinstance(c, str) else str(c) for c in row)}),"
+        cells = (f'"{c}"' if isinstance(c, str) else str(c) for c in row)
+        yield f"    ({', '.join(cells)}),"
 
 
 def tables(report: dict[str, Any]) -> Iterator[str]:
@@ -105,7 +109,10 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     if report["emulated"]:
         yield "**On the emulator: these times mean nothing.**"
-    yield f"Commit {about['commit']}, sources {about['sources_sha256'][:12]}, `{about['command']}`, {report['seconds']:.0f} s."
+    yield (
+        f"Commit {about['commit']}, sources {about['sources_sha256'][:12]}, `{about['command']}`, "
+        f"{report['seconds']:.0f} s."
+    )
     if report["copy"]:
         yield f"Copy: device {report['copy']['device_to_device']['gb_s']:.0f} GB/s (read + write)."
     for weights, form in dict.fromkeys((c["weights"], c["form"]) for c in report["cases"]):
@@ -116,7 +123,10 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
         yield "```"
         for m in report["marks"]:
             value = "not measured" if m["value"] is None else f"{m['value']:.2f}"
-            yield f"{ {True: 'met', False: 'MISSED', None: '-'}[m['met']]:<6}  {m['what']}: {value} (>= {m['least']:g})"
+            yield (
+                f"{ {True: 'met', False: 'MISSED', None: '-'}[m['met']]:<6}  {m['what']}: "
+                f"{value} (>= {m['least']:g})"
+            )
         yield "```"
     if report["crossover"]:
         yield from section("Crossover: capability, weights, form, n, k, most batch", None)
@@ -131,8 +141,9 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
 
 def _rows(cases: Sequence[dict[str, Any]]) -> list[list[str]]:
     rows = [[
-        "n x k", "bits", "batch", "fused us", "cuBLAS us", "decoded us", "to cuBLAS", "to decoded", "fused GB/s", "of copy", "cuBLAS GB/s",
-        "of copy", "launched us", "cuBLAS", "decoded", "error", "PyTorch's", "parts x slices", "by",
+        "n x k", "bits", "batch", "fused us", "cuBLAS us", "decoded us", "to cuBLAS", "to decoded",
+        "fused GB/s", "of copy", "cuBLAS GB/s", "of copy", "launched us", "cuBLAS", "decoded",
+        "error", "PyTorch's", "parts x slices", "by",
     ]]  # fmt: skip
     for c in cases:
         for b in c["batches"]:
@@ -146,7 +157,8 @@ def _rows(cases: Sequence[dict[str, Any]]) -> list[list[str]]:
                 for text in (f"{b['gb_s'][n]:.0f}", f"{100 * b['of_copy'][n]:.0f} %")
             ]
             rows.append([
-                c["shape"], f"{c['bits']:.2f}", str(b["batch"]), *times, f"{b['to_cublas']:.2f}", f"{b['to_decoded']:.2f}", *speeds,
-                *launched, f"{b['error']:.1e}", f"{b['torch_error']:.1e}", f"{b['n_parts']} x {b['n_slices']}", b["way"],
+                c["shape"], f"{c['bits']:.2f}", str(b["batch"]), *times, f"{b['to_cublas']:.2f}",
+                f"{b['to_decoded']:.2f}", *speeds, *launched, f"{b['error']:.1e}",
+                f"{b['torch_error']:.1e}", f"{b['n_parts']} x {b['n_slices']}", b["way"],
             ])  # fmt: skip
     return rows

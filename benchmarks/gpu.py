@@ -4,15 +4,19 @@
     python benchmarks/gpu.py --quick         # few repetitions, small shapes, a small model
     python benchmarks/gpu.py --sections decode --shapes 4096x4096 --dtypes bf16,int8
 
-Weights are Gaussian with standard deviation 0.02, int8 quantised by row; the host encodes them. Every decode is compared bit for bit
-before it is timed and after, every encoding with the host's bytes. GPU times are of CUDA events, medians of many with the 10th and
-90th percentile, in turn over data sets that are together three times as large as the L2 cache; the stream is held while the host
-queues, so that no gap of the host's is counted. Calls are wall time, until their result is on the host.
+Weights are Gaussian with standard deviation 0.02, int8 quantised by row; the host encodes them.
+Every decode is compared bit for bit before it is timed and after, every encoding with the host's
+bytes. GPU times are of CUDA events, medians of many with the 10th and 90th percentile, in turn over
+data sets that are together three times as large as the L2 cache; the stream is held while the host
+queues, so that no gap of the host's is counted. Calls are wall time, until their result is on the
+host.
 
-"floor" is (bytes in + bytes out) / bandwidth, where the bandwidth is that of a large cudaMemcpy from device to device in the same run,
-bytes read and written counted. "kernels" are the launches of a decoding or encoding, with payload, words and work list on the device
-already; "call" is a call of the backend, work list and waiting included; "from bytes" and "from file" are `Loader.decode` and
-`Loader.load_file` of a file in memory. Results go to ``--out`` as JSON, after each step, and as tables in Markdown.
+"floor" is (bytes in + bytes out) / bandwidth, where the bandwidth is that of a large cudaMemcpy
+from device to device in the same run, bytes read and written counted. "kernels" are the launches of
+a decoding or encoding, with payload, words and work list on the device already; "call" is a call of
+the backend, work list and waiting included; "from bytes" and "from file" are `Loader.decode` and
+`Loader.load_file` of a file in memory. Results go to ``--out`` as JSON, after each step, and as
+tables in Markdown.
 """
 
 from __future__ import annotations
@@ -63,7 +67,8 @@ class Steps(ABC):
     kind
         The middle of the names of its files: DATE-KIND-GPU.
     found
-        What the report starts with, besides the machine, the GPU, failures, what was left out and the time.
+        What the report starts with, besides the machine, the GPU, failures,
+        what was left out and the time.
 
     Attributes
     ----------
@@ -81,12 +86,11 @@ class Steps(ABC):
     ) -> None:
         self.device, self.args, self.started = device, args, time.perf_counter()
         self.report: dict[str, Any] = {
-            "machine": about_machine(), "gpu": device.about(), **found, "failures": [], "left_out": [], "seconds": 0.0,
+            "machine": about_machine(), "gpu": device.about(), **found, "failures": [],
+            "left_out": [], "seconds": 0.0,
         }  # fmt: skip
-        day, gpu = (
-            datetime.date.today().isoformat(),
-            re.sub(r"[^a-z0-9]+", "-", self.report["gpu"]["device"].lower()).strip("-"),
-        )
+        day = datetime.date.today().isoformat()
+        gpu = re.sub(r"[^a-z0-9]+", "-", self.report["gpu"]["device"].lower()).strip("-")
         self.path = args.out / f"{day}-{kind}-{gpu}{suffix}.json"
         self.lost = False  # the GPU does nothing any more
 
@@ -103,7 +107,9 @@ class Steps(ABC):
         self.path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
     def attempt(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do something; what goes wrong in it is kept. Returns ``None`` then, and when the GPU is lost."""
+        """Do something; what goes wrong in it is kept.
+        Returns ``None`` then, and when the GPU is lost.
+        """
         if self.lost:
             self.report["left_out"].append(name)
             return None
@@ -121,7 +127,9 @@ class Steps(ABC):
             return None
 
     def step(self, name: str, work: Callable[[], Any]) -> Any:
-        """`attempt` while there is time; then the memory is free for the next one, and the report is written."""
+        """`attempt` while there is time; then the memory is free for the next one,
+        and the report is written.
+        """
         start, n_failures = time.perf_counter(), len(self.report["failures"])
         if self.lost or (self.args.seconds and start - self.started > self.args.seconds):
             self.report["left_out"].append(name)
@@ -361,7 +369,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None, device_of: Callable[[], Device] | None = None) -> int:
-    """Run all, print the tables. Returns the exit status: 0 if nothing went wrong, whatever the speed."""
+    """Run all, print the tables. Returns the exit status:
+    0 if nothing went wrong, whatever the speed.
+    """
     args = parse(argv)
     try:
         device = (device_of or (EmulatedDevice if args.emulated else CupyDevice))()

@@ -43,7 +43,8 @@ from wcodec.planner.planner import Planner
 from wcodec.reference.segments import SegmentPlan
 
 DTYPES: dict[str, Any] = {
-    "bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32, "fp8": ml_dtypes.float8_e4m3fn, "int8": np.int8,
+    "bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32,
+    "fp8": ml_dtypes.float8_e4m3fn, "int8": np.int8,
 }  # fmt: skip
 #: data sets of a case; if more are needed to fill the L2, they are copies elsewhere in memory
 DISTINCT = 3
@@ -68,9 +69,11 @@ def need(condition: object, what: str) -> None:
         raise AssertionError(what)
 
 
-# ---- the data ------------------------------------------------------------------------------------------------------------------
+# ---- the data ------------------------------------------------------------------------------------
 def weights(shape: tuple[int, int], dtype: str, seed: int) -> NDArray[Any]:
-    """Gaussian weights of standard deviation 0.02; int8 is quantised by row to its largest magnitude."""
+    """Gaussian weights of standard deviation 0.02;
+    int8 is quantised by row to its largest magnitude.
+    """
     rows, cols = shape
     out, step = np.empty(shape, DTYPES[dtype]), max(1, BLOCK // cols)
 
@@ -166,7 +169,7 @@ class DecodeSet:
         return self.out.view(self.source.record.dtype.word_type).reshape(g.rows, g.cols)
 
 
-# ---- copies --------------------------------------------------------------------------------------------------------------------
+# ---- copies --------------------------------------------------------------------------------------
 def copy_bandwidth(device: Device, effort: Effort, nbytes: int) -> dict[str, Any]:
     """Device to device, read and write counted, and pinned memory to device and back."""
     runtime = device.runtime
@@ -197,7 +200,7 @@ def noise(nbytes: int, seed: int) -> NDArray[np.uint8]:
     return np.resize(some, nbytes)
 
 
-# ---- one tensor ----------------------------------------------------------------------------------------------------------------
+# ---- one tensor ----------------------------------------------------------------------------------
 class Case:
     """Everything that is measured of one shape and dtype.
 
@@ -210,13 +213,11 @@ class Case:
     def __init__(
         self, device: Device, shape: tuple[int, int], dtype: str, bandwidth: float, effort: Effort
     ) -> None:
-        self.device, self.shape, self.dtype, self.bandwidth, self.effort = (
-            device,
-            shape,
-            dtype,
-            bandwidth,
-            effort,
-        )
+        self.device = device
+        self.shape = shape
+        self.dtype = dtype
+        self.bandwidth = bandwidth
+        self.effort = effort
         self.host = host_backend()
         start = time.perf_counter()
         arrays = [weights(shape, dtype, seed) for seed in range(DISTINCT)]
@@ -230,8 +231,9 @@ class Case:
         """Sizes, and the floor of the time: one pass over all bytes."""
         plan = self.encoded[0].plan
         return {
-            "shape": "x".join(map(str, self.shape)), "dtype": self.dtype, "nbytes": self.nbytes, "stored_nbytes": self.stored_nbytes,
-            "ratio": self.stored_nbytes / self.nbytes, "n_segments": plan.geometry.n_segments, "floor_s": self.floor_s,
+            "shape": "x".join(map(str, self.shape)), "dtype": self.dtype, "nbytes": self.nbytes,
+            "stored_nbytes": self.stored_nbytes, "ratio": self.stored_nbytes / self.nbytes,
+            "n_segments": plan.geometry.n_segments, "floor_s": self.floor_s,
             "prepared_s": self.prepared_s,
         }  # fmt: skip
 
@@ -241,7 +243,9 @@ class Case:
 
     # ---- decoding
     def decode(self) -> dict[str, Any]:
-        """Kernels alone with and without checksums, their stages, calls of the backend, and from host memory."""
+        """Kernels alone with and without checksums, their stages, calls of the backend,
+        and from host memory.
+        """
         device, effort = self.device, self.effort
         n = min(
             MOST_SETS,
@@ -255,10 +259,18 @@ class Case:
         ]
         n_launches = len(sets[0].plain.launches), len(sets[0].checks.launches)
         out = {
-            "n_sets": n, "launches": n_launches[0], "queue_s": float(np.median([s.queue_s for s in sets])),
-            "kernels": self._speed(gpu_times(device, [s.plain.replay for s in sets], n_launches[0], effort)),
-            "with_crc": self._speed(gpu_times(device, [s.replay for s in sets], sum(n_launches), effort)),
-            "stages_s": {**stage_times(device, [s.plain for s in sets], effort), **stage_times(device, [s.checks for s in sets], effort)},
+            "n_sets": n, "launches": n_launches[0],
+            "queue_s": float(np.median([s.queue_s for s in sets])),
+            "kernels": self._speed(
+                gpu_times(device, [s.plain.replay for s in sets], n_launches[0], effort)
+            ),
+            "with_crc": self._speed(
+                gpu_times(device, [s.replay for s in sets], sum(n_launches), effort)
+            ),
+            "stages_s": {
+                **stage_times(device, [s.plain for s in sets], effort),
+                **stage_times(device, [s.checks for s in sets], effort),
+            },
             "launch_s": _launch_s(device, [s.plain for s in sets]),
         }  # fmt: skip
         backend = BackendOn(device.runtime)
@@ -370,7 +382,7 @@ def room_for(nbytes: int) -> Iterator[Path]:
         yield Path(name)
 
 
-# ---- a whole model --------------------------------------------------------------------------------------------------------------
+# ---- a whole model -------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class ModelShape:
     """A Llama: by default that of Llama-2-7B without its norms, 13.5 GB in bf16."""
@@ -428,8 +440,10 @@ class Model:
         """Sizes."""
         nbytes, stored = self.shape.nbytes, self.path.stat().st_size
         return {
-            "layers": self.shape.layers, "n_tensors": len(self.of), "nbytes": nbytes, "stored_nbytes": stored, "ratio": stored / nbytes,
-            "floor_s": (nbytes + stored) / self.bandwidth, "prepared_s": self.prepared_s, "folder": str(self.path.parent.parent),
+            "layers": self.shape.layers, "n_tensors": len(self.of), "nbytes": nbytes,
+            "stored_nbytes": stored, "ratio": stored / nbytes,
+            "floor_s": (nbytes + stored) / self.bandwidth, "prepared_s": self.prepared_s,
+            "folder": str(self.path.parent.parent),
         }  # fmt: skip
 
     def decode(self) -> dict[str, Any]:
@@ -449,10 +463,8 @@ class Model:
         decoding.queue()
         queue_s = time.perf_counter() - start
         need(not decoding.status().any(), "a segment of the model is not OK")
-        addresses, sizes = (
-            np.array([j.words for j in jobs], np.uint64),
-            np.array([t.nbytes for t in records], np.int64),
-        )
+        addresses = np.array([j.words for j in jobs], np.uint64)
+        sizes = np.array([t.nbytes for t in records], np.int64)
         crcs = crc32_ranges(runtime, addresses, sizes).result()
         need(
             (crcs == [t.crc32 for t in records]).all(),
@@ -469,8 +481,9 @@ class Model:
         )
         floor_s = (self.shape.nbytes + sum(t.payload_nbytes for t in records)) / self.bandwidth
         return {
-            "kernels": {**times, "of_floor": floor_s / times["median_s"]}, "queue_s": queue_s, "launches": len(run.launches),
-            "stages_s": stage_times(self.device, [run], self.effort), "n_segments": int(decoding.work.segments.size),
+            "kernels": {**times, "of_floor": floor_s / times["median_s"]}, "queue_s": queue_s,
+            "launches": len(run.launches), "stages_s": stage_times(self.device, [run], self.effort),
+            "n_segments": int(decoding.work.segments.size),
         }  # fmt: skip
 
     def _upload(self, target: Any, source: NDArray[np.uint8]) -> None:
@@ -484,7 +497,9 @@ class Model:
             self.device.synchronize()
 
     def load(self, repeats: int) -> dict[str, Any]:
-        """`Loader.load_file`, with and without checksums; the first call, which takes all memory, apart."""
+        """`Loader.load_file`, with and without checksums;
+        the first call, which takes all memory, apart.
+        """
         out: dict[str, Any] = {"read_gb_s": self._read_speed()}
         for name, options in (("load", {}), ("load_unchecked", {"verify": False})):
             with self.device.loader(**options) as loader:

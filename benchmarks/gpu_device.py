@@ -1,4 +1,6 @@
-"""What `gpu.py` needs of a GPU besides the backend: events, copies, repeated launches, and times out of them."""
+"""What `gpu.py` needs of a GPU besides the backend:
+events, copies, repeated launches, and times out of them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ TESTS = Path(__file__).resolve().parent.parent / "tests"
 QUEUE = 400  #: launches and events that are queued before anybody waits: a driver takes about 1024
 MOST_BUSY_S = 0.05
 
-#: Keeps one thread of the GPU busy for some nanoseconds, so that what is queued behind it starts without a gap.
+#: Keeps one thread of the GPU busy for some nanoseconds,
+#: so that what is queued behind it starts without a gap.
 BUSY_SOURCE = r"""
 extern "C" __global__ void busy(unsigned long long nanoseconds) {
     unsigned long long start, now;
@@ -104,8 +107,8 @@ class CupyDevice(Device):
     def about(self) -> dict[str, Any]:
         p = self.runtime.properties
         return {
-            **self.runtime.info(), "multiprocessors": int(p["multiProcessorCount"]), "l2_nbytes": self.l2_nbytes,
-            "nvidia-smi": nvidia_smi(),
+            **self.runtime.info(), "multiprocessors": int(p["multiProcessorCount"]),
+            "l2_nbytes": self.l2_nbytes, "nvidia-smi": nvidia_smi(),
         }  # fmt: skip
 
     def event(self) -> Any:
@@ -133,7 +136,9 @@ class CupyDevice(Device):
 
 
 class EmulatedDevice(Device):
-    """The CPU, which runs the kernels as the tests do: that everything runs is seen, its times mean nothing."""
+    """The CPU, which runs the kernels as the tests do:
+    that everything runs is seen, its times mean nothing.
+    """
 
     l2_nbytes = 1 << 14
 
@@ -169,8 +174,9 @@ class EmulatedDevice(Device):
 def nvidia_smi() -> dict[str, str]:
     """State of the GPUs as the driver tells it; empty if it does not."""
     fields = (
-        "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu,"
-        "pcie.link.gen.current,pcie.link.width.current,clocks_event_reasons.active"
+        "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
+        "power.draw,power.limit,temperature.gpu,pcie.link.gen.current,pcie.link.width.current,"
+        "clocks_event_reasons.active"
     )
     try:
         asked = subprocess.run(
@@ -190,7 +196,9 @@ def nvidia_smi() -> dict[str, str]:
 
 
 class Recorder:
-    """A `Runtime` that remembers what is launched, and keeps the memory for it: `replay` launches all of it again."""
+    """A `Runtime` that remembers what is launched, and keeps the memory for it:
+    `replay` launches all of it again.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime, self._kept = runtime, list[Any]()
@@ -232,10 +240,12 @@ class BackendOn(CudaBackend):
         return out
 
 
-# ---- times -------------------------------------------------------------------------------------------------------------------
+# ---- times ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Effort:
-    """How often something is measured: for about `seconds`, at least `least` times, at most `most`."""
+    """How often something is measured: for about `seconds`, at least `least` times,
+    at most `most`.
+    """
 
     least: int = 20
     most: int = 300
@@ -254,7 +264,9 @@ def summary(times: Sequence[float], nbytes: int = 0) -> dict[str, float]:
 
 
 def _groups(device: Device, works: Sequence[Work], ops: int, effort: Effort) -> Iterator[list[int]]:
-    """Works in turn, by number, in portions that a queue takes; the stream is kept busy while a portion is queued."""
+    """Works in turn, by number, in portions that a queue takes;
+    the stream is kept busy while a portion is queued.
+    """
     for work in works:
         work()
     device.synchronize()
@@ -287,7 +299,9 @@ def gpu_times(device: Device, works: Sequence[Work], ops: int, effort: Effort) -
 
 
 def stage_times(device: Device, runs: Sequence[Recorder], effort: Effort) -> dict[str, float]:
-    """Median seconds of each kernel of some launches that are alike, by events between them; several launches of one are added up."""
+    """Median seconds of each kernel of some launches that are alike, by events between them;
+    several launches of one are added up.
+    """
     times = defaultdict[str, list[float]](list)
     for some in _groups(
         device, [run.replay for run in runs], 2 * max(1, len(runs[0].launches)), effort
@@ -310,7 +324,9 @@ def stage_times(device: Device, runs: Sequence[Recorder], effort: Effort) -> dic
 
 
 def wall_times(calls: Sequence[Callable[[], object]], effort: Effort) -> list[float]:
-    """Seconds of each of many calls that wait for their results, in turn, after one of each that is not counted."""
+    """Seconds of each of many calls that wait for their results, in turn,
+    after one of each that is not counted.
+    """
     start = time.perf_counter()
     for call in calls[:32]:
         call()

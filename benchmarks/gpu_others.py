@@ -1,4 +1,6 @@
-"""Other lossless codecs on the same bf16 weights and the same GPU, where they are installed: nvCOMP's ANS, and DFloat11."""
+"""Other lossless codecs on the same bf16 weights and the same GPU, where they are installed:
+nvCOMP's ANS, and DFloat11.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ def missing(why: str) -> Found:
     return [{"missing": why}]
 
 
-# ---- nvCOMP --------------------------------------------------------------------------------------------------------------------
+# ---- nvCOMP --------------------------------------------------------------------------------------
 def nvcomp_ans(device: Device, arrays: Sequence[NDArray[Any]], effort: Effort) -> Found:
-    """ANS on bytes and on 16-bit floats, which is nearest to bf16: the format has no mode of its own for that."""
+    """ANS on bytes and on 16-bit floats, which is nearest to bf16:
+    the format has no mode of its own for that.
+    """
     try:
         from nvidia import nvcomp
     except ImportError as e:
@@ -78,22 +82,27 @@ def _nvcomp_one(
         device.synchronize()
 
     turns = range(len(words))
+    decoded = gpu_times(device, [lambda i=i: decode(i) for i in turns], OPS, effort)
+    encoded = gpu_times(device, [lambda s=s: codec.encode(s) for s in sources], OPS, effort)
     return {
-        "version": nvcomp.__version__, "options": f"data type {data_type}, chunks of 64 KiB", "ratio": stored / nbytes,
-        "decode": summary(gpu_times(device, [lambda i=i: decode(i) for i in turns], OPS, effort), nbytes),
+        "version": nvcomp.__version__, "options": f"data type {data_type}, chunks of 64 KiB",
+        "ratio": stored / nbytes,
+        "decode": summary(decoded, nbytes),
         "call": summary(wall_times([lambda i=i: wait(i) for i in turns], effort), nbytes),
-        "encode": summary(gpu_times(device, [lambda s=s: codec.encode(s) for s in sources], OPS, effort), nbytes),
+        "encode": summary(encoded, nbytes),
     }  # fmt: skip
 
 
-# ---- DFloat11 --------------------------------------------------------------------------------------------------------------------
+# ---- DFloat11 ------------------------------------------------------------------------------------
 THREADS = 512
 THREAD_NBYTES = 8  #: of the stream, to a thread of its kernel
 THREAD_BITS, BLOCK_BITS = 8 * THREAD_NBYTES, 8 * THREAD_NBYTES * THREADS
 
 
 class Huffman(NamedTuple):
-    """A stream as the kernel of DFloat11 takes it: its bytes, where the first code of each thread begins, symbols before each block."""
+    """A stream as the kernel of DFloat11 takes it: its bytes, where the first code of each thread
+    begins, symbols before each block.
+    """
 
     data: NDArray[np.uint8]
     gaps: NDArray[np.uint8]
@@ -103,7 +112,9 @@ class Huffman(NamedTuple):
 def huffman(
     symbols: NDArray[np.uint8], table: dict[Any, tuple[int, int]], end: tuple[int, int]
 ) -> Huffman:
-    """Code symbols by a table of (bits, code); `end` fills the last byte. DFloat11's own encoder takes a microsecond a symbol."""
+    """Code symbols by a table of (bits, code); `end` fills the last byte. DFloat11's own encoder
+    takes a microsecond a symbol.
+    """
     bits, codes = np.zeros(256, np.int64), np.zeros(256, np.uint32)
     for symbol, (n, code) in table.items():
         if isinstance(symbol, int):

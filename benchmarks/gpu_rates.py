@@ -1,4 +1,6 @@
-"""Instructions that a multiprocessor does in a clock: what the counted kernels are to be held against."""
+"""Instructions that a multiprocessor does in a clock:
+what the counted kernels are to be held against.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ UNROLLED = 16
 ROUNDS = 256
 MOST_MULTIPROCESSORS = 1024
 
-#: Kernel and PTX of a step: %0 is of the chain, %1 of the next chain, %2 and %3 are the same for all.
+#: Kernel and PTX of a step: %0 is of the chain, %1 of the next chain,
+#: %2 and %3 are the same for all.
 STEPS = {
     "LOP3": "lop3.b32 %0, %0, %1, %2, 0xe8;",
     "SHF": "shf.l.wrap.b32 %0, %0, %1, %2;",
@@ -25,14 +28,17 @@ STEPS = {
     "LDS_SAME_ROW": "ld.shared.u32 %0, [%0];",
 }
 NAMES = {
-    "VOTE": "VOTE, each with an ISETP", "LDS_RANDOM": "LDS, 32-bit, random banks", "LDS_SAME_ROW": "LDS, 32-bit, no conflicts",
+    "VOTE": "VOTE, each with an ISETP", "LDS_RANDOM": "LDS, 32-bit, random banks",
+    "LDS_SAME_ROW": "LDS, 32-bit, no conflicts",
 }  # fmt: skip
 
 _KERNEL = r"""
-extern "C" __global__ void __launch_bounds__(THREADS) rate_NAME(u64 *first, u64 *last, u32 *blocks, u32 *sink, u32 rounds, u32 a, u32 b) {
+extern "C" __global__ void __launch_bounds__(THREADS) rate_NAME(
+    u64 *first, u64 *last, u32 *blocks, u32 *sink, u32 rounds, u32 a, u32 b) {
     __shared__ u32 table[4096];
     const u32 base = (u32)__cvta_generic_to_shared(table);
-    for (u32 i = threadIdx.x; i < 4096; i += THREADS) table[i] = base + 4 * ((i * 1664525 + 1013904224) & 4095);  // a permutation of rows
+    for (u32 i = threadIdx.x; i < 4096; i += THREADS)
+        table[i] = base + 4 * ((i * 1664525 + 1013904224) & 4095);  // a permutation of rows
     u32 x[CHAINS];
 #pragma unroll
     for (u32 k = 0; k < CHAINS; k++) x[k] = start_of(threadIdx.x * CHAINS + k, base, START);
@@ -44,7 +50,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rate_NAME(u64 *first, u64 
 #pragma unroll
         for (u32 i = 0; i < UNROLLED; i++) {
 #pragma unroll
-            for (u32 k = 0; k < CHAINS; k++) asm volatile("STEP" : "+r"(x[k]) : "r"(x[(k + 1) % CHAINS]), "r"(a), "r"(b));
+            for (u32 k = 0; k < CHAINS; k++)
+                asm volatile("STEP" : "+r"(x[k]) : "r"(x[(k + 1) % CHAINS]), "r"(a), "r"(b));
         }
     }
     const u64 stop = clock64();
@@ -85,7 +92,9 @@ __device__ __forceinline__ u32 start_of(u32 i, u32 base, u32 kind) {
 
 
 def measure(device: Any) -> dict[str, float]:
-    """Steps a clock and multiprocessor, each on all threads of the GPU at once; nothing where there is no GPU."""
+    """Steps a clock and multiprocessor, each on all threads of the GPU at once;
+    nothing where there is no GPU.
+    """
     if not hasattr(device, "cupy"):
         return {}
     cupy, out = device.cupy, {}
@@ -110,10 +119,8 @@ def measure(device: Any) -> dict[str, float]:
                     np.uint32(0x9E3779B9),
                 ),
             )
-        n, clocks = (
-            blocks.get().astype(np.float64),
-            last.get().astype(np.float64) - first.get().astype(np.float64),
-        )
+        n = blocks.get().astype(np.float64)
+        clocks = last.get().astype(np.float64) - first.get().astype(np.float64)
         full = n == BLOCKS
         out[NAMES.get(name, name)] = float(
             np.median(n[full] * THREADS * ROUNDS * UNROLLED * CHAINS / clocks[full])

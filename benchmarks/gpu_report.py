@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-#: What is marked: case, where its figure stands in the report, the limit, its unit, whether it is a least value.
+#: What is marked: case, where its figure stands in the report, the limit, its unit,
+#: whether it is a least value.
 MARKS = [
     (
         "bf16 4096x11008 decode, kernels: of the floor",
@@ -91,10 +92,8 @@ def marks(report: dict[str, Any]) -> list[dict[str, Any]]:
 def _find(report: dict[str, Any], path: tuple[str, ...]) -> Any:
     found: Any = None
     if path[0] != "model":
-        found, path = (
-            next((c for c in report["cases"] if (c["shape"], c["dtype"]) == path[:2]), None),
-            path[2:],
-        )
+        found = next((c for c in report["cases"] if (c["shape"], c["dtype"]) == path[:2]), None)
+        path = path[2:]
     elif (
         report["model"]
         and report["model"]["layers"] == FULL_MODEL_LAYERS
@@ -115,18 +114,22 @@ def marks_text(report: dict[str, Any]) -> Iterator[str]:
         yield f"{verdict:<6}  {m['what']}: {value} ({sign} {m['limit'] * scale:g} {m['unit']})"
 
 
-# ---- tables --------------------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 def tables(report: dict[str, Any]) -> Iterator[str]:
     """All that was found, in Markdown."""
     gpu, about = report["gpu"], report["machine"]
     yield f"# {gpu['device']}, {about.get('date', '')}"
     yield ""
-    yield f"Commit {about['commit']}, sources {about['sources_sha256'][:12]}, `{about['command']}`, {report['seconds']:.0f} s."
+    yield (
+        f"Commit {about['commit']}, sources {about['sources_sha256'][:12]}, `{about['command']}`, "
+        f"{report['seconds']:.0f} s."
+    )
     if report["copy"]:
         copy = report["copy"]
         yield (
-            f"Copy: device {copy['device_to_device']['gb_s']:.0f} GB/s (read + write), pinned to device"
-            f" {copy['pinned_to_device']['gb_s']:.1f}, device to pinned {copy['device_to_pinned']['gb_s']:.1f} GB/s."
+            f"Copy: device {copy['device_to_device']['gb_s']:.0f} GB/s (read + write), pinned to "
+            f"device {copy['pinned_to_device']['gb_s']:.1f}, device to pinned "
+            f"{copy['device_to_pinned']['gb_s']:.1f} GB/s."
         )
     yield from _decode_tables(report["cases"])
     yield from _encode_tables(report["cases"])
@@ -164,22 +167,12 @@ def _section(title: str, rows: list[list[str]] | None) -> Iterator[str]:
 def _table(rows: list[list[str]]) -> Iterator[str]:
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for n, row in enumerate(rows):
-        yield (
-            "| "
-            + " | ".join(
-                c.ljust(w) if i == 0 else c.rjust(w)
-                for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            )
-            + " |"
-        )
+        cells = [c.rjust(w) for c, w in zip(row, widths, strict=True)]
+        cells[0] = row[0].ljust(widths[0])
+        yield f"| {' | '.join(cells)} |"
         if n == 0:
-            yield (
-                "|"
-                + "|".join(
-                    "-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)
-                )
-                + "|"
-            )
+            rules = ["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]
+            yield f"|{'|'.join(rules)}|"
 
 
 def _speed(s: dict[str, float]) -> list[str]:
@@ -201,16 +194,18 @@ def _decode_tables(cases: list[dict[str, Any]]) -> Iterator[str]:
     if not done:
         return
     head = [
-        "decode", "ratio", "kernels GB/s", "p10..p90", "of floor", "with CRC GB/s", "p10..p90", "of floor",
-        "call ms", "call with CRC ms", "from bytes ms", "from file GB/s", "queue ms", "us a launch",
+        "decode", "ratio", "kernels GB/s", "p10..p90", "of floor", "with CRC GB/s", "p10..p90",
+        "of floor", "call ms", "call with CRC ms", "from bytes ms", "from file GB/s", "queue ms",
+        "us a launch",
     ]  # fmt: skip
     rows = [head]
     for c in done:
         d = c["decode"]
         rows.append([
-            f"{c['shape']} {c['dtype']}", f"{100 * c['ratio']:.2f} %", *_speed(d["kernels"]), *_speed(d["with_crc"]),
-            _ms(d["call"]), _ms(d["call_with_crc"]), _ms(d["from_bytes"]), f"{d['from_file']['gb_s']:.2f}",
-            f"{1e3 * d['queue_s']:.3f}", f"{1e6 * d['launch_s']:.1f}",
+            f"{c['shape']} {c['dtype']}", f"{100 * c['ratio']:.2f} %", *_speed(d["kernels"]),
+            *_speed(d["with_crc"]), _ms(d["call"]), _ms(d["call_with_crc"]), _ms(d["from_bytes"]),
+            f"{d['from_file']['gb_s']:.2f}", f"{1e3 * d['queue_s']:.3f}",
+            f"{1e6 * d['launch_s']:.1f}",
         ])  # fmt: skip
     yield from _section("Decode", rows)
     yield from _stages("decode", done)
@@ -265,23 +260,26 @@ def _stages(section: str, cases: list[dict[str, Any]]) -> Iterator[str]:
 def _model_lines(m: dict[str, Any]) -> Iterator[str]:
     yield from _section("Model", None)
     yield (
-        f"{m['layers']} layers, {m['n_tensors']} tensors, {m['nbytes'] / 1e9:.2f} GB in {m['stored_nbytes'] / 1e9:.2f} GB"
-        f" ({100 * m['ratio']:.2f} %), floor {1e3 * m['floor_s']:.2f} ms."
+        f"{m['layers']} layers, {m['n_tensors']} tensors, {m['nbytes'] / 1e9:.2f} GB in "
+        f"{m['stored_nbytes'] / 1e9:.2f} GB ({100 * m['ratio']:.2f} %), floor "
+        f"{1e3 * m['floor_s']:.2f} ms."
     )
     if m.get("decode"):
         d = m["decode"]
         stages = ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in d["stages_s"].items())
         yield (
-            f"One work list, device to device: {1e3 * d['kernels']['median_s']:.2f} ms, {d['kernels']['gb_s']:.0f} GB/s,"
-            f" {100 * d['kernels']['of_floor']:.1f} % of the floor; {stages}. The host makes the list in {d['queue_s']:.3f} s."
+            f"One work list, device to device: {1e3 * d['kernels']['median_s']:.2f} ms, "
+            f"{d['kernels']['gb_s']:.0f} GB/s, {100 * d['kernels']['of_floor']:.1f} % of the "
+            f"floor; {stages}. The host makes the list in {d['queue_s']:.3f} s."
         )
     if m.get("load"):
         load = m["load"]
         for name, text in (("load", "with checksums"), ("load_unchecked", "without")):
             s = load[name]
             yield (
-                f"File to device, {text}: {s['median_s']:.3f} s ({s['p10_s']:.3f}..{s['p90_s']:.3f}), first {s['first_s']:.3f} s,"
-                f" {s['gb_s']:.1f} GB/s of weights."
+                f"File to device, {text}: {s['median_s']:.3f} s "
+                f"({s['p10_s']:.3f}..{s['p90_s']:.3f}), first {s['first_s']:.3f} s, "
+                f"{s['gb_s']:.1f} GB/s of weights."
             )
         yield f"One thread reads the file at {load['read_gb_s']:.1f} GB/s."
 
@@ -297,7 +295,8 @@ def _others_table(others: list[dict[str, Any]]) -> Iterator[str]:
         rows.append([
             f"{o['name']} {o['version']} {o['options']} {o['shape']}", f"{100 * o['ratio']:.2f} %",
             f"{d['gb_s']:.1f}", f"{scale / d['p90_s']:.1f}..{scale / d['p10_s']:.1f}",
-            f"{o['call']['gb_s']:.1f}" if o.get("call") else "-", f"{o['encode']['gb_s']:.1f}" if o.get("encode") else "-",
+            f"{o['call']['gb_s']:.1f}" if o.get("call") else "-",
+            f"{o['encode']['gb_s']:.1f}" if o.get("encode") else "-",
         ])  # fmt: skip
     yield from _section("Beside", rows if len(rows) > 1 else None)
     for o in missing:

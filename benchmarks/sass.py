@@ -1,15 +1,19 @@
-"""Instructions a weight in the inner loops of the CUDA decoders, counted in their machine code; no GPU is needed.
+"""Instructions a weight in the inner loops of the CUDA decoders, counted in their machine code;
+no GPU is needed.
 
     python benchmarks/sass.py                                    # the bf16 pair decoder, for sm_90
     python benchmarks/sass.py --kernels all --arch 80,90,120
     python benchmarks/sass.py --listing                          # the hot path itself
 
-NVRTC compiles ``kernels/decode.cu``; cuobjdump disassembles it (``pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm``: the first
-calls the second). How it is counted: basic blocks and natural loops are found from the branches. Each decoded symbol of a lane has
-one ballot, and the loop is the innermost one with the fewest instructions a ballot. Its hot path is, of all paths once around it that
-pass the most ballots, the one with the fewest instructions; every instruction on it counts, predicated or not. What is beside it
-is listed apart, with the share of it that a stream of `--bits` a symbol adds: a warp slides its buffer once in 1024 bytes.
-A group is 128 symbols: 256 weights by pairs, 128 by bytes. Results go to ``benchmarks/results/`` as JSON.
+NVRTC compiles ``kernels/decode.cu``; cuobjdump disassembles it
+(``pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm``: the first calls the second). How it is
+counted: basic blocks and natural loops are found from the branches. Each decoded symbol of a lane
+has one ballot, and the loop is the innermost one with the fewest instructions a ballot. Its hot
+path is, of all paths once around it that pass the most ballots, the one with the fewest
+instructions; every instruction on it counts, predicated or not. What is beside it is listed apart,
+with the share of it that a stream of `--bits` a symbol adds: a warp slides its buffer once in 1024
+bytes. A group is 128 symbols: 256 weights by pairs, 128 by bytes. Results go to
+``benchmarks/results/`` as JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +47,10 @@ SLIDE_NBYTES = 1024  #: of a stream, from one slide of a warp's buffer to the ne
 
 #: Classes of instructions by the pipe that runs them; what is not here is `other`.
 CLASSES = {
-    "alu": "LOP3 SHF PRMT ISETP IADD3 IADD VOTE LEA PLOP3 SEL VIADD MOV VIMNMX IMNMX FLO BMSK SGXT IABS P2R R2P CS2R VIADDMNMX",
+    "alu": (
+        "LOP3 SHF PRMT ISETP IADD3 IADD VOTE LEA PLOP3 SEL VIADD MOV VIMNMX IMNMX FLO BMSK SGXT "
+        "IABS P2R R2P CS2R VIADDMNMX"
+    ),
     "multiply": "IMAD IMAD32I FFMA IDP",
     "popc": "POPC BREV",
     "shared": "LDS STS",
@@ -71,7 +78,9 @@ class Instruction(NamedTuple):
 
     @property
     def is_branch(self) -> bool:
-        """BRA.DIV is not taken while a warp is together; a call with a predicate does not come back, as this compiler uses it."""
+        """BRA.DIV is not taken while a warp is together; a call with a predicate does not come
+        back, as this compiler uses it.
+        """
         return (self.op == "BRA" and self.name != "BRA.DIV") or (
             self.op == "CALL" and bool(self.predicate)
         )
@@ -138,7 +147,7 @@ def disassemble(cubin: bytes, kernel: str) -> list[Instruction]:
     ]
 
 
-# ---- control flow --------------------------------------------------------------------------------------------------------------
+# ---- control flow --------------------------------------------------------------------------------
 class Flow:
     """Basic blocks of a kernel, named by their addresses, and its loops."""
 
@@ -212,7 +221,9 @@ class Flow:
     def hot_path(
         self, loop: Loop, mark: Callable[[Instruction], bool] = lambda i: i.is_ballot
     ) -> tuple[int, ...]:
-        """Blocks of the way once around a loop with the most marked instructions, and of those with the fewest instructions."""
+        """Blocks of the way once around a loop with the most marked instructions,
+        and of those with the fewest instructions.
+        """
         inner = {(latch, other.head) for other in self.loops() for latch in other.latches}
 
         @functools.cache
@@ -249,7 +260,7 @@ def find_loop(flow: Flow) -> tuple[Loop, tuple[int, ...]]:
     )
 
 
-# ---- counts --------------------------------------------------------------------------------------------------------------------
+# ---- counts --------------------------------------------------------------------------------------
 @functools.cache
 def build(arch: int) -> tuple[bytes, dict[str, Usage]]:
     """The decoders, and what they take."""
@@ -276,13 +287,16 @@ def count(kernel: str, arch: int, bits: float, listing: bool) -> dict[str, Any]:
         CLASS_OF.get(i.op, "uniform" if i.op[0] == "U" or "UR" in i.op else "other") for i in hot
     )
     return {
-        "kernel": kernel, "arch": f"sm_{arch}", "registers": usage[kernel].registers, "shared_nbytes": usage[kernel].shared_nbytes,
-        "loop": [f"{min(loop.blocks):#x}", f"{flow.blocks[max(loop.blocks)][-1].address:#x}"], "groups_an_iteration": groups,
-        "weights_a_group": 32 * weights,
-        "instructions_a_group": len(hot) / groups, "instructions_a_weight": len(hot) / groups / weights,
+        "kernel": kernel, "arch": f"sm_{arch}", "registers": usage[kernel].registers,
+        "shared_nbytes": usage[kernel].shared_nbytes,
+        "loop": [f"{min(loop.blocks):#x}", f"{flow.blocks[max(loop.blocks)][-1].address:#x}"],
+        "groups_an_iteration": groups, "weights_a_group": 32 * weights,
+        "instructions_a_group": len(hot) / groups,
+        "instructions_a_weight": len(hot) / groups / weights,
         "with_slides_a_weight": (len(hot) / groups + slow) / weights, "groups_a_slide": 1 / slides,
         "classes_a_weight": {k: n / groups / weights for k, n in classes.most_common()},
-        "instructions": dict(Counter(i.name for i in hot).most_common()), "beside_the_hot_path": beside,
+        "instructions": dict(Counter(i.name for i in hot).most_common()),
+        "beside_the_hot_path": beside,
     }  # fmt: skip
 
 
@@ -302,15 +316,20 @@ def show(result: dict[str, Any]) -> None:
     classes = ", ".join(f"{k} {n:.2f}" for k, n in result["classes_a_weight"].items())
     a_weight = result["instructions_a_weight"]
     group = f"{result['instructions_a_group']:.1f} a group of {result['weights_a_group']} weights"
-    slides = f"{result['with_slides_a_weight']:.2f} with a slide every {result['groups_a_slide']:.1f} groups"
+    slides = (
+        f"{result['with_slides_a_weight']:.2f} with a slide every {result['groups_a_slide']:.1f} "
+        "groups"
+    )
     print(
-        f"{result['kernel']} {result['arch']}: {a_weight:.2f} instructions a weight ({group} and a lane; {slides})"
+        f"{result['kernel']} {result['arch']}: {a_weight:.2f} instructions a weight ({group} and a "
+        f"lane; {slides})"
     )
     print(f"    {result['registers']} registers; {classes}")
     for block in result["beside_the_hot_path"]:
         what = "slides the buffer" if block["slides"] else "does not slide the buffer"
         print(
-            f"    beside the hot path: {block['instructions']} instructions at {block['at']}, which {what}: {' '.join(block['ops'])}"
+            f"    beside the hot path: {block['instructions']} instructions at {block['at']}, "
+            f"which {what}: {' '.join(block['ops'])}"
         )
 
 
@@ -363,20 +382,16 @@ def main() -> None:
     about = described()
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-sass.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    how = " ".join(
-        (__doc__ or "").partition("How it is counted: ")[2].partition("Results go")[0].split()
-    )
-    out.write_text(
-        json.dumps(
-            {"machine": about, "bits_a_symbol": args.bits, "how": how, "kernels": results}, indent=1
-        )
-        + "\n"
-    )
+    text = " ".join((__doc__ or "").split())
+    how = text.partition("How it is counted: ")[2].partition("Results go")[0].rstrip()
+    found = {"machine": about, "bits_a_symbol": args.bits, "how": how, "kernels": results}
+    out.write_text(json.dumps(found, indent=1) + "\n")
     print(out)
     over = [r for r in results if r["instructions_a_weight"] > MOST.get(r["kernel"], float("inf"))]
     if over:
         sys.exit(
-            f"{', '.join(r['kernel'] for r in over)}: more than the {MOST} instructions a weight that it may take"
+            f"{', '.join(r['kernel'] for r in over)}: more than the {MOST} instructions a weight "
+            "that it may take"
         )
 
 

@@ -1,16 +1,19 @@
-"""Whether instructions or memory bound products with operands: counted in machine code; no GPU is needed.
+"""Whether instructions or memory bound products with operands: counted in machine code;
+no GPU is needed.
 
     python benchmarks/sass_linear.py                   # for sm_90, and an H200
     python benchmarks/sass_linear.py --listing raw_8   # the way once around a loop
     python benchmarks/sass_linear.py --out sass.json
 
-NVRTC compiles ``kernels/linear_*.cu``, cuobjdump disassembles it, as for sass.py. What is counted is the way once around the loop with
-the most matrix instructions, and symbols decoded: whole tiles, without patches, within a segment. Rates of an H200's multiprocessor,
-in lanes a clock: 128 instructions issued, 64 of the ALU, 64 of multiply-adds; in clocks a warp: 4 for a vector of 16 bytes a lane
-from shared memory, 2 for the 8 bytes a lane of a load, 1/2 for a matrix instruction at the data sheet's peak. They are from
-documents, not measured. The bandwidth's bound is what the device copies, over the bits of a weight: 12 of bf16, 8 of a byte, and for
-coded ones those of a Gaussian (10.65, 7.25 and 6.7). Instructions outside of the loop, latencies and waiting are left out: a bound by
-instructions well above that by bandwidth is needed, and does not suffice.
+NVRTC compiles ``kernels/linear_*.cu``, cuobjdump disassembles it, as for sass.py. What is counted
+is the way once around the loop with the most matrix instructions, and symbols decoded: whole tiles,
+without patches, within a segment. Rates of an H200's multiprocessor, in lanes a clock: 128
+instructions issued, 64 of the ALU, 64 of multiply-adds; in clocks a warp: 4 for a vector of 16
+bytes a lane from shared memory, 2 for the 8 bytes a lane of a load, 1/2 for a matrix instruction at
+the data sheet's peak. They are from documents, not measured. The bandwidth's bound is what the
+device copies, over the bits of a weight: 12 of bf16, 8 of a byte, and for coded ones those of a
+Gaussian (10.65, 7.25 and 6.7). Instructions outside of the loop, latencies and waiting are left
+out: a bound by instructions well above that by bandwidth is needed, and does not suffice.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ ISSUE, ALU, FMA = 128, 64, 64
 
 
 class Count(NamedTuple):
-    """Instructions of a lane in the loop, for each weight, and weights a clock and multiprocessor that they allow, by bound."""
+    """Instructions of a lane in the loop, for each weight, and weights a clock and multiprocessor
+    that they allow, by bound.
+    """
 
     instructions: float
     classes: dict[str, float]
@@ -56,10 +61,10 @@ def is_mark(i: Instruction) -> bool:
 
 def hot_path(flow: Flow, form: str) -> list[Instruction]:
     """The way once around the loop over whole tiles that are loaded ahead."""
-    found, loops = (
-        [],
-        [loop for loop in flow.loops() if flow.marks(tuple(loop.blocks), lambda i: i.op == "HMMA")],
-    )
+    found = []
+    loops = [
+        loop for loop in flow.loops() if flow.marks(tuple(loop.blocks), lambda i: i.op == "HMMA")
+    ]
     for loop in (a for a in loops if not any(b.blocks < a.blocks for b in loops)):
         path = flow.hot_path(loop, is_mark)
         products, ballots = flow.marks(path, lambda i: i.op == "HMMA"), flow.ballots(path)
@@ -119,8 +124,10 @@ def measure(kind: str, arch: int, listing: str) -> list[dict[str, Any]]:
                 )
             bound, least = min(result.bounds.items(), key=lambda item: item[1])
             out.append({
-                "kernel": kernel, "instructions_a_weight": round(result.instructions, 2), "registers": usage[kernel].registers,
-                "bound": bound, "weights_a_clock": round(least, 1), "memory_gives": round(needed, 1), "ratio": round(least / needed, 2),
+                "kernel": kernel, "instructions_a_weight": round(result.instructions, 2),
+                "registers": usage[kernel].registers, "bound": bound,
+                "weights_a_clock": round(least, 1), "memory_gives": round(needed, 1),
+                "ratio": round(least / needed, 2),
                 "classes": {k: round(n, 2) for k, n in result.classes.items()},
             })  # fmt: skip
     return out
@@ -143,12 +150,14 @@ def main() -> None:
     args = p.parse_args()
     rows = [row for kind in KINDS for row in measure(kind, args.arch, args.listing)]
     print(
-        f"{'kernel':28} {'instr/w':>8} {'regs':>5} {'w/clock':>8} {'bound':>9} {'memory':>7} {'ratio':>6}"
+        f"{'kernel':28} {'instr/w':>8} {'regs':>5} {'w/clock':>8} {'bound':>9} {'memory':>7} "
+        f"{'ratio':>6}"
     )
     for r in rows:
         print(
-            f"{r['kernel']:28} {r['instructions_a_weight']:8.2f} {r['registers']:5} {r['weights_a_clock']:8.1f} {r['bound']:>9}"
-            f" {r['memory_gives']:7.1f} {r['ratio']:6.2f}"
+            f"{r['kernel']:28} {r['instructions_a_weight']:8.2f} {r['registers']:5} "
+            f"{r['weights_a_clock']:8.1f} {r['bound']:>9} {r['memory_gives']:7.1f} "
+            f"{r['ratio']:6.2f}"
         )
     if args.out:
         args.out.write_text(

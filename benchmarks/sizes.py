@@ -1,13 +1,16 @@
-"""Sizes and one-core speeds of each preset on checkpoints, beside zstd -19, lmzip and ZipNN where these can be imported.
+"""Sizes and one-core speeds of each preset on checkpoints, beside zstd -19,
+lmzip and ZipNN where these can be imported.
 
-    taskset -c 0 python benchmarks/sizes.py minilm-bf16.safetensors minilm-int8.safetensors [--rounds 5] [--out OUT.json]
+    taskset -c 0 python benchmarks/sizes.py FILE.safetensors ... [--rounds 5] [--out OUT.json]
 
-Sizes are of whole files, as percentages of the source file. Speeds are in bytes of the source's tensors, in memory, with one thread
-of the backend: encoding of all tensors into memory, after a run that compiles what must be compiled, and decoding of each tensor
-into a buffer that exists, medians of `--rounds`, but for encoding with preset max, which is measured once. The C allocator keeps
-what is freed, as in ``bench_codecs.py``. The CPU time that the process got is kept as a part of the wall time: below 0.97 something
-else ran on the core. zstd gets the whole file, lmzip its own command line with one thread, ZipNN the bytes of the file in the mode
-of the dtype (int8 in its fp8 mode, for it has no other). Results go to ``benchmarks/results/`` as JSON.
+Sizes are of whole files, as percentages of the source file. Speeds are in bytes of the source's
+tensors, in memory, with one thread of the backend: encoding of all tensors into memory, after a run
+that compiles what must be compiled, and decoding of each tensor into a buffer that exists, medians
+of `--rounds`, but for encoding with preset max, which is measured once. The C allocator keeps what
+is freed, as in ``bench_codecs.py``. The CPU time that the process got is kept as a part of the wall
+time: below 0.97 something else ran on the core. zstd gets the whole file, lmzip its own command
+line with one thread, ZipNN the bytes of the file in the mode of the dtype (int8 in its fp8 mode,
+for it has no other). Results go to ``benchmarks/results/`` as JSON.
 """
 
 from __future__ import annotations
@@ -178,7 +181,8 @@ def main() -> None:
         results[path.name] = {**own, **dict(others(path, data, largest.dtype.safetensors))}
         for name, r in results[path.name].items():
             print(
-                f"{path.name:28} {name:9} {r['percent']:7.3f} %  encode {r['encode_GBps']:7.4f}  decode {r['decode_GBps']:6.3f} GB/s",
+                f"{path.name:28} {name:9} {r['percent']:7.3f} %  encode {r['encode_GBps']:7.4f}  "
+                f"decode {r['decode_GBps']:6.3f} GB/s",
                 flush=True,
             )
     versions = {}
@@ -188,19 +192,14 @@ def main() -> None:
         except PackageNotFoundError:
             versions[package] = "not installed"
     out = args.out or HERE / "results" / f"{datetime.date.today().isoformat()}-sizes.json"
-    out.write_text(
-        json.dumps(
-            {
-                "machine": machine(),
-                "keeps_freed_memory": kept,
-                "others": versions,
-                "backend": backend.info(),
-                "files": results,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+    found = {
+        "machine": machine(),
+        "keeps_freed_memory": kept,
+        "others": versions,
+        "backend": backend.info(),
+        "files": results,
+    }
+    out.write_text(json.dumps(found, indent=1) + "\n")
     print(out)
 
 

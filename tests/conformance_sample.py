@@ -1,8 +1,10 @@
-"""A sample of the conformance suite for runs that are dear: few and small cases, which together hold whatever any case holds.
+"""A sample of the conformance suite for runs that are dear: few and small cases, which together
+hold whatever any case holds.
 
     python conformance_sample.py BACKEND [KIND/ ...]
 
-runs it, or but some kinds of its checks, and prints JSON: what failed, how many checks passed, and the kernels that the emulator ran.
+runs it, or but some kinds of its checks, and prints JSON: what failed, how many checks passed, and
+the kernels that the emulator ran.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ FEWER = {
 
 
 def features(case: Case) -> set[tuple[Any, ...]]:
-    """What a case holds: flags, options, dtypes; by word size layouts, coders of planes, contexts, modes of planes and of tiles."""
+    """What a case holds: flags, options, dtypes; by word size layouts, coders of planes, contexts,
+    modes of planes and of tiles.
+    """
     out: set[tuple[Any, ...]] = {("flag", flag) for flag in case.row["flags"]}
     out |= {
         ("option", name, str(value) if name not in ("segment", "tile") else "")
@@ -75,7 +79,9 @@ def features(case: Case) -> set[tuple[Any, ...]]:
 
 
 def cover(vectors: Vectors) -> list[str]:
-    """Names of cases that are accepted, each the one that adds most features for what it costs, until none adds any."""
+    """Names of cases that are accepted, each the one that adds most features for what it costs,
+    until none adds any.
+    """
     accepted = [case for case in vectors.cases if case.expect == "accept"]
     held = {case.name: features(case) for case in accepted}
     # in bytes, about

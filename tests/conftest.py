@@ -15,24 +15,29 @@ from wcodec.backends import Backend, load_backend, use_backend
 
 BACKENDS = ("reference", "numba")
 
-# Tests that interrupt a process start one that can be: in the background of a script, none that is started can.
+# Tests that interrupt a process start one that can be:
+# in the background of a script, none that is started can.
 if (
     signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     and threading.current_thread() is threading.main_thread()
 ):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# PyTorch reads it when it is imported: its threads would wait, spinning, for those of the tests that run beside each.
+# PyTorch reads it when it is imported: its threads would wait, spinning,
+# for those of the tests that run beside each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# CI runs the same examples each time; elsewhere new ones are tried. Compiling makes single examples slow: no deadline.
+# CI runs the same examples each time; elsewhere new ones are tried.
+# Compiling makes single examples slow: no deadline.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before workers begin with all of the tests, compile what each of them would compile for itself."""
+    """Before workers begin with all of the tests,
+    compile what each of them would compile for itself.
+    """
     with_workers = getattr(config.option, "numprocesses", None) and not hasattr(
         config, "workerinput"
     )
@@ -42,7 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """Each backend in turn, also in use by `wcodec.encode` and the like. One that is not usable is a failure."""
+    """Each backend in turn, also in use by `wcodec.encode` and the like.
+    One that is not usable is a failure.
+    """
     with use_backend(request.param) as b:
         yield b
 

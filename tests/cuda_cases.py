@@ -1,4 +1,6 @@
-"""Structures for single kernels of the CUDA backend, in the emulator's memory: each buffer ends where it may be touched."""
+"""Structures for single kernels of the CUDA backend, in the emulator's memory:
+each buffer ends where it may be touched.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def runtime_id(options: dict[str, Any]) -> str:
     return "races" if "races" in options else f"{options['order']}-{options['seed']}"
 
 
-#: The same for a fixture: always one that compares accesses, and one in an order that no GPU has; the other orders in `make test-all`.
+#: The same for a fixture: always one that compares accesses, and one in an order that no GPU has;
+#: the other orders in `make test-all`.
 EACH_RUNTIME = [
     pytest.param(
         options,
@@ -65,7 +68,9 @@ class Memory:
         return fence.bytes
 
     def put(self, data: Array, nbytes: int = 0) -> Array:
-        """A copy that cannot be written, of at least so many bytes: what follows the data are canaries."""
+        """A copy that cannot be written, of at least so many bytes:
+        what follows the data are canaries.
+        """
         flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         out = self.room(max(nbytes, flat.size))
         out[: flat.size] = flat
@@ -88,16 +93,12 @@ def pad(n: int, to: int = 16) -> int:
 def tensors_of(dtype: DType, geometry: Geometry) -> Array:
     """The `TENSOR` of a matrix."""
     out = np.zeros(1, TENSOR)
-    out["cols"], out["tile_rows"], out["tile_cols"] = (
-        geometry.cols,
-        geometry.tile_rows,
-        geometry.tile_cols,
-    )
-    out["word_nbytes"], out["map"], out["exponent_bits"] = (
-        dtype.word_nbytes,
-        dtype.word_map,
-        dtype.exponent_bits,
-    )
+    out["cols"] = geometry.cols
+    out["tile_rows"] = geometry.tile_rows
+    out["tile_cols"] = geometry.tile_cols
+    out["word_nbytes"] = dtype.word_nbytes
+    out["map"] = dtype.word_map
+    out["exponent_bits"] = dtype.exponent_bits
     out["n_planes"] = dtype.n_planes
     return out
 
@@ -129,7 +130,9 @@ def launch(
     chosen: Array,
     *results: Array,
 ) -> None:
-    """Run a kernel on the entries of a list, which together with the structures can't be written."""
+    """Run a kernel on the entries of a list, which together with the structures can't be
+    written.
+    """
     memory = Memory()
     args = [memory.put(a) for a in (*structures, chosen.astype(np.uint32))]
     runtime.launch(kernel, chosen.size, BLOCK, *args, *results)

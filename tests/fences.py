@@ -1,4 +1,6 @@
-"""Memory that stands against pages which cannot be touched: what goes beyond it ends the process, or leaves a trace."""
+"""Memory that stands against pages which cannot be touched:
+what goes beyond it ends the process, or leaves a trace.
+"""
 
 from __future__ import annotations
 

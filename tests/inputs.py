@@ -25,7 +25,9 @@ def bits(array: NDArray[Any]) -> bytes:
 def make_array(
     dtype: DType, shape: tuple[int, ...], kind: str = "uniform", seed: int = 0
 ) -> NDArray[Any]:
-    """An array of bit patterns of a kind: random ones, Gaussian values, one value, ramps, few values, constant but for outliers."""
+    """An array of bit patterns of a kind: random ones, Gaussian values, one value, ramps, few
+    values, constant but for outliers.
+    """
     rng = np.random.default_rng(seed)
     n, t = int(np.prod(shape, dtype=np.int64)) * dtype.words_per_element, dtype.word_type
     top = 256**dtype.word_nbytes - 1

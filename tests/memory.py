@@ -1,4 +1,6 @@
-"""Memory that code asks for while it takes some steps: what it holds at once at most, whatever the allocator makes of it."""
+"""Memory that code asks for while it takes some steps:
+what it holds at once at most, whatever the allocator makes of it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ from wcodec.files.atomic import WriteBehind
 
 
 def peak_of(steps: Callable[[], object]) -> int:
-    """Bytes of NumPy's arrays and Python's objects, in all threads. Mapped files do not count, nor what compiling takes: the first run.
+    """Bytes of NumPy's arrays and Python's objects, in all threads. Mapped files do not count, nor
+    what compiling takes: the first run.
 
-    Files are written at once: how many pieces wait for a slow disk is a matter of time. `WriteBehind` bounds them.
+    Files are written at once: how many pieces wait for a slow disk is a matter of time.
+    `WriteBehind` bounds them.
     """
     with mock.patch.object(WriteBehind, "write", lambda self, data: self._stream.write(data)):
         steps()

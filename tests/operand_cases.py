@@ -59,7 +59,9 @@ def floats(words: Array) -> Array:
 
 
 def words_of(kind: str, shape: tuple[int, int], seed: int = 0) -> Array:
-    """A matrix of bf16 words that an encoder stores in pairs: at most one word in 100 is outside of a window."""
+    """A matrix of bf16 words that an encoder stores in pairs:
+    at most one word in 100 is outside of a window.
+    """
     rng = np.random.default_rng([seed, *shape])
     gaussian = bf16_of(rng.normal(0, 0.02, shape))
     if kind == "specials":
@@ -111,7 +113,9 @@ def multiply(
     n_slices: int | None = None,
     at_end: bool = True,
 ) -> Array:
-    """y, of the type of `x`. All inputs can only be read, and nothing is touched around any buffer."""
+    """y, of the type of `x`. All inputs can only be read,
+    and nothing is touched around any buffer.
+    """
     memory, rows = Memory(at_end), len(weights)
     weight = operand_of(runtime, weights, form, memory)
     plan = plan_linear(weight.shape, weight.coded, len(x), 4, n_parts, n_slices)
@@ -139,7 +143,9 @@ def multiply(
 def damaged_operand(
     runtime: EmulatedRuntime, array: Array, form: str, seed: int, memory: Memory
 ) -> Operand:
-    """An operand of whose payload some bytes are others, or all; of some seeds, patches do not ascend, or are far off."""
+    """An operand of whose payload some bytes are others, or all;
+    of some seeds, patches do not ascend, or are far off.
+    """
     rng = np.random.default_rng(seed)
     data = np.frombuffer(wcodec.encode(array, EncodeOptions(operand=form)), np.uint8).copy()
     index = File(data, None).index

@@ -1,4 +1,6 @@
-"""A decoder of segment records straight from the spec, in plain loops: of the package it takes what the index says, and nothing else."""
+"""A decoder of segment records straight from the spec, in plain loops: of the package it takes what
+the index says, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def slots(table: Any) -> tuple[int, list[int], list[int], list[int]]:
     return _SLOTS[id(table)][1]
 
 
-# ---- modes -------------------------------------------------------------------------------------------------------------------
+# ---- modes ---------------------------------------------------------------------------------------
 @cache
 def lifting(transform: int) -> tuple[list[int], list[list[int]]]:
     """Order and rows of the table in chapter 8."""
@@ -102,7 +104,7 @@ def tile_of(coded: list[int], height: int, width: int, mode: int) -> list[list[i
     return v
 
 
-# ---- a segment ------------------------------------------------------------------------------------------------------------------
+# ---- a segment -----------------------------------------------------------------------------------
 class Record:
     """The record of segment `k` of a tensor, and what the index says of it."""
 
@@ -114,10 +116,8 @@ class Record:
         }
         across = -(-g.cols // g.segment_cols)
         self.row, self.col = k // across * g.segment_rows, k % across * g.segment_cols
-        self.height, self.width = (
-            min(g.segment_rows, g.rows - self.row),
-            min(g.segment_cols, g.cols - self.col),
-        )
+        self.height = min(g.segment_rows, g.rows - self.row)
+        self.width = min(g.segment_cols, g.cols - self.col)
         self.n, self.data, self.at = self.height * self.width, data, at
         h, w = g.tile_rows, g.tile_cols
         self.tiles = [
@@ -204,11 +204,9 @@ class Record:
     def plane(self, p: int, planes: list[list[int]], classes: list[int]) -> list[int]:
         """R10.5: the symbols of a plane."""
         half = self.s["layout"] == [2] and (p == 0 or self.dtype.word_nbytes == 1)
-        n, coder, number = (
-            (self.n + 1) // 2 if half else self.n,
-            self.s["coder"][p],
-            self.s["table"][p],
-        )
+        n = (self.n + 1) // 2 if half else self.n
+        coder = self.s["coder"][p]
+        number = self.s["table"][p]
         if coder == 0:
             return list(self.take(n))
         if coder == 1:

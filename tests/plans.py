@@ -1,7 +1,8 @@
 """Random legal plans, made by hand, and what the reference makes of them.
 
-The planner never writes most of what the format allows; a decoder meets it all the same. So plans are drawn here column
-by column, and only checked against the rules that a file's index is checked against.
+The planner never writes most of what the format allows; a decoder meets it all the same. So plans
+are drawn here column by column, and only checked against the rules that a file's index is checked
+against.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Case:
 
     @cached_property
     def expected(self) -> np.ndarray[Any, Any]:
-        """The words that the reference decodes; made-up constants are not those that were encoded."""
+        """The words that the reference decodes; made-up constants are not those that were
+        encoded.
+        """
         out = np.empty_like(self.words)
         assert not decoding.decode_segments(self.decoding, self.payload, out).any()
         return out
@@ -60,7 +63,9 @@ def aligned(data: Any) -> np.ndarray[Any, Any]:
 
 
 def random_geometry(rng: np.random.Generator, most: int = 60) -> Geometry:
-    """Any legal geometry: tiles that cut segments or do not, ragged edges, single rows and columns."""
+    """Any legal geometry: tiles that cut segments or do not, ragged edges,
+    single rows and columns.
+    """
     sides = []
     for _ in range(2):
         tile = int(rng.choice([16, 17, 24, rng.integers(1, most)]))
@@ -74,12 +79,12 @@ def random_geometry(rng: np.random.Generator, most: int = 60) -> Geometry:
 def random_words(
     rng: np.random.Generator, geometry: Geometry, dtype: DType
 ) -> np.ndarray[Any, Any]:
-    """Words of any kind: noise, few values, smooth, or floats around one exponent with some far off."""
-    shape, bits, kind = (
-        (geometry.rows, geometry.cols),
-        8 * dtype.word_nbytes,
-        int(rng.integers(0, 4)),
-    )
+    """Words of any kind: noise, few values, smooth,
+    or floats around one exponent with some far off.
+    """
+    shape = (geometry.rows, geometry.cols)
+    bits = 8 * dtype.word_nbytes
+    kind = int(rng.integers(0, 4))
     words = (
         rng.integers(0, 1 << bits, shape, np.uint64, endpoint=False)
         if bits < 64

@@ -10,14 +10,18 @@ import pytest
 
 
 def sampled(values: Iterable[Any], always: int) -> list[Any]:
-    """All of some parameters: `always` of them, evenly spread, run in `make test`, the others are marked ``exhaustive``."""
+    """All of some parameters: `always` of them, evenly spread, run in `make test`,
+    the others are marked ``exhaustive``.
+    """
     held = list(values)
     kept = {round(i * (len(held) - 1) / max(1, always - 1)) for i in range(always)}
     return [v if i in kept else exhaustive(v) for i, v in enumerate(held)]
 
 
 def crossed(*axes: Iterable[Any], one_in: int) -> list[Any]:
-    """All combinations; one in so many runs in `make test`, such that each value is in one if some other axis has that many."""
+    """All combinations; one in so many runs in `make test`, such that each value is in one if some
+    other axis has that many.
+    """
     held = [list(axis) for axis in axes]
     places = product(*(range(len(axis)) for axis in held))
     return [

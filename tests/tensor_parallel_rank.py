@@ -1,7 +1,9 @@
-"""The two processes of tests/test_torch_sharding.py: ``python tensor_parallel_rank.py FOLDER``. They are forked once all is imported.
+"""The two processes of tests/test_torch_sharding.py: ``python tensor_parallel_rank.py FOLDER``.
+They are forked once all is imported.
 
-`FOLDER` holds a tiny model in plain safetensors and as ``.wcodec`` shards, and the linear layers of a block. Each rank loads its parts of
-both from ``.wcodec`` files, checks them against transformers' own sharding, runs them, and writes what came out as JSON.
+`FOLDER` holds a tiny model in plain safetensors and as ``.wcodec`` shards, and the linear layers of
+a block. Each rank loads its parts of both from ``.wcodec`` files, checks them against transformers'
+own sharding, runs them, and writes what came out as JSON.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ BLOCK_PLAN = {"up": "colwise", "down": "rowwise"}
 
 
 def block(folder: Path, rank: int) -> dict[str, Any]:
-    """Two linear layers, the first split by columns, the second by rows, and a sum over the ranks."""
-    shard, x = (
-        load_shard(folder / "block.wcodec", rank, WORLD, BLOCK_PLAN),
-        torch.load(folder / "x.pt"),
-    )
+    """Two linear layers, the first split by columns, the second by rows,
+    and a sum over the ranks.
+    """
+    shard = load_shard(folder / "block.wcodec", rank, WORLD, BLOCK_PLAN)
+    x = torch.load(folder / "x.pt")
     hidden = torch.nn.functional.linear(x, shard["up.weight"], shard["up.bias"])
     out = torch.nn.functional.linear(hidden, shard["down.weight"])
     dist.all_reduce(out)
@@ -42,7 +44,9 @@ def block(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def model(folder: Path, rank: int, name: str) -> dict[str, Any]:
-    """A model of transformers, sharded by transformers, whose local tensors must be those that `load_shard` gives; run with these."""
+    """A model of transformers, sharded by transformers, whose local tensors must be those that
+    `load_shard` gives; run with these.
+    """
     whole = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval()
     plan = whole._expand_parallel_plan(dict(whole.tp_plan))
     shard = load_shard(folder / f"{name}-wcodec", rank, WORLD, whole.tp_plan)
@@ -54,7 +58,8 @@ def model(folder: Path, rank: int, name: str) -> dict[str, Any]:
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         if not torch.equal(local, shard[key]) or local.dtype != shard[key].dtype:
             raise AssertionError(
-                f"{key}: {tuple(local.shape)} of transformers, {tuple(shard[key].shape)} of load_shard"
+                f"{key}: {tuple(local.shape)} of transformers, "
+                f"{tuple(shard[key].shape)} of load_shard"
             )
         n_split += shard[key].shape != parameter.shape
         with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Each kernel of a backend against the reference, on random legal plans (`plans`), and on payloads made bad."""
+"""Each kernel of a backend against the reference, on random legal plans (`plans`),
+and on payloads made bad.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     one.close()
 
 
-# ---- checks: to be run on any backend --------------------------------------------------------------------------------
+# ---- checks: to be run on any backend ------------------------------------------------------------
 def check_encode(backend: Backend, case: Case) -> None:
     words = case.words.copy()
     encoded = backend.encode_segments(case.plan, backend.to_device(words))
@@ -177,7 +179,7 @@ def spoil(rng: np.random.Generator, case: Case) -> np.ndarray[Any, Any]:
     return payload
 
 
-# ---- tests -----------------------------------------------------------------------------------------------------------
+# ---- tests ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 @pytest.mark.parametrize("seed", sampled(range(6), 2))
 def test_random_plans(backend: Backend, dtype: DType, seed: int) -> None:
@@ -223,7 +225,9 @@ def test_garbage_payloads(backend: Backend, name: str, kind: str) -> None:
 
 
 def test_one_word_short(backend: Backend) -> None:
-    """A stream whose only word is 0, cut off before it: read as zeros, every state comes out right, and yet it is bad."""
+    """A stream whose only word is 0, cut off before it:
+    read as zeros, every state comes out right, and yet it is bad.
+    """
     geometry = Geometry(1, 128, 1, 128, 1, 128)
     plan = only(
         BY_NAME["uint8"],
@@ -244,11 +248,9 @@ def test_one_word_short(backend: Backend) -> None:
 
 def test_patches(backend: Backend) -> None:
     """Bad patches, and that a bad stream goes before them."""
-    rng, dtype, geometry = (
-        np.random.default_rng(1),
-        BY_NAME["bfloat16"],
-        Geometry(40, 40, 20, 20, 20, 20),
-    )
+    rng = np.random.default_rng(1)
+    dtype = BY_NAME["bfloat16"]
+    geometry = Geometry(40, 40, 20, 20, 20, 20)
     plan = only(
         dtype, geometry, random_tables(rng), Layout.PAIRS, base=118, coder=[Coder.RANS, Coder.RAW]
     )
@@ -275,11 +277,9 @@ def test_patches(backend: Backend) -> None:
 
 def test_tile_modes(backend: Backend) -> None:
     """Bytes that are no modes, and that a bad stream goes before them."""
-    rng, dtype, geometry = (
-        np.random.default_rng(2),
-        BY_NAME["int16"],
-        Geometry(48, 40, 32, 32, 16, 16),
-    )
+    rng = np.random.default_rng(2)
+    dtype = BY_NAME["int16"]
+    geometry = Geometry(48, 40, 32, 32, 16, 16)
     plan = only(
         dtype,
         geometry,
@@ -308,12 +308,12 @@ def test_tile_modes(backend: Backend) -> None:
 
 @pytest.mark.parametrize("coder", [Coder.RANS, Coder.CONTEXT])
 def test_faults_of_several_kinds(backend: Backend, coder: Coder) -> None:
-    """A mode that is none goes before bad streams of lower planes with contexts, which it may keep from being decoded."""
-    rng, dtype, geometry = (
-        np.random.default_rng(4),
-        BY_NAME["int16"],
-        Geometry(48, 40, 32, 32, 16, 16),
-    )
+    """A mode that is none goes before bad streams of lower planes with contexts,
+    which it may keep from being decoded.
+    """
+    rng = np.random.default_rng(4)
+    dtype = BY_NAME["int16"]
+    geometry = Geometry(48, 40, 32, 32, 16, 16)
     tables = random_tables(rng)
     bits = [t.prob_bits for t in tables.tables]
     alike = tuple(i for i, b in enumerate(bits) if b == bits[0])
@@ -341,8 +341,9 @@ def test_faults_of_several_kinds(backend: Backend, coder: Coder) -> None:
     check_decode(backend, case)
     late = coder == Coder.CONTEXT
     for plane, bad_mode, expected in [
-        (None, True, Status.BAD_TILE_MODE), (0, False, Status.BAD_STREAM), (0, True, Status.BAD_STREAM),
-        (1, False, Status.BAD_STREAM), (1, True, Status.BAD_TILE_MODE if late else Status.BAD_STREAM),
+        (None, True, Status.BAD_TILE_MODE), (0, False, Status.BAD_STREAM),
+        (0, True, Status.BAD_STREAM), (1, False, Status.BAD_STREAM),
+        (1, True, Status.BAD_TILE_MODE if late else Status.BAD_STREAM),
     ]:  # fmt: skip
         payload = case.payload.copy()
         if bad_mode:
@@ -355,13 +356,13 @@ def test_faults_of_several_kinds(backend: Backend, coder: Coder) -> None:
 @pytest.mark.parametrize("name", ["uint8", "bfloat16", "float32"])
 @pytest.mark.parametrize("rows", [60, exhaustive(300)])
 def test_contexts_in_large_segments(backend: Backend, name: str, rows: int) -> None:
-    """Pairs of segments of many groups, and of unequal ones, with all kinds of maps over 16 tables."""
+    """Pairs of segments of many groups, and of unequal ones,
+    with all kinds of maps over 16 tables.
+    """
     tall = rows * 16 // 25
-    rng, dtype, geometry = (
-        np.random.default_rng(11),
-        BY_NAME[name],
-        Geometry(rows, 700, tall, 256, tall, 256),
-    )
+    rng = np.random.default_rng(11)
+    dtype = BY_NAME[name]
+    geometry = Geometry(rows, 700, tall, 256, tall, 256)
     tables = TablePool(
         quantise((1 + 1e5 * rng.random(256) ** 9).astype(np.int64), 12) for _ in range(16)
     )
@@ -399,12 +400,12 @@ def test_contexts_in_large_segments(backend: Backend, name: str, rows: int) -> N
 @pytest.mark.parametrize("prob_bits", range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
 @pytest.mark.parametrize("rare", [1, 2, 3, 7, 255])
 def test_extreme_tables(backend: Backend, prob_bits: int, rare: int) -> None:
-    """Two symbols, of frequencies at both ends: where a reciprocal would be inexact, were it ever so."""
-    rng, dtype, geometry = (
-        np.random.default_rng(3),
-        BY_NAME["uint8"],
-        Geometry(61, 67, 61, 67, 61, 67),
-    )
+    """Two symbols, of frequencies at both ends:
+    where a reciprocal would be inexact, were it ever so.
+    """
+    rng = np.random.default_rng(3)
+    dtype = BY_NAME["uint8"]
+    geometry = Geometry(61, 67, 61, 67, 61, 67)
     plan = only(
         dtype,
         geometry,
@@ -448,7 +449,9 @@ def test_nothing(backend: Backend, shape: tuple[int, int], dtype: DType) -> None
 def test_more_than_one_range(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, share: int
 ) -> None:
-    """A range for each thread, with a ragged last segment row and column; a share of it, where threads begin to be used at that share."""
+    """A range for each thread, with a ragged last segment row and column; a share of it, where
+    threads begin to be used at that share.
+    """
     monkeypatch.setattr(numba_backend, "INLINE_NBYTES", numba_backend.INLINE_NBYTES // share)
     rng, dtype = np.random.default_rng(5), BY_NAME[name]
     rows = ((2 << 20) // share if backend.name == "numba" else 1 << 18) // 1030 // dtype.word_nbytes
@@ -498,7 +501,7 @@ def test_use_after_close(backend: Backend, monkeypatch: pytest.MonkeyPatch, shar
         backend.close()
 
 
-# ---- memory that ends where the arrays do: the CPU backends only ------------------------------------------------------
+# ---- memory that ends where the arrays do: the CPU backends only ---------------------------------
 @pytest.mark.parametrize("at_end", [True, False])
 @pytest.mark.parametrize("name", SHAPES_OF_WORDS)
 def test_nothing_outside_is_touched(name: str, at_end: bool) -> None:
@@ -529,9 +532,11 @@ def test_nothing_outside_is_touched(name: str, at_end: bool) -> None:
             backend.checksums(payload, case.decoding.offsets)
 
 
-# ---- tables -------------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 def test_tables_are_read_as_the_reference_reads_them() -> None:
-    """Good ones, 70 at a time for more than a block of them, and such that are cut or changed: the same tables, or the same error."""
+    """Good ones, 70 at a time for more than a block of them, and such that are cut or changed: the
+    same tables, or the same error.
+    """
     backend, rng, refused = NumbaBackend(1), np.random.default_rng(13), 0
 
     def outcome(read: TableReader, data: bytes, n: int) -> Any:
@@ -560,7 +565,9 @@ def test_tables_are_read_as_the_reference_reads_them() -> None:
 @pytest.mark.parametrize("coder", [Coder.RANS, Coder.CONTEXT])
 @pytest.mark.parametrize("where", ["table", "beside", "map"])
 def test_tables_that_are_not_there_are_refused(coder: Coder, where: str) -> None:
-    """A number out of range, on a plane beside one with contexts, and in a context map: such plans come from no file."""
+    """A number out of range, on a plane beside one with contexts, and in a context map:
+    such plans come from no file.
+    """
     backend, dtype, geometry = NumbaBackend(1), BY_NAME["int16"], Geometry(32, 32, 16, 16, 16, 16)
     tables = random_tables(np.random.default_rng(14), 2).tables
     one_map = ContextMap(ContextKind.POSITION, bytes(64), (2 if where == "map" else 0,))

@@ -1,4 +1,6 @@
-"""The command line: every subcommand, every exit status, and no bad file that gets through or leaves anything behind."""
+"""The command line: every subcommand, every exit status,
+and no bad file that gets through or leaves anything behind.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,7 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-# ---- what it does ------------------------------------------------------------------------------------------------------------
+# ---- what it does --------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "do"), [("numba", run), ("reference", call), exhaustive(("reference", run))]
 )
@@ -145,25 +147,15 @@ def test_quiet_and_json(folder: Path) -> None:
         "backend",
     }
     size = (folder / "m2").stat().st_size
-    assert (report["nbytes"], report["stored_nbytes"], report["ratio"]) == (
-        len(CHECKPOINT),
-        size,
-        size / len(CHECKPOINT),
-    )
-    assert (report["input"], report["backend"], report["output"]) == (
-        "model.safetensors",
-        "reference",
-        "m2",
-    )
+    found = (report["nbytes"], report["stored_nbytes"], report["ratio"])
+    assert found == (len(CHECKPOINT), size, size / len(CHECKPOINT))
+    found = (report["input"], report["backend"], report["output"])
+    assert found == ("model.safetensors", "reference", "m2")
     for args in (("decode", "m2", "-o", "b2"), ("verify", "m2")):
         status, out, err = call(*args, "--json")
         report = json.loads(out)
-        assert (status, err, report["nbytes"], report["stored_nbytes"]) == (
-            0,
-            "",
-            len(CHECKPOINT),
-            size,
-        )
+        found = (status, err, report["nbytes"], report["stored_nbytes"])
+        assert found == (0, "", len(CHECKPOINT), size)
 
 
 OPTIONS = [
@@ -195,12 +187,8 @@ def test_info(folder: Path) -> None:
     status, out, err = call("info", "m", "--json", "--backend", "reference")
     report = json.loads(out)
     assert (status, err) == (0, "")
-    assert (report["format"], report["backend"], report["source"], report["metadata_keys"]) == (
-        "0.2",
-        "reference",
-        "safetensors",
-        ["format"],
-    )
+    found = (report["format"], report["backend"], report["source"], report["metadata_keys"])
+    assert found == ("0.2", "reference", "safetensors", ["format"])
     assert (report["nbytes"], report["stored_nbytes"]) == (
         len(CHECKPOINT),
         Path("m").stat().st_size,
@@ -217,11 +205,8 @@ def test_info(folder: Path) -> None:
     assert w8["order0_bits_per_weight"] == pytest.approx(
         order0("I8", make_array(BY_NAME["int8"], (200, 150), "gaussian"))
     )
-    assert (none["bits_per_weight"], none["order0_bits_per_weight"], none["n_segments"]) == (
-        None,
-        None,
-        0,
-    )
+    found = (none["bits_per_weight"], none["order0_bits_per_weight"], none["n_segments"])
+    assert found == (None, None, 0)
     assert ramp["name"] == "ramp\x1b[31m\n"
     status, out, _ = call("info", "m")
     assert status == 0
@@ -302,7 +287,8 @@ def test_the_environment_and_verbosity(folder: Path) -> None:
     status, out, err = run("-v", "verify", "m", "-q")
     assert (status, out) == (0, "")
     assert re.fullmatch(
-        r"wcodec: auto: (backend cuda|not cuda: backend 'cuda' needs .+\nwcodec: auto: backend numba)\n",
+        r"wcodec: auto: (backend cuda|not cuda: backend 'cuda' needs .+\nwcodec: auto: "
+        r"backend numba)\n",
         err,
     )
     assert run("verify", "m", env=env | {"WCODEC_BACKEND": "nonsense"})[0] == 1
@@ -343,11 +329,8 @@ def test_conformance_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None
     assert call("--backend", "numba", "conformance", "--filter", "accept")[0] == 1
     (command, first), (backend, second) = seen
     assert isinstance(command, conformance.Command)
-    assert (command.template, first["sweeps"], first["select"]) == (
-        "decoder {input} {output}",
-        False,
-        "",
-    )
+    found = (command.template, first["sweeps"], first["select"])
+    assert found == ("decoder {input} {output}", False, "")
     assert (backend, second["sweeps"], second["select"]) == (load_backend("numba"), True, "accept")
 
 
@@ -410,7 +393,7 @@ def test_bench_of_a_backend_that_is_wrong(folder: Path, monkeypatch: pytest.Monk
     assert_one_line_of_error(err, "the tensors did not come back")
 
 
-# ---- bad usage: 2 ------------------------------------------------------------------------------------------------------------
+# ---- bad usage: 2 --------------------------------------------------------------------------------
 BAD_USAGE = [
     ["nonsense"],
     ["encode"],
@@ -488,7 +471,7 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
     assert (folder / "model.safetensors").read_bytes() == CHECKPOINT
 
 
-# ---- bad input: 1, one line, nothing left ------------------------------------------------------------------------------------
+# ---- bad input: 1, one line, nothing left --------------------------------------------------------
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -524,7 +507,8 @@ def test_bad_usage(folder: Path, args: list[str]) -> None:
         (["info", "model.safetensors", "--json"], "bad_magic: "),
         (
             ["encode", "coded", "-o", "m"],
-            "bad_source: in 'coded': not a safetensors file but a .wcodec file: wcodec decode restores",
+            "bad_source: in 'coded': not a safetensors file but a .wcodec file: "
+            "wcodec decode restores",
         ),
         (
             ["encode", "empty", "-o", "m"],
@@ -561,7 +545,9 @@ def test_bad_input(folder: Path, args: list[str], message: str) -> None:
 
 
 def refused(folder: Path, data: bytes, label: object) -> str:
-    """`decode` a bad file in this process: exit 1, one line, no output and nothing else. Returns the error's code."""
+    """`decode` a bad file in this process: exit 1, one line, no output and nothing else.
+    Returns the error's code.
+    """
     (folder / "bad").write_bytes(data)
     before = names(folder)
     status, out, err = call("decode", "bad", "-o", "out", "--backend", "reference")
@@ -572,7 +558,9 @@ def refused(folder: Path, data: bytes, label: object) -> str:
 
 
 def small_file(folder: Path) -> bytes:
-    """A coded file with every kind of part: streams, tile modes, patches, raw bytes, constants, a source header, metadata."""
+    """A coded file with every kind of part: streams, tile modes, patches, raw bytes, constants,
+    a source header, metadata.
+    """
     rng = np.random.default_rng(1)
     tiles = rng.integers(0, 200, (32, 64)).astype(np.uint8)
     tiles[:, 32:] = np.arange(32)[:, None] * 5 + rng.integers(0, 3, (32, 32))
@@ -607,7 +595,9 @@ def test_the_small_file_holds_what_the_sweeps_are_to_break(folder: Path) -> None
 
 @pytest.mark.parametrize("step", [10, exhaustive(1)])
 def test_a_flipped_bit_anywhere_is_refused(folder: Path, step: int) -> None:
-    """In header and footer in any byte; elsewhere in each `step`. All bits of some files: the suite's sweeps."""
+    """In header and footer in any byte; elsewhere in each `step`.
+    All bits of some files: the suite's sweeps.
+    """
     data = small_file(folder)
     codes = set()
     for at in sorted({*range(64), *range(0, len(data), step), *range(len(data) - 64, len(data))}):
@@ -628,7 +618,9 @@ def test_a_cut_at_any_length_is_refused(folder: Path, step: int) -> None:
 
 @pytest.mark.parametrize("step", [7, exhaustive(3)])
 def test_sizes_in_the_index_that_lie_are_refused(folder: Path, step: int) -> None:
-    """Eight bytes anywhere in the index made huge, with checksums that fit. (All single bytes: test_reference_container.)"""
+    """Eight bytes anywhere in the index made huge, with checksums that fit. (All single bytes:
+    test_reference_container.)
+    """
     data = small_file(folder)
     foot = len(data) - 64
     (index_offset,) = struct.unpack_from("<Q", data, foot)
@@ -780,7 +772,9 @@ sys.exit(main())
 def test_progress_on_a_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, has_tqdm: bool
 ) -> None:
-    """Of work that takes long: here each file does. With tqdm its bar, without it a line that is written over."""
+    """Of work that takes long: here each file does.
+    With tqdm its bar, without it a line that is written over.
+    """
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

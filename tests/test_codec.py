@@ -22,7 +22,8 @@ from wcodec.codec.encoder import Encoder
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.reference.planes import DType
 
-# Below, at and above a group of 128 symbols, a segment of 32768 words, and a chunk of two segment rows.
+# Below, at and above a group of 128 symbols, a segment of 32768 words,
+# and a chunk of two segment rows.
 SHAPES: list[tuple[int, ...]] = [
     (),
     (0,),
@@ -43,7 +44,9 @@ SHAPES: list[tuple[int, ...]] = [
     ("dtype", "kind"), crossed(ARRAY_DTYPES, KINDS, one_in=3), ids=lambda v: getattr(v, "name", v)
 )
 def test_every_dtype_comes_back(backend: Backend, dtype: DType, kind: str, small: bool) -> None:
-    """On the reference but one of the large shapes: the others are what the other backend is compared with elsewhere."""
+    """On the reference but one of the large shapes:
+    the others are what the other backend is compared with elsewhere.
+    """
     large = [shape for shape in SHAPES if np.prod(shape) > 1000]
     for shape in SHAPES:
         if (
@@ -242,7 +245,9 @@ def test_a_limit_on_memory_is_kept() -> None:
 
 
 def test_more_than_memory_holds_is_a_coded_error() -> None:
-    """A few bytes may tell of a tensor of terabytes, all of one value; the machine says no, and that is all."""
+    """A few bytes may tell of a tensor of terabytes, all of one value;
+    the machine says no, and that is all.
+    """
     stream = io.BytesIO()
     writer = Encoder().start(stream)
     writer.tensors.append(_huge())
@@ -272,7 +277,7 @@ def _huge() -> wcodec.reference.records.TensorRecord:
     )
 
 
-# ---- backends ----------------------------------------------------------------------------------------------------------------
+# ---- backends ------------------------------------------------------------------------------------
 def test_backends_under_test_are_usable_and_listed() -> None:
     assert set(BACKENDS) <= set(backend_names())
     reasons = wcodec.available_backends()
@@ -325,18 +330,13 @@ def test_auto_says_which(caplog: pytest.LogCaptureFixture) -> None:
     assert "auto: backend numba" in caplog.text
 
 
-# ---- errors ------------------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 def test_errors_have_a_code_a_place_and_survive_pickling() -> None:
     e = DecodeError("bad_checksum", "no match", tensor="x", offset=7)
     assert str(e) == "bad_checksum: no match (tensor 'x', offset 7)"
     back = pickle.loads(pickle.dumps(e))
-    assert (type(back), back.code, back.tensor, back.offset, str(back)) == (
-        DecodeError,
-        e.code,
-        "x",
-        7,
-        str(e),
-    )
+    found = (type(back), back.code, back.tensor, back.offset, str(back))
+    assert found == (DecodeError, e.code, "x", 7, str(e))
     assert str(EncodeError("bad_source", "m")) == "bad_source: m"
     with pytest.raises(ValueError, match="not a code"):
         DecodeError("bad_source", "m")

@@ -1,4 +1,6 @@
-"""The vectors are current, small, complete and true to what they say; the project's backends pass the suite."""
+"""The vectors are current, small, complete and true to what they say;
+the project's backends pass the suite.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def test_vectors_are_current():
 def test_stale_vectors_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], anew: bool
 ):
-    """By the command; or in this process, where those that are there stand for those that would be written."""
+    """By the command; or in this process, where those that are there stand for those that would be
+    written.
+    """
     shutil.copytree(ROOT / "conformance_vectors", tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
     import write_vectors
@@ -154,13 +158,13 @@ def test_bases_of_differences(vectors: Vectors):
 
 
 def test_every_mode_and_context_has_a_case(vectors: Vectors):
-    """Each mode for a whole plane and for a tile; each kind of context in each layout, under tables of each sum."""
-    whole, of_tiles, contexts, sums = (
-        set[int](),
-        set[int](),
-        set[tuple[int, int, int]](),
-        set[int](),
-    )
+    """Each mode for a whole plane and for a tile;
+    each kind of context in each layout, under tables of each sum.
+    """
+    whole = set[int]()
+    of_tiles = set[int]()
+    contexts = set[tuple[int, int, int]]()
+    sums = set[int]()
     for case in vectors.cases:
         if case.expect != "accept":
             continue
@@ -257,12 +261,9 @@ def test_recipes_by_hand(recipe: dict, n: int, word_nbytes: int, due: str):
 def test_every_edit_gives_its_file(vectors: Vectors):
     edited = [c for c in vectors.cases if "edits" in c.row]
     for case in edited:
-        assert (
-            apply_edits(
-                vectors[case.row["base"]].data, case.row["edits"], case.row.get("refit", [])
-            )
-            == case.data
-        ), case.id
+        base = vectors[case.row["base"]].data
+        edited_base = apply_edits(base, case.row["edits"], case.row.get("refit", []))
+        assert edited_base == case.data, case.id
     assert {c.id for c in vectors.cases if c.expect != "accept"} <= {c.id for c in edited}
     assert all(vectors[c.row["base"]].expect == "accept" for c in edited)
 
@@ -297,9 +298,11 @@ def test_every_rule_has_a_case():
     assert left_out & cited == set(), "rules with a case that the spec calls untestable"
 
 
-# ---- the suite itself --------------------------------------------------------------------------------------------------
+# ---- the suite itself ----------------------------------------------------------------------------
 def some(vectors: Vectors, *more: str) -> list[str]:
-    """All files and duties; the kernels on few files, which together hold whatever any file holds."""
+    """All files and duties; the kernels on few files,
+    which together hold whatever any file holds.
+    """
     return [
         "accept/",
         "reject/",
@@ -324,7 +327,9 @@ def test_numba_passes(monkeypatch: pytest.MonkeyPatch, vectors: Vectors, whole: 
 
 @pytest.mark.parametrize("whole", [False, exhaustive(True)])
 def test_reference_passes(vectors: Vectors, whole: bool):
-    """Spoilt payloads are held against the reference itself, and spoilt files are refused before it comes to them, nearly all."""
+    """Spoilt payloads are held against the reference itself, and spoilt files are refused before it
+    comes to them, nearly all.
+    """
     report = conformance.run(
         load_backend("reference"), select="" if whole else some(vectors), sweeps=whole
     )
@@ -361,12 +366,13 @@ def test_left_out_is_not_green(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 def test_interrupted_is_not_green(tmp_path: Path):
     """What was found until then is reported."""
-    once = f"import os, pathlib, signal; pathlib.Path('{tmp_path}/once').touch(exist_ok=False); os.kill(os.getppid(), signal.SIGINT)"
-    (tmp_path / "decoder.py").write_text(once)
-    report, decoder = (
-        tmp_path / "r.json",
-        f"{sys.executable} {tmp_path}/decoder.py {{input}} {{output}}",
+    once = (
+        f"import os, pathlib, signal; pathlib.Path('{tmp_path}/once').touch(exist_ok=False); "
+        "os.kill(os.getppid(), signal.SIGINT)"
     )
+    (tmp_path / "decoder.py").write_text(once)
+    report = tmp_path / "r.json"
+    decoder = f"{sys.executable} {tmp_path}/decoder.py {{input}} {{output}}"
     line = [
         sys.executable,
         "-m",
@@ -419,7 +425,7 @@ def test_damaged_vectors_fail(tmp_path: Path, vectors: Vectors):
     assert ["damaged" in o.message for o in report.failed] == [True]
 
 
-# ---- a program ---------------------------------------------------------------------------------------------------------
+# ---- a program -----------------------------------------------------------------------------------
 GOOD = """
 import sys
 from pathlib import Path
@@ -508,21 +514,8 @@ def test_program_without_a_base_leaves_its_cases_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     line = command(tmp_path, GOOD).template
-    assert (
-        main(
-            [
-                "conformance",
-                "--command",
-                line,
-                "--filter",
-                "base_other_",
-                "--no-sweeps",
-                "--report",
-                str(tmp_path / "r.json"),
-            ]
-        )
-        == 1
-    )
+    args = ["--filter", "base_other_", "--no-sweeps", "--report", str(tmp_path / "r.json")]
+    assert main(["conformance", "--command", line, *args]) == 1
     checks = {c["id"]: c for c in json.loads((tmp_path / "r.json").read_text())["checks"]}
     assert {checks[id]["message"] for id in OF_BASES} == {"the command has no {base}"}
     assert {checks[id]["outcome"] for id in OF_BASES} == {"not run"}

@@ -48,11 +48,9 @@ def check(
     sizes: Sequence[int] | NDArray[Any],
 ) -> None:
     """Compare the CRC-32s of ranges of `data`, which is on the device, with zlib's."""
-    starts, sizes, before = (
-        np.asarray(starts, np.int64),
-        np.asarray(sizes, np.int64),
-        zlib.crc32(data),
-    )
+    starts = np.asarray(starts, np.int64)
+    sizes = np.asarray(sizes, np.int64)
+    before = zlib.crc32(data)
     out = crc32_ranges(runtime, (starts + runtime.address(data)).astype(np.uint64), sizes).result()
     want = np.array(
         [zlib.crc32(data[a : a + n]) for a, n in zip(starts, sizes, strict=True)], np.uint32

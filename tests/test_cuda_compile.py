@@ -54,7 +54,9 @@ def test_every_source_is_named() -> None:
 
 
 def targets() -> list[Any]:
-    """All sources for all architectures; always each for one of them in turn, of products one for the usual one."""
+    """All sources for all architectures; always each for one of them in turn,
+    of products one for the usual one.
+    """
     always = {
         source: ARCHITECTURES[-1 - i % len(ARCHITECTURES)]
         for i, source in enumerate(SOURCES)
@@ -110,7 +112,8 @@ def test_what_a_kernel_takes_is_seen() -> None:
         for (int i = 0; i < 128; i++) kept[i] = a[i * n];
         __syncthreads();
         #pragma unroll
-        for (int i = 0; i < 128; i++) a[3 * i * n] = kept[127 - i] + shared[i] + indexed[(n + i) & 15];
+        for (int i = 0; i < 128; i++)
+            a[3 * i * n] = kept[127 - i] + shared[i] + indexed[(n + i) & 15];
     }
     extern "C" __global__ void plain(int *a) { a[0] = 1 << 40; }
     """

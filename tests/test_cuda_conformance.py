@@ -1,8 +1,10 @@
-"""The CUDA backend on the emulator: the conformance suite and corrupted segments, with sanitizers, without races, in other orders.
+"""The CUDA backend on the emulator: the conformance suite and corrupted segments, with sanitizers,
+without races, in other orders.
 
 A sample of the suite is checked always, all of it by `make test-all`.
 
-What only a GPU can show (its memory model, PTX, speed) is in ``tests/test_gpu.py`` and `make gpu-check`.
+What only a GPU can show (its memory model, PTX,
+speed) is in ``tests/test_gpu.py`` and `make gpu-check`.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ LAUNCHED = {
 
 
 def races(args: list[str]) -> str:
-    """What a command prints, for which every access of memory is compared with those before it that no barrier orders, in any order."""
+    """What a command prints, for which every access of memory is compared with those before it that
+    no barrier orders, in any order.
+    """
     env = {
         **os.environ,
         "WCODEC_EMULATOR": "races shuffled 5",
@@ -69,7 +73,9 @@ def check_all_passed(out: str) -> None:
 
 
 def check_sample(out: str, least: int) -> None:
-    """Nothing failed, so many checks passed at least, and every kernel ran that the suite launches."""
+    """Nothing failed, so many checks passed at least,
+    and every kernel ran that the suite launches.
+    """
     found = json.loads(out)
     assert found["failed"] == []
     assert found["passed"] >= least
@@ -88,7 +94,9 @@ def test_sample_with_sanitizers() -> None:
 
 
 def test_sample_without_races() -> None:
-    """Of what is accepted, and of damaged payloads: a file that is refused launches no kernel, or one of those."""
+    """Of what is accepted, and of damaged payloads:
+    a file that is refused launches no kernel, or one of those.
+    """
     check_sample(races([*SAMPLE, "accept/", "kernels/", "encode/", "payload/"]), 200)
 
 

@@ -1,4 +1,6 @@
-"""Kernels that find the classes of symbols and decode by them, on the CPU, against the reference."""
+"""Kernels that find the classes of symbols and decode by them, on the CPU,
+against the reference.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
     return EmulatedRuntime(**request.param)
 
 
-# ---- classes ---------------------------------------------------------------------------------------------------------------
+# ---- classes -------------------------------------------------------------------------------------
 def context_plan(
     rng: np.random.Generator, dtype: DType, layout: Layout, geometry: Geometry, kind: ContextKind
 ) -> SegmentPlan:
@@ -81,7 +83,9 @@ def context_plan(
 def check_classes(
     runtime: EmulatedRuntime, plan: SegmentPlan, words: Array, at_end: bool, encoding: bool
 ) -> None:
-    """Classes of all symbols of all planes that have them are the reference's, of what fills up the last group 0."""
+    """Classes of all symbols of all planes that have them are the reference's,
+    of what fills up the last group 0.
+    """
     memory, n_planes = Memory(at_end), plan.dtype.n_planes
     work = WorkList.of([Job(plan, 0)], encoding=True)
     rooms, expected = {}, {}
@@ -125,16 +129,14 @@ def test_classes(runtime: EmulatedRuntime, name: str, layout: Layout, kind: Cont
         random_geometry(rng),
     ]
     for i, geometry in enumerate(shapes):
-        plan, words = (
-            context_plan(rng, dtype, layout, geometry, kind),
-            random_words(rng, geometry, dtype),
-        )
+        plan = context_plan(rng, dtype, layout, geometry, kind)
+        words = random_words(rng, geometry, dtype)
         if (plan.segments.coder == Coder.CONTEXT).any():
             check_classes(runtime, plan, words, i % 2 == 0, encoding=False)
             check_classes(runtime, plan, words, i % 2 == 1, encoding=True)
 
 
-# ---- streams ---------------------------------------------------------------------------------------------------------------
+# ---- streams -------------------------------------------------------------------------------------
 @dataclass
 class Streams:
     """Streams, the symbols that each should have, their classes and context maps."""
@@ -226,9 +228,11 @@ def test_bad_streams(runtime: EmulatedRuntime, at_end: bool) -> None:
     assert 100 < n_bad < 200  # not all: padding is no fault
 
 
-# ---- all of it -------------------------------------------------------------------------------------------------------------
+# ---- all of it -----------------------------------------------------------------------------------
 def test_status_of_several_faults() -> None:
-    """Of a segment whose planes are all by contexts: a late stream is bad only where no tile mode is wrong."""
+    """Of a segment whose planes are all by contexts:
+    a late stream is bad only where no tile mode is wrong.
+    """
     backend, rng, dtype = EmulatedCuda(), np.random.default_rng(4), BY_NAME["int16"]
     tables = random_tables(rng, 1)
     maps = [
@@ -252,10 +256,8 @@ def test_status_of_several_faults() -> None:
     )
     case = complete(plan, random_words(rng, geometry, dtype))
     check_encode(backend, case)
-    n_tiles, (first, second) = (
-        int(geometry.tile_counts()[0]),
-        case.decoding.plane_offsets[:, 0].tolist(),
-    )
+    n_tiles = int(geometry.tile_counts()[0])
+    (first, second) = case.decoding.plane_offsets[:, 0].tolist()
     places = first + 3, second + 3, 0, n_tiles  # in both streams, and in both planes' modes
     for faults in range(16):
         payload = case.payload.copy()
@@ -275,7 +277,9 @@ def test_status_of_several_faults() -> None:
 
 
 def test_scratch_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments one after another in the same scratch, whose symbols and classes are those of the one before."""
+    """Segments one after another in the same scratch,
+    whose symbols and classes are those of the one before.
+    """
     from wcodec.backends.cuda import decoding
 
     backend, rng = EmulatedCuda(), np.random.default_rng(5)
@@ -290,7 +294,7 @@ def test_scratch_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not any(check_bad(backend, case.decoding, case.payload))
 
 
-# ---- sanitizers ------------------------------------------------------------------------------------------------------------
+# ---- sanitizers ----------------------------------------------------------------------------------
 # the sample of the conformance suite runs these kernels with sanitizers too
 @pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:

@@ -58,7 +58,9 @@ def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
 
 
 def all_precisions(rng: np.random.Generator) -> TablePool:
-    """Tables of each precision, with symbols of any frequency, also at both ends of the alphabet."""
+    """Tables of each precision, with symbols of any frequency,
+    also at both ends of the alphabet.
+    """
     tables = []
     for prob_bits in range(MIN_PROB_BITS, MAX_PROB_BITS + 1):
         tables += [
@@ -80,7 +82,9 @@ def table_rows(pool: TablePool) -> Array:
 
 
 def batches_of(rng: np.random.Generator, ids: Array, tables: Array) -> tuple[Array, Array]:
-    """`BATCH`es of random sizes, each of one table, in any order, and the list that they are parts of."""
+    """`BATCH`es of random sizes, each of one table, in any order,
+    and the list that they are parts of.
+    """
     batches, listed = list[tuple[int, int, int, int]](), list[int]()
     for table in rng.permutation(np.unique(tables)).tolist():
         of_table = rng.permutation(ids[tables == table]).tolist()
@@ -116,7 +120,7 @@ def test_luts(runtime: EmulatedRuntime) -> None:
         assert (lut[1 << table.prob_bits :] == 0).all()
 
 
-# ---- streams ---------------------------------------------------------------------------------------------------------------
+# ---- streams -------------------------------------------------------------------------------------
 @dataclass
 class Streams:
     """Streams, the symbols that each should have, and their tables."""
@@ -128,7 +132,9 @@ class Streams:
 
 
 def random_symbols(rng: np.random.Generator, table: Table, n: int) -> Array:
-    """Symbols about as frequent as the table says, or uniform among its symbols, or the rarest alone."""
+    """Symbols about as frequent as the table says, or uniform among its symbols,
+    or the rarest alone.
+    """
     used = np.flatnonzero(table.freq)
     kind = rng.integers(0, 4)
     if kind == 0:
@@ -154,7 +160,9 @@ def random_streams(
 def check_streams(
     runtime: EmulatedRuntime, rng: np.random.Generator, some: Streams, at_end: bool = True
 ) -> Array:
-    """Symbols, those that fill up the last groups too, and what is said of the streams, are the reference's. Returns which are good."""
+    """Symbols, those that fill up the last groups too, and what is said of the streams, are the
+    reference's. Returns which are good.
+    """
     memory, rows, whole = Memory(at_end), table_rows(some.pool), whole_groups(some.n_symbols)
     expected = decode_streams(some.streams, whole, some.tables, some.pool)
     planes = np.zeros(len(some.streams), PLANE)
@@ -198,10 +206,8 @@ def check_kernel(
     """
     symbols, good = expected
     rooms, before = [memory.room(s.size) for s in symbols], 64
-    planes["at"], planes["nbytes"] = (
-        [address(memory.put(s)) for s in some.streams],
-        [s.size for s in some.streams],
-    )
+    planes["at"] = [address(memory.put(s)) for s in some.streams]
+    planes["nbytes"] = [s.size for s in some.streams]
     planes["symbols"], planes["n_symbols"] = [address(r) for r in rooms], some.n_symbols
     planes["segment"] = rng.permutation(planes.size)
     batches, listed = batches_of(rng, np.arange(planes.size), planes["table"])
@@ -220,7 +226,9 @@ def check_kernel(
 
 @pytest.mark.parametrize("at_end", [True, False])
 def test_streams(runtime: EmulatedRuntime, at_end: bool) -> None:
-    """Of 1 to 8 groups and some longer, all precisions; the buffer of words slides in the longer ones."""
+    """Of 1 to 8 groups and some longer, all precisions;
+    the buffer of words slides in the longer ones.
+    """
     rng = np.random.default_rng(1)
     sizes = [
         1,
@@ -244,7 +252,9 @@ GREEDY = two_symbols(12, 4095, 0, 255)
 
 
 def greedy_stream(n_groups: int, n_waiting: int) -> Array:
-    """A good stream of zeros under `GREEDY`, such as no encoder makes: each lane takes a word at each step, but for some that never do."""
+    """A good stream of zeros under `GREEDY`, such as no encoder makes: each lane takes a word at
+    each step, but for some that never do.
+    """
     state, n_steps = 1 << 16, 4 * n_groups
     for _ in range(n_steps):
         state = state // 4095 << 12 | state % 4095
@@ -328,7 +338,7 @@ def test_bad_streams(runtime: EmulatedRuntime, at_end: bool) -> None:
     assert 300 < n_bad < 600  # not all: padding is no fault
 
 
-# ---- segments --------------------------------------------------------------------------------------------------------------
+# ---- segments ------------------------------------------------------------------------------------
 def kernel_of(dtype: DType, layout: Layout) -> str:
     return f"decode_{layout.name.lower()}_{dtype.word_nbytes}"
 
@@ -360,10 +370,8 @@ def fused_case(
 
 def suits(case: Case) -> Array:
     """Segments that the kernels are made for: each lane's words of a group lie in one row."""
-    (heights, widths), each = (
-        case.plan.geometry.sizes(),
-        8 if case.plan.segments.layout[0] == Layout.PAIRS else 4,
-    )
+    (heights, widths) = case.plan.geometry.sizes()
+    each = 8 if case.plan.segments.layout[0] == Layout.PAIRS else 4
     return np.flatnonzero(
         (heights == 1) | (widths == case.plan.geometry.cols) | (widths % each == 0)
     )
@@ -375,7 +383,8 @@ class Fused:
     Parameters
     ----------
     shift
-        Words before the matrix, in a buffer that is larger by a few: where it starts is aligned to words only.
+        Words before the matrix, in a buffer that is larger by a few:
+        where it starts is aligned to words only.
     """
 
     def __init__(
@@ -389,26 +398,20 @@ class Fused:
         self.words = self.room[before : before + nbytes]
         self.tensors, self.planes = tensors_of(dtype, geometry), planes_of(dtype, geometry)
         self.segments = segments_of(dtype, geometry, address(self.words))
-        self.segments["layout"], self.segments["base"], self.segments["n_patches"] = (
-            s.layout,
-            s.base,
-            s.n_patches,
-        )
+        self.segments["layout"] = s.layout
+        self.segments["base"] = s.base
+        self.segments["n_patches"] = s.n_patches
         for k, segment in enumerate(self.segments):
             segment["patches"] = self._part(
                 int(self.plan.patch_offsets[k]), pad(4 * int(s.n_patches[k]))
             )
             for p, plane in enumerate(self.planes[k]):
                 nbytes = int(self.plan.stream_nbytes[p, k])
-                plane["coder"], plane["table"], plane["n_symbols"] = (
-                    s.coder[p, k],
-                    s.table[p, k],
-                    self.plan.plane_nbytes[p, k],
-                )
-                plane["at"], plane["nbytes"] = (
-                    self._part(int(self.plan.plane_offsets[p, k]), nbytes),
-                    nbytes,
-                )
+                plane["coder"] = s.coder[p, k]
+                plane["table"] = s.table[p, k]
+                plane["n_symbols"] = self.plan.plane_nbytes[p, k]
+                plane["at"] = self._part(int(self.plan.plane_offsets[p, k]), nbytes)
+                plane["nbytes"] = nbytes
 
     def _part(self, start: int, nbytes: int) -> int:
         return address(self.memory.put(self._payload[start : start + nbytes])) if nbytes else 0
@@ -472,7 +475,9 @@ def check_fused(
 def check_bad(
     runtime: EmulatedRuntime, rng: np.random.Generator, case: Case, payload: Array
 ) -> Array:
-    """Same status as the reference, same words where it is good, nothing else touched. Returns the statuses of all segments."""
+    """Same status as the reference, same words where it is good, nothing else touched. Returns the
+    statuses of all segments.
+    """
     chosen, decoded = suits(case), case.words.copy()
     good = decoding.decode_segments(case.decoding, payload, decoded)
     words, status = Fused(case, payload).run(runtime, rng, chosen)
@@ -526,7 +531,9 @@ def test_segments(runtime: EmulatedRuntime, dtype: DType, layout: Layout, at_end
 )
 @pytest.mark.parametrize(("dtype", "layout"), ONE_OF_EACH, ids=kind_id)
 def test_sizes(dtype: DType, layout: Layout, n: int) -> None:
-    """Around a lane's words, groups, and pairs of groups; in one row, in one column, in rows of a few."""
+    """Around a lane's words, groups, and pairs of groups;
+    in one row, in one column, in rows of a few.
+    """
     rng, runtime = np.random.default_rng([5, n]), EmulatedRuntime(order="shuffled", seed=n)
     for rows, cols, s_rows, s_cols in (
         (1, n, 1, n),
@@ -595,7 +602,7 @@ def test_all_16_bit_words(runtime: EmulatedRuntime) -> None:
     check_fused(runtime, rng, fused_case(rng, BY_NAME["bfloat16"], Layout.PAIRS, geometry, words))
 
 
-# ---- patches ---------------------------------------------------------------------------------------------------------------
+# ---- patches -------------------------------------------------------------------------------------
 WINDOWED = [d for d in PAIRS if d.word_nbytes > 1]
 
 
@@ -654,10 +661,8 @@ def test_any_patches(runtime: EmulatedRuntime) -> None:
         case = patched_case(rng, BY_NAME["bfloat16"], 0.05, geometry)
         payload = case.payload.copy()
         for k in np.flatnonzero(rng.random(geometry.n_segments) < 0.7).tolist():
-            at, count = (
-                int(case.decoding.patch_offsets[k]),
-                int(case.decoding.segments.n_patches[k]),
-            )
+            at = int(case.decoding.patch_offsets[k])
+            count = int(case.decoding.segments.n_patches[k])
             payload[at : at + 4 * count] = (
                 np.sort(rng.integers(0, 402, count)).astype("<u4").view(np.uint8)
             )
@@ -665,7 +670,7 @@ def test_any_patches(runtime: EmulatedRuntime) -> None:
     assert seen == {Status.OK, Status.BAD_PATCH}
 
 
-# ---- corrupt payloads ------------------------------------------------------------------------------------------------------
+# ---- corrupt payloads ----------------------------------------------------------------------------
 @pytest.mark.parametrize(("dtype", "layout"), ONE_OF_EACH, ids=kind_id)
 def test_bad_payloads(runtime: EmulatedRuntime, dtype: DType, layout: Layout) -> None:
     """Any bytes of any records; the reference says which are bad."""
@@ -683,7 +688,7 @@ def test_bad_payloads(runtime: EmulatedRuntime, dtype: DType, layout: Layout) ->
     assert 0.1 * n < n_bad < 0.8 * n
 
 
-# ---- sanitizers ------------------------------------------------------------------------------------------------------------
+# ---- sanitizers ----------------------------------------------------------------------------------
 # the sample of the conformance suite runs these kernels with sanitizers too
 @pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:

@@ -1,4 +1,6 @@
-"""The emulator that runs CUDA kernels: what it computes, and that it finds what is wrong with a kernel."""
+"""The emulator that runs CUDA kernels: what it computes,
+and that it finds what is wrong with a kernel.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     return dict(request.param)
 
 
-# ---- what it computes --------------------------------------------------------------------------------------------------------
+# ---- what it computes ----------------------------------------------------------------------------
 def expected_collectives(x: U32s, block: int) -> U32s:
     """Results of all collectives of probe.cu, a row each."""
     warps, lanes = x.reshape(-1, 32), np.arange(32)
@@ -116,9 +118,11 @@ def integer_functions(x: int, y: int) -> list[int]:
         by_nibble.append((255 if byte & 128 else 0) if pick & 8 else byte)
     shift = y & 31
     return [
-        x.bit_count(), x.bit_count() + y.bit_count(), 32 - x.bit_length(), (x & -x).bit_length(), int(f"{x:032b}"[::-1], 2),
-        int.from_bytes(bytes(by_nibble), "little"), ((y << 32 | x) << shift >> 32) & 0xFFFFFFFF, (y << 32 | x) >> shift & 0xFFFFFFFF,
-        x * y >> 32, wide & 0xFFFFFFFF, wide >> 32, 0, min(x, y), max(x, y), min(signed) & 0xFFFFFFFF, max(signed) & 0xFFFFFFFF,
+        x.bit_count(), x.bit_count() + y.bit_count(), 32 - x.bit_length(), (x & -x).bit_length(),
+        int(f"{x:032b}"[::-1], 2), int.from_bytes(bytes(by_nibble), "little"),
+        ((y << 32 | x) << shift >> 32) & 0xFFFFFFFF, (y << 32 | x) >> shift & 0xFFFFFFFF,
+        x * y >> 32, wide & 0xFFFFFFFF, wide >> 32, 0, min(x, y), max(x, y),
+        min(signed) & 0xFFFFFFFF, max(signed) & 0xFFFFFFFF,
     ]  # fmt: skip
 
 
@@ -208,7 +212,7 @@ def test_structures_are_those_of_layout(tmp_path: Path, name: str) -> None:
     assert rt.download(out).view(np.uint32).tolist() == expected
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 def test_memory() -> None:
     rt = EmulatedRuntime()
     for nbytes in (0, 1, 255, 1000):
@@ -226,7 +230,7 @@ def test_memory() -> None:
     np.testing.assert_array_equal(back, random_words(60).reshape(6, 10))
 
 
-# ---- launches that can't be ----------------------------------------------------------------------------------------------------
+# ---- launches that can't be ----------------------------------------------------------------------
 def test_wrong_launches() -> None:
     rt = probe()
     x, n = rt.upload(random_words(32)), np.uint32(32)
@@ -298,7 +302,7 @@ def test_builds_and_launches_from_several_threads(
     assert not list(tmp_path.glob("**/unfinished-*"))
 
 
-# ---- faults --------------------------------------------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------------------
 #: Faults that end the launch in any order, with what is said.
 REFUSED = {
     "divergent_ballot": "divergent collective: __ballot_sync .planted.cu:",
@@ -307,17 +311,19 @@ REFUSED = {
     "early_exit": "__ballot_sync .* waits for lanes 0x00000020, which have exited",
     "exit_before_syncthreads": "thread 96: __syncthreads .* exited",
     "divergent_syncthreads": "divergent __syncthreads",
-    "deadlock": "thread [0-9]+: __syncwarp .* waits for lanes 0x00000200, which wait at __syncthreads",
+    "deadlock": (
+        "thread [0-9]+: __syncwarp .* waits for lanes 0x00000200, which wait at __syncthreads"
+    ),
 }
 #: Faults that give other results in some order.
 BY_ORDER = [
-    "uninitialised_shared", "left_over_shared", "missing_syncthreads", "missing_second_syncthreads", "missing_syncwarp", "race_of_warps",
-    "race_of_blocks", "scratch_of_all_blocks",
+    "uninitialised_shared", "left_over_shared", "missing_syncthreads", "missing_second_syncthreads",
+    "missing_syncwarp", "race_of_warps", "race_of_blocks", "scratch_of_all_blocks",
 ]  # fmt: skip
 #: Faults that comparing accesses finds, in any order.
 RACES = [
-    "missing_syncthreads", "missing_second_syncthreads", "missing_syncwarp", "race_of_warps", "race_of_blocks",
-    "scratch_of_all_blocks", "lost_update", "ballot_as_barrier",
+    "missing_syncthreads", "missing_second_syncthreads", "missing_syncwarp", "race_of_warps",
+    "race_of_blocks", "scratch_of_all_blocks", "lost_update", "ballot_as_barrier",
 ]  # fmt: skip
 #: Faults that the sanitizers find, with what they say.
 SANITIZED = {

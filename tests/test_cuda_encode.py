@@ -1,4 +1,6 @@
-"""The kernels of `encode.cu` and `histogram.cu`, on the CPU, against the reference, from planes that the reference has split."""
+"""The kernels of `encode.cu` and `histogram.cu`, on the CPU, against the reference, from planes
+that the reference has split.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,14 @@ from wcodec.reference.tiles import Geometry
 
 BLOCK = 256
 CODER = np.dtype([("reciprocal", "<u8"), ("freq", "<u4"), ("start", "<u4")])
-#: Strips of several warps, words together or not, tiles of odd and even sides, odd numbers of words, single rows and columns.
+#: Strips of several warps, words together or not, tiles of odd and even sides, odd numbers of
+#: words, single rows and columns.
 GEOMETRIES = [
-    Geometry(3, 700, 3, 700, 3, 700), Geometry(3, 701, 3, 350, 3, 350), Geometry(50, 300, 34, 300, 17, 300),
-    Geometry(40, 290, 40, 145, 40, 29), Geometry(20, 68, 20, 34, 20, 17), Geometry(9, 257, 9, 257, 9, 257),
-    Geometry(33, 64, 33, 64, 33, 64), Geometry(300, 1, 300, 1, 300, 1), Geometry(1, 301, 1, 301, 1, 301), Geometry(45, 48, 45, 48, 45, 16),
+    Geometry(3, 700, 3, 700, 3, 700), Geometry(3, 701, 3, 350, 3, 350),
+    Geometry(50, 300, 34, 300, 17, 300), Geometry(40, 290, 40, 145, 40, 29),
+    Geometry(20, 68, 20, 34, 20, 17), Geometry(9, 257, 9, 257, 9, 257),
+    Geometry(33, 64, 33, 64, 33, 64), Geometry(300, 1, 300, 1, 300, 1),
+    Geometry(1, 301, 1, 301, 1, 301), Geometry(45, 48, 45, 48, 45, 16),
 ]  # fmt: skip
 NOWHERE = 0x10  #: an address that nothing may be read from
 
@@ -49,7 +54,9 @@ Array = NDArray[Any]
 
 
 class Device:
-    """An emulated device, whose memory stands behind fences; or one with sanitizers, which know where memory ends."""
+    """An emulated device, whose memory stands behind fences;
+    or one with sanitizers, which know where memory ends.
+    """
 
     def __init__(self, runtime: EmulatedRuntime, fenced: bool = True) -> None:
         self.runtime = runtime
@@ -92,7 +99,7 @@ def shuffled() -> Device:
     return Device(EmulatedRuntime(order="shuffled", seed=3))
 
 
-# ---- work, laid out as the kernels before `encode_streams` would leave it -----------------------------------------------
+# ---- work, laid out as the kernels before `encode_streams` would leave it ------------------------
 def whole_groups(n: int) -> int:
     return -(-n // GROUP) * GROUP
 
@@ -140,10 +147,8 @@ class Work:
         self.device, self.case, self.n_planes = device, case, dtype.n_planes
         self._kept: list[Array] = [device.put(case.words)]
         self.segments = segment_rows(plan.geometry, dtype, device.address(self._kept[0]))
-        self.segments["layout"], self.segments["plane"] = (
-            plan.segments.layout,
-            dtype.n_planes * np.arange(n),
-        )
+        self.segments["layout"] = plan.segments.layout
+        self.segments["plane"] = dtype.n_planes * np.arange(n)
         self.planes = np.zeros(n * dtype.n_planes, PLANE)
         self.planes["at"] = self.planes["symbols"] = self.planes["residuals"] = self.planes[
             "classes"
@@ -224,7 +229,9 @@ class Work:
                 row["classes"] = self._keep(device.put(np.pad(classes, (0, -n % GROUP))))
 
     def batches(self, rng: np.random.Generator, coder: Coder) -> tuple[Array, Array]:
-        """All streams of a coder in any order, in batches of random sizes, each with one table or map."""
+        """All streams of a coder in any order, in batches of random sizes,
+        each with one table or map.
+        """
         rans = rng.permutation(
             np.array(
                 [i for i in sorted(self.streams) if self.planes["coder"][i] == coder], np.int64
@@ -241,12 +248,12 @@ class Work:
         return np.array(listed, np.uint32), np.array(batches, BATCH)
 
     def encode(self, rng: np.random.Generator) -> Array:
-        """Run `build_coders`, `encode_streams` and `encode_contexts`; returns the lengths of all planes."""
+        """Run `build_coders`, `encode_streams` and `encode_contexts`;
+        returns the lengths of all planes.
+        """
         device, n_tables = self.device, len(self.case.plan.tables)
-        coders, lengths = (
-            device.room(n_tables * 256 * CODER.itemsize),
-            device.room(4 * self.planes.size),
-        )
+        coders = device.room(n_tables * 256 * CODER.itemsize)
+        lengths = device.room(4 * self.planes.size)
         device.launch("build_coders", n_tables, self.tables, np.uint32(n_tables), coders)
         for coder, kernel, tables in (
             (Coder.RANS, "encode_streams", (self.tables,)),
@@ -286,7 +293,9 @@ class Work:
 
 
 def check_stream(work: Work, i: int, length: int) -> None:
-    """A stream is as in the payload, at the end of its scratch, before which nothing has changed."""
+    """A stream is as in the payload, at the end of its scratch,
+    before which nothing has changed.
+    """
     decoding, (k, p) = work.case.decoding, divmod(i, work.n_planes)
     at, n = int(decoding.plane_offsets[p, k]), int(decoding.segments.n_units[p, k]) * UNIT
     stored, scratch = work.case.payload[at : at + n], work.streams[i]
@@ -388,7 +397,7 @@ def check_histograms(
             check_histogram(device, words, geometry, dtype, segments, **call)
 
 
-# ---- tables and streams --------------------------------------------------------------------------------------------------
+# ---- tables and streams --------------------------------------------------------------------------
 def test_coders(device: Device) -> None:
     tables = random_tables(np.random.default_rng(1), 9)
     few = np.zeros(256, np.int64)
@@ -409,7 +418,9 @@ def test_coders(device: Device) -> None:
 
 @pytest.mark.parametrize("prob_bits", range(MIN_PROB_BITS, MAX_PROB_BITS + 1))
 def test_division_is_exact(prob_bits: int) -> None:
-    """Reciprocals of all frequencies, at both ends of each of many quotients, in the arithmetic of the kernel."""
+    """Reciprocals of all frequencies, at both ends of each of many quotients,
+    in the arithmetic of the kernel.
+    """
     device, rng = Device(EmulatedRuntime()), np.random.default_rng(prob_bits)
     whole = 1 << prob_bits
     pairs = [(f, whole - f) for f in range(1, whole // 2 + 1)]
@@ -436,11 +447,9 @@ def test_division_is_exact(prob_bits: int) -> None:
 @pytest.mark.parametrize("rare", [1, 2, 3, 255])
 def test_extreme_tables(shuffled: Device, prob_bits: int, rare: int) -> None:
     """Two symbols, of frequencies at both ends."""
-    rng, dtype, geometry = (
-        np.random.default_rng(3),
-        BY_NAME["uint8"],
-        Geometry(31, 37, 31, 37, 31, 37),
-    )
+    rng = np.random.default_rng(3)
+    dtype = BY_NAME["uint8"]
+    geometry = Geometry(31, 37, 31, 37, 31, 37)
     plan = only(
         dtype,
         geometry,
@@ -476,11 +485,9 @@ def test_sizes(device: Device, n: int) -> None:
 
 def test_symbols_that_a_table_does_not_have(shuffled: Device) -> None:
     """No plan has them; the scratch holds what becomes of them."""
-    rng, dtype, geometry = (
-        np.random.default_rng(4),
-        BY_NAME["uint8"],
-        Geometry(12, 600, 1, 600, 1, 600),
-    )
+    rng = np.random.default_rng(4)
+    dtype = BY_NAME["uint8"]
+    geometry = Geometry(12, 600, 1, 600, 1, 600)
     plan = only(dtype, geometry, random_tables(rng), Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
     work = Work(shuffled, complete(plan, random_words(rng, geometry, dtype)))
     work.tables = shuffled.put(np.tile(table_rows(TablePool([two_symbols(12, 1, 7, 8)])), 5))
@@ -490,7 +497,7 @@ def test_symbols_that_a_table_does_not_have(shuffled: Device) -> None:
     assert lengths.max() == max_stream_nbytes(600) - 2 * (-600 % GROUP)
 
 
-# ---- records -------------------------------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 @pytest.mark.parametrize("seed", [0, exhaustive(1)])
 def test_random_plans(device: Device, dtype: DType, seed: int) -> None:
@@ -500,7 +507,9 @@ def test_random_plans(device: Device, dtype: DType, seed: int) -> None:
 @pytest.mark.parametrize("name", ["uint8", "bfloat16", "float32", "int64"])
 @pytest.mark.parametrize("at_end", [True, False])
 def test_raw_words(shuffled: Device, name: str, at_end: bool) -> None:
-    """Rows at any address that is one of words: aligned, not aligned, shorter than a unit, all together."""
+    """Rows at any address that is one of words:
+    aligned, not aligned, shorter than a unit, all together.
+    """
     rng, dtype = np.random.default_rng(5), BY_NAME[name]
     assert shuffled.heap is not None
     shuffled.heap.at_end = at_end
@@ -546,7 +555,7 @@ def test_tile_modes_and_patches(device: Device) -> None:
     check_encode(device, complete(plan, words))
 
 
-# ---- histograms ----------------------------------------------------------------------------------------------------------
+# ---- histograms ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.name)
 def test_histograms(device: Device, dtype: DType) -> None:
     rng = np.random.default_rng(dtype.id)
@@ -559,11 +568,9 @@ def test_histograms(device: Device, dtype: DType) -> None:
 )
 @pytest.mark.parametrize("at_end", [True, False])
 def test_histograms_of_many_geometries(name: str, at_end: bool) -> None:
-    rng, dtype, device = (
-        np.random.default_rng(8),
-        BY_NAME[name],
-        Device(EmulatedRuntime(order="shuffled", seed=5)),
-    )
+    rng = np.random.default_rng(8)
+    dtype = BY_NAME[name]
+    device = Device(EmulatedRuntime(order="shuffled", seed=5))
     assert device.heap is not None
     device.heap.at_end = at_end
     for geometry in GEOMETRIES:
@@ -572,17 +579,15 @@ def test_histograms_of_many_geometries(name: str, at_end: bool) -> None:
 
 def test_histogram_of_many_words() -> None:
     """One bin that takes all, as a layer of zeros would."""
-    rng, dtype, geometry = (
-        np.random.default_rng(9),
-        BY_NAME["bfloat16"],
-        Geometry(1 << 9, 1 << 9, 1 << 9, 1 << 9, 1 << 9, 1 << 9),
-    )
+    rng = np.random.default_rng(9)
+    dtype = BY_NAME["bfloat16"]
+    geometry = Geometry(1 << 9, 1 << 9, 1 << 9, 1 << 9, 1 << 9, 1 << 9)
     words = random_words(rng, geometry, dtype) & np.uint16(0x8000)
     call = {"planes": (0, 1), "mode": 0, "base": 0, "fill": 3}
     check_histogram(Device(EmulatedRuntime()), words, geometry, dtype, np.arange(1), **call)
 
 
-# ---- sanitizers ----------------------------------------------------------------------------------------------------------
+# ---- sanitizers ----------------------------------------------------------------------------------
 # the sample of the conformance suite runs these kernels with sanitizers too
 @pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:

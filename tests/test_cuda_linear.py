@@ -38,8 +38,10 @@ from wcodec.cuda.linear import (
 )
 
 MATRIX = Path(__file__).parent / "cuda_emulator" / "matrix.cu"
-MATRIX_KERNELS = ("matrix_units_bf16", "matrix_units_fp16", "shuffles_bf16", "shuffles_fp16", "fused_bf16", "fused_fp16", "rounded_bf16",
-                  "rounded_fp16", "widened_fp16")  # fmt: skip
+MATRIX_KERNELS = (
+    "matrix_units_bf16", "matrix_units_fp16", "shuffles_bf16", "shuffles_fp16", "fused_bf16",
+    "fused_fp16", "rounded_bf16", "rounded_fp16", "widened_fp16",
+)  # fmt: skip
 SHAPES = {
     "fixed": [
         (1, 1),
@@ -70,7 +72,9 @@ def random(factors: str, *shape: int, seed: int = 0, sigma: float = 1) -> Array:
 def check(
     y: Array, x: Array, weights: Array, bias: Array | None = None, scale: Array | None = None
 ) -> None:
-    """The error is at most 1.5 times that of a product summed in fp32 and rounded, and each value's is near that of rounding."""
+    """The error is at most 1.5 times that of a product summed in fp32 and rounded, and each value's
+    is near that of rounding.
+    """
     exact_x, exact_w = x.astype(np.float64), weights.astype(np.float64)
     exact, size = exact_x @ exact_w.T, np.abs(exact_x) @ np.abs(exact_w).T
     plain = np.zeros(exact.shape, np.float32)
@@ -79,21 +83,17 @@ def check(
     if scale is not None:
         exact, size, plain = exact * scale, size * scale, plain * scale
     if bias is not None:
-        exact, size, plain = (
-            exact + bias.astype(np.float64),
-            size + np.abs(bias.astype(np.float64)),
-            plain + bias.astype(np.float32),
-        )
-    error, usual = (
-        np.abs(y.astype(np.float64) - exact),
-        np.abs(plain.astype(y.dtype).astype(np.float64) - exact),
-    )
+        exact = exact + bias.astype(np.float64)
+        size = size + np.abs(bias.astype(np.float64))
+        plain = plain + bias.astype(np.float32)
+    error = np.abs(y.astype(np.float64) - exact)
+    usual = np.abs(plain.astype(y.dtype).astype(np.float64) - exact)
     assert np.linalg.norm(error) <= 1.5 * np.linalg.norm(usual) + 1e-38
     half_step = 2.0**-11 if y.dtype == np.float16 else 2.0**-8
     assert (error <= np.abs(exact) * half_step * 1.001 + size * 2.0**-21 + 2.0**-25).all()
 
 
-# ---- the operations ----------------------------------------------------------------------------------------------------------
+# ---- the operations ------------------------------------------------------------------------------
 def fragment_index(lane: int, i: int) -> tuple[int, int]:
     """Row and column of element i of a lane's part of A; PTX ISA 9.7.14.5.8."""
     row = lane // 4 if i < 2 or 4 <= i < 6 else lane // 4 + 8
@@ -103,7 +103,9 @@ def fragment_index(lane: int, i: int) -> tuple[int, int]:
 @pytest.mark.parametrize("factors", FACTORS)
 @pytest.mark.parametrize("kernel", ["matrix_units", "shuffles"])
 def test_fragments(runtime: EmulatedRuntime, kernel: str, factors: str) -> None:
-    """Integers: sums are exact. Fragments are taken apart as the PTX ISA says, element by element."""
+    """Integers: sums are exact. Fragments are taken apart as the PTX ISA says,
+    element by element.
+    """
     runtime._sources |= dict.fromkeys(MATRIX_KERNELS, (MATRIX, MATRIX_KERNELS))
     rng, n = np.random.default_rng(0), 6
     a, b, c = (
@@ -150,11 +152,11 @@ def test_two_at_once(factors: str) -> None:
 
 @pytest.mark.parametrize("factors", FACTORS)
 def test_rounding(factors: str) -> None:
-    """To the nearest, ties to even, subnormals and overflow included; from a number back to itself."""
-    runtime, rng = (
-        EmulatedRuntime(extra={"matrix": (MATRIX, MATRIX_KERNELS)}),
-        np.random.default_rng(3),
-    )
+    """To the nearest, ties to even, subnormals and overflow included;
+    from a number back to itself.
+    """
+    runtime = EmulatedRuntime(extra={"matrix": (MATRIX, MATRIX_KERNELS)})
+    rng = np.random.default_rng(3)
     edges = every_word(factors).view(FACTORS[factors]).astype(np.float32)
     between = (
         (edges[:-1] + np.diff(np.sort(edges)) / 2).astype(np.float32)
@@ -183,10 +185,8 @@ def test_rounding(factors: str) -> None:
 
 
 def test_widening() -> None:
-    runtime, words = (
-        EmulatedRuntime(extra={"matrix": (MATRIX, MATRIX_KERNELS)}),
-        np.arange(1 << 16, dtype=np.uint16),
-    )
+    runtime = EmulatedRuntime(extra={"matrix": (MATRIX, MATRIX_KERNELS)})
+    words = np.arange(1 << 16, dtype=np.uint16)
     out = runtime.empty(4 * words.size)
     runtime.launch("widened_fp16", words.size // 256, 256, runtime.upload(words), out)
     np.testing.assert_array_equal(
@@ -194,7 +194,7 @@ def test_widening() -> None:
     )
 
 
-# ---- products ----------------------------------------------------------------------------------------------------------------
+# ---- products ------------------------------------------------------------------------------------
 def parts_of(shape: tuple[int, int]) -> list[int]:
     return sorted({1, 2, -(-shape[1] // 32)})
 
@@ -233,11 +233,9 @@ def test_types(kind: str, factors: str, form: str, long: bool) -> None:
         [(17, 1057), (24, 1056), (40, 2048) if long else (17, 1057), (9, 1120)],
         strict=True,
     ):
-        weights, x, bias = (
-            weights_of(kind, shape, 1),
-            random(factors, batch, shape[1], sigma=0.3),
-            random(factors, shape[0]),
-        )
+        weights = weights_of(kind, shape, 1)
+        x = random(factors, batch, shape[1], sigma=0.3)
+        bias = random(factors, shape[0])
         if kind == "bf16":
             weights = weights_of(kind, shape)
         scale = np.random.default_rng(batch).uniform(0.01, 2, shape[0]).astype(np.float32)
@@ -253,7 +251,9 @@ def test_types(kind: str, factors: str, form: str, long: bool) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("kind", "factors"), PAIRS)
 def test_every_weight_is_exact(kind: str, factors: str, form: str) -> None:
-    """Times a matrix of ones and zeros, weights come out as they are: all bytes, all windows, patches, at all places of tiles."""
+    """Times a matrix of ones and zeros, weights come out as they are: all bytes, all windows,
+    patches, at all places of tiles.
+    """
     shape, rng = (40, 1088), np.random.default_rng(5)
     if kind == "bf16":
         words = words_of("gaussian", shape)
@@ -298,23 +298,21 @@ def test_patches(runtime: EmulatedRuntime, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("where", ["weights", "x", "both", "bias"])
 def test_not_finite(where: str, form: str) -> None:
-    """NaN and Inf come out where they do of an uncompressed product; elsewhere all is as without them."""
+    """NaN and Inf come out where they do of an uncompressed product;
+    elsewhere all is as without them.
+    """
     rng, shape = np.random.default_rng(7), (40, 1160)
-    words, x, bias = (
-        words_of("gaussian", shape),
-        bf16_of(rng.normal(0, 1, (9, shape[1]))),
-        bf16_of(rng.normal(0, 1, 40)),
-    )
+    words = words_of("gaussian", shape)
+    x = bf16_of(rng.normal(0, 1, (9, shape[1])))
+    bias = bf16_of(rng.normal(0, 1, 40))
     words[rng.random(shape) < 0.003] = ONE + (9 << 7)  # a patch
     if where in ("weights", "both"):
-        words[3, 5], words[3, 130], words[20, 64], words[21, 0], words[22, 7], words[22, 9] = (
-            INF,
-            INF,
-            NAN,
-            0x8000 | INF,
-            INF,
-            0x8000 | INF,
-        )
+        words[3, 5] = INF
+        words[3, 130] = INF
+        words[20, 64] = NAN
+        words[21, 0] = 0x8000 | INF
+        words[22, 7] = INF
+        words[22, 9] = 0x8000 | INF
         words[30, 1159], x[2, 5] = INF, 0  # 0 times Inf
     if where in ("x", "both"):
         x[0, 3], x[1, 70], x[4, 135], x[5, 1], x[5, 2] = INF, 0x8000 | INF, NAN, INF, 0x8000 | INF
@@ -375,7 +373,7 @@ def test_workspace_is_taken() -> None:
     check(y.view(x.dtype).reshape(3, 16), x, weights)
 
 
-# ---- plans -------------------------------------------------------------------------------------------------------------------
+# ---- plans ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cols", [4100, pytest.param(5120, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(
@@ -477,17 +475,15 @@ def test_refuses() -> None:
         linear(0, 1, weight, 0, factors="fp32")
 
 
-# ---- damage, sanitizers ----------------------------------------------------------------------------------------------------------
+# ---- damage, sanitizers --------------------------------------------------------------------------
 def damaged(runtime: EmulatedRuntime, kind: str, form: str, seed: int) -> None:
     """Whatever a payload holds, nothing is touched that is not the operand's, and kernels end."""
     array, batch, memory = weights_of(kind, (33, 1090), 1), (5, 60)[seed % 2], Memory(seed % 2 == 0)
     weight = damaged_operand(runtime, array, form, seed, memory)
     plan = plan_linear(weight.shape, weight.coded, batch, 4, 1 + seed % 3)
-    x, y, workspace = (
-        memory.put(random("bf16", batch, 1090)),
-        memory.room(2 * batch * 33),
-        memory.room(plan.workspace_nbytes),
-    )
+    x = memory.put(random("bf16", batch, 1090))
+    y = memory.room(2 * batch * 33)
+    workspace = memory.room(plan.workspace_nbytes)
     linear(address(x), batch, weight, address(y), plan=plan, workspace=address(workspace))
     memory.check()
 

@@ -1,4 +1,6 @@
-"""`wcodec.cuda` on emulated devices, whose streams put work off: whole files to the device, and back by DLPack."""
+"""`wcodec.cuda` on emulated devices, whose streams put work off:
+whole files to the device, and back by DLPack.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def test_whole_file(checkpoint: Any, streams: int, devices: list[int] | None) ->
 
 
 def test_files_of_every_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transforms and contexts, of the conformance suite; pieces that are rows of segments share the tables and maps of the file."""
+    """Transforms and contexts, of the conformance suite; pieces that are rows of segments share the
+    tables and maps of the file.
+    """
     monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", 1 << 10)
     paths = [
         p
@@ -175,9 +179,10 @@ class DLTensor(ctypes.Structure):
     """From dlpack.h."""
 
     _fields_ = (
-        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32), ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64),
+        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16), ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)), ("byte_offset", ctypes.c_uint64),
     )  # fmt: skip
 
 
@@ -192,7 +197,9 @@ def described(capsule: Any) -> DLTensor:
 @pytest.mark.usefixtures("small_slots")
 @pytest.mark.parametrize("verify", [True, False])
 def test_spoilt_files(checkpoint: Any, verify: bool) -> None:
-    """A flipped bit of the payload is an error that names the tensor, unless nobody looks and no stream ends badly."""
+    """A flipped bit of the payload is an error that names the tensor,
+    unless nobody looks and no stream ends badly.
+    """
     path, tensors = checkpoint
     data = bytearray(path.read_bytes())
     with wcodec.open(path) as f:
@@ -335,7 +342,9 @@ def test_later_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_queued_is_waited_for_when_something_fails(
     checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory goes with the error; a kernel that runs later would write to what is another's by then."""
+    """Memory goes with the error; a kernel that runs later would write to what is another's by
+    then.
+    """
     path, tensors = checkpoint
     runtime, of_words, n = Counting(0), pipeline.crc32_ranges, 0
 
@@ -356,7 +365,9 @@ def test_what_is_queued_is_waited_for_when_something_fails(
 
 
 def test_staged_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large arrays go through a little pinned memory, a piece at a time; CuPy's part is played by NumPy."""
+    """Large arrays go through a little pinned memory, a piece at a time;
+    CuPy's part is played by NumPy.
+    """
     monkeypatch.setattr(cupy_runtime, "STAGED_NBYTES", 1000)
     monkeypatch.setattr(cupy_runtime, "MOST_STAGED_NBYTES", 3000)
     runtime, pinned = CupyRuntime.__new__(CupyRuntime), list[int]()
@@ -367,8 +378,10 @@ def test_staged_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
     stream = SimpleNamespace(record=lambda event: event)
     cuda = SimpleNamespace(
-        Device=lambda _: nullcontext(), get_current_stream=lambda: stream, alloc_pinned_memory=alloc_pinned,
-        Event=lambda **_: SimpleNamespace(synchronize=lambda: None), runtime=SimpleNamespace(CUDARuntimeError=ZeroDivisionError),
+        Device=lambda _: nullcontext(), get_current_stream=lambda: stream,
+        alloc_pinned_memory=alloc_pinned,
+        Event=lambda **_: SimpleNamespace(synchronize=lambda: None),
+        runtime=SimpleNamespace(CUDARuntimeError=ZeroDivisionError),
     )  # fmt: skip
     runtime.device, runtime._pid = 0, os.getpid()
     runtime.cupy = SimpleNamespace(
@@ -434,7 +447,9 @@ def no_driver(name: str) -> Any:
 
 
 class Counting(LazyRuntime):
-    """Counts launches, the bytes of device memory that are in use, and how often the device is made the thread's."""
+    """Counts launches, the bytes of device memory that are in use,
+    and how often the device is made the thread's.
+    """
 
     now = most = n_launches = n_in_use = 0
 

@@ -79,10 +79,8 @@ def test_any_address() -> None:
     runtime = EmulatedRuntime()
     for kind, step in (("bf16", 2), ("int8", 1)):
         array = weights_of(kind, (9, 96))
-        weight, expected = (
-            operand_of(runtime, array, "fixed", memory := Memory()),
-            array.reshape(-1).view(np.uint8),
-        )
+        weight = operand_of(runtime, array, "fixed", memory := Memory())
+        expected = array.reshape(-1).view(np.uint8)
         for offset in (0, step, 4 * step, 8 * step):
             out = memory.room(offset + array.nbytes)
             weight.expand(address(out) + offset)

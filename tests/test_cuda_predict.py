@@ -65,7 +65,8 @@ def make_case(
     modes: Sequence[int] = range(N_MODES),
     values: tuple[int, ...] = (),
 ) -> Case:
-    """Random symbols, planes' modes out of `choices` and tiles' out of `modes`, and what the reference makes of them.
+    """Random symbols, planes' modes out of `choices` and tiles' out of `modes`,
+    and what the reference makes of them.
 
     Symbols are out of `values`, if there are any.
     """
@@ -107,10 +108,8 @@ class Structures:
     ) -> None:
         self.case, self.memory = case, Memory(at_end)
         n_planes = FLOAT32.n_planes
-        self.tensors, self.planes = (
-            tensors_of(FLOAT32, case.geometry),
-            planes_of(FLOAT32, case.geometry),
-        )
+        self.tensors = tensors_of(FLOAT32, case.geometry)
+        self.planes = planes_of(FLOAT32, case.geometry)
         self.segments = segments_of(FLOAT32, case.geometry, 0)
         self.planes["prediction"] = case.prediction
         self.rooms = {}
@@ -123,10 +122,8 @@ class Structures:
                 data = symbols[k, p]
                 room = self.rooms[k, p] = self.memory.room(pad(data.size, 128))
                 room[: data.size] = data
-                self.planes[k, p]["symbols"], self.planes[k, p]["n_symbols"] = (
-                    address(room),
-                    data.size,
-                )
+                self.planes[k, p]["symbols"] = address(room)
+                self.planes[k, p]["n_symbols"] = data.size
 
     @property
     def all(self) -> tuple[Array, Array, Array]:
@@ -192,7 +189,9 @@ def test_random(runtime: EmulatedRuntime, seed: int, at_end: bool) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_tiles(runtime: EmulatedRuntime, mode: Mode) -> None:
-    """Many tiles, which warps take, with ragged ones at both edges: of the usual sizes, flat, narrow, and of an odd width."""
+    """Many tiles, which warps take, with ragged ones at both edges: of the usual sizes, flat,
+    narrow, and of an odd width.
+    """
     rng = np.random.default_rng(mode)
     for tile in (
         (16, 16),
@@ -214,9 +213,11 @@ def test_tiles(runtime: EmulatedRuntime, mode: Mode) -> None:
 
 
 SHAPES = [
-    (1, 1), (1, 2), (2, 1), (2, 2), (1, 15), (1, 16), (1, 17), (1, 511), (1, 512), (1, 513), (1, 5000), (1, 9013), (5000, 1), (9013, 1),
-    (2, 5000), (7, 1024), (7, 1031), (8, 1024), (9, 520), (5000, 2), (2500, 3), (1200, 4), (1000, 7), (300, 16), (300, 17), (31, 48),
-    (32, 48), (33, 48), (64, 256), (65, 257), (70, 130), (100, 33), (130, 100), (5, 1030), (4, 1100), (12, 260), (3, 2052),
+    (1, 1), (1, 2), (2, 1), (2, 2), (1, 15), (1, 16), (1, 17), (1, 511), (1, 512), (1, 513),
+    (1, 5000), (1, 9013), (5000, 1), (9013, 1), (2, 5000), (7, 1024), (7, 1031), (8, 1024),
+    (9, 520), (5000, 2), (2500, 3), (1200, 4), (1000, 7), (300, 16), (300, 17), (31, 48), (32, 48),
+    (33, 48), (64, 256), (65, 257), (70, 130), (100, 33), (130, 100), (5, 1030), (4, 1100),
+    (12, 260), (3, 2052),
 ]  # fmt: skip
 
 
@@ -292,7 +293,7 @@ def shape_of(geometry: Geometry, k: int) -> tuple[int, int]:
     return rows.stop - rows.start, cols.stop - cols.start
 
 
-# ---- sanitizers ------------------------------------------------------------------------------------------------------------
+# ---- sanitizers ----------------------------------------------------------------------------------
 # the sample of the conformance suite runs these kernels with sanitizers too
 @pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:

@@ -1,4 +1,6 @@
-"""The runtime of GPUs, without one: what runs is what is audited and kept on disk, streams and memory of other libraries."""
+"""The runtime of GPUs, without one: what runs is what is audited and kept on disk, streams and
+memory of other libraries.
+"""
 
 from __future__ import annotations
 
@@ -50,18 +52,18 @@ def runtime_of(capability: int, cupy: Any) -> Any:
     runtime: Any = CupyRuntime.__new__(CupyRuntime)
     runtime.cupy, runtime.device = cupy, 0
     runtime.properties = {"major": capability // 10, "minor": capability % 10}
-    runtime._functions, runtime._modules, runtime._lock, runtime._pid = (
-        {},
-        {},
-        threading.Lock(),
-        os.getpid(),
-    )
+    runtime._functions = {}
+    runtime._modules = {}
+    runtime._lock = threading.Lock()
+    runtime._pid = os.getpid()
     runtime._streams, runtime._cubins = {}, cubins.Cubins(capability)
     return runtime
 
 
 def test_what_runs_is_what_is_audited(folder: Path) -> None:
-    """The code that tests/test_cuda_compile.py and benchmarks/sass.py look at; so with their options, and no others."""
+    """The code that tests/test_cuda_compile.py and benchmarks/sass.py look at;
+    so with their options, and no others.
+    """
     loaded = list[bytes]()
 
     class Module:
@@ -96,7 +98,9 @@ def test_compiled_once(folder: Path, compiled: list[int]) -> None:
 def test_what_is_used_together_is_compiled_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the same time, each once; and what NVRTC does not take is an error of its own source alone."""
+    """At the same time, each once; and what NVRTC does not take is an error of its own source
+    alone.
+    """
     together, asked = threading.Barrier(2, timeout=60), list[str]()
 
     def cubin_of(source: str, arch: int) -> bytes:
@@ -110,13 +114,8 @@ def test_what_is_used_together_is_compiled_together(
     monkeypatch.setattr(cubins, "TOGETHER", {"one": ("two",), "three": ("one", "wrong")})
     monkeypatch.setattr(cubins, "cubin_of", cubin_of)
     some = cubins.Cubins(90)
-    assert [some[name] for name in ("one", "two", "one", "three", "four")] == [
-        b"one 90",
-        b"two 90",
-        b"one 90",
-        b"three 90",
-        b"four 90",
-    ]
+    found = [some[name] for name in ("one", "two", "one", "three", "four")]
+    assert found == [b"one 90", b"two 90", b"one 90", b"three 90", b"four 90"]
     with pytest.raises(BackendUnavailable, match="NVRTC: a log"):
         some["wrong"]
     assert sorted(asked) == ["four", "one", "three", "two", "wrong"]
@@ -202,7 +201,7 @@ def test_streams_of_others_before_cupy_14() -> None:
     assert len(runtime._streams) <= 64
 
 
-# ---- memory that PyTorch keeps -------------------------------------------------------------------------------------------------
+# ---- memory that PyTorch keeps -------------------------------------------------------------------
 class OutOfMemoryError(MemoryError):
     pass
 
@@ -213,8 +212,9 @@ class Full:
     def __init__(self, initialized: bool, enough: bool = True) -> None:
         self.held, self.enough = True, enough
         self.cuda = SimpleNamespace(
-            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError), Device=lambda _: nullcontext(),
-            is_initialized=lambda: initialized, empty_cache=self.empty_cache,
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            Device=lambda _: nullcontext(), is_initialized=lambda: initialized,
+            empty_cache=self.empty_cache,
         )  # fmt: skip
 
     def empty_cache(self) -> None:

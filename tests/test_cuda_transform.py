@@ -83,7 +83,9 @@ def test_random(runtime: EmulatedRuntime, seed: int, at_end: bool) -> None:
 
 @pytest.mark.parametrize("mode", WITH_TRANSFORM)
 def test_tiles(mode: int) -> None:
-    """Tiles that warps take and tiles that the block takes, narrower and flatter than a group, with left-overs at both edges."""
+    """Tiles that warps take and tiles that the block takes, narrower and flatter than a group, with
+    left-overs at both edges.
+    """
     rng, runtime = np.random.default_rng(mode), EmulatedRuntime(order="shuffled", seed=mode)
     for rows, cols, *rest in (
         (60, 70, 48, 64, 16, 16),
@@ -114,7 +116,9 @@ def test_extremes(runtime: EmulatedRuntime, mode: int) -> None:
     ids=["many", "one"],
 )
 def test_bytes_that_are_no_modes(runtime: EmulatedRuntime, geometry: Geometry) -> None:
-    """Each of them is refused where there are tiles enough, and no other; its tile stays as it was."""
+    """Each of them is refused where there are tiles enough, and no other;
+    its tile stays as it was.
+    """
     rng = np.random.default_rng(2)
     case = make_case(rng, geometry, [PER_TILE], MODES)
     wrong = iter(rng.permutation(np.flatnonzero(~IS_MODE)).tolist())
@@ -142,7 +146,7 @@ def test_bytes_that_are_no_modes(runtime: EmulatedRuntime, geometry: Geometry) -
     s.check(s.rooms, expected)
 
 
-# ---- histograms ------------------------------------------------------------------------------------------------------------
+# ---- histograms ----------------------------------------------------------------------------------
 def test_counts(runtime: EmulatedRuntime) -> None:
     rng = np.random.default_rng(3)
     case = make_case(rng, Geometry(70, 50, 33, 33, 33, 33), [16])
@@ -168,7 +172,9 @@ def test_counts(runtime: EmulatedRuntime) -> None:
 
 @pytest.mark.parametrize("name", ["uint8", "int16", "float32", "float64"])
 def test_histograms(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """By the backend: all planes or some, of all segments or some, in one portion of scratch or several."""
+    """By the backend: all planes or some, of all segments or some,
+    in one portion of scratch or several.
+    """
     from cuda_emulator.backend import EmulatedCuda
 
     from wcodec.backends.cuda import encoding
@@ -190,7 +196,7 @@ def test_histograms(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
                 )
 
 
-# ---- sanitizers ------------------------------------------------------------------------------------------------------------
+# ---- sanitizers ----------------------------------------------------------------------------------
 # the sample of the conformance suite runs these kernels with sanitizers too
 @pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:

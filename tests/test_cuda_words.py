@@ -1,4 +1,6 @@
-"""Kernels that merge planes into words and split words into planes, on the CPU, against the reference."""
+"""Kernels that merge planes into words and split words into planes, on the CPU,
+against the reference.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ def some(rng: np.random.Generator, n: int) -> Array:
     return rng.permutation(n)[: rng.integers(1, n + 1)] if n else np.empty(0, np.int64)
 
 
-# ---- merge -----------------------------------------------------------------------------------------------------------------
+# ---- merge ---------------------------------------------------------------------------------------
 class Merging:
     """Structures to merge a case, each part of its records in a buffer of its own."""
 
@@ -71,11 +73,9 @@ class Merging:
         self.tensors, self.planes = tensors_of(dtype, geometry), planes_of(dtype, geometry)
         self.segments = segments_of(dtype, geometry, address(self.words))
         for k, segment in enumerate(self.segments):
-            segment["layout"], segment["base"], segment["n_patches"] = (
-                s.layout[k],
-                s.base[k],
-                s.n_patches[k],
-            )
+            segment["layout"] = s.layout[k]
+            segment["base"] = s.base[k]
+            segment["n_patches"] = s.n_patches[k]
             segment["record"] = self._part(
                 int(self.plan.offsets[k]), int(self.plan.words_nbytes[k])
             )
@@ -90,11 +90,9 @@ class Merging:
 
     def _place(self, plane: Array, p: int, k: int, symbols: Array) -> None:
         s = self.plan.segments
-        plane["coder"], plane["table"], plane["n_symbols"] = (
-            s.coder[p, k],
-            s.table[p, k],
-            symbols.size,
-        )
+        plane["coder"] = s.coder[p, k]
+        plane["table"] = s.table[p, k]
+        plane["n_symbols"] = symbols.size
         if s.coder[p, k] == Coder.RAW:
             plane["at"] = self._part(
                 int(self.plan.plane_offsets[p, k]), int(self.plan.stream_nbytes[p, k])
@@ -143,24 +141,22 @@ def test_merge(runtime: EmulatedRuntime, dtype: DType, at_end: bool) -> None:
         check_merge(runtime, case, some(rng, case.plan.geometry.n_segments), at_end)
 
 
-# ---- split -----------------------------------------------------------------------------------------------------------------
+# ---- split ---------------------------------------------------------------------------------------
 def check_split(
     runtime: EmulatedRuntime, plan: SegmentPlan, words: Array, chosen: Array, at_end: bool = True
 ) -> None:
-    """Symbols and patches of the chosen segments are those of the reference, and nothing else is touched."""
-    memory, dtype, geometry, case = (
-        Memory(at_end),
-        plan.dtype,
-        plan.geometry,
-        Case(plan, words, np.empty(0, np.uint8), plan),
-    )
+    """Symbols and patches of the chosen segments are those of the reference,
+    and nothing else is touched.
+    """
+    memory = Memory(at_end)
+    dtype = plan.dtype
+    geometry = plan.geometry
+    case = Case(plan, words, np.empty(0, np.uint8), plan)
     tensors, planes = tensors_of(dtype, geometry), planes_of(dtype, geometry)
     segments = segments_of(dtype, geometry, address(memory.put(words)))
-    segments["layout"], segments["base"], segments["fill"] = (
-        plan.segments.layout,
-        plan.segments.base,
-        plan.fill,
-    )
+    segments["layout"] = plan.segments.layout
+    segments["base"] = plan.segments.base
+    segments["fill"] = plan.fill
     counts = memory.room(4 * segments.size).view(np.uint32)
     counts[:] = 12345
     patches = [memory.room(4 * int(n)) for n in plan.n_elements]
@@ -204,7 +200,7 @@ def test_split(runtime: EmulatedRuntime, dtype: DType, at_end: bool) -> None:
         )
 
 
-# ---- both ------------------------------------------------------------------------------------------------------------------
+# ---- both ----------------------------------------------------------------------------------------
 def check_both(runtime: EmulatedRuntime, case: Case) -> None:
     everything = np.arange(case.plan.geometry.n_segments)
     check_merge(runtime, case, everything)
@@ -238,7 +234,9 @@ LESS_USUAL = map(exhaustive, (1, 2, 5, 8, 15, 24, 31, 32, 33, 48, 257))
 @pytest.mark.parametrize("width", [3, 16, 17, 100, *LESS_USUAL])
 @pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
 def test_widths(dtype: DType, width: int) -> None:
-    """Rows that items go beyond or not, aligned or not, in a wider matrix; as one tile, as narrow and as flat ones."""
+    """Rows that items go beyond or not, aligned or not, in a wider matrix;
+    as one tile, as narrow and as flat ones.
+    """
     rng, runtime = np.random.default_rng(width), EmulatedRuntime(order="shuffled", seed=width)
     rows = max(2, 3000 // width)
     for cols, tile in (
@@ -280,7 +278,7 @@ def test_all_16_bit_words(runtime: EmulatedRuntime) -> None:
             check_both(runtime, complete(plan, words))
 
 
-# ---- patches ---------------------------------------------------------------------------------------------------------------
+# ---- patches -------------------------------------------------------------------------------------
 def windowed_case(
     rng: np.random.Generator,
     dtype: DType,
@@ -358,10 +356,8 @@ def test_any_patches(runtime: EmulatedRuntime) -> None:
         case = windowed_case(rng, BY_NAME["bfloat16"], 0.05, geometry)
         payload = case.payload.copy()
         for k in np.flatnonzero(rng.random(geometry.n_segments) < 0.7):
-            at, count = (
-                int(case.decoding.patch_offsets[k]),
-                int(case.decoding.segments.n_patches[k]),
-            )
+            at = int(case.decoding.patch_offsets[k])
+            count = int(case.decoding.segments.n_patches[k])
             random = rng.integers(0, int(case.plan.n_elements[k]) + 3, count)
             payload[at : at + 4 * count] = np.sort(random).astype("<u4").view(np.uint8)
         expected = case.words.copy()
@@ -377,7 +373,7 @@ def test_any_patches(runtime: EmulatedRuntime) -> None:
             )
 
 
-# ---- sanitizers ------------------------------------------------------------------------------------------------------------
+# ---- sanitizers ----------------------------------------------------------------------------------
 @pytest.mark.exhaustive
 def test_sanitizers_find_nothing() -> None:
     check_sanitized(__file__)

@@ -1,4 +1,6 @@
-"""Differences from a base: small where little has moved, exact always, and refused without the very base."""
+"""Differences from a base: small where little has moved, exact always,
+and refused without the very base.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ KINDS = (Difference.XOR, Difference.MINUS)
 WEIGHTS = ("bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "int8", "uint8", "int32")
 
 
-# ---- arithmetic ----------------------------------------------------------------------------------------------------------------
+# ---- arithmetic ----------------------------------------------------------------------------------
 def by_the_spec(w: int, b: int, n: int, kind: Difference) -> int:
     """R12.5, word by word."""
     if kind == Difference.XOR:
@@ -126,7 +128,7 @@ def test_kernels_touch_their_words_alone(how: dict[str, Any]) -> None:
                 assert memory[2].bytes.tobytes() == bits(w)
 
 
-# ---- sizes -----------------------------------------------------------------------------------------------------------------------
+# ---- sizes ---------------------------------------------------------------------------------------
 def moved(array: Array, part: float, seed: int = 1) -> Array:
     """A copy with a part of its elements drawn anew."""
     rng, out = np.random.default_rng(seed), array.copy()
@@ -149,7 +151,9 @@ def nudged(array: Array, scale: float = 2, seed: int = 1) -> Array:
 
 
 def delta(folder: Path, base: Array, array: Array) -> tuple[int, int, Difference]:
-    """Bytes of a file of an array, without a base and with it, which difference, once it has come back."""
+    """Bytes of a file of an array, without a base and with it, which difference,
+    once it has come back.
+    """
     wcodec.save_file({"w": base}, folder / "base.wcodec")
     plain = wcodec.save_file({"w": array}, folder / "plain.wcodec")
     stored = wcodec.save_file({"w": array}, folder / "delta.wcodec", base=folder / "base.wcodec")
@@ -208,7 +212,7 @@ def test_another_model_is_no_base(tmp_path: Path, dtype: str) -> None:
         assert bits(f.get_tensor("w")) == bits(array)
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 def checkpoint() -> dict[str, Array]:
     """Tensors of all dtypes and many shapes."""
     out = {
@@ -358,15 +362,8 @@ def test_content_hash(files: Path) -> None:
         ("w", row[1], (6,), 7),
         (*row[:3], 8),
     ]
-    assert (
-        len(
-            {
-                reference.content_hash(rows)
-                for rows in ([row], [], [row, ("y", *row[1:])], *([c] for c in changes))
-            }
-        )
-        == 8
-    )
+    different = [row], [], [row, ("y", *row[1:])], *([c] for c in changes)
+    assert len({reference.content_hash(rows) for rows in different}) == 8
     by_hand = bytes.fromhex("01000000 77 03 02 0200000000000000 0300000000000000 07000000")
     assert reference.content_hash([row]) == hashlib.sha256(by_hand).digest()
     assert open_base("base.safetensors", load_backend("numba")).content_hash() == found
@@ -403,11 +400,8 @@ def test_duplicates_of_differences(files: Path) -> None:
     same(files / "delta.wcodec", fine)
     verify_file("delta.wcodec")
     with wcodec.open("delta.wcodec") as f:
-        assert [(t.duplicate_of, bool(t.difference)) for t in f.index.tensors] == [
-            (None, True),
-            (0, True),
-            (0, True),
-        ]
+        found = [(t.duplicate_of, bool(t.difference)) for t in f.index.tensors]
+        assert found == [(None, True), (0, True), (0, True)]
 
 
 def other_geometry(row_rank: int, segment: tuple[int, int]) -> Any:
@@ -451,7 +445,7 @@ def test_a_base_that_is_another_matrix(
         assert all(t.difference for t in f.index.tensors)
 
 
-# ---- bases of bases ----------------------------------------------------------------------------------------------------------------
+# ---- bases of bases ------------------------------------------------------------------------------
 @pytest.mark.parametrize("fine", [FEW, exhaustive(FINE)], ids=len)
 def test_a_base_that_is_a_difference(files: Path, backend: Backend, fine: dict[str, Array]) -> None:
     third = fine_tuned(fine, seed=5)
@@ -483,7 +477,9 @@ class Forged:
 
 
 def forge(path: Path, name: str, array: Array, sha256: bytes | None = None) -> None:
-    """A file of differences from a base that is not there; by default one whose content hash is its own."""
+    """A file of differences from a base that is not there;
+    by default one whose content hash is its own.
+    """
     words = array.view(f"<u{array.dtype.itemsize}")
     with path.open("wb") as f:
         writer = Encoder().start(f)
@@ -512,7 +508,7 @@ def test_a_base_of_the_same_name_is_not_the_file_itself(files: Path) -> None:
     assert e.value.code == "bad_base"
 
 
-# ---- bases that are not there ---------------------------------------------------------------------------------------------------------
+# ---- bases that are not there --------------------------------------------------------------------
 @pytest.mark.parametrize(
     "name",
     [
@@ -682,7 +678,7 @@ def test_info_of_differences(files: Path) -> None:
         assert any("minus base" in line for line in as_text(report))
 
 
-# ---- devices ---------------------------------------------------------------------------------------------------------------------------
+# ---- devices -------------------------------------------------------------------------------------
 def emulated(device: int | None) -> LazyRuntime:
     return LazyRuntime(device or 0, seed=device or 0)
 
@@ -760,9 +756,11 @@ def test_the_cuda_backend(files: Path, base: str) -> None:
     assert (files / "delta").read_bytes() == (files / "expected").read_bytes()
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 def peak_memory(folder: Path, n_rows: int) -> int:
-    """Bytes that encoding and decoding a difference ask for at their peak: mapped inputs do not count."""
+    """Bytes that encoding and decoding a difference ask for at their peak:
+    mapped inputs do not count.
+    """
     block = make_array(BY_NAME["bfloat16"], (500, 4096), "gaussian")
     for name, array in (("base", block), ("in", nudged(block))):
         safetensors.numpy.save_file({"w": np.tile(array, (n_rows // 500, 1))}, folder / name)
@@ -793,7 +791,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, n_rows: int) -> None
 
 
 def test_no_base_is_written_over(tmp_path: Path) -> None:
-    """Neither the one that is named, nor one that this one needs, nor one that was found by its name."""
+    """Neither the one that is named, nor one that this one needs,
+    nor one that was found by its name.
+    """
     rng = np.random.default_rng(0)
     words = [{"w": rng.integers(0, 3, (80, 80)).astype(np.uint16)} for _ in range(3)]
     a, b, c = (tmp_path / f"{name}.wcodec" for name in "abc")

@@ -1,4 +1,6 @@
-"""Directories of models: the whole tree there and back, runs that go on where they stopped, and what is refused."""
+"""Directories of models: the whole tree there and back, runs that go on where they stopped,
+and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,15 @@ from wcodec.errors import BackendUnavailable, CodedError, DecodeError, EncodeErr
 FORMS = ("wcodec", "hub")
 #: the adapter stays as it is in form hub: peft reads it
 N_CODED = {"wcodec": 4, "hub": 3, "decode": 3}
-CONFIG = b'{\n  "architectures": [\n    "X"\n  ],\n  "model_type": "x",\n  "snow": "\\u2603 \xe2\x98\x83"\n}\n'
+CONFIG = (
+    b"{\n"
+    b'  "architectures": [\n'
+    b'    "X"\n'
+    b"  ],\n"
+    b'  "model_type": "x",\n'
+    b'  "snow": "\\u2603 \xe2\x98\x83"\n'
+    b"}\n"
+)
 ENTRY = b'\n  "quantization_config": {"quant_method": "wcodec", "format_version": "0.2"},'
 
 
@@ -52,12 +62,8 @@ def weights(seed: int, padding: int = 0, stream: bytes = b"\x89WCODEC\n") -> byt
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 INDEX_NAME = "model.safetensors.index.json"
-INDEX = (
-    json.dumps(
-        {"metadata": {"total_size": 1}, "weight_map": {"w": SHARDS[0], "v": SHARDS[1]}}, indent=2
-    ).encode()
-    + b"\n"
-)
+OF_SHARDS = {"metadata": {"total_size": 1}, "weight_map": {"w": SHARDS[0], "v": SHARDS[1]}}
+INDEX = json.dumps(OF_SHARDS, indent=2).encode() + b"\n"
 MODEL: dict[str, bytes] = {
     "config.json": CONFIG,
     SHARDS[0]: weights(1),
@@ -105,11 +111,8 @@ def there_and_back(folder: Path, form: str) -> tuple[Report, Report]:
     checked = verify_directory(folder / "coded")
     back = decode_directory(folder / "coded", folder / "back")
     assert tree(folder / "back") == tree(folder / "model")
-    assert (back.n_coded, back.nbytes, back.stored_nbytes) == (
-        there.n_coded,
-        there.nbytes,
-        there.stored_nbytes,
-    )
+    found = (back.n_coded, back.nbytes, back.stored_nbytes)
+    assert found == (there.n_coded, there.nbytes, there.stored_nbytes)
     assert checked.n_coded == there.n_coded
     for root, total in (
         ("model", there.nbytes),
@@ -120,7 +123,7 @@ def there_and_back(folder: Path, form: str) -> tuple[Report, Report]:
     return there, back
 
 
-# ---- there and back ----------------------------------------------------------------------------------------------------------
+# ---- there and back ------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
 def test_a_model_comes_back_byte_for_byte(
     backend: Backend, tmp_path: Path, model: Path, form: str
@@ -190,7 +193,9 @@ def test_what_form_hub_holds(tmp_path: Path, model: Path) -> None:
 
 
 def test_weights_of_other_libraries_are_left_alone_in_form_hub(tmp_path: Path) -> None:
-    """Such as a Dense layer of sentence-transformers, or a UNet of diffusers: they would not know what to do with streams."""
+    """Such as a Dense layer of sentence-transformers, or a UNet of diffusers:
+    they would not know what to do with streams.
+    """
     others = {
         "2_Dense/config.json": b'{"in_features": 3}',
         "2_Dense/model.safetensors": weights(6, stream=b"no magic"),
@@ -288,7 +293,7 @@ def test_progress_counts_all_files(tmp_path: Path, model: Path) -> None:
         )
 
 
-# ---- bases -------------------------------------------------------------------------------------------------------------------
+# ---- bases ---------------------------------------------------------------------------------------
 def tuned(data: bytes) -> bytes:
     return data[:-7000] + bytes(3) + data[-6997:]
 
@@ -331,7 +336,7 @@ def test_bases_that_are_none(tmp_path: Path, model: Path, form: str) -> None:
     assert not (tmp_path / "coded").exists()
 
 
-# ---- runs that stop ----------------------------------------------------------------------------------------------------------
+# ---- runs that stop ------------------------------------------------------------------------------
 class Stop(Exception):
     """What a test raises from the callback of progress."""
 
@@ -398,7 +403,10 @@ def test_other_options_do_all_again(tmp_path: Path, model: Path) -> None:
     options, before = wcodec.EncodeOptions(segment=(16, 70)), tree(tmp_path / "out")
     with pytest.raises(
         EncodeError,
-        match=r"output_exists: the output '.*' is of a run that did not end, with another input or other options",
+        match=(
+            r"output_exists: the output '.*' is of a run that did not end, "
+            r"with another input or other options"
+        ),
     ):
         encode_directory(model, tmp_path / "out", options=options)
     assert tree(tmp_path / "out") == before
@@ -513,38 +521,51 @@ def test_an_unfinished_directory_is_no_input(tmp_path: Path, model: Path) -> Non
     assert not (tmp_path / "x").exists()
 
 
-# ---- what is refused before anything is written --------------------------------------------------------------------------------
+# ---- what is refused before anything is written --------------------------------------------------
 def link(root: Path, name: str, to: str) -> None:
     (root / name).symlink_to(to)
 
 
+LIKE_A_STREAM = safetensors_bytes([("a", "U8", [8], b"\x89WCODEC\n")])
 BAD_SOURCES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
-    "no weights": (lambda m: [p.unlink() for p in m.rglob("*.safetensors")], FORMS, "there is no .safetensors file"),
-    "weights twice": (lambda m: fill(m, {"lora/adapter_model.wcodec": b"x"}), FORMS, "'lora/adapter_model.wcodec' is encoded already"),
-    "an index twice": (lambda m: fill(m, {"model.wcodec.index.json": b"{}"}), FORMS, "'model.wcodec.index.json' is encoded already"),
-    "bad weights": (lambda m: fill(m, {"lora/x.safetensors": b"version https://git-lfs"}), FORMS, "in 'lora/x.safetensors': not a"),
+    "no weights": (lambda m: [p.unlink() for p in m.rglob("*.safetensors")], FORMS,
+                   "there is no .safetensors file"),
+    "weights twice": (lambda m: fill(m, {"lora/adapter_model.wcodec": b"x"}), FORMS,
+                      "'lora/adapter_model.wcodec' is encoded already"),
+    "an index twice": (lambda m: fill(m, {"model.wcodec.index.json": b"{}"}), FORMS,
+                       "'model.wcodec.index.json' is encoded already"),
+    "bad weights": (lambda m: fill(m, {"lora/x.safetensors": b"version https://git-lfs"}), FORMS,
+                    "in 'lora/x.safetensors': not a"),
     "weights in hub form": (
-        lambda m: fill(m, {"x.safetensors": safetensors_bytes([], {"wcodec": "0.2"})}), FORMS, "in 'x.safetensors': the file is in hub form"
+        lambda m: fill(m, {"x.safetensors": safetensors_bytes([], {"wcodec": "0.2"})}), FORMS,
+        "in 'x.safetensors': the file is in hub form"
     ),
     "a quantized model": (
-        lambda m: fill(m, {"config.json": b'{"model_type": "x", "quantization_config": {"quant_method": "gptq"}}'}),
+        lambda m: fill(m, {"config.json": b'{"model_type": "x", "quantization_config": '
+                                          b'{"quant_method": "gptq"}}'}),
         ("hub",), "in 'config.json': the model is quantized by gptq already; use --form wcodec",
     ),
     "a strange quantization": (
-        lambda m: fill(m, {"config.json": b'{"model_type": "x", "quantization_config": null}'}), ("hub",), "quantized by an unknown method"
+        lambda m: fill(m, {"config.json": b'{"model_type": "x", "quantization_config": null}'}),
+        ("hub",), "quantized by an unknown method"
     ),
-    "a config that is no JSON": (lambda m: fill(m, {"config.json": b"{"}), ("hub",), "in 'config.json': not JSON"),
-    "a config that is no object": (lambda m: fill(m, {"config.json": b"[]"}), ("hub",), "in 'config.json': not a JSON object"),
+    "a config that is no JSON": (lambda m: fill(m, {"config.json": b"{"}), ("hub",),
+                                 "in 'config.json': not JSON"),
+    "a config that is no object": (lambda m: fill(m, {"config.json": b"[]"}), ("hub",),
+                                   "in 'config.json': not a JSON object"),
     "an index that cannot be turned back": (
-        lambda m: fill(m, {INDEX_NAME: b'{"weight_map": {"a": "x.safetensors", "b": "y.wcodec"}}'}), ("wcodec",), f"in '{INDEX_NAME}': the"
+        lambda m: fill(m, {INDEX_NAME: b'{"weight_map": {"a": "x.safetensors", "b": "y.wcodec"}}'}),
+        ("wcodec",), f"in '{INDEX_NAME}': the"
     ),
-    "a link to a directory": (lambda m: link(m, "linked", "text_encoder"), FORMS, "'linked' is a link to a directory"),
+    "a link to a directory": (lambda m: link(m, "linked", "text_encoder"), FORMS,
+                              "'linked' is a link to a directory"),
     "a link to itself": (lambda m: link(m, "loop", "."), FORMS, "'loop' is a link to a directory"),
     "a broken link": (lambda m: link(m, "broken", "missing"), FORMS, "'broken' is a broken link"),
-    "a link with the name of an encoded file": (lambda m: link(m, "x.wcodec", SHARDS[0]), FORMS, f"'x.wcodec' is a name of '{SHARDS[0]}'"),
+    "a link with the name of an encoded file": (lambda m: link(m, "x.wcodec", SHARDS[0]), FORMS,
+                                                f"'x.wcodec' is a name of '{SHARDS[0]}'"),
     "a pipe": (lambda m: os.mkfifo(m / "pipe"), FORMS, "'pipe' is neither a file nor a directory"),
     "something like a stream that is not encoded": (
-        lambda m: fill(m, {"dense/config.json": b"{}", "dense/x.safetensors": safetensors_bytes([("a", "U8", [8], b"\x89WCODEC\n")])}),
+        lambda m: fill(m, {"dense/config.json": b"{}", "dense/x.safetensors": LIKE_A_STREAM}),
         ("hub",), "'dense/x.safetensors' has a tensor that looks like a stream",
     ),
 }  # fmt: skip
@@ -605,7 +626,7 @@ def test_a_link_in_the_target_is_replaced_not_followed(tmp_path: Path, model: Pa
     assert (tmp_path / "out" / "config.json").read_bytes() == CONFIG
 
 
-# ---- damage ------------------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------
 def flip(path: Path, at: int = -3000) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -623,20 +644,35 @@ def text(path: Path, old: bytes, new: bytes) -> None:
 
 
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
-    "a bit": ("wcodec", lambda c: flip(c / "text_encoder/model.wcodec"), "bad_checksum", "in 'text_encoder/model.wcodec': "),
-    "a bit in a stream": ("hub", lambda c: flip(c / SHARDS[1]), "bad_checksum", f"in '{SHARDS[1]}': "),
-    "a cut": ("wcodec", lambda c: cut(c / "lora/adapter_model.wcodec"), "truncated", "in 'lora/adapter_model.wcodec': "),
+    "a bit": ("wcodec", lambda c: flip(c / "text_encoder/model.wcodec"), "bad_checksum",
+              "in 'text_encoder/model.wcodec': "),
+    "a bit in a stream": ("hub", lambda c: flip(c / SHARDS[1]), "bad_checksum",
+                          f"in '{SHARDS[1]}': "),
+    "a cut": ("wcodec", lambda c: cut(c / "lora/adapter_model.wcodec"), "truncated",
+              "in 'lora/adapter_model.wcodec': "),
     "a cut in hub form": ("hub", lambda c: cut(c / SHARDS[0]), "truncated", f"in '{SHARDS[0]}': "),
-    "weights that are none": ("hub", lambda c: (c / SHARDS[0]).write_bytes(b"version https://git-lfs"), "bad_magic", "in 'model-00001"),
-    "a later hub form": ("hub", lambda c: text(c / SHARDS[0], b'"0.2"', b'"0.3"'), "unsupported_version", "in 'model-00001"),
-    "a later config": ("hub", lambda c: text(c / "config.json", b'"0.2"', b'"0.3"'), "unsupported_version", "in 'config.json': "),
-    "a config that is no JSON": ("hub", lambda c: text(c / "config.json", b"{", b"("), "bad_value", "in 'config.json': "),
-    "an index that mixes": ("wcodec", lambda c: text(c / "model.wcodec.index.json", b'2.w', b'2.safetensors": ".w'), "bad_value", ""),
-    "both forms": ("wcodec", lambda c: fill(c, {SHARDS[0]: safetensors_bytes([])}), "bad_value", f"would both become '{SHARDS[0]}'"),
-    "both indexes": ("wcodec", lambda c: fill(c, {INDEX_NAME: b"{}"}), "bad_value", f"would both become '{INDEX_NAME}'"),
-    "a directory in the place": ("wcodec", lambda c: (c / SHARDS[0]).mkdir(), "bad_value", f"would both become '{SHARDS[0]}'"),
-    "a link to a directory": ("wcodec", lambda c: link(c, "linked", "lora"), "bad_value", "'linked' is a link to a directory"),
-    "nothing encoded": ("wcodec", lambda c: [p.unlink() for p in c.rglob("*.wcodec")], "bad_magic", "there is neither"),
+    "weights that are none": ("hub",
+                              lambda c: (c / SHARDS[0]).write_bytes(b"version https://git-lfs"),
+                              "bad_magic", "in 'model-00001"),
+    "a later hub form": ("hub", lambda c: text(c / SHARDS[0], b'"0.2"', b'"0.3"'),
+                         "unsupported_version", "in 'model-00001"),
+    "a later config": ("hub", lambda c: text(c / "config.json", b'"0.2"', b'"0.3"'),
+                       "unsupported_version", "in 'config.json': "),
+    "a config that is no JSON": ("hub", lambda c: text(c / "config.json", b"{", b"("), "bad_value",
+                                 "in 'config.json': "),
+    "an index that mixes": ("wcodec",
+                            lambda c: text(c / "model.wcodec.index.json", b'2.w',
+                                           b'2.safetensors": ".w'), "bad_value", ""),
+    "both forms": ("wcodec", lambda c: fill(c, {SHARDS[0]: safetensors_bytes([])}), "bad_value",
+                   f"would both become '{SHARDS[0]}'"),
+    "both indexes": ("wcodec", lambda c: fill(c, {INDEX_NAME: b"{}"}), "bad_value",
+                     f"would both become '{INDEX_NAME}'"),
+    "a directory in the place": ("wcodec", lambda c: (c / SHARDS[0]).mkdir(), "bad_value",
+                                 f"would both become '{SHARDS[0]}'"),
+    "a link to a directory": ("wcodec", lambda c: link(c, "linked", "lora"), "bad_value",
+                              "'linked' is a link to a directory"),
+    "nothing encoded": ("wcodec", lambda c: [p.unlink() for p in c.rglob("*.wcodec")], "bad_magic",
+                        "there is neither"),
 }  # fmt: skip
 #: Damage that is found when the file before has been written, or that only a decoder would meet.
 LATE = {"a bit", "a bit in a stream"}
@@ -754,7 +790,7 @@ def test_limits(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not (tmp_path / "x").exists()
 
 
-# ---- config.json -------------------------------------------------------------------------------------------------------------
+# ---- config.json ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "raw",
     [
@@ -782,14 +818,8 @@ def test_the_entry_comes_out_as_it_went_in(raw: bytes) -> None:
 def test_a_config_that_was_written_anew() -> None:
     """As by save_pretrained: sorted, with more of the entry."""
     entry = {"format_version": "0.2", "mode": "resident", "quant_method": "wcodec"}
-    written = (
-        json.dumps(
-            {"model_type": "x", "quantization_config": entry, "snow": "\N{SNOWMAN}"},
-            indent=2,
-            sort_keys=True,
-        ).encode()
-        + b"\n"
-    )
+    config = {"model_type": "x", "quantization_config": entry, "snow": "\N{SNOWMAN}"}
+    written = json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
     assert remove_entry(written) == b'{\n  "model_type": "x",\n  "snow": "\\u2603"\n}\n'
     other = json.dumps({"quantization_config": {"quant_method": "gptq"}}).encode()
     assert remove_entry(other) == other
@@ -822,7 +852,7 @@ def test_names_of_shards() -> None:
     assert rename_shards(b'"x.wcodec"', b".safetensors", b".wcodec") is None
 
 
-# ---- one call, and the command -----------------------------------------------------------------------------------------------
+# ---- one call, and the command -------------------------------------------------------------------
 def test_encode_safetensors_to_wcodec(tmp_path: Path, model: Path) -> None:
     name = model / SHARDS[0]
     for form in FORMS:
@@ -900,13 +930,8 @@ def test_the_command(here: Path, form: str) -> None:
     assert out.startswith(f"model -> coded: {n} files encoded, {12 - n} copied, 6"), out
     status, out, err = call("verify", "coded", "--json")
     report = json.loads(out)
-    assert (status, err, report["good"], report["n_coded"], report["input"]) == (
-        0,
-        "",
-        True,
-        n,
-        "coded",
-    )
+    found = (status, err, report["good"], report["n_coded"], report["input"])
+    assert found == (0, "", True, n, "coded")
     status, out, err = call("info", "coded")
     assert (status, err, len(out.splitlines())) == (0, "", n + 1)
     assert out.startswith(f"coded: a directory with {n} encoded files, ")
@@ -927,7 +952,8 @@ def test_the_command(here: Path, form: str) -> None:
     assert call("encode", "--form", form, "model", "-f", "-o", "coded", "-q") == (0, "", "")
     status, out, err = call("encode", "--form", form, "model", "-f", "-o", "coded", "--json")
     assert json.loads(out).keys() == {
-        "input", "output", "form", "n_coded", "n_copied", "n_skipped", "nbytes", "stored_nbytes", "ratio", "seconds", "backend"
+        "input", "output", "form", "n_coded", "n_copied", "n_skipped", "nbytes", "stored_nbytes",
+        "ratio", "seconds", "backend",
     }  # fmt: skip
 
 
@@ -951,12 +977,8 @@ def test_the_command_on_one_file_in_hub_form(here: Path) -> None:
     name = f"model/{SHARDS[0]}"
     status, out, err = call("encode", "--form", "hub", name, "-o", "hub.safetensors", "--json")
     report = json.loads(out)
-    assert (status, err, report["form"], report["stored_nbytes"]) == (
-        0,
-        "",
-        "hub",
-        (here / "hub.safetensors").stat().st_size,
-    )
+    found = (status, err, report["form"], report["stored_nbytes"])
+    assert found == (0, "", "hub", (here / "hub.safetensors").stat().st_size)
     status, out, err = call("verify", "hub.safetensors")
     assert (status, err, out.startswith("hub.safetensors: 1 file good, ")) == (0, "", True)
     status, out, err = call("info", "hub.safetensors")

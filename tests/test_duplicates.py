@@ -1,4 +1,6 @@
-"""Tensors that a checkpoint holds twice: stored once, found by all of their bytes, and read like any other."""
+"""Tensors that a checkpoint holds twice: stored once, found by all of their bytes,
+and read like any other.
+"""
 
 from __future__ import annotations
 
@@ -195,7 +197,9 @@ def test_all_backends_write_the_same(tmp_path: Path) -> None:
 
 
 def test_many_duplicates_share_a_plan(tmp_path: Path) -> None:
-    """Each adds its name, not the columns of all segments; a duplicate of a duplicate is one of the first."""
+    """Each adds its name, not the columns of all segments;
+    a duplicate of a duplicate is one of the first.
+    """
     options, stream = wcodec.EncodeOptions(segment=(1, 1)), io.BytesIO()
     writer = Encoder(options).start(stream)
     writer.add("0", np.zeros((40, 50), np.uint8))

@@ -1,4 +1,6 @@
-"""`wcodec.explain`: what it says of known data, that it agrees with the encoder, and its text, JSON and figure."""
+"""`wcodec.explain`: what it says of known data, that it agrees with the encoder, and its text,
+JSON and figure.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +143,7 @@ def test_tensors_without_words() -> None:
     )
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("explain") / "x.wcodec"
@@ -255,7 +257,7 @@ def test_a_figure_replaces_neither_input_nor_base_nor_directory(delta: Path) -> 
     assert call("info", "--explain", "--plot", delta.parent / "no" / "x.png", delta)[0] == 1
 
 
-# ---- differences and duplicates ------------------------------------------------------------------------------------------------
+# ---- differences and duplicates ------------------------------------------------------------------
 @pytest.fixture
 def delta(tmp_path: Path) -> Path:
     """A file of a difference, a tensor of its own, and duplicates of both; its base beside it."""

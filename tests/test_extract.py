@@ -1,4 +1,6 @@
-"""Tensors taken out of a file as files of their own: the same words, and no more tables than they name."""
+"""Tensors taken out of a file as files of their own:
+the same words, and no more tables than they name.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,8 @@ def test_each_tensor_as_a_file_of_its_own(backend: Backend, tmp_path: Path, pres
         for name, array in arrays.items():
             stream = f.extract(name)
             back = wcodec.decode(stream)
-            assert (back.dtype, back.shape, back.tobytes()) == (
-                array.dtype,
-                array.shape,
-                array.tobytes(),
-            )
+            found = (back.dtype, back.shape, back.tobytes())
+            assert found == (array.dtype, array.shape, array.tobytes())
             own, whole = Decoder(backend).read_index(BufferSource(stream)), f.index.tables
             assert len(own.tables) <= len(whole)
             assert own.tensors[0].payload_nbytes == f.record(name).payload_nbytes

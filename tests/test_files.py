@@ -1,4 +1,6 @@
-"""Files: checkpoints there and back, slices, what is read for them, memory, and nothing half-written."""
+"""Files: checkpoints there and back, slices, what is read for them, memory,
+and nothing half-written.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +179,7 @@ def test_metadata_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == ["in"]
 
 
-# ---- arrays ------------------------------------------------------------------------------------------------------------------
+# ---- arrays --------------------------------------------------------------------------------------
 def test_arrays_are_saved_and_loaded(backend: Backend, tmp_path: Path) -> None:
     tensors = {
         d.name: make_array(d, (70, 30), "gaussian", i) for i, d in enumerate(ARRAY_DTYPES)
@@ -187,11 +189,8 @@ def test_arrays_are_saved_and_loaded(backend: Backend, tmp_path: Path) -> None:
     back = wcodec.load_file(path)
     assert list(back) == list(tensors)
     for name, array in tensors.items():
-        assert (back[name].shape, back[name].dtype, bits(back[name])) == (
-            array.shape,
-            array.dtype,
-            bits(array),
-        )
+        found = (back[name].shape, back[name].dtype, bits(back[name]))
+        assert found == (array.shape, array.dtype, bits(array))
     with wcodec.open(str(path)) as f:
         assert f.metadata() == {"made": "today"}
         kept = f.get_tensor("float32")
@@ -319,7 +318,7 @@ def test_a_broken_segment_is_found_by_the_slice_that_touches_it(backend: Backend
     assert (e.value.code, e.value.tensor, e.value.offset) == ("bad_checksum", "", start)
 
 
-# ---- nothing half-written ----------------------------------------------------------------------------------------------------
+# ---- nothing half-written ------------------------------------------------------------------------
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_output_appears_whole_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
     def fail(path: Path) -> None:
@@ -384,7 +383,7 @@ def test_a_file_open_for_reading_may_be_replaced(tmp_path: Path) -> None:
     assert list(wcodec.load_file(path)) == ["b"]
 
 
-# ---- sizes -------------------------------------------------------------------------------------------------------------------
+# ---- sizes ---------------------------------------------------------------------------------------
 def assert_hardly_grows(nbytes: int, stored_nbytes: int) -> None:
     assert stored_nbytes <= nbytes * 1.001 + 4096
 
@@ -413,7 +412,7 @@ def test_tiny_tensors_hardly_grow(backend: Backend, tmp_path: Path, n: int) -> N
         assert_hardly_grows(len(data), len(there_and_back(tmp_path, data)))
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 def peak_memory(folder: Path, n_rows: int) -> int:
     """Bytes that encoding and decoding a file ask for at their peak: mapped inputs do not count."""
     block = (

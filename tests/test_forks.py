@@ -53,7 +53,9 @@ assert b.get_backend() is used
 @pytest.mark.parametrize(("name", "due"), [("auto", "numba True"), ("cuda", "not in a child")])
 @pytest.mark.parametrize("how", ["set", "use"])
 def test_a_backend_that_does_not_survive(how: str, name: str, due: str) -> None:
-    """With "auto" another one takes its place; one that was named is not available. The parent goes on with it."""
+    """With "auto" another one takes its place; one that was named is not available.
+    The parent goes on with it.
+    """
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
     env = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(

@@ -1,4 +1,6 @@
-"""``benchmarks/fused.py``: its numbers need a GPU; that it runs, checks results and counts rightly is seen on the emulator."""
+"""``benchmarks/fused.py``: its numbers need a GPU;
+that it runs, checks results and counts rightly is seen on the emulator.
+"""
 
 from __future__ import annotations
 
@@ -236,7 +238,8 @@ def test_crossover(scripts: Modules, tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
     rows = scripts.fused_report.crossover({"cases": cases, "capability": 90})
     assert rows == [
-        (90, "bf16", "fixed", 4096, 4096, 8), (90, "bf16", "fixed", 1024, 4096, 64), (90, "int8", "rans", 4096, 4096, 0),
+        (90, "bf16", "fixed", 4096, 4096, 8), (90, "bf16", "fixed", 1024, 4096, 64),
+        (90, "int8", "rans", 4096, 4096, 0),
     ]  # fmt: skip
     path = tmp_path / "result.json"
     path.write_text(json.dumps({"crossover": rows}))

@@ -1,4 +1,6 @@
-"""A share of the fuzz that ``python tools/fuzz_segments.py`` does in full, and that it finds what it is there to find."""
+"""A share of the fuzz that ``python tools/fuzz_segments.py`` does in full,
+and that it finds what it is there to find.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,7 @@ def test_a_seed_gives_the_same_segments(fuzz: Callable[..., Result], n: int) -> 
     assert statuses[0] == statuses[1] != statuses[2]
 
 
-# ---- what is drawn ---------------------------------------------------------------------------------------------------
+# ---- what is drawn -------------------------------------------------------------------------------
 @pytest.fixture(scope="module", params=[200, exhaustive(600)])
 def plans(request: pytest.FixtureRequest) -> list[SegmentPlan]:
     """Corrupt plans, as the fuzz draws them."""
@@ -130,7 +132,7 @@ def test_all_kernels_are_reached(plans: list[SegmentPlan]) -> None:
     assert shapes == {(True, True), (True, False), (False, True), (False, False)}
 
 
-# ---- planted faults: `fuzz_segments` imports these from here --------------------------------------------------------------
+# ---- planted faults: `fuzz_segments` imports these from here -------------------------------------
 class WritesBehind(NumbaBackend):
     """Writes a word behind the output."""
 

@@ -1,4 +1,5 @@
-"""What needs a GPU: ``make gpu-check`` runs it. Kernels against the reference, loading of files, DLPack, many calls, large tensors.
+"""What needs a GPU: ``make gpu-check`` runs it. Kernels against the reference, loading of files,
+DLPack, many calls, large tensors.
 
 ``WCODEC_GPU_TESTS=emulated`` runs it on the emulator, on small tensors: a test of this file alone.
 """
@@ -52,9 +53,11 @@ from wcodec.reference.planes import DTYPES, DType
 pytestmark = pytest.mark.gpu
 
 __all__ = [  # run here with this file's `backend`
-    "test_calls_at_once", "test_contexts_in_large_segments", "test_extreme_tables", "test_faults_of_several_kinds",
-    "test_garbage_payloads", "test_histograms", "test_more_than_one_range", "test_nothing", "test_one_word_short", "test_patches",
-    "test_random_plans", "test_sizes", "test_spoilt_payloads", "test_tile_modes", "test_use_after_close",
+    "test_calls_at_once", "test_contexts_in_large_segments", "test_extreme_tables",
+    "test_faults_of_several_kinds", "test_garbage_payloads", "test_histograms",
+    "test_more_than_one_range", "test_nothing", "test_one_word_short", "test_patches",
+    "test_random_plans", "test_sizes", "test_spoilt_payloads", "test_tile_modes",
+    "test_use_after_close",
 ]  # fmt: skip
 
 EMULATED = os.environ.get("WCODEC_GPU_TESTS") == "emulated"
@@ -136,7 +139,7 @@ def checkpoint(
     return path, tensors
 
 
-# ---- what there is ---------------------------------------------------------------------------------------------------------------
+# ---- what there is -------------------------------------------------------------------------------
 @pytest.mark.skipif(EMULATED, reason="an emulated device has no driver")
 def test_info(backend: Backend) -> None:
     info = backend.info()
@@ -145,7 +148,7 @@ def test_info(backend: Backend) -> None:
     assert load_backend("auto").name == "cuda"
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("streams", [1, 4])
 @pytest.mark.parametrize("slot_nbytes", [1 << 16, pipeline.SLOT_NBYTES])
 def test_whole_file(
@@ -203,7 +206,7 @@ def test_spoilt_file(checkpoint: Any, loader_of: Callable[..., Loader], tmp_path
         same(loader.load_file(path, ["layer.3"])["layer.3"], tensors["layer.3"])
 
 
-# ---- DLPack ----------------------------------------------------------------------------------------------------------------------
+# ---- DLPack --------------------------------------------------------------------------------------
 def test_dlpack_to_torch(checkpoint: Any, loader_of: Callable[..., Loader], backend: Any) -> None:
     """Without a copy; and the memory stays after everything else is gone."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -249,7 +252,7 @@ def test_dlpack_to_cupy(checkpoint: Any, loader_of: Callable[..., Loader]) -> No
                 assert shared.get().tobytes() == tensors[name].tobytes()
 
 
-# ---- calls -----------------------------------------------------------------------------------------------------------------------
+# ---- calls ---------------------------------------------------------------------------------------
 def arrays(n: int) -> list[Array]:
     """Of several sizes and dtypes."""
     by_name = {d.name: d for d in DTYPES}
@@ -307,7 +310,7 @@ def test_statuses_of_many_spoilt_payloads(backend: Backend) -> None:
     assert {Status.OK, Status.BAD_STREAM} <= seen
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 def test_too_little_memory_is_allowed(checkpoint: Any, loader_of: Callable[..., Loader]) -> None:
     path, tensors = checkpoint
     with (
@@ -347,13 +350,13 @@ def test_max_device_bytes(checkpoint: Any, loader_of: Callable[..., Loader], mor
 def test_memory_that_others_still_read(
     loader_of: Callable[..., Loader], host: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A block that was given back while the caller's stream has yet to read it may be taken, but not be written before that."""
+    """A block that was given back while the caller's stream has yet to read it may be taken, but
+    not be written before that.
+    """
     cupy = pytest.importorskip("cupy")
     a = gaussian(next(d for d in DTYPES if d.name == "bfloat16"), LARGE)
-    data, due = (
-        Encoder(None, host).encode(a),
-        np.random.default_rng(3).integers(0, 256, a.nbytes, np.uint8),
-    )
+    data = Encoder(None, host).encode(a)
+    due = np.random.default_rng(3).integers(0, 256, a.nbytes, np.uint8)
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "benchmarks"))
     wait = cupy.RawModule(code=importlib.import_module("gpu_device").BUSY_SOURCE).get_function(
         "busy"
@@ -370,7 +373,7 @@ def test_memory_that_others_still_read(
             assert np.array_equal(copied.get(), due)
 
 
-# ---- large tensors ---------------------------------------------------------------------------------------------------------------
+# ---- large tensors -------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", ARRAY_DTYPES, ids=lambda d: d.name)
 def test_large_tensors(
     loader_of: Callable[..., Loader], backend: Backend, host: Backend, dtype: DType

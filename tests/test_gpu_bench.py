@@ -1,4 +1,6 @@
-"""A dry run of ``benchmarks/gpu.py`` and ``tools/gpu_check.py`` on the emulator: their numbers need a GPU, but that they run is known."""
+"""A dry run of ``benchmarks/gpu.py`` and ``tools/gpu_check.py`` on the emulator: their numbers need
+a GPU, but that they run is known.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,8 @@ def test_everything_runs(
 ) -> None:
     monkeypatch.setattr(scripts.gpu, "KEY", [("64x96", "int8")])
     status, report, tables = run(
-        scripts, tmp_path, "--shapes", ",".join(shapes), "--dtypes", "bf16,fp8,int8", "--model", "2,64,96,128", "--rates"
+        scripts, tmp_path, "--shapes", ",".join(shapes), "--dtypes", "bf16,fp8,int8",
+        "--model", "2,64,96,128", "--rates",
     )  # fmt: skip
     assert status == 0, report["failures"]
     assert not report["failures"]
@@ -292,7 +295,7 @@ def test_replay_gives_the_same_times_in_turn(scripts: Modules) -> None:
     assert calls == [0, 1, 2, 0, 0, 1, 2, 0, 1, 2, 0]
 
 
-# ---- what is beside ------------------------------------------------------------------------------------------------------------
+# ---- what is beside ------------------------------------------------------------------------------
 def prefix_codes(counts: list[int]) -> dict[int, tuple[int, int]]:
     """Lengths of 1, 2, 3, ..: bits and code of each symbol."""
     return {s: (i + 1, (1 << (i + 1)) - 2) for i, s in enumerate(counts)}
@@ -328,7 +331,9 @@ def test_huffman(scripts: Modules, n: int) -> None:
 
 @pytest.mark.parametrize("arch", [75, exhaustive(120)])
 def test_rates_compile(scripts: Modules, arch: int) -> None:
-    """For the least and the newest architecture; each kernel without spills, and small enough that two blocks fit."""
+    """For the least and the newest architecture;
+    each kernel without spills, and small enough that two blocks fit.
+    """
     usage = compiler.compile_with_usage(scripts.gpu_rates.source(), arch)[1]
     assert set(usage) == {f"rate_{name}" for name in scripts.gpu_rates.STEPS}
     assert all(
@@ -347,7 +352,7 @@ except KeyboardInterrupt:
 """
 
 
-# ---- the whole check -------------------------------------------------------------------------------------------------------------
+# ---- the whole check -----------------------------------------------------------------------------
 @pytest.fixture
 def checker(scripts: Modules, tmp_path: Path) -> Iterator[Any]:
     with (tmp_path / "log").open("w") as log:
@@ -388,7 +393,10 @@ def test_a_step_that_passes_fails_or_hangs(checker: Any) -> None:
 
 def test_a_step_is_interrupted_in_the_background_too(checker: Any) -> None:
     """Where a shell has it that interrupts are ignored."""
-    make = "import sys, gpu_check, pathlib; c = gpu_check.Checker(pathlib.Path('.'), 0, 'numba', sys.stderr)"
+    make = (
+        "import sys, gpu_check, pathlib; c = gpu_check.Checker(pathlib.Path('.'), 0, 'numba', "
+        "sys.stderr)"
+    )
     command = [
         sys.executable,
         "-c",
@@ -437,8 +445,8 @@ def test_one_bad_step_does_not_stop_the_others(
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     outcomes = {s["name"]: s["outcome"] for s in report["steps"]}
     assert outcomes == {
-        "conformance": "failed", "tests": "timed out", "speed": "passed", "fused": "failed", "models": "not there",
-        "memcheck": "not there", "racecheck": "not there",
+        "conformance": "failed", "tests": "timed out", "speed": "passed", "fused": "failed",
+        "models": "not there", "memcheck": "not there", "racecheck": "not there",
     }  # fmt: skip
     assert not report["good"]
     assert check.main(["--out", str(tmp_path), "--only", "speed", "--only", "memcheck"]) == 0, (
@@ -450,14 +458,11 @@ def test_one_bad_step_does_not_stop_the_others(
         "tests",
         lambda self: seen.append(json.loads((tmp_path / "gpu-check.json").read_text())) or 1 / 0,
     )
-    assert (
-        check.main(
-            ["--out", str(tmp_path), "--only", "speed", "--only", "tests", "--only", "memcheck"]
-        )
-        == 1
-    )
+    steps = ["--only", "speed", "--only", "tests", "--only", "memcheck"]
+    assert check.main(["--out", str(tmp_path), *steps]) == 1
     assert [(s["name"], s["outcome"], s["detail"]) for s in seen[0]["steps"]] == [
-        ("speed", "passed", "7 marks met"), ("tests", "left out", "not reached"), ("memcheck", "left out", "not reached"),
+        ("speed", "passed", "7 marks met"), ("tests", "left out", "not reached"),
+        ("memcheck", "left out", "not reached"),
     ], "written after each step"  # fmt: skip
     assert not seen[0]["good"]
     assert check.main(["--out", str(tmp_path), "--only", "speed", "--seconds", "1"]) == 1, (
@@ -468,7 +473,9 @@ def test_one_bad_step_does_not_stop_the_others(
 def test_the_time_is_shared_out(
     scripts: Modules, checker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps leave to those behind them what these need at least; what has too little left is not begun."""
+    """Steps leave to those behind them what these need at least;
+    what has too little left is not begun.
+    """
     check, now, limits = scripts.gpu_check, [0.0], dict[str, float]()
     monkeypatch.setattr(check.time, "monotonic", lambda: now[0])
 
@@ -527,7 +534,9 @@ def run_script(
     checker: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> Any:
-    """As `Checker.run`, for commands of scripts: in this process, which has imported what they import, or as they are."""
+    """As `Checker.run`, for commands of scripts:
+    in this process, which has imported what they import, or as they are.
+    """
 
     def here(command: list[str], *_: Any, **__: Any) -> Any:
         assert (command[0], (ROOT / command[1]).is_file()) == (sys.executable, True)
@@ -541,7 +550,9 @@ def run_script(
 def test_the_commands_are_understood(
     scripts: Modules, checker: Any, run_script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The suite's, and the benchmark's where there is no GPU; pytest's, where there is nothing to run."""
+    """The suite's, and the benchmark's where there is no GPU;
+    pytest's, where there is nothing to run.
+    """
     seen = list[list[str]]()
     monkeypatch.setattr(
         checker,
@@ -603,7 +614,9 @@ def test_products_are_a_step(
 
 @pytest.mark.exhaustive
 def test_tests_of_a_gpu_run(checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of tests/test_gpu.py, but for the kernels' against the reference, which the emulated backend passes elsewhere."""
+    """Those of tests/test_gpu.py, but for the kernels' against the reference, which the emulated
+    backend passes elsewhere.
+    """
     monkeypatch.setenv("WCODEC_GPU_TESTS", "emulated")
     others = importlib.import_module("test_gpu").__all__
     monkeypatch.setenv("PYTEST_ADDOPTS", f"-k 'not ({' or '.join(others)})'")
@@ -665,7 +678,12 @@ def test_counts_of_pytest(scripts: Modules, tmp_path: Path) -> None:
         "skipped": 3,
     }
     assert scripts.gpu_check.counted(tmp_path / "none.xml") == {}
-    lines = "tests/a.py::one PASSED [ 10%]\ntests/a.py::two[x PASSED y] FAILED [ 20%]\nFAILED tests/a.py::two - no\ntests/a.py::three "
+    lines = (
+        "tests/a.py::one PASSED [ 10%]\n"
+        "tests/a.py::two[x PASSED y] FAILED [ 20%]\n"
+        "FAILED tests/a.py::two - no\n"
+        "tests/a.py::three "
+    )
     assert scripts.gpu_check.counted_lines(lines) == {
         "passed": 1,
         "failures": 1,

@@ -1,4 +1,6 @@
-"""Hub form: there and back byte for byte, readable by safetensors, and no damage that gets through."""
+"""Hub form: there and back byte for byte, readable by safetensors,
+and no damage that gets through.
+"""
 
 from __future__ import annotations
 
@@ -236,7 +238,7 @@ def make(folder: Path) -> Path:
     return folder
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 def refused(folder: Path, data: bytes) -> DecodeError:
     """Decode and verify a bad file: the error, and nothing left."""
     (folder / "bad").write_bytes(data)
@@ -300,7 +302,9 @@ SMALL = safetensors_bytes(
 
 @pytest.mark.parametrize("step", [2, exhaustive(1)])
 def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path, step: int) -> None:
-    """But in the padding of the outer header and in white space and digits of its JSON that mean the same."""
+    """But in the padding of the outer header and in white space and digits of its JSON that mean
+    the same.
+    """
     with use_backend("reference"):
         data = there_and_back(make(tmp_path / "f"), SMALL)
         end = 8 + struct.unpack("<Q", data[:8])[0]
@@ -513,7 +517,7 @@ def test_versions() -> None:
         parse_version("0.10")
 
 
-# ---- files without an original header ------------------------------------------------------------------------------------------
+# ---- files without an original header ------------------------------------------------------------
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "pt", "wcodec": "0.2"}])
 def test_a_file_that_another_program_wrote(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     """As ``save_pretrained`` writes streams: no original header, so one is made."""
@@ -544,7 +548,7 @@ def test_a_plain_file_is_not_decoded(tmp_path: Path) -> None:
     assert refused(tmp_path, wcodec.encode(GAUSSIAN)).code == "bad_magic"
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 def peak_memory(folder: Path, n_rows: int) -> int:
     """Bytes that encoding and decoding a file ask for at their peak: mapped inputs do not count."""
     rng = np.random.default_rng(9)

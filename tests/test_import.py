@@ -1,5 +1,6 @@
-"""`import wcodec` brings in nothing that only backends or integrations need (`benchmarks/bench_import.py` says how long it takes), and
-modules import one way."""
+"""`import wcodec` brings in nothing that only backends or integrations need
+(`benchmarks/bench_import.py` says how long it takes), and modules import one way.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ def test_nothing_heavy_is_imported() -> None:
         assert done.stdout == "[]\n"
 
 
-# ---- which way imports go ----------------------------------------------------------------------------------------------------
-#: Rooms, from the lowest floor up: each imports what is on its own or below, at whatever time.
+# ---- which way imports go ------------------------------------------------------------------------
+#: Rooms, from the lowest floor up:
+#: each imports what is on its own or below, at whatever time.
 FLOORS = (
     ("errors",),
     ("reference",),

@@ -1,4 +1,6 @@
-"""Inputs are named for what they are, and what to do is said; a directory is taken as people have it."""
+"""Inputs are named for what they are, and what to do is said;
+a directory is taken as people have it.
+"""
 
 from __future__ import annotations
 
@@ -119,13 +121,18 @@ def test_a_file_that_is_encoded_already(here: Path) -> None:
     assert (status, "nothing to decode" in err) == (1, True)
     with pytest.raises(
         DecodeError,
-        match=r"in 'a.safetensors': this is no .wcodec file but a safetensors file: wcodec encode makes",
+        match=(
+            r"in 'a.safetensors': this is no .wcodec file but a safetensors file: "
+            r"wcodec encode makes"
+        ),
     ):
         wcodec.load_file("a.safetensors")
 
 
 def test_a_safetensors_file_that_begins_as_another_kind_is_taken(here: Path) -> None:
-    """Its first bytes are a number: 0x280 = b"\\x80\\x02" is also how pickles begin, and spaces may stand before the header."""
+    """Its first bytes are a number: 0x280 = b"\\x80\\x02" is also how pickles begin,
+    and spaces may stand before the header.
+    """
     raw = b" " + PLAIN[8:-3]
     raw += b" " * (0x280 - len(raw))
     Path("a").write_bytes(len(raw).to_bytes(8, "little") + raw + b"abc")
@@ -169,7 +176,7 @@ def test_a_directory_without_weights_that_are_taken(here: Path, name: str, data:
     assert (status, "there is neither a .wcodec file nor" in err) == (1, True)
 
 
-# ---- directories as people have them ---------------------------------------------------------------------------------------------
+# ---- directories as people have them -------------------------------------------------------------
 @pytest.mark.parametrize("form", ["wcodec", "hub"])
 def test_a_directory_that_holds_its_encoded_files_too(here: Path, form: str) -> None:
     fill(here / "model", MODEL)
@@ -228,7 +235,9 @@ def test_the_cache_of_hugging_face(here: Path, root: str) -> None:
 def test_other_names_of_a_file_stay_links(
     here: Path, form: str, make_link: Callable[..., None]
 ) -> None:
-    """So an output is no larger than its input, whatever links there are; the same tree comes back."""
+    """So an output is no larger than its input, whatever links there are;
+    the same tree comes back.
+    """
     fill(here / "model", {"config.json": CONFIG, "data/blob": weights(1), "sub/note": b"x" * 500})
     for name, to in (
         ("model.safetensors", "data/blob"),
@@ -241,10 +250,8 @@ def test_other_names_of_a_file_stay_links(
         here / "once",
         {"config.json": CONFIG, "model.safetensors": weights(1), "sub/note": b"x" * 500},
     )
-    report, once = (
-        encode_directory("model", "coded", form),
-        encode_directory("once", "coded-once", form),
-    )
+    report = encode_directory("model", "coded", form)
+    once = encode_directory("once", "coded-once", form)
     assert report.stored_nbytes == once.stored_nbytes
     assert verify_directory("coded").n_coded == 1
     decode_directory("coded", "back")
@@ -261,7 +268,9 @@ def test_other_names_of_a_file_stay_links(
 
 
 def test_names_of_a_file_that_become_different_files(here: Path) -> None:
-    """In hub form: config.json with weights beside it and without, weights of transformers and of others."""
+    """In hub form: config.json with weights beside it and without,
+    weights of transformers and of others.
+    """
     fill(
         here / "model",
         {"a/config.json": CONFIG, "m.safetensors": weights(1), "dense/config.json": b"{}"},
@@ -291,7 +300,7 @@ def test_a_model_that_holds_a_cache_is_no_cache(here: Path) -> None:
     assert Path("coded/model.wcodec").exists()
 
 
-# ---- manners -------------------------------------------------------------------------------------------------------------------
+# ---- manners -------------------------------------------------------------------------------------
 def test_bare_wcodec_shows_the_subcommands() -> None:
     status, out, err = call()
     assert (status, out) == (2, "")
@@ -356,7 +365,8 @@ def test_save_file_says_what_is_wanted(here: Path) -> None:
     calls: list[tuple[Callable[[], Any], str]] = [
         (
             lambda: wcodec.save_file(array, "x"),
-            "save_file takes tensors by name, such as {'weight': tensor}, and then a path; this is a ndarray",
+            "save_file takes tensors by name, such as {'weight': tensor}, and then a path; this is "
+            "a ndarray",
         ),
         (lambda: wcodec.save_file("x", {"a": array}), "this is a str"),  # type: ignore[arg-type]
         (lambda: wcodec.save_file({1: array}, "x"), "names of tensors are texts; 1 is a int"),  # type: ignore[dict-item]

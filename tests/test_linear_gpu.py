@@ -1,4 +1,6 @@
-"""Operands and their products on a GPU: ``make gpu-check`` runs it; ``WCODEC_GPU_TESTS=emulated``, on the emulator."""
+"""Operands and their products on a GPU: ``make gpu-check`` runs it;
+``WCODEC_GPU_TESTS=emulated``, on the emulator.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +60,9 @@ def multiply(
 ) -> Array:
     """y."""
     weight = held.operand
-    there, added, y = (
-        runtime.upload(x.view(np.uint16)),
-        runtime.upload(bias.view(np.uint16)),
-        runtime.empty(2 * len(x) * weight.shape[0]),
-    )
+    there = runtime.upload(x.view(np.uint16))
+    added = runtime.upload(bias.view(np.uint16))
+    y = runtime.empty(2 * len(x) * weight.shape[0])
     scales = None if scale is None else runtime.upload(scale)
     plan = plan_linear(weight.shape, weight.coded, len(x), runtime.n_processors(), n_parts)
     at = {"bias": runtime.address(added), "scale": 0 if scales is None else runtime.address(scales)}
@@ -135,7 +135,9 @@ def test_every_weight_is_exact(runtime: Runtime, kind: str, factors: str, form: 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("kind", "factors"), PAIRS)
 def test_subnormal(runtime: Runtime, kind: str, factors: str, form: str) -> None:
-    """Weights, activations, scales and results below the least normal number are not taken for 0. All here is exact."""
+    """Weights, activations, scales and results below the least normal number are not taken for 0.
+    All here is exact.
+    """
     rng, shape, dtype = np.random.default_rng(5), (64, 1088), FACTORS[factors]
     exponents = {
         "bf16": range(-6, 7),
@@ -148,11 +150,9 @@ def test_subnormal(runtime: Runtime, kind: str, factors: str, form: str) -> None
         rng.random(shape) < (0.8 if form == "rans" else 0), powers[0], rng.choice(powers, shape)
     )
     weights *= rng.choice([-1, 1], shape).astype(weights.dtype)
-    held, x, nothing = (
-        Held(runtime, weights, form),
-        np.zeros(shape, dtype),
-        np.zeros(shape[0], dtype),
-    )
+    held = Held(runtime, weights, form)
+    x = np.zeros(shape, dtype)
+    nothing = np.zeros(shape[0], dtype)
     rows, cols = np.arange(64), 1000 + np.arange(64)
     due = weights[:, cols].T.astype(np.float64)
     # the least normal number, the least at all
@@ -163,10 +163,8 @@ def test_subnormal(runtime: Runtime, kind: str, factors: str, form: str) -> None
             multiply(runtime, x, held, nothing), (due * small).astype(np.float32).astype(dtype)
         )
     if kind != "bf16":
-        x[rows, cols], scale = (
-            1,
-            np.full(shape[0], 2.0 ** (-130 if factors == "bf16" else -20), np.float32),
-        )
+        x[rows, cols] = 1
+        scale = np.full(shape[0], 2.0 ** (-130 if factors == "bf16" else -20), np.float32)
         np.testing.assert_array_equal(
             multiply(runtime, x, held, nothing, scale),
             (due * scale).astype(np.float32).astype(dtype),
@@ -176,10 +174,8 @@ def test_subnormal(runtime: Runtime, kind: str, factors: str, form: str) -> None
 @pytest.mark.parametrize("form", FORMS)
 def test_not_finite(runtime: Runtime, form: str) -> None:
     shape = SHAPES[-1]
-    words, x = (
-        words_of("gaussian", shape),
-        np.random.default_rng(2).normal(0, 1, (9, shape[1])).astype(ml_dtypes.bfloat16),
-    )
+    words = words_of("gaussian", shape)
+    x = np.random.default_rng(2).normal(0, 1, (9, shape[1])).astype(ml_dtypes.bfloat16)
     words[3, 5], words[20, 64], words[22, 7], words[22, 9] = 0x7F80, 0x7FC0, 0x7F80, 0xFF80
     words[30, 11], words[31, 11], words[32, 11] = 0x7000, 0xF000, 0
     x[4, 11], x[6, 100] = np.inf, np.nan

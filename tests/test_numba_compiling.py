@@ -18,7 +18,9 @@ HERE = Path(compiling.__file__).parent
 
 
 def test_machine_code_is_of_all_sources(tmp_path: Path) -> None:
-    """What was kept on disk is not used once any source has changed: its name has the stamp in it."""
+    """What was kept on disk is not used once any source has changed:
+    its name has the stamp in it.
+    """
     shutil.copytree(
         HERE,
         tmp_path / "numba",

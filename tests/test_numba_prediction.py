@@ -20,9 +20,11 @@ from wcodec.reference.tables import ContextKind
 
 MODES = [m for m in Mode if m != Mode.NONE]
 GUARD, CANARY = 128, 0xA5  # as far as the longest vector could reach
-# Every width up to two blocks of 128 columns and more, so all that is left behind vectors of 16, 32 and 128 bytes.
+# Every width up to two blocks of 128 columns and more, so all that is left behind vectors of 16,
+# 32 and 128 bytes.
 WIDTHS, HEIGHTS = range(1, 301), range(1, 6)
-# AVG works on groups of 15 rows below the first one: one group, a row more or less, two groups; 47 makes 15, 15, 15 and 1.
+# AVG works on groups of 15 rows below the first one: one group, a row more or less, two groups;
+# 47 makes 15, 15, 15 and 1.
 TALL = [
     *product((15, 16, 17, 30, 31, 32, 47), (1, 2, 15, 16, 17, 28, 31, 32, 33, 47, 48, 49, 64, 250))
 ]
@@ -88,7 +90,9 @@ def test_predict(mode: Mode, at_end: bool, shapes: list[tuple[int, int]]) -> Non
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shapes", [FEW, exhaustive(SHAPES)], ids=len)
 def test_reconstruct(mode: Mode, at_end: bool, shapes: list[tuple[int, int]]) -> None:
-    """The reference must make the same residuals out of the tile again; its own inverse of AVG takes minutes."""
+    """The reference must make the same residuals out of the tile again;
+    its own inverse of AVG takes minutes.
+    """
     rng, place = np.random.default_rng(mode), Place(at_end)
     for height, width in shapes:
         residual = rng.integers(0, 256, (height, width), np.uint8)
@@ -116,13 +120,8 @@ def test_extremes(values: list[int]) -> None:
 
 def test_constants_are_those_of_others() -> None:
     p, k = prediction, segments
-    assert (p.LEFT, p.TOP, p.AVG, p.PLANAR, p.PER_TILE) == (
-        Mode.LEFT,
-        Mode.TOP,
-        Mode.AVG,
-        Mode.PLANAR,
-        PER_TILE,
-    )
+    found = (p.LEFT, p.TOP, p.AVG, p.PLANAR, p.PER_TILE)
+    assert found == (Mode.LEFT, Mode.TOP, Mode.AVG, Mode.PLANAR, PER_TILE)
     assert (p.HEIGHT, p.WIDTH, p.CENTRE) == (k.HEIGHT, k.WIDTH, CENTRE)
     assert tuple(Coder) == (k.CODER_RAW, k.CODER_CONSTANT, k.CODER_RANS, k.CODER_CONTEXT)
     assert tuple(ContextKind) == (contexts.PLANE, contexts.POSITION, contexts.SCALE)

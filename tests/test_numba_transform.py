@@ -19,7 +19,8 @@ from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.transforms import Transform, forward
 
 KINDS = [Transform.DCT, Transform.ADST]
-# No block, one, two and more, with and without what is left over; widths up to two vectors of 32 columns and more.
+# No block, one, two and more, with and without what is left over;
+# widths up to two vectors of 32 columns and more.
 SHAPES = [*product((1, 7, 8, 17), range(1, 73)), (64, 250), (40, 8)]
 
 
@@ -32,12 +33,12 @@ def kernel(transform: int, inverse: bool) -> Any:
 @pytest.mark.parametrize("centre", [0, 128])
 @pytest.mark.parametrize("transform", KINDS)
 def test_forward_and_back(transform: Transform, centre: int, at_end: bool) -> None:
-    """Nothing but the tile is changed, and nothing is touched but it and `LANES` bytes behind it."""
-    rng, there, back = (
-        np.random.default_rng(transform),
-        kernel(transform, False),
-        kernel(transform, True),
-    )
+    """Nothing but the tile is changed, and nothing is touched but it and `LANES` bytes behind
+    it.
+    """
+    rng = np.random.default_rng(transform)
+    there = kernel(transform, False)
+    back = kernel(transform, True)
     most = max(h * w for h, w in SHAPES) + LANES
     fence = Fence(most, at_end)
     for height, width in SHAPES:

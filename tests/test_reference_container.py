@@ -36,7 +36,9 @@ def test_sizes_of_structures() -> None:
 
 
 def small_file() -> bytes:
-    """Three bytes, too few to be coded, so that the payload is known: one RAW segment, padded to 16 bytes."""
+    """Three bytes, too few to be coded, so that the payload is known:
+    one RAW segment, padded to 16 bytes.
+    """
     stream = io.BytesIO()
     writer = Encoder().start(stream)
     writer.add("ab", np.array([[9, 2, 5]], np.uint8))
@@ -80,21 +82,16 @@ def test_fields_of_a_small_file() -> None:
     assert struct.unpack_from("<HHHH", body, 40) == (0, 2, 0, 0)
     assert body[48:66] == struct.pack("<QQ", 1, 3) + b"ab"
     assert struct.unpack_from("<I", body, 66) == (zlib.crc32(payload),)
-    # layout, base, n_patches, then coder, table, prediction and units of two planes: eleven columns of one value, 0
+    # layout, base, n_patches, then coder, table, prediction and units of two planes:
+    # eleven columns of one value, 0
     assert body[70:] == bytes(11 * 5)
 
 
 def test_the_index_is_read_back() -> None:
     index = read_index(BufferSource(small_file()))
     (t,) = index.tensors
-    assert (t.name, t.shape, t.row_rank, t.dtype.name, t.payload_offset, t.payload_nbytes) == (
-        "ab",
-        (1, 3),
-        0,
-        "uint8",
-        32,
-        16,
-    )
+    found = (t.name, t.shape, t.row_rank, t.dtype.name, t.payload_offset, t.payload_nbytes)
+    assert found == ("ab", (1, 3), 0, "uint8", 32, 16)
     assert index.metadata == {"k": "v"}
     assert index.source_kind is None
     assert index.version == (0, 2)
@@ -119,7 +116,9 @@ def test_an_unknown_record_is_skipped_unless_it_must_be_understood() -> None:
 
 
 def patched(offset: int, value: bytes) -> bytes:
-    """The small file with some bytes of its footer replaced and the footer's CRC-32 made right again."""
+    """The small file with some bytes of its footer replaced and the footer's CRC-32 made right
+    again.
+    """
     data = bytearray(small_file())
     foot = len(data) - 64
     data[foot + offset : foot + offset + len(value)] = value
@@ -185,7 +184,9 @@ def test_every_prefix_is_truncated() -> None:
 
 
 def test_an_index_with_one_byte_changed_never_breaks_the_parser() -> None:
-    """Each byte of the index, with a CRC-32 that fits again, as an attacker would: refused by code, or taken."""
+    """Each byte of the index, with a CRC-32 that fits again, as an attacker would:
+    refused by code, or taken.
+    """
     a = np.arange(40 * 30, dtype=np.uint8).reshape(40, 30) // 7
     stream = io.BytesIO()
     writer = Encoder(wcodec.EncodeOptions(segment=(32, 32), tile=(16, 16), min_saving=-1)).start(

@@ -1,4 +1,6 @@
-"""Contexts: worked out by hand for a small segment of each kind, and all vectors read by a decoder written from the spec alone."""
+"""Contexts: worked out by hand for a small segment of each kind, and all vectors read by a decoder
+written from the spec alone.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,8 @@ def plan_of(
     dtype: str, layout: Layout, geometry: Geometry, kind: ContextKind
 ) -> segments.SegmentPlan:
     """A plan whose planes all have the map of a kind, but for plane 0 of kind PLANE."""
-    tables, n = (
-        TablePool(random_tables(np.random.default_rng(1), 1).tables, [ANY[kind]]),
-        BY_NAME[dtype].n_planes,
-    )
+    tables = TablePool(random_tables(np.random.default_rng(1), 1).tables, [ANY[kind]])
+    n = BY_NAME[dtype].n_planes
     first = Coder.RANS if kind == ContextKind.PLANE else Coder.CONTEXT
     unused = layout == Layout.BYTES and dtype == "uint8"
     return only(
@@ -46,79 +46,49 @@ def plan_of(
     )
 
 
-# ---- by hand ---------------------------------------------------------------------------------------------------------------------
+# ---- by hand -------------------------------------------------------------------------------------
 def test_plane_contexts_by_hand() -> None:
     geometry = Geometry(1, 5, 1, 5, 1, 5)
     # codes a, b, c, d, e; the last half belongs to no word
     first = np.array([0xBA, 0xDC, 0xFE], np.uint8)
     plan = plan_of("bfloat16", Layout.PAIRS, geometry, ContextKind.PLANE)
-    assert contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first).tolist() == [
-        0xA,
-        0xB,
-        0xC,
-        0xD,
-        0xE,
-    ]
+    found = contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first)
+    assert found.tolist() == [0xA, 0xB, 0xC, 0xD, 0xE]
     plan = plan_of("int8", Layout.PAIRS, geometry, ContextKind.PLANE)
-    assert contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first).tolist() == [
-        0xBA,
-        0xDC,
-        0xFE,
-    ]
+    found = contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first)
+    assert found.tolist() == [0xBA, 0xDC, 0xFE]
     first = np.array([1, 2, 250, 4, 5], np.uint8)
     plan = plan_of("uint16", Layout.BYTES, geometry, ContextKind.PLANE)
-    assert contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first).tolist() == [
-        1,
-        2,
-        250,
-        4,
-        5,
-    ]
+    found = contexts_of(plan, ANY[ContextKind.PLANE], 1, 0, NONE, first)
+    assert found.tolist() == [1, 2, 250, 4, 5]
 
 
 def test_position_contexts_by_hand() -> None:
-    # 2 x 18 words in tiles of 2 x 16, so of 2 x 16 and 2 x 2: each counts its own columns, again from 0 behind 7.
+    # 2 x 18 words in tiles of 2 x 16, so of 2 x 16 and 2 x 2:
+    # each counts its own columns, again from 0 behind 7.
     plan = plan_of("uint8", Layout.BYTES, Geometry(2, 18, 2, 32, 2, 16), ContextKind.POSITION)
     row = [*range(8), *range(8)]
     due = [*row, *(8 + c for c in row), 0, 1, 8, 9]
     assert contexts_of(plan, ANY[ContextKind.POSITION], 0, 0, NONE, NONE).tolist() == due
-    # Nibble pairs of 3 x 3 words: elements 0, 2, 4, 6, 8 count, at (0, 0), (0, 2), (1, 1), (2, 0), (2, 2).
+    # Nibble pairs of 3 x 3 words: elements 0, 2, 4, 6, 8 count, at (0, 0), (0, 2), (1, 1), (2, 0),
+    # (2, 2).
     plan = plan_of("bfloat16", Layout.PAIRS, Geometry(3, 3, 3, 3, 3, 3), ContextKind.POSITION)
-    assert contexts_of(plan, ANY[ContextKind.POSITION], 0, 0, NONE, NONE).tolist() == [
-        0,
-        2,
-        9,
-        16,
-        18,
-    ]
-    assert contexts_of(plan, ANY[ContextKind.POSITION], 1, 0, NONE, NONE).tolist() == [
-        0,
-        1,
-        2,
-        8,
-        9,
-        10,
-        16,
-        17,
-        18,
-    ]
+    found = contexts_of(plan, ANY[ContextKind.POSITION], 0, 0, NONE, NONE)
+    assert found.tolist() == [0, 2, 9, 16, 18]
+    found = contexts_of(plan, ANY[ContextKind.POSITION], 1, 0, NONE, NONE)
+    assert found.tolist() == [0, 1, 2, 8, 9, 10, 16, 17, 18]
 
 
 def test_scale_contexts_by_hand() -> None:
-    # Rows of classes 3, 0 and columns of 1, 2, 0: bits 11 00 01 10 00 from the lowest up are the bytes 0x93 = 10 01 00 11 and 0x00.
+    # Rows of classes 3, 0 and columns of 1, 2, 0: bits 11 00 01 10 00 from the lowest up are the
+    # bytes 0x93 = 10 01 00 11 and 0x00.
     scales = pack_scales(np.array([3, 0], np.uint8), np.array([1, 2, 0], np.uint8))
     assert scales.tobytes() == bytes([0b10_01_00_11, 0])
     assert [a.tolist() for a in unpack_scales(scales, 2, 3)] == [[3, 0], [1, 2, 0]]
     plan = plan_of("uint8", Layout.BYTES, Geometry(2, 3, 2, 3, 2, 3), ContextKind.SCALE)
     assert plan.scale_nbytes.tolist() == [2]
-    assert contexts_of(plan, ANY[ContextKind.SCALE], 0, 0, scales, NONE).tolist() == [
-        13,
-        14,
-        12,
-        1,
-        2,
-        0,
-    ]
+    found = contexts_of(plan, ANY[ContextKind.SCALE], 0, 0, scales, NONE)
+    assert found.tolist() == [13, 14, 12, 1, 2, 0]
     # elements 0, 2, 4
     plan = plan_of("int8", Layout.PAIRS, Geometry(2, 3, 2, 3, 2, 3), ContextKind.SCALE)
     assert contexts_of(plan, ANY[ContextKind.SCALE], 0, 0, scales, NONE).tolist() == [13, 12, 2]
@@ -155,13 +125,16 @@ def one_of(symbol: int, other: int, freq: int) -> Table:
 
 
 def test_a_stream_of_two_tables_by_hand() -> None:
-    """R9.8, R9.12: three symbols, of lane 0, steps 0 to 2; step 3 and all other lanes hold the filling of class 0."""
+    """R9.8, R9.12: three symbols, of lane 0, steps 0 to 2;
+    step 3 and all other lanes hold the filling of class 0.
+    """
     pool = TablePool([one_of(65, 66, 256), one_of(70, 71, 128)])
     (stream,) = encode_streams(
         [np.array([70, 66, 71], np.uint8)], [(0, 1)], pool, [np.array([1, 0, 1], np.uint8)]
     )
     x = 1 << 16
-    # step 3: the filling, 65, of slots 0 to 255; 2: 71 under table 1, of slots 128 to 511; 1: 66, of 256 to 511; 0: 70, of 0 to 127
+    # step 3: the filling, 65, of slots 0 to 255; 2: 71 under table 1, of slots 128 to 511; 1: 66,
+    # of 256 to 511; 0: 70, of 0 to 127
     for f, c in ((256, 0), (384, 128), (256, 256), (128, 0)):
         assert x < f << 23  # no word is shed
         x = (x // f << 9) + x % f + c
@@ -197,14 +170,16 @@ def test_records_have_scales_where_a_plane_needs_them(kind: ContextKind) -> None
     )
 
 
-# ---- from the spec alone ------------------------------------------------------------------------------------------------------------
+# ---- from the spec alone -------------------------------------------------------------------------
 VECTORS = load()
 READ = [c for c in VECTORS.cases if c.expect == "accept" and "EmptyTensor" not in c.row["flags"]]
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_a_decoder_from_the_spec_alone_reads_all_vectors(part: int) -> None:
-    """Planes, modes, contexts, streams, records: in plain loops, without the package. The index is read by it."""
+    """Planes, modes, contexts, streams, records: in plain loops, without the package.
+    The index is read by it.
+    """
     n_read = 0
     for case in READ[part::4]:
         n_read += check(case)

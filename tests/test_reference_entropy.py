@@ -20,10 +20,10 @@ def two_symbols(prob_bits: int = 12) -> Table:
     return Table(freq, prob_bits)
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 def test_a_table_by_hand() -> None:
-    # k = 10 is the cheapest order: 2048 >> 10 is 2, plus 1 is 3 = 0b11, led by one zero, then ten low bits of 0. Twice that
-    # is 011 0000000000 011 0000000000, padded to 32 bits.
+    # k = 10 is the cheapest order: 2048 >> 10 is 2, plus 1 is 3 = 0b11, led by one zero, then ten
+    # low bits of 0. Twice that is 011 0000000000 011 0000000000, padded to 32 bits.
     assert two_symbols().serialised == bytes.fromhex("0c 41 42 0a 60030000")
     (table,), end = read_tables(bytes.fromhex("ff 0c 41 42 0a 60030000 ff"), 1, 1)
     assert end == 9
@@ -98,10 +98,11 @@ def test_logarithms_are_exact_to_the_last_bit() -> None:
     assert log2_fixed(4).tolist() == [0, 0, 65536, 103872, 131072]
 
 
-# ---- streams -----------------------------------------------------------------------------------------------------------------
+# ---- streams -------------------------------------------------------------------------------------
 def test_streams_by_hand() -> None:
-    # With half of the slots a symbol doubles the state: x -> (x // 2048) * 4096 + x % 2048 + start. Four steps from 2^16 give
-    # 2^20 for A (start 0); for B (start 2048) 133120, 268288, 538624, 1079296. No lane sheds a word.
+    # With half of the slots a symbol doubles the state: x -> (x // 2048) * 4096 + x % 2048 + start.
+    # Four steps from 2^16 give 2^20 for A (start 0); for B (start 2048) 133120, 268288,
+    # 538624, 1079296. No lane sheds a word.
     pool = TablePool([two_symbols()])
     a, b = encode_streams(
         [np.full(128, 65, np.uint8), np.full(128, 66, np.uint8)], np.array([0, 0]), pool

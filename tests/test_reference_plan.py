@@ -1,4 +1,6 @@
-"""The planner: options that are refused, geometry of known shapes, and the same choices every time."""
+"""The planner: options that are refused, geometry of known shapes,
+and the same choices every time.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def test_geometry_of_known_shapes(
 )
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32", "complex128"])
 def test_segments_are_large_wherever_the_matrix_is(shape: tuple[int, ...], dtype: str) -> None:
-    """A segment costs some 20 bytes, and a stream 107: thousands of small ones would make files grow."""
+    """A segment costs some 20 bytes, and a stream 107:
+    thousands of small ones would make files grow.
+    """
     _, g = choose_geometry(shape, BY_NAME[dtype], EncodeOptions())
     assert g.n_segments <= 1 + g.rows * g.cols / 8192
 

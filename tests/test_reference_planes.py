@@ -20,7 +20,8 @@ from wcodec.reference.planes import (
     unpack_nibbles,
 )
 
-# dtype, word, mapped word. EXPONENT_FIRST moves the sign bit below the exponent; OFFSET flips the top bit.
+# dtype, word, mapped word. EXPONENT_FIRST moves the sign bit below the exponent;
+# OFFSET flips the top bit.
 EXAMPLES = [
     ("bfloat16", 0x3F80, 0x7F00),  # 1.0: exponent 127
     ("bfloat16", 0xBFC0, 0x7FC0),  # -1.5: sign and the top bit of the mantissa

@@ -9,14 +9,16 @@ from wcodec.reference.prediction import N_MODES, Mode, predict, reconstruct
 
 TILE = [[10, 20, 40], [250, 5, 7], [3, 255, 0]]
 
-# First row as LEFT and first column as TOP in every mode: 10, 20 - 10, 40 - 20; 250 - 10, 3 - 250 = -247 = 9 mod 256.
+# First row as LEFT and first column as TOP in every mode: 10, 20 - 10, 40 - 20;
+# 250 - 10, 3 - 250 = -247 = 9 mod 256.
 RESIDUALS = {
     Mode.NONE: TILE,
     # 5 - 250 = 11, 7 - 5, 255 - 3, 0 - 255 = 1
     Mode.LEFT: [[10, 10, 20], [240, 11, 2], [9, 252, 1]],
     # 5 - 20 = 241, 7 - 40 = 223, 255 - 5, 0 - 7 = 249
     Mode.TOP: [[10, 10, 20], [240, 241, 223], [9, 250, 249]],
-    # means, rounded down and in 9 bits: (250 + 20) / 2 = 135, (5 + 40) / 2 = 22, (3 + 5) / 2 = 4, (255 + 7) / 2 = 131
+    # means, rounded down and in 9 bits: (250 + 20) / 2 = 135, (5 + 40) / 2 = 22, (3 + 5) / 2 = 4,
+    # (255 + 7) / 2 = 131
     Mode.AVG: [[10, 10, 20], [240, 126, 241], [9, 251, 125]],
     # 250 + 20 - 10 = 4, 5 + 40 - 20 = 25, 3 + 5 - 250 = 14, 255 + 7 - 5 = 1, all mod 256
     Mode.PLANAR: [[10, 10, 20], [240, 1, 238], [9, 241, 255]],

@@ -1,4 +1,6 @@
-"""Transforms: steps worked out by hand, every tile there and back, and what they are worth beside the real DCT and DST."""
+"""Transforms: steps worked out by hand, every tile there and back,
+and what they are worth beside the real DCT and DST.
+"""
 
 from __future__ import annotations
 
@@ -79,27 +81,25 @@ def test_every_mode_comes_back(mode: int) -> None:
 
 
 def test_a_row_by_hand() -> None:
-    # Of 8 equal values v: the first rows make 4, then 2, then 1 difference of 0, and means of v; nothing else moves.
+    # Of 8 equal values v: the first rows make 4, then 2, then 1 difference of 0, and means of v;
+    # nothing else moves.
     assert forward_1d(np.full(8, 55, np.int16), Transform.DCT).tolist() == [55, 0, 0, 0, 0, 0, 0, 0]
-    # 127 and -128 four times: the first row makes y[7] = -128 - 127 = -255, which is 1, and y[0] = 127 + (1 * 64 + 64 >> 7) = 128,
-    # which is -128; the next three do the same to y[4] to y[6] and y[1] to y[3]. Of equal means y[1], y[2], y[3] become 0.
-    # Then of the ones: row 6 5 takes -71 + 64 >> 7 = -1 to y[5], which is 0; row 7 6 takes 91 + 64 >> 7 = 1 to y[6], which is 2,
-    # and -106 + 64 >> 7 = -1 to y[7], which is 0. All other products round to 0.
+    # 127 and -128 four times: the first row makes y[7] = -128 - 127 = -255, which is 1, and y[0] =
+    # 127 + (1 * 64 + 64 >> 7) = 128, which is -128; the next three do the same to y[4] to y[6] and
+    # y[1] to y[3]. Of equal means y[1], y[2], y[3] become 0. Then of the ones: row 6 5 takes -71 +
+    # 64 >> 7 = -1 to y[5], which is 0; row 7 6 takes 91 + 64 >> 7 = 1 to y[6], which is 2, and
+    # -106 + 64 >> 7 = -1 to y[7], which is 0. All other products round to 0.
     y = np.array([127, 127, 127, 127, -128, -128, -128, -128], np.int16)
-    assert transforms.steps(Transform.DCT)[:4] == [
-        (7, 0, -128),
-        (0, 7, 64),
-        (6, 1, -128),
-        (1, 6, 64),
-    ]
+    found = transforms.steps(Transform.DCT)[:4]
+    assert found == [(7, 0, -128), (0, 7, 64), (6, 1, -128), (1, 6, 64)]
     # y[0], y[6], y[3], y[7], y[1], y[4], y[2], y[5]
     assert forward_1d(y, Transform.DCT).tolist() == [-128, 2, 0, 0, 0, 1, 0, 0]
     assert (
         inverse_1d(np.array([-128, 2, 0, 0, 0, 1, 0, 0], np.int16), Transform.DCT).tolist()
         == y.tolist()
     )
-    # The first row of the ADST alone: y[0] = 100 - (6 * 50) / 128 = 98 (-2.34 rounds to -2), y[7] = 50 + (13 * 98) / 128 = 60,
-    # y[0] = 98 - (6 * 60) / 128 = 95.
+    # The first row of the ADST alone: y[0] = 100 - (6 * 50) / 128 = 98 (-2.34 rounds to -2), y[7] =
+    # 50 + (13 * 98) / 128 = 60, y[0] = 98 - (6 * 60) / 128 = 95.
     y = np.array([100, 0, 0, 0, 0, 0, 0, 50], np.int16)
     first = [(0, 7, -6), (7, 0, 13), (0, 7, -6)]
     assert transforms.steps(Transform.ADST)[:3] == first
@@ -168,7 +168,7 @@ def test_bytes_that_are_modes() -> None:
             mode_name(mode)
 
 
-# ---- what they are worth ------------------------------------------------------------------------------------------------------
+# ---- what they are worth -------------------------------------------------------------------------
 def real(transform: Transform) -> NDArray[np.float64]:
     """The matrix of the real transform, orthonormal: DCT-II or DST-IV, as textbooks have it."""
     n, k = np.arange(SIZE), np.arange(SIZE)[:, None]
@@ -180,17 +180,14 @@ def real(transform: Transform) -> NDArray[np.float64]:
 
 
 def gain(coefficients: NDArray[np.float64], values: NDArray[np.float64]) -> float:
-    """Bits a value that coding coefficients instead of values saves, at one step of quantisation: half the log2 of the variances' ratio.
+    """Bits a value that coding coefficients instead of values saves, at one step of quantisation:
+    half the log2 of the variances' ratio.
 
-    The scales of the coefficients differ from one transform to another; their product is 1, so that the sum tells the truth.
+    The scales of the coefficients differ from one transform to another;
+    their product is 1, so that the sum tells the truth.
     """
-    return float(
-        0.5
-        * (
-            np.log2(values.var())
-            - np.log2(coefficients.reshape(-1, coefficients.shape[-1]).var(axis=0)).mean()
-        )
-    )
+    variances = coefficients.reshape(-1, coefficients.shape[-1]).var(axis=0)
+    return float(0.5 * (np.log2(values.var()) - np.log2(variances).mean()))
 
 
 @pytest.mark.parametrize("transform", BOTH)
@@ -214,7 +211,9 @@ def autoregressive(rho: float, deviation: float, n: int, width: int) -> NDArray[
 
 @pytest.mark.parametrize(("transform", "least"), [(Transform.DCT, 1.44), (Transform.ADST, 0.8)])
 def test_energy_compaction_of_rows(transform: Transform, least: float) -> None:
-    """AR(1) of rho 0.95: the textbook case of image rows. Textbooks give the DCT of 8 a gain of 8.83 dB, 1.467 bits."""
+    """AR(1) of rho 0.95: the textbook case of image rows.
+    Textbooks give the DCT of 8 a gain of 8.83 dB, 1.467 bits.
+    """
     rows = np.rint(autoregressive(0.95, 16, 40_000, SIZE)).clip(-128, 127).astype(np.int16)
     coded, ideal = gain(forward_1d(rows, transform), rows), gain(rows @ real(transform).T, rows)
     assert coded > ideal - (0.02 if transform == Transform.DCT else 0.05)
@@ -222,7 +221,9 @@ def test_energy_compaction_of_rows(transform: Transform, least: float) -> None:
 
 
 def image(kind: str, size: float, noise: float) -> NDArray[np.int8]:
-    """256 x 256 signed bytes as 8 x 8 blocks: gradients or sinusoids, and the noise that images have."""
+    """256 x 256 signed bytes as 8 x 8 blocks: gradients or sinusoids,
+    and the noise that images have.
+    """
     r, c = np.indices((256, 256)) / 256
     values = {
         "gradient": -100 + 90 * r + 110 * c,
@@ -259,16 +260,15 @@ def test_energy_compaction_of_images(
 ) -> None:
     """8 x 8 blocks beside the real transform, whose coefficients are no integers.
 
-    What the integer one loses is the rounding of its steps, which counts where the data has hardly any noise; and sums beyond a
-    byte, of which the ADST has more: it is for what prediction leaves, values around 0.
+    What the integer one loses is the rounding of its steps, which counts where the data has hardly
+    any noise; and sums beyond a byte, of which the ADST has more: it is for what prediction leaves,
+    values around 0.
     """
     blocks, m = image(kind, size, noise), real(transform)
     coded = forward(blocks.view(np.uint8), transform).view(np.int8)
     values = blocks.astype(np.float64)
-    got, due = (
-        gain(coded.reshape(-1, 64).astype(np.float64), values),
-        gain((m @ values @ m.T).reshape(-1, 64), values),
-    )
+    got = gain(coded.reshape(-1, 64).astype(np.float64), values)
+    due = gain((m @ values @ m.T).reshape(-1, 64), values)
     assert got > due - loss
     assert due > (3 if transform == Transform.DCT else 1)
     saved = entropy(blocks) - np.mean([entropy(coded.reshape(-1, 64)[:, i]) for i in range(64)])

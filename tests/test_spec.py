@@ -187,11 +187,12 @@ def test_rules_are_numbered_once() -> None:
 
 
 def test_counts_of_the_rationale() -> None:
-    """Those of `benchmarks/sass_linear.py`: instructions a weight, and what they allow of what memory gives."""
+    """Those of `benchmarks/sass_linear.py`: instructions a weight,
+    and what they allow of what memory gives.
+    """
     text = (ROOT / "spec" / "rationale.md").read_text()
-    kernels = json.loads(
-        (ROOT / "benchmarks" / "results" / "2026-11-22-sass-linear.json").read_text()
-    )["kernels"]
+    results = ROOT / "benchmarks" / "results" / "2026-11-22-sass-linear.json"
+    kernels = json.loads(results.read_text())["kernels"]
     of = {k["kernel"]: k for k in kernels}
     for what, kind in (
         ("bf16 raw", "bf16_bf16_raw"),

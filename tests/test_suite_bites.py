@@ -1,4 +1,6 @@
-"""Deliberately broken backends: each must make the suite fail, in the checks named here; the unbroken one passes them."""
+"""Deliberately broken backends: each must make the suite fail, in the checks named here; the
+unbroken one passes them.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +120,9 @@ class RoundsUp(ReferenceBackend):
 
 
 class LanesBackwards(ReferenceBackend):
-    """Keeps the start states from lane 31 down, when it writes and when it reads: it is at one with itself."""
+    """Keeps the start states from lane 31 down, when it writes and when it reads:
+    it is at one with itself.
+    """
 
     @staticmethod
     def turned(stream):
@@ -186,7 +190,9 @@ class IgnoresTileModes(ReferenceBackend):
 
 
 def room_around(out):
-    """All bytes of the array that `out` is a view of, and where `out` starts and ends there: no test writes outside of that."""
+    """All bytes of the array that `out` is a view of, and where `out` starts and ends there: no
+    test writes outside of that.
+    """
     room = out
     while isinstance(room.base, np.ndarray):
         room = room.base
@@ -237,7 +243,9 @@ class ChangesWords(ReferenceBackend):
 
 
 class PadsWithAnother(ReferenceBackend):
-    """Fills the last group with the lowest symbol, not with the most probable one: it decodes, the bytes differ."""
+    """Fills the last group with the lowest symbol, not with the most probable one:
+    it decodes, the bytes differ.
+    """
 
     def encode_segments(self, plan, words):
         with mock.patch.object(
@@ -325,24 +333,30 @@ class NoChecksums(ReferenceBackend):
 
 #: what each must fail, all of it; cases are named as in the manifest, other checks as in the report
 BROKEN = {
-    IgnoresPatches: ["accept/base_pairs", "accept/patches_4", "accept/special_in_pairs_bfloat16", "kernels/base_pairs"],
-    IgnoresPatchOrder: ["reject/patch_order", "reject/patch_beyond", "reject/patch_twice", "payload/base_pairs"],
-    IgnoresFinalStates: ["reject/stream_state_lane_0", "reject/stream_word_too_few", "payload/base_bytes"],
+    IgnoresPatches: ["accept/base_pairs", "accept/patches_4", "accept/special_in_pairs_bfloat16",
+                     "kernels/base_pairs"],
+    IgnoresPatchOrder: ["reject/patch_order", "reject/patch_beyond", "reject/patch_twice",
+                        "payload/base_pairs"],
+    IgnoresFinalStates: ["reject/stream_state_lane_0", "reject/stream_word_too_few",
+                         "payload/base_bytes"],
     IgnoresWordsLeft: ["reject/stream_8_words_left", "reject/stream_unit_too_many"],
-    AlwaysOk: ["reject/stream_last_word", "reject/patch_order", "reject/tile_mode_5", "payload/base_tiles"],
+    AlwaysOk: ["reject/stream_last_word", "reject/patch_order", "reject/tile_mode_5",
+               "payload/base_tiles"],
     Raises: ["reject/stream_last_word", "reject/tile_mode_5", "payload/base_bytes"],
     RoundsUp: ["accept/avg_uint8", "accept/avg_bfloat16", "accept/base_tiles", "accept/avg_wraps"],
     LanesBackwards: ["accept/n_128_bytes", "encode/n_128_bytes", "kernels/base_bytes"],
     RaggedInRaster: ["accept/element_order", "accept/tiles_16x16_bytes", "kernels/base_tiles"],
     RawInTiles: ["accept/raw_in_tiles", "accept/tiles_16x16_raw"],
-    IgnoresTileModes: ["reject/tile_mode_5", "reject/tile_mode_255", "reject/tile_mode_plane_1", "payload/base_tiles"],
+    IgnoresTileModes: ["reject/tile_mode_5", "reject/tile_mode_255", "reject/tile_mode_plane_1",
+                       "payload/base_tiles"],
     WritesBeyond: ["kernels/base_bytes", "kernels/bytes_float64", "payload/base_bytes"],
     WritesBefore: ["payload/base_bytes"],
     ChangesPayload: ["kernels/base_bytes", "payload/base_bytes"],
     ChangesWords: ["kernels/base_bytes", "kernels/base_raw"],
     PadsWithAnother: ["encode/n_127_bytes", "encode/n_129_bytes", "kernels/base_bytes"],
     PadsWithHighest: ["kernels/table_fills_with_lowest"],
-    ForgetsFill: ["kernels/base_pairs", "kernels/pairs_last_code_filled", "encode/special_in_pairs_bfloat16"],
+    ForgetsFill: ["kernels/base_pairs", "kernels/pairs_last_code_filled",
+                  "encode/special_in_pairs_bfloat16"],
     ForgetsUnits: ["encode/n_127_bytes", "kernels/base_bytes"],
     CountsOneMore: ["kernels/base_bytes", "kernels/base_pairs", "kernels/raw_uint8"],
     CountsWithoutFill: ["kernels/base_pairs", "kernels/pairs_int8_both_coded"],

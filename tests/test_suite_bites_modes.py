@@ -1,6 +1,8 @@
-"""Deliberately broken backends, as in test_suite_bites.py: transforms, contexts, classes of rows and columns, differences.
+"""Deliberately broken backends, as in test_suite_bites.py: transforms, contexts, classes of rows
+and columns, differences.
 
-Most are at one with themselves: what they write they read. Only the vectors tell that they are wrong.
+Most are at one with themselves: what they write they read.
+Only the vectors tell that they are wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from wcodec.reference.transforms import Transform
 
 
 class Patched(ReferenceBackend):
-    """The reference with other functions in some places: pairs of a module and a name, and what makes the new out of the old one."""
+    """The reference with other functions in some places: pairs of a module and a name, and what
+    makes the new out of the old one.
+    """
 
     patches: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = ()
 
@@ -52,7 +56,7 @@ class Patched(ReferenceBackend):
             return super().histogram(words, geometry, dtype, **more)
 
 
-# ---- transforms ------------------------------------------------------------------------------------------------------------
+# ---- transforms ----------------------------------------------------------------------------------
 class PredictsZero(Patched):
     """NONE predicts 0 in front of a transform too."""
 
@@ -137,7 +141,7 @@ class RefusesTransforms(ReferenceBackend):
         return status
 
 
-# ---- contexts --------------------------------------------------------------------------------------------------------------
+# ---- contexts ------------------------------------------------------------------------------------
 def of_residuals(old):
     def wrong(plan, p, k, scales, first):
         mode = plan.segments.prediction[0, k]
@@ -312,7 +316,7 @@ class ModesLast(ReferenceBackend):
         return status
 
 
-# ---- differences -----------------------------------------------------------------------------------------------------------
+# ---- differences ---------------------------------------------------------------------------------
 class SignLast(ReferenceBackend):
     """Takes odd differences for the positive ones."""
 
@@ -344,23 +348,29 @@ class ChecksTheDifference(ReferenceBackend):
 #: what each must fail, all of it
 BROKEN = {
     PredictsZero: ["accept/dct_none", "accept/adst_none", "kernels/transform_8x8"],
-    RoundsDown: ["accept/dct_none", "accept/adst_planar", "accept/transform_9x24", "kernels/modes_mixed"],
+    RoundsDown: ["accept/dct_none", "accept/adst_planar", "accept/transform_9x24",
+                 "kernels/modes_mixed"],
     Saturates: ["accept/modes_wrap", "kernels/modes_wrap"],
     ColumnsFirst: ["accept/dct_none", "accept/adst_left", "kernels/transform_8x8"],
-    LeavesRaggedTiles: ["accept/dct_none", "accept/transform_15x16", "accept/transform_1x50", "accept/transform_50x1"],
+    LeavesRaggedTiles: ["accept/dct_none", "accept/transform_15x16", "accept/transform_1x50",
+                        "accept/transform_50x1"],
     TransformsAgain: ["accept/adst_none", "accept/modes_ragged", "accept/modes_of_eight_planes"],
     OtherOrder: ["accept/adst_none", "accept/transform_1x8", "accept/transform_edges"],
     CountsResiduals: ["kernels/dct_top", "kernels/base_bytes"],
     RefusesTransforms: ["accept/modes_wrap", "accept/base_modes", "kernels/transform_edges"],
-    ContextOfResiduals: ["accept/context_plane_predicted_top", "accept/context_plane_predicted_dct"],
-    HighHalfFirst: ["accept/context_plane_pairs_bfloat16", "accept/context_plane_patched", "kernels/context_plane_16_classes"],
+    ContextOfResiduals: ["accept/context_plane_predicted_top",
+                         "accept/context_plane_predicted_dct"],
+    HighHalfFirst: ["accept/context_plane_pairs_bfloat16", "accept/context_plane_patched",
+                    "kernels/context_plane_16_classes"],
     ContextOfPatchedValues: ["accept/context_plane_patched"],
     PositionInSegment: ["accept/context_position_tiles", "accept/context_position_pairs_int8"],
-    SecondElementCounts: ["accept/context_position_pairs_bfloat16", "accept/context_scale_pairs_int8"],
+    SecondElementCounts: ["accept/context_position_pairs_bfloat16",
+                          "accept/context_scale_pairs_int8"],
     ColumnsBeforeRows: ["accept/context_scale_30x50", "accept/context_scale_shared"],
     HighBitsFirst: ["accept/context_scale_5x7", "accept/base_contexts"],
     FillsUnderTheLastClass: ["accept/context_filling"],
-    OneTable: ["accept/context_plane_bfloat16", "accept/context_position_dct", "accept/context_scale_shared"],
+    OneTable: ["accept/context_plane_bfloat16", "accept/context_position_dct",
+               "accept/context_scale_shared"],
     ModesFirst: ["duty/faults"],
     ModesLast: ["duty/faults", "reject/tile_mode_of_context"],
     SignLast: ["accept/difference_minus_w1", "accept/difference_minus_w8", "duty/differences"],

@@ -1,4 +1,6 @@
-"""Weights held compressed: the same bits as the dense ones in every operation, and what modules, pickles and optimisers do to weights."""
+"""Weights held compressed: the same bits as the dense ones in every operation, and what modules,
+pickles and optimisers do to weights.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,7 @@ def nets(dtype: torch.dtype = torch.bfloat16) -> tuple[Net, Net]:
 IDS = torch.tensor([[3, 299, 0, 17, 17], [5, 6, 7, 8, 9]])
 
 
-# ---- operations ------------------------------------------------------------------------------------------------------------
+# ---- operations ----------------------------------------------------------------------------------
 OPERATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "linear": F.linear,
     "matmul of the transposed": lambda x, w: x @ w.t(),
@@ -200,11 +202,8 @@ def test_every_dtype_and_shape() -> None:
     ):
         dense = torch.randint(0, 2, (70, 33)).to(dtype)
         small = CompressedTensor.from_dense(dense)
-        assert (small.dtype, tuple(small.shape), small.device) == (
-            dense.dtype,
-            tuple(dense.shape),
-            dense.device,
-        )
+        found = (small.dtype, tuple(small.shape), small.device)
+        assert found == (dense.dtype, tuple(dense.shape), dense.device)
         assert torch.equal(small.decode().view(torch.uint8), dense.view(torch.uint8))
     nan = (
         torch.tensor([[0x7FC1, -0x3F, 0x7F80, -0x8000]], dtype=torch.int16)
@@ -219,7 +218,7 @@ def test_every_dtype_and_shape() -> None:
         assert torch.equal(CompressedTensor.from_dense(dense) + 1, dense + 1)
 
 
-# ---- gradients --------------------------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_gradients_go_through_to_activations(dtype: torch.dtype) -> None:
     small, dense = nets(dtype)
@@ -235,7 +234,9 @@ def test_gradients_go_through_to_activations(dtype: torch.dtype) -> None:
 
 
 def test_autograd_keeps_no_decoded_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is saved for the backward pass is compressed: all buffers are free again after the forward pass."""
+    """What is saved for the backward pass is compressed:
+    all buffers are free again after the forward pass.
+    """
     layers = torch.nn.Sequential(*[torch.nn.Linear(128, 128, bias=False) for _ in range(6)])
     compress_model(layers)
     scratch.release_scratch()
@@ -286,7 +287,7 @@ def test_adapters_train_on_top() -> None:
     assert isinstance(small.up.weight, CompressedTensor)
 
 
-# ---- models -------------------------------------------------------------------------------------------------------------------
+# ---- models --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_model_gives_the_same_bits(dtype: torch.dtype) -> None:
     small, dense = nets(dtype)
@@ -317,8 +318,9 @@ def test_what_is_compressed() -> None:
     )
     kinds = {n: isinstance(p, CompressedTensor) for n, p in model.named_parameters()}
     assert kinds == {
-        "embed.weight": True, "conv.weight": True, "conv.bias": False, "up.weight": False, "up.bias": False, "down.weight": True,
-        "down.bias": False, "norm.weight": False, "norm.bias": False,
+        "embed.weight": True, "conv.weight": True, "conv.bias": False, "up.weight": False,
+        "up.bias": False, "down.weight": True, "down.bias": False, "norm.weight": False,
+        "norm.bias": False,
     }  # fmt: skip
     assert names == ["embed.weight", "conv.weight", "up.weight", "down.weight"]
     noise = torch.nn.Linear(64, 64, bias=False)
@@ -430,7 +432,7 @@ def test_what_it_has_not() -> None:
         CompressedTensor.from_stream(torch.zeros(3, 3))
 
 
-# ---- torch.compile ---------------------------------------------------------------------------------------------------------
+# ---- torch.compile -------------------------------------------------------------------------------
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled(backend: str) -> None:
@@ -452,7 +454,7 @@ def test_the_operator() -> None:
         torch.ops.wcodec.decode(small.stream, [64, 96], torch.float16)
 
 
-# ---- scratch ---------------------------------------------------------------------------------------------------------------
+# ---- scratch -------------------------------------------------------------------------------------
 def test_one_weight_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = compress_model(torch.nn.Sequential(*[torch.nn.Linear(96, 96) for _ in range(5)]))
     names = [name for name, p in layers.named_parameters() if isinstance(p, CompressedTensor)]
@@ -527,7 +529,7 @@ def test_calls_from_threads() -> None:
         assert all(threads.map(call, range(8)))
 
 
-# ---- damage --------------------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------
 def test_damage_is_an_error_with_the_name() -> None:
     small, _ = pair(200, 96)
     damaged = small.stream.clone()
@@ -568,7 +570,7 @@ def test_damage_that_is_met_ahead() -> None:
         layers(x)
 
 
-# ---- from files ------------------------------------------------------------------------------------------------------------
+# ---- from files ----------------------------------------------------------------------------------
 def test_loaded_as_they_are(tmp_path: Path) -> None:
     dense = Net()
     dense.register_buffer("ids", torch.arange(4000).reshape(40, 100))
@@ -639,7 +641,7 @@ def test_loading_a_damaged_file(tmp_path: Path) -> None:
         model(IDS)
 
 
-# ---- what a review has found -----------------------------------------------------------------------------------------------
+# ---- what a review has found ---------------------------------------------------------------------
 def test_a_stream_that_changes_while_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a thread that decodes ahead: what it has opened is not taken for the new stream."""
     small, dense = pair(64, 96)

@@ -1,4 +1,6 @@
-"""`wcodec.torch`: tensors to and from files, parts of them, checkpoints of several files, and what is said of bad ones."""
+"""`wcodec.torch`: tensors to and from files, parts of them, checkpoints of several files,
+and what is said of bad ones.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,12 @@ from wcodec.torch.loading import decoding
 from wcodec.torch.loading.reader import Reader
 
 TORCH_DTYPES = {
-    "bool": torch.bool, "uint8": torch.uint8, "int8": torch.int8, "uint16": torch.uint16, "int16": torch.int16, "uint32": torch.uint32,
-    "int32": torch.int32, "uint64": torch.uint64, "int64": torch.int64, "float16": torch.float16, "bfloat16": torch.bfloat16,
-    "float32": torch.float32, "float64": torch.float64, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2,
-    "float8_e8m0fnu": torch.float8_e8m0fnu, "float8_e4m3fnuz": torch.float8_e4m3fnuz, "float8_e5m2fnuz": torch.float8_e5m2fnuz,
+    "bool": torch.bool, "uint8": torch.uint8, "int8": torch.int8, "uint16": torch.uint16,
+    "int16": torch.int16, "uint32": torch.uint32, "int32": torch.int32, "uint64": torch.uint64,
+    "int64": torch.int64, "float16": torch.float16, "bfloat16": torch.bfloat16,
+    "float32": torch.float32, "float64": torch.float64, "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2, "float8_e8m0fnu": torch.float8_e8m0fnu,
+    "float8_e4m3fnuz": torch.float8_e4m3fnuz, "float8_e5m2fnuz": torch.float8_e5m2fnuz,
     "complex64": torch.complex64, "complex128": torch.complex128,
 }  # fmt: skip
 SHAPES = ((), (0,), (3, 0, 2), (1,), (5000,), (130, 70), (3, 50, 40))
@@ -72,7 +76,7 @@ class Counted(io.BytesIO):
         return piece
 
 
-# ---- dtypes ------------------------------------------------------------------------------------------------------------------
+# ---- dtypes --------------------------------------------------------------------------------------
 def test_every_dtype_has_its_own() -> None:
     assert {d.name: torch_dtype(d) for d in ARRAY_DTYPES} == TORCH_DTYPES
     assert torch_dtype(DTYPES[0]) is torch.uint8
@@ -121,8 +125,10 @@ def test_the_file_is_that_of_the_arrays(tmp_path: Path) -> None:
 def test_tensors_of_other_layouts(tmp_path: Path) -> None:
     w, z = weights(60, 50), torch.randn(40, 30, dtype=torch.complex64)
     tensors = {
-        "turned": w.t(), "strided": w[::2, 1::3], "expanded": w[:1].expand(5, 50), "conjugated": z.conj(), "negative": z.conj().imag,
-        "channels": torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last), "trained": torch.nn.Parameter(weights(30, 30)),
+        "turned": w.t(), "strided": w[::2, 1::3], "expanded": w[:1].expand(5, 50),
+        "conjugated": z.conj(), "negative": z.conj().imag,
+        "channels": torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last),
+        "trained": torch.nn.Parameter(weights(30, 30)),
         "in a graph": torch.nn.Parameter(torch.ones(3)) * 2, "inside": w.reshape(-1)[7:1500],
     }  # fmt: skip
     assert tensors["conjugated"].is_conj()
@@ -179,7 +185,7 @@ def test_what_has_no_values_to_store_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- decoding ----------------------------------------------------------------------------------------------------------------
+# ---- decoding ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_any_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
@@ -197,10 +203,8 @@ def test_any_number_of_threads(
 
 def test_all_that_others_decode_is_decoded_too(tmp_path: Path) -> None:
     """Presets, forced tiles, differences from a base, file objects, opaque bytes."""
-    tensors, base = (
-        {"w": weights(300, 400), "v": weights(100, 900, dtype=torch.float16)},
-        tmp_path / "base",
-    )
+    tensors = {"w": weights(300, 400), "v": weights(100, 900, dtype=torch.float16)}
+    base = tmp_path / "base"
     save_file(tensors, base)
     tuned = {name: t.clone() for name, t in tensors.items()}
     tuned["w"][::50] *= 2
@@ -286,7 +290,7 @@ def test_reads_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thread
     ]
 
 
-# ---- safe_open ---------------------------------------------------------------------------------------------------------------
+# ---- safe_open -----------------------------------------------------------------------------------
 def test_safe_open(tmp_path: Path) -> None:
     tensors = {
         "w": weights(300, 200),
@@ -310,7 +314,8 @@ def test_safe_open(tmp_path: Path) -> None:
 
 
 INDICES = [
-    3, -1, slice(5, 9), (slice(None), slice(2, 40, 3)), (..., 4), (2, ..., slice(1, 2)), ..., slice(0, 0), (1, 2, 3), (slice(None), -1), (),
+    3, -1, slice(5, 9), (slice(None), slice(2, 40, 3)), (..., 4), (2, ..., slice(1, 2)), ...,
+    slice(0, 0), (1, 2, 3), (slice(None), -1), (),
 ]  # fmt: skip
 
 
@@ -335,7 +340,7 @@ def test_slices_are_those_of_torch(tmp_path: Path, dtype: DType) -> None:
             part["a"]
 
 
-# ---- checkpoints -------------------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 @pytest.fixture
 def shards(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     """A folder of two shards with an index, and a file that does not belong to them."""
@@ -431,11 +436,8 @@ def test_where_tensors_go(tmp_path: Path) -> None:
         assert same(load_wcodec_checkpoint(tmp_path / "a", map_location=where)["w"], w)
     for where in ("meta", {"cpu": "meta"}):
         found = load_wcodec_checkpoint(tmp_path / "a", map_location=where)
-        assert [(t.device.type, t.shape) for t in found.values()] == [
-            ("meta", (60, 50)),
-            ("meta", ()),
-            ("meta", (0, 3)),
-        ]
+        assert {t.device.type for t in found.values()} == {"meta"}
+        assert [t.shape for t in found.values()] == [(60, 50), (), (0, 3)]
     calls = list[tuple[int, str]]()
 
     def moved(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
@@ -454,7 +456,7 @@ def test_where_tensors_go(tmp_path: Path) -> None:
     assert found["w"].device.type == "meta"
 
 
-# ---- GPUs --------------------------------------------------------------------------------------------------------------------
+# ---- GPUs ----------------------------------------------------------------------------------------
 def test_a_missing_gpu_is_named(tmp_path: Path) -> None:
     save_file({"w": weights(3, 3)}, tmp_path / "a")
     with pytest.raises(
@@ -476,7 +478,9 @@ def test_a_missing_driver_or_cupy_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_device_memory_becomes_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every dtype, from an emulated device, whose memory is the host's. It is PyTorch's own, and its stream is that of PyTorch."""
+    """Every dtype, from an emulated device, whose memory is the host's. It is PyTorch's own, and
+    its stream is that of PyTorch.
+    """
     tensors = {
         f"{d.name} {shape}": tensor_of(d, shape, "gaussian", i)
         for i, d in enumerate(ARRAY_DTYPES)
@@ -553,19 +557,19 @@ def test_device_memory_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_backend_that_was_chosen_is_used(tmp_path: Path) -> None:
-    """Another one than ``auto`` takes: decoded on the host, then moved, which fails here in PyTorch's words."""
+    """Another one than ``auto`` takes: decoded on the host, then moved,
+    which fails here in PyTorch's words.
+    """
     save_file({"w": weights(3, 3)}, tmp_path / "a")
     with use_backend("reference"), pytest.raises((AssertionError, RuntimeError), match="CUDA"):
         load_file(tmp_path / "a", device="cuda")
 
 
-# ---- bad files ---------------------------------------------------------------------------------------------------------------
+# ---- bad files -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("threads", [1, 2])
 def test_damage_names_tensor_and_file(tmp_path: Path, threads: int) -> None:
-    tensors, path = (
-        {name: weights(400, 300, seed=i) for i, name in enumerate("abc")},
-        tmp_path / "model.wcodec",
-    )
+    tensors = {name: weights(400, 300, seed=i) for i, name in enumerate("abc")}
+    path = tmp_path / "model.wcodec"
     save_file(tensors, path)
     with wcodec.open(path) as f:
         place = f.record("b").payload_offset + f.record("b").payload_nbytes // 2

@@ -84,7 +84,7 @@ def _straight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Held, "lease", refuse)
 
 
-# ---- products --------------------------------------------------------------------------------------------------------------
+# ---- products ------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("_straight")
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("large", [(264, 1100), exhaustive((SHAPES[-1],))], ids=str)
@@ -227,7 +227,7 @@ def test_opcheck_and_compiled() -> None:
     torch._dynamo.reset()
 
 
-# ---- what is kept, and checked -----------------------------------------------------------------------------------------------
+# ---- what is kept, and checked -------------------------------------------------------------------
 @pytest.mark.usefixtures("_straight")
 def test_later_products_only_launch_kernels(
     runtime: EmulatedRuntime, monkeypatch: pytest.MonkeyPatch
@@ -255,7 +255,9 @@ def test_later_products_only_launch_kernels(
 
 @pytest.mark.parametrize("form", ["fixed", "rans"])
 def test_ready_for_any_stream(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the first use has queued is done when it ends: the next one may come on another stream."""
+    """Whatever the first use has queued is done when it ends:
+    the next one may come on another stream.
+    """
     lazy = LazyRuntime(seed=1)
     stream = lazy.stream()
     monkeypatch.setattr(lazy, "external_stream", lambda _: stream)
@@ -414,7 +416,7 @@ def test_other_streams_are_decoded() -> None:
     )
 
 
-# ---- weights on their way --------------------------------------------------------------------------------------------------
+# ---- weights on their way ------------------------------------------------------------------------
 def test_compressed_models() -> None:
     net = Net(256, 300, 2)
     ids = torch.tensor([[3, 299, 0]])
@@ -453,12 +455,8 @@ def test_compressed_models() -> None:
         ):
             with pytest.raises(EncodeError, match=f"bad_option: .*{message}"):
                 compress(copy.deepcopy(net), **wrong)
-    assert (
-        form_of(
-            CompressedTensor.from_dense(net.head.weight, EncodeOptions(preset="max"), fused="rans")
-        )
-        == "rans"
-    )
+    options = EncodeOptions(preset="max")
+    assert form_of(CompressedTensor.from_dense(net.head.weight, options, fused="rans")) == "rans"
 
 
 def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,7 +493,9 @@ def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def brought(w: CompressedTensor) -> CompressedTensor:
-    """What ``.to("cuda")`` calls. The emulated device is one whose name differs from that of the CPU, and whose memory does not."""
+    """What ``.to("cuda")`` calls. The emulated device is one whose name differs from that of the
+    CPU, and whose memory does not.
+    """
     out = torch.ops.aten._to_copy.default(w, device=torch.device("cpu", 0))
     assert isinstance(out, CompressedTensor)
     return out
@@ -596,7 +596,9 @@ def test_sizes_in_the_readme() -> None:
 
 
 def test_scratch_is_not_of_the_memory_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept is taken by another thread: ``torch.compile`` sends to the memory of its graphs what the caller's takes."""
+    """What is kept is taken by another thread:
+    ``torch.compile`` sends to the memory of its graphs what the caller's takes.
+    """
     threads, new = list[int](), torch.empty
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "a stream")
     monkeypatch.setattr(
@@ -620,7 +622,10 @@ def test_first_use_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
     with pytest.raises(
         RuntimeError,
-        match=r"first use of 'layer\.weight' while a CUDA graph is captured: run the model once before",
+        match=(
+            r"first use of 'layer\.weight' while a CUDA graph is captured: "
+            r"run the model once before"
+        ),
     ):
         F.linear(x, w)
     monkeypatch.setattr(device, "is_capturing", lambda _: False)
@@ -630,13 +635,13 @@ def test_first_use_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has to wait for the device: an operator on a new stream, a weight that is no operand, an embedding."""
+    """What has to wait for the device: an operator on a new stream, a weight that is no operand,
+    an embedding.
+    """
     dense, ids = weight(40, 64), torch.tensor([3, 3, 0])
     plain, rows = (CompressedTensor.from_dense(dense, name=name) for name in ("plain", "embedding"))
-    operand, buffer = (
-        CompressedTensor.from_dense(dense, name="operand", fused=True),
-        torch.empty(dense.nbytes, dtype=torch.uint8),
-    )
+    operand = CompressedTensor.from_dense(dense, name="operand", fused=True)
+    buffer = torch.empty(dense.nbytes, dtype=torch.uint8)
     assert isinstance(plain._held, device.DeviceHeld)
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
     for held in (plain._held, operand._held):
@@ -667,7 +672,10 @@ def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
     with pytest.raises(
         RuntimeError,
-        match="'plain' cannot be decoded in a CUDA graph, for it is no operand: hold it with fused=True",
+        match=(
+            "'plain' cannot be decoded in a CUDA graph, for it is no operand: "
+            "hold it with fused=True"
+        ),
     ):
         plain._held.decode_into(buffer)
     operand._held.decode_into(buffer)

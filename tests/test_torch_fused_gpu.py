@@ -1,4 +1,6 @@
-"""Fused mode on a GPU: ``make gpu-check`` runs it; ``WCODEC_GPU_TESTS=emulated``, on the emulator, but for what only a GPU has."""
+"""Fused mode on a GPU: ``make gpu-check`` runs it; ``WCODEC_GPU_TESTS=emulated``, on the emulator,
+but for what only a GPU has.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,7 @@ def ids() -> torch.Tensor:
     return torch.tensor([[3, 299, 0]], device=GPU)
 
 
-# ---- products --------------------------------------------------------------------------------------------------------------
+# ---- products ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_as_exact_as_dense(kind: tuple[torch.dtype, str, torch.dtype]) -> None:
     dtype, form, of_x = kind
@@ -115,12 +117,10 @@ def test_scales(dtype: torch.dtype) -> None:
 def test_not_finite() -> None:
     n, k = SHAPES[0]
     dense, x = random(n, k), random(9, k)
-    dense[3, 5], dense[20, 64], dense[22, 7], dense[22, 9] = (
-        float("inf"),
-        float("nan"),
-        float("inf"),
-        -float("inf"),
-    )
+    dense[3, 5] = float("inf")
+    dense[20, 64] = float("nan")
+    dense[22, 7] = float("inf")
+    dense[22, 9] = -float("inf")
     dense[30, 11], dense[31, 11], dense[32, 11] = 1e30, -1e30, 0
     x[4, 11], x[6, 100] = float("inf"), float("nan")
     got, due = F.linear(x, fused(dense)), F.linear(x, dense)
@@ -141,10 +141,8 @@ def test_gradients(kind: tuple[torch.dtype, str, torch.dtype]) -> None:
     dtype, form, of_x = kind
     n, k = SHAPES[0]
     dense = random(n, k, dtype=dtype)
-    w, scale = (
-        fused(dense, form),
-        None if dtype == torch.bfloat16 else torch.rand(n, device=GPU) / 50 + 0.01,
-    )
+    w = fused(dense, form)
+    scale = None if dtype == torch.bfloat16 else torch.rand(n, device=GPU) / 50 + 0.01
     for m in (3, 65):
         check_gradients(w, dense, random(2, m, k, dtype=of_x), scale)
 
@@ -171,8 +169,10 @@ def test_opcheck() -> None:
     ids=str,
 )
 def test_compiled(how: dict[str, str]) -> None:
-    """Graphs too: weights that nobody has used yet are decoded, and checked, before one is captured. (The backend "cudagraphs" would copy
-    streams, as it does all that it gets, and what is new would be opened while a graph is captured.)"""
+    """Graphs too: weights that nobody has used yet are decoded, and checked, before one is
+    captured. (The backend "cudagraphs" would copy streams, as it does all that it gets, and what is
+    new would be opened while a graph is captured.)
+    """
     net = small_net()
     layers = torch.nn.Sequential(*compress_model(copy.deepcopy(net), fused=True).layers)
     torch._dynamo.reset()
@@ -185,12 +185,14 @@ def test_compiled(how: dict[str, str]) -> None:
     torch._dynamo.reset()
 
 
-# ---- graphs, streams, memory ---------------------------------------------------------------------------------------------------
+# ---- graphs, streams, memory ---------------------------------------------------------------------
 @needs_cuda
 @pytest.mark.parametrize("form", ["fixed", "rans"])
 @pytest.mark.parametrize("m", [1, 8, 64, 100])
 def test_graphs(form: str, m: int) -> None:
-    """Captured and replayed with other x: kernels up to the crossover; above it, decoding into memory of the graph."""
+    """Captured and replayed with other x: kernels up to the crossover;
+    above it, decoding into memory of the graph.
+    """
     model = torch.nn.Sequential(
         torch.nn.Linear(2048, 1024), torch.nn.Linear(1024, 2048, bias=False)
     ).to(GPU, torch.bfloat16)
@@ -217,14 +219,14 @@ def test_graphs(form: str, m: int) -> None:
 
 @needs_cuda
 def test_two_streams() -> None:
-    """One may use what another has made ready, and kernels of many products are queued before any has run."""
+    """One may use what another has made ready,
+    and kernels of many products are queued before any has run.
+    """
     dense, xs = random(4096, 4096), [random(3, 4096) for _ in range(20)]
     ready = fused(dense, "rans")
     due = [F.linear(x, ready) for x in xs]
-    w, streams = (
-        CompressedTensor.from_dense(dense, fused="rans"),
-        [torch.cuda.Stream() for _ in range(2)],
-    )
+    w = CompressedTensor.from_dense(dense, fused="rans")
+    streams = [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
     found = list[torch.Tensor]()
     for i, x in enumerate(xs):
@@ -237,7 +239,9 @@ def test_two_streams() -> None:
 @needs_cuda
 @pytest.mark.parametrize(("form", "most"), [("fixed", 0.76), ("rans", 0.68)])
 def test_memory(form: str, most: float) -> None:
-    """Of a model of 0.4 GB: what is held, and for a while a buffer of one weight. Products take no more."""
+    """Of a model of 0.4 GB: what is held, and for a while a buffer of one weight.
+    Products take no more.
+    """
     gc.collect()
     scratch.release_scratch()
     start, x = torch.cuda.memory_allocated(), random(4, 4096)
@@ -264,7 +268,7 @@ def test_memory(form: str, most: float) -> None:
     )
 
 
-# ---- weights on their way --------------------------------------------------------------------------------------------------
+# ---- weights on their way ------------------------------------------------------------------------
 @pytest.mark.parametrize("form", ["fixed", "rans"])
 def test_models(form: str, tmp_path: Path) -> None:
     net = small_net()

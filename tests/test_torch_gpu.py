@@ -1,4 +1,6 @@
-"""`wcodec.torch` on a GPU: ``make gpu-check`` runs it. Files straight to torch tensors, and back."""
+"""`wcodec.torch` on a GPU: ``make gpu-check`` runs it.
+Files straight to torch tensors, and back.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def test_what_was_loaded_can_be_computed_with(
 
 
 def test_memory_is_that_of_pytorch(checkpoint: tuple[Path, dict[str, torch.Tensor]]) -> None:
-    """Its allocator knows of it, and of streams that still read what has been let go (`record_stream`)."""
+    """Its allocator knows of it, and of streams that still read what has been let go
+    (`record_stream`).
+    """
     path, tensors = checkpoint
     for current in (torch.cuda.current_stream(), torch.cuda.Stream()):
         with torch.cuda.stream(current):

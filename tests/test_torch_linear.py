@@ -1,4 +1,6 @@
-"""Products with compressed weights, tile by tile: as exact as dense ones, with gradients, and without the whole matrix in memory."""
+"""Products with compressed weights, tile by tile: as exact as dense ones, with gradients, and
+without the whole matrix in memory.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from wcodec.torch.resident import tiles as tiles_module
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-# (rows, columns): the prime and the ragged, 1 in both places, one segment, several bands, several rows of segments
+# (rows, columns): the prime and the ragged, 1 in both places, one segment, several bands,
+# several rows of segments
 SHAPES = [
     (1, 1),
     (1, 300),
@@ -76,7 +79,7 @@ def never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_module.Held, "decode_into", refuse)
 
 
-# ---- exactness -------------------------------------------------------------------------------------------------------------
+# ---- exactness -----------------------------------------------------------------------------------
 @pytest.mark.usefixtures("_tiles")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -110,7 +113,9 @@ def test_geometries(segment: tuple[int, int]) -> None:
 @pytest.mark.usefixtures("_tiles")
 @pytest.mark.parametrize("shape", [(30001, 3), (5000, 7), (100000, 1), (1, 100000)])
 def test_segments_that_do_not_end_with_rows(shape: tuple[int, int]) -> None:
-    """Matrices of short rows are coded as if they were one row, and a long row is decoded in parts."""
+    """Matrices of short rows are coded as if they were one row,
+    and a long row is decoded in parts.
+    """
     dense = weight(*shape, dtype=torch.float32)
     w, x, back = fused(dense), torch.randn(2, shape[1]), torch.randn(2, shape[0])
     assert w.held._opened().index.tensors[0].geometry.rows == 1
@@ -132,12 +137,10 @@ def test_outliers_nan_and_infinity(dtype: torch.dtype) -> None:
     assert w.held._opened().index.tensors[0].segments.n_patches.any() or dtype != torch.bfloat16
     due = x.double() @ dense.double().t()
     assert error(F.linear(x, w), due) <= 1.5 * error(F.linear(x, dense), due)
-    dense[5, 7], dense[150, 9], dense[299, 999], dense[0] = (
-        float("nan"),
-        float("inf"),
-        -float("inf"),
-        0,
-    )
+    dense[5, 7] = float("nan")
+    dense[150, 9] = float("inf")
+    dense[299, 999] = -float("inf")
+    dense[0] = 0
     w = fused(dense)
     x[1, 3], x[2, 4], x[3, 9] = float("inf"), float("nan"), 0  # and 0 * inf
     for got, plain in ((F.linear(x, w), F.linear(x, dense)), (x[:, :300] @ w, x[:, :300] @ dense)):
@@ -205,7 +208,7 @@ def test_what_does_not_fit() -> None:
             wrong()
 
 
-# ---- the operators ---------------------------------------------------------------------------------------------------------
+# ---- the operators -------------------------------------------------------------------------------
 @pytest.mark.filterwarnings("ignore")
 def test_opcheck() -> None:
     w, bias = fused(weight(64, 96, dtype=torch.float32)), torch.randn(64, requires_grad=True)
@@ -219,10 +222,8 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize(("n", "k"), [(14, 11), exhaustive((40, 30))])
 def test_gradcheck(n: int, k: int) -> None:
     w, dense = fused(d := weight(n, k, dtype=torch.float64) * 50), d
-    x, bias = (
-        torch.randn(2, 3, k, dtype=torch.float64, requires_grad=True),
-        torch.randn(n, dtype=torch.float64, requires_grad=True),
-    )
+    x = torch.randn(2, 3, k, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(n, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, b: operate(x, w, b), (x, bias))
     assert torch.autograd.gradgradcheck(lambda x, b: operate(x, w, b), (x, bias))
     assert torch.autograd.gradcheck(lambda x, b: F.linear(x, w, b), (x, bias))
@@ -242,10 +243,8 @@ def test_gradients(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
         lambda x, b: F.linear(x, dense, b),
     ):
         torch.manual_seed(3)
-        x, b = (
-            torch.randn(2, 5, 1000).to(dtype).requires_grad_(),
-            weight(300, dtype=dtype).requires_grad_(),
-        )
+        x = torch.randn(2, 5, 1000).to(dtype).requires_grad_()
+        b = weight(300, dtype=dtype).requires_grad_()
         call(x, b).float().square().sum().backward()
         assert x.grad is not None
         assert b.grad is not None
@@ -288,7 +287,7 @@ def test_backends(backend: wcodec.Backend) -> None:
     assert w.held._opened().decoder.backend is backend
 
 
-# ---- what is decoded, and how much of it ------------------------------------------------------------------------------------
+# ---- what is decoded, and how much of it ---------------------------------------------------------
 def test_products_of_all_kinds_go_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = weight(300, 96, dtype=torch.float32)
     w = fused(dense)
@@ -350,7 +349,9 @@ def test_scratch_is_a_tile() -> None:
 
 @pytest.mark.parametrize("mode", ["fused", "resident"])
 def test_peak_of_a_product(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tile of one row of segments, the same in float32, and what numba takes; otherwise all of the matrix."""
+    """A tile of one row of segments, the same in float32, and what numba takes;
+    otherwise all of the matrix.
+    """
     monkeypatch.setattr(tiles_module, "TILE_NBYTES", 1 << 14)
     monkeypatch.setattr(tiles_module, "MOST_THREADS", 1)
     dense = weight(4096, 512)
@@ -398,7 +399,7 @@ def test_autocast() -> None:
     assert torch.equal(got, due), "the layer as it is with a dense weight, which is cast"
 
 
-# ---- weights in modules -----------------------------------------------------------------------------------------------------
+# ---- weights in modules --------------------------------------------------------------------------
 def test_the_flag_goes_along() -> None:
     w = fused(weight(64, 96))
     assert "fused" in repr(w)

@@ -1,4 +1,6 @@
-"""Memory of models whose weights stay compressed: what they ask for from a file to the result of a forward pass."""
+"""Memory of models whose weights stay compressed:
+what they ask for from a file to the result of a forward pass.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Weights held compressed on a GPU: the same bits as dense ones there, while others are decoded on a stream beside."""
+"""Weights held compressed on a GPU: the same bits as dense ones there,
+while others are decoded on a stream beside.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def test_a_model_gives_the_same_bits(dtype: torch.dtype) -> None:
 
 
 def test_many_passes_without_waiting() -> None:
-    """Kernels of many passes are queued before any has run: no buffer may be written to before those that read it."""
+    """Kernels of many passes are queued before any has run:
+    no buffer may be written to before those that read it.
+    """
     small, dense = nets()
     some = [ids() for _ in range(20)]
     with torch.no_grad():
@@ -152,7 +156,9 @@ def test_experts_rows_and_damage() -> None:
 
 
 def test_memory_is_that_of_what_is_held() -> None:
-    """Of a model of 0.4 GB: streams, two buffers of its largest weight, tables; not the dense weights."""
+    """Of a model of 0.4 GB: streams, two buffers of its largest weight, tables;
+    not the dense weights.
+    """
     layers = torch.nn.Sequential(*[torch.nn.Linear(4096, 4096, bias=False) for _ in range(12)]).to(
         CUDA, torch.bfloat16
     )

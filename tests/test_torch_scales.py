@@ -1,4 +1,6 @@
-"""Weights with a scale for each row: the operator, its gradients, and layers of quantised weights."""
+"""Weights with a scale for each row: the operator, its gradients,
+and layers of quantised weights.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ def a_layer(
     return WCodecLinear.from_quantized(*quantised(300, 96, of), weight(300, dtype=dtype), mode)
 
 
-# ---- exactness -------------------------------------------------------------------------------------------------------------
+# ---- exactness -----------------------------------------------------------------------------------
 @pytest.mark.usefixtures("_tiles")
 @pytest.mark.parametrize(
     ("narrow", "dtype"),
@@ -83,12 +85,10 @@ def test_as_exact_as_dequantised(narrow: torch.dtype, dtype: torch.dtype) -> Non
     ours, theirs = list[float](), list[float]()
     for shape in SHAPES:
         dense, scale = quantised(*shape, narrow)
-        w, bias, whole, wide = (
-            fused(dense),
-            weight(shape[0], dtype=dtype),
-            exact(dense, scale),
-            plain(dense, scale, dtype),
-        )
+        w = fused(dense)
+        bias = weight(shape[0], dtype=dtype)
+        whole = exact(dense, scale)
+        wide = plain(dense, scale, dtype)
         for m in (1, 16):
             x, back = torch.randn(m, shape[1]).to(dtype), torch.randn(m, shape[0]).to(dtype)
             cases = [
@@ -137,11 +137,9 @@ def test_a_result_is_rounded_once(dtype: torch.dtype) -> None:
 
 
 def test_what_is_large_before_it_is_scaled() -> None:
-    dense, scale, x = (
-        torch.full((20, 1024), 127, dtype=torch.int8),
-        torch.full((20,), 1e-3),
-        torch.ones(3, 1024).half(),
-    )
+    dense = torch.full((20, 1024), 127, dtype=torch.int8)
+    scale = torch.full((20,), 1e-3)
+    x = torch.ones(3, 1024).half()
     assert F.linear(x, dense.half()).isinf().all()
     w = fused(dense)
     for tiled in (True, False):
@@ -158,12 +156,10 @@ def test_without_a_scale_the_bits_are_those_of_pytorch() -> None:
     for dtype in DTYPES:
         for narrow in NARROW:
             dense = quantised(300, 200, narrow)[0]
-            w, x, back, bias = (
-                fused(dense),
-                weight(3, 200, dtype=dtype),
-                weight(3, 300, dtype=dtype),
-                weight(300, dtype=dtype),
-            )
+            w = fused(dense)
+            x = weight(3, 200, dtype=dtype)
+            back = weight(3, 300, dtype=dtype)
+            bias = weight(300, dtype=dtype)
             for tiled in (True, False):
                 assert torch.equal(
                     linear(x, w, bias, None, tiled), F.linear(x, dense.to(dtype), bias)
@@ -245,7 +241,7 @@ def test_what_does_not_fit() -> None:
             wrong()
 
 
-# ---- gradients -------------------------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------
 @pytest.mark.filterwarnings("ignore")
 def test_opcheck() -> None:
     dense, scale = quantised(64, 96)
@@ -261,10 +257,8 @@ def test_opcheck() -> None:
 def test_gradcheck(tiled: bool) -> None:
     dense, scale = quantised(8, 6)
     w, scale = fused(dense), (scale.double() * 50).requires_grad_()
-    x, back = (
-        torch.randn(2, 2, 6).double().requires_grad_(),
-        torch.randn(3, 8).double().requires_grad_(),
-    )
+    x = torch.randn(2, 2, 6).double().requires_grad_()
+    back = torch.randn(3, 8).double().requires_grad_()
     bias = torch.randn(8).double().requires_grad_()
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(lambda x, b, s: linear(x, w, b, s, tiled), (x, bias, scale))
@@ -283,10 +277,8 @@ def test_gradients_of_layers(dtype: torch.dtype, mode: str) -> None:
         layer.weight_scale.detach().clone().requires_grad_(),
     ):
         torch.manual_seed(3)
-        x, bias = (
-            (torch.randn(2, 5, 96) * 3).to(dtype).requires_grad_(),
-            layer.bias.detach().clone().requires_grad_(),
-        )
+        x = (torch.randn(2, 5, 96) * 3).to(dtype).requires_grad_()
+        bias = layer.bias.detach().clone().requires_grad_()
         layer.bias = torch.nn.Parameter(bias) if scale is layer.weight_scale else layer.bias
         y = (
             layer(x)
@@ -333,24 +325,18 @@ def test_gradients_are_taken_as_the_product_is(monkeypatch: pytest.MonkeyPatch) 
     run(False)
 
 
-# ---- layers ----------------------------------------------------------------------------------------------------------------
+# ---- layers --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("of", NARROW)
 @pytest.mark.parametrize("mode", MODES)
 def test_layers(mode: str, of: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     dense, scale = quantised(300, 96, of)
     bias, x = weight(300), weight(2, 3, 96) * 50
-    due, other = (
-        F.linear(x.double(), exact(dense, scale), bias.double()),
-        F.linear(x, plain(dense, scale, x.dtype), bias),
-    )
+    due = F.linear(x.double(), exact(dense, scale), bias.double())
+    other = F.linear(x, plain(dense, scale, x.dtype), bias)
     layer = WCodecLinear.from_quantized(dense, scale, bias, mode, name="up")
     assert isinstance(layer, torch.nn.Linear)
-    assert (layer.mode, layer.in_features, layer.out_features, layer.weight.held.name) == (
-        mode,
-        96,
-        300,
-        "up",
-    )
+    found = (layer.mode, layer.in_features, layer.out_features, layer.weight.held.name)
+    assert found == (mode, 96, 300, "up")
     assert f"mode={mode}, weight={of} with a scale" in repr(layer)
     assert list(layer.state_dict()) == ["weight", "bias", "weight_scale"]
     assert not any(p.requires_grad for p in layer.parameters())

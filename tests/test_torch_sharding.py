@@ -1,4 +1,6 @@
-"""`wcodec.torch.load_shard`: the parts are those of torch.chunk and of transformers, and little more than them is read."""
+"""`wcodec.torch.load_shard`: the parts are those of torch.chunk and of transformers,
+and little more than them is read.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from wcodec.torch.loading.sharding import STYLES, intervals_of
 HERE = Path(__file__).parent
 
 
-# ---- styles ------------------------------------------------------------------------------------------------------------------
+# ---- styles --------------------------------------------------------------------------------------
 def test_the_styles_are_those_of_transformers() -> None:
     assert set(STYLES) == set(ALL_PARALLEL_STYLES) == set(expert_parallel.ALL_PARALLEL_STYLES)
 
@@ -50,7 +52,8 @@ def test_intervals_are_chunks(n: int, groups: int, world: int) -> None:
         assert found == (chunk(t, 0, rank, world, groups).tolist() if n else [])
 
 
-#: Style, name of the parameter, its shape, the dimension that is split, and into how many groups; none: all ranks get all.
+#: Style, name of the parameter, its shape, the dimension that is split, and into how many groups;
+#: none: all ranks get all.
 SPLITS: list[tuple[str, str, tuple[int, ...], int | None, int]] = [
     *(
         (style, "weight", (100, 60), 0, 1)
@@ -136,7 +139,8 @@ def test_a_rule_of_the_parameter_goes_before_that_of_its_module(tmp_path: Path) 
         (
             0,
             {"layers.*.a": "colwise"},
-            r"no rule of the plan fits a tensor of x: rules such as 'layers\.\*\.a', tensors such as 'a'",
+            r"no rule of the plan fits a tensor of x: "
+            r"rules such as 'layers\.\*\.a', tensors such as 'a'",
         ),
         (0, {"a": "grouped_gemm"}, "the 5 experts of 'a' cannot be spread evenly over 2 ranks"),
         (0, {"s": "rowwise"}, r"the tensor 's' of shape \[\] cannot be split as 'rowwise'"),
@@ -149,7 +153,7 @@ def test_mistakes(tmp_path: Path, rank: int, plan: dict[str, str], message: str)
         load_shard(tmp_path / "x", rank, 2, plan)
 
 
-# ---- what is read ------------------------------------------------------------------------------------------------------------
+# ---- what is read --------------------------------------------------------------------------------
 READS = [
     ((1024, 1024), "colwise", 0.5),
     ((1024, 1024), "rowwise", 0.5),
@@ -178,7 +182,9 @@ def test_what_is_read(tmp_path: Path, shape: tuple[int, ...], style: str, most: 
 
 
 def test_wider_segments_are_read_whole(tmp_path: Path) -> None:
-    """A segment is the least that is read: preset max makes them too wide here, a forced segment makes them right."""
+    """A segment is the least that is read: preset max makes them too wide here,
+    a forced segment makes them right.
+    """
     w = weights(512, 1024)
     for options, part in (
         (wcodec.EncodeOptions(preset="max"), 1.0),
@@ -190,12 +196,12 @@ def test_wider_segments_are_read_whole(tmp_path: Path) -> None:
         assert same(shard["w.weight"], w[:, 512:])
 
 
-# ---- two processes -----------------------------------------------------------------------------------------------------------
+# ---- two processes -------------------------------------------------------------------------------
 def tiny(kind: Any, **more: int) -> Any:
     """A configuration whose matrices are wide enough to be split by columns."""
     return kind(
-        vocab_size=96, hidden_size=1024, intermediate_size=1536, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=4,
-        attn_implementation="eager", **more,
+        vocab_size=96, hidden_size=1024, intermediate_size=1536, num_hidden_layers=1,
+        num_attention_heads=8, num_key_value_heads=4, attn_implementation="eager", **more,
     )  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""Models from compressed weights say what they say from plain ones: the same bits of logits, the same tokens, in each form and mode."""
+"""Models from compressed weights say what they say from plain ones: the same bits of logits, the
+same tokens, in each form and mode.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,10 @@ class Case:
     """A model in all forms, and what it says uncompressed, in so many tokens."""
 
     def __init__(self, name: str, dtype: str, n_tokens: int, folder: Path) -> None:
-        self.name, self.auto, self.least, self.n_tokens = (
-            name,
-            tiny_models.auto_class(name),
-            MODELS[name][3],
-            n_tokens,
-        )
+        self.name = name
+        self.auto = tiny_models.auto_class(name)
+        self.least = MODELS[name][3]
+        self.n_tokens = n_tokens
         self.directories = tiny_models.directories(tiny_models.make(name, DTYPES[dtype]), folder)
         self.plain = {
             a: self.auto.from_pretrained(self.directories["plain"], attn_implementation=a)
@@ -83,7 +83,9 @@ def test_decoded_while_loading(case: Case, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["hub", "wcodec", "plain"])
 def test_resident(case: Case, form: str) -> None:
-    """The weights are held compressed, also if they were stored plain; logits and tokens are the same."""
+    """The weights are held compressed, also if they were stored plain;
+    logits and tokens are the same.
+    """
     model = case.load(form, resident=True)
     assert type(model) is type(case.plain["sdpa"])
     assert model_memory(model).held < 0.96 * model_memory(model).dense
@@ -94,11 +96,11 @@ def test_resident(case: Case, form: str) -> None:
 
 
 def test_resident_weights(case: Case) -> None:
-    """All weights that are worth it are held compressed, stacked experts as well; tied ones stay one."""
-    held, plain = (
-        compressed(case.load("hub", resident=True)),
-        dict(case.plain["sdpa"].named_parameters()),
-    )
+    """All weights that are worth it are held compressed, stacked experts as well;
+    tied ones stay one.
+    """
+    held = compressed(case.load("hub", resident=True))
+    plain = dict(case.plain["sdpa"].named_parameters())
     large = {n for n, p in plain.items() if p.dim() >= 2 and p.numel() * p.element_size() > 8000}
     assert large <= held.keys() <= {n for n, p in plain.items() if p.dim() >= 2}
     assert not any(p.requires_grad for p in held.values())
@@ -111,17 +113,15 @@ def test_eager_attention(case: Case, resident: bool) -> None:
     assert torch.equal(logits(model, case.name), case.logits["eager"])
 
 
-# ---- real weights ----------------------------------------------------------------------------------------------------------
+# ---- real weights --------------------------------------------------------------------------------
 SENTENCES = ["Weights are numbers with a long tail of small ones.", "The same sentence again."]
 
 
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The published all-MiniLM-L6-v2 in all forms."""
-    source, folder = (
-        packaged(PACKAGES["fp32"], ".safetensors").parent,
-        tmp_path_factory.mktemp("minilm"),
-    )
+    source = packaged(PACKAGES["fp32"], ".safetensors").parent
+    folder = tmp_path_factory.mktemp("minilm")
     shutil.copytree(source, folder / "plain", symlinks=False)
     return {"plain": folder / "plain"} | {
         f: tiny_models.encode(folder / "plain", folder / f, f) for f in ("hub", "wcodec")
@@ -138,7 +138,9 @@ def embed(model: Any, directory: Path) -> torch.Tensor:
 
 
 def test_minilm(minilm: dict[str, Path]) -> None:
-    """Sentences are embedded identically, in both modes, from each form; ``config.json`` names no dtype."""
+    """Sentences are embedded identically, in both modes, from each form;
+    ``config.json`` names no dtype.
+    """
     plain = AutoModel.from_pretrained(minilm["plain"])
     want = embed(plain, minilm["plain"])
     assert want.shape == (2, 384)
@@ -153,7 +155,9 @@ def test_minilm(minilm: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", [exhaustive("llama"), "mixtral", "t5"])
 def test_fused(name: str, tmp_path: Path) -> None:
-    """Matrices are multiplied as they are decoded: the same weights, and logits as close as sums in another order are."""
+    """Matrices are multiplied as they are decoded:
+    the same weights, and logits as close as sums in another order are.
+    """
     case = Case(name, "bf16", 4, tmp_path)
     coding = {"quantization_config": WCodecConfig(resident=True, fused=True)}
     models = [

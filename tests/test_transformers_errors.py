@@ -1,4 +1,6 @@
-"""What is damaged, too new, missing or not to be had is refused with its name; what only looks like a stream is not one; placement."""
+"""What is damaged, too new, missing or not to be had is refused with its name; what only looks like
+a stream is not one; placement.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ def damage(source: Path, target: Path, name: str, where: str) -> Path:
     return target
 
 
-# ---- damaged -----------------------------------------------------------------------------------------------------------------
+# ---- damaged -------------------------------------------------------------------------------------
 DAMAGED = {
     "llama": "model.layers.1.mlp.up_proj.weight",
     "mixtral": "model.layers.0.block_sparse_moe.experts.2.w3.weight",
@@ -90,7 +92,9 @@ def test_damaged_stream(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`DecodeError` with the tensor's name, in whatever way it is loaded; no model with made-up weights."""
+    """`DecodeError` with the tensor's name, in whatever way it is loaded;
+    no model with made-up weights.
+    """
     name = DAMAGED[model]
     if not threads:
         monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
@@ -99,14 +103,8 @@ def test_damaged_stream(
         with pytest.raises(DecodeError) as e:
             load.from_pretrained(directory, **how)
         assert e.value.tensor == name
-        assert (
-            e.value.code
-            == {
-                "payload": "bad_checksum",
-                "index": "bad_checksum",
-                "version": "unsupported_version",
-            }[where]
-        )
+        codes = {"payload": "bad_checksum", "index": "bad_checksum"}
+        assert e.value.code == codes.get(where, "unsupported_version")
 
 
 @modes
@@ -128,7 +126,9 @@ def test_damaged_file(forms: Any, how: Any, tmp_path: Path) -> None:
 
 @modes
 def test_without_magic(forms: Any, how: Any, tmp_path: Path) -> None:
-    """A stream without its magic is a plain tensor, whose shape does not fit: transformers refuses it."""
+    """A stream without its magic is a plain tensor, whose shape does not fit:
+    transformers refuses it.
+    """
     directory = damage(
         forms["llama"]["hub"], tmp_path / "bad", "model.layers.1.mlp.up_proj.weight", "magic"
     )
@@ -138,7 +138,9 @@ def test_without_magic(forms: Any, how: Any, tmp_path: Path) -> None:
 
 @modes
 def test_mismatched_sizes(forms: Any, how: Any, tmp_path: Path) -> None:
-    """A model of other sizes than its weights is refused, or gets new weights, as with plain ones."""
+    """A model of other sizes than its weights is refused, or gets new weights,
+    as with plain ones.
+    """
     for form in ("hub", "plain"):  # a plain one is compressed while it is loaded
         shutil.copytree(forms["llama"][form], tmp_path / form)
         edit(tmp_path / form, vocab_size=400)
@@ -152,13 +154,15 @@ def test_mismatched_sizes(forms: Any, how: Any, tmp_path: Path) -> None:
         assert torch.equal(tiny_models.dense(model.model.layers[1].mlp.up_proj.weight), kept)
 
 
-# ---- versions and configurations ---------------------------------------------------------------------------------------------
+# ---- versions and configurations -----------------------------------------------------------------
 @pytest.mark.parametrize(
     ("version", "code"),
     [("0.3", "unsupported_version"), ("1.0", "unsupported_version"), ("two", "bad_value")],
 )
 def test_newer_version(forms: Any, version: str, code: str, tmp_path: Path) -> None:
-    """A directory that a newer wcodec wrote is refused, with both versions; its configuration alone can be read."""
+    """A directory that a newer wcodec wrote is refused, with both versions;
+    its configuration alone can be read.
+    """
     shutil.copytree(forms["llama"]["hub"], tmp_path / "new")
     edit(
         tmp_path / "new",
@@ -173,7 +177,9 @@ def test_newer_version(forms: Any, version: str, code: str, tmp_path: Path) -> N
 
 
 def test_config() -> None:
-    """What is stored says nothing of how to load; keys of others are left alone; options are checked."""
+    """What is stored says nothing of how to load; keys of others are left alone;
+    options are checked.
+    """
     config = WCodecConfig(resident=True, preset="max", dtype="bfloat16")
     assert config.to_dict() == {
         "quant_method": "wcodec",
@@ -190,7 +196,9 @@ def test_config() -> None:
 
 
 def test_mode_in_config(forms: Any, tmp_path: Path) -> None:
-    """``config.json`` may say that weights stay compressed; the caller's word counts more. Nothing is printed about it."""
+    """``config.json`` may say that weights stay compressed; the caller's word counts more.
+    Nothing is printed about it.
+    """
     shutil.copytree(forms["llama"]["hub"], tmp_path / "hub")
     edit(
         tmp_path / "hub",
@@ -203,7 +211,9 @@ def test_mode_in_config(forms: Any, tmp_path: Path) -> None:
 
 
 def test_dtype_of_streams_alone(forms: Any, tmp_path: Path) -> None:
-    """Where nothing says which dtype a model has, the one to ask for it is the caller; what ``config.json`` says of it counts."""
+    """Where nothing says which dtype a model has, the one to ask for it is the caller; what
+    ``config.json`` says of it counts.
+    """
     shutil.copytree(forms["t5"]["hub"], tmp_path / "hub")
     edit(tmp_path / "hub", dtype=None)
     path = tmp_path / "hub" / "model.safetensors"
@@ -215,12 +225,8 @@ def test_dtype_of_streams_alone(forms: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="which dtype"):
         # does not know where it is
         transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hub")
-    assert (
-        transformers.T5ForConditionalGeneration.from_pretrained(
-            tmp_path / "hub", dtype=torch.float32
-        ).dtype
-        == torch.float32
-    )
+    t5 = transformers.T5ForConditionalGeneration
+    assert t5.from_pretrained(tmp_path / "hub", dtype=torch.float32).dtype == torch.float32
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hub").dtype == torch.bfloat16
     edit(
         tmp_path / "hub",
@@ -230,20 +236,18 @@ def test_dtype_of_streams_alone(forms: Any, tmp_path: Path) -> None:
             "dtype": "bfloat16",
         },
     )
-    assert (
-        transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hub").dtype
-        == torch.bfloat16
-    )
+    assert t5.from_pretrained(tmp_path / "hub").dtype == torch.bfloat16
 
 
-# ---- what is missing -----------------------------------------------------------------------------------------------------------
+# ---- what is missing -----------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "module", "message"),
     [
         (
             "torch",
             None,
-            "needs PyTorch and transformers, and torch is missing: pip install 'wcodec[transformers]'",
+            "needs PyTorch and transformers, and torch is missing: "
+            "pip install 'wcodec[transformers]'",
         ),
         ("transformers", None, "and transformers is missing: pip install 'wcodec[transformers]'"),
         ("transformers", SimpleNamespace(__version__="4.57.1"), "5.16 or later"),
@@ -279,7 +283,9 @@ def test_model_class(forms: Any, tmp_path: Path) -> None:
 
 
 def test_loader_options(forms: Any, tmp_path: Path) -> None:
-    """Options of transformers work on the wcodec form: a subfolder, a variant, the report, changes of the configuration."""
+    """Options of transformers work on the wcodec form:
+    a subfolder, a variant, the report, changes of the configuration.
+    """
     shutil.copytree(forms["llama"]["wcodec"], tmp_path / "sub")
     (tmp_path / "sub" / "model.wcodec").rename(tmp_path / "sub" / "model.x.wcodec")
     model, report = WCodecModel.from_pretrained(
@@ -325,7 +331,9 @@ class OwnModel(PreTrainedModel):
 
 @modes
 def test_code_of_its_own(how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose code lies beside it, with uint8 buffers, one of which looks like a stream: it comes back as it was."""
+    """A model whose code lies beside it, with uint8 buffers, one of which looks like a stream:
+    it comes back as it was.
+    """
     monkeypatch.setattr(
         "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
     )
@@ -380,7 +388,7 @@ def test_code_of_its_own(how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     same_state(other, want)
 
 
-# ---- placement -----------------------------------------------------------------------------------------------------------------
+# ---- placement -----------------------------------------------------------------------------------
 @modes
 @pytest.mark.parametrize("device_map", ["auto", exhaustive("cpu"), {"": "cpu"}], ids=str)
 def test_device_map(forms: Any, how: Any, device_map: Any) -> None:
@@ -396,9 +404,13 @@ def test_device_map(forms: Any, how: Any, device_map: Any) -> None:
 
 @pytest.mark.parametrize("form", ["hub", "wcodec"])
 def test_offload(forms: Any, form: str, tmp_path: Path) -> None:
-    """Weights on disk are written there decoded, and saved again coded; held compressed they cannot be there."""
-    device_map = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk",
-                  "model.norm": "cpu", "lm_head": "disk"}  # fmt: skip
+    """Weights on disk are written there decoded, and saved again coded;
+    held compressed they cannot be there.
+    """
+    device_map = {
+        "model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu",
+        "model.layers.1": "disk", "model.norm": "cpu", "lm_head": "disk",
+    }  # fmt: skip
     how = {"device_map": device_map, "offload_folder": tmp_path / "offload"}
     load = AutoModelForCausalLM if form == "hub" else WCodecModel
     model = load.from_pretrained(forms["mixtral"][form], **how)
@@ -437,7 +449,9 @@ def test_parts() -> None:
     transformers.__version__ == "5.16.0", reason="it loads no such model, not a plain one either"
 )
 def test_another_quantization(forms: Any, tmp_path: Path) -> None:
-    """A model that is quantized by another method is loaded from the wcodec form, decoded, by that method."""
+    """A model that is quantized by another method is loaded from the wcodec form, decoded,
+    by that method.
+    """
     fp8 = transformers.FineGrainedFP8Config(weight_block_size=(32, 32), dequantize=True)
     plain = AutoModelForCausalLM.from_pretrained(forms["llama"]["plain"])
     shutil.copytree(forms["llama"]["plain"], tmp_path / "plain")
@@ -459,7 +473,7 @@ def test_another_quantization(forms: Any, tmp_path: Path) -> None:
         WCodecModel.from_pretrained(tmp_path / "wcodec", resident=True)
 
 
-# ---- wcodec's own commands on what transformers wrote ------------------------------------------------------------------------------
+# ---- wcodec's own commands on what transformers wrote --------------------------------------------
 @modes
 def test_decode_what_was_saved(forms: Any, how: Any, tmp_path: Path) -> None:
     """`decode_directory` makes a plain directory of one that ``save_pretrained`` wrote."""
@@ -476,7 +490,7 @@ def test_decode_what_was_saved(forms: Any, how: Any, tmp_path: Path) -> None:
     same_state(model, want)
 
 
-# ---- indexes of strangers ------------------------------------------------------------------------------------------------------
+# ---- indexes of strangers ------------------------------------------------------------------------
 @pytest.fixture
 def sharded(forms: Any, tmp_path: Path) -> Path:
     """The wcodec form of a model in several shards."""

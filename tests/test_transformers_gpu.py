@@ -1,4 +1,6 @@
-"""Models of transformers on a GPU (``make gpu-check``): decoded there while they are loaded, or held there compressed."""
+"""Models of transformers on a GPU (``make gpu-check``):
+decoded there while they are loaded, or held there compressed.
+"""
 
 from __future__ import annotations
 
@@ -51,10 +53,8 @@ def says(model: Any, name: str, n_tokens: int = 0) -> tuple[torch.Tensor, Any]:
 def test_on_the_gpu(case: Any, attention: str, device_map: str, how: Any) -> None:
     """Logits and tokens are those of the plain model there, from both forms."""
     name, directories = case
-    auto, options = (
-        tiny_models.auto_class(name),
-        {"device_map": device_map, "attn_implementation": attention},
-    )
+    auto = tiny_models.auto_class(name)
+    options = {"device_map": device_map, "attn_implementation": attention}
     plain = auto.from_pretrained(directories["plain"], **options)
     n_tokens = 64 if attention == "sdpa" else 0
     want = says(plain, name, n_tokens)
@@ -85,13 +85,13 @@ def test_saved_from_the_gpu(case: Any, how: Any, tmp_path: Path) -> None:
 
 @modes
 def test_to_and_fro(case: Any, how: Any) -> None:
-    """A model that was loaded on the host and moved to the GPU says the same there; back on the host it is what it was."""
+    """A model that was loaded on the host and moved to the GPU says the same there;
+    back on the host it is what it was.
+    """
     name, directories = case
     auto = tiny_models.auto_class(name)
-    model, plain = (
-        auto.from_pretrained(directories["hub"], **how),
-        auto.from_pretrained(directories["plain"]),
-    )
+    model = auto.from_pretrained(directories["hub"], **how)
+    plain = auto.from_pretrained(directories["plain"])
     assert torch.equal(says(model.to("cuda"), name)[0], says(plain.to("cuda"), name)[0])
     same_state(model.to("cpu"), plain.to("cpu"))
 
@@ -109,11 +109,11 @@ def test_damaged(case: Any, where: str, how: Any, tmp_path: Path) -> None:
 
 
 def test_partly_on_the_host(tmp_path: Path) -> None:
-    """Decoded weights may lie on the host and come to the GPU as they are used; compressed ones may not."""
-    directories, auto = (
-        tiny_models.directories(tiny_models.make("llama", torch.bfloat16), tmp_path),
-        tiny_models.auto_class("llama"),
-    )
+    """Decoded weights may lie on the host and come to the GPU as they are used;
+    compressed ones may not.
+    """
+    directories = tiny_models.directories(tiny_models.make("llama", torch.bfloat16), tmp_path)
+    auto = tiny_models.auto_class("llama")
     on_the_gpu = (
         "model.embed_tokens",
         "model.rotary_emb",

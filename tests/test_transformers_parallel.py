@@ -1,4 +1,6 @@
-"""Tensor parallelism of transformers from the wcodec form: two processes, each with its part of the weights."""
+"""Tensor parallelism of transformers from the wcodec form:
+two processes, each with its part of the weights.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from transformers.distributed import DistributedConfig
 from wcodec.transformers import WCodecConfig, WCodecModel
 
 def load(load, form, **how):
-    return load.from_pretrained(f"{sys.argv[1]}/{form}", distributed_config=DistributedConfig(tp_size=2, tp_plan="auto"), **how)
+    parts = DistributedConfig(tp_size=2, tp_plan="auto")
+    return load.from_pretrained(f"{sys.argv[1]}/{form}", distributed_config=parts, **how)
 
 def refusal(*args, **how):
     try:
@@ -29,7 +32,8 @@ def refusal(*args, **how):
 
 def work(rank):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/rendezvous", rank=rank, world_size=2)
+    rendezvous = f"file://{sys.argv[1]}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
     plain, model = load(AutoModelForCausalLM, "plain"), load(WCodecModel, "wcodec")
     weights = [(p, dict(plain.named_parameters())[name]) for name, p in model.named_parameters()]
     parts = [(p, q) for p, q in weights if hasattr(p, "to_local")]
@@ -38,7 +42,7 @@ def work(rank):
         "whole": list(model.model.layers[0].mlp.up_proj.weight.shape),
         "part": list(model.model.layers[0].mlp.up_proj.weight.to_local().shape),
         "weights": all(torch.equal(p.to_local(), q.to_local()) for p, q in parts),
-        "logits": torch.equal(tiny_models.logits(model, "llama"), tiny_models.logits(plain, "llama")),
+        "logits": torch.equal(*(tiny_models.logits(m, "llama") for m in (model, plain))),
         "hub": refusal(AutoModelForCausalLM, "hub"),
         "resident": refusal(WCodecModel, "wcodec", resident=True),
     }
@@ -55,14 +59,14 @@ sys.exit(other.exitcode)
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    """Each process decodes its part; logits are those of the plain model in two parts. The hub form is refused."""
+    """Each process decodes its part; logits are those of the plain model in two parts.
+    The hub form is refused.
+    """
     tiny_models.directories(tiny_models.make("llama", torch.bfloat16), tmp_path)
     (tmp_path / "ranks.py").write_text(RANKS)
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command, env = (
-        [sys.executable, str(tmp_path / "ranks.py"), str(tmp_path)],
-        {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-    )
+    command = [sys.executable, str(tmp_path / "ranks.py"), str(tmp_path)]
+    env = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": paths, **env},

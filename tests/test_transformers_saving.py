@@ -1,4 +1,6 @@
-"""`save_pretrained` writes hub form from both modes, `dequantize` makes a plain model; dtypes, parts, copies, adapters."""
+"""`save_pretrained` writes hub form from both modes, `dequantize` makes a plain model;
+dtypes, parts, copies, adapters.
+"""
 
 from __future__ import annotations
 
@@ -59,10 +61,12 @@ def names_in(directory: Path) -> set[str]:
     return found
 
 
-# ---- saving ------------------------------------------------------------------------------------------------------------------
+# ---- saving --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "how"), pairs(*MODES), ids=name_of)
 def test_save_and_load(all_forms: Any, name: str, how: Any, tmp_path: Path) -> None:
-    """What is saved is in hub form, under the names of the original, and gives the same model. Experts are stored one by one again."""
+    """What is saved is in hub form, under the names of the original, and gives the same model.
+    Experts are stored one by one again.
+    """
     forms, auto = all_forms[name], tiny_models.auto_class(name)
     model = auto.from_pretrained(forms["hub"], **how)
     model.save_pretrained(tmp_path / "saved")
@@ -80,7 +84,9 @@ def test_save_and_load(all_forms: Any, name: str, how: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("name", "how"), pairs(*reversed(MODES)), ids=name_of)
 def test_dequantize(all_forms: Any, name: str, how: Any, tmp_path: Path) -> None:
-    """The model is plain then: what is saved is, byte for byte, what the uncompressed model saves."""
+    """The model is plain then: what is saved is, byte for byte,
+    what the uncompressed model saves.
+    """
     forms, auto = all_forms[name], tiny_models.auto_class(name)
     model = auto.from_pretrained(forms["hub"], **how)
     assert model.dequantize() is model
@@ -130,7 +136,9 @@ def test_shards(all_forms: Any, how: Any, tmp_path: Path) -> None:
 
 @modes
 def test_save_as_the_model_has_it(all_forms: Any, how: Any, tmp_path: Path) -> None:
-    """Without the original's names: experts stay stacked. Of a model that was decoded nothing is encoded then."""
+    """Without the original's names: experts stay stacked.
+    Of a model that was decoded nothing is encoded then.
+    """
     forms = all_forms["mixtral"]
     model = transformers.AutoModelForCausalLM.from_pretrained(forms["hub"], **how)
     model.save_pretrained(tmp_path / "saved", save_original_format=False)
@@ -143,7 +151,9 @@ def test_save_as_the_model_has_it(all_forms: Any, how: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("name", "resident"), pairs(False, True))
 def test_compress_while_loading(all_forms: Any, name: str, resident: bool, tmp_path: Path) -> None:
-    """A plain directory, loaded to be compressed: held so if that is wanted, and saved in hub form in any case."""
+    """A plain directory, loaded to be compressed:
+    held so if that is wanted, and saved in hub form in any case.
+    """
     forms, auto = all_forms[name], tiny_models.auto_class(name)
     model = auto.from_pretrained(
         forms["plain"], quantization_config=WCodecConfig(resident=resident, preset="fast")
@@ -171,11 +181,13 @@ def test_preset(tmp_path: Path) -> None:
     assert sizes["max"] < 0.9 * sizes["fast"]
 
 
-# ---- dtypes ------------------------------------------------------------------------------------------------------------------
+# ---- dtypes --------------------------------------------------------------------------------------
 @modes
 @pytest.mark.parametrize(("name", "dtype"), pairs(*DTYPES), ids=name_of)
 def test_dtype(all_forms: Any, name: str, how: Any, dtype: Any) -> None:
-    """Weights are cast as plain ones are; those of T5 that must be float32 among float16 ones are."""
+    """Weights are cast as plain ones are; those of T5 that must be float32 among float16 ones
+    are.
+    """
     forms, auto = all_forms[name], tiny_models.auto_class(name)
     plain = auto.from_pretrained(forms["plain"], dtype=dtype)
     assert ({p.dtype for p in plain.parameters()} == {torch.float16, torch.float32}) == (
@@ -208,7 +220,9 @@ def test_no_dtype_in_config(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_cast_afterwards(all_forms: Any) -> None:
-    """A decoded model is cast as any other; of one that holds weights compressed, transformers refuses ``half``."""
+    """A decoded model is cast as any other; of one that holds weights compressed,
+    transformers refuses ``half``.
+    """
     forms = all_forms["bert"]
     plain = transformers.AutoModelForMaskedLM.from_pretrained(forms["plain"])
     for cast in ("half", "float", "double"):
@@ -224,10 +238,12 @@ def test_cast_afterwards(all_forms: Any) -> None:
         resident.half()
 
 
-# ---- what else one does with a model -------------------------------------------------------------------------------------------
+# ---- what else one does with a model -------------------------------------------------------------
 @modes
 def test_part_and_whole(all_forms: Any, how: Any) -> None:
-    """The model without its head from the whole one, and the whole one from weights without a head."""
+    """The model without its head from the whole one,
+    and the whole one from weights without a head.
+    """
     forms = all_forms["llama"]
     same_state(
         transformers.AutoModel.from_pretrained(forms["hub"], **how),
@@ -259,7 +275,9 @@ def test_copies(all_forms: Any, how: Any, tmp_path: Path) -> None:
 
 
 def test_compressed_later(all_forms: Any, tmp_path: Path) -> None:
-    """A model that was decoded, and compressed by `compress_model` then, is saved as one that was held compressed from the start."""
+    """A model that was decoded, and compressed by `compress_model` then, is saved as one that was
+    held compressed from the start.
+    """
     forms = all_forms["t5"]
     model = compress_model(transformers.AutoModelForSeq2SeqLM.from_pretrained(forms["hub"]))
     model.save_pretrained(tmp_path / "hub")
@@ -285,7 +303,9 @@ def adapted(model: Any, *more: str) -> Any:
 
 
 def test_lora(all_forms: Any) -> None:
-    """Adapters on compressed weights get the gradients that they get on plain ones, also with checkpoints of activations."""
+    """Adapters on compressed weights get the gradients that they get on plain ones, also with
+    checkpoints of activations.
+    """
     forms, gradients = all_forms["llama"], []
     for how in ({}, RESIDENT):
         model = adapted(
@@ -313,8 +333,8 @@ def test_training(all_forms: Any, how: Any, tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(all_forms["llama"]["hub"], **how)
     before = {n: dense(p).clone() for n, p in model.named_parameters()}
     arguments = transformers.TrainingArguments(
-        str(tmp_path), max_steps=2, per_device_train_batch_size=1, report_to=[], save_strategy="no", use_cpu=True, learning_rate=0.1,
-        disable_tqdm=True,
+        str(tmp_path), max_steps=2, per_device_train_batch_size=1, report_to=[], save_strategy="no",
+        use_cpu=True, learning_rate=0.1, disable_tqdm=True,
     )  # fmt: skip
     row = inputs("llama")["input_ids"][0]
     rows = [{"input_ids": row, "labels": row}] * 2

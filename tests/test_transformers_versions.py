@@ -1,4 +1,6 @@
-"""`wcodec.transformers` with other versions of transformers than the one that all other tests run with: the oldest, and newer ones."""
+"""`wcodec.transformers` with other versions of transformers than the one that all other tests run
+with: the oldest, and newer ones.
+"""
 
 from __future__ import annotations
 

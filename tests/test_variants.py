@@ -1,4 +1,6 @@
-"""The numba backend as other CPUs run it: numba is told of a lesser one, in a process of its own."""
+"""The numba backend as other CPUs run it: numba is told of a lesser one,
+in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ def test_the_variant_suits_this_cpu() -> None:
     assert load_backend("numba").info()["variant"] == expected
 
 
-# Sizes on both sides of a block of every variant (64 to 256 bytes), of two blocks (the first that are folded), of eight bytes
-# (the tables), and of a thread's share.
+# Sizes on both sides of a block of every variant (64 to 256 bytes), of two blocks (the first that
+# are folded), of eight bytes (the tables), and of a thread's share.
 SIZES = [
     *range(18),
     63,
@@ -66,10 +68,8 @@ SIZES = [
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_crc32_is_that_of_zlib(threads: int) -> None:
-    backend, data = (
-        load_backend("numba", threads),
-        np.random.default_rng(1).integers(0, 256, 300_008, dtype=np.uint8),
-    )
+    backend = load_backend("numba", threads)
+    data = np.random.default_rng(1).integers(0, 256, 300_008, dtype=np.uint8)
     for n in SIZES:
         for start in (0, 1, 0xCBF43926, 0xFFFFFFFF):
             piece: Any = data[3 : 3 + n]
@@ -77,10 +77,8 @@ def test_crc32_is_that_of_zlib(threads: int) -> None:
 
 
 def test_checksums_of_pieces_of_all_sizes() -> None:
-    backend, data = (
-        load_backend("numba"),
-        np.random.default_rng(2).integers(0, 256, sum(SIZES), dtype=np.uint8),
-    )
+    backend = load_backend("numba")
+    data = np.random.default_rng(2).integers(0, 256, sum(SIZES), dtype=np.uint8)
     offsets = np.concatenate([[0], np.cumsum(SIZES)]).astype(np.int64)
     got = backend.checksums(data, offsets)
     assert got.tolist() == [crc32(data[a:b]) for a, b in pairwise(offsets)]

@@ -19,7 +19,8 @@ _DECODER = {
     "max_position_embeddings": 256,
     "pad_token_id": 0,
 }
-#: Auto class, configuration, and how many of its weights are large enough to be coded, tied ones counted once.
+#: Auto class, configuration, and how many of its weights are large enough to be coded,
+#: tied ones counted once.
 MODELS: dict[str, tuple[str, Any, dict[str, Any], int]] = {
     "llama": (
         "AutoModelForCausalLM", transformers.LlamaConfig,
@@ -27,25 +28,33 @@ MODELS: dict[str, tuple[str, Any, dict[str, Any], int]] = {
     ),
     "qwen": (
         "AutoModelForCausalLM", transformers.Qwen3Config,
-        {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "head_dim": 32, "tie_word_embeddings": True, **_DECODER},
+        {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "head_dim": 32,
+         "tie_word_embeddings": True, **_DECODER},
         2 * 7 + 1,
     ),
     "mixtral": (
         "AutoModelForCausalLM", transformers.MixtralConfig,
-        {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_local_experts": 4, **_DECODER}, 2 * (2 + 3 * 4) + 2,
+        {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_local_experts": 4,
+         **_DECODER},
+        2 * (2 + 3 * 4) + 2,
     ),
     "gpt2": (
         "AutoModelForCausalLM", transformers.GPT2Config,
-        {"vocab_size": 320, "n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}, 2 * 4 + 2,
+        {"vocab_size": 320, "n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 4,
+         "bos_token_id": 0, "eos_token_id": 0},
+        2 * 4 + 2,
     ),
     "t5": (
         "AutoModelForSeq2SeqLM", transformers.T5Config,
-        {"vocab_size": 320, "d_model": 64, "d_kv": 16, "d_ff": 160, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+        {"vocab_size": 320, "d_model": 64, "d_kv": 16, "d_ff": 160, "num_layers": 2, "num_heads": 4,
+         "decoder_start_token_id": 0},
         2 * 6 + 2 * 10 + 1,
     ),
     "bert": (
         "AutoModelForMaskedLM", transformers.BertConfig,
-        {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}, 2 * 6 + 3,
+        {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+         "num_attention_heads": 4},
+        2 * 6 + 3,
     ),
 }  # fmt: skip
 
@@ -93,7 +102,9 @@ def streams(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def inputs(name: str, vocabulary: int = 320) -> dict[str, torch.Tensor]:
-    """Two rows of tokens, the second one padded on the left; for T5 also what the decoder begins with."""
+    """Two rows of tokens, the second one padded on the left;
+    for T5 also what the decoder begins with.
+    """
     ids = torch.randint(1, vocabulary, (2, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     ids[1, :4], mask[1, :4] = 0, 0

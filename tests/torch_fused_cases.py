@@ -1,4 +1,6 @@
-"""Products with weights in fused mode where kernels read them, against dense ones and float64: for a GPU and for the emulator."""
+"""Products with weights in fused mode where kernels read them, against dense ones and float64: for
+a GPU and for the emulator.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def check_product(
     bias: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
 ) -> None:
-    """A product is as exact as PyTorch's with the dense weight, and the same when it is taken again."""
+    """A product is as exact as PyTorch's with the dense weight,
+    and the same when it is taken again.
+    """
     wide = dense.double() if scale is None else dense.double() * scale.double()[:, None]
     due = F.linear(x.double(), wide, None if bias is None else bias.double())
     usual = F.linear(x, products.dequantised(dense, scale, x.dtype), bias)

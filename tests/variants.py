@@ -55,7 +55,9 @@ def check_tests(variant: str, names: str, marks: str, *files: str) -> None:
 
 
 def compile_for_all() -> None:
-    """Let numba compile every kernel for this CPU and the lesser ones, and keep them on disk: a minute, the first time."""
+    """Let numba compile every kernel for this CPU and the lesser ones, and keep them on disk:
+    a minute, the first time.
+    """
     some = [{}, *(env for name, env in VARIANTS.items() if name == "plain" or host_has("avx2"))]
     with ThreadPoolExecutor(len(some)) as pool:
         list(pool.map(lambda env: run_module(env, "conformance_sample", "numba", "kernels/"), some))

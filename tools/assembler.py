@@ -1,8 +1,10 @@
-"""Builds files of the format by hand, after the spec alone: a second implementation, slow and plain, that shares no code
-with the package, so that what it builds can be held against what the package reads.
+"""Builds files of the format by hand, after the spec alone: a second implementation, slow and
+plain, that shares no code with the package, so that what it builds can be held against what the
+package reads.
 
-`assemble` lays a file out from explicit choices (every layout, coder, table, mode and column width is named by the
-caller) and keeps the offset of each field, so that a case can say which one it spoils.
+`assemble` lays a file out from explicit choices (every layout, coder, table, mode and column width
+is named by the caller) and keeps the offset of each field, so that a case can say which one it
+spoils.
 """
 
 from __future__ import annotations
@@ -41,10 +43,12 @@ from assembler_coding import (
 TABLES, SOURCE, METADATA, TENSOR, CONTEXTS, BASE, DUPLICATE = 1, 2, 3, 4, 5, 6, 7  # index records
 
 
-# ---- what the caller chooses ---------------------------------------------------------------------------------------------
+# ---- what the caller chooses ---------------------------------------------------------------------
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor and all choices about it; one `Segment` in `segments` stands for all. Widths are of columns, by name."""
+    """A tensor and all choices about it; one `Segment` in `segments` stands for all.
+    Widths are of columns, by name.
+    """
 
     name: str
     dtype: str
@@ -78,7 +82,9 @@ class Tensor:
 
 @dataclass(frozen=True)
 class File:
-    """A whole file. `records` lists the index records in order: a name, or ``(type, flags, body)`` of any record."""
+    """A whole file. `records` lists the index records in order:
+    a name, or ``(type, flags, body)`` of any record.
+    """
 
     tensors: tuple[Tensor, ...] = ()
     tables: tuple[TableSpec, ...] = ()
@@ -115,7 +121,7 @@ class Image:
         self.data += other.data
 
 
-# ---- parts of a file -----------------------------------------------------------------------------------------------------
+# ---- parts of a file -----------------------------------------------------------------------------
 def table_image(freq: Sequence[int], prob_bits: int, k: int | None = None) -> Image:
     """A serialised table; `k` of the shortest form if it is not given."""
     used = [s for s in range(256) if freq[s]]
@@ -144,10 +150,12 @@ def row_rank(t: Tensor) -> int:
     return max(len(t.shape) - 1, 0) if t.row_rank is None else t.row_rank
 
 
-# ---- the file ------------------------------------------------------------------------------------------------------------
+# ---- the file ------------------------------------------------------------------------------------
 @dataclass
 class _Cut:
-    """A segment: what was chosen for it, its words, its symbols, and what is stored as its patches."""
+    """A segment: what was chosen for it, its words, its symbols,
+    and what is stored as its patches.
+    """
 
     chosen: Segment
     rows: list[list[int]]
@@ -181,7 +189,9 @@ class _Builder:
         return cuts
 
     def _table(self, number: int, spec: TableSpec) -> TableSpec:
-        """A table that has its frequencies: if need be those of all symbols that are coded under it."""
+        """A table that has its frequencies: if need be those of all symbols that are coded under
+        it.
+        """
         if spec.freq is not None:
             return spec
         coded, contexts = list[int](), False
@@ -257,10 +267,12 @@ class _Builder:
         tile, name, dtype_name = t.tile or t.segment, t.name.encode(), t.dtype_name.encode()
         body = Image()
         body.pack(
-            prefix, "QQIBBBBIIIIHHHH", payload_offset=start, payload_nbytes=len(payload.data) - start, crc32=zlib.crc32(t.data),
-            dtype_id=DTYPES[t.dtype][0], rank=len(t.shape), row_rank=row_rank(t),
-            element_order=0, segment_rows=t.segment[0], segment_cols=t.segment[1], tile_rows=tile[0], tile_cols=tile[1], flags=t.difference,
-            name_nbytes=len(name), dtype_name_nbytes=len(dtype_name), reserved=0,
+            prefix, "QQIBBBBIIIIHHHH", payload_offset=start,
+            payload_nbytes=len(payload.data) - start, crc32=zlib.crc32(t.data),
+            dtype_id=DTYPES[t.dtype][0], rank=len(t.shape), row_rank=row_rank(t), element_order=0,
+            segment_rows=t.segment[0], segment_cols=t.segment[1], tile_rows=tile[0],
+            tile_cols=tile[1], flags=t.difference, name_nbytes=len(name),
+            dtype_name_nbytes=len(dtype_name), reserved=0,
         )  # fmt: skip
         for i, d in enumerate(t.shape):
             body.put(f"{prefix}.shape[{i}]", struct.pack("<Q", d))
@@ -388,8 +400,9 @@ def seal(
     image.fields["index"] = (start, len(stored))
     foot = len(image.data)
     image.pack(
-        "footer", "QQQQQI", index_offset=start, index_nbytes=len(stored), index_raw_nbytes=len(records), file_nbytes=foot + 64,
-        data_nbytes=data_nbytes, n_tensors=n_tensors,
+        "footer", "QQQQQI", index_offset=start, index_nbytes=len(stored),
+        index_raw_nbytes=len(records), file_nbytes=foot + 64, data_nbytes=data_nbytes,
+        n_tensors=n_tensors,
     )  # fmt: skip
     image.put("footer.index_coding", bytes([coding]))
     image.put("footer.reserved", bytes(3))

@@ -1,6 +1,8 @@
-"""From words to streams, after the spec alone: a second implementation, slow and plain, that shares no code with the package.
+"""From words to streams, after the spec alone: a second implementation, slow and plain, that shares
+no code with the package.
 
-Chapters 5 to 9 of the spec: word maps, planes, prediction, transforms, contexts, tables, rANS. `assembler` makes files of it.
+Chapters 5 to 9 of the spec: word maps, planes, prediction, transforms, contexts, tables, rANS.
+`assembler` makes files of it.
 """
 
 from __future__ import annotations
@@ -47,10 +49,12 @@ DTYPES = {
 }
 
 
-# ---- what the caller chooses of a segment ----------------------------------------------------------------------------------
+# ---- what the caller chooses of a segment --------------------------------------------------------
 @dataclass(frozen=True)
 class Plane:
-    """Coder of a plane; `table` numbers a table or a context map, or is the constant's value. `modes` holds a mode, or one a tile."""
+    """Coder of a plane; `table` numbers a table or a context map, or is the constant's value.
+    `modes` holds a mode, or one a tile.
+    """
 
     coder: int = PLAIN
     table: int = 0
@@ -81,7 +85,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class MapSpec:
-    """A context map: the class of each context (again from the first one if there are more contexts), and the tables."""
+    """A context map: the class of each context (again from the first one if there are more
+    contexts), and the tables.
+    """
 
     kind: int
     class_of: tuple[int, ...]
@@ -95,7 +101,9 @@ class MapSpec:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table: frequencies, or ``None`` to make them from the symbols coded under it; order `k` of its codes, or the shortest."""
+    """A table: frequencies, or ``None`` to make them from the symbols coded under it; order `k` of
+    its codes, or the shortest.
+    """
 
     prob_bits: int = 12
     freq: tuple[int, ...] | None = None
@@ -104,7 +112,9 @@ class TableSpec:
 
 @dataclass
 class Symbols:
-    """A segment as symbols: of each plane, behind its modes, in element order; what is due for contexts; the patches."""
+    """A segment as symbols: of each plane, behind its modes, in element order;
+    what is due for contexts; the patches.
+    """
 
     planes: list[list[int]] = field(default_factory=list)
     #: plane 0 before its modes; 4-bit codes with PAIRS of larger words
@@ -119,7 +129,7 @@ def repeated(values: Sequence[int], n: int) -> list[int]:
     return [values[i % len(values)] for i in range(n)]
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------------
+# ---- words ---------------------------------------------------------------------------------------
 def map_word(word: int, dtype: str) -> int:
     """Chapter 5: the word whose bytes are the planes."""
     _, nbytes, _, kind, e = DTYPES[dtype]
@@ -142,9 +152,11 @@ def differ(word: int, base: int, kind: int, nbytes: int) -> int:
     return 2 * d if d < 1 << n - 1 else 2 * ((1 << n) - d) - 1
 
 
-# ---- prediction and transform ------------------------------------------------------------------------------------------------
+# ---- prediction and transform --------------------------------------------------------------------
 def residuals(tile: list[list[int]], mode: int) -> list[int]:
-    """Chapters 7 and 8: a tile in raster order, each value less its prediction, mod 256, and transformed."""
+    """Chapters 7 and 8: a tile in raster order, each value less its prediction, mod 256,
+    and transformed.
+    """
     prediction, out = mode % 16, []
     for r, row in enumerate(tile):
         out.append(
@@ -216,7 +228,7 @@ def transformed(tile: list[list[int]], transform: int) -> list[list[int]]:
     return turned(lines(turned(lines(tile))))
 
 
-# ---- planes ------------------------------------------------------------------------------------------------------------------
+# ---- planes --------------------------------------------------------------------------------------
 def nibble_pairs(codes: list[int], fill: int) -> list[int]:
     """Two 4-bit codes a symbol, the first in the low half."""
     codes = [*codes, fill] if len(codes) % 2 else codes
@@ -283,7 +295,7 @@ def segment_symbols(
     return out
 
 
-# ---- contexts ------------------------------------------------------------------------------------------------------------------
+# ---- contexts ------------------------------------------------------------------------------------
 def classes_of(symbols: Symbols, p: int, spec: MapSpec, s: Segment) -> list[int]:
     """R9.12 to R9.14: the class of each symbol of plane `p`."""
     if spec.kind == PLANE:
@@ -305,9 +317,11 @@ def scale_bytes(height: int, width: int, s: Segment) -> bytes:
     )
 
 
-# ---- entropy coding ------------------------------------------------------------------------------------------------------
+# ---- entropy coding ------------------------------------------------------------------------------
 def frequencies(symbols: Sequence[int], prob_bits: int) -> tuple[int, ...]:
-    """A legal table for some symbols of at least two kinds; not the package's choice, and no worse for that."""
+    """A legal table for some symbols of at least two kinds;
+    not the package's choice, and no worse for that.
+    """
     if len(set(symbols)) < 2:
         raise ValueError("a table of fewer than two symbols")
     count = [0] * 256
@@ -333,7 +347,9 @@ def exp_golomb(value: int, k: int) -> str:
 def rans(
     symbols: list[int], tables: Sequence[TableSpec], classes: list[int] | None = None
 ) -> bytes:
-    """Chapter 9: an interleaved rANS stream, one symbol after another, last one first; `tables` has one for each class."""
+    """Chapter 9: an interleaved rANS stream, one symbol after another, last one first;
+    `tables` has one for each class.
+    """
     freqs, bits = [t.freq or () for t in tables], tables[0].prob_bits
     starts = [[sum(f[:s]) for s in range(256)] for f in freqs]
     padding = -len(symbols) % 128

@@ -1,4 +1,6 @@
-"""What a case is, and the three ways to make one: assembled by hand, written by the encoder, spoilt."""
+"""What a case is, and the three ways to make one:
+assembled by hand, written by the encoder, spoilt.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,18 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import DTYPES as REGISTRY
 
 FLAGS = {
-    "Assembled": "The file was put together from explicit choices by a second implementation that shares no code with the package.",
-    "Encoder": "The file was written by the encoder with the options in `encode`; any backend of the project writes the same bytes.",
-    "Edited": "The file is its base with the edits of the manifest: literal bytes, then the CRC-32s that are to match again.",
+    "Assembled": (
+        "The file was put together from explicit choices by a second implementation that shares no "
+        "code with the package."
+    ),
+    "Encoder": (
+        "The file was written by the encoder with the options in `encode`; any backend of the "
+        "project writes the same bytes."
+    ),
+    "Edited": (
+        "The file is its base with the edits of the manifest: "
+        "literal bytes, then the CRC-32s that are to match again."
+    ),
     "AllPatterns": "The tensor holds every bit pattern of its dtype.",
     "SpecialValues": "NaN payloads, infinities, -0, subnormal numbers.",
     "EmptyTensor": "A dimension is 0.",
@@ -37,13 +48,19 @@ FLAGS = {
     "Difference": "Differences from another checkpoint, or what they are taken from.",
     "PerTile": "Each tile has a mode of its own.",
     "Patches": "Words outside of the window.",
-    "Operand": "All tensors are operands (chapter 14.1); `rans` or `fixed` in the id says whether a segment is coded.",
+    "Operand": (
+        "All tensors are operands (chapter 14.1); "
+        "`rans` or `fixed` in the id says whether a segment is coded."
+    ),
     "UnusualEncoder": "Legal, and nothing that the project's encoder writes.",
     "DeflatedIndex": "The index is one zlib stream.",
     "Truncated": "The file was cut short.",
     "Checksum": "A CRC-32 does not match, and nothing else is wrong.",
     "Overflow": "Numbers chosen so that careless arithmetic of 32 or 64 bits wraps.",
-    "Payload": "All structure is right, and so are the CRC-32s of the record: only the kernel can see the fault.",
+    "Payload": (
+        "All structure is right, and so are the CRC-32s of the record: "
+        "only the kernel can see the fault."
+    ),
     "Reserved": "A value kept for later versions.",
     "Padding": "Bytes that pad the parts of a record are not 0.",
 }
@@ -135,7 +152,9 @@ def _fill(t: Tensor) -> dict[str, Any]:
 def assembled(
     id: str, comment: str, rules: str, flags: str, file: File, **more: Any
 ) -> tuple[Case, Image]:
-    """A case put together by hand; `rules` and `flags` are words in a text, `more` goes into the manifest."""
+    """A case put together by hand; `rules` and `flags` are words in a text,
+    `more` goes into the manifest.
+    """
     image = assemble(file)
     said = [
         _said(t.name, t.dtype, t.shape, t.data, t.recipe, t.dtype_name) | _about(t) | _fill(t)
@@ -164,7 +183,8 @@ def encoded(
 ) -> Case:
     """A case written by the encoder.
 
-    `tensors`: name, dtype, shape, recipe, and for opaque ones the dtype's name; or a name and the number of the tensor that it repeats.
+    `tensors`: name, dtype, shape, recipe, and for opaque ones the dtype's name; or a name and the
+    number of the tensor that it repeats.
     """
     stream, said, parts = io.BytesIO(), list[dict[str, Any]](), list[bytes]()
     checkpoint = None if base is None else OpenFile(io.BytesIO(base.data), ReferenceBackend())
@@ -200,7 +220,7 @@ def encoded(
     )
 
 
-# ---- spoilt files ----------------------------------------------------------------------------------------------------------
+# ---- spoilt files --------------------------------------------------------------------------------
 Value = int | bytes
 
 
@@ -210,7 +230,9 @@ def _span(image: Image, name: str) -> tuple[int, int]:
 
 
 def _owner(image: Image, at: int) -> list[tuple[str, str]]:
-    """CRC fields to set right after a change at an offset, in order: what they cover, and the field."""
+    """CRC fields to set right after a change at an offset, in order:
+    what they cover, and the field.
+    """
     index, foot = _span(image, "index"), image.fields["footer.index_offset"][0]
     if at < 28:
         return [("header", "header.header_crc32")]
@@ -299,10 +321,8 @@ class Base:
                 [],
             )
         if append:
-            edits, data = (
-                [*edits, {"at": len(data), "remove": 0, "insert": append.hex()}],
-                data + append,
-            )
+            edits = [*edits, {"at": len(data), "remove": 0, "insert": append.hex()}]
+            data = data + append
         expect = id.partition("/")[0]
         more: dict[str, Any] = (
             {"code": code}

@@ -1,7 +1,9 @@
-"""Segments to decode that are not what an encoder wrote: plans that an index may hold, over payloads that nobody checked.
+"""Segments to decode that are not what an encoder wrote: plans that an index may hold, over
+payloads that nobody checked.
 
-A segment record is taken apart, some of its columns and parts are spoilt, and then every part is cut or extended to the size
-that the columns give it. So the plan stays one that the parser lets through, whatever happens.
+A segment record is taken apart, some of its columns and parts are spoilt, and then every part is
+cut or extended to the size that the columns give it. So the plan stays one that the parser lets
+through, whatever happens.
 """
 
 from __future__ import annotations
@@ -52,16 +54,18 @@ WINDOWED: Final = tuple(d for d in DTYPES if d.has_pairs and d.word_nbytes > 1)
 TABLES: Final = tuple(random_tables(np.random.default_rng(0), 40).tables)
 
 
-# ---- plans -----------------------------------------------------------------------------------------------------------
+# ---- plans ---------------------------------------------------------------------------------------
 EXTREMES: Final = tuple(
     two_symbols(bits, 1, 255 * (bits % 2), 7) for bits in range(MIN_PROB_BITS, MAX_PROB_BITS + 1)
 )
 
 
 def draw_case(rng: Rng, small: bool = False) -> Case:
-    """A case of any kind: every other one is of segments that suit fused kernels, several groups each.
+    """A case of any kind: every other one is of segments that suit fused kernels,
+    several groups each.
 
-    `small` ones have some sixty segments of up to three groups, for decoders that are slow and like many at once.
+    `small` ones have some sixty segments of up to three groups,
+    for decoders that are slow and like many at once.
     """
     dtype = (
         DTYPES[int(rng.integers(0, len(DTYPES)))]
@@ -90,7 +94,9 @@ def draw_case(rng: Rng, small: bool = False) -> Case:
 
 
 def with_extremes(rng: Rng, tables: TablePool) -> TablePool:
-    """The pool, and behind its tables and maps some that a corrupt index can name too: of symbols that take a word each."""
+    """The pool, and behind its tables and maps some that a corrupt index can name too:
+    of symbols that take a word each.
+    """
     maps = list(tables.maps)
     for kind in ContextKind:
         bits = int(rng.integers(0, len(EXTREMES)))
@@ -108,10 +114,8 @@ def with_extremes(rng: Rng, tables: TablePool) -> TablePool:
 
 def small_geometry(rng: Rng) -> Geometry:
     """About sixty segments of a few hundred words, of one tile or of four, ragged at the edges."""
-    height, width = (
-        int(rng.integers(1, 25)),
-        int(rng.choice([8, 12, 16, 24, 32, rng.integers(1, 40)])),
-    )
+    height = int(rng.integers(1, 25))
+    width = int(rng.choice([8, 12, 16, 24, 32, rng.integers(1, 40)]))
     tiled = rng.random() < 0.3
     tile_rows, tile_cols = (16, 16) if tiled else (height, width)
     s_rows, s_cols = (32, 32) if tiled else (height, width)
@@ -126,7 +130,9 @@ def small_geometry(rng: Rng) -> Geometry:
 
 
 def fused_geometry(rng: Rng) -> Geometry:
-    """Segments of one tile each, several groups of 128 or 256 words wide or long; widths are a multiple of a group, or not."""
+    """Segments of one tile each, several groups of 128 or 256 words wide or long; widths are a
+    multiple of a group, or not.
+    """
     width = int(rng.choice([128, 256, 384, 512, 768])) + (
         int(rng.integers(-127, 128)) if rng.random() < 0.5 else 0
     )
@@ -144,23 +150,25 @@ def fused_geometry(rng: Rng) -> Geometry:
 
 
 def fused_plan(rng: Rng, plan: SegmentPlan) -> SegmentPlan:
-    """The plan, but its top planes are streams, nothing is predicted, and most other planes are raw."""
+    """The plan, but its top planes are streams, nothing is predicted,
+    and most other planes are raw.
+    """
     s, n = plan.segments, plan.geometry.n_segments
     there = s.layout != Layout.RAW
     s.prediction[...] = 0
-    s.coder[0], s.table[0] = (
-        np.where(there, Coder.RANS, 0),
-        np.where(there, rng.integers(0, len(plan.tables), n), 0),
-    )
+    s.coder[0] = np.where(there, Coder.RANS, 0)
+    s.table[0] = np.where(there, rng.integers(0, len(plan.tables), n), 0)
     raw = rng.random(s.coder[1:].shape) < 0.7
     s.coder[1:][raw] = s.table[1:][raw] = 0
     plan = replace(plan, modes=np.empty(0, np.uint8))  # a new one: the old one keeps its sizes
     return replace(plan, scales=random_scales(rng, plan))
 
 
-# ---- records ---------------------------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------
 def part_sizes(plan: SegmentPlan) -> NDArray[np.int64]:
-    """Bytes of each part of each record, shape (4 + n_planes, n): words, modes, scales, planes, patches."""
+    """Bytes of each part of each record, shape (4 + n_planes, n):
+    words, modes, scales, planes, patches.
+    """
     patches = padded(plan.segments.n_patches.astype(np.int64) * 4)
     return np.vstack(
         [
@@ -194,7 +202,7 @@ def _filling(rng: Rng, n: int) -> Bytes:
     )
 
 
-# ---- corruptions: of segment `k`, in place; each says whether it had anything to do --------------------------------------
+# ---- corruptions: of segment `k`, in place; each says whether it had anything to do --------------
 @dataclass
 class Wreck:
     """Segments while they are being spoilt."""
@@ -232,7 +240,9 @@ class Wreck:
 
 
 def flip_bits(rng: Rng, w: Wreck, k: int) -> bool:
-    """A few bits of a part, by preference at its ends: start states, first and last words, padding."""
+    """A few bits of a part, by preference at its ends:
+    start states, first and last words, padding.
+    """
     part = w.some_part(rng, k)
     for _ in range(int(rng.integers(1, 6)) if part.size else 0):
         kind = rng.random()
@@ -280,7 +290,9 @@ def resize_stream(rng: Rng, w: Wreck, k: int) -> bool:
 
 
 def starve(rng: Rng, w: Wreck, k: int) -> bool:
-    """Streams of zeros, which take a word at each step and so reach the furthest beyond their ends; long, so that no other is longer."""
+    """Streams of zeros, which take a word at each step and so reach the furthest beyond their ends;
+    long, so that no other is longer.
+    """
     for p in w.streams(k):
         w.s.n_units[p, k] = max(MIN_UNITS, int(w.most_units[p, k]) - int(rng.integers(0, 40)))
         w.parts[k][PLANES + p] = np.zeros(int(w.s.n_units[p, k]) * rans.UNIT, np.uint8)
@@ -365,7 +377,9 @@ def change_patches(rng: Rng, w: Wreck, k: int) -> bool:
 
 
 def redraw(rng: Rng, w: Wreck, k: int) -> bool:
-    """All columns anew: layout, coders, tables, and any sizes. Parts stay what they are, as far as they reach."""
+    """All columns anew: layout, coders, tables, and any sizes.
+    Parts stay what they are, as far as they reach.
+    """
     for f in fields(SegmentTable):
         getattr(w.s, f.name)[..., k] = getattr(w.other, f.name)[..., k]
     sizes = SegmentPlan(w.dtype, w.geometry, w.s, TablePool()).plane_nbytes[:, k]
@@ -377,18 +391,19 @@ def redraw(rng: Rng, w: Wreck, k: int) -> bool:
 
 
 KINDS: Final[tuple[Callable[[Rng, Wreck, int], bool], ...]] = (
-    flip_bits, overwrite, swap_streams, resize_stream, starve, change_table, change_coder, change_prediction, change_modes,
-    change_modes, change_scales, change_window, change_patches, change_patches, redraw,
+    flip_bits, overwrite, swap_streams, resize_stream, starve, change_table, change_coder,
+    change_prediction, change_modes, change_modes, change_scales, change_window, change_patches,
+    change_patches, redraw,
 )  # fmt: skip
 
 
 def corrupted(rng: Rng, case: Case) -> tuple[SegmentPlan, Bytes, NDArray[np.bool_]]:
-    """A plan and a payload out of those of a case, and which of the segments were not left alone."""
+    """A plan and a payload out of those of a case,
+    and which of the segments were not left alone.
+    """
     good = case.decoding
-    n, s = (
-        good.geometry.n_segments,
-        SegmentTable(*(getattr(good.segments, f.name).copy() for f in fields(SegmentTable))),
-    )
+    n = good.geometry.n_segments
+    s = SegmentTable(*(getattr(good.segments, f.name).copy() for f in fields(SegmentTable)))
     other = random_plan(rng, good.geometry, good.dtype, good.tables).segments
     most = rans.max_stream_nbytes(good.plane_nbytes) // rans.UNIT
     w = Wreck(good.dtype, good.geometry, good.tables, s, other, cut(good, case.payload), most)

@@ -1,15 +1,17 @@
-"""Corrupt segments into a backend's decoder: ``python tools/fuzz_segments.py [--segments 100000] [--seed N] [--backend numba]``.
+"""Corrupt segments into a backend's decoder: ``python tools/fuzz_segments.py [--segments 100000]
+[--seed N] [--backend numba]``.
 
-Nothing may crash, and nothing may be touched beyond a buffer. The payload (which cannot be written to), the output, and all that
-the numba backend allocates stand against pages that cannot be touched, on one side in half of the runs and on the
-other side in the others, with canaries in the rest of their pages. Segments that were left alone among the corrupt ones
-must decode as before. A sample is compared with the reference.
+Nothing may crash, and nothing may be touched beyond a buffer. The payload (which cannot be written
+to), the output, and all that the numba backend allocates stand against pages that cannot be
+touched, on one side in half of the runs and on the other side in the others, with canaries in the
+rest of their pages. Segments that were left alone among the corrupt ones must decode as before. A
+sample is compared with the reference.
 
-A backend of an emulated device has its buffers to itself: they end where their blocks of the heap end, which AddressSanitizer
-watches in a process that has it (``tests/cuda_emulator``).
+A backend of an emulated device has its buffers to itself: they end where their blocks of the heap
+end, which AddressSanitizer watches in a process that has it (``tests/cuda_emulator``).
 
-The work is done in a process of its own, whose crash is reported. The exit status is 1 after any fault, with the command
-that shows it again.
+The work is done in a process of its own, whose crash is reported. The exit status is 1 after any
+fault, with the command that shows it again.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Fault(Exception):
     """What a backend did wrong."""
 
 
-# ---- a backend behind fences -----------------------------------------------------------------------------------------
+# ---- a backend behind fences ---------------------------------------------------------------------
 class _FencedNumpy:
     """Stands for the module numpy in a module that allocates."""
 
@@ -63,7 +65,9 @@ class _FencedNumpy:
 
 
 def _fenced(base: Any, heap: Heap) -> Any:
-    """A class whose attributes that are arrays stand behind fences, and with them all else that its `arrays` hands out."""
+    """A class whose attributes that are arrays stand behind fences,
+    and with them all else that its `arrays` hands out.
+    """
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         object.__setattr__(self, name, heap.copy(value) if isinstance(value, np.ndarray) else value)
@@ -77,7 +81,9 @@ def _fenced(base: Any, heap: Heap) -> Any:
 
 @contextmanager
 def fenced_numba(heap: Heap) -> Iterator[None]:
-    """Let the numba backend, if it is in use, allocate behind fences. Modules with kernels keep their numpy: numba reads it."""
+    """Let the numba backend, if it is in use, allocate behind fences. Modules with kernels keep
+    their numpy: numba reads it.
+    """
     modules = [
         sys.modules[name]
         for name in ("wcodec.backends.numba.backend", "wcodec.backends.numba.jobs")
@@ -102,10 +108,8 @@ def decode(
 ) -> tuple[Any, Any, Any]:
     """Status of each segment, checksums of records, and words, out of memory with fences."""
     g = plan.geometry
-    source, out = (
-        heap.copy(payload, frozen=True),
-        heap.empty((g.rows, g.cols), plan.dtype.word_type),
-    )
+    source = heap.copy(payload, frozen=True)
+    out = heap.empty((g.rows, g.cols), plan.dtype.word_type)
     on_host = backend.target(out) is out
     if not on_host:  # sanitizers see where an emulated device's memory ends
         source, out = backend.to_device(source), backend.target(out)
@@ -113,10 +117,8 @@ def decode(
     if both is not None:
         result, (records, _) = both(plan, source, out)
     else:
-        records, result = (
-            backend.checksums(source, plan.offsets),
-            backend.decode_segments(plan, source, out),
-        )
+        records = backend.checksums(source, plan.offsets)
+        result = backend.decode_segments(plan, source, out)
     if not heap.whole:
         raise Fault("canaries beside a buffer were written to")
     return (
@@ -126,7 +128,7 @@ def decode(
     )
 
 
-# ---- checks ----------------------------------------------------------------------------------------------------------
+# ---- checks --------------------------------------------------------------------------------------
 def check_words(
     plan: SegmentPlan,
     ids: NDArray[np.int64],
@@ -185,7 +187,9 @@ class Tally:
 
 
 def run_case(backend: Backend, seed: int, index: int, tally: Tally, small: bool = False) -> None:
-    """All rounds of one case. In half of them the backend starts without scratch, so that it is as small as it can be."""
+    """All rounds of one case. In half of them the backend starts without scratch,
+    so that it is as small as it can be.
+    """
     rng, heap = np.random.default_rng([seed, index]), Heap()
     case: Case = draw_case(rng, small)
     expected = np.empty_like(case.words)
@@ -211,7 +215,7 @@ def run_case(backend: Backend, seed: int, index: int, tally: Tally, small: bool 
         backend.close()
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the command."""
     parser = argparse.ArgumentParser(
@@ -239,14 +243,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def work(args: argparse.Namespace, case: Any) -> None:
-    """Run cases until there were enough segments; `case` tells the parent which one is being run."""
+    """Run cases until there were enough segments;
+    `case` tells the parent which one is being run.
+    """
     faulthandler.enable()
-    backend, tally, start, parent = (
-        load_backend(args.backend, 1),
-        Tally(),
-        time.monotonic(),
-        multiprocessing.parent_process(),
-    )
+    backend = load_backend(args.backend, 1)
+    tally = Tally()
+    start = time.monotonic()
+    parent = multiprocessing.parent_process()
     with progress(args.segments) as advance:
         index = args.case or 0
         while tally.n_segments < args.segments:
@@ -295,8 +299,9 @@ def report(args: argparse.Namespace, result: dict[str, Any], seconds: float) -> 
         f"{result['backend']} ({result['variant']})" if "variant" in result else result["backend"]
     )
     print(
-        f"{result['segments']} corrupt segments in {result['calls']} calls, backend {backend}, seed {result['seed']}, {seconds:.0f} s: "
-        f"{statuses}; {result['compared']} compared with the reference"
+        f"{result['segments']} corrupt segments in {result['calls']} calls, backend {backend}, "
+        f"seed {result['seed']}, {seconds:.0f} s: {statuses}; {result['compared']} compared with "
+        "the reference"
     )
 
 
@@ -312,7 +317,10 @@ def main(argv: list[str] | None = None) -> int:
     code = process.exitcode or 0
     what = signal.Signals(-code).name if code < 0 else f"exit {code}"
     small = "--small " if args.small else ""
-    again = f"python tools/fuzz_segments.py --backend {args.backend} --seed {args.seed} {small}--case {case.value}"
+    again = (
+        f"python tools/fuzz_segments.py --backend {args.backend} --seed {args.seed} {small}--case "
+        f"{case.value}"
+    )
     print(f"fuzz: {what} in case {case.value}; again: {again}", file=sys.stderr)
     return 1
 

@@ -1,19 +1,22 @@
 """Everything that only a machine with an NVIDIA GPU can show, in one command: ``make gpu-check``.
 
-    python tools/gpu_check.py                            # the first five steps, in 560 seconds: the most telling facts come first
-    python tools/gpu_check.py --only models --seconds 0  # one step, or several, without a limit but their own
-    python tools/gpu_check.py --emulated                 # a dry run: the same where there is no GPU, on the emulator of the tests
+    python tools/gpu_check.py                            # the first five steps, in 560 seconds
+    python tools/gpu_check.py --only models --seconds 0  # one step, or several: no limit but theirs
+    python tools/gpu_check.py --emulated                 # a dry run without a GPU, on the emulator
     make gpu-check GPU_CHECK_ARGS="--only speed --only fused --seconds 300"
 
-Steps: ``devices``, ``conformance`` (the whole suite on the device), ``tests`` (those marked ``gpu``), ``speed`` (benchmarks/gpu.py),
-``fused`` (benchmarks/fused.py: linear layers straight from operands, against cuBLAS), ``models`` (benchmarks/bench_models.py: a model of
-the shape of Llama-3-8B whose weights stay compressed, multiplied as they are too), ``memcheck`` and ``racecheck`` (compute-sanitizer over
-a part of the suite and random plans, with memory straight from the driver, where what lies outside of an array is outside of everything).
-wcodec need not be installed. Each step is a process of its own with a time limit, and leaves to the steps behind it what these need at
-least; whatever becomes of it, the next one runs. ``--out`` (default: $OUT or benchmarks/results) gets gpu-check.json, written after each
-step, gpu-check.log with all that was printed, line by line, conformance.json, and the results of the benchmarks: eight files at most. The
-exit status is 0 only if no step failed or was left out; a machine without compute-sanitizer, or one whose GPU it does not support, is no
-failure, but is said.
+Steps: ``devices``, ``conformance`` (the whole suite on the device), ``tests`` (those marked
+``gpu``), ``speed`` (benchmarks/gpu.py), ``fused`` (benchmarks/fused.py: linear layers straight from
+operands, against cuBLAS), ``models`` (benchmarks/bench_models.py: a model of the shape of
+Llama-3-8B whose weights stay compressed, multiplied as they are too), ``memcheck`` and
+``racecheck`` (compute-sanitizer over a part of the suite and random plans, with memory straight
+from the driver, where what lies outside of an array is outside of everything). wcodec need not be
+installed. Each step is a process of its own with a time limit, and leaves to the steps behind it
+what these need at least; whatever becomes of it, the next one runs. ``--out`` (default: $OUT or
+benchmarks/results) gets gpu-check.json, written after each step, gpu-check.log with all that was
+printed, line by line, conformance.json, and the results of the benchmarks: eight files at most. The
+exit status is 0 only if no step failed or was left out; a machine without compute-sanitizer, or one
+whose GPU it does not support, is no failure, but is said.
 """
 
 from __future__ import annotations
@@ -55,8 +58,8 @@ PACKAGES = (
 )
 #: Seconds that a step needs at least, or else it is left out, and may take at most.
 LIMITS = {
-    "devices": (10, 60), "conformance": (30, 150), "tests": (30, 200), "speed": (80, 1500), "fused": (60, 360),
-    "models": (100, 900), "memcheck": (60, 360), "racecheck": (60, 360),
+    "devices": (10, 60), "conformance": (30, 150), "tests": (30, 200), "speed": (80, 1500),
+    "fused": (60, 360), "models": (100, 900), "memcheck": (60, 360), "racecheck": (60, 360),
 }  # fmt: skip
 EMULATED_BACKEND = "cuda_emulator.backend:EmulatedCuda"
 #: a model for a dry run
@@ -74,7 +77,9 @@ KILL_S = 2.0
 
 @dataclass
 class Result:
-    """What became of a step: ``passed``, ``failed``, ``timed out``, ``not there`` or ``left out``."""
+    """What became of a step: ``passed``, ``failed``, ``timed out``,
+    ``not there`` or ``left out``.
+    """
 
     name: str
     outcome: str
@@ -91,7 +96,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """A process that has ended, or was ended; its output is that of both streams, unless they were to be told apart."""
+    """A process that has ended, or was ended; its output is that of both streams,
+    unless they were to be told apart.
+    """
 
     status: int | None
     output: str
@@ -119,13 +126,11 @@ class Checker:
     def __init__(
         self, out: Path, seconds: float, backend: str, log: TextIO, emulated: bool = False
     ) -> None:
-        self.out, self.seconds, self.backend, self.log, self.started = (
-            out,
-            seconds,
-            backend,
-            log,
-            time.monotonic(),
-        )
+        self.out = out
+        self.seconds = seconds
+        self.backend = backend
+        self.log = log
+        self.started = time.monotonic()
         self.emulated, self.env = emulated, {"WCODEC_GPU_TESTS": "emulated"} if emulated else {}
         self.limit = float("inf")  #: of the step that runs
 
@@ -147,7 +152,8 @@ class Checker:
     ) -> Run:
         """Run a command in the repository, for as long as the step has, or less.
 
-        When its time is up, it is interrupted, as by Ctrl-C, and has `INTERRUPT_S` of its time to write what it has found.
+        When its time is up, it is interrupted, as by Ctrl-C,
+        and has `INTERRUPT_S` of its time to write what it has found.
 
         Parameters
         ----------
@@ -162,16 +168,15 @@ class Checker:
             "PYTHONUNBUFFERED": "1",
         }
         self.note(f"$ {' '.join(command)}\n")
-        start, limit, lines, errors = (
-            time.monotonic(),
-            min(limit or self.limit, self.limit, self.left()),
-            list[str](),
-            list[str](),
-        )
+        start = time.monotonic()
+        limit = min(limit or self.limit, self.limit, self.left())
+        lines = list[str]()
+        errors = list[str]()
         try:
             p = subprocess.Popen(
-                command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE if apart else subprocess.STDOUT, text=True,
-                errors="replace", start_new_session=True, preexec_fn=_interruptible,
+                command, cwd=ROOT, env=env, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if apart else subprocess.STDOUT, text=True, errors="replace",
+                start_new_session=True, preexec_fn=_interruptible,
             )  # fmt: skip
         except OSError as e:
             return Run(127, f"{command[0]}: {e}", 0.0)
@@ -274,8 +279,9 @@ class Checker:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "tests.xml"
             options = [
-                "-o", "addopts=", "-v", "--tb=short", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=90",
-                "--continue-on-collection-errors", "--junitxml", str(report),
+                "-o", "addopts=", "-v", "--tb=short", "-rs", "-p", "no:cacheprovider", "-p",
+                "no:xdist", "-o", "timeout=90", "--continue-on-collection-errors", "--junitxml",
+                str(report),
             ]  # fmt: skip
             command = [sys.executable, "-m", "pytest", "-m", "gpu", *options, *files]
             run = self.run(command)
@@ -312,7 +318,10 @@ class Checker:
             else {"marks": [], "failures": [], "left_out": []}
         )
         met = [m["met"] for m in report["marks"]]
-        detail = f"{met.count(True)} marks met, {met.count(False)} missed, {met.count(None)} not measured"
+        detail = (
+            f"{met.count(True)} marks met, {met.count(False)} missed, "
+            f"{met.count(None)} not measured"
+        )
         if report["left_out"]:
             detail += f"; left out for lack of time: {', '.join(report['left_out'])}"
         if report["failures"]:
@@ -320,7 +329,9 @@ class Checker:
         return Result("speed", _failed(run), detail if written else run.last, command=command)
 
     def fused(self) -> Result:
-        """Products straight from operands, if PyTorch is there; begins no shape when its time is nearly up."""
+        """Products straight from operands, if PyTorch is there;
+        begins no shape when its time is nearly up.
+        """
         if importlib.util.find_spec("torch") is None:
             return Result("fused", "not there", "torch not installed: no product was measured")
         command = [
@@ -349,7 +360,9 @@ class Checker:
         return Result("fused", _failed(run), detail, command=command)
 
     def models(self) -> Result:
-        """A large model, compressed and not, and multiplied as it is, if PyTorch and transformers are there."""
+        """A large model, compressed and not, and multiplied as it is,
+        if PyTorch and transformers are there.
+        """
         missing = [
             name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None
         ]
@@ -383,7 +396,8 @@ class Checker:
             return Result(
                 name,
                 "not there",
-                "compute-sanitizer is neither on the PATH nor in the CUDA toolkit: nothing was checked",
+                "compute-sanitizer is neither on the PATH nor in the CUDA toolkit: "
+                "nothing was checked",
             )
         # CuPy asks for what may not be there
         options = ["--tool", name, *(["--report-api-errors", "no"] if name == "memcheck" else [])]
@@ -426,14 +440,17 @@ class Checker:
 
 
 def _interruptible() -> None:
-    """In a new process: a script that runs this in the background has it ignore interrupts, and all that it starts."""
+    """In a new process: a script that runs this in the background has it ignore interrupts,
+    and all that it starts.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(p: subprocess.Popen[str], grace: float) -> None:
     """End a process and those it has started: interrupt it, and wait, before it is killed.
 
-    Twice: an exception is lost where C code has called Python, and pytest then takes it for the failure of a test.
+    Twice: an exception is lost where C code has called Python,
+    and pytest then takes it for the failure of a test.
     """
     for how, seconds in (
         (signal.SIGINT, grace / 2),
@@ -483,11 +500,12 @@ def sanitizer() -> str | None:
     )
 
 
-# ---- what runs under compute-sanitizer -----------------------------------------------------------------------------------------
+# ---- what runs under compute-sanitizer -----------------------------------------------------------
 def reduced(
     backend_name: str, seconds: float, say: Callable[[str], None] = print, most: int | None = None
 ) -> int:
-    """Checks of the suite and random plans with spoilt payloads, in turn, until the time is up. Returns how many failed.
+    """Checks of the suite and random plans with spoilt payloads, in turn, until the time is up.
+    Returns how many failed.
 
     `most` of them, if given.
     """
@@ -545,11 +563,12 @@ def _no_pool() -> None:
     cupy.cuda.set_pinned_memory_allocator(None)
 
 
-# ---- the command ---------------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 def check(
     checker: Checker, names: list[str], done: Callable[[list[Result]], None] = lambda _: None
 ) -> list[Result]:
-    """Run steps; what happens in one does not keep the next from running, but for a backend that can't be used.
+    """Run steps; what happens in one does not keep the next from running,
+    but for a backend that can't be used.
 
     `done` gets the results after each.
     """
@@ -635,7 +654,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n==== {out / 'gpu-check.json'}")
     for r in results:
         print(
-            f"{r.outcome.upper() if not r.good else r.outcome:<10} {r.name:<12} {r.seconds:6.0f} s  {r.detail}"
+            f"{r.outcome.upper() if not r.good else r.outcome:<10} {r.name:<12} {r.seconds:6.0f} "
+            f"s  {r.detail}"
         )
     print("all good" if good else "NOT good")
     return 0 if good else 1

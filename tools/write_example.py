@@ -1,4 +1,6 @@
-"""Writes chapter 19 of the spec, the worked example: ``python tools/write_example.py``; with ``--check`` only compares."""
+"""Writes chapter 19 of the spec, the worked example: ``python tools/write_example.py``; with
+``--check`` only compares.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,15 @@ def example_array() -> np.ndarray:
 
 
 def example_file() -> bytes:
-    """The file of the example, its choices made by hand; the index is stored, so that it can be read."""
+    """The file of the example, its choices made by hand;
+    the index is stored, so that it can be read.
+    """
     words = example_array().view(np.uint16)
     dtype, geometry, s = BY_ID[11], Geometry(3, 4, 3, 4, 3, 4), SegmentTable.zeros(1, 2)
-    s.layout[0], s.base[0], s.coder[:, 0], fill = (
-        Layout.PAIRS,
-        113,
-        [Coder.RANS, Coder.RAW],
-        np.array([FILL], np.uint8),
-    )
+    s.layout[0] = Layout.PAIRS
+    s.base[0] = 113
+    s.coder[:, 0] = [Coder.RANS, Coder.RAW]
+    fill = np.array([FILL], np.uint8)
     counts = histogram(words, geometry, dtype, base=113, fill=FILL)
     tables = TablePool([quantise(counts[0, 0], 9)])
     payload, s.n_units[:], s.n_patches[:] = encode_segments(
@@ -184,7 +186,8 @@ def trace(data: bytes) -> list[str]:
             if lane < 2:
                 note = "" if 4 * lane + j < 6 else " (filling)"
                 lines.append(
-                    f"| {j} | {lane} | {x[lane]:08x} | {slot} | {symbol:02x}{note} | {f}, {c} | {after:08x} | {taken} |"
+                    f"| {j} | {lane} | {x[lane]:08x} | {slot} | {symbol:02x}{note} | {f}, {c} | "
+                    f"{after:08x} | {taken} |"
                 )
             x[lane] = after
     return lines
@@ -203,21 +206,27 @@ def chapter() -> str:
     values = "; ".join(", ".join(f"{v:g}" for v in row) for row in VALUES)
     return "\n".join(
         [
-            f"A bfloat16 tensor `w` of shape 3 x 4: {values}. Coded in PAIRS with P = 9, to show all parts; this project's encoder",
-            "would store so small a tensor RAW. `tools/write_example.py` writes this chapter, and a test compares it with the code.",
+            f"A bfloat16 tensor `w` of shape 3 x 4: {values}. Coded in PAIRS with P = 9, to show "
+            "all parts; this project's encoder",
+            "would store so small a tensor RAW. `tools/write_example.py` writes this chapter, and "
+            "a test compares it with the code.",
             "",
             f"Words: `{' '.join(f'{w:04x}' for w in words.reshape(-1).tolist())}`.",
-            f"Top bytes of the mapped words, their exponents: `{' '.join(f'{b:02x}' for b in top.reshape(-1).tolist())}`.",
-            f"The window starts at base {int(t.segments.base[0])}. Element 10 lies outside: its code is {FILL}, and it has the patch",
+            "Top bytes of the mapped words, their exponents: "
+            f"`{' '.join(f'{b:02x}' for b in top.reshape(-1).tolist())}`.",
+            f"The window starts at base {int(t.segments.base[0])}. Element 10 lies outside: its "
+            f"code is {FILL}, and it has the patch",
             f"`{int(patches[0]):08x}`.",
-            f"Plane 0, two codes a byte: `{planes[0].tobytes().hex(' ')}`. Plane 1, sign and mantissa: `{planes[1].tobytes().hex(' ')}`.",
+            f"Plane 0, two codes a byte: `{planes[0].tobytes().hex(' ')}`. Plane 1, sign and "
+            f"mantissa: `{planes[1].tobytes().hex(' ')}`.",
             f"Table: {freq}; the sum is 512.",
             "",
             "```",
             *listing(data),
             "```",
             "",
-            "Lanes 0 and 1 hold the six symbols: lane 0 the first four. All others, and the last two of lane 1, hold the filling.",
+            "Lanes 0 and 1 hold the six symbols: lane 0 the first four. All others, and the last "
+            "two of lane 1, hold the filling.",
             "",
             *trace(data),
             "",

@@ -1,10 +1,10 @@
 """Writes ``conformance_vectors/``: the manifest and a file for each case.
 
     python tools/write_vectors.py            write
-    python tools/write_vectors.py --check    exit 1 if the files on disk are not those that would be written
+    python tools/write_vectors.py --check    exit 1 if the files on disk are others
 
-Accepted files are put together by hand (`assembler`) or written by the reference encoder; refused ones are accepted
-files with literal edits, which the manifest lists.
+Accepted files are put together by hand (`assembler`) or written by the reference encoder; refused
+ones are accepted files with literal edits, which the manifest lists.
 """
 
 from __future__ import annotations
@@ -32,27 +32,58 @@ COMMAND = "python tools/write_vectors.py"
 MAX_NBYTES = 1_300_000  #: of all files together
 
 HEAD = {
-    "what": "Conformance vectors of the wcodec format. Run them with `wcodec conformance`, or read this file with any JSON reader.",
+    "what": (
+        "Conformance vectors of the wcodec format. Run them with `wcodec conformance`, or read "
+        "this file with any JSON reader."
+    ),
     "format_version": "0.2",
     "written_by": COMMAND,
     "expect": {
         "accept": "A decoder decodes the file; each tensor has the dtype, shape and bytes given.",
-        "reject": "A decoder refuses the file with `code`. A program ends with a nonzero status and leaves no output.",
-        "either": "The format leaves it open: a decoder refuses the file, or decodes it to the bytes given.",
+        "reject": (
+            "A decoder refuses the file with `code`. "
+            "A program ends with a nonzero status and leaves no output."
+        ),
+        "either": (
+            "The format leaves it open: a decoder refuses the file, "
+            "or decodes it to the bytes given."
+        ),
     },
     "fields": {
         "file, nbytes, sha256": "The file of the case.",
         "rules": "Rules of spec/wcodec.md that the case proves.",
-        "tensors": "In the order of the file: name, dtype, shape, and nbytes and sha256 of the decoded bytes; `recipe` makes those bytes.",
-        "restored_nbytes, restored_sha256": "Of source_header and all decoded tensors, one behind another (R4.22).",
-        "source_header, metadata": "Contents of these records, if there are any; the first in hexadecimal.",
-        "base_checkpoint": "The case whose file is the checkpoint that differences refer to (R12.5). A decoder is given it.",
-        "duplicate_of, difference": "Of a tensor: the number of the tensor that it repeats (R4.28); `xor` or `minus` (R12.5).",
-        "encode": "Options with which the project's encoder writes this very file from the recipes (chapter 14).",
-        "fill": "For files put together by hand: the 4-bit code, a segment each, of words outside of the window and of an odd last word's "
-        "missing neighbour. With the columns of the segment table it fixes the payload.",
-        "base, edits, refit": "The file is that of case `base`, edited: at offset `at` of the base, `remove` bytes give way to `insert`, "
-        "hexadecimal; `field` names what stands there. Then, in order, the CRC-32 of bytes `of` (from, to) is stored at `at`, as a u32.",
+        "tensors": (
+            "In the order of the file: name, dtype, shape, and nbytes and sha256 of the decoded "
+            "bytes; `recipe` makes those bytes."
+        ),
+        "restored_nbytes, restored_sha256": (
+            "Of source_header and all decoded tensors, one behind another (R4.22)."
+        ),
+        "source_header, metadata": (
+            "Contents of these records, if there are any; the first in hexadecimal."
+        ),
+        "base_checkpoint": (
+            "The case whose file is the checkpoint that differences refer to (R12.5). "
+            "A decoder is given it."
+        ),
+        "duplicate_of, difference": (
+            "Of a tensor: the number of the tensor that it repeats (R4.28); "
+            "`xor` or `minus` (R12.5)."
+        ),
+        "encode": (
+            "Options with which the project's encoder writes this very file from the recipes "
+            "(chapter 14)."
+        ),
+        "fill": (
+            "For files put together by hand: the 4-bit code, a segment each, of words outside of "
+            "the window and of an odd last word's missing neighbour. With the columns of the "
+            "segment table it fixes the payload."
+        ),
+        "base, edits, refit": (
+            "The file is that of case `base`, edited: at offset `at` of the base, `remove` bytes "
+            "give way to `insert`, hexadecimal; `field` names what stands there. Then, in order, "
+            "the CRC-32 of bytes `of` (from, to) is stored at `at`, as a u32."
+        ),
     },
     "flags": FLAGS,
     "recipes": RECIPES,
@@ -127,7 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.check:
         if wrong:
             print(
-                f"{len(wrong)} conformance vectors are not current, {wrong[0]} among them; run: {COMMAND}",
+                f"{len(wrong)} conformance vectors are not current, {wrong[0]} among them; "
+                f"run: {COMMAND}",
                 file=sys.stderr,
             )
         return int(bool(wrong))

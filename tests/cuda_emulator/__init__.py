@@ -1,4 +1,6 @@
-"""Runs the kernels of the CUDA backend on the CPU: unchanged sources, compiled by g++, each CUDA thread a fiber."""
+"""Runs the kernels of the CUDA backend on the CPU:
+unchanged sources, compiled by g++, each CUDA thread a fiber.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ __all__ = ["CANARY", "ORDERS", "EmulatedRuntime", "EmulatorError", "run_sanitize
 CANARY = 0xA5  #: what fresh device memory holds
 ALIGNMENT = 256
 
-#: Orders of lanes, warps and blocks, each with a seed. A kernel without races gives the same in all.
+#: Orders of lanes, warps and blocks, each with a seed.
+#: A kernel without races gives the same in all.
 ORDERS = [("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
 _ORDER_NUMBERS = {"forward": 0, "reverse": 1, "shuffled": 2}
 
@@ -36,7 +39,9 @@ _libc.posix_memalign.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_
 
 
 def _allocate(nbytes: int) -> NDArray[np.uint8]:
-    """Memory whose end is that of a block of the heap, so that AddressSanitizer sees what goes beyond it."""
+    """Memory whose end is that of a block of the heap,
+    so that AddressSanitizer sees what goes beyond it.
+    """
     address = ctypes.c_void_p()
     if _libc.posix_memalign(ctypes.byref(address), ALIGNMENT, nbytes) != 0 or not address.value:
         raise MemoryError(f"no {nbytes} bytes")
@@ -46,7 +51,9 @@ def _allocate(nbytes: int) -> NDArray[np.uint8]:
 
 
 def check_dtype(host: NDArray[Any]) -> None:
-    """Refuse what CuPy does: dtypes with fields, of which some versions take none and others only those that are aligned."""
+    """Refuse what CuPy does: dtypes with fields,
+    of which some versions take none and others only those that are aligned.
+    """
     if host.dtype.kind not in "?biufc":
         raise EmulatorError(f"no device array has dtype {host.dtype}")
 
@@ -63,7 +70,8 @@ class _Library:
             ctypes.c_uint32,
         ]
         self._library.emulator_launch.argtypes = [
-            ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64,
+            ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32,
+            ctypes.c_uint64,
         ]  # fmt: skip
         self._library.emulator_launch.restype = ctypes.c_char_p
         self._sizes: dict[str, tuple[int, ...]] = {}
@@ -123,11 +131,13 @@ class EmulatedRuntime(Runtime):
     Parameters
     ----------
     sanitize
-        Kernels are built with AddressSanitizer and UndefinedBehaviorSanitizer, in a process started by `run_sanitized`.
+        Kernels are built with AddressSanitizer and UndefinedBehaviorSanitizer,
+        in a process started by `run_sanitized`.
     races
         Each access is compared with those before: one that no barrier orders is an error.
     order, seed
-        In which order lanes, warps and blocks run: "forward", "reverse", or "shuffled" by the seed, several blocks at a time.
+        In which order lanes, warps and blocks run: "forward", "reverse", or "shuffled" by the seed,
+        several blocks at a time.
     extra
         More sources: their path and their kernels, by a name.
     """
@@ -230,7 +240,8 @@ class EmulatedRuntime(Runtime):
         sizes = library.sizes(kernel)
         if sizes != tuple(ctypes.sizeof(v) for v in values):
             raise EmulatorError(
-                f"{kernel} takes parameters of {sizes} bytes, not {tuple(ctypes.sizeof(v) for v in values)}"
+                f"{kernel} takes parameters of {sizes} bytes, not "
+                f"{tuple(ctypes.sizeof(v) for v in values)}"
             )
         library.launch(kernel, grid, block, values, _ORDER_NUMBERS[self._order], self._seed)
 
@@ -258,7 +269,9 @@ class EmulatedRuntime(Runtime):
 def run_sanitized(
     args: Sequence[str], timeout: float = 600, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments in a process in which kernels can be built with sanitizers; what they say is in its stderr."""
+    """Run Python with these arguments in a process in which kernels can be built with sanitizers;
+    what they say is in its stderr.
+    """
     libraries = []
     for name in ("libasan.so", "libubsan.so"):
         path = subprocess.run(
@@ -269,7 +282,10 @@ def run_sanitized(
         libraries.append(path)
     settings = {
         "LD_PRELOAD": ":".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:halt_on_error=1:allocator_may_return_null=1",
+        "ASAN_OPTIONS": (
+            "detect_leaks=0:detect_stack_use_after_return=0:halt_on_error=1:"
+            "allocator_may_return_null=1"
+        ),
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
     command = [sys.executable, *args]

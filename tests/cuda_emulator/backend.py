@@ -1,4 +1,6 @@
-"""The CUDA backend on the emulator: ``--backend cuda_emulator.backend:EmulatedCuda``, with this folder's parent on the path."""
+"""The CUDA backend on the emulator: ``--backend cuda_emulator.backend:EmulatedCuda``, with this
+folder's parent on the path.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from .streams import LazyRuntime
 class EmulatedCuda(CudaBackend):
     """`CudaBackend` on emulated devices.
 
-    The environment variable ``WCODEC_EMULATOR`` says how kernels run, as words: ``sanitize`` or ``races``, and ``reverse`` or
-    ``shuffled`` with a seed, such as ``"sanitize shuffled 3"``.
+    The environment variable ``WCODEC_EMULATOR`` says how kernels run, as words: ``sanitize`` or
+    ``races``, and ``reverse`` or ``shuffled`` with a seed, such as ``"sanitize shuffled 3"``.
     """
 
     name = "cuda-emulated"

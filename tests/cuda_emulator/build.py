@@ -19,8 +19,9 @@ COMMON = [
 ]  # fmt: skip
 _ENGINE = ["-O3", "-fno-tree-loop-distribute-patterns", "-fno-builtin-memcpy"]
 
-#: What is looked for while kernels run: flags for all files, and for the kernels. For races, the calls that the compiler puts
-#: before each access for ThreadSanitizer come to races.cpp, which names inlined functions: line tables alone (-g1) do not.
+#: What is looked for while kernels run: flags for all files, and for the kernels. For races, the
+#: calls that the compiler puts before each access for ThreadSanitizer come to races.cpp, which
+#: names inlined functions: line tables alone (-g1) do not.
 CHECKS = {
     "none": (["-g1"], ["-O2"]),
     "races": (["-g", "-DEMULATOR_RACES"], ["-O1", "-fsanitize=thread"]),
@@ -75,7 +76,9 @@ def _content(path: Path) -> str:
 
 
 def _make(name: str, inputs: list[Path], command: list[str]) -> Path:
-    """Output of a command, which depends on nothing else than its text, the inputs and the compiler."""
+    """Output of a command, which depends on nothing else than its text,
+    the inputs and the compiler.
+    """
     key = hashlib.sha256(
         repr(
             (command, _compiler_version(), [(p.name, _content(p)) for p in sorted(inputs)])

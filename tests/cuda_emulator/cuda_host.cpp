@@ -1,7 +1,8 @@
 // The engine: fibers, the order in which lanes, warps and blocks run, barriers and collectives.
 //
-// Lanes hand over to one another directly; the scheduler, on the stack of the launch, is asked when a warp can't go on. What is
-// found wrong ends the launch with a message: the fibers are left where they are, and the scheduler returns.
+// Lanes hand over to one another directly; the scheduler, on the stack of the launch, is asked when
+// a warp can't go on. What is found wrong ends the launch with a message: the fibers are left where
+// they are, and the scheduler returns.
 #include "cuda_host.h"
 #include "fibers.h"
 
@@ -26,7 +27,8 @@ constexpr u32 MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / WARP_SIZE, MAX_BLOCK
 struct Warp {
     u32 runnable, waiting, at_barrier, exited;  // sets of lanes; each lane is in one of them
     u32 n_collectives, n_syncs;
-    Exchange exchanges[2];  // in turn: lanes that are late still read the last one while others fill the next
+    // in turn: lanes that are late still read the last one while others fill the next
+    Exchange exchanges[2];
 };
 
 struct Block {
@@ -54,7 +56,7 @@ struct Engine {
 
 Engine engine;
 
-// ---- switching -------------------------------------------------------------------------------------------------------------
+// ---- switching ----------------------------------------------------------------------------------
 void run_thread();
 
 // Tells the sanitizer that the current fiber goes on.
@@ -63,7 +65,8 @@ inline void arrived() {
     const void *stack;
     size_t nbytes;
     __sanitizer_finish_switch_fiber(engine.current->fake_stack, &stack, &nbytes);
-    if (engine.previous == &engine.scheduler) engine.scheduler.stack = stack, engine.scheduler.stack_nbytes = nbytes;
+    if (engine.previous == &engine.scheduler)
+        engine.scheduler.stack = stack, engine.scheduler.stack_nbytes = nbytes;
 #endif
 }
 
@@ -78,7 +81,7 @@ inline void go_to(Fiber &to) {
     arrived();
 }
 
-// ---- order -----------------------------------------------------------------------------------------------------------------
+// ---- order --------------------------------------------------------------------------------------
 inline u32 random_bits() {  // xorshift64*
     engine.random ^= engine.random >> 12;
     engine.random ^= engine.random << 25;
@@ -94,7 +97,9 @@ inline u32 choose(u32 set) {
     return (__builtin_ctz(set >> turn | set << (-turn & 31u)) + turn) & 31u;
 }
 
-inline bool by_chance(u32 one_in) { return engine.order == SHUFFLED && random_bits() % one_in == 0; }
+inline bool by_chance(u32 one_in) {
+    return engine.order == SHUFFLED && random_bits() % one_in == 0;
+}
 
 inline void resume(u32 lane) {
     const u32 index = static_cast<u32>(engine.warp - engine.block->warps) * WARP_SIZE + lane;
@@ -102,7 +107,8 @@ inline void resume(u32 lane) {
     go_to(engine.block->fibers[index]);
 }
 
-// Let another lane of this warp run, or the scheduler if there is none, or now and then another warp.
+// Let another lane of this warp run, or the scheduler if there is none,
+// or now and then another warp.
 inline void leave() {
     if (engine.warp->runnable && !by_chance(64)) {
         const u32 lane = choose(engine.warp->runnable), own = position.thread.x;
@@ -123,7 +129,7 @@ void run_thread() {
     abort();  // nothing resumes it
 }
 
-// ---- barriers --------------------------------------------------------------------------------------------------------------
+// ---- barriers -----------------------------------------------------------------------------------
 const char *name_of(Operation operation) {
     static const char *const names[] = {
         "__syncwarp", "__ballot_sync", "__any_sync", "__all_sync", "__shfl_sync", "__shfl_up_sync",
@@ -139,7 +145,8 @@ const char *base_name(const char *path) {
 
 void report(const char *format, va_list arguments) {
     const u32 at_block = position.block.x, at_thread = position.thread.x;
-    const int n = snprintf(engine.error, sizeof engine.error, "%s, block %u, thread %u: ", engine.kernel->name, at_block, at_thread);
+    const int n = snprintf(engine.error, sizeof engine.error,
+                           "%s, block %u, thread %u: ", engine.kernel->name, at_block, at_thread);
     vsnprintf(engine.error + n, sizeof engine.error - static_cast<size_t>(n), format, arguments);
     engine.failed = true;
 }
@@ -156,10 +163,11 @@ void report(const char *format, ...) {
 void check_stuck(const Warp &warp) {
     if (!warp.waiting) return;
     const Exchange &exchange = warp.exchanges[warp.n_collectives & 1];
-    position.thread.x = static_cast<u32>(&warp - engine.block->warps) * WARP_SIZE + static_cast<u32>(__builtin_ctz(warp.waiting));
+    position.thread.x = static_cast<u32>(&warp - engine.block->warps) * WARP_SIZE +
+                        static_cast<u32>(__builtin_ctz(warp.waiting));
     const char *why = warp.exited ? "have exited, or are not there" : "wait at __syncthreads";
-    report("%s (%s:%u) waits for lanes 0x%08x, which %s", name_of(exchange.operation), base_name(exchange.file), exchange.line,
-           ~warp.waiting, why);
+    report("%s (%s:%u) waits for lanes 0x%08x, which %s", name_of(exchange.operation),
+           base_name(exchange.file), exchange.line, ~warp.waiting, why);
 }
 
 // Let all threads of the block pass __syncthreads.
@@ -169,7 +177,10 @@ void release(Block &running) {
         const u32 missing = ~warp.at_barrier;
         if (missing) {
             position.thread.x = i * WARP_SIZE + static_cast<u32>(__builtin_ctz(missing));
-            report("__syncthreads (line %u) is not reached by this thread, which has exited or is not there", running.barrier_line);
+            report(
+                "__syncthreads (line %u) is not reached by this thread, "
+                "which has exited or is not there",
+                running.barrier_line);
             return;
         }
     }
@@ -183,10 +194,11 @@ void release(Block &running) {
     ++running.n_barriers;
 }
 
-// ---- blocks ----------------------------------------------------------------------------------------------------------------
+// ---- blocks -------------------------------------------------------------------------------------
 size_t shared_nbytes() { return static_cast<size_t>(emulated_shared_end - emulated_shared_start); }
 
-// Not memcpy, which AddressSanitizer replaces by one that refuses the red zones between the variables.
+// Not memcpy, which AddressSanitizer replaces by one that refuses the red zones between the
+// variables.
 void copy(u8 *to, const u8 *from) {
     for (size_t i = 0; i < shared_nbytes(); ++i) to[i] = from[i];
 }
@@ -213,7 +225,8 @@ void set_up(Block &fresh, u32 index, u32 n_threads, int poison) {
     for (u32 i = 0; i < n_threads; ++i) {
         Fiber &fiber = fresh.fibers[i];
         if (!fiber.stack) give_stack(fiber);
-        start(fiber, run_thread, i * 448 % 4096);  // their tops differ modulo a page, or all would share few lines of the cache
+        // their tops differ modulo a page, or all would share few lines of the cache
+        start(fiber, run_thread, i * 448 % 4096);
     }
     memset(fresh.shared, poison, shared_nbytes());
 }
@@ -259,7 +272,9 @@ void run_grid(u32 n_blocks, u32 n_threads) {
         do step = random_bits() % n_blocks + 1;
         while (common_divisor(step, n_blocks) != 1);
     }
-    const int poison = engine.order == FORWARD ? 0xc5 : engine.order == REVERSE ? 0x3a : static_cast<int>(random_bits() & 255u);
+    const int poison = engine.order == FORWARD   ? 0xc5
+                       : engine.order == REVERSE ? 0x3a
+                                                 : static_cast<int>(random_bits() & 255u);
     const u32 most = engine.order == SHUFFLED ? MAX_BLOCKS : 1;
     engine.block = nullptr;
     while (started < n_blocks || n_resident) {
@@ -304,7 +319,8 @@ const Exchange &arrive(Operation operation, u32 mask, u64 value, const char *fil
     Warp &warp = *engine.warp;
     Exchange &exchange = warp.exchanges[warp.n_collectives & 1];
     if (mask != WHOLE_WARP) {
-        fail("%s (%s:%u) with mask 0x%08x: collectives name the whole warp", name_of(operation), base_name(file), line, mask);
+        fail("%s (%s:%u) with mask 0x%08x: collectives name the whole warp", name_of(operation),
+             base_name(file), line, mask);
     }
     if (!warp.waiting) {
         exchange.operation = operation;
@@ -312,8 +328,9 @@ const Exchange &arrive(Operation operation, u32 mask, u64 value, const char *fil
         exchange.file = file;
         exchange.not_zero = 0;
     } else if (exchange.operation != operation || exchange.line != line) {
-        fail("divergent collective: %s (%s:%u), while lanes 0x%08x are at %s (%s:%u)", name_of(operation), base_name(file), line,
-             warp.waiting, name_of(exchange.operation), base_name(exchange.file), exchange.line);
+        fail("divergent collective: %s (%s:%u), while lanes 0x%08x are at %s (%s:%u)",
+             name_of(operation), base_name(file), line, warp.waiting, name_of(exchange.operation),
+             base_name(exchange.file), exchange.line);
     }
     const u32 bit = 1u << lane();
     exchange.values[lane()] = value;
@@ -333,7 +350,9 @@ const Exchange &arrive(Operation operation, u32 mask, u64 value, const char *fil
 void wait_for_block(const char *file, u32 line) {
     Warp &warp = *engine.warp;
     u32 &other = engine.block->barrier_line;
-    if (other && other != line) fail("divergent __syncthreads (%s:%u): other threads are at line %u", base_name(file), line, other);
+    if (other && other != line)
+        fail("divergent __syncthreads (%s:%u): other threads are at line %u", base_name(file), line,
+             other);
     other = line;
     const u32 bit = 1u << lane();
     warp.at_barrier |= bit;
@@ -342,7 +361,9 @@ void wait_for_block(const char *file, u32 line) {
 }
 
 #ifdef EMULATOR_RACES
-Moment moment() { return {position.block.x, engine.block->slot, engine.block->n_barriers, engine.warp->n_syncs}; }
+Moment moment() {
+    return {position.block.x, engine.block->slot, engine.block->n_barriers, engine.warp->n_syncs};
+}
 
 bool is_private(u64 address) {
     if (!engine.current) return true;  // no launch yet: the library is being loaded
@@ -353,7 +374,7 @@ bool is_private(u64 address) {
 
 }  // namespace cuda_host
 
-// ---- called from Python ----------------------------------------------------------------------------------------------------
+// ---- called from Python -------------------------------------------------------------------------
 using namespace cuda_host;
 
 static const Kernel *find(const char *name) {
@@ -363,7 +384,8 @@ static const Kernel *find(const char *name) {
 }
 
 // Number of a kernel's parameters, and the sizes of the first `room`.
-extern "C" __attribute__((visibility("default"))) int emulator_parameters(const char *name, u32 *sizes, u32 room) {
+extern "C" __attribute__((visibility("default"))) int emulator_parameters(const char *name,
+                                                                          u32 *sizes, u32 room) {
     const Kernel *kernel = find(name);
     if (!kernel) return -1;
     for (u32 i = 0; i < kernel->n_parameters && i < room; ++i) sizes[i] = kernel->sizes[i];

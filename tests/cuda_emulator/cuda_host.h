@@ -1,7 +1,8 @@
-// The part of CUDA C++ that the kernels use, for g++: a kernel's source is compiled unchanged, and each thread is a fiber of
-// one CPU thread. What a kernel must keep to, beyond CUDA's own rules:
+// The part of CUDA C++ that the kernels use, for g++: a kernel's source is compiled unchanged, and
+// each thread is a fiber of one CPU thread. What a kernel must keep to, beyond CUDA's own rules:
 // - blocks and grids have one dimension; collectives name the whole warp (common.cuh, rule 4);
-// - __shared__ variables are static: no `extern __shared__`, no __activemask, no inline PTX outside of `#ifdef __CUDA_ARCH__`.
+// - __shared__ variables are static: no `extern __shared__`, no __activemask, no inline PTX outside
+//   of `#ifdef __CUDA_ARCH__`.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,9 @@ struct Position {
 
 extern Position position;  // of the fiber that runs
 
-enum class Operation : u32 { sync, ballot, any, all, shuffle, shuffle_up, shuffle_down, shuffle_xor, reduce, multiply };
+enum class Operation : u32 {
+    sync, ballot, any, all, shuffle, shuffle_up, shuffle_down, shuffle_xor, reduce, multiply
+};
 
 // What the lanes of a warp gave to a collective.
 struct Exchange {
@@ -37,7 +40,8 @@ struct Exchange {
     u64 values[WARP_SIZE];
 };
 
-// Wait for all lanes of the warp. The exchange is valid until this lane arrives at the next collective.
+// Wait for all lanes of the warp. The exchange is valid until this lane arrives at the next
+// collective.
 const Exchange &arrive(Operation operation, u32 mask, u64 value, const char *file, u32 line);
 void wait_for_block(const char *file, u32 line);
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -70,7 +74,8 @@ struct Moment {
     u32 block;       // its index
     u32 slot;        // tells apart the blocks that are under way
     u32 n_barriers;  // __syncthreads that the block has passed
-    u32 n_syncs;     // __syncwarp that the warp has passed: other collectives order no memory accesses
+    // __syncwarp that the warp has passed: other collectives order no memory accesses
+    u32 n_syncs;
 };
 
 #ifdef EMULATOR_RACES
@@ -87,7 +92,7 @@ inline void note_atomic(const volatile void *, u32, const void *) {}
 
 }  // namespace cuda_host
 
-// ---- declarations ----------------------------------------------------------------------------------------------------------
+// ---- declarations -------------------------------------------------------------------------------
 #define __global__
 #define __device__
 #define __host__
@@ -97,7 +102,8 @@ inline void note_atomic(const volatile void *, u32, const void *) {}
 #define __restrict__ __restrict
 #define __align__(n) alignas(n)
 #define __constant__ static const
-#define __shared__ static  // the only static variables that device code can have: shared.ld finds them
+// the only static variables that device code can have: shared.ld finds them
+#define __shared__ static
 
 #define threadIdx (cuda_host::position.thread)
 #define blockIdx (cuda_host::position.block)
@@ -117,7 +123,9 @@ constexpr int warpSize = 32;
     };                                                                                           \
     static inline name##2 make_##name##2(type x, type y) { return name##2{x, y}; }               \
     static inline name##3 make_##name##3(type x, type y, type z) { return name##3{x, y, z}; }    \
-    static inline name##4 make_##name##4(type x, type y, type z, type w) { return name##4{x, y, z, w}; }
+    static inline name##4 make_##name##4(type x, type y, type z, type w) {                       \
+        return name##4{x, y, z, w};                                                              \
+    }
 
 EMULATOR_VECTORS(char, signed char)
 EMULATOR_VECTORS(uchar, unsigned char)
@@ -129,7 +137,7 @@ EMULATOR_VECTORS(longlong, long long)
 EMULATOR_VECTORS(ulonglong, unsigned long long)
 EMULATOR_VECTORS(float, float)
 
-// ---- barriers and collectives ----------------------------------------------------------------------------------------------
+// ---- barriers and collectives -------------------------------------------------------------------
 // Each call says where it stands: that is compared among lanes, and told when something is wrong.
 #define EMULATOR_PLACE const char *file = __builtin_FILE(), unsigned line = __builtin_LINE()
 
@@ -140,50 +148,61 @@ static inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_PLACE) {
 }
 
 static inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_PLACE) {
-    return cuda_host::arrive(cuda_host::Operation::ballot, mask, predicate != 0, file, line).not_zero;
+    return cuda_host::arrive(cuda_host::Operation::ballot, mask, predicate != 0, file, line)
+        .not_zero;
 }
 
 static inline int __any_sync(unsigned mask, int predicate, EMULATOR_PLACE) {
-    return cuda_host::arrive(cuda_host::Operation::any, mask, predicate != 0, file, line).not_zero != 0;
+    return cuda_host::arrive(cuda_host::Operation::any, mask, predicate != 0, file, line)
+               .not_zero != 0;
 }
 
 static inline int __all_sync(unsigned mask, int predicate, EMULATOR_PLACE) {
-    return cuda_host::arrive(cuda_host::Operation::all, mask, predicate != 0, file, line).not_zero == cuda_host::WHOLE_WARP;
+    return cuda_host::arrive(cuda_host::Operation::all, mask, predicate != 0, file, line)
+               .not_zero == cuda_host::WHOLE_WARP;
 }
 
 template <class T>
 static inline T __shfl_sync(unsigned mask, T value, int from, EMULATOR_PLACE) {
-    return cuda_host::shuffle(cuda_host::Operation::shuffle, mask, value, (unsigned)from, file, line);
+    return cuda_host::shuffle(cuda_host::Operation::shuffle, mask, value, (unsigned)from, file,
+                              line);
 }
 
 template <class T>
 static inline T __shfl_up_sync(unsigned mask, T value, unsigned by, EMULATOR_PLACE) {
     const unsigned lane = cuda_host::lane();
-    return cuda_host::shuffle(cuda_host::Operation::shuffle_up, mask, value, by > lane ? lane : lane - by, file, line);
+    return cuda_host::shuffle(cuda_host::Operation::shuffle_up, mask, value,
+                              by > lane ? lane : lane - by, file, line);
 }
 
 template <class T>
 static inline T __shfl_down_sync(unsigned mask, T value, unsigned by, EMULATOR_PLACE) {
     const unsigned lane = cuda_host::lane();
-    return cuda_host::shuffle(cuda_host::Operation::shuffle_down, mask, value, by > 31 - lane ? lane : lane + by, file, line);
+    return cuda_host::shuffle(cuda_host::Operation::shuffle_down, mask, value,
+                              by > 31 - lane ? lane : lane + by, file, line);
 }
 
 template <class T>
 static inline T __shfl_xor_sync(unsigned mask, T value, int bits, EMULATOR_PLACE) {
-    return cuda_host::shuffle(cuda_host::Operation::shuffle_xor, mask, value, cuda_host::lane() ^ (unsigned)bits, file, line);
+    return cuda_host::shuffle(cuda_host::Operation::shuffle_xor, mask, value,
+                              cuda_host::lane() ^ (unsigned)bits, file, line);
 }
 
 static inline unsigned __reduce_add_sync(unsigned mask, unsigned value, EMULATOR_PLACE) {
-    const cuda_host::Exchange &exchange = cuda_host::arrive(cuda_host::Operation::reduce, mask, value, file, line);
+    const cuda_host::Exchange &exchange =
+        cuda_host::arrive(cuda_host::Operation::reduce, mask, value, file, line);
     unsigned sum = 0;
     for (cuda_host::u64 v : exchange.values) sum += (unsigned)v;
     return sum;
 }
 
-// What `mma.sync.aligned.m16n8k16.row.col.f32.T.T.f32` does for T bf16 or f16, d += a b, with the fragments of the PTX ISA, 9.7.14.5.8: of A, lane
-// 4 g + t has rows g and g + 8, columns 2 t, 2 t + 1 and these plus 8; of B, column g, rows like those columns; of D, rows like A's,
-// columns 2 t and 2 t + 1.
-static inline void emulator_multiply(float (*to_float)(unsigned), float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], EMULATOR_PLACE) {
+// What `mma.sync.aligned.m16n8k16.row.col.f32.T.T.f32` does for T bf16 or f16, d += a b, with the
+// fragments of the PTX ISA, 9.7.14.5.8: of A, lane 4 g + t has rows g and g + 8, columns 2 t, 2 t +
+// 1 and these plus 8; of B, column g, rows like those columns; of D, rows like A's, columns 2 t and
+// 2 t + 1.
+static inline void emulator_multiply(float (*to_float)(unsigned), float (&d)[4],
+                                     const unsigned (&a)[4], const unsigned (&b)[2],
+                                     EMULATOR_PLACE) {
     using namespace cuda_host;
     const u64 given[3] = {(u64)a[1] << 32 | a[0], (u64)a[3] << 32 | a[2], (u64)b[1] << 32 | b[0]};
     u64 all[3][WARP_SIZE];
@@ -191,13 +210,17 @@ static inline void emulator_multiply(float (*to_float)(unsigned), float (&d)[4],
         const Exchange &exchange = arrive(Operation::multiply, WHOLE_WARP, given[i], file, line);
         for (u32 from = 0; from < WARP_SIZE; ++from) all[i][from] = exchange.values[from];
     }
-    const auto half_of = [&](u64 registers, u32 half) { return to_float((u32)(registers >> 16 * half & 0xffffu)); };  // of 4 in 2 registers
+    // of 4 in 2 registers
+    const auto half_of = [&](u64 registers, u32 half) {
+        return to_float((u32)(registers >> 16 * half & 0xffffu));
+    };
     const u32 g = lane() / 4, t = lane() % 4;
     for (u32 i = 0; i < 4; ++i) {
         const u32 row = g + 8 * (i / 2), column = 2 * t + i % 2;
         for (u32 k = 0; k < 16; ++k) {
             const u32 owner = k % 8 / 2;
-            d[i] += half_of(all[k / 8][row % 8 * 4 + owner], row / 8 * 2 + k % 2) * half_of(all[2][column * 4 + owner], k / 8 * 2 + k % 2);
+            d[i] += half_of(all[k / 8][row % 8 * 4 + owner], row / 8 * 2 + k % 2) *
+                    half_of(all[2][column * 4 + owner], k / 8 * 2 + k % 2);
         }
     }
 }
@@ -217,7 +240,7 @@ static inline void __threadfence() {}
 static inline void __threadfence_block() {}
 [[noreturn]] static inline void __trap() { cuda_host::fail("__trap"); }
 
-// ---- atomics: fibers change only at collectives ----------------------------------------------------------------------------
+// ---- atomics: fibers change only at collectives -------------------------------------------------
 #define EMULATOR_ATOMIC(name, expression)                                              \
     template <class T>                                                                 \
     static EMULATOR_ATOMIC_FUNCTION T name(T *at, decltype(T()) value) {               \
@@ -245,14 +268,16 @@ static EMULATOR_ATOMIC_FUNCTION T atomicCAS(T *at, decltype(T()) compare, declty
     return old;
 }
 
-// ---- integers --------------------------------------------------------------------------------------------------------------
+// ---- integers -----------------------------------------------------------------------------------
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 static inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline int __ffsll(long long x) { return __builtin_ffsll(x); }
-static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((cuda_host::u64)a * b >> 32); }
+static inline unsigned __umulhi(unsigned a, unsigned b) {
+    return (unsigned)((cuda_host::u64)a * b >> 32);
+}
 static inline int __mulhi(int a, int b) { return (int)((long long)a * b >> 32); }
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return (unsigned long long)((unsigned __int128)a * b >> 64);
@@ -302,7 +327,7 @@ EMULATOR_LEAST(unsigned long long, unsigned long long, unsigned long long)
 EMULATOR_LEAST(unsigned long long, long long, unsigned long long)
 EMULATOR_LEAST(unsigned long long, unsigned long long, long long)
 
-// ---- loads and stores with a hint ------------------------------------------------------------------------------------------
+// ---- loads and stores with a hint ---------------------------------------------------------------
 #define EMULATOR_LOAD(name)       \
     template <class T>            \
     static inline T name(const T *at) { return *at; }

@@ -34,7 +34,8 @@ struct Fiber {
 // A stack above a page that can't be touched. They are kept for the next launch.
 inline void give_stack(Fiber &fiber) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    void *whole = mmap(nullptr, STACK_NBYTES + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *whole = mmap(nullptr, STACK_NBYTES + page, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (whole == MAP_FAILED || mprotect(whole, page, PROT_NONE) != 0) {
         perror("emulator: no memory for a stack");
         abort();
@@ -52,8 +53,8 @@ inline void forget_poison(Fiber &fiber) {
 #endif
 }
 
-// `start` makes a fiber begin with a function, which never returns, when it is next gone on with; of its stack, some bytes stay
-// unused. `swap` leaves one fiber for another.
+// `start` makes a fiber begin with a function, which never returns, when it is next gone on with;
+// of its stack, some bytes stay unused. `swap` leaves one fiber for another.
 #ifdef WITH_UCONTEXT
 
 inline void swap(Fiber &from, Fiber &to) { swapcontext(&from.context, &to.context); }
@@ -100,7 +101,8 @@ inline void swap(Fiber &from, Fiber &to) { emulator_swap(&from.sp, to.sp); }
 inline void start(Fiber &fiber, void (*function)(), size_t unused) {
     char *end = static_cast<char *>(const_cast<void *>(fiber.stack)) + fiber.stack_nbytes - unused;
     void **top = reinterpret_cast<void **>(end) - 2;
-    *--top = nullptr;  // the function's return address, none; as it starts, rsp + 8 is a multiple of 16
+    // the function's return address, none; as it starts, rsp + 8 is a multiple of 16
+    *--top = nullptr;
     *--top = reinterpret_cast<void *>(function);
     for (int i = 0; i < 6; ++i) *--top = nullptr;
     fiber.sp = top;

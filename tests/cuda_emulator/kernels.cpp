@@ -1,4 +1,5 @@
-// One source of kernels with the table of its kernels. KERNEL_SOURCE and KERNEL_LIST are given by the command line.
+// One source of kernels with the table of its kernels.
+// KERNEL_SOURCE and KERNEL_LIST are given by the command line.
 #include "cuda_host.h"
 
 #include KERNEL_SOURCE
@@ -31,12 +32,15 @@ struct Caller {
         (void)parameters;  // of none
         reinterpret_cast<void (*)(Types...)>(function)(parameter<Types>(parameters[I])...);
     }
-    static void call(void *function, void **parameters) { call_with(function, parameters, typename Count<sizeof...(Types)>::Type()); }
+    static void call(void *function, void **parameters) {
+        call_with(function, parameters, typename Count<sizeof...(Types)>::Type());
+    }
 };
 
 template <class... Types>
 Kernel describe(const char *name, void (*function)(Types...)) {
-    return {name, reinterpret_cast<void *>(function), Caller<Types...>::call, sizeof...(Types), Caller<Types...>::sizes};
+    return {name, reinterpret_cast<void *>(function), Caller<Types...>::call, sizeof...(Types),
+            Caller<Types...>::sizes};
 }
 
 }  // namespace

@@ -1,12 +1,13 @@
-// Kernels with one fault each, which is there if `fault` is 1 and not if it is 0: test_cuda_emulator.py shows that the emulator
-// finds it, and finds nothing in the same kernel without it.
+// Kernels with one fault each, which is there if `fault` is 1 and not if it is 0:
+// test_cuda_emulator.py shows that the emulator finds it, and finds nothing in the same kernel
+// without it.
 #include "common.cuh"
 
 #define PARAMETERS const u32 *in, u32 *out, u32 n, u32 fault
 
 DEVICE u32 global_id() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
-// ---- memory --------------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 KERNEL read_beyond(PARAMETERS) {
     const u32 i = global_id();
     if (i < n) out[i] = in[i + fault];
@@ -76,7 +77,7 @@ KERNEL bad_shift(PARAMETERS) {
     if (i < n) out[i] = in[i] << shift;
 }
 
-// ---- barriers and races -----------------------------------------------------------------------------------------------------
+// ---- barriers and races -------------------------------------------------------------------------
 KERNEL missing_syncthreads(PARAMETERS) {
     __shared__ u32 buffer[128];
     buffer[threadIdx.x] = in[global_id()];
@@ -137,7 +138,8 @@ KERNEL scratch_of_all_blocks(PARAMETERS) {  // right as long as no two blocks ar
     out[global_id()] = value;
 }
 
-KERNEL lost_update(PARAMETERS) {  // right in any order of whole threads: only comparing accesses shows it
+// right in any order of whole threads: only comparing accesses shows it
+KERNEL lost_update(PARAMETERS) {
     const u32 i = global_id();
     if (i >= n) return;
     if (fault) out[0] += in[i];
@@ -152,7 +154,7 @@ KERNEL ballot_as_barrier(PARAMETERS) {  // a ballot makes lanes wait, but orders
     if (global_id() < n) out[global_id()] = buffer[threadIdx.x ^ 1] & all;
 }
 
-// ---- collectives -------------------------------------------------------------------------------------------------------------
+// ---- collectives --------------------------------------------------------------------------------
 KERNEL divergent_ballot(PARAMETERS) {
     const u32 i = global_id(), value = in[i];
     u32 votes = 0;

@@ -1,4 +1,6 @@
-"""The kernels of planted.cu: what each computes without its fault, and a command that runs some: ``python -m cuda_emulator.planted``."""
+"""The kernels of planted.cu: what each computes without its fault, and a command that runs some:
+``python -m cuda_emulator.planted``.
+"""
 
 from __future__ import annotations
 

@@ -33,8 +33,9 @@ KERNEL integers(const u32 *a, const u32 *b, u32 *out, u32 n) {
     const u32 x = a[i], y = b[i];
     const u64 wide = __umul64hi((u64)x << 32 | y, (u64)y << 32 | x);
     const u32 values[] = {
-        (u32)__popc(x), (u32)__popcll((u64)x << 32 | y), (u32)__clz((int)x), (u32)__ffs((int)x), __brev(x), __byte_perm(x, y, y),
-        __funnelshift_l(x, y, y), __funnelshift_r(x, y, y), __umulhi(x, y), (u32)wide, (u32)(wide >> 32), __ldg(a + i) ^ x,
+        (u32)__popc(x), (u32)__popcll((u64)x << 32 | y), (u32)__clz((int)x), (u32)__ffs((int)x),
+        __brev(x), __byte_perm(x, y, y), __funnelshift_l(x, y, y), __funnelshift_r(x, y, y),
+        __umulhi(x, y), (u32)wide, (u32)(wide >> 32), __ldg(a + i) ^ x,
         min(x, y), max(x, y), (u32)min((int)x, (int)y), (u32)max((int)x, (int)y),
     };
     for (u32 k = 0; k < sizeof(values) / sizeof(values[0]); ++k) out[k * n + i] = values[k];
@@ -46,10 +47,14 @@ KERNEL atomics(const u32 *in, u32 *sums, u64 *wide, u32 n) {
     if (i >= n) return;
     const u32 x = in[i];
     const u64 y = (u64)x << 32 | ~x;
-    atomicAdd(sums, x), atomicOr(sums + 1, x & 0xff00ff00u), atomicAnd(sums + 2, x | 0xff00u), atomicXor(sums + 3, x);
-    atomicMax(sums + 4, x), atomicMin(sums + 5, x), atomicCAS(sums + 6, 0u, x | 1u), atomicExch(sums + 7, 7u);
-    atomicAdd(wide, y), atomicOr(wide + 1, y & 0xff00ff00ull), atomicAnd(wide + 2, y | 0xff00u), atomicXor(wide + 3, y);
-    atomicMax(wide + 4, y), atomicMin(wide + 5, y), atomicCAS(wide + 6, 0ull, y | 1u), atomicExch(wide + 7, 7ull);
+    atomicAdd(sums, x), atomicOr(sums + 1, x & 0xff00ff00u);
+    atomicAnd(sums + 2, x | 0xff00u), atomicXor(sums + 3, x);
+    atomicMax(sums + 4, x), atomicMin(sums + 5, x);
+    atomicCAS(sums + 6, 0u, x | 1u), atomicExch(sums + 7, 7u);
+    atomicAdd(wide, y), atomicOr(wide + 1, y & 0xff00ff00ull);
+    atomicAnd(wide + 2, y | 0xff00u), atomicXor(wide + 3, y);
+    atomicMax(wide + 4, y), atomicMin(wide + 5, y);
+    atomicCAS(wide + 6, 0ull, y | 1u), atomicExch(wide + 7, 7ull);
 }
 
 KERNEL vectors(const uint4 *in, uint4 *out, u32 n) {

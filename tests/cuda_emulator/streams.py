@@ -49,8 +49,9 @@ class _Mark:
 class LazyRuntime(EmulatedRuntime):
     """A device whose streams do nothing before they must, but for a piece of work now and then.
 
-    Reading a result, or writing to a buffer that a copy still needs, without waiting for it gives wrong bytes here, as it may on a GPU.
-    Without a stream of its own, a thread's work is done at once. Parameters as for `EmulatedRuntime`.
+    Reading a result, or writing to a buffer that a copy still needs, without waiting for it gives
+    wrong bytes here, as it may on a GPU. Without a stream of its own, a thread's work is done at
+    once. Parameters as for `EmulatedRuntime`.
     """
 
     def __init__(self, device: int = 0, **how: Any) -> None:

@@ -49,7 +49,9 @@ class _Choice(NamedTuple):
 
 
 def backend_names() -> list[str]:
-    """Names of all backends, built in or of the entry point group ``wcodec.backends``, usable or not."""
+    """Names of all backends, built in or of the entry point group ``wcodec.backends``,
+    usable or not.
+    """
     return list(_targets())
 
 
@@ -59,7 +61,8 @@ def _targets() -> dict[str, str]:
 
 
 def load_backend(name: str, threads: int | None = None) -> Backend:
-    """The backend of a name, or of a class given as ``package.module:Class``. The same object each time.
+    """The backend of a name, or of a class given as ``package.module:Class``.
+    The same object each time.
 
     Parameters
     ----------
@@ -163,13 +166,15 @@ def use_backend(name: str, threads: int | None = None) -> Iterator[Backend]:
         _scoped.reset(token)
 
 
-# ---- processes -----------------------------------------------------------------------------------------------------------
+# ---- processes -----------------------------------------------------------------------------------
 #: objects that this process cannot use, for it was forked after they were made
 _left_behind: set[Backend] = set()
 
 
 def _after_fork() -> None:
-    """In a child: locks are free, and a backend that does not survive is loaded anew, or says that it can't be."""
+    """In a child: locks are free, and a backend that does not survive is loaded anew,
+    or says that it can't be.
+    """
     global _lock
     _lock = threading.Lock()
     for key, backend in list(_loaded.items()):

@@ -1,20 +1,25 @@
 """What a backend is: a page to read before writing one.
 
-A backend is three kernels over the segments of a tensor, checksums, and the transfers around them. It never sees a file: the host
-parses, checks and plans (`wcodec.reference`), and hands it a `SegmentPlan` whose every field is within the rules of the
-spec, so that a kernel has only the payload's bytes to distrust.
+A backend is three kernels over the segments of a tensor, checksums, and the transfers around them.
+It never sees a file: the host parses, checks and plans (`wcodec.reference`), and hands it a
+`SegmentPlan` whose every field is within the rules of the spec, so that a kernel has only the
+payload's bytes to distrust.
 
 Rules, each held by ``wcodec conformance --backend NAME``:
 
-1. The same plan gives the same bytes, status and words as ``wcodec.reference.segments``, on every machine.
-2. A kernel never reads outside of a record nor writes outside of its output, whatever the payload holds.
-3. Content is never an exception: `decode_segments` returns a status for each segment. Of several faults, BAD_STREAM goes
-   before BAD_TILE_MODE, and that before BAD_PATCH; but lower planes with coder CONTEXT, which may take their contexts from
-   plane 0, are decoded behind the check of the tile modes, so that their streams are not BAD_STREAM if a mode is none.
+1. The same plan gives the same bytes, status and words as ``wcodec.reference.segments``,
+   on every machine.
+2. A kernel never reads outside of a record nor writes outside of its output,
+   whatever the payload holds.
+3. Content is never an exception: `decode_segments` returns a status for each segment. Of several
+   faults, BAD_STREAM goes before BAD_TILE_MODE, and that before BAD_PATCH; but lower planes with
+   coder CONTEXT, which may take their contexts from plane 0, are decoded behind the check of the
+   tile modes, so that their streams are not BAD_STREAM if a mode is none.
 4. Inputs are not changed. Empty input (no segments) works.
 5. Calls from several threads at once work.
 
-Register a class under the entry point group ``wcodec.backends``, or name it as ``package.module:Class``.
+Register a class under the entry point group ``wcodec.backends``, or name it as
+``package.module:Class``.
 """
 
 from __future__ import annotations
@@ -53,7 +58,8 @@ class EncodedSegments(NamedTuple):
     payload
         uint8, in the backend's memory: the segment records one behind another.
     n_units
-        uint32 of shape (n_planes, n), on the host: 16-byte units of each stream (RANS, CONTEXT), 0 for other planes.
+        uint32 of shape (n_planes, n), on the host:
+        16-byte units of each stream (RANS, CONTEXT), 0 for other planes.
     n_patches
         uint32 of shape (n,), on the host.
     """
@@ -79,7 +85,8 @@ class Checksums(NamedTuple):
 
 
 class Backend(ABC):
-    """Kernels over segments. Arrays of words and payloads are in the backend's own memory ("device").
+    """Kernels over segments. Arrays of words and payloads are in the backend's own memory
+    ("device").
 
     Parameters
     ----------
@@ -112,7 +119,9 @@ class Backend(ABC):
         return array
 
     def to_host(self, array: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Copy of a device array on the host, in `out` if given (otherwise the array itself if that is the device)."""
+        """Copy of a device array on the host, in `out` if given (otherwise the array itself if that
+        is the device).
+        """
         if out is None:
             return np.asarray(array)
         if out is not array:
@@ -120,7 +129,9 @@ class Backend(ABC):
         return out
 
     def target(self, out: NDArray[Any]) -> Any:
-        """Device array to decode into what goes to a C-contiguous host array (the array itself if that is the device)."""
+        """Device array to decode into what goes to a C-contiguous host array (the array itself if
+        that is the device).
+        """
         return out
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -146,19 +157,23 @@ class Backend(ABC):
         Parameters
         ----------
         words
-            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous, aligned to its words.
+            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous,
+            aligned to its words.
         segments
             Ids of the segments to count, ascending; ``None`` for all.
         planes
             Byte planes to count, ascending, 0 for the top one; ``None`` for all.
         mode
-            One of `prediction.MODES`; counts are of what it makes of the bytes. Only with `base` None.
+            One of `prediction.MODES`; counts are of what it makes of the bytes.
+            Only with `base` None.
         base
-            ``None``: count bytes. Otherwise count the symbols of layout PAIRS with this window base too: for words of more than
-            a byte those of plane 0, which come before those of `planes`; for one-byte words, whose base is 0, those of nothing
-            else, and `planes` are nibble planes.
+            ``None``: count bytes. Otherwise count the symbols of layout PAIRS with this window base
+            too: for words of more than a byte those of plane 0, which come before those of
+            `planes`; for one-byte words, whose base is 0, those of nothing else, and `planes` are
+            nibble planes.
         fill
-            With `base`: the 4-bit code of words outside the window, and of the missing neighbour of an odd last one.
+            With `base`: the 4-bit code of words outside the window,
+            and of the missing neighbour of an odd last one.
 
         Returns
         -------
@@ -178,16 +193,20 @@ class Backend(ABC):
         payload
             uint8 device array of ``plan.offsets[-1]`` bytes, 16-byte aligned.
         out
-            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous, aligned to its words: filled.
+            Unsigned device array of shape ``(geometry.rows, geometry.cols)``, C-contiguous,
+            aligned to its words: filled.
 
         Returns
         -------
-        uint8 of shape (n,), on the host: a `Status` a segment. Words of a segment that is not OK are unspecified.
+        uint8 of shape (n,), on the host: a `Status` a segment.
+        Words of a segment that is not OK are unspecified.
         """
 
     # ---- differences from a base: these will do where the device is the host
     def subtract_base(self, words: Any, base: Any, difference: Difference) -> Any:
-        """What is coded in place of `words`, a new device array; `base` is one of the same shape and type. Spec: R12.5."""
+        """What is coded in place of `words`, a new device array;
+        `base` is one of the same shape and type. Spec: R12.5.
+        """
         return differences.subtract(words, base, difference)
 
     def add_base(self, coded: Any, base: Any, difference: Difference) -> int:
@@ -196,14 +215,18 @@ class Backend(ABC):
         return self.crc32(coded)
 
     def read_tables(self, data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
-        """As `wcodec.reference.tables.read_tables`, which will do; a backend may have a faster one."""
+        """As `wcodec.reference.tables.read_tables`, which will do;
+        a backend may have a faster one.
+        """
         return read_tables(data, offset, n)
 
     # ---- checksums: these will do where the device is the host
     def encode_with_checksums(
         self, plan: SegmentPlan, words: Any
     ) -> tuple[EncodedSegments, Checksums]:
-        """`encode_segments`, and the checksums of what it read and wrote: in one pass, where a backend can."""
+        """`encode_segments`, and the checksums of what it read and wrote:
+        in one pass, where a backend can.
+        """
         encoded = self.encode_segments(plan, words)
         done = plan.encoded(encoded.n_units, encoded.n_patches)
         return encoded, Checksums(
@@ -213,20 +236,26 @@ class Backend(ABC):
     def decode_with_checksums(
         self, plan: SegmentPlan, payload: Any, out: Any
     ) -> tuple[NDArray[np.uint8], Checksums]:
-        """`decode_segments`, and the checksums of what it read and wrote: in one pass, where a backend can.
+        """`decode_segments`, and the checksums of what it read and wrote:
+        in one pass, where a backend can.
 
-        Records whose checksums are wrong are decoded too; whoever compares them drops what came out.
+        Records whose checksums are wrong are decoded too;
+        whoever compares them drops what came out.
         """
         records = self.checksums(payload, plan.offsets)
         status = self.decode_segments(plan, payload, out)
         return status, Checksums(records, self.crc32(self.to_host(out)))
 
     def checksums(self, payload: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """CRC-32 of each record ``payload[offsets[k] : offsets[k + 1]]``, uint32 on the host. Spec: chapter 11."""
+        """CRC-32 of each record ``payload[offsets[k] : offsets[k + 1]]``, uint32 on the host.
+        Spec: chapter 11.
+        """
         return crc32_each(self.to_host(payload), offsets)
 
     def crc32(self, words: Any, start: int = 0) -> int:
-        """CRC-32 of all bytes of a C-contiguous host array, continuing `start`. Spec: chapter 11."""
+        """CRC-32 of all bytes of a C-contiguous host array, continuing `start`.
+        Spec: chapter 11.
+        """
         return crc32(words, start)
 
     def close(self) -> None:

@@ -24,7 +24,8 @@ def encode(array: NDArray[Any], options: EncodeOptions | None = None) -> bytes:
     Parameters
     ----------
     array
-        Any shape; bool, int8 to int64, uint8 to uint64, float16/32/64, complex64/128, and bfloat16 and float8 of ``ml_dtypes``.
+        Any shape; bool, int8 to int64, uint8 to uint64, float16/32/64, complex64/128, and bfloat16
+        and float8 of ``ml_dtypes``.
 
     Raises
     ------

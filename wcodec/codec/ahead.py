@@ -19,7 +19,9 @@ def ignore_progress(_: int) -> None:
 
 
 def ahead(function: Callable[[S], T], items: Iterable[S], n: int) -> Iterator[T]:
-    """``map(function, items)``, with up to `n` calls at once in threads of their own; with none, in the caller's."""
+    """``map(function, items)``, with up to `n` calls at once in threads of their own;
+    with none, in the caller's.
+    """
     if n < 1:
         yield from map(function, items)
         return

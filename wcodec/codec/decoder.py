@@ -100,7 +100,8 @@ class Decoder:
         Parameters
         ----------
         out
-            C-contiguous array of the tensor's shape and dtype to decode into; ``None`` for a new one.
+            C-contiguous array of the tensor's shape and dtype to decode into;
+            ``None`` for a new one.
         base
             The tensor that one with a difference differs from.
 
@@ -144,7 +145,9 @@ class Decoder:
     def chunks(
         self, source: ByteSource, t: TensorRecord, tables: TablePool, base: BaseTensor | None = None
     ) -> Iterator[Words]:
-        """The words of a tensor in order, a chunk at a time. A chunk is overwritten `CHUNK_BUFFERS` chunks later. Raises as `tensor`."""
+        """The words of a tensor in order, a chunk at a time. A chunk is overwritten `CHUNK_BUFFERS`
+        chunks later. Raises as `tensor`.
+        """
         _check_base(t, base)
         crc, plan = 0, t.plan(tables)
 
@@ -180,7 +183,8 @@ class Decoder:
         out: Words,
         base: BaseTensor | None = None,
     ) -> int:
-        """Decode the segments of some segment rows and columns into `out`, which they fill; reads no others. `whole` is the tensor's plan.
+        """Decode the segments of some segment rows and columns into `out`, which they fill; reads
+        no others. `whole` is the tensor's plan.
 
         Returns
         -------
@@ -189,7 +193,8 @@ class Decoder:
         Raises
         ------
         DecodeError
-            ``bad_checksum`` of a segment, ``bad_stream``, ``bad_patch``, ``unsupported_coder``; ``bad_base``: it is missing.
+            ``bad_checksum`` of a segment, ``bad_stream``, ``bad_patch``, ``unsupported_coder``;
+            ``bad_base``: it is missing.
         """
         _check_base(t, base)
         if down.size == 0 or across.size == 0:
@@ -204,7 +209,9 @@ class Decoder:
         out: Words,
         base: BaseTensor | None = None,
     ) -> int:
-        """As `grid`, of a part that was planned before: who decodes it again and again spares that."""
+        """As `grid`, of a part that was planned before:
+        who decodes it again and again spares that.
+        """
         records = gather(source, part.starts, part.plan.offsets)
         backend = self.backend
         payload, device = backend.to_device(aligned(records)), backend.target(out)
@@ -269,7 +276,8 @@ def _base_words(geometry: Geometry, down: Ids, across: Ids, base: BaseTensor, ro
 def check_segments(
     t: TensorRecord, ids: Ids, starts: Ids, status: NDArray[np.uint8], crcs: NDArray[np.uint32]
 ) -> None:
-    """Compare what decoding gave for some segments of a tensor: status and CRC-32 of each; `starts` says where they are in the file.
+    """Compare what decoding gave for some segments of a tensor: status and CRC-32 of each; `starts`
+    says where they are in the file.
 
     Raises
     ------

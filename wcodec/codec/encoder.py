@@ -31,14 +31,17 @@ from wcodec.reference.tiles import Geometry, chunks
 
 
 class ByteSink(Protocol):
-    """What is written to: a binary file, or anything that takes bytes and keeps what it is given unchanged."""
+    """What is written to: a binary file, or anything that takes bytes and keeps what it is given
+    unchanged.
+    """
 
     def write(self, data: Any, /) -> Any:
         """Write all of some bytes."""
 
 
 def words_of(array: NDArray[Any]) -> tuple[DType, Words]:
-    """Registry row of an array and its words, flat; a copy only if it is not contiguous and little-endian.
+    """Registry row of an array and its words, flat;
+    a copy only if it is not contiguous and little-endian.
 
     Raises
     ------
@@ -79,7 +82,9 @@ class Encoder:
         progress: Progress = ignore_progress,
         base: BaseCheckpoint | None = None,
     ) -> Writer:
-        """Begin a file on a binary stream, which need not be seekable; of differences from a base, where these are smaller."""
+        """Begin a file on a binary stream, which need not be seekable;
+        of differences from a base, where these are smaller.
+        """
         return Writer(stream, self.options, self.backend, progress, base)
 
     def encode(self, array: NDArray[Any]) -> bytes:
@@ -92,13 +97,17 @@ class Encoder:
 
 
 class _Parts(list[Any]):
-    """What was written, to be put together once: backends do not write again to a payload that someone holds."""
+    """What was written, to be put together once:
+    backends do not write again to a payload that someone holds.
+    """
 
     write = list.append
 
 
 class Writer:
-    """A file being written: `add` each tensor, then `finish`. Holds one chunk of words and the index in memory."""
+    """A file being written: `add` each tensor, then `finish`.
+    Holds one chunk of words and the index in memory.
+    """
 
     def __init__(
         self,
@@ -108,13 +117,11 @@ class Writer:
         progress: Progress = ignore_progress,
         base: BaseCheckpoint | None = None,
     ) -> None:
-        self.stream, self.options, self.backend, self.progress, self.base = (
-            stream,
-            options,
-            backend,
-            progress,
-            base,
-        )
+        self.stream = stream
+        self.options = options
+        self.backend = backend
+        self.progress = progress
+        self.base = base
         self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
         self.offset = self._write(container.write_header())
 
@@ -144,7 +151,8 @@ class Writer:
     def add_words(
         self, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str = ""
     ) -> TensorRecord:
-        """Encode and write a tensor given as words, a flat unsigned array that may be a mapped file's.
+        """Encode and write a tensor given as words,
+        a flat unsigned array that may be a mapped file's.
 
         `dtype_name` is kept in the file for dtypes that the format stores as opaque bytes.
         """
@@ -186,14 +194,15 @@ class Writer:
             crc = crc32_combine(crc, sums.words, nbytes)
             self.progress(nbytes)
         record = TensorRecord(
-            name, dtype, shape, row_rank, geometry, SegmentTable.concatenate(tables), np.concatenate(crcs),
-            start, self.offset - start, crc, dtype_name, difference,
+            name, dtype, shape, row_rank, geometry, SegmentTable.concatenate(tables),
+            np.concatenate(crcs), start, self.offset - start, crc, dtype_name, difference,
         )  # fmt: skip
         self.tensors.append(record)
         return record
 
     def add_duplicate(self, name: str, of: int) -> TensorRecord:
-        """Add a tensor that is in all but its name the one of that number, counted from 0. Costs a few bytes.
+        """Add a tensor that is in all but its name the one of that number, counted from 0.
+        Costs a few bytes.
 
         Raises
         ------
@@ -217,22 +226,20 @@ class Writer:
         base: BaseTensor | None,
         difference: Difference,
     ) -> Iterator[tuple[SegmentPlan, Any, int | None]]:
-        """Plan and words of each chunk; for differences, these and the CRC-32 of the words before."""
+        """Plan and words of each chunk; for differences,
+        these and the CRC-32 of the words before.
+        """
         backend, room = self.backend, np.empty(0, dtype.word_type)
         for down, across in grid:
             piece = rectangle(geometry, down, across)
-            chunk, crc = (
-                np.require(matrix[piece.rows, piece.cols], dtype.word_type, ["C", "A"]),
-                None,
-            )
+            chunk = np.require(matrix[piece.rows, piece.cols], dtype.word_type, ["C", "A"])
+            crc = None
             words = backend.to_device(chunk)
             if base is not None and difference != Difference.NONE:
                 room = room if room.size >= chunk.size else np.empty(chunk.size, dtype.word_type)
                 other = base.words(piece.rows, piece.cols, room[: chunk.size].reshape(chunk.shape))
-                words, crc = (
-                    backend.subtract_base(words, backend.to_device(other), difference),
-                    backend.crc32(chunk),
-                )
+                words = backend.subtract_base(words, backend.to_device(other), difference)
+                crc = backend.crc32(chunk)
             yield self.planner.plan(words, piece.geometry, dtype, backend), words, crc
 
     def _code(
@@ -252,7 +259,8 @@ class Writer:
         payload = backend.to_host(coded)
         if payload.nbytes != int(done.offsets[-1]):
             raise AssertionError(
-                f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say {done.offsets[-1]}"
+                f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say "
+                f"{done.offsets[-1]}"
             )
         self.offset += self._write(payload.data)
         return done.segments, sums, geometry.rows * geometry.cols * plan.dtype.word_nbytes
@@ -280,7 +288,8 @@ class Writer:
         metadata
             Texts to keep.
         source_header
-            The first bytes of the safetensors file that the tensors came from, in order: restored before them.
+            The first bytes of the safetensors file that the tensors came from, in order:
+            restored before them.
 
         Raises
         ------

@@ -19,7 +19,9 @@ Ids = NDArray[np.int64]
 
 
 class Part(NamedTuple):
-    """Some segment rows and columns of a tensor, planned: their ids, where their records start in the file, and how they are coded."""
+    """Some segment rows and columns of a tensor, planned: their ids, where their records start in
+    the file, and how they are coded.
+    """
 
     down: Ids
     across: Ids
@@ -39,7 +41,9 @@ def part_of(t: TensorRecord, whole: SegmentPlan, down: Ids, across: Ids) -> Part
 
 
 def runs(ids: Ids, size: int, total: int) -> list[slice]:
-    """Rows (or columns) of words of the runs of neighbours in ascending segment rows (or columns)."""
+    """Rows (or columns) of words of the runs of neighbours in ascending segment rows (or
+    columns).
+    """
     cuts = [0, *(np.flatnonzero(np.diff(ids) > 1) + 1).tolist(), ids.size]
     return [
         slice(int(ids[a]) * size, min((int(ids[b - 1]) + 1) * size, total))
@@ -48,7 +52,9 @@ def runs(ids: Ids, size: int, total: int) -> list[slice]:
 
 
 class Rectangle(NamedTuple):
-    """A chunk of a tensor: segment rows, segment columns, their geometry, and the rectangle of words that they fill."""
+    """A chunk of a tensor: segment rows, segment columns, their geometry,
+    and the rectangle of words that they fill.
+    """
 
     down: Ids
     across: Ids

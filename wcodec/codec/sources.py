@@ -31,7 +31,8 @@ class BufferSource:
 
 
 class FileSource(BufferSource):
-    """A mapped file that can also be read by calls, into the place where bytes are wanted: a map would fault at every page.
+    """A mapped file that can also be read by calls, into the place where bytes are wanted: a map
+    would fault at every page.
 
     Parameters
     ----------

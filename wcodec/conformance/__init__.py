@@ -1,10 +1,12 @@
-"""The conformance suite: ``wcodec conformance`` runs the vectors against a backend, or against any program that decodes.
+"""The conformance suite: ``wcodec conformance`` runs the vectors against a backend,
+or against any program that decodes.
 
     wcodec conformance --backend numba
     wcodec conformance --backend package.module:Class
     wcodec conformance --command 'their-decoder {input} {output} {base}'
 
-The last line is ``214 passed, 0 failed, 0 not run``, with the numbers; the exit status is 0 only if the last two are 0.
+The last line is ``214 passed, 0 failed, 0 not run``, with the numbers;
+the exit status is 0 only if the last two are 0.
 """
 
 from __future__ import annotations

@@ -27,9 +27,10 @@ class Command:
     Parameters
     ----------
     template
-        Command line with ``{input}`` and ``{output}``: a file of the format, and where to write the restored stream,
-        `source_header` and the decoded tensors one behind another (R4.22). ``{base}`` is the file that the input holds
-        differences from, nothing if it holds none. Without it, cases that have a base cannot be run.
+        Command line with ``{input}`` and ``{output}``: a file of the format, and where to write the
+        restored stream, `source_header` and the decoded tensors one behind another (R4.22).
+        ``{base}`` is the file that the input holds differences from, nothing if it holds none.
+        Without it, cases that have a base cannot be run.
     """
 
     def __init__(self, template: str) -> None:
@@ -41,7 +42,9 @@ class Command:
         self.takes_base = any("{base}" in w for w in self.words)
 
     def decode(self, data: bytes, base: Path | None = None) -> tuple[int, bytes | None]:
-        """Run the program. Returns its exit status and what it wrote, ``None`` if there is no output file."""
+        """Run the program. Returns its exit status and what it wrote,
+        ``None`` if there is no output file.
+        """
         with tempfile.TemporaryDirectory() as folder:
             source, output = Path(folder) / "input.wcodec", Path(folder) / "restored"
             source.write_bytes(data)

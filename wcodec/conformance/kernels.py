@@ -1,7 +1,9 @@
-"""Checks of a backend's kernels against the rules of `wcodec.backends.protocol`, and sweeps over spoilt files.
+"""Checks of a backend's kernels against the rules of `wcodec.backends.protocol`,
+and sweeps over spoilt files.
 
-The payloads that a plan must give stand in the vectors, many of them from a second implementation; where inputs are made
-on the spot (corrupt payloads, histograms), ``wcodec.reference`` says what is due.
+The payloads that a plan must give stand in the vectors, many of them from a second implementation;
+where inputs are made on the spot (corrupt payloads, histograms), ``wcodec.reference`` says what is
+due.
 """
 
 from __future__ import annotations
@@ -53,18 +55,19 @@ MOST_FLIPS: Final = 500  #: flipped bits of a payload
 #: small files, one of each structure
 FLIPPED: Final = ("base_bytes", "patches_5", "base_records", "base_deflated", "base_extended")
 CORRUPTED: Final = (  #: payloads of all kinds
-    "base_bytes", "base_pairs", "base_tiles", "base_both_planes", "base_coders", "base_nibbles", "pairs_complex_patched",
-    "patches_5", "eight_planes", "mixed_layouts", "n_129_bytes", "base_contexts", "base_modes", "context_position_adst_left",
-    "context_scale_shared",
+    "base_bytes", "base_pairs", "base_tiles", "base_both_planes", "base_coders", "base_nibbles",
+    "pairs_complex_patched", "patches_5", "eight_planes", "mixed_layouts", "n_129_bytes",
+    "base_contexts", "base_modes", "context_position_adst_left", "context_scale_shared",
 )  # fmt: skip
 THREADED: Final = (
-    "base_bytes", "base_pairs", "base_tiles", "mixed_layouts", "auto_bfloat16", "auto_int8", "many_tensors", "auto_tables",
-    "modes_mixed", "context_plane_tiles", "context_scale_parts", "difference_mixed",
+    "base_bytes", "base_pairs", "base_tiles", "mixed_layouts", "auto_bfloat16", "auto_int8",
+    "many_tensors", "auto_tables", "modes_mixed", "context_plane_tiles", "context_scale_parts",
+    "difference_mixed",
 )  # fmt: skip
 DCT_TOP: Final = 0x12  #: a mode
 
 
-# ---- arrays with guards ------------------------------------------------------------------------------------------------
+# ---- arrays with guards --------------------------------------------------------------------------
 class Guarded:
     """A device array amid canaries: `array` is what a kernel gets.
 
@@ -121,7 +124,9 @@ def decode_guarded(
     shift: int = 0,
     checksums: bool = False,
 ) -> tuple[NDArray[Any], Words]:
-    """Status and words of `Backend.decode_segments`, or of `Backend.decode_with_checksums`, with canaries around all arrays."""
+    """Status and words of `Backend.decode_segments`, or of `Backend.decode_with_checksums`, with
+    canaries around all arrays.
+    """
     geometry, word = plan.geometry, plan.dtype.word_type
     source = Guarded(backend, payload, canary)
     out = Guarded(
@@ -165,7 +170,7 @@ def check_checksums(
     )
 
 
-# ---- kernels on good input -----------------------------------------------------------------------------------------------
+# ---- kernels on good input -----------------------------------------------------------------------
 def _payload(case: Case, t: TensorRecord) -> Bytes:
     return np.frombuffer(case.data, np.uint8)[
         t.payload_offset : t.payload_offset + t.payload_nbytes
@@ -307,10 +312,8 @@ def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Wor
     words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8))
     device = words.array.view(dtype.word_type).reshape(matrix.shape)
     for call in calls:
-        got, due = (
-            backend.histogram(device, g, dtype, **call),
-            encoding.histogram(matrix, g, dtype, **call),
-        )
+        got = backend.histogram(device, g, dtype, **call)
+        due = encoding.histogram(matrix, g, dtype, **call)
         words.unchanged("the words")
         require(
             got.dtype == np.int64 and got.shape == due.shape,
@@ -319,7 +322,10 @@ def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Wor
         )
         if not np.array_equal(got, due):
             segment, plane, symbol = np.argwhere(got != due)[0].tolist()
-            what = f"{due[segment, plane, symbol]} of symbol {symbol} in plane {plane} of histogram {segment} with {call}"
+            what = (
+                f"{due[segment, plane, symbol]} of symbol {symbol} in plane {plane} of histogram "
+                f"{segment} with {call}"
+            )
             raise Mismatch(what, str(got[segment, plane, symbol]))
 
 
@@ -370,8 +376,9 @@ def check_threads(vectors: Vectors, backend: Backend) -> None:
             job.result()
 
 
-#: parts of the record of a file's first segment that are spoilt, and what its status is then: a stream of plane 0 comes before a
-#: tile mode, that before a stream that needs plane 0 for its contexts, all of them before a patch
+#: parts of the record of a file's first segment that are spoilt, and what its status is then: a
+#: stream of plane 0 comes before a tile mode, that before a stream that needs plane 0 for its
+#: contexts, all of them before a patch
 FAULTS: Final = (
     ("base_modes", ("modes",), Status.BAD_TILE_MODE),
     ("base_modes", ("plane 0",), Status.BAD_STREAM),
@@ -456,7 +463,7 @@ def check_limit(vectors: Vectors, backend: Backend) -> None:
         raise Mismatch("resource_limit", "an index")
 
 
-# ---- sweeps --------------------------------------------------------------------------------------------------------------
+# ---- sweeps --------------------------------------------------------------------------------------
 def check_prefixes(case: Case, backend: Backend) -> None:
     """Every strict prefix of a file is refused."""
     for n in range(len(case.data)):
@@ -509,7 +516,9 @@ def corruptions(payload: Bytes, seed: int) -> Iterator[tuple[str, Bytes]]:
 
 
 def check_payload(case: Case, backend: Backend) -> None:
-    """On corrupt payloads a backend gives the status and the words of the reference, and stays within its arrays."""
+    """On corrupt payloads a backend gives the status and the words of the reference,
+    and stays within its arrays.
+    """
     index = decode(backend, case.data).index
     for t in index.tensors:
         plan = t.plan(index.tables)

@@ -1,7 +1,8 @@
-"""Inputs of the conformance vectors: recipes in language-neutral words, and the edits that make refused files.
+"""Inputs of the conformance vectors: recipes in language-neutral words,
+and the edits that make refused files.
 
-All of it is integer arithmetic on unsigned words, so that any language gives the same bytes. `RECIPES` is the text that
-stands in the head of ``conformance_vectors/manifest.json``.
+All of it is integer arithmetic on unsigned words, so that any language gives the same bytes.
+`RECIPES` is the text that stands in the head of ``conformance_vectors/manifest.json``.
 """
 
 from __future__ import annotations
@@ -17,18 +18,27 @@ U64 = NDArray[np.uint64]
 Recipe = Mapping[str, Any]
 
 RECIPES: Final[dict[str, str]] = {
-    "*": "A recipe gives the words of a tensor in order, each reduced mod 2^b where b is the bits of a word, stored little-endian. "
-    "z(i) is output i of SplitMix64: s = seed + (i + 1) * 0x9e3779b97f4a7c15; s = (s ^ s >> 30) * 0xbf58476d1ce4e5b9; "
-    "s = (s ^ s >> 27) * 0x94d049bb133111eb; z = s ^ s >> 31; all mod 2^64. After any recipe, `set` lists pairs of an index "
-    "and the word that stands there instead.",
+    "*": (
+        "A recipe gives the words of a tensor in order, each reduced mod 2^b where b is the bits "
+        "of a word, stored little-endian. z(i) is output i of SplitMix64: s = seed + (i + 1) * "
+        "0x9e3779b97f4a7c15; s = (s ^ s >> 30) * 0xbf58476d1ce4e5b9; s = (s ^ s >> 27) * "
+        "0x94d049bb133111eb; z = s ^ s >> 31; all mod 2^64. After any recipe, `set` lists pairs of "
+        "an index and the word that stands there instead."
+    ),
     "hex": "The bytes themselves, in hexadecimal.",
     "constant": "Every word is `value`.",
     "counter": "Word i is start + i * step.",
     "splitmix64": "Word i is z(i) >> shift.",
     "bell": "Word i is add + (the sum of the lowest `n` bytes of z(i) >> shift): bell-shaped.",
-    "weights": "Word i is sign | exponent | mantissa, from the top bit down: the sign is bit 63 of z(i), the mantissa its lowest "
-    "`mantissa_bits` bits, the exponent is `top` minus the number of zeros below the lowest one of z(i) >> 32 (at most `depth`).",
-    "smooth": "Word i, with r = i // width and c = i % width, is (r * down + c * across + r * c * both + (z(i) & noise)) >> shift.",
+    "weights": (
+        "Word i is sign | exponent | mantissa, from the top bit down: the sign is bit 63 of z(i), "
+        "the mantissa its lowest `mantissa_bits` bits, the exponent is `top` minus the number of "
+        "zeros below the lowest one of z(i) >> 32 (at most `depth`)."
+    ),
+    "smooth": (
+        "Word i, with r = i // width and c = i % width, is (r * down + c * across + r * c * both + "
+        "(z(i) & noise)) >> shift."
+    ),
     "choice": "Word i is values[z(i) % n], where n is the number of values.",
 }
 
@@ -134,9 +144,11 @@ def apply_edits(base: bytes, edits: list[dict[str, Any]], refit: list[dict[str, 
     Parameters
     ----------
     edits
-        ``at``, ``remove``, ``insert``: at this offset of the base, this many bytes give way to these, in hexadecimal.
+        ``at``, ``remove``, ``insert``: at this offset of the base,
+        this many bytes give way to these, in hexadecimal.
     refit
-        Afterwards and in order: the CRC-32 of bytes ``of[0]`` to ``of[1]`` is stored at ``at``, as a u32.
+        Afterwards and in order: the CRC-32 of bytes ``of[0]`` to ``of[1]`` is stored at ``at``,
+        as a u32.
     """
     data = bytearray(base)
     # from the end, so that offsets stay those of the base

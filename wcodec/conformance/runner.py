@@ -79,7 +79,7 @@ class Report:
         return json.dumps(whole | {"checks": checks}, indent=1)
 
 
-# ---- running -------------------------------------------------------------------------------------------------------------
+# ---- running -------------------------------------------------------------------------------------
 def checks_of(target: Backend | Command, vectors: Vectors) -> tuple[list[Check], list[Check]]:
     """The checks of a target, and its sweeps."""
     if isinstance(target, Command):
@@ -153,8 +153,14 @@ def run(
             pool.shutdown(cancel_futures=True)
     done, due = {o.id for o in report.outcomes}, {c.id for c in chosen}
     report.outcomes += [
-        Outcome(c.id, c.rules, "not run", message=c.cannot or ("interrupted" if c.id in due else "left out"))
-        for c in [*plain, *swept] if c.id not in done
-    ]  # fmt: skip
+        Outcome(
+            c.id,
+            c.rules,
+            "not run",
+            message=c.cannot or ("interrupted" if c.id in due else "left out"),
+        )
+        for c in [*plain, *swept]
+        if c.id not in done
+    ]
     report.seconds = time.perf_counter() - start
     return report

@@ -1,10 +1,12 @@
-"""Tensors decoded straight into the memory of GPUs. Needs the extra ``wcodec[cuda]``; decoding needs an NVIDIA GPU.
+"""Tensors decoded straight into the memory of GPUs.
+Needs the extra ``wcodec[cuda]``; decoding needs an NVIDIA GPU.
 
 >>> import wcodec.cuda
 >>> tensors = wcodec.cuda.load_file("model.wcodec")
 >>> weight = torch.from_dlpack(tensors["weight"])  # no copy
 
-The host reads and checks the file's index; records go to the device as they are, are decoded there, and checked there.
+The host reads and checks the file's index;
+records go to the device as they are, are decoded there, and checked there.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ BUFFERS_OF_SLOT: Final = 4
 class DeviceTensor:
     """A decoded tensor in device memory.
 
-    It speaks DLPack (``torch.from_dlpack(t)``, ``jax.dlpack.from_dlpack(t)``), bfloat16 and float8 as what they are.
+    It speaks DLPack (``torch.from_dlpack(t)``, ``jax.dlpack.from_dlpack(t)``),
+    bfloat16 and float8 as what they are.
 
     Attributes
     ----------
@@ -66,7 +69,9 @@ class DeviceTensor:
 
     @property
     def array(self) -> Any:
-        """Device array of the tensor's shape; bfloat16 and float8, which CuPy does not have, as unsigned integers."""
+        """Device array of the tensor's shape; bfloat16 and float8, which CuPy does not have,
+        as unsigned integers.
+        """
         return dlpack.typed(self.words, self.shape, self.dtype)
 
     @property
@@ -101,18 +106,22 @@ def _runtime_of(device: int | None) -> Runtime:
 
 
 class Loader:
-    """Decodes files to one or more GPUs, and keeps buffers from one to the next. Calls from several threads take turns.
+    """Decodes files to one or more GPUs, and keeps buffers from one to the next.
+    Calls from several threads take turns.
 
     Parameters
     ----------
     devices
-        Numbers of the GPUs that tensors are spread over by size; ``None`` for ``WCODEC_CUDA_DEVICE``, or the first.
+        Numbers of the GPUs that tensors are spread over by size; ``None`` for
+        ``WCODEC_CUDA_DEVICE``, or the first.
     streams
-        Sets of segments under way at once on each GPU: while one is read from the file, others are copied and decoded.
+        Sets of segments under way at once on each GPU:
+        while one is read from the file, others are copied and decoded.
     max_device_bytes
         Most memory of each GPU to use, tensors and buffers together.
     verify
-        Whether CRC-32s of all records and tensors are checked, on the device. Streams check themselves in any case.
+        Whether CRC-32s of all records and tensors are checked, on the device.
+        Streams check themselves in any case.
 
     Raises
     ------
@@ -159,13 +168,14 @@ class Loader:
         base
             As of `wcodec.open`; it is decoded to the device too, a few tensors at a time.
         allocate
-            Makes the memory of the tensors, where it is to be another library's: called with the `Runtime` of the device and a number
-            of bytes, returns what `Runtime.adopt` makes of it.
+            Makes the memory of the tensors, where it is to be another library's: called with the
+            `Runtime` of the device and a number of bytes, returns what `Runtime.adopt` makes of it.
 
         Raises
         ------
         DecodeError
-            As `wcodec.load_file`; ``resource_limit``: more device memory than there is, or than is allowed.
+            As `wcodec.load_file`; ``resource_limit``:
+            more device memory than there is, or than is allowed.
         KeyError
             The file has no tensor of a name.
         """
@@ -184,7 +194,9 @@ class Loader:
         return tensor
 
     def decode_async(self, data: Any) -> Future[DeviceTensor]:
-        """`decode` in a thread of its own, calls in order; `data` must not change before the result is there."""
+        """`decode` in a thread of its own, calls in order;
+        `data` must not change before the result is there.
+        """
         return self._later(self.decode, data)
 
     def load_file_async(
@@ -201,9 +213,11 @@ class Loader:
         *,
         allocate: Allocate | None = None,
     ) -> Generator[DeviceTensor, None, None]:
-        """Tensors of a file one after another, each when it is whole: a caller that drops them needs memory for a few alone.
+        """Tensors of a file one after another, each when it is whole: a caller that drops them
+        needs memory for a few alone.
 
-        On the first device, with buffers of its own: meanwhile the loader may be used for other things. Raises as `load_file`.
+        On the first device, with buffers of its own: meanwhile the loader may be used for other
+        things. Raises as `load_file`.
         """
         with File(path, self._decoder.backend, base=base) as f, f.reopen() as raw:
             records = _chosen(f.index, names)
@@ -268,7 +282,9 @@ class Loader:
         return {t.name: done[t.name] for t in records}
 
     def _pipeline(self, i: int, share: list[TensorRecord], file: File | None) -> Pipeline:
-        """The pipeline of a device; the one before, if its buffers fit beside the tensors and need not be smaller."""
+        """The pipeline of a device; the one before,
+        if its buffers fit beside the tensors and need not be smaller.
+        """
         nbytes = sum(t.nbytes for t in share)
         size, kept = self._fit(share, file, lambda streams, slot: nbytes), self._pipelines[i]
         if kept is None or (kept.n_streams, kept.slot_nbytes) != size:
@@ -279,7 +295,8 @@ class Loader:
     def _fit(
         self, records: list[TensorRecord], file: File | None, alive: Callable[[int, int], int]
     ) -> tuple[int, int]:
-        """Streams and slots whose buffers `max_device_bytes` allows beside the tensors, `alive(streams, slot)` bytes at once.
+        """Streams and slots whose buffers `max_device_bytes` allows beside the tensors,
+        `alive(streams, slot)` bytes at once.
 
         Tensors of a base come on top, and the buffers of those that decode it.
         """
@@ -291,10 +308,8 @@ class Loader:
             else 0
         )
         while self.max_device_bytes is not None:
-            tensors, buffers = (
-                alive(streams, slot),
-                streams * slot * BUFFERS_OF_SLOT * (1 + n_bases),
-            )
+            tensors = alive(streams, slot)
+            buffers = streams * slot * BUFFERS_OF_SLOT * (1 + n_bases)
             tensors += max(n_bases, 1) * _most_alive(differences, streams, slot)
             if tensors + buffers <= self.max_device_bytes:
                 break
@@ -364,9 +379,11 @@ def _spread(records: list[TensorRecord], n: int) -> list[list[TensorRecord]]:
 
 
 def _most_alive(records: list[TensorRecord], streams: int, slot_nbytes: int) -> int:
-    """Most bytes of tensors at once where each goes when the next one is there: of those in sets under way, and one more.
+    """Most bytes of tensors at once where each goes when the next one is there:
+    of those in sets under way, and one more.
 
-    Under way are `streams` sets and one that is being checked, and the tensor that found no room in the last of them.
+    Under way are `streams` sets and one that is being checked,
+    and the tensor that found no room in the last of them.
     """
     # that sets are filled by
     sizes = [t.nbytes if t.difference else t.payload_nbytes for t in records]
@@ -379,7 +396,7 @@ def _most_alive(records: list[TensorRecord], streams: int, slot_nbytes: int) -> 
     return most + max((t.nbytes for t in records), default=0)
 
 
-# ---- with a loader of one's own ------------------------------------------------------------------------------------------
+# ---- with a loader of one's own ------------------------------------------------------------------
 _loaders: dict[int | None, Loader] = {}
 _loaders_lock = threading.Lock()
 

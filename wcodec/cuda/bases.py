@@ -17,7 +17,9 @@ from wcodec.reference.records import TensorRecord
 
 
 def n_coded_bases(file: File) -> int:
-    """How many ``.wcodec`` files have to be decoded for a file's tensors besides itself. Raises as `File.base`."""
+    """How many ``.wcodec`` files have to be decoded for a file's tensors besides itself.
+    Raises as `File.base`.
+    """
     base = file.base() if file.needs_base else None
     return 1 + n_coded_bases(base) if isinstance(base, File) else 0
 
@@ -25,7 +27,8 @@ def n_coded_bases(file: File) -> int:
 def base_memory(
     pipeline: Pipeline, file: File, records: list[TensorRecord]
 ) -> Generator[Any, None, None]:
-    """Device memory of what some tensors of a file differ from, uint8, one for each that is a difference, in order.
+    """Device memory of what some tensors of a file differ from, uint8,
+    one for each that is a difference, in order.
 
     Parameters
     ----------

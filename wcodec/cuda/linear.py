@@ -34,9 +34,11 @@ class LinearPlan(NamedTuple):
     grid
         Blocks.
     n_parts, part_tiles
-        Parts that the columns of W are split into among blocks, and how many tiles wide they are, but for the last.
+        Parts that the columns of W are split into among blocks, and how many tiles wide they are,
+        but for the last.
     slice_bits, slice_tiles
-        log2 of the slices that a part is split into among the warps of a block, and how many tiles wide they are.
+        log2 of the slices that a part is split into among the warps of a block,
+        and how many tiles wide they are.
     row_bits
         log2 of the rows of x that are kept in shared memory.
     workspace_nbytes
@@ -78,8 +80,9 @@ def plan_linear(
     n_processors
         Multiprocessors of the device.
     n_parts, n_slices
-        As many, or fewer if columns or the kernel do not allow them; slices are a power of two. By default, until there are enough
-        blocks for the device: slices first, for these need no memory and no second kernel, but with many rows of x.
+        As many, or fewer if columns or the kernel do not allow them; slices are a power of two. By
+        default, until there are enough blocks for the device: slices first, for these need no
+        memory and no second kernel, but with many rows of x.
 
     Raises
     ------
@@ -131,13 +134,14 @@ def linear(
     plan: LinearPlan | None = None,
     workspace: int | None = None,
 ) -> Any:
-    """Queue a product on the current stream. Sums are fp32, and the same from run to run with the same plan.
+    """Queue a product on the current stream. Sums are fp32,
+    and the same from run to run with the same plan.
 
     Parameters
     ----------
     x
-        Device address of words of type `factors`, row by row, of shape (batch, columns of W). Faster at a multiple of 16, if the
-        number of columns is one of 8.
+        Device address of words of type `factors`, row by row, of shape (batch, columns of W).
+        Faster at a multiple of 16, if the number of columns is one of 8.
     y
         Device address for words of that type, row by row, of shape (batch, rows of W).
     bias
@@ -149,7 +153,8 @@ def linear(
     plan
         By default, that of `plan_linear`.
     workspace
-        Device address of `LinearPlan.workspace_nbytes`, a multiple of 16; by default, memory is taken from the runtime.
+        Device address of `LinearPlan.workspace_nbytes`, a multiple of 16;
+        by default, memory is taken from the runtime.
 
     Returns
     -------
@@ -184,7 +189,9 @@ def linear(
 
 
 class _Launches(NamedTuple):
-    """What is the same each time that a plan is launched: the kernel of the products and its numbers, and that of the sums of parts."""
+    """What is the same each time that a plan is launched: the kernel of the products and its
+    numbers, and that of the sums of parts.
+    """
 
     kernel: str
     sizes: tuple[np.uint32, ...]

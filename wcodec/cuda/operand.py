@@ -1,4 +1,6 @@
-"""Operands in device memory: matrices that kernels multiply by as they lie in a file (spec: chapter 14.1)."""
+"""Operands in device memory: matrices that kernels multiply by as they lie in a file (spec:
+chapter 14.1).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ WEIGHTS: Final = {
 
 
 class Operand:
-    """A matrix whose payload lies in device memory, ready to be multiplied by or decoded. Its payload is taken to be whole.
+    """A matrix whose payload lies in device memory, ready to be multiplied by or decoded. Its
+    payload is taken to be whole.
 
     Parameters
     ----------
@@ -64,11 +67,9 @@ class Operand:
         problem = kernel_problem(t)
         if problem is not None:
             raise ValueError(f"no operand: {problem}")
-        self.runtime, self.shape, self.weights = (
-            runtime,
-            (t.shape[0], t.shape[1]),
-            WEIGHTS[t.dtype.name],
-        )
+        self.runtime = runtime
+        self.shape = (t.shape[0], t.shape[1])
+        self.weights = WEIGHTS[t.dtype.name]
         plan = t.plan(tables)
         with runtime.in_use():
             # CuPy has no dtypes with fields, or few
@@ -111,7 +112,9 @@ def records_of(plan: SegmentPlan) -> NDArray[Any]:
 
 
 def _luts_of(runtime: Runtime, plan: SegmentPlan) -> tuple[Any, int]:
-    """Entries of the table that symbols are coded with, and its precision; ``None`` and 9 if there is none."""
+    """Entries of the table that symbols are coded with, and its precision;
+    ``None`` and 9 if there is none.
+    """
     s, rows = plan.segments, TableRows()
     coded = np.flatnonzero(s.coder[0] == Coder.RANS)[:1]
     if not coded.size:

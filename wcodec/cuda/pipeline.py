@@ -1,4 +1,6 @@
-"""Whole tensors to the device: reading, copying in, decoding and checking overlap on several streams."""
+"""Whole tensors to the device: reading, copying in,
+decoding and checking overlap on several streams.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ LEAST_SLOT_NBYTES: Final = 1 << 20
 READ_NBYTES: Final = 1 << 23  #: of the file that a thread reads at once
 SCRATCH_OF_SLOT: Final = 2  #: device memory for symbols on their way, for each byte of a slot
 
-#: Makes memory of so many bytes on the device of a runtime, uint8, for the runtime's current stream. Raises MemoryError.
+#: Makes memory of so many bytes on the device of a runtime, uint8, for the runtime's current
+#: stream. Raises MemoryError.
 Allocate: TypeAlias = Callable[[Runtime, int], Any]
 
 
@@ -89,7 +92,9 @@ def pieces(t: TensorRecord, tables: TablePool, limit: int) -> Iterator[Piece]:
 
 @dataclass
 class _Target:
-    """A tensor on its way: its memory, that of what it differs from, and the CRC-32 of what is there so far."""
+    """A tensor on its way: its memory, that of what it differs from,
+    and the CRC-32 of what is there so far.
+    """
 
     memory: Any
     base: Any
@@ -123,7 +128,8 @@ class Pipeline:
     slot_nbytes
         Payload of a set; a set holds at least one piece.
     verify
-        Whether CRC-32s of records and tensors are checked, on the device. What rANS streams check by themselves always is.
+        Whether CRC-32s of records and tensors are checked, on the device.
+        What rANS streams check by themselves always is.
     """
 
     def __init__(
@@ -133,12 +139,10 @@ class Pipeline:
         slot_nbytes: int = SLOT_NBYTES,
         verify: bool = True,
     ) -> None:
-        self.runtime, self.n_streams, self.slot_nbytes, self.verify = (
-            runtime,
-            streams,
-            slot_nbytes,
-            verify,
-        )
+        self.runtime = runtime
+        self.n_streams = streams
+        self.slot_nbytes = slot_nbytes
+        self.verify = verify
         self._free: list[_Slot] = []
 
     @cached_property
@@ -224,7 +228,9 @@ class Pipeline:
         return slot
 
     def _give_up(self, slot: _Slot) -> None:
-        """Wait for what has been queued of a set: memory may go only when nothing uses it any more."""
+        """Wait for what has been queued of a set: memory may go only when nothing uses it any
+        more.
+        """
         with self.runtime.in_use(), self.runtime.on(slot.stream):
             self.runtime.mark().synchronize()
         self._release(slot)
@@ -283,10 +289,8 @@ class Pipeline:
                         piece.t.difference,
                     )
             if self.verify:
-                starts, sizes = (
-                    np.array([j.words for j in jobs], np.uint64),
-                    np.array([p.words_nbytes for p, _ in some], np.int64),
-                )
+                starts = np.array([j.words for j in jobs], np.uint64)
+                sizes = np.array([p.words_nbytes for p, _ in some], np.int64)
                 slot.crcs.append(crc32_ranges(runtime, starts, sizes))
 
     def _finish(self, slot: _Slot) -> Iterator[tuple[TensorRecord, Any]]:

@@ -24,8 +24,8 @@ MOST_PREPARED: Final = 4  #: addresses that a tensor is ready to be decoded to
 class ResidentTensor:
     """A tensor whose payload lies in device memory.
 
-    The first time it is decoded everything is checked, as `wcodec.decode` does; then the payload is taken to stay as it is, kernels
-    are launched, and nobody waits.
+    The first time it is decoded everything is checked, as `wcodec.decode` does; then the payload is
+    taken to stay as it is, kernels are launched, and nobody waits.
 
     Parameters
     ----------
@@ -57,7 +57,9 @@ class ResidentTensor:
                 self.runtime.mark().synchronize()  # before its memory goes
 
     def _prepare(self, words: int) -> Decoding:
-        """What is launched to decode to an address: the same as the last time, but for kernels that need memory of their own."""
+        """What is launched to decode to an address: the same as the last time, but for kernels that
+        need memory of their own.
+        """
         decoding = self._prepared.get(words)
         if decoding is None:
             decoding = Decoding(self.runtime, [Job(self.t.plan(self.tables), words, self.payload)])
@@ -85,7 +87,8 @@ class ResidentTensor:
             raise
 
     def decode_part(self, down: Ids, across: Ids, payload: int, words: int) -> None:
-        """Decode some segment rows and columns, whose records lie one behind another at `payload`, and check them; waits.
+        """Decode some segment rows and columns, whose records lie one behind another at `payload`,
+        and check them; waits.
 
         Raises
         ------

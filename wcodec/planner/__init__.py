@@ -1,1 +1,3 @@
-"""What the encoder chooses: geometry, modes, coders, tables. Spec: chapter 14 (informative). A decoder needs none of it."""
+"""What the encoder chooses: geometry, modes, coders, tables. Spec: chapter 14 (informative). A
+decoder needs none of it.
+"""

@@ -1,8 +1,10 @@
-"""Which planes are coded with contexts, and under which tables. Spec: chapters 9.4 and 14 (informative).
+"""Which planes are coded with contexts, and under which tables.
+Spec: chapters 9.4 and 14 (informative).
 
-Clusters are found by iteration under code length (as k-means under squared distance: S. Lloyd, 1982; under code length: T. Linder,
-2000), tables are added as long as they save more than their own bytes (minimum description length: J. Rissanen, 1978). All in whole
-numbers, in a fixed order, ties to the lowest.
+Clusters are found by iteration under code length (as k-means under squared distance: S. Lloyd,
+1982; under code length: T. Linder, 2000), tables are added as long as they save more than their own
+bytes (minimum description length: J. Rissanen, 1978). All in whole numbers, in a fixed order, ties
+to the lowest.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ RECENT_MAPS: Final = 64  #: how far back an encoder looks for a map that fits
 FEW_MAPS: Final = 4  #: the same, for segments so small that looking would take longer than all else
 
 
-# ---- clusters ------------------------------------------------------------------------------------------------------------------
+# ---- clusters ------------------------------------------------------------------------------------
 def _prices(counts: Counts) -> Costs:
     """Cost of each symbol (last axis) given counts, all above 0."""
     smooth = counts * SMOOTH + 1
@@ -104,38 +106,31 @@ class Scales:
         return self._lines(np.arange(width) * SIDES + self.rows[:, None], width)
 
     def _lines(self, line: Counts, n_lines: int) -> Counts:
-        return np.bincount(
-            (line * self.n + self.bins).reshape(-1), minlength=n_lines * SIDES * self.n
-        ).reshape(n_lines, SIDES, self.n)
+        bins = (line * self.n + self.bins).reshape(-1)
+        counts = np.bincount(bins, minlength=n_lines * SIDES * self.n)
+        return counts.reshape(n_lines, SIDES, self.n)
 
     def _clusters(self, counts: Counts, classes: Counts, rounds: int) -> Counts:
         """Classes of lines given their counts: each goes where it is shortest, repeatedly."""
         flat = counts.reshape(len(counts), -1).astype(np.float64)
         for _ in range(rounds):
             sums = (np.arange(SIDES)[:, None] == classes).astype(np.float64) @ flat
-            classes = np.argmin(
-                flat
-                @ _prices(sums.astype(np.int64).reshape(SIDES, SIDES, -1)).reshape(SIDES, -1).T,
-                axis=1,
-            )
+            prices = _prices(sums.astype(np.int64).reshape(SIDES, SIDES, -1))
+            classes = np.argmin(flat @ prices.reshape(SIDES, -1).T, axis=1)
         return classes
 
     def fit(self, cost: Costs) -> None:
         """Assign rows, then columns, to the classes of tables whose costs are given: (16, 256)."""
         prices = self._mean(np.minimum(cost, DEAR)).reshape(SIDES, SIDES, self.n).astype(np.float64)
-        self.rows = np.argmin(
-            self._by_row().reshape(len(self.rows), -1) @ prices.reshape(SIDES, -1).T, axis=1
-        )
-        self.cols = np.argmin(
-            self._by_col().reshape(len(self.cols), -1) @ prices.swapaxes(0, 1).reshape(SIDES, -1).T,
-            axis=1,
-        )
+        by_row = self._by_row().reshape(len(self.rows), -1)
+        self.rows = np.argmin(by_row @ prices.reshape(SIDES, -1).T, axis=1)
+        by_col = self._by_col().reshape(len(self.cols), -1)
+        self.cols = np.argmin(by_col @ prices.swapaxes(0, 1).reshape(SIDES, -1).T, axis=1)
 
     def joint(self) -> Counts:
         """Counts of the symbols by both classes: (16, 256)."""
-        return _joint(
-            (self.rows[:, None] * SIDES + self.cols).astype(np.uint8), self.symbols, SIDES * SIDES
-        )
+        classes = (self.rows[:, None] * SIDES + self.cols).astype(np.uint8)
+        return _joint(classes, self.symbols, SIDES * SIDES)
 
     def packed(self) -> Bytes:
         """As the record holds them."""
@@ -158,7 +153,7 @@ def positions(segment: Bytes, g: Geometry) -> Bytes:
     return np.asarray(rows[:, None] * 8 + cols, np.uint8)
 
 
-# ---- tables and maps -----------------------------------------------------------------------------------------------------------
+# ---- tables and maps -----------------------------------------------------------------------------
 def _price(table: Table) -> int:
     return (table.serialised_nbytes + 2) * BYTE
 
@@ -181,12 +176,10 @@ class Clusters:
     """
 
     def __init__(self, counts: Counts, tables: list[Table], prob_bits: int) -> None:
-        self.counts, self.tables, self.prob_bits, self.n_given = (
-            counts,
-            list(tables),
-            prob_bits,
-            len(tables),
-        )
+        self.counts = counts
+        self.tables = list(tables)
+        self.prob_bits = prob_bits
+        self.n_given = len(tables)
         self.total = counts.sum(axis=0)
         self.number, self.cost = np.zeros(len(counts), np.int64), np.full(len(counts), IMPOSSIBLE)
         for i, table in enumerate(self.tables):
@@ -194,13 +187,13 @@ class Clusters:
 
     def _offer(self, i: int, table: Table) -> None:
         got = self.counts @ symbol_costs(table)
-        self.number, self.cost = (
-            np.where(got < self.cost, i, self.number),
-            np.minimum(got, self.cost),
-        )
+        self.number = np.where(got < self.cost, i, self.number)
+        self.cost = np.minimum(got, self.cost)
 
     def _table(self, of: NDArray[np.bool_], everything: bool = False) -> Table:
-        """A table for some histograms; `everything` gives a slot to all symbols that occur anywhere."""
+        """A table for some histograms; `everything` gives a slot to all symbols that occur
+        anywhere.
+        """
         total = self.counts[of].sum(axis=0)
         rare = (total == 0) & (self.total > 0)
         if not everything and rare.sum() > MAX_RARE:
@@ -210,7 +203,9 @@ class Clusters:
         return quantise(total + rare, self.prob_bits)
 
     def grow(self, most: int) -> None:
-        """Add up to `most` tables, the next one for the histogram that gains most, and for all that like it."""
+        """Add up to `most` tables, the next one for the histogram that gains most,
+        and for all that like it.
+        """
         ideal, tried = ideal_cost(self.counts), np.zeros(len(self.counts), bool)
         for _ in range(2 * most):
             gain = np.where(tried, 0, self.cost - ideal)
@@ -277,10 +272,8 @@ class Contexts:
         for i in range(max(0, len(self.pool.maps) - most), len(self.pool.maps)):
             if self.pool.maps[i].kind == kind:
                 got = self._costs(joint, self.pool.maps[i])
-                found.number, found.cost = (
-                    np.where(got < found.cost, i, found.number),
-                    np.minimum(got, found.cost),
-                )
+                found.number = np.where(got < found.cost, i, found.number)
+                found.cost = np.minimum(got, found.cost)
         return found
 
     def _room(self) -> bool:
@@ -290,7 +283,9 @@ class Contexts:
         )
 
     def shared(self, joint: Counts, kind: ContextKind) -> _Found:
-        """For each segment the best of the maps of a kind, one new map for all of them among these if it pays."""
+        """For each segment the best of the maps of a kind,
+        one new map for all of them among these if it pays.
+        """
         found, total = self._recent(joint, kind), joint.sum(axis=0)
         seen = np.flatnonzero(total.sum(axis=1))
         if seen.size == 0 or not self._room():
@@ -317,7 +312,9 @@ class Contexts:
         return found
 
     def by_scale(self, scales: list[Scales]) -> _Found:
-        """For each segment a map of kind SCALE; fits classes to tables, and new tables to classes."""
+        """For each segment a map of kind SCALE; fits classes to tables,
+        and new tables to classes.
+        """
         n_tables = len(self.pool)
         found = self._scale_maps(np.stack([s.joint() for s in scales]))
         if not (found.cost < IMPOSSIBLE).all():
@@ -337,7 +334,9 @@ class Contexts:
         return found
 
     def _fitted(self, own: Scales, m: ContextMap, cost: float) -> Counts:
-        """Joint counts, after the classes have been fitted to a map's tables if that costs less than `cost`."""
+        """Joint counts, after the classes have been fitted to a map's tables if that costs less
+        than `cost`.
+        """
         before = own.rows, own.cols
         own.fit(np.stack([symbol_costs(self.pool[m.tables[c]]) for c in m.class_of]))
         joint = own.joint()
@@ -359,7 +358,9 @@ class Contexts:
                 )
 
     def _scale_maps(self, joint: Counts) -> _Found:
-        """For each segment a map of kind SCALE, given counts by classes of rows and columns (n, 16, 256)."""
+        """For each segment a map of kind SCALE, given counts by classes of rows and columns
+        (n, 16, 256).
+        """
         found = self._recent(joint, ContextKind.SCALE)
         if not self._room():
             return found
@@ -386,16 +387,15 @@ class Contexts:
                 self.pool.maps.append(new)
                 rest = self._costs(joint[k:], new)
                 better = rest < found.cost[k:]
-                found.number[k:][better], found.cost[k:][better] = (
-                    len(self.pool.maps) - 1,
-                    rest[better],
-                )
+                found.number[k:][better] = len(self.pool.maps) - 1
+                found.cost[k:][better] = rest[better]
         return found
 
     def improve(
         self, chunk: Chunk, planes: list[Choice], tile_modes: TileModes, where: NDArray[np.bool_]
     ) -> tuple[list[Choice], list[Bytes]]:
-        """Choices of byte planes with contexts where they make them smaller, maps aside; and the packed classes of each segment.
+        """Choices of byte planes with contexts where they make them smaller, maps aside; and the
+        packed classes of each segment.
 
         Looks at segments `where`.
         """
@@ -425,7 +425,9 @@ class Contexts:
         choice: Choice,
         scales: list[Bytes],
     ) -> None:
-        """Contexts of one plane of some segments: by the plane above, by place behind transforms, else by rows and columns."""
+        """Contexts of one plane of some segments: by the plane above, by place behind transforms,
+        else by rows and columns.
+        """
         wanted = (choice.coder[ids] != Coder.CONSTANT) & (
             self.forced | (p > 0) | (choice.coder[ids] == Coder.RANS)
         )
@@ -433,10 +435,8 @@ class Contexts:
         placed = ((mode >= 16) & (mode != PER_TILE)) | (
             (mode == PER_TILE) & (not chunk.geometry.one_tile)
         )
-        by_place, by_scale = (
-            np.flatnonzero(wanted & placed & (p == 0)),
-            np.flatnonzero(wanted & ~placed & (p == 0)),
-        )
+        by_place = np.flatnonzero(wanted & placed & (p == 0))
+        by_scale = np.flatnonzero(wanted & ~placed & (p == 0))
         by_plane = np.flatnonzero(wanted & (p > 0))
         g = chunk.geometry
         if by_plane.size:
@@ -461,21 +461,23 @@ class Contexts:
     def _take(
         self, choice: Choice, ids: Counts, found: _Found, more_nbytes: Counts | int
     ) -> NDArray[np.bool_]:
-        """Use maps where they make a plane smaller, with `more_nbytes` beside its stream. Returns where."""
+        """Use maps where they make a plane smaller, with `more_nbytes` beside its stream.
+        Returns where.
+        """
         nbytes = stream_nbytes(found.cost) + more_nbytes
         took = (found.cost < IMPOSSIBLE) & ((nbytes < choice.nbytes[ids]) | self.forced)
         mine = ids[took]
-        choice.coder[mine], choice.table[mine], choice.nbytes[mine] = (
-            Coder.CONTEXT,
-            found.number[took],
-            nbytes[took],
-        )
+        choice.coder[mine] = Coder.CONTEXT
+        choice.table[mine] = found.number[took]
+        choice.nbytes[mine] = nbytes[took]
         return np.asarray(took)
 
     def price(
         self, planes: list[Choice], where: NDArray[np.bool_], n_tables: int, n_maps: int
     ) -> int:
-        """Cost of the maps behind the first `n_maps` that some segments use, and of their tables behind the first `n_tables`."""
+        """Cost of the maps behind the first `n_maps` that some segments use, and of their tables
+        behind the first `n_tables`.
+        """
         numbers = {
             int(i)
             for c in planes

@@ -1,7 +1,8 @@
 """What choices cost. Spec: chapter 14 (informative).
 
-Costs are in 1/65536 bit where they are sums over symbols, in bytes where they are sums of records. Float64 holds them where
-products of histograms with costs are one matrix product; all are integers below 2^53, so that every machine finds the same.
+Costs are in 1/65536 bit where they are sums over symbols, in bytes where they are sums of records.
+Float64 holds them where products of histograms with costs are one matrix product; all are integers
+below 2^53, so that every machine finds the same.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ MAX_PATCHES: Final = 100
 
 
 class Histograms(Protocol):
-    """The one kernel that planning needs, and the way to the host for contexts; see `wcodec.backends.protocol.Backend`."""
+    """The one kernel that planning needs, and the way to the host for contexts; see
+    `wcodec.backends.protocol.Backend`.
+    """
 
     def histogram(
         self, words: Words, geometry: Geometry, dtype: DType, *,
@@ -191,7 +194,9 @@ class Chunk:
         return self.backend.histogram(self.words, self.geometry, self.dtype, **what)
 
     def top_rows(self) -> Chunk:
-        """The first sixteenth of the rows of each segment, as segments of a single tile; of flat ones and the last row of segments none."""
+        """The first sixteenth of the rows of each segment, as segments of a single tile; of flat
+        ones and the last row of segments none.
+        """
         g = self.geometry
         height, n_down = g.segment_rows // 16, g.rows // g.segment_rows
         if height == 0 or n_down == 0:
@@ -211,8 +216,10 @@ class Chunk:
 
 @dataclass
 class Sample:
-    """What is looked at first: a part of the chunk and some of its segments, and their histograms; byte planes worth counting,
-    and nibble planes of one-byte words; whether pairs and bytes come into question."""
+    """What is looked at first: a part of the chunk and some of its segments, and their histograms;
+    byte planes worth counting, and nibble planes of one-byte words; whether pairs and bytes come
+    into question.
+    """
 
     part: Chunk
     ids: Counts

@@ -34,7 +34,9 @@ class Subtracting(Histograms, Protocol):
 
 
 def enlarged(geometry: Geometry) -> Geometry:
-    """Segments for differences, each of one tile; with as many columns, if the matrix has more rows than a segment."""
+    """Segments for differences, each of one tile;
+    with as many columns, if the matrix has more rows than a segment.
+    """
     g = geometry
     if g.rows > g.segment_rows:
         rows, cols = min(g.rows, LARGER * g.segment_rows), g.segment_cols
@@ -58,7 +60,9 @@ def _rectangles(rows: int, cols: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _cost(counts: NDArray[np.int64], prob_bits: int) -> float:
-    """What byte planes with these histograms cost under tables of their own, in 1/65536 bit; no more than their bytes."""
+    """What byte planes with these histograms cost under tables of their own, in 1/65536 bit;
+    no more than their bytes.
+    """
     coded = [
         costs.symbol_costs(costs.quantise(c, prob_bits)) @ c if np.count_nonzero(c) > 1 else 0
         for c in counts

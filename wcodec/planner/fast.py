@@ -1,7 +1,8 @@
 """Preset ``fast``: choices from a sixteenth of the words. Spec: chapter 14 (informative).
 
-All segments are looked at, but only the first rows of each. Each plane of a chunk gets one table, which can code any symbol: what
-was not looked at can make a record larger, but not wrong. `wcodec.codec.encoder.Writer` stores raw what has become larger than its words.
+All segments are looked at, but only the first rows of each. Each plane of a chunk gets one table,
+which can code any symbol: what was not looked at can make a record larger, but not wrong.
+`wcodec.codec.encoder.Writer` stores raw what has become larger than its words.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Fast:
     def _choose(
         self, counts: Counts, part_size: Counts, size: Counts, sixteenths: int = 16
     ) -> Choice:
-        """Coder of a plane of each segment, given histograms of parts (n, 256), their symbols (n,) and those of the segments (n,)."""
+        """Coder of a plane of each segment, given histograms of parts (n, 256), their symbols (n,)
+        and those of the segments (n,).
+        """
         out = Choice.raw(size)
         table = self.tables.pool[number := self.tables.fit(counts.sum(axis=0) + 1)]
         cost, part_size = (counts @ symbol_costs(table))[self.like], part_size[self.like]
@@ -54,10 +57,8 @@ class Fast:
 
     def bytes(self) -> list[Choice]:
         """Choices of the byte planes."""
-        planes, s = (
-            [Choice.raw(self.chunk.size) for _ in range(self.chunk.dtype.word_nbytes)],
-            self.sample,
-        )
+        planes = [Choice.raw(self.chunk.size) for _ in range(self.chunk.dtype.word_nbytes)]
+        s = self.sample
         for p in s.planes:
             planes[p] = self._choose(
                 s.counts[:, p], s.part.size, self.chunk.size, LOWER if p else 16

@@ -55,10 +55,11 @@ def choose_geometry(
 
 
 def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
-    """Bands of equal width near 256, a multiple of 64 but for the last one, wider where there are few rows, cut into segments of
-    equal height near the target.
+    """Bands of equal width near 256, a multiple of 64 but for the last one, wider where there are
+    few rows, cut into segments of equal height near the target.
 
-    A matrix of up to two bands is one. A row of segments holds at most 2^24 words, so that it can be coded at once.
+    A matrix of up to two bands is one. A row of segments holds at most 2^24 words,
+    so that it can be coded at once.
     """
     target = 1 << 15 if word_nbytes <= 2 else 1 << 14
     most_rows = min(rows, max(1, MAX_SEGMENT_ELEMENTS // cols))
@@ -71,7 +72,9 @@ def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
 
 
 def _large_segment(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
-    """Near 2^19 words of a byte, 2^18 of larger ones: bands of up to 2048 columns, of equal width near 1024 if there are more."""
+    """Near 2^19 words of a byte, 2^18 of larger ones: bands of up to 2048 columns, of equal width
+    near 1024 if there are more.
+    """
     target = 1 << 19 if word_nbytes == 1 else 1 << 18
     most_rows = min(rows, max(1, MAX_SEGMENT_ELEMENTS // cols))
     if most_rows == 1:

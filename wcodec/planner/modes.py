@@ -43,7 +43,9 @@ class Modes:
         self.least = 1024 if exact else 1003
 
     def winners(self, chunk: Chunk, sample: Sample) -> list[list[int]]:
-        """For each plane modes that save it at least 2 % in a part of the sample, 1 % in preset ``max``: a closer look may pay."""
+        """For each plane modes that save it at least 2 % in a part of the sample, 1 % in preset
+        ``max``: a closer look may pay.
+        """
         allowed, n = self.options.modes, chunk.dtype.word_nbytes
         if (
             self.options.preset == "fast"
@@ -73,7 +75,9 @@ class Modes:
         return winners
 
     def _glance(self, sample: Sample, some: Counts) -> bool:
-        """Whether a transform saves enough in a few parts; floats are not looked at, for an exponent that is smooth is predicted well."""
+        """Whether a transform saves enough in a few parts; floats are not looked at, for an
+        exponent that is smooth is predicted well.
+        """
         first = TRANSFORMED[:1]
         return any(self._won(self._before(sample, some), self._costs(sample, some, first), first))
 
@@ -92,7 +96,9 @@ class Modes:
         return ideal_cost(np.stack(counts))
 
     def _won(self, before: Counts, after: Counts, modes: Sequence[int]) -> list[list[int]]:
-        """Modes with costs `after`, of shape (modes, planes), that save enough of `before`, the best first."""
+        """Modes with costs `after`, of shape (modes, planes), that save enough of `before`,
+        the best first.
+        """
         order, of = np.argsort(after, axis=0, kind="stable"), np.array(modes)
         return [
             of[o[a[o] * 100 < b * self.look]].tolist()
@@ -102,7 +108,9 @@ class Modes:
     def predict(
         self, chunk: Chunk, plain: list[Choice], winners: list[list[int]], tile_modes: TileModes
     ) -> list[Choice]:
-        """Choices of byte planes with modes where they make them smaller; fills `tile_modes` where tiles differ."""
+        """Choices of byte planes with modes where they make them smaller;
+        fills `tile_modes` where tiles differ.
+        """
         size, allowed = chunk.size, self.options.modes
         if allowed == (0,) or (not any(winners) and not self.options.forces_mode):
             return plain
@@ -124,23 +132,18 @@ class Modes:
             for i, mode in enumerate(modes):
                 mine = best == i
                 if mine.any():
-                    choice = _scatter(
-                        self.tables.choose(by_mode[mode][mine, p], size[mine], mode), mine
-                    )
-                    out[p].take(
-                        choice,
-                        mine
-                        & (
-                            self.options.forces_mode
-                            | (choice.nbytes * 1024 < out[p].nbytes * self.least)
-                        ),
-                    )
+                    chosen = self.tables.choose(by_mode[mode][mine, p], size[mine], mode)
+                    choice = _scatter(chosen, mine)
+                    pays = choice.nbytes * 1024 < out[p].nbytes * self.least
+                    out[p].take(choice, mine & (self.options.forces_mode | pays))
         return out
 
     def _predict_tiles(
         self, chunk: Chunk, plain: list[Choice], winners: list[list[int]], tile_modes: TileModes
     ) -> list[Choice]:
-        """As `predict`, with a mode for each tile: the one of the least entropy, NONE unless another saves 2 %."""
+        """As `predict`, with a mode for each tile:
+        the one of the least entropy, NONE unless another saves 2 %.
+        """
         out, geometry, forced = list(plain), chunk.geometry, self.options.forces_mode
         counts_of: dict[int, list[Counts]] = {p: [] for p, w in enumerate(winners) if w}
         # a row of segments at a time: a tile's histograms are larger than the tile

@@ -1,7 +1,7 @@
 """Operands: what matrix kernels read as it lies in the file. Spec: chapter 14.1.
 
-All segments are in nibble pairs, lower planes raw. Plane 0 is raw, or coded under one table for the whole tensor, which can code any
-symbol: what the first chunk has not may be in later ones.
+All segments are in nibble pairs, lower planes raw. Plane 0 is raw, or coded under one table for the
+whole tensor, which can code any symbol: what the first chunk has not may be in later ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ SAMPLED: Final = 16  #: segments in which the window is looked for first
 
 @dataclass
 class Windows:
-    """Base and fill code of each segment, words outside of its window, and histograms of plane 0, if they are wanted."""
+    """Base and fill code of each segment, words outside of its window, and histograms of plane 0,
+    if they are wanted.
+    """
 
     base: Bytes
     fill: Bytes
@@ -41,12 +43,16 @@ class Windows:
     codes: Counts | None
 
     def few(self, size: Counts) -> NDArray[np.bool_]:
-        """Which of the segments have few patches: small ones too, or a last row would make a matrix no operand."""
+        """Which of the segments have few patches: small ones too,
+        or a last row would make a matrix no operand.
+        """
         return np.asarray((self.outside * MAX_PATCHES <= size) | (self.outside <= FEW_PATCHES))
 
 
 def _own_windows(top: Counts) -> Counts:
-    """The sixteen neighbouring top bytes that occur most in each histogram (n, 256), the lowest of several."""
+    """The sixteen neighbouring top bytes that occur most in each histogram (n, 256),
+    the lowest of several.
+    """
     ends = np.cumsum(np.concatenate([np.zeros((len(top), 1), np.int64), top], axis=1), axis=1)
     return np.asarray(np.argmax(ends[:, 16:] - ends[:, :-16], axis=1), np.int64)
 
@@ -98,7 +104,9 @@ class Operands:
         return windows, [top, lower]
 
     def _windows(self, chunk: Chunk) -> Windows:
-        """One window for all segments but those of which it leaves out too much: these have their own."""
+        """One window for all segments but those of which it leaves out too much:
+        these have their own.
+        """
         n, size = chunk.size.size, chunk.size
         if self.window is None:
             ids = np.arange(min(n, SAMPLED)) * n // min(n, SAMPLED)
@@ -124,9 +132,8 @@ class Operands:
             ids = np.flatnonzero(bases == b)
             fills[ids] = np.argmax(top[ids, b : b + 16].sum(axis=0))
             if codes is not None:
-                codes[ids] = chunk.histogram(
-                    segments=ids, base=b, fill=int(fills[ids[0]]), planes=()
-                )[:, 0]
+                fill = int(fills[ids[0]])
+                codes[ids] = chunk.histogram(segments=ids, base=b, fill=fill, planes=())[:, 0]
         return Windows(bases.astype(np.uint8), fills, size - _inside(top, bases), codes)
 
     @staticmethod
@@ -136,7 +143,9 @@ class Operands:
         return np.asarray((heights == OPERAND_SEGMENT[0]) & (widths % OPERAND_TILE[1] == 0))
 
     def _code(self, out: Choice, counts: Counts, may: NDArray[np.bool_]) -> None:
-        """Code plane 0 where that makes it smaller, under the tensor's table, or a new one if it saves more than its own bytes."""
+        """Code plane 0 where that makes it smaller, under the tensor's table, or a new one if it
+        saves more than its own bytes.
+        """
         if not may.any():
             return
         n_tables = len(self.tables.pool)

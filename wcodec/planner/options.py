@@ -37,40 +37,44 @@ class EncodeOptions:
     Parameters
     ----------
     segment
-        Rows and columns of a segment in the matrix view, which is a single row if the last dimensions make fewer than 64
-        columns (spec: R6.2, chapter 14); by default about 32768 words, 16384 of 4 or 8 bytes; in preset ``max`` 524288 of a byte,
-        262144 of larger ones.
+        Rows and columns of a segment in the matrix view, which is a single row if the last
+        dimensions make fewer than 64 columns (spec: R6.2, chapter 14); by default about 32768
+        words, 16384 of 4 or 8 bytes; in preset ``max`` 524288 of a byte, 262144 of larger ones.
     tile
-        Rows and columns of a tile, at least 16. With `segment` each is a divisor of the segment's, or the whole; without, segments
-        are made of whole tiles. By default a segment is one tile.
+        Rows and columns of a tile, at least 16. With `segment` each is a divisor of the segment's,
+        or the whole; without, segments are made of whole tiles. By default a segment is one tile.
     predictor
-        ``"auto"``, or one prediction for all coded byte planes: ``"none"``, ``"left"``, ``"top"``, ``"avg"``, ``"planar"``; it
-        comes without a transform unless `transform` names one.
+        ``"auto"``, or one prediction for all coded byte planes: ``"none"``, ``"left"``, ``"top"``,
+        ``"avg"``, ``"planar"``; it comes without a transform unless `transform` names one.
     layout
-        ``"auto"``, ``"raw"``, ``"bytes"`` or ``"pairs"``; dtypes that have no pairs are then stored in bytes.
+        ``"auto"``, ``"raw"``, ``"bytes"`` or ``"pairs"``;
+        dtypes that have no pairs are then stored in bytes.
     prob_bits
         log2 of the sum of a table's frequencies, 9 to 12.
     min_saving
-        Part of a plane's bytes that coding must save, or it is stored raw. Below 0 forces coding. By default 0.02, and 0 in
-        preset ``max``.
+        Part of a plane's bytes that coding must save, or it is stored raw. Below 0 forces coding.
+        By default 0.02, and 0 in preset ``max``.
     preset
         ``"fast"`` (encode speed first), ``"default"``, ``"max"`` (size first).
     transform
-        ``"auto"``, or one transform for all coded byte planes: ``"none"``, ``"dct"``, ``"adst"``; it comes behind the prediction
-        of `predictor`, with ``"auto"`` the one that costs least.
+        ``"auto"``, or one transform for all coded byte planes: ``"none"``, ``"dct"``, ``"adst"``;
+        it comes behind the prediction of `predictor`, with ``"auto"`` the one that costs least.
     coder
-        ``"auto"``; ``"raw"``: no plane is coded; ``"rans"``: no plane has contexts; ``"context"``: all coded planes of layout
-        BYTES have.
+        ``"auto"``; ``"raw"``: no plane is coded; ``"rans"``: no plane has contexts; ``"context"``:
+        all coded planes of layout BYTES have.
     operand
-        ``"fixed"`` or ``"rans"``: matrices of int8, bfloat16, float8_e4m3fn and float8_e5m2 become operands of matrix kernels
-        (spec: chapter 14.1), with codes as they are or coded. Other tensors are coded as without it. It comes with `prob_bits` and
-        `layout` ``"auto"`` or ``"pairs"`` alone. A small or narrow matrix may become larger, by up to 56 bytes for each 8 rows. With
-        ``"auto"``, a matrix with a segment of many patches becomes no operand; with ``"pairs"``, it does, and may become larger.
+        ``"fixed"`` or ``"rans"``: matrices of int8, bfloat16, float8_e4m3fn and float8_e5m2 become
+        operands of matrix kernels (spec: chapter 14.1), with codes as they are or coded. Other
+        tensors are coded as without it. It comes with `prob_bits` and `layout` ``"auto"`` or
+        ``"pairs"`` alone. A small or narrow matrix may become larger, by up to 56 bytes for each 8
+        rows. With ``"auto"``, a matrix with a segment of many patches becomes no operand; with
+        ``"pairs"``, it does, and may become larger.
 
     Raises
     ------
     EncodeError
-        ``bad_option``: out of range, or a mode, contexts or an operand that another option rules out.
+        ``bad_option``: out of range, or a mode,
+        contexts or an operand that another option rules out.
     """
 
     segment: tuple[int, int] | None = None
@@ -199,4 +203,4 @@ def _require(holds: bool, message: str) -> None:
         raise EncodeError("bad_option", message)
 
 
-# ---- geometry ------------------------------------------------------------------------------------------------------------
+# ---- geometry ------------------------------------------------------------------------------------

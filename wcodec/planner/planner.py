@@ -1,7 +1,9 @@
-"""What an encoder chooses: layouts, coders, tables, modes, contexts. Spec: chapter 14 (informative).
+"""What an encoder chooses: layouts, coders, tables, modes, contexts.
+Spec: chapter 14 (informative).
 
-All choices are made here, on the host, in integers and from exact histograms, so that every backend on every machine
-writes the same file; `costs` says in what unit. Options and geometry are in `options`.
+All choices are made here, on the host, in integers and from exact histograms, so that every backend
+on every machine writes the same file; `costs` says in what unit. Options and geometry are in
+`options`.
 """
 
 from __future__ import annotations
@@ -58,19 +60,25 @@ def spread(n: int, most: int) -> Counts:
 
 
 def _unseen_cost(counts: Counts) -> Counts:
-    """Entropy of what a few symbols stand for, in all: theirs, and half a nat for each symbol but one (Miller and Madow, 1955)."""
+    """Entropy of what a few symbols stand for, in all: theirs, and half a nat for each symbol but
+    one (Miller and Madow, 1955).
+    """
     return np.asarray(ideal_cost(counts) + ((counts > 0).sum(axis=-1) - 1) * 47274, np.int64)
 
 
 def _bytes_suit_some(halves: Counts, whole: Counts, size: Counts) -> bool:
-    """Whether some segments look 3 % smaller in bytes than in nibble pairs, by their histograms in both forms."""
+    """Whether some segments look 3 % smaller in bytes than in nibble pairs,
+    by their histograms in both forms.
+    """
     pairs = np.minimum(_unseen_cost(halves), size[:, None] * (4 << 16)).sum(axis=1)
     return bool((pairs * 100 > np.minimum(_unseen_cost(whole), size * BYTE) * 103).any())
 
 
 @dataclass
 class _Pairs:
-    """How segments would be stored in nibble pairs; `top` holds counts of their top bytes, for words of several."""
+    """How segments would be stored in nibble pairs;
+    `top` holds counts of their top bytes, for words of several.
+    """
 
     base: int | NDArray[np.uint8]
     fill: int | NDArray[np.uint8]
@@ -86,7 +94,9 @@ class _Pairs:
 
 @dataclass
 class _Draft:
-    """A plan while it is made: `nbytes` of each segment's record, `tile_modes` of byte planes, `scales` of each segment."""
+    """A plan while it is made: `nbytes` of each segment's record, `tile_modes` of byte planes,
+    `scales` of each segment.
+    """
 
     table: SegmentTable
     fill: NDArray[np.uint8]
@@ -151,11 +161,9 @@ class Planner:
     def __init__(self, options: EncodeOptions) -> None:
         self.options, self.tables = options, Tables(options)
         self.pool, self.forced = self.tables.pool, self.tables.forced
-        self.modes, self.contexts, self.operands = (
-            Modes(self.tables),
-            Contexts(self.tables),
-            Operands(self.tables),
-        )
+        self.modes = Modes(self.tables)
+        self.contexts = Contexts(self.tables)
+        self.operands = Operands(self.tables)
         #: of the segments of the last plan: their records, as far as a plan can say
         self.nbytes: Counts = np.empty(0, np.int64)
 
@@ -217,7 +225,9 @@ class Planner:
             self._with_contexts(draft, chunk, planes, plain)
 
     def _fill_in_operand(self, draft: _Draft, chunk: Chunk) -> None:
-        """Choose all of a chunk of an operand: pairs, but for segments of too many patches, if layout pairs is not asked for."""
+        """Choose all of a chunk of an operand: pairs, but for segments of too many patches, if
+        layout pairs is not asked for.
+        """
         windows, planes = self.operands.choose(chunk)
         few = windows.few(chunk.size) | (self.options.layout == "pairs")
         if not few.all():
@@ -246,9 +256,11 @@ class Planner:
     def _with_contexts(
         self, draft: _Draft, chunk: Chunk, planes: list[Choice], plain: list[Choice]
     ) -> None:
-        """Take layout BYTES with contexts where that is smaller, if it is so with the maps and tables that it needs.
+        """Take layout BYTES with contexts where that is smaller,
+        if it is so with the maps and tables that it needs.
 
-        `planes` may have modes; `plain` has none: with contexts, NONE may be better where it was not.
+        `planes` may have modes; `plain` has none:
+        with contexts, NONE may be better where it was not.
         """
         n_tables, n_maps = len(self.pool), len(self.pool.maps)
         moded = np.any([c.prediction > 0 for c in planes], axis=0)
@@ -274,7 +286,9 @@ class Planner:
 
     # ---- looking at the words
     def _look(self, chunk: Chunk) -> Sample:
-        """Histograms of some words: which planes are worth counting, and whether pairs or bytes can be left out."""
+        """Histograms of some words: which planes are worth counting,
+        and whether pairs or bytes can be left out.
+        """
         n, one_byte = chunk.size.size, chunk.dtype.word_nbytes == 1
         part = chunk if n <= FEW else chunk.top_rows()
         ids = spread(n, FEW) if part is chunk else np.arange(part.size.size)
@@ -308,7 +322,9 @@ class Planner:
         return sample
 
     def _pairs(self, chunk: Chunk, sample: Sample) -> _Pairs:
-        """Choices of the planes, if coded in nibble pairs; counts of the top plane come with them."""
+        """Choices of the planes, if coded in nibble pairs;
+        counts of the top plane come with them.
+        """
         size, dtype = chunk.size, chunk.dtype
         half, (base, fill) = (size + 1) // 2, sample.window()
         if dtype.word_nbytes == 1:
@@ -324,10 +340,8 @@ class Planner:
             base, fill = better, filled  # the sample has misled
             counts = chunk.histogram(base=base, fill=fill, planes=sample.planes)
             outside = size - counts[:, 1, base : base + 16].sum(axis=1)
-        top, lower = (
-            self.tables.choose(counts[:, 0], half),
-            [Choice.raw(size) for _ in range(1, dtype.word_nbytes)],
-        )
+        top = self.tables.choose(counts[:, 0], half)
+        lower = [Choice.raw(size) for _ in range(1, dtype.word_nbytes)]
         for i, p in enumerate(sample.planes[1:], 2):
             lower[p - 1] = self.tables.choose(counts[:, i], size)
         return _Pairs(base, fill, [top, *lower], outside, counts[:, 1])
@@ -347,7 +361,9 @@ class Planner:
         return planes
 
     def _wanted(self, pairs: _Pairs, others: Counts, size: Counts) -> NDArray[np.bool_]:
-        """Where pairs are better than what costs `others`: at most 0.3 % larger, for they decode faster, and few patches."""
+        """Where pairs are better than what costs `others`:
+        at most 0.3 % larger, for they decode faster, and few patches.
+        """
         raw_nbytes = padded(size * len(pairs.planes)) if pairs.top is not None else padded(size)
         better = (
             pairs.nbytes * 1000 <= others * (1000 if self.options.preset == "max" else 1003)
@@ -362,7 +378,9 @@ class Planner:
         winners: list[list[int]],
         raw_nbytes: Counts,
     ) -> bool:
-        """Whether pairs are better everywhere than bytes can be, so that these need not be chosen."""
+        """Whether pairs are better everywhere than bytes can be,
+        so that these need not be chosen.
+        """
         if any(winners) or self.options.contexts:
             return False
         if not sample.bytes:

@@ -32,7 +32,9 @@ NEGLIGIBLE: Final = 4096  #: a new table must save that part of what it codes, b
 
 
 def _constant(counts: Counts, size: Counts, mode: int) -> NDArray[np.bool_]:
-    """Which planes consist of one byte, given the counts of what a mode makes of them: equal residuals show that only if they are 0."""
+    """Which planes consist of one byte, given the counts of what a mode makes of them: equal
+    residuals show that only if they are 0.
+    """
     if mode == Mode.NONE:
         return np.asarray(counts.max(axis=1) == size)
     # there NONE may stand beside others
@@ -55,7 +57,9 @@ class Tables:
         self.forced = options.saving < 0
 
     def choose(self, counts: Counts, size: Counts, mode: int = 0) -> Choice:
-        """Coder and table of a plane of all segments, given its histograms (n, 256) and symbols (n,)."""
+        """Coder and table of a plane of all segments,
+        given its histograms (n, 256) and symbols (n,).
+        """
         n = size.size
         out = Choice.raw(size)
         if self.options.coder == "raw":
@@ -89,11 +93,9 @@ class Tables:
                 break
         nbytes = stream_nbytes(np.minimum(cost, IMPOSSIBLE))
         coded = left & (cost < IMPOSSIBLE) & ((nbytes <= limit) | self.forced)
-        out.coder[coded], out.table[coded], out.nbytes[coded] = (
-            Coder.RANS,
-            table[coded],
-            nbytes[coded],
-        )
+        out.coder[coded] = Coder.RANS
+        out.table[coded] = table[coded]
+        out.nbytes[coded] = nbytes[coded]
         out.prediction[coded] = mode
         return out
 
@@ -105,7 +107,9 @@ class Tables:
         cost: Costs,
         offer: NDArray[np.bool_] | None = None,
     ) -> bool:
-        """Give segments `of` a table, an earlier one if that is no dearer, and offer it to `offer`. False if that helps none."""
+        """Give segments `of` a table, an earlier one if that is no dearer, and offer it to `offer`.
+        False if that helps none.
+        """
         number = self.fit(counts[of].sum(axis=0))
         got = counts @ symbol_costs(self.pool[number])
         take = (of if offer is None else of | offer) & (got < cost)
@@ -113,7 +117,9 @@ class Tables:
         return bool(take.any())
 
     def fit(self, total: Counts) -> int:
-        """Number of the table for a histogram: an earlier one if that is no dearer than a new one."""
+        """Number of the table for a histogram: an earlier one if that is no dearer than a new
+        one.
+        """
         first = max(0, len(self.pool) - RECENT_TABLES)
         recent = self.pool.tables[first:]
         costs = np.array([symbol_costs(t) @ total for t in recent])
@@ -134,7 +140,9 @@ class Tables:
         return first + best
 
     def prune(self, s: SegmentTable, n_tables: int, n_maps: int = 0) -> None:
-        """Drop the tables behind the first `n_tables` and the context maps behind the first `n_maps` that are not used."""
+        """Drop the tables behind the first `n_tables` and the context maps behind the first
+        `n_maps` that are not used.
+        """
         if len(self.pool) == n_tables and len(self.pool.maps) == n_maps:
             return
         by_map, rans = s.coder == Coder.CONTEXT.value, s.coder == Coder.RANS.value
@@ -153,7 +161,9 @@ class Tables:
 
 
 def _renumbered(numbers: NDArray[Any], n: int, n_kept: int) -> tuple[NDArray[np.int64], list[int]]:
-    """`numbers` after all of `n` things behind the first `n_kept` have gone that they do not name; and which of those are left."""
+    """`numbers` after all of `n` things behind the first `n_kept` have gone that they do not name;
+    and which of those are left.
+    """
     used = n_kept + np.flatnonzero(np.bincount(numbers.astype(np.int64), minlength=n)[n_kept:])
     renumber = np.arange(n)
     renumber[used] = n_kept + np.arange(used.size)

@@ -1,13 +1,16 @@
-"""Models of Hugging Face transformers from compressed weights, bit for bit the same as from plain ones.
+"""Models of Hugging Face transformers from compressed weights,
+bit for bit the same as from plain ones.
 
-Importing this package registers the quantization method ``wcodec``. After that, ``from_pretrained`` of any model or auto class
-takes a directory in hub form as it takes a plain one. `WCodecModel` takes the other forms as well.
+Importing this package registers the quantization method ``wcodec``. After that, ``from_pretrained``
+of any model or auto class takes a directory in hub form as it takes a plain one. `WCodecModel`
+takes the other forms as well.
 
 Examples
 --------
 >>> import wcodec.transformers
->>> model = AutoModelForCausalLM.from_pretrained("model-hub")                                              # decoded while loading
->>> model = AutoModelForCausalLM.from_pretrained("model-hub", quantization_config=WCodecConfig(resident=True))  # held compressed
+>>> model = AutoModelForCausalLM.from_pretrained("model-hub")  # decoded while loading
+>>> config = WCodecConfig(resident=True)  # held compressed
+>>> model = AutoModelForCausalLM.from_pretrained("model-hub", quantization_config=config)
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""`WCodecConfig`: what stands as ``quantization_config`` in ``config.json`` of a directory in hub form, and how to load it."""
+"""`WCodecConfig`: what stands as ``quantization_config`` in ``config.json`` of a directory in hub
+form, and how to load it.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +18,29 @@ _DTYPES: Final = ("float16", "bfloat16", "float32", "float64")
 _STORED: Final = ("format_version", "dtype", "resident", "preset", "fused")
 
 
-# transformers lets the configuration that a caller gives override that of the directory, and does so silently, only where both are
-# of a few classes of its own (AutoHfQuantizer.merge_quantization_configs). That is all that this one has of its base.
+# transformers lets the configuration that a caller gives override that of the directory, and does
+# so silently, only where both are of a few classes of its own
+# (AutoHfQuantizer.merge_quantization_configs). That is all that this one has of its base.
 class WCodecConfig(MetalConfig):
     """How weights are stored and held.
 
     Parameters
     ----------
     resident
-        Keep weights of two or more dimensions compressed in memory, and decode them as they are used; by default they are decoded
-        while they are loaded, and the model is an ordinary one.
+        Keep weights of two or more dimensions compressed in memory, and decode them as they are
+        used; by default they are decoded while they are loaded, and the model is an ordinary one.
     preset
-        ``"fast"``, ``"default"`` or ``"max"``: how weights are compressed where that is to be done, by ``save_pretrained`` or while a
-        plain directory is loaded.
+        ``"fast"``, ``"default"`` or ``"max"``: how weights are compressed where that is to be done,
+        by ``save_pretrained`` or while a plain directory is loaded.
     format_version
         Of the streams in the directory.
     dtype
-        What ``dtype="auto"`` means where ``config.json`` has no dtype; ``None`` for what the weights say.
+        What ``dtype="auto"`` means where ``config.json`` has no dtype;
+        ``None`` for what the weights say.
     fused
-        With `resident`: matrices are multiplied without being decoded first. ``True``, or ``"fixed"`` or ``"rans"`` for the form that
-        they are held in; see `wcodec.torch.compress_model`. ``save_pretrained`` writes them as they are held.
+        With `resident`: matrices are multiplied without being decoded first. ``True``, or
+        ``"fixed"`` or ``"rans"`` for the form that they are held in; see
+        `wcodec.torch.compress_model`. ``save_pretrained`` writes them as they are held.
 
     Raises
     ------
@@ -58,7 +63,8 @@ class WCodecConfig(MetalConfig):
         self.quant_method, self.resident, self.preset, self.fused = METHOD, resident, preset, fused
         if fused and not resident:
             raise ValueError(
-                f"fused={fused!r} multiplies by weights that stay compressed: it needs resident=True"
+                f"fused={fused!r} multiplies by weights that stay compressed: "
+                "it needs resident=True"
             )
         check_fused(fused)
         self.format_version, self.dtype = format_version, dtype

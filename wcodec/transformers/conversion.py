@@ -1,9 +1,11 @@
 """How weights come out of streams on their way into a model, and go back into them.
 
-transformers brings each tensor of a checkpoint into a model through a converter (`transformers.core_model_loading`): it collects the
-tensors of a parameter, applies operations such as stacking experts, and is reversed to save the model. The converters here decode
-what was collected before the operations, and encode what comes out when they are reversed. They do it outside of the operations,
-because the loader makes a report of what an operation raises; a `DecodeError` has to reach the caller.
+transformers brings each tensor of a checkpoint into a model through a converter
+(`transformers.core_model_loading`): it collects the tensors of a parameter, applies operations such
+as stacking experts, and is reversed to save the model. The converters here decode what was
+collected before the operations, and encode what comes out when they are reversed. They do it
+outside of the operations, because the loader makes a report of what an operation raises; a
+`DecodeError` has to reach the caller.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from wcodec.torch.resident.held import Held, compress, encode
 from wcodec.torch.resident.holding import hold, moved
 from wcodec.torch.resident.operands import Fused
 
-#: Whether the loader asks a quantizer what to cast a tensor of the checkpoint to, and looks whether its shape is right, as
-#: transformers does from 5.21 on. Before, it leaves as they are tensors that are not of floating point, as streams, or whose
-#: parameters have other names.
+#: Whether the loader asks a quantizer what to cast a tensor of the checkpoint to, and looks whether
+#: its shape is right, as transformers does from 5.21 on. Before, it leaves as they are tensors that
+#: are not of floating point, as streams, or whose parameters have other names.
 LOADER_ASKS: Final = hasattr(HfQuantizer, "get_new_dtype")
 
 
@@ -43,13 +45,15 @@ class Coding:
     decodes
         Whether the checkpoint may hold streams.
     resident, fused
-        Whether to hold weights compressed, and to multiply by them without decoding them first; as of `WCodecConfig`.
+        Whether to hold weights compressed, and to multiply by them without decoding them first;
+        as of `WCodecConfig`.
     weights
         Names of the parameters that can be held so.
     preset
         How to compress.
     casts
-        What each parameter is to be, by name, where the loader does not say it (`CodedConverter.cast`).
+        What each parameter is to be, by name, where the loader does not say it
+        (`CodedConverter.cast`).
     """
 
     decodes: bool
@@ -68,7 +72,7 @@ class Coding:
         return EncodeOptions(preset=self.preset)
 
 
-# ---- tensors and streams ---------------------------------------------------------------------------------------------------
+# ---- tensors and streams -------------------------------------------------------------------------
 def is_stream(tensor: torch.Tensor) -> bool:
     """Whether a tensor of a checkpoint in hub form is a stream."""
     if tensor.dtype != torch.uint8 or tensor.dim() != 1:
@@ -77,8 +81,9 @@ def is_stream(tensor: torch.Tensor) -> bool:
 
 
 class Stream(torch.Tensor):
-    """The stream of a weight that is held compressed, on its way into a file. It has memory, which transformers compares to find
-    tied weights."""
+    """The stream of a weight that is held compressed, on its way into a file. It has memory, which
+    transformers compares to find tied weights.
+    """
 
     @classmethod
     def of(cls, weight: CompressedTensor, options: EncodeOptions) -> Stream:
@@ -138,7 +143,7 @@ def frozen(weight: CompressedTensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(weight, requires_grad=False)
 
 
-# ---- operations ------------------------------------------------------------------------------------------------------------
+# ---- operations ----------------------------------------------------------------------------------
 class KeepName(ConversionOps):
     """Hands on one tensor under the full name of its parameter."""
 
@@ -169,7 +174,9 @@ class Decode(ConversionOps):
 
 
 def _of_right_shapes(loaded: dict[str, Any], model: Any, info: Any) -> dict[str, Any]:
-    """Parameters as they are in the model; others are told to the loader, as it does it itself from transformers 5.21 on."""
+    """Parameters as they are in the model; others are told to the loader,
+    as it does it itself from transformers 5.21 on.
+    """
     right = dict[str, Any]()
     for name, value in loaded.items():
         shape, due = (
@@ -187,7 +194,7 @@ def _of_right_shapes(loaded: dict[str, Any], model: Any, info: Any) -> dict[str,
     return right
 
 
-# ---- converters ------------------------------------------------------------------------------------------------------------
+# ---- converters ----------------------------------------------------------------------------------
 class CodedConverter(WeightConverter):
     """A converter that decodes the tensors that it collects; without a `coding`, as its base."""
 
@@ -210,23 +217,17 @@ class CodedConverter(WeightConverter):
         """A converter that does the same with compressed tensors."""
         if type(converter) is not WeightConverter:
             raise TypeError(f"wcodec does not know how to decode for a {type(converter).__name__}")
-        sources, targets = (
-            list(converter._original_source_patterns),
-            list(converter._original_target_patterns),
-        )
+        sources = list(converter._original_source_patterns)
+        targets = list(converter._original_target_patterns)
         out = cls(sources, targets, list(converter.operations), converter.force_cpu, coding)
-        out.scope_prefix, out.base_model_prefix = (
-            converter.scope_prefix,
-            converter.base_model_prefix,
-        )
+        out.scope_prefix = converter.scope_prefix
+        out.base_model_prefix = converter.base_model_prefix
         return out
 
     def plain(self) -> WeightConverter | None:
         """The converter that was there before."""
-        sources, targets = (
-            list(self._original_source_patterns),
-            list(self._original_target_patterns),
-        )
+        sources = list(self._original_source_patterns)
+        targets = list(self._original_target_patterns)
         out = WeightConverter(sources, targets, list(self.operations), self.force_cpu)
         out.scope_prefix, out.base_model_prefix = self.scope_prefix, self.base_model_prefix
         return out
@@ -293,10 +294,8 @@ class CodedConverter(WeightConverter):
     # ---- saving
     def reverse_transform(self) -> EncodingConverter:
         operations = [op.reverse_op for op in self.operations[::-1]]
-        sources, targets = (
-            list(self._original_target_patterns),
-            list(self._original_source_patterns),
-        )
+        sources = list(self._original_target_patterns)
+        targets = list(self._original_source_patterns)
         out = EncodingConverter(sources, targets, operations, self.force_cpu)
         out.scope_prefix, out.base_model_prefix = self.scope_prefix, self.base_model_prefix
         out.coding, out.dense_first = self.coding, not isinstance(self, AnyConverter)
@@ -304,7 +303,9 @@ class CodedConverter(WeightConverter):
 
 
 class AnyConverter(CodedConverter):
-    """Takes the tensors that no other converter takes, of any name. The last one of the list when loading, and when saving."""
+    """Takes the tensors that no other converter takes, of any name. The last one of the list when
+    loading, and when saving.
+    """
 
     def __init__(self, coding: Coding, others: list[WeightConverter] | None = None) -> None:
         super().__init__("", "", [KeepName()], coding=coding)

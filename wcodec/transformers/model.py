@@ -25,7 +25,9 @@ from wcodec.transformers.sources import WCODEC, StreamSlice, stored_dtype, weigh
 
 
 class WCodecModel:
-    """Makes models of transformers from directories in wcodec form, in hub form, or plain. See `from_pretrained`."""
+    """Makes models of transformers from directories in wcodec form, in hub form, or plain.
+    See `from_pretrained`.
+    """
 
     def __init__(self) -> None:
         raise TypeError(
@@ -48,10 +50,11 @@ class WCodecModel:
         Parameters
         ----------
         directory
-            With ``config.json`` and weights in any form: ``.wcodec`` files, safetensors files in hub form, or plain ones. A name that is
-            no directory goes to transformers as it is.
+            With ``config.json`` and weights in any form: ``.wcodec`` files, safetensors files in
+            hub form, or plain ones. A name that is no directory goes to transformers as it is.
         auto_class
-            Such as ``AutoModelForCausalLM``, to pick the class of the model; by default it is the one that ``config.json`` names.
+            Such as ``AutoModelForCausalLM``, to pick the class of the model; by default it is the
+            one that ``config.json`` names.
         resident, preset, fused
             See `WCodecConfig`.
         **kwargs
@@ -59,7 +62,8 @@ class WCodecModel:
 
         Returns
         -------
-        A model of a class of transformers. ``save_pretrained`` writes hub form if any of it was compressed or `resident` is true.
+        A model of a class of transformers. ``save_pretrained`` writes hub form if any of it was
+        compressed or `resident` is true.
 
         Raises
         ------
@@ -146,7 +150,9 @@ def _method(config: Any) -> str | None:
 
 
 def _model_class(config: Any, auto_class: Any, directory: Any, kwargs: dict[str, Any]) -> Any:
-    """The class of the model: of transformers, or of code that comes with the directory, if the caller trusts it."""
+    """The class of the model: of transformers, or of code that comes with the directory,
+    if the caller trusts it.
+    """
     architectures = getattr(config, "architectures", None) or []
     remote = _remote_class(config, auto_class, architectures)
     local = None
@@ -171,13 +177,16 @@ def _model_class(config: Any, auto_class: Any, directory: Any, kwargs: dict[str,
             else f"config.json names {architectures or 'none'}"
         )
         raise ValueError(
-            f"which class the model of {type(config).__name__} has cannot be told: {what}; give another auto_class"
+            f"which class the model of {type(config).__name__} has cannot be told: {what}; "
+            "give another auto_class"
         )
     return local
 
 
 def _remote_class(config: Any, auto_class: Any, architectures: list[str]) -> str | None:
-    """The reference to a class in code that comes with the directory, such as ``modeling_x.XForCausalLM``."""
+    """The reference to a class in code that comes with the directory, such as
+    ``modeling_x.XForCausalLM``.
+    """
     references: dict[str, Any] = getattr(config, "auto_map", None) or {}
     if auto_class is not None:
         return references.get(auto_class.__name__)
@@ -197,8 +206,10 @@ def _from_wcodec(
     model_args: Any,
     kwargs: dict[str, Any],
 ) -> Any:
-    """A model from ``.wcodec`` files. Their tensors go to the loader as the streams of the hub form would; if another quantization or
-    another process takes a part in it, they go there decoded, of each as much as is asked for."""
+    """A model from ``.wcodec`` files. Their tensors go to the loader as the streams of the hub form
+    would; if another quantization or another process takes a part in it, they go there decoded, of
+    each as much as is asked for.
+    """
     config = copy.deepcopy(config)  # a caller's, perhaps
     streams = (
         coding is not None
@@ -209,7 +220,8 @@ def _from_wcodec(
         config.quantization_config = {**coding.to_dict(), **coding.get_loading_attributes()}
     elif coding is not None and coding.resident:
         raise ValueError(
-            "resident=True does not go together with another quantization, nor with a model in parts"
+            "resident=True does not go together with another quantization, "
+            "nor with a model in parts"
         )
     if getattr(config, "dtype", None) is None:
         config.dtype = stored_dtype(_folder(directory, kwargs), kwargs.get("variant"))
@@ -217,7 +229,7 @@ def _from_wcodec(
         state = dict[str, Any]()
         for path, named in files.items():
             reader = open_files.enter_context(Reader(path))
-            names = [name for name in reader.keys() if named is None or name in named]  # noqa: SIM118
+            names = [k for k in reader.keys() if named is None or k in named]  # noqa: SIM118
             if named is not None and (lacking := named.difference(names)):
                 raise DecodeError(
                     "bad_range",
@@ -242,7 +254,7 @@ def _from_wcodec(
             for k in ("cache_dir", "proxies", "token", "revision", "trust_remote_code")
         }
         model.adjust_generation_fn(
-            kwargs.get("generation_config"), False, None, directory, **given, force_download=False, local_files_only=True,
-            subfolder=kwargs.get("subfolder") or "",
+            kwargs.get("generation_config"), False, None, directory, **given, force_download=False,
+            local_files_only=True, subfolder=kwargs.get("subfolder") or "",
         )  # fmt: skip
     return out

@@ -1,6 +1,8 @@
-"""`WCodecHfQuantizer`: how ``from_pretrained`` and ``save_pretrained`` of transformers come to compressed weights.
+"""`WCodecHfQuantizer`: how ``from_pretrained`` and ``save_pretrained`` of transformers come to
+compressed weights.
 
-transformers knows one interface for weights that are stored in another way, its quantizers. Nothing is quantized here.
+transformers knows one interface for weights that are stored in another way, its quantizers.
+Nothing is quantized here.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def register() -> None:
 
 
 class WCodecHfQuantizer(HfQuantizer):
-    """Decodes weights while a model is loaded, or has it hold them compressed, and encodes them when it is saved.
+    """Decodes weights while a model is loaded, or has it hold them compressed,
+    and encodes them when it is saved.
 
     Parameters
     ----------
@@ -69,7 +72,8 @@ class WCodecHfQuantizer(HfQuantizer):
         Raises
         ------
         DecodeError
-            ``unsupported_version``, ``bad_value``: of the format version that ``config.json`` names.
+            ``unsupported_version``, ``bad_value``: of the format version that ``config.json``
+            names.
         ValueError
             Weights that are to stay compressed would be moved to and fro between memories.
         """
@@ -79,12 +83,15 @@ class WCodecHfQuantizer(HfQuantizer):
             "disk" in places or ("cpu" in places and len(places) > 1)
         ):
             raise ValueError(
-                "resident=True holds all weights compressed on the devices that compute; this device_map puts some on others "
-                f"({', '.join(sorted(places))}): leave resident=True out, or give a device_map or max_memory without offloading"
+                "resident=True holds all weights compressed on the devices that compute; this "
+                f"device_map puts some on others ({', '.join(sorted(places))}): leave "
+                "resident=True out, or give a device_map or max_memory without offloading"
             )
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """The first sight of the model's configuration: what ``dtype="auto"`` is, where it has no dtype."""
+        """The first sight of the model's configuration:
+        what ``dtype="auto"`` is, where it has no dtype.
+        """
         if self.pre_quantized and getattr(config, "dtype", None) is None:
             path = config.name_or_path
             config.dtype = self.quantization_config.dtype or (
@@ -96,7 +103,8 @@ class WCodecHfQuantizer(HfQuantizer):
         """Refuse to take the dtype of streams for that of the model."""
         if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
             raise ValueError(
-                "config.json does not say which dtype the model has: give from_pretrained one, such as dtype=torch.bfloat16"
+                "config.json does not say which dtype the model has: give from_pretrained one, "
+                "such as dtype=torch.bfloat16"
             )
         return dtype
 
@@ -116,19 +124,20 @@ class WCodecHfQuantizer(HfQuantizer):
         if any(n > 1 for n in sizes.values()):
             given = ", ".join(f"{name}={n}" for name, n in sizes.items() if n > 1)
             raise ValueError(
-                f"weights in hub form cannot be cut into the parts of several processes ({given}): bring the model into the wcodec form "
-                "(wcodec encode), and load that by WCodecModel.from_pretrained, or the tensors of a part by wcodec.torch.load_shard"
+                f"weights in hub form cannot be cut into the parts of several processes ({given}): "
+                "bring the model into the wcodec form (wcodec encode), and load that by "
+                "WCodecModel.from_pretrained, or the tensors of a part by wcodec.torch.load_shard"
             )
         return model
 
     def update_weight_conversions(
         self, weight_conversions: list[Any], model: Any = None
     ) -> list[Any]:
-        """Has all tensors of the checkpoint go through converters that decode. Transformers gives the model from 5.21 on."""
-        config, weights = (
-            self.quantization_config,
-            _weights(self._loaded if model is None else model),
-        )
+        """Has all tensors of the checkpoint go through converters that decode.
+        Transformers gives the model from 5.21 on.
+        """
+        config = self.quantization_config
+        weights = _weights(self._loaded if model is None else model)
         coding = Coding(
             self.pre_quantized, config.resident, config.fused, weights, config.preset, self._casts
         )
@@ -142,7 +151,9 @@ class WCodecHfQuantizer(HfQuantizer):
     def get_new_dtype(
         self, converter: Any, param: Any, dtype: torch.dtype | None
     ) -> torch.dtype | None:
-        """What to cast a tensor of the checkpoint to as it is read: what may be a stream is cast when it is decoded."""
+        """What to cast a tensor of the checkpoint to as it is read:
+        what may be a stream is cast when it is decoded.
+        """
         if not _may_be_stream(param):
             return dtype
         if isinstance(converter, CodedConverter):
@@ -229,7 +240,9 @@ def _models(model: Any) -> list[Any]:
 
 
 def _weights(model: torch.nn.Module) -> frozenset[str]:
-    """Names of the parameters that can be held compressed. Those of recurrent layers cannot: kernels read their memory."""
+    """Names of the parameters that can be held compressed. Those of recurrent layers cannot:
+    kernels read their memory.
+    """
     return frozenset(
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
@@ -240,7 +253,9 @@ def _weights(model: torch.nn.Module) -> frozenset[str]:
 
 
 def _casts(model: Any, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
-    """What each tensor of a model is loaded as: as its parameter is, but for modules that are kept in float32."""
+    """What each tensor of a model is loaded as:
+    as its parameter is, but for modules that are kept in float32.
+    """
     plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
     kept, pattern_of, _ = build_glob_alternation(list(plan))
     casts = dict[str, torch.dtype]()
@@ -251,7 +266,9 @@ def _casts(model: Any, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
 
 
 def _decode_left(model: Any, casts: dict[str, torch.dtype]) -> None:
-    """Decode the streams that the loader has brought to no converter, where it does not ask about them (`LOADER_ASKS`)."""
+    """Decode the streams that the loader has brought to no converter,
+    where it does not ask about them (`LOADER_ASKS`).
+    """
     decoded = dict[int, torch.nn.Parameter]()  # tied weights are one parameter
     for name, p in list(model.named_parameters(remove_duplicate=False)):
         if (

@@ -1,4 +1,6 @@
-"""What lies in a model's directory: its form, its dtype, and tensors of ``.wcodec`` files as the loader of transformers takes them."""
+"""What lies in a model's directory: its form, its dtype, and tensors of ``.wcodec`` files as the
+loader of transformers takes them.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +62,9 @@ class StreamSlice:
 def weight_files(
     directory: Path, suffix: str, variant: str | None = None
 ) -> dict[Path, set[str] | None]:
-    """The files of a suffix that hold a model's weights, in the order of their names, and the tensors that the index says are in each;
-    ``None`` for all, of a single file. None if there are none.
+    """The files of a suffix that hold a model's weights, in the order of their names, and the
+    tensors that the index says are in each; ``None`` for all, of a single file. None if there are
+    none.
 
     Raises
     ------
@@ -88,8 +91,9 @@ def weight_files(
 
 
 def stored_dtype(directory: Path, variant: str | None = None) -> torch.dtype | None:
-    """What transformers would take for the dtype of a plain model whose ``config.json`` names none: that of the first weight of
-    the first file, by their names, that has one in which a model can be made. ``None`` if there is no such weight, or no file.
+    """What transformers would take for the dtype of a plain model whose ``config.json`` names none:
+    that of the first weight of the first file, by their names, that has one in which a model can be
+    made. ``None`` if there is no such weight, or no file.
 
     Raises
     ------

@@ -1,1 +1,3 @@
-"""The CUDA backend: `backend` plans launches, `runtime` carries them out, ``kernels`` holds the CUDA C++ sources."""
+"""The CUDA backend: `backend` plans launches, `runtime` carries them out,
+``kernels`` holds the CUDA C++ sources.
+"""

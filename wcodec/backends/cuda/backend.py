@@ -1,4 +1,6 @@
-"""The CUDA backend: the protocol's kernels on one GPU. `wcodec.cuda` decodes whole files to the device."""
+"""The CUDA backend: the protocol's kernels on one GPU.
+`wcodec.cuda` decodes whole files to the device.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from wcodec.backends.protocol import (
 
 
 class CudaBackend(Backend):
-    """NVIDIA GPUs. Needs ``cupy``; kernels are compiled by NVRTC when they are first used, and kept on disk.
+    """NVIDIA GPUs. Needs ``cupy``; kernels are compiled by NVRTC when they are first used,
+    and kept on disk.
 
     Each call has a stream to itself, and is done when it returns.
 
@@ -62,7 +65,9 @@ class CudaBackend(Backend):
 
     @contextmanager
     def _on_a_stream(self) -> Iterator[None]:
-        """A stream that no other call uses; it starts when the caller's has come to here, and its work is done at the end."""
+        """A stream that no other call uses; it starts when the caller's has come to here,
+        and its work is done at the end.
+        """
         try:
             stream = self._streams.pop()
         except IndexError:
@@ -152,14 +157,10 @@ class CudaBackend(Backend):
     # ---- differences
     def subtract_base(self, words: Any, base: Any, difference: Difference) -> Any:
         with self._on_a_stream():
-            out, addresses = (
-                self.empty(words.shape, words.dtype),
-                (self.runtime.address(words), self.runtime.address(base)),
-            )
-            nbytes, word_nbytes = (
-                int(np.prod(words.shape)) * words.dtype.itemsize,
-                words.dtype.itemsize,
-            )
+            out = self.empty(words.shape, words.dtype)
+            addresses = (self.runtime.address(words), self.runtime.address(base))
+            nbytes = int(np.prod(words.shape)) * words.dtype.itemsize
+            word_nbytes = words.dtype.itemsize
             differences.subtract_base(
                 self.runtime, *addresses, self.runtime.address(out), nbytes, word_nbytes, difference
             )
@@ -168,19 +169,15 @@ class CudaBackend(Backend):
     def add_base(self, coded: Any, base: Any, difference: Difference) -> int:
         with self._on_a_stream():
             addresses = self.runtime.address(coded), self.runtime.address(base)
-            nbytes, word_nbytes = (
-                int(np.prod(coded.shape)) * coded.dtype.itemsize,
-                coded.dtype.itemsize,
-            )
+            nbytes = int(np.prod(coded.shape)) * coded.dtype.itemsize
+            word_nbytes = coded.dtype.itemsize
             differences.add_base(self.runtime, *addresses, nbytes, word_nbytes, difference)
             return int(self._crc32_of(coded).result()[0])
 
     # ---- checksums
     def _crc32_of(self, array: Any) -> PendingChecksums:
-        address, nbytes = (
-            self.runtime.address(array),
-            int(np.prod(array.shape)) * array.dtype.itemsize,
-        )
+        address = self.runtime.address(array)
+        nbytes = int(np.prod(array.shape)) * array.dtype.itemsize
         return crc32_ranges(
             self.runtime, np.array([address], np.uint64), np.array([nbytes], np.int64)
         )

@@ -77,7 +77,9 @@ def _part_nbytes(total: int) -> int:
 def crc32_records(
     runtime: Runtime, payloads: Sequence[tuple[int, NDArray[np.int64]]]
 ) -> PendingChecksums:
-    """As `crc32_ranges`, of the records of payloads: the address of each, and where its records start and the last one ends."""
+    """As `crc32_ranges`, of the records of payloads: the address of each, and where its records
+    start and the last one ends.
+    """
     starts = [offsets[:-1].astype(np.uint64) + np.uint64(address) for address, offsets in payloads]
     return crc32_ranges(
         runtime,
@@ -89,7 +91,9 @@ def crc32_records(
 def crc32_ranges(
     runtime: Runtime, addresses: NDArray[np.uint64], sizes: NDArray[np.int64]
 ) -> PendingChecksums:
-    """Compute CRC-32s of device memory on the current stream: of ``sizes[k]`` bytes at ``addresses[k]``, any of them."""
+    """Compute CRC-32s of device memory on the current stream: of ``sizes[k]`` bytes at
+    ``addresses[k]``, any of them.
+    """
     ranges = np.zeros(len(addresses), RANGE)
     ranges["at"], ranges["nbytes"] = addresses, sizes
     part_nbytes = _part_nbytes(int(ranges["nbytes"].sum()))

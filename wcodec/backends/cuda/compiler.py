@@ -22,7 +22,9 @@ _SHARED: Final = re.compile(r"(\d+) bytes smem")
 
 
 class Usage(NamedTuple):
-    """What a kernel takes: registers of a thread, bytes of a thread's stack and of registers spilt to it, bytes shared by a block."""
+    """What a kernel takes: registers of a thread, bytes of a thread's stack and of registers spilt
+    to it, bytes shared by a block.
+    """
 
     registers: int
     stack_nbytes: int
@@ -45,7 +47,8 @@ def load_nvrtc() -> Any:
         nvrtc.getVersion()
     except (ImportError, RuntimeError, OSError) as e:
         raise BackendUnavailable(
-            f"backend 'cuda' needs CuPy and NVRTC to compile its kernels ({e}); pip install 'wcodec[cuda]'"
+            f"backend 'cuda' needs CuPy and NVRTC to compile its kernels ({e}); "
+            "pip install 'wcodec[cuda]'"
         ) from e
     return nvrtc
 

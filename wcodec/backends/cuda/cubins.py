@@ -1,6 +1,8 @@
-"""Machine code of the kernels, compiled when it is needed and kept on disk: the same that audits and tests look at.
+"""Machine code of the kernels, compiled when it is needed and kept on disk:
+the same that audits and tests look at.
 
-CuPy's own compiler adds options behind ours: ``-ftz=true``, by which products lose subnormal numbers, among them.
+CuPy's own compiler adds options behind ours:
+``-ftz=true``, by which products lose subnormal numbers, among them.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def cache_folder() -> Path:
 
 
 def architecture_for(capability: int) -> int:
-    """The architecture to compile for: the device's, or the newest one before it whose code it runs.
+    """The architecture to compile for: the device's,
+    or the newest one before it whose code it runs.
 
     Parameters
     ----------
@@ -53,7 +56,8 @@ def architecture_for(capability: int) -> int:
     fitting = [arch for arch in known if arch <= capability and arch // 10 == capability // 10]
     if not fitting:
         raise BackendUnavailable(
-            f"NVRTC compiles for compute capabilities {', '.join(map(str, known))}, and this GPU has {capability}"
+            f"NVRTC compiles for compute capabilities {', '.join(map(str, known))}, "
+            f"and this GPU has {capability}"
         )
     return max(fitting)
 
@@ -61,7 +65,8 @@ def architecture_for(capability: int) -> int:
 def cubin_of(source: str, arch: int) -> bytes:
     """Machine code of a source for an architecture, from disk if it is there.
 
-    A file that is damaged is written anew. Where none can be written, the code is compiled each time, and that is said once.
+    A file that is damaged is written anew. Where none can be written, the code is compiled each
+    time, and that is said once.
 
     Raises
     ------
@@ -104,7 +109,8 @@ class Compiled(NamedTuple):
 def compile_all(
     sources: Iterable[str], arch: int, n_threads: int | None = None
 ) -> Iterator[Compiled]:
-    """Compile what is not there yet, in threads, and keep it on disk; each source as soon as it is there.
+    """Compile what is not there yet, in threads, and keep it on disk;
+    each source as soon as it is there.
 
     Raises
     ------
@@ -123,8 +129,8 @@ def compile_all(
 
 
 class Cubins:
-    """Machine code for one architecture, source by source. What is used together with a source is compiled at the same time, in
-    threads: NVRTC lets go of the GIL.
+    """Machine code for one architecture, source by source. What is used together with a source is
+    compiled at the same time, in threads: NVRTC lets go of the GIL.
     """
 
     def __init__(self, arch: int) -> None:

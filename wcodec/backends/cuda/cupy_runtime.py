@@ -26,7 +26,10 @@ MOST_STAGED_NBYTES: Final = 1 << 25
 MOST_STREAMS: Final = 64
 _OUT_OF_MEMORY: Final = 2  #: cudaErrorMemoryAllocation
 _NOT_INITIALIZED: Final = 3  #: CUDA_ERROR_NOT_INITIALIZED
-_FORKED: Final = "backend 'cuda' cannot be used in a process forked from one that has used CUDA: start processes by spawn"
+_FORKED: Final = (
+    "backend 'cuda' cannot be used in a process forked from one that has used CUDA: "
+    "start processes by spawn"
+)
 _SOURCE_OF: Final = {kernel: source for source, kernels in SOURCES.items() for kernel in kernels}
 
 
@@ -135,7 +138,8 @@ class CupyRuntime(Runtime):
         )
         if self.capability() < LEAST_CAPABILITY:
             raise BackendUnavailable(
-                f"GPU {self.device} has compute capability {p['major']}.{p['minor']}; 7.5 is the least"
+                f"GPU {self.device} has compute capability {p['major']}.{p['minor']}; "
+                "7.5 is the least"
             )
         self._functions: dict[str, Any] = {}
         self._modules: dict[str, Any] = {}
@@ -152,9 +156,11 @@ class CupyRuntime(Runtime):
             for i, o in enumerate(others)
         )
         return {
-            "device": f"{self.device}: {p['name'].decode()}", "compute capability": f"{p['major']}.{p['minor']}",
+            "device": f"{self.device}: {p['name'].decode()}",
+            "compute capability": f"{p['major']}.{p['minor']}",
             "memory": f"{p['totalGlobalMem'] / 2**30:.1f} GiB", "devices": named,
-            "driver": f"CUDA {driver // 1000}.{driver % 1000 // 10}", "runtime": f"CUDA {toolkit // 1000}.{toolkit % 1000 // 10}",
+            "driver": f"CUDA {driver // 1000}.{driver % 1000 // 10}",
+            "runtime": f"CUDA {toolkit // 1000}.{toolkit % 1000 // 10}",
             "cupy": self.cupy.__version__,
         }  # fmt: skip
 
@@ -287,7 +293,9 @@ class CupyRuntime(Runtime):
         function((grid,), (block,), args)
 
     def function(self, kernel: str) -> Any:
-        """A kernel, out of the machine code of its source, which is compiled at first (`cubins`)."""
+        """A kernel, out of the machine code of its source,
+        which is compiled at first (`cubins`).
+        """
         with self._lock:
             if kernel not in self._functions:
                 source = _SOURCE_OF[kernel]

@@ -100,7 +100,9 @@ class Decoding:
             )
 
     def launch(self) -> None:
-        """Launch the kernels on the current stream: again and again, if the payload stays. Faults that are met are kept."""
+        """Launch the kernels on the current stream: again and again, if the payload stays.
+        Faults that are met are kept.
+        """
         for kernel, grid, args in self._launches:
             given = [self._names.get(a, a) if isinstance(a, str) else a for a in args]
             self.runtime.launch(
@@ -138,7 +140,9 @@ class Decoding:
             )
 
     def _take_apart(self, ids: Ids) -> None:
-        """Kernels for all other segments, by way of scratch: portions of them, one after another in the same memory."""
+        """Kernels for all other segments, by way of scratch:
+        portions of them, one after another in the same memory.
+        """
         planes = self.work.planes
         context = planes["coder"] == Coder.CONTEXT
         coded, late = context | (planes["coder"] == Coder.RANS), context & (planes["index"] > 0)
@@ -170,7 +174,9 @@ class Decoding:
             self._launch("merge_words", b - a, "tensors", "segments", "planes", listed, "status")
 
     def _decode_planes(self, ids: Ids, fault: int) -> None:
-        """From streams to symbols, and from these to bytes; `fault` is the bit for bad streams by contexts."""
+        """From streams to symbols, and from these to bytes;
+        `fault` is the bit for bad streams by contexts.
+        """
         planes, add = self.work.planes, self._packed.add
         context = planes["coder"][ids] == Coder.CONTEXT
         if (streams := ids[~context]).size:
@@ -233,7 +239,8 @@ class Decoding:
 def status_of(bits: NDArray[np.uint32]) -> NDArray[np.uint8]:
     """Statuses out of bits: of several faults the one that goes first (`wcodec.backends.protocol`).
 
-    Streams that are late, as their contexts may come of another plane, are not decoded at all where a tile mode is wrong.
+    Streams that are late, as their contexts may come of another plane,
+    are not decoded at all where a tile mode is wrong.
     """
     out = np.where(bits & _BAD_PATCH, Status.BAD_PATCH, Status.OK)
     out = np.where(bits & _BAD_LATE_STREAM, Status.BAD_STREAM, out)
@@ -242,13 +249,17 @@ def status_of(bits: NDArray[np.uint32]) -> NDArray[np.uint8]:
 
 
 def predicted_of(planes: Array, ids: Ids) -> tuple[Array, Array]:
-    """Of some planes those that have a prediction or a transform, and those that may have a transform."""
+    """Of some planes those that have a prediction or a transform,
+    and those that may have a transform.
+    """
     prediction = planes["prediction"][ids]
     return ids[prediction != 0].astype(np.uint32), ids[prediction >= len(Mode)].astype(np.uint32)
 
 
 def fused_kernels(work: WorkList) -> Ids:
-    """For each segment the number of the kernel that decodes it in one go (`FUSED`), or 0: see the guarantees in ``kernels/decode.cu``."""
+    """For each segment the number of the kernel that decodes it in one go (`FUSED`), or 0: see the
+    guarantees in ``kernels/decode.cu``.
+    """
     s, planes = work.segments, work.planes
     tensors = work.tensors[s["tensor"]]
     word_nbytes, pairs = tensors["word_nbytes"], s["layout"] == Layout.PAIRS

@@ -23,7 +23,9 @@ def subtract_base(
     word_nbytes: int,
     difference: Difference,
 ) -> None:
-    """Queue the differences of `nbytes` bytes of words from those of a base. Faster if all addresses are as far from a multiple of 16."""
+    """Queue the differences of `nbytes` bytes of words from those of a base. Faster if all
+    addresses are as far from a multiple of 16.
+    """
     _launch(runtime, "subtract_base", words, base, out, nbytes, word_nbytes, difference)
 
 

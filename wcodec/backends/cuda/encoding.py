@@ -32,7 +32,8 @@ CODER_NBYTES = 16 * 256  #: of an encoding table
 def encode(
     runtime: Runtime, plan: SegmentPlan, words: Any
 ) -> tuple[Any, NDArray[np.uint32], NDArray[np.uint32]]:
-    """Encode all segments of a plan; `words` is its matrix on the device. Returns payload, `n_units` and `n_patches`.
+    """Encode all segments of a plan; `words` is its matrix on the device. Returns payload,
+    `n_units` and `n_patches`.
 
     Waits for the lengths of the streams, which say where each record goes, and at the end.
     """
@@ -51,24 +52,18 @@ def encode(
     _shift(work, runtime.address(scratch))
     packed = Packed()
     tensors, segments, planes = (packed.add(a) for a in (work.tensors, work.segments, work.planes))
-    everything, results = (
-        packed.add(np.arange(n, dtype=np.uint32)),
-        packed.add(np.zeros(work.planes.size + n, np.uint32)),
-    )
+    everything = packed.add(np.arange(n, dtype=np.uint32))
+    results = packed.add(np.zeros(work.planes.size + n, np.uint32))
     coding = _Coding(work, packed)
     packed.upload(runtime)
     given = tuple(map(packed.address, (tensors, segments, planes)))
-    lengths, n_patches = (
-        packed.address(results),
-        packed.address(results) + np.uint64(4 * work.planes.size),
-    )
+    lengths = packed.address(results)
+    n_patches = packed.address(results) + np.uint64(4 * work.planes.size)
     runtime.launch("split_words", n, BLOCK, *given, packed.address(everything), n_patches)
     coding.launch(runtime, given, lengths)
     done = runtime.download(packed.device(results)).view(np.uint32)
-    of_streams, patches = (
-        done[: work.planes.size].reshape(n, n_planes).T.astype(np.int64),
-        done[work.planes.size :].copy(),
-    )
+    of_streams = done[: work.planes.size].reshape(n, n_planes).T.astype(np.int64)
+    patches = done[work.planes.size :].copy()
     # lengths of planes that are no streams have stayed 0
     n_units = (-(-of_streams // UNIT)).astype(np.uint32)
     offsets = plan.encoded(n_units, patches).offsets
@@ -232,7 +227,9 @@ def _of_transforms(
     planes: tuple[int, ...] | None,
     mode: int,
 ) -> NDArray[np.int64]:
-    """Histograms of coefficients, which are made in scratch first: of some segments after others in the same memory."""
+    """Histograms of coefficients, which are made in scratch first:
+    of some segments after others in the same memory.
+    """
     which = np.array(range(dtype.word_nbytes) if planes is None else planes, np.int64)
     listed = np.arange(geometry.n_segments) if segments is None else segments
     counts = np.zeros((listed.size, which.size, 256), np.int64)
@@ -245,18 +242,14 @@ def _of_transforms(
     scratch = runtime.empty(max(int(2 * room[a:b].sum()) for a, b in parts) * which.size)
     for a, b in parts:
         rows = np.zeros((b - a, dtype.n_planes), PLANE)
-        rows["segment"], rows["index"], rows["prediction"] = (
-            np.arange(b - a)[:, None],
-            np.arange(dtype.n_planes),
-            mode,
-        )
+        rows["segment"] = np.arange(b - a)[:, None]
+        rows["index"] = np.arange(dtype.n_planes)
+        rows["prediction"] = mode
         rows["n_symbols"] = (places["height"][a:b] * places["width"][a:b])[:, None]
         own = np.repeat(room[a:b, None], which.size, axis=1)
         ends = np.cumsum(own).reshape(own.shape) + runtime.address(scratch)
-        rows["symbols"][:, which], rows["residuals"][:, which] = (
-            ends - own,
-            ends - own + int(own.sum()),
-        )
+        rows["symbols"][:, which] = ends - own
+        rows["residuals"][:, which] = ends - own + int(own.sum())
         here = places[a:b].copy()
         here["plane"] -= here["plane"][0]
         counts[a:b] = _count_coefficients(runtime, geometry, dtype, here, rows, which)

@@ -1,4 +1,6 @@
-"""The structures that the host fills in for the kernels: those of ``kernels/common.cuh``, field by field."""
+"""The structures that the host fills in for the kernels:
+those of ``kernels/common.cuh``, field by field.
+"""
 
 from __future__ import annotations
 

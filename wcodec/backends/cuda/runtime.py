@@ -1,4 +1,6 @@
-"""What the CUDA backend asks of a GPU: memory, copies, launches. CuPy's here; the tests have one that runs kernels on the CPU."""
+"""What the CUDA backend asks of a GPU: memory, copies, launches. CuPy's here; the tests have one
+that runs kernels on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ LINEARS: Final = (
 SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "decode": (
         "build_luts", "decode_streams",
-        "decode_bytes_1", "decode_bytes_2", "decode_bytes_4", "decode_pairs_1", "decode_pairs_2", "decode_pairs_4",
+        "decode_bytes_1", "decode_bytes_2", "decode_bytes_4",
+        "decode_pairs_1", "decode_pairs_2", "decode_pairs_4",
     ),
     "context": ("find_classes", "decode_contexts"),
     "words": ("merge_words", "split_words"),
@@ -33,8 +36,14 @@ SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "histogram": ("histograms", "count_residuals"),
     "checksum": ("crc32_parts", "crc32_join"),
     "difference": ("subtract_base", "add_base"),
-    "operand": ("expand_bf16", "expand_int8", "expand_e4m3", "expand_e5m2", "add_parts_bf16", "add_parts_fp16"),
-    **{name: tuple(f"{name}_{form}_{batch}" for form in ("raw", "coded") for batch in (8, 16, 32, 64)) for name in LINEARS},
+    "operand": (
+        "expand_bf16", "expand_int8", "expand_e4m3", "expand_e5m2",
+        "add_parts_bf16", "add_parts_fp16",
+    ),
+    **{
+        name: tuple(f"{name}_{form}_{b}" for form in ("raw", "coded") for b in (8, 16, 32, 64))
+        for name in LINEARS
+    },
 }  # fmt: skip
 
 
@@ -46,10 +55,11 @@ class Mark(Protocol):
 
 
 class Runtime(ABC):
-    """Memory, copies and launches on one device. Device arrays look like NumPy's: ``shape``, ``dtype``, ``view``, ``reshape``, slices.
+    """Memory, copies and launches on one device. Device arrays look like NumPy's: ``shape``,
+    ``dtype``, ``view``, ``reshape``, slices.
 
-    Work goes to the current stream of the calling thread, in order, and may run later; what a stream uses must live until it
-    has been waited for.
+    Work goes to the current stream of the calling thread, in order, and may run later; what a
+    stream uses must live until it has been waited for.
     """
 
     device: int  #: number of the device
@@ -102,7 +112,9 @@ class Runtime(ABC):
 
     @abstractmethod
     def download(self, device: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Host copy of a device array, in `out` if given, once all work before it on the current stream is done."""
+        """Host copy of a device array, in `out` if given,
+        once all work before it on the current stream is done.
+        """
 
     @abstractmethod
     def copy_in(self, device: Any, host: NDArray[np.uint8]) -> None:

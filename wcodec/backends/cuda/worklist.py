@@ -1,4 +1,6 @@
-"""Work lists: plans of one or many tensors as the arrays that kernels read, and their packing for one upload."""
+"""Work lists: plans of one or many tensors as the arrays that kernels read,
+and their packing for one upload.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ BLOCKS: Final = 660
 
 
 class Job(NamedTuple):
-    """Segments of one tensor and where they are: device addresses of the matrix, the payload, and what to encode with: modes, scales."""
+    """Segments of one tensor and where they are: device addresses of the matrix, the payload, and
+    what to encode with: modes, scales.
+    """
 
     plan: SegmentPlan
     words: int
@@ -166,11 +170,9 @@ class TableRows:
         """All tables, as `TABLE`."""
         out = np.zeros(len(self._tables), TABLE)
         for row, table in zip(out, self._tables, strict=True):
-            row["prob_bits"], row["padding"], row["freq"] = (
-                table.prob_bits,
-                table.padding,
-                table.freq,
-            )
+            row["prob_bits"] = table.prob_bits
+            row["padding"] = table.padding
+            row["freq"] = table.freq
         return out
 
 
@@ -181,7 +183,8 @@ class WorkList:
     Attributes
     ----------
     tables, maps, tensors, segments, planes
-        Arrays of the types of `wcodec.backends.cuda.layout`. Planes stand segment by segment, as many for each as its dtype has.
+        Arrays of the types of `wcodec.backends.cuda.layout`. Planes stand segment by segment, as
+        many for each as its dtype has.
     """
 
     tables: Array
@@ -220,10 +223,8 @@ def _segments(job: Job, t: int, first_plane: int, encoding: bool) -> Array:
     if plan.fill is not None:
         out["fill"] = plan.fill
     if encoding:
-        out["modes"], out["scales"] = (
-            plan.modes_offsets[:-1] + job.modes,
-            plan.scale_offsets[:-1] + job.scales,
-        )
+        out["modes"] = plan.modes_offsets[:-1] + job.modes
+        out["scales"] = plan.scale_offsets[:-1] + job.scales
         out["scales_nbytes"] = plan.scale_nbytes
     else:
         out["record"] = out["modes"] = plan.offsets[:-1] + job.payload
@@ -236,11 +237,9 @@ def _planes(job: Job, tables: TableRows, first_segment: int, encoding: bool) -> 
     plan, s = job.plan, job.plan.segments
     n_planes, n = plan.dtype.n_planes, plan.geometry.n_segments
     out = np.zeros((n, n_planes), PLANE)
-    out["n_symbols"], out["coder"], out["prediction"] = (
-        plan.plane_nbytes.T,
-        s.coder.T,
-        s.prediction.T,
-    )
+    out["n_symbols"] = plan.plane_nbytes.T
+    out["coder"] = s.coder.T
+    out["prediction"] = s.prediction.T
     out["table"] = tables.of(plan.tables, s.table, s.coder).T
     out["segment"], out["index"] = first_segment + np.arange(n)[:, None], np.arange(n_planes)
     if not encoding:

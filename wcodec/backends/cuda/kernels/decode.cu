@@ -1,8 +1,9 @@
-// Kernels that decode: tables, streams of symbols, and segments of the common kinds from payload to words in one go.
+// Kernels that decode: tables, streams of symbols,
+// and segments of the common kinds from payload to words in one go.
 #include "merge.cuh"
 #include "rans.cuh"
 
-// ---- tables -----------------------------------------------------------------------------------------------------------------
+// ---- tables -------------------------------------------------------------------------------------
 // luts[table * 4096 + slot] = freq << 20 | (slot - start) << 8 | symbol. Grid: a block a table.
 KERNEL __launch_bounds__(BLOCK_THREADS) build_luts(const Table *tables, u32 n_tables, u32 *luts) {
     __shared__ u32 ends[256];  // of each symbol's slots
@@ -19,17 +20,20 @@ KERNEL __launch_bounds__(BLOCK_THREADS) build_luts(const Table *tables, u32 n_ta
     }
     for (u32 slot = threadIdx.x; slot < MAX_SLOTS; slot += BLOCK_THREADS) {
         u32 found = 0;  // symbols that end at or before the slot
-        for (u32 half = 128; half > 0; half /= 2) found += ends[found + half - 1] <= slot ? half : 0;
+        for (u32 half = 128; half > 0; half /= 2)
+            found += ends[found + half - 1] <= slot ? half : 0;
         const u32 start = found > 0 ? ends[found - 1] : 0;
         const u32 entry = (ends[found] - start) << 20 | (slot - start) << 8 | found;
         luts[blockIdx.x * MAX_SLOTS + slot] = slot < 1u << table.prob_bits ? entry : 0;
     }
 }
 
-// ---- streams ----------------------------------------------------------------------------------------------------------------
-// Symbols of streams, into scratch. list: planes; those of a batch have one table. Grid: a block a batch.
+// ---- streams ------------------------------------------------------------------------------------
+// Symbols of streams, into scratch. list: planes; those of a batch have one table.
+// Grid: a block a batch.
 KERNEL __launch_bounds__(BLOCK_THREADS, BLOCKS_ON_SM)
-    decode_streams(const Table *tables, const u32 *luts, const Plane *planes, const Batch *batches, const u32 *list, u32 *status) {
+    decode_streams(const Table *tables, const u32 *luts, const Plane *planes, const Batch *batches,
+                   const u32 *list, u32 *status) {
     __shared__ DecoderMemory memory;
     const Batch batch = batches[blockIdx.x];
     load_lut(memory.lut, luts, batch.table);
@@ -54,7 +58,7 @@ KERNEL __launch_bounds__(BLOCK_THREADS, BLOCKS_ON_SM)
     }
 }
 
-// ---- words into the matrix ---------------------------------------------------------------------------------------------------
+// ---- words into the matrix ----------------------------------------------------------------------
 // Where the words of a segment lie. Made anew for each use: registers are scarce.
 struct Target {
     u64 words, pitch;    // address of the first word; bytes from row to row
@@ -83,8 +87,9 @@ DEVICE u64 offset_of_word(const Target &target, u32 i) {
     return i / target.width * target.pitch + i % target.width * NBYTES;
 }
 
-// Exponents outside of the window, of 8 bits, behind the sign. Those from the first bad patch on are not applied: no two lanes
-// have the same word. Said to all lanes: whether all are as they should be.
+// Exponents outside of the window, of 8 bits, behind the sign. Those from the first bad patch on
+// are not applied: no two lanes have the same word. Said to all lanes: whether all are as they
+// should be.
 template <u32 NBYTES>
 DEVICE bool apply_patches(const Segment &segment, const Target &target) {
     const u32 shift = 8 * NBYTES - 9, *patches = pointer<const u32>(segment.patches);
@@ -97,14 +102,16 @@ DEVICE bool apply_patches(const Segment &segment, const Target &target) {
         good = __all_sync(ALL_LANES, ascends && index < target.n_words);
         if (good && own) {
             const u64 address = target.words + offset_of_word<NBYTES>(target, index);
-            store_word(address, NBYTES, (load_word(address, NBYTES) & ~(0xffu << shift)) | patch >> 24 << shift);
+            store_word(address, NBYTES,
+                       (load_word(address, NBYTES) & ~(0xffu << shift)) | patch >> 24 << shift);
         }
     }
     return good;
 }
 
-// ---- segments ----------------------------------------------------------------------------------------------------------------
-// What a warp works with on a segment. `raw` holds, of each lower plane, the address of the lane's bytes of the next group.
+// ---- segments -----------------------------------------------------------------------------------
+// What a warp works with on a segment. `raw` holds, of each lower plane,
+// the address of the lane's bytes of the next group.
 template <u32 NBYTES, bool PAIRS>
 struct Decoder {
     const Segment *segment;
@@ -140,12 +147,14 @@ DEVICE void skip_lower(Decoder<NBYTES, PAIRS> &decoder, u32 n_groups) {
 }
 
 template <u32 NBYTES, bool PAIRS>
-DEVICE Words<NBYTES, PAIRS> decode_words(Decoder<NBYTES, PAIRS> &decoder, const Lower<NBYTES, PAIRS> &lower) {
+DEVICE Words<NBYTES, PAIRS> decode_words(Decoder<NBYTES, PAIRS> &decoder,
+                                         const Lower<NBYTES, PAIRS> &lower) {
     const u32 symbols = decode_group(decoder.stream, decoder.coder);
     return merge<NBYTES, PAIRS>(symbols, lower, decoder.base, decoder.unmap);
 }
 
-// Pairs of whole groups, where the lanes' places in the matrix are aligned and move by as much from each pair to the next.
+// Pairs of whole groups, where the lanes' places in the matrix are aligned and move by as much from
+// each pair to the next.
 struct Strides {
     u64 at;            // the lane's first word
     u32 second, next;  // bytes from there to that of a pair's second group, and from pair to pair
@@ -166,8 +175,9 @@ DEVICE Strides strides_of(const Target &target) {
     return strides;
 }
 
-// Returns the number of words. Those of the lower planes are loaded ahead, for memory is far. The last pair of groups is loaded
-// once more behind itself: a load under a condition would need more registers, and waiting for it.
+// Returns the number of words. Those of the lower planes are loaded ahead, for memory is far. The
+// last pair of groups is loaded once more behind itself: a load under a condition would need more
+// registers, and waiting for it.
 template <u32 NBYTES, bool PAIRS>
 DEVICE u32 decode_pairs_of_groups(Decoder<NBYTES, PAIRS> &decoder, const Strides &strides) {
     typedef Shape<NBYTES, PAIRS> S;
@@ -196,7 +206,8 @@ DEVICE void decode_groups(Decoder<NBYTES, PAIRS> &decoder, u32 first) {
     const Target target = target_of<NBYTES>(*decoder.segment, decoder.tensors);
     const bool aligned = is_aligned(target, S::STORE_NBYTES);
     const u32 own = lane_id() * S::N_WORDS, step_cols = S::GROUP_WORDS % target.width;
-    const u64 step = offset_of_word<NBYTES>(target, S::GROUP_WORDS), wrap = target.pitch - (u64)target.width * NBYTES;
+    const u64 step = offset_of_word<NBYTES>(target, S::GROUP_WORDS),
+              wrap = target.pitch - (u64)target.width * NBYTES;
     u32 col = (first + own) % target.width;
     u64 at = target.words + offset_of_word<NBYTES>(target, first + own);
     for (; first < target.n_words; first += S::GROUP_WORDS) {
@@ -204,8 +215,10 @@ DEVICE void decode_groups(Decoder<NBYTES, PAIRS> &decoder, u32 first) {
         Lower<NBYTES, PAIRS> lower = {};
         if (first + own < target.n_words) lower = load_lower(decoder, 0);
         const Words<NBYTES, PAIRS> words = decode_words(decoder, lower);
-        if (aligned && first + own + S::N_WORDS <= target.n_words) store_vectors<NBYTES, PAIRS>(at, words);
-        else if (first + own < target.n_words) store_words<NBYTES, PAIRS>(at, words, target.n_words - first - own);
+        if (aligned && first + own + S::N_WORDS <= target.n_words)
+            store_vectors<NBYTES, PAIRS>(at, words);
+        else if (first + own < target.n_words)
+            store_words<NBYTES, PAIRS>(at, words, target.n_words - first - own);
         skip_lower(decoder, 1);
         at += step;
         col += step_cols;
@@ -217,16 +230,19 @@ DEVICE void decode_groups(Decoder<NBYTES, PAIRS> &decoder, u32 first) {
 }
 
 template <u32 NBYTES, bool PAIRS>
-DEVICE u32 decode_segment(const Coder &coder, uint4 *buffer, const Segment &segment, const Tensor *tensors, const Plane *planes) {
+DEVICE u32 decode_segment(const Coder &coder, uint4 *buffer, const Segment &segment,
+                          const Tensor *tensors, const Plane *planes) {
     typedef Shape<NBYTES, PAIRS> S;
     Decoder<NBYTES, PAIRS> decoder;
     decoder.segment = &segment;
     decoder.tensors = tensors;
     decoder.coder = coder;
     decoder.unmap = unmap_of(tensors[segment.tensor]);
-    if (PAIRS && NBYTES > 1) decoder.unmap.fall = 1, decoder.unmap.flip = 0;  // there are windows only where the exponent is first
+    // there are windows only where the exponent is first
+    if (PAIRS && NBYTES > 1) decoder.unmap.fall = 1, decoder.unmap.flip = 0;
     decoder.base = segment.base * 0x01010101u;
-    for (u32 p = 0; p < S::N_RAW; p++) decoder.raw[p] = planes[p + 1].at + lane_id() * S::RAW_NBYTES;
+    for (u32 p = 0; p < S::N_RAW; p++)
+        decoder.raw[p] = planes[p + 1].at + lane_id() * S::RAW_NBYTES;
     const Strides strides = strides_of<NBYTES, PAIRS>(target_of<NBYTES>(segment, tensors));
     decoder.stream = open_stream(planes[0], buffer);
     decode_groups(decoder, decode_pairs_of_groups(decoder, strides));
@@ -239,28 +255,32 @@ DEVICE u32 decode_segment(const Coder &coder, uint4 *buffer, const Segment &segm
 }
 
 template <u32 NBYTES, bool PAIRS>
-DEVICE void decode_batch(DecoderMemory &memory, const Table *tables, const u32 *luts, const Tensor *tensors, const Segment *segments,
-                         const Plane *planes, const Batch &batch, const u32 *list, u32 *status) {
+DEVICE void decode_batch(DecoderMemory &memory, const Table *tables, const u32 *luts,
+                         const Tensor *tensors, const Segment *segments, const Plane *planes,
+                         const Batch &batch, const u32 *list, u32 *status) {
     load_lut(memory.lut, luts, batch.table);
     const Coder coder = coder_of(memory.lut, tables[batch.table].prob_bits);
     const u32 warp = uniform_warp_id();
     for (u32 i = warp; i < batch.count; i += BLOCK_WARPS) {
         const Segment &segment = segments[list[batch.first + i]];
-        const u32 bad = decode_segment<NBYTES, PAIRS>(coder, memory.words[warp], segment, tensors, planes + segment.plane);
+        const u32 bad = decode_segment<NBYTES, PAIRS>(coder, memory.words[warp], segment, tensors,
+                                                      planes + segment.plane);
         if (bad && lane_id() == 0) atomicOr(&status[list[batch.first + i]], bad);
         __syncwarp();  // the buffer is free again
     }
 }
 
-// From payload to words. list: segments, of one tile each; plane 0 is coded without prediction, by one table for those of a batch;
-// the lower planes that are used are raw. A segment has one row, or its width is the matrix's, or a multiple of the words that a
-// lane makes of a group: 8 by pairs, 4 by bytes. Grid: a block a batch.
-#define DECODE(name, nbytes, pairs)                                                                                               \
-    KERNEL __launch_bounds__(BLOCK_THREADS, nbytes < 4 ? BLOCKS_ON_SM : 4)                                                        \
-        name(const Table *tables, const u32 *luts, const Tensor *tensors, const Segment *segments, const Plane *planes,           \
-             const Batch *batches, const u32 *list, u32 *status) {                                                                \
-        __shared__ DecoderMemory memory;                                                                                          \
-        decode_batch<nbytes, pairs>(memory, tables, luts, tensors, segments, planes, batches[blockIdx.x], list, status);          \
+// From payload to words. list: segments, of one tile each; plane 0 is coded without prediction, by
+// one table for those of a batch; the lower planes that are used are raw. A segment has one row, or
+// its width is the matrix's, or a multiple of the words that a lane makes of a group: 8 by pairs, 4
+// by bytes. Grid: a block a batch.
+#define DECODE(name, nbytes, pairs)                                                                \
+    KERNEL __launch_bounds__(BLOCK_THREADS, nbytes < 4 ? BLOCKS_ON_SM : 4)                         \
+        name(const Table *tables, const u32 *luts, const Tensor *tensors, const Segment *segments, \
+             const Plane *planes, const Batch *batches, const u32 *list, u32 *status) {            \
+        __shared__ DecoderMemory memory;                                                           \
+        decode_batch<nbytes, pairs>(memory, tables, luts, tensors, segments, planes,               \
+                                    batches[blockIdx.x], list, status);                            \
     }
 
 DECODE(decode_bytes_1, 1, false)

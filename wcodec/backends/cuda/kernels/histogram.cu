@@ -1,19 +1,23 @@
-// Counts of the symbols that segments would have: of byte planes, predicted or not, and of pairs (spec: chapters 5 and 7).
+// Counts of the symbols that segments would have: of byte planes, predicted or not, and of pairs
+// (spec: chapters 5 and 7).
 //
-// Words are read 8 bytes a lane: a pack. A warp goes down a strip of the segment, 32 packs wide, a row at a time; what
-// prediction needs of the row above stays in registers. Bytes of a pack are handled all at once in a u64.
+// Words are read 8 bytes a lane: a pack. A warp goes down a strip of the segment, 32 packs wide, a
+// row at a time; what prediction needs of the row above stays in registers. Bytes of a pack are
+// handled all at once in a u64.
 #include "common.cuh"
 
 enum { PACK = 8, BINS = 256 };
 
-// Histograms that are counted in one pass over the segment. Each bin has copies side by side, which lanes take in turn: equal
-// symbols of neighbouring lanes neither wait for each other nor meet in a bank.
+// Histograms that are counted in one pass over the segment. Each bin has copies side by side, which
+// lanes take in turn: equal symbols of neighbouring lanes neither wait for each other nor meet in a
+// bank.
 enum { AT_ONCE = 4, COPIES = 8 };
 
 // What a histogram counts: byte plane 0 to 7, or one of these.
 enum { WINDOW_PAIRS = 16, HIGH_PAIRS = 17, LOW_PAIRS = 18 };
 
-// What the caller wants: histograms of `which` planes, of `mode`; or of pairs, before those planes if words have more than a byte.
+// What the caller wants: histograms of `which` planes, of `mode`; or of pairs, before those planes
+// if words have more than a byte.
 struct Request {
     const u32 *which;
     u32 n_which, mode;
@@ -23,18 +27,23 @@ struct Request {
 struct Targets {
     u32 n, packed;  // packed: what is counted, a byte each
     u32 base, fill;  // of the window
-    bool bytes, pairs, pairs_in_rows;  // pairs_in_rows: words 0 and 1 of each row are a pair, 2 and 3, and so on
+    // pairs_in_rows: words 0 and 1 of each row are a pair, 2 and 3, and so on
+    bool bytes, pairs, pairs_in_rows;
 };
 
 DEVICE u32 target(const Targets &targets, u32 i) { return targets.packed >> 8 * i & 255u; }
 
 // The histograms of a request from `first`.
-DEVICE Targets targets_of(const Request &request, const Segment &segment, u32 word_nbytes, u32 first) {
-    const u32 window = request.pairs && word_nbytes > 1, nibbles = request.pairs && word_nbytes == 1;
-    Targets targets = {least(AT_ONCE, request.n_which + window - first), 0, segment.base, segment.fill & 15u, false, false, false};
+DEVICE Targets targets_of(const Request &request, const Segment &segment, u32 word_nbytes,
+                          u32 first) {
+    const u32 window = request.pairs && word_nbytes > 1,
+              nibbles = request.pairs && word_nbytes == 1;
+    const u32 n = least(AT_ONCE, request.n_which + window - first);
+    Targets targets = {n, 0, segment.base, segment.fill & 15u, false, false, false};
     for (u32 i = 0; i < targets.n; i++) {
         const u32 k = first + i;
-        const u32 what = k < window ? WINDOW_PAIRS : request.which[k - window] + (nibbles ? HIGH_PAIRS : 0);
+        const u32 what =
+            k < window ? WINDOW_PAIRS : request.which[k - window] + (nibbles ? HIGH_PAIRS : 0);
         targets.packed |= what << 8 * i;
         targets.bytes |= what < WINDOW_PAIRS;
         targets.pairs |= what >= WINDOW_PAIRS;
@@ -42,7 +51,7 @@ DEVICE Targets targets_of(const Request &request, const Segment &segment, u32 wo
     return targets;
 }
 
-// ---- packs: the words that fit in 8 bytes ------------------------------------------------------------------------------------
+// ---- packs: the words that fit in 8 bytes -------------------------------------------------------
 // The first n words from an address.
 template <u32 NBYTES>
 DEVICE u64 load_pack(u64 address, u32 n) {
@@ -54,11 +63,13 @@ DEVICE u64 load_pack(u64 address, u32 n) {
     return pack;
 }
 
-// ---- prediction (spec: chapter 7), byte by byte ------------------------------------------------------------------------------
+// ---- prediction (spec: chapter 7), byte by byte -------------------------------------------------
 constexpr u64 TOP_BITS = 0x8080808080808080ull;
 
 DEVICE u64 plus(u64 a, u64 b) { return ((a & ~TOP_BITS) + (b & ~TOP_BITS)) ^ ((a ^ b) & TOP_BITS); }
-DEVICE u64 minus(u64 a, u64 b) { return ((a | TOP_BITS) - (b & ~TOP_BITS)) ^ (~(a ^ b) & TOP_BITS); }
+DEVICE u64 minus(u64 a, u64 b) {
+    return ((a | TOP_BITS) - (b & ~TOP_BITS)) ^ (~(a ^ b) & TOP_BITS);
+}
 DEVICE u64 mean(u64 a, u64 b) { return (a & b) + ((a ^ b) >> 1 & ~TOP_BITS); }
 
 DEVICE u64 predicted(u32 mode, u64 left, u64 top, u64 corner) {
@@ -78,7 +89,7 @@ DEVICE u64 left_of(u64 pack, u64 edge) {
     return NBYTES == 8 ? before : pack << 8 * NBYTES % 64 | before;
 }
 
-// ---- counting ----------------------------------------------------------------------------------------------------------------
+// ---- counting -----------------------------------------------------------------------------------
 DEVICE void count(u32 *bins, u32 symbol) { atomicAdd(bins + symbol * COPIES, 1u); }
 
 // The bytes at multiples of STRIDE, the first n of them: all, unless a row ends here.
@@ -123,13 +134,15 @@ DEVICE void count_pack(u32 *bins, const Targets &targets, u64 pack, u64 residual
         if (what < NBYTES) {
             count_bytes<NBYTES>(bins, residuals >> 8 * (NBYTES - 1 - what), n);
         } else if constexpr (NBYTES < PACK) {
-            if (targets.pairs_in_rows) count_bytes<2 * NBYTES>(bins, pairs_of<NBYTES>(pack, what, targets), n / 2);
+            if (targets.pairs_in_rows)
+                count_bytes<2 * NBYTES>(bins, pairs_of<NBYTES>(pack, what, targets), n / 2);
         }
     }
 }
 
-// ---- by rows -----------------------------------------------------------------------------------------------------------------
-// The rows that are gone over: those of the segment, or pieces of it if its words lie together and their order is that.
+// ---- by rows ------------------------------------------------------------------------------------
+// The rows that are gone over: those of the segment,
+// or pieces of it if its words lie together and their order is that.
 struct Rows {
     u64 words, row_nbytes;
     u32 height, width, last_width;  // last_width: of the last row
@@ -137,12 +150,15 @@ struct Rows {
 
 template <u32 NBYTES>
 DEVICE Rows rows_of(const Segment &segment, const Tensor &tensor, bool flat) {
-    if (!flat) return {segment.words, tensor.cols * NBYTES, segment.height, segment.width, segment.width};
-    const u32 width = LANES * PACK / NBYTES, n = segment.height * segment.width, height = ceil_div(n, width);
+    if (!flat)
+        return {segment.words, tensor.cols * NBYTES, segment.height, segment.width, segment.width};
+    const u32 width = LANES * PACK / NBYTES, n = segment.height * segment.width,
+              height = ceil_div(n, width);
     return {segment.words, LANES * PACK, height, width, n - (height - 1) * width};
 }
 
-// A lane's part of a row, as it is in memory. Edge: the word left of the first lane's pack; only that lane has it.
+// A lane's part of a row, as it is in memory.
+// Edge: the word left of the first lane's pack; only that lane has it.
 struct Part {
     u64 pack, edge;
 };
@@ -175,25 +191,27 @@ struct Predictor {
 // Residuals of a row, given as it is in memory and as it is mapped.
 template <u32 NBYTES>
 DEVICE u64 residuals_of(Predictor &predictor, const Part &part, u64 pack, const WordMap &map) {
-    const u64 left = apply(map, left_of<NBYTES>(part.pack, part.edge)), first = predictor.first_columns;
+    const u64 left = apply(map, left_of<NBYTES>(part.pack, part.edge)),
+              first = predictor.first_columns;
     u64 prediction = left & ~first;
     if (predictor.row_in_tile != 0)
-        prediction = (predicted(predictor.mode, left, predictor.top, predictor.corner) & ~first) | (predictor.top & first);
+        prediction = (predicted(predictor.mode, left, predictor.top, predictor.corner) & ~first) |
+                     (predictor.top & first);
     predictor.top = pack;
     predictor.corner = left;
     if (++predictor.row_in_tile == predictor.tile_rows) predictor.row_in_tile = 0;
     return minus(pack, prediction);
 }
 
-// A warp counts rows of a strip, from `row` to before `end`. Prediction starts a row above, unless a tile starts at `row`. Each
-// row is loaded while the one before it is counted.
+// A warp counts rows of a strip, from `row` to before `end`. Prediction starts a row above, unless
+// a tile starts at `row`. Each row is loaded while the one before it is counted.
 template <u32 NBYTES>
-DEVICE void count_strip(
-    u32 *bins, const Targets &targets, const Tensor &tensor, const WordMap &map, const Rows &rows, u32 mode,
-    u32 strip, u32 row, u32 end) {
+DEVICE void count_strip(u32 *bins, const Targets &targets, const Tensor &tensor, const WordMap &map,
+                        const Rows &rows, u32 mode, u32 strip, u32 row, u32 end) {
     constexpr u32 COUNT = PACK / NBYTES;
     const u32 col = (strip * LANES + lane_id()) * COUNT;
-    const u32 n_words = least(COUNT, most(rows.width, col) - col), n_last = least(COUNT, most(rows.last_width, col) - col);
+    const u32 n_words = least(COUNT, most(rows.width, col) - col),
+              n_last = least(COUNT, most(rows.last_width, col) - col);
     const bool with_edge = mode != MODE_NONE && strip > 0 && lane_id() == 0;
     Predictor predictor = {mode, 0, tensor.tile_rows, 0, 0, 0};
     u32 start = row;
@@ -216,16 +234,19 @@ DEVICE void count_strip(
         }
         if (i == start) continue;
         const u64 pack = apply(map, part.pack);
-        const u64 residuals = mode != MODE_NONE ? residuals_of<NBYTES>(predictor, part, pack, map) : pack;
+        const u64 residuals =
+            mode != MODE_NONE ? residuals_of<NBYTES>(predictor, part, pack, map) : pack;
         if (i > row) count_pack<NBYTES>(bins, targets, pack, residuals, n);
     }
 }
 
-// The block counts what does not depend on how rows follow one another. A warp takes a band of a strip at a time.
+// The block counts what does not depend on how rows follow one another.
+// A warp takes a band of a strip at a time.
 template <u32 NBYTES>
-DEVICE void count_rows(
-    u32 *bins, const Targets &targets, const Tensor &tensor, const WordMap &map, const Rows &rows, u32 mode) {
-    const u32 n_bands = least(rows.height, BLOCK_WARPS), n_strips = ceil_div(rows.width, LANES * PACK / NBYTES);
+DEVICE void count_rows(u32 *bins, const Targets &targets, const Tensor &tensor, const WordMap &map,
+                       const Rows &rows, u32 mode) {
+    const u32 n_bands = least(rows.height, BLOCK_WARPS),
+              n_strips = ceil_div(rows.width, LANES * PACK / NBYTES);
     for (u32 i = warp_id(); i < n_strips * n_bands; i += BLOCK_WARPS) {
         const u32 strip = i / n_bands, band = i % n_bands;
         const u32 row = band * rows.height / n_bands, end = (band + 1) * rows.height / n_bands;
@@ -233,15 +254,17 @@ DEVICE void count_rows(
     }
 }
 
-// ---- pair by pair ------------------------------------------------------------------------------------------------------------
+// ---- pair by pair -------------------------------------------------------------------------------
 struct Place {
     u32 row, col, right;  // in the segment; right: behind the last column of the tile
 };
 
 DEVICE Place place_of(const Segment &segment, const Tensor &tensor, u32 element) {
-    const u32 top = element / (tensor.tile_rows * segment.width) * tensor.tile_rows, in_band = element - top * segment.width;
+    const u32 top = element / (tensor.tile_rows * segment.width) * tensor.tile_rows,
+              in_band = element - top * segment.width;
     const u32 height = least(tensor.tile_rows, segment.height - top);
-    const u32 left = in_band / (height * tensor.tile_cols) * tensor.tile_cols, in_tile = in_band - left * height;
+    const u32 left = in_band / (height * tensor.tile_cols) * tensor.tile_cols,
+              in_tile = in_band - left * height;
     const u32 width = least(tensor.tile_cols, segment.width - left);
     return {top + in_tile / width, left + in_tile % width, left + width};
 }
@@ -253,14 +276,16 @@ DEVICE u64 word_at(const Segment &segment, const Tensor &tensor, const Place &pl
 
 // The block counts pairs of neighbours in element order, wherever they are, from element `first`.
 template <u32 NBYTES>
-DEVICE void count_pairs(u32 *bins, const Targets &targets, const Segment &segment, const Tensor &tensor, const WordMap &map, u32 first) {
+DEVICE void count_pairs(u32 *bins, const Targets &targets, const Segment &segment,
+                        const Tensor &tensor, const WordMap &map, u32 first) {
     const u32 n = segment.height * segment.width;
     for (u32 i = first + 2 * threadIdx.x; i < n; i += 2 * BLOCK_THREADS) {
         const Place place = place_of(segment, tensor, i);
         const bool alone = i + 1 == n;
         u64 pack = word_at<NBYTES>(segment, tensor, place);
         if (!alone) {
-            const Place other = place.col + 1 < place.right ? Place{place.row, place.col + 1, 0} : place_of(segment, tensor, i + 1);
+            const Place other = place.col + 1 < place.right ? Place{place.row, place.col + 1, 0}
+                                                            : place_of(segment, tensor, i + 1);
             pack |= word_at<NBYTES>(segment, tensor, other) << 8 * NBYTES;
         }
         pack = apply(map, pack);
@@ -275,9 +300,10 @@ DEVICE void count_pairs(u32 *bins, const Targets &targets, const Segment &segmen
     }
 }
 
-// ---- kernel ------------------------------------------------------------------------------------------------------------------
+// ---- kernel -------------------------------------------------------------------------------------
 DEVICE void clear(uint4 *bins, u32 n) {
-    for (u32 i = threadIdx.x; i < n * (BINS * COPIES / 4); i += BLOCK_THREADS) bins[i] = make_uint4(0, 0, 0, 0);
+    for (u32 i = threadIdx.x; i < n * (BINS * COPIES / 4); i += BLOCK_THREADS)
+        bins[i] = make_uint4(0, 0, 0, 0);
 }
 
 // A thread adds up the copies of a bin.
@@ -293,8 +319,10 @@ DEVICE void write(const uint4 *bins, u32 n, u32 *counts) {
 }
 
 template <u32 NBYTES>
-DEVICE void count_segment(uint4 *bins, const Segment &segment, const Tensor &tensor, const Request &request, u32 *counts) {
-    const u32 mode = request.pairs ? MODE_NONE : request.mode, n_histograms = request.n_which + (request.pairs && NBYTES > 1);
+DEVICE void count_segment(uint4 *bins, const Segment &segment, const Tensor &tensor,
+                          const Request &request, u32 *counts) {
+    const u32 mode = request.pairs ? MODE_NONE : request.mode,
+              n_histograms = request.n_which + (request.pairs && NBYTES > 1);
     const bool one_across = tensor.tile_cols >= segment.width;
     const bool together = segment.width == tensor.cols || segment.height == 1;
     const bool flat = mode == MODE_NONE && together && (one_across || !request.pairs);
@@ -308,10 +336,13 @@ DEVICE void count_segment(uint4 *bins, const Segment &segment, const Tensor &ten
         targets.pairs_in_rows = targets.pairs && (flat || even);
         clear(bins, targets.n);
         __syncthreads();
-        if (targets.bytes || targets.pairs_in_rows) count_rows<NBYTES>(own, targets, tensor, map, rows, mode);
+        if (targets.bytes || targets.pairs_in_rows)
+            count_rows<NBYTES>(own, targets, tensor, map, rows, mode);
         if constexpr (NBYTES < PACK) {
             const u32 n = segment.height * segment.width;
-            if (targets.pairs) count_pairs<NBYTES>(own, targets, segment, tensor, map, targets.pairs_in_rows ? n & ~1u : 0);
+            if (targets.pairs)
+                count_pairs<NBYTES>(own, targets, segment, tensor, map,
+                                    targets.pairs_in_rows ? n & ~1u : 0);
         }
         __syncthreads();
         write(bins, targets.n, counts + first * BINS);
@@ -319,9 +350,11 @@ DEVICE void count_segment(uint4 *bins, const Segment &segment, const Tensor &ten
     }
 }
 
-// A block counts a segment of the list. Counts: all of the first segment's histograms, of 256 bins each, then the next one's.
-KERNEL __launch_bounds__(BLOCK_THREADS, 4) histograms(
-    const Tensor *tensors, const Segment *segments, const u32 *list, const u32 *which, u32 n_which, u32 mode, u32 pairs, u32 *counts) {
+// A block counts a segment of the list. Counts: all of the first segment's histograms, of 256 bins
+// each, then the next one's.
+KERNEL __launch_bounds__(BLOCK_THREADS, 4)
+    histograms(const Tensor *tensors, const Segment *segments, const u32 *list, const u32 *which,
+               u32 n_which, u32 mode, u32 pairs, u32 *counts) {
     __shared__ uint4 bins[AT_ONCE * BINS * COPIES / 4];
     const Segment segment = segments[list[blockIdx.x]];
     const Tensor tensor = tensors[segment.tensor];
@@ -332,8 +365,10 @@ KERNEL __launch_bounds__(BLOCK_THREADS, 4) histograms(
     else count_segment<8>(bins, segment, tensor, request, counts);
 }
 
-// A block counts the bytes of the residuals of a plane of the list, in memory; counts are 256 for each.
-KERNEL __launch_bounds__(BLOCK_THREADS) count_residuals(const Plane *planes, const u32 *list, u32 *counts) {
+// A block counts the bytes of the residuals of a plane of the list, in memory;
+// counts are 256 for each.
+KERNEL __launch_bounds__(BLOCK_THREADS)
+    count_residuals(const Plane *planes, const u32 *list, u32 *counts) {
     __shared__ uint4 bins[BINS * COPIES / 4];
     const Plane &plane = planes[list[blockIdx.x]];
     const u32 n = plane.n_symbols;

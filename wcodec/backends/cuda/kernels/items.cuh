@@ -1,10 +1,12 @@
-// Items of words: where they are in the matrix, how they are moved, joined from the bytes of planes and cut into them, for any word
-// size, layout, map and tiling (spec: chapters 5 and 6). The block's threads take the items of one segment in turn.
+// Items of words: where they are in the matrix, how they are moved, joined from the bytes of planes
+// and cut into them, for any word size, layout, map and tiling (spec: chapters 5 and 6). The
+// block's threads take the items of one segment in turn.
 //
-// An item is what a thread moves at once: 16 bytes of words that follow one another in element order, and as many bytes of
-// planes. In the matrix an item's words are together, unless a row of their tile ends between them; if they are aligned too,
-// they are loaded and stored as one. Of a segment's last item, words may be missing: in planes and records there are bytes
-// for them, for those have whole units of 16; in the matrix there are not.
+// An item is what a thread moves at once: 16 bytes of words that follow one another in element
+// order, and as many bytes of planes. In the matrix an item's words are together, unless a row of
+// their tile ends between them; if they are aligned too, they are loaded and stored as one. Of a
+// segment's last item, words may be missing: in planes and records there are bytes for them, for
+// those have whole units of 16; in the matrix there are not.
 #pragma once
 #include "common.cuh"
 
@@ -19,17 +21,21 @@ struct Item {
 // An item's bytes in each plane, the top one first; of less than four, the others are anything.
 template <u32 NBYTES>
 struct Planes {
-    enum { COUNT = ITEM_NBYTES / NBYTES, PARTS = COUNT < 4 ? 1 : COUNT / 4, PACKED_PARTS = (PARTS + 1) / 2 };
+    enum {
+        COUNT = ITEM_NBYTES / NBYTES, PARTS = COUNT < 4 ? 1 : COUNT / 4,
+        PACKED_PARTS = (PARTS + 1) / 2
+    };
     u32 part[NBYTES][PARTS];
 };
 
-// ---- places ----------------------------------------------------------------------------------------------------------------
+// ---- places -------------------------------------------------------------------------------------
 struct Grid {
     u64 words, row_nbytes;  // the segment's first word; from a row of the matrix to the next
     u32 n, height, width;   // of the segment; n: its words
     u32 tile_rows, tile_cols;
     bool raster;                          // elements run row by row. Only then:
-    u32 row, col, step_rows, step_cols;  // where this thread's next item starts; from there to the one after it
+    // where this thread's next item starts; from there to the one after it
+    u32 row, col, step_rows, step_cols;
 };
 
 struct Place {
@@ -40,7 +46,8 @@ struct Place {
 template <u32 NBYTES>
 DEVICE Grid grid_of(const Segment &segment, const Tensor &tensor) {
     const u32 n = segment.height * segment.width, count = Item<NBYTES>::COUNT;
-    const bool raster = segment.layout == LAYOUT_RAW || segment.height == 1 || tensor.tile_cols >= segment.width;
+    const bool raster =
+        segment.layout == LAYOUT_RAW || segment.height == 1 || tensor.tile_cols >= segment.width;
     const bool contiguous = raster && (segment.height == 1 || segment.width == tensor.cols);
     Grid grid;
     grid.words = segment.words;
@@ -70,9 +77,11 @@ DEVICE Place locate(const Grid &grid, u32 i) {
         const u32 row = i / grid.width, col = i % grid.width;
         return place_at<NBYTES>(grid, row, col, grid.width - col);
     }
-    const u32 top = i / (grid.tile_rows * grid.width) * grid.tile_rows, in_band = i - top * grid.width;
+    const u32 top = i / (grid.tile_rows * grid.width) * grid.tile_rows,
+              in_band = i - top * grid.width;
     const u32 height = least(grid.tile_rows, grid.height - top);
-    const u32 left = in_band / (height * grid.tile_cols) * grid.tile_cols, in_tile = in_band - left * height;
+    const u32 left = in_band / (height * grid.tile_cols) * grid.tile_cols,
+              in_tile = in_band - left * height;
     const u32 width = least(grid.tile_cols, grid.width - left);
     const u32 col = in_tile % width;
     return place_at<NBYTES>(grid, top + in_tile / width, left + col, width - col);
@@ -92,7 +101,7 @@ DEVICE Place next_place(Grid &grid, u32 i) {
     return place;
 }
 
-// ---- loads and stores ------------------------------------------------------------------------------------------------------
+// ---- loads and stores ---------------------------------------------------------------------------
 // COUNT bytes at a multiple of that.
 template <u32 COUNT>
 DEVICE void load_bytes(u64 address, u32 *parts) {
@@ -109,7 +118,8 @@ DEVICE void load_bytes(u64 address, u32 *parts) {
 
 template <u32 COUNT>
 DEVICE void store_bytes(u64 address, const u32 *parts) {
-    if constexpr (COUNT == 16) *pointer<uint4>(address) = make_uint4(parts[0], parts[1], parts[2], parts[3]);
+    if constexpr (COUNT == 16)
+        *pointer<uint4>(address) = make_uint4(parts[0], parts[1], parts[2], parts[3]);
     else if constexpr (COUNT == 8) *pointer<uint2>(address) = make_uint2(parts[0], parts[1]);
     else store_word(address, COUNT, parts[0]);
 }
@@ -122,24 +132,29 @@ DEVICE void shift_in(Item<NBYTES> &item, u64 word) {
     } else if constexpr (NBYTES == 4) {
         item = {{item.part[1], item.part[2], item.part[3], (u32)word}};
     } else {
-        for (u32 k = 0; k < 3; ++k) item.part[k] = __funnelshift_r(item.part[k], item.part[k + 1], 8 * NBYTES);
+        for (u32 k = 0; k < 3; ++k)
+            item.part[k] = __funnelshift_r(item.part[k], item.part[k + 1], 8 * NBYTES);
         item.part[3] = __funnelshift_r(item.part[3], (u32)word, 8 * NBYTES);
     }
 }
 
-// The words of an item, by the largest pieces that are together and aligned; one by one where a row ends between them.
+// The words of an item, by the largest pieces that are together and aligned;
+// one by one where a row ends between them.
 template <u32 NBYTES>
 DEVICE void store_item(const Grid &grid, Place place, u32 i, Item<NBYTES> item) {
     constexpr u32 COUNT = Item<NBYTES>::COUNT;
     const bool together = place.run >= COUNT;
     if (together && place.address % ITEM_NBYTES == 0) {
-        *pointer<uint4>(place.address) = make_uint4(item.part[0], item.part[1], item.part[2], item.part[3]);
+        *pointer<uint4>(place.address) =
+            make_uint4(item.part[0], item.part[1], item.part[2], item.part[3]);
     } else if (together && place.address % 4 == 0) {
 #pragma unroll
         for (u32 k = 0; k < 4; ++k) pointer<u32>(place.address)[k] = item.part[k];
     } else if (NBYTES <= 2 && together) {
 #pragma unroll
-        for (u32 k = 0; k < COUNT; ++k) store_word(place.address + k * NBYTES, NBYTES, item.part[k * NBYTES / 4] >> 8 * (k * NBYTES % 4));
+        for (u32 k = 0; k < COUNT; ++k)
+            store_word(place.address + k * NBYTES, NBYTES,
+                       item.part[k * NBYTES / 4] >> 8 * (k * NBYTES % 4));
     } else {
 #pragma unroll 1
         for (u32 end = least(i + COUNT, grid.n); i < end; ++i) {
@@ -181,7 +196,7 @@ DEVICE Item<NBYTES> load_item(const Grid &grid, Place place, u32 i) {
     return item;
 }
 
-// ---- words and bytes -------------------------------------------------------------------------------------------------------
+// ---- words and bytes ----------------------------------------------------------------------------
 // Byte j of x[i] becomes byte i of x[j].
 DEVICE void transpose(u32 (&x)[4]) {
     const u32 a = __byte_perm(x[0], x[1], 0x5140), b = __byte_perm(x[2], x[3], 0x5140);
@@ -223,7 +238,8 @@ DEVICE Planes<NBYTES> cut(const Item<NBYTES> &item) {
         for (u32 k = 0; k < 4; k += NBYTES) {
             const u32 first = item.part[k], second = item.part[k + NBYTES - 1];
             planes.part[0][k / NBYTES] = NBYTES == 1 ? first : __byte_perm(first, second, 0x7531);
-            if (NBYTES == 2) planes.part[NBYTES - 1][k / NBYTES] = __byte_perm(first, second, 0x6420);
+            if (NBYTES == 2)
+                planes.part[NBYTES - 1][k / NBYTES] = __byte_perm(first, second, 0x6420);
         }
     } else {
 #pragma unroll
@@ -244,7 +260,8 @@ DEVICE void map_item(const WordMap &map, Item<NBYTES> &item) {
 #pragma unroll
     for (u32 k = 0; k < 4; k += NBYTES == 8 ? 2 : 1) {
         if constexpr (NBYTES == 8) {
-            const u64 x = (u64)item.part[k + 1] << 32 | item.part[k], y = INVERSE ? invert(map, x) : apply(map, x);
+            const u64 x = (u64)item.part[k + 1] << 32 | item.part[k],
+                      y = INVERSE ? invert(map, x) : apply(map, x);
             item.part[k] = (u32)y;
             item.part[k + 1] = (u32)(y >> 32);
         } else {
@@ -253,7 +270,7 @@ DEVICE void map_item(const WordMap &map, Item<NBYTES> &item) {
     }
 }
 
-// ---- codes -----------------------------------------------------------------------------------------------------------------
+// ---- codes --------------------------------------------------------------------------------------
 DEVICE u32 each_byte(u32 byte) { return byte * 0x01010101; }
 
 // Codes, two to a byte, become one a byte.

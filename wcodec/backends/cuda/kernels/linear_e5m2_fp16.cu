@@ -4,5 +4,6 @@
 typedef WeightsE5m2 WEIGHTS;
 typedef Fp16 FLOAT;
 
-LINEARS(linear_e5m2_fp16_raw_8, linear_e5m2_fp16_raw_16, linear_e5m2_fp16_raw_32, linear_e5m2_fp16_raw_64,
-        linear_e5m2_fp16_coded_8, linear_e5m2_fp16_coded_16, linear_e5m2_fp16_coded_32, linear_e5m2_fp16_coded_64)
+LINEARS(linear_e5m2_fp16_raw_8, linear_e5m2_fp16_raw_16, linear_e5m2_fp16_raw_32,
+        linear_e5m2_fp16_raw_64, linear_e5m2_fp16_coded_8, linear_e5m2_fp16_coded_16,
+        linear_e5m2_fp16_coded_32, linear_e5m2_fp16_coded_64)

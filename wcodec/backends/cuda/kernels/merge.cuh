@@ -1,4 +1,5 @@
-// From planes to words: what a lane makes of its four symbols of a group, for segments whose lower planes are raw (spec: chapter 5).
+// From planes to words: what a lane makes of its four symbols of a group, for segments whose lower
+// planes are raw (spec: chapter 5).
 #pragma once
 #include "common.cuh"
 
@@ -17,9 +18,11 @@ struct Shape {
     };
 };
 
-// The inverse of the word map, on planes of four bytes each. Exponents of words of more than a byte have 8 bits.
+// The inverse of the word map, on planes of four bytes each.
+// Exponents of words of more than a byte have 8 bits.
 struct Unmap {
-    u32 keep, sign, rise;  // one-byte words: bits that stay, and that move up by `rise`; the others move down by one
+    // one-byte words: bits that stay, and that move up by `rise`; the others move down by one
+    u32 keep, sign, rise;
     u32 high, fall;        // larger words: top bits and 1 if the exponent is first, else 0 and 0
     u32 flip;              // the top bits, if they are flipped
 };
@@ -38,7 +41,8 @@ DEVICE Unmap unmap_of(const Tensor &tensor) {
 }
 
 DEVICE u32 unmap_bytes(u32 mapped, const Unmap &unmap) {
-    return choose(unmap.sign, mapped << unmap.rise, choose(unmap.keep, mapped, mapped >> 1)) ^ unmap.flip;
+    return choose(unmap.sign, mapped << unmap.rise, choose(unmap.keep, mapped, mapped >> 1)) ^
+           unmap.flip;
 }
 
 // exponent | sign, mantissa -> sign, exponent | its last bit, mantissa
@@ -77,7 +81,8 @@ struct Lower {
 };
 
 template <u32 NBYTES, bool PAIRS>
-DEVICE Words<NBYTES, PAIRS> merge(u32 symbols, const Lower<NBYTES, PAIRS> &lower, u32 base, const Unmap &unmap) {
+DEVICE Words<NBYTES, PAIRS> merge(u32 symbols, const Lower<NBYTES, PAIRS> &lower, u32 base,
+                                  const Unmap &unmap) {
     Words<NBYTES, PAIRS> out;
     const u32 nibbles = 0x0f0f0f0fu;
     if constexpr (!PAIRS && NBYTES == 1) {
@@ -88,7 +93,8 @@ DEVICE Words<NBYTES, PAIRS> merge(u32 symbols, const Lower<NBYTES, PAIRS> &lower
         unmap_planes(planes, unmap);
         join<NBYTES>(out.data, planes);
     } else if constexpr (NBYTES == 1) {
-        const u32 even = unmap_bytes((symbols << 4 & ~nibbles) | (lower.data[0] & nibbles), unmap);  // words 0, 2, 4, 6
+        // words 0, 2, 4, 6
+        const u32 even = unmap_bytes((symbols << 4 & ~nibbles) | (lower.data[0] & nibbles), unmap);
         const u32 odd = unmap_bytes((symbols & ~nibbles) | (lower.data[0] >> 4 & nibbles), unmap);
         out.data[0] = __byte_perm(even, odd, 0x5140);
         out.data[1] = __byte_perm(even, odd, 0x7362);
@@ -104,13 +110,16 @@ DEVICE Words<NBYTES, PAIRS> merge(u32 symbols, const Lower<NBYTES, PAIRS> &lower
     return out;
 }
 
-// ---- stores -----------------------------------------------------------------------------------------------------------------
+// ---- stores -------------------------------------------------------------------------------------
 template <u32 NBYTES, bool PAIRS>
 DEVICE void store_vectors(u64 address, const Words<NBYTES, PAIRS> &words) {
     const u32 *data = words.data, size = Shape<NBYTES, PAIRS>::SIZE;
     if constexpr (size == 1) *pointer<u32>(address) = data[0];
     else if constexpr (size == 2) *pointer<uint2>(address) = make_uint2(data[0], data[1]);
-    else for (u32 i = 0; i < size; i += 4) *pointer<uint4>(address + 4 * i) = make_uint4(data[i], data[i + 1], data[i + 2], data[i + 3]);
+    else
+        for (u32 i = 0; i < size; i += 4)
+            *pointer<uint4>(address + 4 * i) =
+                make_uint4(data[i], data[i + 1], data[i + 2], data[i + 3]);
 }
 
 // The first `n` words, aligned to themselves only.

@@ -1,12 +1,14 @@
 // Prediction and its inverse (spec: chapter 7); for transforms see transform.cu.
 //
-// A tile is height * width bytes without gaps. The first row is predicted as by LEFT and the first column as by TOP, whatever
-// the mode. So LEFT, TOP and PLANAR are undone by sums modulo 256: of the first column, then of all rows; of the first row,
-// then of all columns; of all columns, then of all rows. AVG has no such form: a wavefront goes over bands of 32 rows.
-// Bytes are taken in units of 16, 4 or 1: the largest of which rows have a whole number, and at whose multiples they start.
+// A tile is height * width bytes without gaps. The first row is predicted as by LEFT and the first
+// column as by TOP, whatever the mode. So LEFT, TOP and PLANAR are undone by sums modulo 256: of
+// the first column, then of all rows; of the first row, then of all columns; of all columns, then
+// of all rows. AVG has no such form: a wavefront goes over bands of 32 rows. Bytes are taken in
+// units of 16, 4 or 1: the largest of which rows have a whole number, and at whose multiples they
+// start.
 #include "tiles.cuh"
 
-// ---- bytes in registers ----------------------------------------------------------------------------------------------------
+// ---- bytes in registers -------------------------------------------------------------------------
 template <u32 UNIT>
 struct Bytes {
     enum { PARTS = UNIT == 16 ? 4 : 1 };
@@ -25,7 +27,8 @@ DEVICE Bytes<UNIT> load(const u8 *at) {
 
 template <u32 UNIT>
 DEVICE void store(u8 *at, const Bytes<UNIT> &bytes) {
-    if constexpr (UNIT == 16) *(uint4 *)at = make_uint4(bytes.part[0], bytes.part[1], bytes.part[2], bytes.part[3]);
+    if constexpr (UNIT == 16)
+        *(uint4 *)at = make_uint4(bytes.part[0], bytes.part[1], bytes.part[2], bytes.part[3]);
     else if constexpr (UNIT == 4) *(u32 *)at = bytes.part[0];
     else *at = (u8)bytes.part[0];
 }
@@ -46,8 +49,9 @@ DEVICE u32 sum_of(const Bytes<UNIT> &bytes) {
     return sum;
 }
 
-// Each byte becomes the sum of `before`, which is below 256, the bytes before it, and itself. Sums are made in fields of 16 bits: those
-// up to the second and fourth byte by a multiplication; those up to the first and third are the same less the byte.
+// Each byte becomes the sum of `before`, which is below 256, the bytes before it, and itself. Sums
+// are made in fields of 16 bits: those up to the second and fourth byte by a multiplication; those
+// up to the first and third are the same less the byte.
 template <u32 UNIT>
 DEVICE void prefix(Bytes<UNIT> &bytes, u32 before) {
 #pragma unroll
@@ -59,9 +63,10 @@ DEVICE void prefix(Bytes<UNIT> &bytes, u32 before) {
     }
 }
 
-// ---- rows ------------------------------------------------------------------------------------------------------------------
-// Sums along rows of `per_row` units, which follow one another: `n_units` in all. One warp; a step takes 32 units.
-// `column`: of this lane's first unit in its row. `carry`: the sum of what comes before, in the row of the first unit.
+// ---- rows ---------------------------------------------------------------------------------------
+// Sums along rows of `per_row` units, which follow one another: `n_units` in all. One warp; a step
+// takes 32 units. `column`: of this lane's first unit in its row. `carry`: the sum of what comes
+// before, in the row of the first unit.
 template <u32 UNIT>
 DEVICE void sum_units(u8 *at, u32 n_units, u32 per_row, u32 column, u32 carry) {
     const u32 lane = lane_id(), stride = 32 % per_row, lanes_of_row = least(32, per_row);
@@ -73,7 +78,8 @@ DEVICE void sum_units(u8 *at, u32 n_units, u32 per_row, u32 column, u32 carry) {
         Bytes<UNIT> bytes = next;
         next = {};
         if (unit + 32 < n_units) next = load<UNIT>(at + (unit + 32) * UNIT);
-        const u32 own = sum_of(bytes), reach = least(lane, column);  // reach: how many lanes below have units of the same row
+        // reach: how many lanes below have units of the same row
+        const u32 own = sum_of(bytes), reach = least(lane, column);
         u32 sum = own;
 #pragma unroll 1
         for (u32 d = 1; d < lanes_of_row; d *= 2) {
@@ -89,7 +95,8 @@ DEVICE void sum_units(u8 *at, u32 n_units, u32 per_row, u32 column, u32 carry) {
     }
 }
 
-// What a warp sums along rows: whole ones, or, with `row_nbytes` 0, a part of one, before which the sum is `carry`.
+// What a warp sums along rows: whole ones, or, with `row_nbytes` 0, a part of one,
+// before which the sum is `carry`.
 struct Piece {
     u64 at;
     u32 nbytes, row_nbytes, carry;
@@ -109,10 +116,12 @@ DEVICE void sum_piece(const Piece &piece) {
     else sum_units_of<1>(piece);
 }
 
-// This warp's part of `n` bytes of a row, before which the sum is `carry`; afterwards that is the sum before what follows them.
+// This warp's part of `n` bytes of a row, before which the sum is `carry`; afterwards that is the
+// sum before what follows them.
 DEVICE Piece part_of_row(const Team &team, u64 at, u32 n, u32 &carry) {
     enum { STEP = 16 * 32 };
-    const u32 range = ceil_div(ceil_div(n, STEP), team.n_warps) * STEP, begin = least(warp_id() * range, n);
+    const u32 range = ceil_div(ceil_div(n, STEP), team.n_warps) * STEP,
+              begin = least(warp_id() * range, n);
     Piece piece = {at + begin, least(range, n - begin), 0, carry};
     const u8 *own = pointer<const u8>(piece.at);
     u32 sum = 0;
@@ -133,8 +142,8 @@ DEVICE Piece part_of_row(const Team &team, u64 at, u32 n, u32 &carry) {
     return piece;
 }
 
-// Sums along rows. A warp has a range of them; where there are fewer rows than warps, a part of each: of what can be taken in
-// units of 16 bytes, then of the rest.
+// Sums along rows. A warp has a range of them; where there are fewer rows than warps, a part of
+// each: of what can be taken in units of 16 bytes, then of the rest.
 DEVICE void sum_rows(const Team &team, u64 tile, u32 n_rows, u32 width) {
     const bool shared = n_rows < team.n_warps;
     u32 carry = 0;
@@ -147,15 +156,17 @@ DEVICE void sum_rows(const Team &team, u64 tile, u32 n_rows, u32 width) {
             if (i % 2 == 0) carry = 0;
             piece = part_of_row(team, i % 2 ? row + head : row, i % 2 ? width - head : head, carry);
         } else {
-            const u32 range = ceil_div(n_rows, team.n_warps), begin = least(team.rank / 32 * range, n_rows);
+            const u32 range = ceil_div(n_rows, team.n_warps),
+                      begin = least(team.rank / 32 * range, n_rows);
             piece = {tile + begin * width, least(range, n_rows - begin) * width, width, 0};
         }
         sum_piece(piece);
     }
 }
 
-// ---- columns ---------------------------------------------------------------------------------------------------------------
-// Sums down a column of units, over `n_rows` rows before which they are `sum`. Several rows are loaded at once.
+// ---- columns ------------------------------------------------------------------------------------
+// Sums down a column of units, over `n_rows` rows before which they are `sum`.
+// Several rows are loaded at once.
 template <u32 UNIT, bool STORES>
 DEVICE u32 sum_down(u8 *at, u32 n_rows, u32 width, u32 sum) {
     enum { AT_ONCE = 4 };
@@ -178,7 +189,8 @@ DEVICE u32 sum_down(u8 *at, u32 n_rows, u32 width, u32 sum) {
     return sum;
 }
 
-// Sum of the values of the threads `across`, 2 * `across`, ... below this one, byte by byte; `turn`: how many those are.
+// Sum of the values of the threads `across`, 2 * `across`, ... below this one, byte by byte;
+// `turn`: how many those are.
 DEVICE u32 sum_of_turns(const Team &team, u32 value, u32 across, u32 turn, u32 n_turns) {
     u32 *own = team.scratch + team.rank, sum = value;
     *own = sum;
@@ -192,29 +204,35 @@ DEVICE u32 sum_of_turns(const Team &team, u32 value, u32 across, u32 turn, u32 n
     return subtract_bytes(sum, value);
 }
 
-// Sums down the first `n_units` columns of units: a thread has one. Where there are fewer than threads, columns are cut into ranges of
-// rows, whose sums are made first.
+// Sums down the first `n_units` columns of units: a thread has one. Where there are fewer than
+// threads, columns are cut into ranges of rows, whose sums are made first.
 template <u32 UNIT>
 DEVICE void sum_unit_columns(const Team &team, u8 *tile, u32 height, u32 width, u32 n_units) {
 #pragma unroll 1
     for (u32 first = 0; first < n_units; first += team.size) {
-        const u32 across = least(n_units - first, team.size), n_ranges = least(team.size / across, height);
+        const u32 across = least(n_units - first, team.size),
+                  n_ranges = least(team.size / across, height);
         const u32 turn = team.rank / across, range = ceil_div(height, n_ranges);
-        const u32 begin = turn < n_ranges ? least(turn * range, height) : height, n_rows = least(range, height - begin);
+        const u32 begin = turn < n_ranges ? least(turn * range, height) : height,
+                  n_rows = least(range, height - begin);
         u8 *own = tile + begin * width + (first + team.rank % across) * UNIT;
         u32 sum = 0;
-        if (n_ranges > 1) sum = sum_of_turns(team, sum_down<UNIT, false>(own, n_rows, width, 0), across, turn, n_ranges);
+        if (n_ranges > 1)
+            sum = sum_of_turns(team, sum_down<UNIT, false>(own, n_rows, width, 0), across, turn,
+                               n_ranges);
         sum_down<UNIT, true>(own, n_rows, width, sum);
     }
 }
 
 DEVICE void sum_columns(const Team &team, u8 *tile, u32 height, u32 width, u32 n_columns) {
-    if (((u64)tile | width | n_columns) % 4 == 0) sum_unit_columns<4>(team, tile, height, width, n_columns / 4);
+    if (((u64)tile | width | n_columns) % 4 == 0)
+        sum_unit_columns<4>(team, tile, height, width, n_columns / 4);
     else sum_unit_columns<1>(team, tile, height, width, n_columns);
 }
 
-// ---- AVG -------------------------------------------------------------------------------------------------------------------
-// A unit's bytes from its residuals, the unit above (0 in the first row) and the byte to the left, which becomes its last byte.
+// ---- AVG ----------------------------------------------------------------------------------------
+// A unit's bytes from its residuals, the unit above (0 in the first row) and the byte to the left,
+// which becomes its last byte.
 template <u32 UNIT>
 DEVICE u32 undo_average(u32 residuals, u32 above, u32 &left, bool first_row, bool first_column) {
     u32 bytes = 0;
@@ -229,7 +247,8 @@ DEVICE u32 undo_average(u32 residuals, u32 above, u32 &left, bool first_row, boo
     return bytes;
 }
 
-// One warp: lanes have the rows of a band, each a unit behind the row above, whose bytes come from the lane below.
+// One warp: lanes have the rows of a band, each a unit behind the row above,
+// whose bytes come from the lane below.
 template <u32 UNIT>
 DEVICE void undo_average_of_tile(u8 *tile, u32 height, u32 width) {
     const u32 lane = lane_id(), per_row = width / UNIT;
@@ -243,7 +262,8 @@ DEVICE void undo_average_of_tile(u8 *tile, u32 height, u32 width) {
             if (unit < per_row && row < height) {
                 u8 *at = own + unit * UNIT;
                 if (lane == 0) above = row ? load<UNIT>(at - width).part[0] : 0;
-                bytes = undo_average<UNIT>(load<UNIT>(at).part[0], above, left, row == 0, unit == 0);
+                bytes =
+                    undo_average<UNIT>(load<UNIT>(at).part[0], above, left, row == 0, unit == 0);
                 store<UNIT>(at, {{bytes}});
             }
         }
@@ -251,7 +271,7 @@ DEVICE void undo_average_of_tile(u8 *tile, u32 height, u32 width) {
     }
 }
 
-// ---- inverse ---------------------------------------------------------------------------------------------------------------
+// ---- inverse ------------------------------------------------------------------------------------
 enum : u32 { CENTRES = 0x80808080 };  // what NONE predicts in front of a transform, in each byte
 
 // That of NONE, in front of a transform.
@@ -286,8 +306,9 @@ DEVICE void undo(const Team &team, u8 *tile, u32 height, u32 width, u32 mode) {
     }
 }
 
-// ---- forward ---------------------------------------------------------------------------------------------------------------
-// What is predicted for a unit, and the neighbours that it takes: bytes to the left, above, and above to the left.
+// ---- forward ------------------------------------------------------------------------------------
+// What is predicted for a unit, and the neighbours that it takes:
+// bytes to the left, above, and above to the left.
 DEVICE u32 prediction_of(u32 left, u32 top, u32 corner, u32 prediction) {
     if (prediction == MODE_LEFT) return left;
     if (prediction == MODE_TOP) return top;
@@ -295,9 +316,11 @@ DEVICE u32 prediction_of(u32 left, u32 top, u32 corner, u32 prediction) {
     return add_bytes(left, subtract_bytes(top, corner));
 }
 
-// In the first row all neighbours are the left one, and in the first column the one above, so that each mode predicts that.
+// In the first row all neighbours are the left one, and in the first column the one above,
+// so that each mode predicts that.
 template <u32 UNIT>
-DEVICE void subtract_units(const Team &team, const u8 *tile, u8 *out, u32 height, u32 width, u32 mode) {
+DEVICE void subtract_units(const Team &team, const u8 *tile, u8 *out, u32 height, u32 width,
+                           u32 mode) {
     const u32 per_row = width / UNIT, n_units = height * per_row, stride = team.size % per_row;
     u32 column = team.rank % per_row;
     const u32 prediction = mode & 15;
@@ -308,7 +331,8 @@ DEVICE void subtract_units(const Team &team, const u8 *tile, u8 *out, u32 height
         if (prediction != MODE_NONE) {
             const bool first_row = unit < per_row, first_column = column == 0;
             u32 top = first_row ? 0 : load<UNIT>(at - width).part[0];
-            u32 left = first_column ? top & 255 : at[-1], corner = first_column ? left : first_row ? 0 : at[-1 - (i64)width];
+            u32 left = first_column ? top & 255 : at[-1];
+            u32 corner = first_column ? left : first_row ? 0 : at[-1 - (i64)width];
             if (UNIT == 4) left |= bytes << 8, corner |= top << 8;
             if (first_row) top = corner = left;
             predicted = prediction_of(left, top, corner, prediction);
@@ -320,14 +344,16 @@ DEVICE void subtract_units(const Team &team, const u8 *tile, u8 *out, u32 height
 }
 
 DEVICE void subtract(const Team &team, const u8 *tile, u8 *out, u32 height, u32 width, u32 mode) {
-    if (((u64)tile | (u64)out | width) % 4 == 0) subtract_units<4>(team, tile, out, height, width, mode);
+    if (((u64)tile | (u64)out | width) % 4 == 0)
+        subtract_units<4>(team, tile, out, height, width, mode);
     else subtract_units<1>(team, tile, out, height, width, mode);
 }
 
-// ---- kernels ---------------------------------------------------------------------------------------------------------------
-KERNEL __launch_bounds__(BLOCK_THREADS, 4) inverse_prediction(
-    const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
-    const u32 *__restrict__ list, u32 *__restrict__ status) {
+// ---- kernels ------------------------------------------------------------------------------------
+KERNEL __launch_bounds__(BLOCK_THREADS, 4)
+    inverse_prediction(const Tensor *__restrict__ tensors, const Segment *__restrict__ segments,
+                       const Plane *__restrict__ planes, const u32 *__restrict__ list,
+                       u32 *__restrict__ status) {
     __shared__ u32 scratch[BLOCK_THREADS];
     const Job job = job_of(tensors, segments, planes, list[blockIdx.x]);
     const Team team = team_of(job.segment, scratch);
@@ -340,9 +366,9 @@ KERNEL __launch_bounds__(BLOCK_THREADS, 4) inverse_prediction(
     }
 }
 
-KERNEL __launch_bounds__(BLOCK_THREADS) forward_prediction(
-    const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
-    const u32 *__restrict__ list) {
+KERNEL __launch_bounds__(BLOCK_THREADS)
+    forward_prediction(const Tensor *__restrict__ tensors, const Segment *__restrict__ segments,
+                       const Plane *__restrict__ planes, const u32 *__restrict__ list) {
     const Job job = job_of(tensors, segments, planes, list[blockIdx.x]);
     const Team team = team_of(job.segment, nullptr);
     const u8 *symbols = pointer<const u8>(job.plane.symbols);

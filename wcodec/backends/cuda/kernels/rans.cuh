@@ -1,9 +1,10 @@
 // The rANS decoder of a warp (spec: chapter 9): a stream's 32 states are the warp's lanes.
 //
-// Words are staged in shared memory, where those of a step lie side by side: a warp has a buffer, which 16-byte loads fill. When
-// the warp is beyond the buffer's first KB, it slides. Behind a stream's end is whatever was there: a stream is read for as many
-// symbols as it should have, without checks, and refused at the end if it had too few words. See `decode_group` for what bounds
-// all accesses.
+// Words are staged in shared memory, where those of a step lie side by side: a warp has a buffer,
+// which 16-byte loads fill. When the warp is beyond the buffer's first KB, it slides. Behind a
+// stream's end is whatever was there: a stream is read for as many symbols as it should have,
+// without checks, and refused at the end if it had too few words. See `decode_group` for what
+// bounds all accesses.
 #pragma once
 #include "common.cuh"
 
@@ -19,7 +20,8 @@ enum { SLIDE_NBYTES = UNIT * SLIDE_UNITS };
 typedef u32 SharedAddress;
 DEVICE SharedAddress shared_address(const void *at) { return (u32)__cvta_generic_to_shared(at); }
 
-DEVICE u32 load_shared_u16(SharedAddress at) {  // in all lanes, though some don't need it: that takes fewer instructions
+// in all lanes, though some don't need it: that takes fewer instructions
+DEVICE u32 load_shared_u16(SharedAddress at) {
     u32 value;
     asm volatile("ld.shared.u16 %0, [%1];" : "=r"(value) : "r"(at) : "memory");
     return value;
@@ -46,15 +48,16 @@ struct DecoderMemory {
     uint4 words[BLOCK_WARPS][BUFFER_UNITS];
 };
 
-// What a warp needs to know of a table. The high half of `state * scale` is the state's quotient, the low half is its slot, on
-// top; `slot_shift` makes of that the offset of the slot's entry.
+// What a warp needs to know of a table. The high half of `state * scale` is the state's quotient,
+// the low half is its slot, on top; `slot_shift` makes of that the offset of the slot's entry.
 struct Coder {
     const u8 *lut;
     u32 scale, slot_shift;
     u32 below;  // mask of the lanes below this one
 };
 
-// A stream while it is decoded. All is the same in all lanes but for `state`, `left`, `next` and `ahead`.
+// A stream while it is decoded. All is the same in all lanes but for `state`, `left`,
+// `next` and `ahead`.
 struct Stream {
     uint4 *buffer;
     SharedAddress start, position;  // of the buffer, and of the next word
@@ -80,7 +83,7 @@ DEVICE void load_lut(uint4 *to, const u32 *luts, u32 table) {
     __syncthreads();
 }
 
-// ---- words ------------------------------------------------------------------------------------------------------------------
+// ---- words --------------------------------------------------------------------------------------
 DEVICE void load_ahead(Stream &stream) {
     if (stream.left > (int)BUFFER_UNITS) stream.ahead[0] = stream.next[0];
     if (stream.left > (int)BUFFER_UNITS + 32) stream.ahead[1] = stream.next[32];
@@ -96,7 +99,8 @@ DEVICE Stream open_stream(const Plane &plane, uint4 *buffer) {
     stream.state = pointer<const u32>(plane.at)[lane];
     stream.start = stream.position = shared_address(buffer);
     stream.left = (int)((plane.nbytes - HEAD_NBYTES) / UNIT) - (int)lane;
-    for (int i = 0; i < (int)BUFFER_UNITS; i += 32) buffer[i + lane] = stream.left > i ? source[i] : zeros;
+    for (int i = 0; i < (int)BUFFER_UNITS; i += 32)
+        buffer[i + lane] = stream.left > i ? source[i] : zeros;
     stream.next = source + BUFFER_UNITS;
     stream.ahead[0] = stream.ahead[1] = zeros;  // they keep what they have behind the stream's end
     load_ahead(stream);
@@ -119,8 +123,9 @@ DEVICE void refill(Stream &stream) {
     __syncwarp();
 }
 
-// ---- symbols ----------------------------------------------------------------------------------------------------------------
-// The next state, from the last one's quotient and the entry of its slot; lanes whose states are low take a word.
+// ---- symbols ------------------------------------------------------------------------------------
+// The next state, from the last one's quotient and the entry of its slot;
+// lanes whose states are low take a word.
 DEVICE void advance(Stream &stream, const Coder &coder, u32 quotient, u32 entry) {
     const u32 state = (entry >> 20) * quotient + (entry >> 8 & 0xfff);
     const bool low = state < STATE_LOW;
@@ -138,9 +143,10 @@ DEVICE u32 decode_step(Stream &stream, const Coder &coder) {
     return entry;
 }
 
-// Four symbols of each lane, the first in the lowest byte. Two groups may be decoded after `refill`, whatever the states are:
-// `position` is then less than 1024 bytes into the buffer, each step moves it by at most 64 and reads no further than that,
-// and the buffer has 8 * 64 bytes more. The offset into the table is below 4 * 4096, for `slot_shift` leaves no more bits.
+// Four symbols of each lane, the first in the lowest byte. Two groups may be decoded after
+// `refill`, whatever the states are: `position` is then less than 1024 bytes into the buffer, each
+// step moves it by at most 64 and reads no further than that, and the buffer has 8 * 64 bytes more.
+// The offset into the table is below 4 * 4096, for `slot_shift` leaves no more bits.
 DEVICE u32 decode_group(Stream &stream, const Coder &coder) {
     u32 symbols = decode_step(stream, coder);
     symbols = __byte_perm(symbols, decode_step(stream, coder), 0x0040);
@@ -148,8 +154,10 @@ DEVICE u32 decode_group(Stream &stream, const Coder &coder) {
     return __byte_perm(symbols, decode_step(stream, coder), 0x4210);
 }
 
-// Whether all states are the first again and no more than padding is left (R9.9). Said to all lanes.
+// Whether all states are the first again and no more than padding is left (R9.9).
+// Said to all lanes.
 DEVICE bool ends_well(const Stream &stream) {
-    const int unread = (stream.left + (int)lane_id()) * (int)UNIT - (int)(stream.position - stream.start);
+    const int unread =
+        (stream.left + (int)lane_id()) * (int)UNIT - (int)(stream.position - stream.start);
     return __all_sync(ALL_LANES, stream.state == STATE_LOW && 0 <= unread && unread < (int)UNIT);
 }

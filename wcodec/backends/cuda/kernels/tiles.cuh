@@ -1,9 +1,10 @@
-// What the kernels that take the tiles of a plane share (spec: chapters 7 and 8). A block takes a plane; its warps take a tile each, or
-// all of them one where tiles are few.
+// What the kernels that take the tiles of a plane share (spec: chapters 7 and 8). A block takes a
+// plane; its warps take a tile each, or all of them one where tiles are few.
 #pragma once
 #include "common.cuh"
 
-// Threads that share a tile: a warp or the block. All of them call what takes it, with the same arguments.
+// Threads that share a tile: a warp or the block.
+// All of them call what takes it, with the same arguments.
 struct Team {
     u32 size, rank, n_warps;
     u32 *scratch;  // shared memory: an u32 for each thread
@@ -43,4 +44,6 @@ DEVICE Team team_of(const Segment &segment, u32 *scratch) {
 DEVICE u32 first_tile(const Team &team) { return team.n_warps == 1 ? warp_id() : 0; }
 DEVICE u32 tile_step(const Team &team) { return BLOCK_WARPS / team.n_warps; }
 
-DEVICE u32 mode_of(const Job &job, u32 tile) { return job.modes ? job.modes[tile] : job.plane.prediction; }
+DEVICE u32 mode_of(const Job &job, u32 tile) {
+    return job.modes ? job.modes[tile] : job.plane.prediction;
+}

@@ -1,9 +1,10 @@
-// Transforms of tiles, in place (spec: R8.2 and R8.4). Residuals that are there become coefficients, and coefficients residuals: rows in
-// groups of 8, then columns, or the other way round. What is left over at the edges of a tile stays.
+// Transforms of tiles, in place (spec: R8.2 and R8.4). Residuals that are there become
+// coefficients, and coefficients residuals: rows in groups of 8, then columns, or the other way
+// round. What is left over at the edges of a tile stays.
 #include "tiles.cuh"
 #include "transform.cuh"
 
-// ---- groups of eight ---------------------------------------------------------------------------------------------------------
+// ---- groups of eight ----------------------------------------------------------------------------
 DEVICE void load_row(const u8 *at, int (&x)[SIZE]) {
     if ((u64)at % SIZE == 0) {
         const uint2 both = *(const uint2 *)at;
@@ -45,7 +46,8 @@ template <u32 TRANSFORM, bool INVERSE, u32 UNIT>
 DEVICE void transform_unit(u8 *at, u32 width) {
     u32 bytes[SIZE];
 #pragma unroll
-    for (u32 k = 0; k < SIZE; ++k) bytes[k] = UNIT == 4 ? *(const u32 *)(at + k * width) : at[k * width];
+    for (u32 k = 0; k < SIZE; ++k)
+        bytes[k] = UNIT == 4 ? *(const u32 *)(at + k * width) : at[k * width];
 #pragma unroll 1
     for (u32 shift = 0; shift < 8 * UNIT; shift += 8) {
         int x[SIZE];
@@ -53,7 +55,8 @@ DEVICE void transform_unit(u8 *at, u32 width) {
         for (u32 k = 0; k < SIZE; ++k) x[k] = signed_byte(bytes[k] >> shift);
         transform_values<TRANSFORM, INVERSE>(x);
 #pragma unroll
-        for (u32 k = 0; k < SIZE; ++k) bytes[k] = choose(255u << shift, (u32)x[k] << shift, bytes[k]);
+        for (u32 k = 0; k < SIZE; ++k)
+            bytes[k] = choose(255u << shift, (u32)x[k] << shift, bytes[k]);
     }
 #pragma unroll
     for (u32 k = 0; k < SIZE; ++k) {
@@ -67,12 +70,14 @@ DEVICE void transform_units(const Team &team, u8 *tile, u32 height, u32 width) {
     const u32 per_row = width / UNIT, n_groups = height / SIZE * per_row;
 #pragma unroll 1
     for (u32 i = team.rank; i < n_groups; i += team.size)
-        transform_unit<TRANSFORM, INVERSE, UNIT>(tile + i / per_row * SIZE * width + i % per_row * UNIT, width);
+        transform_unit<TRANSFORM, INVERSE, UNIT>(
+            tile + i / per_row * SIZE * width + i % per_row * UNIT, width);
 }
 
 template <u32 TRANSFORM, bool INVERSE>
 DEVICE void transform_columns(const Team &team, u8 *tile, u32 height, u32 width) {
-    if (((u64)tile | width) % 4 == 0) transform_units<TRANSFORM, INVERSE, 4>(team, tile, height, width);
+    if (((u64)tile | width) % 4 == 0)
+        transform_units<TRANSFORM, INVERSE, 4>(team, tile, height, width);
     else transform_units<TRANSFORM, INVERSE, 1>(team, tile, height, width);
 }
 
@@ -85,7 +90,7 @@ DEVICE void transform_tile(const Team &team, u8 *tile, u32 height, u32 width) {
     else transform_columns<TRANSFORM, INVERSE>(team, tile, height, width);
 }
 
-// ---- kernels -----------------------------------------------------------------------------------------------------------------
+// ---- kernels ------------------------------------------------------------------------------------
 template <bool INVERSE>
 DEVICE void transform_plane(const Job &job, u64 plane) {
     const Team team = team_of(job.segment, nullptr);
@@ -94,23 +99,25 @@ DEVICE void transform_plane(const Job &job, u64 plane) {
         const u32 mode = mode_of(job, i);
         u8 *at = pointer<u8>(plane + tile.first);
         if (!is_mode(mode)) continue;  // `inverse_prediction` says so
-        if (mode >> 4 == TRANSFORM_DCT) transform_tile<TRANSFORM_DCT, INVERSE>(team, at, tile.height, tile.width);
-        else if (mode >> 4 == TRANSFORM_ADST) transform_tile<TRANSFORM_ADST, INVERSE>(team, at, tile.height, tile.width);
+        if (mode >> 4 == TRANSFORM_DCT)
+            transform_tile<TRANSFORM_DCT, INVERSE>(team, at, tile.height, tile.width);
+        else if (mode >> 4 == TRANSFORM_ADST)
+            transform_tile<TRANSFORM_ADST, INVERSE>(team, at, tile.height, tile.width);
     }
 }
 
 // Symbols, before `inverse_prediction`. list: planes.
-KERNEL __launch_bounds__(BLOCK_THREADS, 4) inverse_transform(
-    const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
-    const u32 *__restrict__ list) {
+KERNEL __launch_bounds__(BLOCK_THREADS, 4)
+    inverse_transform(const Tensor *__restrict__ tensors, const Segment *__restrict__ segments,
+                      const Plane *__restrict__ planes, const u32 *__restrict__ list) {
     const Job job = job_of(tensors, segments, planes, list[blockIdx.x]);
     transform_plane<true>(job, job.plane.symbols);
 }
 
 // Residuals, behind `forward_prediction`. list: planes.
-KERNEL __launch_bounds__(BLOCK_THREADS, 4) forward_transform(
-    const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
-    const u32 *__restrict__ list) {
+KERNEL __launch_bounds__(BLOCK_THREADS, 4)
+    forward_transform(const Tensor *__restrict__ tensors, const Segment *__restrict__ segments,
+                      const Plane *__restrict__ planes, const u32 *__restrict__ list) {
     const Job job = job_of(tensors, segments, planes, list[blockIdx.x]);
     transform_plane<false>(job, job.plane.residuals);
 }

@@ -1,7 +1,7 @@
 // Words to planes and back, of any kind (spec: chapters 5, 6 and 10). A block takes a segment.
 #include "items.cuh"
 
-// ---- merge -----------------------------------------------------------------------------------------------------------------
+// ---- merge --------------------------------------------------------------------------------------
 // Where a decoded plane's bytes are: an address, or, if the top bit is set, four bytes that repeat.
 typedef u64 Source;
 
@@ -69,7 +69,8 @@ DEVICE void apply_patches(const Grid &grid, const Tensor &tensor, const u32 *pat
 }
 
 template <u32 NBYTES>
-DEVICE void merge(const Segment &segment, const Tensor &tensor, const Plane *planes, u32 *status, u32 *bad) {
+DEVICE void merge(const Segment &segment, const Tensor &tensor, const Plane *planes, u32 *status,
+                  u32 *bad) {
     const bool raw = segment.layout == LAYOUT_RAW, pairs = segment.layout == LAYOUT_PAIRS;
     const u32 *patches = pointer<const u32>(segment.patches);
     const u32 n_patches = pairs ? segment.n_patches : 0, base = each_byte(segment.base);
@@ -77,9 +78,11 @@ DEVICE void merge(const Segment &segment, const Tensor &tensor, const Plane *pla
     if (!patches_are_good(patches, n_patches, grid.n)) atomicOr(bad, 1u);
     Source sources[NBYTES == 1 ? 2 : NBYTES];
 #pragma unroll
-    for (u32 p = 0; p < (NBYTES == 1 ? 2 : NBYTES); ++p) sources[p] = raw || (p == NBYTES && !pairs) ? 0 : source_of(planes[p]);
+    for (u32 p = 0; p < (NBYTES == 1 ? 2 : NBYTES); ++p)
+        sources[p] = raw || (p == NBYTES && !pairs) ? 0 : source_of(planes[p]);
     const WordMap map = map_of<NBYTES>(tensor);
-    for (u32 i = threadIdx.x * Item<NBYTES>::COUNT; i < grid.n; i += BLOCK_THREADS * Item<NBYTES>::COUNT) {
+    for (u32 i = threadIdx.x * Item<NBYTES>::COUNT; i < grid.n;
+         i += BLOCK_THREADS * Item<NBYTES>::COUNT) {
         Item<NBYTES> item;
         if (raw) {
             load_bytes<ITEM_NBYTES>(segment.record + (u64)i * NBYTES, item.part);
@@ -94,9 +97,10 @@ DEVICE void merge(const Segment &segment, const Tensor &tensor, const Plane *pla
     else if (threadIdx.x == 0) atomicOr(status, (u32)BAD_PATCH);
 }
 
-KERNEL __launch_bounds__(BLOCK_THREADS) merge_words(
-    const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
-    const u32 *__restrict__ list, u32 *__restrict__ status) {
+KERNEL __launch_bounds__(BLOCK_THREADS)
+    merge_words(const Tensor *__restrict__ tensors, const Segment *__restrict__ segments,
+                const Plane *__restrict__ planes, const u32 *__restrict__ list,
+                u32 *__restrict__ status) {
     __shared__ u32 bad;
     if (threadIdx.x == 0) bad = 0;
     __syncthreads();
@@ -110,9 +114,10 @@ KERNEL __launch_bounds__(BLOCK_THREADS) merge_words(
     else merge<8>(segment, tensor, own, status + index, &bad);
 }
 
-// ---- split -----------------------------------------------------------------------------------------------------------------
-// Slot of this thread's first patch if all patches of the block's items are in order; `total`: patches so far. All threads call it.
-// Calls in turn have two rows of `counts` in turn: what a warp wrote is read before it has come to the barrier after the next.
+// ---- split --------------------------------------------------------------------------------------
+// Slot of this thread's first patch if all patches of the block's items are in order; `total`:
+// patches so far. All threads call it. Calls in turn have two rows of `counts` in turn: what a warp
+// wrote is read before it has come to the barrier after the next.
 DEVICE u32 patch_slot(u32 count, u32 &total, u32 *counts) {
     u32 sum = count;
     if (__any_sync(ALL_LANES, count != 0)) {
@@ -133,13 +138,16 @@ DEVICE u32 patch_slot(u32 count, u32 &total, u32 *counts) {
     return slot;
 }
 
-// Codes of top bytes, and the flags (bit 4 of a byte) of those outside of the window, which have the code `fill`. Of the item's
-// bytes, `valid` are there; the others have the code `fill` too.
+// Codes of top bytes, and the flags (bit 4 of a byte) of those outside of the window, which have
+// the code `fill`. Of the item's bytes, `valid` are there; the others have the code `fill` too.
 template <u32 PARTS>
-DEVICE void window_codes(const u32 (&top)[PARTS], u32 base, u32 fill, u32 valid, u32 (&codes)[PARTS], u32 (&outside)[PARTS]) {
+DEVICE void window_codes(const u32 (&top)[PARTS], u32 base, u32 fill, u32 valid,
+                         u32 (&codes)[PARTS], u32 (&outside)[PARTS]) {
 #pragma unroll
     for (u32 k = 0; k < PARTS; ++k) {
-        const u32 there = valid >= 4 * k + 4 ? ALL_LANES : valid <= 4 * k ? 0 : (1u << 8 * (valid - 4 * k)) - 1;
+        const u32 there = valid >= 4 * k + 4 ? ALL_LANES
+                          : valid <= 4 * k   ? 0
+                                             : (1u << 8 * (valid - 4 * k)) - 1;
         const u32 code = choose(there, subtract_bytes(top[k], base), fill);
         outside[k] = ((code >> 4 & 0x0f0f0f0f) + 0x0f0f0f0f) & 0x10101010;
         codes[k] = choose((outside[k] >> 4) * 255, fill, code);
@@ -147,12 +155,14 @@ DEVICE void window_codes(const u32 (&top)[PARTS], u32 base, u32 fill, u32 valid,
 }
 
 template <u32 PARTS>
-DEVICE void write_patches(const u32 (&top)[PARTS], const u32 (&outside)[PARTS], u32 first, u32 *to) {
+DEVICE void write_patches(const u32 (&top)[PARTS], const u32 (&outside)[PARTS], u32 first,
+                          u32 *to) {
 #pragma unroll
     for (u32 k = 0; k < PARTS; ++k) {
 #pragma unroll
         for (u32 byte = 0; byte < 4; ++byte)
-            if (outside[k] >> 8 * byte & 16) *to++ = (top[k] >> 8 * byte & 255) << 24 | (first + 4 * k + byte);
+            if (outside[k] >> 8 * byte & 16)
+                *to++ = (top[k] >> 8 * byte & 255) << 24 | (first + 4 * k + byte);
     }
 }
 
@@ -185,10 +195,13 @@ DEVICE u32 split(const Segment &segment, const Tensor &tensor, const Plane *plan
     u32 *patches = pointer<u32>(segment.patches), total = 0;
     u64 targets[NBYTES == 1 ? 2 : NBYTES];
 #pragma unroll
-    for (u32 p = 0; p < (NBYTES == 1 ? 2 : NBYTES); ++p) targets[p] = p == NBYTES && !pairs ? 0 : planes[p].symbols;
+    for (u32 p = 0; p < (NBYTES == 1 ? 2 : NBYTES); ++p)
+        targets[p] = p == NBYTES && !pairs ? 0 : planes[p].symbols;
     Grid grid = grid_of<NBYTES>(segment, tensor);
-    for (u32 first = 0, odd = 0; first < grid.n; first += BLOCK_THREADS * P::COUNT, odd ^= BLOCK_WARPS) {
-        const u32 i = first + threadIdx.x * P::COUNT, valid = i < grid.n ? least(grid.n - i, P::COUNT) : 0;
+    for (u32 first = 0, odd = 0; first < grid.n;
+         first += BLOCK_THREADS * P::COUNT, odd ^= BLOCK_WARPS) {
+        const u32 i = first + threadIdx.x * P::COUNT,
+                  valid = i < grid.n ? least(grid.n - i, P::COUNT) : 0;
         P bytes;
         if (valid) {
             Item<NBYTES> item = load_item<NBYTES>(grid, next_place<NBYTES>(grid, i), i);
@@ -215,9 +228,10 @@ DEVICE u32 split(const Segment &segment, const Tensor &tensor, const Plane *plan
     return total;
 }
 
-KERNEL __launch_bounds__(BLOCK_THREADS) split_words(
-    const Tensor *__restrict__ tensors, const Segment *__restrict__ segments, const Plane *__restrict__ planes,
-    const u32 *__restrict__ list, u32 *__restrict__ n_patches) {
+KERNEL __launch_bounds__(BLOCK_THREADS)
+    split_words(const Tensor *__restrict__ tensors, const Segment *__restrict__ segments,
+                const Plane *__restrict__ planes, const u32 *__restrict__ list,
+                u32 *__restrict__ n_patches) {
     __shared__ u32 counts[2 * BLOCK_WARPS];
     const u32 index = list[blockIdx.x];
     const Segment &segment = segments[index];
