@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from typing import ClassVar, Final
 
-#: What a decoder may say of a file. `malformed`: the bytes break a rule of the format. `unsupported`: a rule of a
-#: later version, or an extension. `limit`: legal, but larger than this decoder was told to accept.
+#: What a decoder may say of a file. `malformed`: the bytes break a rule of the format.
+#: `unsupported`: a rule of a later version, or an extension. `limit`: legal, but larger than this
+#: decoder was told to accept.
 DECODE_CODES: Final[dict[str, str]] = {
     "truncated": "malformed: the file ends before its structures do",
     "bad_magic": "malformed: a magic number is wrong; this is not a wcodec file",

@@ -89,8 +89,9 @@ class _Candidate:
     def report(self, nbytes: int) -> dict[str, Any]:
         """What was measured."""
         return {
-            "name": self.backend.name, "stored_nbytes": len(self.stored), "ratio": len(self.stored) / nbytes,
-            "rounds": len(self.encode_s), "encode": speed(nbytes, self.encode_s), "decode": speed(nbytes, self.decode_s),
+            "name": self.backend.name, "stored_nbytes": len(self.stored),
+            "ratio": len(self.stored) / nbytes, "rounds": len(self.encode_s),
+            "encode": speed(nbytes, self.encode_s), "decode": speed(nbytes, self.decode_s),
         }  # fmt: skip
 
 
@@ -106,7 +107,8 @@ def bench_file(
     sample_nbytes: int = SAMPLE_NBYTES,
     show: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure the usable backends, or one alone, on the first tensors of a safetensors file, in turn with memcpy.
+    """Measure the usable backends, or one alone, on the first tensors of a safetensors file,
+    in turn with memcpy.
 
     Parameters
     ----------
@@ -149,8 +151,9 @@ def bench_file(
                 c.encode_s.append(seconds(c.encode))
                 c.decode_s.append(seconds(c.decode))
     return {
-        "file": str(path), "file_nbytes": Path(path).stat().st_size, "nbytes": nbytes, "n_tensors": len(tensors), "same": all(same),
-        "memcpy": speed(nbytes, copies), "backends": [c.report(nbytes) for c in candidates],
+        "file": str(path), "file_nbytes": Path(path).stat().st_size, "nbytes": nbytes,
+        "n_tensors": len(tensors), "same": all(same), "memcpy": speed(nbytes, copies),
+        "backends": [c.report(nbytes) for c in candidates],
     }  # fmt: skip
 
 
@@ -174,7 +177,8 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
     rows = [_HEAD, ["memcpy", "100.00 %", *_speed_cells(copy), *_speed_cells(copy), "1.00", "-"]]
     rows += [
         [
-            b["name"], percent_text(b["stored_nbytes"], report["nbytes"]), *_speed_cells(b["encode"]), *_speed_cells(b["decode"]),
+            b["name"], percent_text(b["stored_nbytes"], report["nbytes"]),
+            *_speed_cells(b["encode"]), *_speed_cells(b["decode"]),
             f"{b['decode']['median_gb_s'] / copy['median_gb_s']:.2f}", str(b["rounds"]),
         ]
         for b in report["backends"]

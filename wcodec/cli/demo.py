@@ -1,4 +1,6 @@
-"""`wcodec demo`: makes a checkpoint offline, encodes, decodes and compares it, and shows sizes and speeds."""
+"""`wcodec demo`: makes a checkpoint offline, encodes, decodes and compares it,
+and shows sizes and speeds.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ _HEAD: Final = ["file", "backend", "size", "stored", "ratio", "encode", "decode"
 
 
 def make_checkpoints(folder: Path, shapes: dict[str, tuple[int, ...]] = SHAPES) -> list[Path]:
-    """Write ``bf16.safetensors`` (Gaussian weights) and ``int8.safetensors`` (the same, quantised by row)."""
+    """Write ``bf16.safetensors`` (Gaussian weights) and ``int8.safetensors`` (the same,
+    quantised by row).
+    """
     rng = np.random.default_rng(0)
     bf16: dict[str, NDArray[Any]] = {}
     int8: dict[str, NDArray[Any]] = {}

@@ -1,4 +1,6 @@
-"""`wcodec warmup`: compile ahead of time what would keep the first call waiting, for containers and CI."""
+"""`wcodec warmup`: compile ahead of time what would keep the first call waiting,
+for containers and CI.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Step(NamedTuple):
 
 
 def warm_up(backend: Backend, dtypes: Iterable[DType]) -> Iterator[Step]:
-    """Encode and decode a small matrix of each dtype with each preset: what that compiles is kept on disk.
+    """Encode and decode a small matrix of each dtype with each preset:
+    what that compiles is kept on disk.
 
     Raises
     ------
@@ -61,7 +64,8 @@ def warm_up(backend: Backend, dtypes: Iterable[DType]) -> Iterator[Step]:
 
 
 def warm_up_cuda(arch: int | None = None) -> Iterator[Step]:
-    """Compile all CUDA kernels for an architecture, in threads. That needs no GPU, if the architecture is named.
+    """Compile all CUDA kernels for an architecture, in threads.
+    That needs no GPU, if the architecture is named.
 
     Parameters
     ----------
@@ -71,7 +75,8 @@ def warm_up_cuda(arch: int | None = None) -> Iterator[Step]:
     Raises
     ------
     BackendUnavailable
-        CuPy or NVRTC is missing; there is no GPU and no architecture was named; NVRTC does not know the architecture.
+        CuPy or NVRTC is missing; there is no GPU and no architecture was named;
+        NVRTC does not know the architecture.
     """
     from wcodec.backends.cuda import cubins
     from wcodec.backends.cuda.runtime import SOURCES

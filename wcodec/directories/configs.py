@@ -1,4 +1,6 @@
-"""Texts beside the weights of a model: ``config.json`` in hub form, and indexes of shards. Spec: hub.md."""
+"""Texts beside the weights of a model: ``config.json`` in hub form, and indexes of shards.
+Spec: hub.md.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ _KEYS: Final = {"quant_method", "format_version", "dtype"}
 _MARKS: Final = ("model_type", "architectures", "transformers_version")
 
 
-# ---- config.json -------------------------------------------------------------------------------------------------------------
+# ---- config.json ---------------------------------------------------------------------------------
 def read_config(raw: bytes) -> dict[str, Any]:
     """A ``config.json`` that is to get an entry.
 
@@ -35,18 +37,21 @@ def read_config(raw: bytes) -> dict[str, Any]:
 
 
 def is_of_transformers(config: dict[str, Any]) -> bool:
-    """Whether transformers loads the weights beside this ``config.json``: other libraries do not know the hub form."""
+    """Whether transformers loads the weights beside this ``config.json``:
+    other libraries do not know the hub form.
+    """
     return any(mark in config for mark in _MARKS)
 
 
 def add_entry(raw: bytes, dtype: str | None = None) -> bytes:
-    """Say in the text of a ``config.json`` that the weights are in hub form. `remove_entry` gives the same bytes back.
+    """Say in the text of a ``config.json`` that the weights are in hub form.
+    `remove_entry` gives the same bytes back.
 
     Parameters
     ----------
     dtype
-        Of the weights, such as ``"bfloat16"``: noted where the configuration names none, for then transformers takes that of the first
-        weight, which in hub form is a stream.
+        Of the weights, such as ``"bfloat16"``: noted where the configuration names none, for then
+        transformers takes that of the first weight, which in hub form is a stream.
 
     Raises
     ------
@@ -74,7 +79,8 @@ def add_entry(raw: bytes, dtype: str | None = None) -> bytes:
 
 
 def remove_entry(raw: bytes) -> bytes:
-    """The text before `add_entry`; of a ``config.json`` that another program has written since, the object without the entry.
+    """The text before `add_entry`; of a ``config.json`` that another program has written since, the
+    object without the entry.
 
     Raises
     ------
@@ -103,9 +109,11 @@ def remove_entry(raw: bytes) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()  # as save_pretrained writes it
 
 
-# ---- indexes of shards -------------------------------------------------------------------------------------------------------
+# ---- indexes of shards ---------------------------------------------------------------------------
 def rename_shards(raw: bytes, old: bytes, new: bytes) -> bytes | None:
-    """The text of an index with names of files that end in `old` ending in `new`; ``None`` if that could not be turned back."""
+    """The text of an index with names of files that end in `old` ending in `new`; ``None`` if that
+    could not be turned back.
+    """
     renamed = raw.replace(old + b'"', new + b'"')
     return renamed if renamed.replace(new + b'"', old + b'"') == raw else None
 

@@ -1,6 +1,8 @@
-"""Directories of models: weights are encoded, all else is carried along, and the whole comes back byte for byte. Spec: hub.md.
+"""Directories of models: weights are encoded, all else is carried along, and the whole comes back
+byte for byte. Spec: hub.md.
 
-Names of files come from the file system; an index of shards is a text that is changed, never a list of files to open.
+Names of files come from the file system;
+an index of shards is a text that is changed, never a list of files to open.
 """
 
 from __future__ import annotations
@@ -81,7 +83,8 @@ def coded_files(
     Raises
     ------
     DecodeError
-        ``bad_magic``: there are none. ``resource_limit``: they decode to more than `max_nbytes`. Others: one is damaged.
+        ``bad_magic``: there are none. ``resource_limit``: they decode to more than `max_nbytes`.
+        Others: one is damaged.
     """
     names = [name for name in files if name.endswith((PLAIN, CODED))]
     folder, found = check_base(base, names) if names else None, dict[str, CodedFile]()
@@ -128,7 +131,8 @@ def scan_coded(source: AnyPath) -> Tree:
     Raises
     ------
     DecodeError
-        ``truncated``: a run that was to write it has not ended. ``bad_value``: it holds what it cannot.
+        ``truncated``: a run that was to write it has not ended.
+        ``bad_value``: it holds what it cannot.
     """
     return scan_directory(source, bad_value, partial(DecodeError, "truncated"), config_apart)
 
@@ -217,7 +221,8 @@ def decode_directory(
     base: AnyPath | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Give back the directory that `encode_directory` read, of either form; ``.wcodec`` files of others become safetensors files too.
+    """Give back the directory that `encode_directory` read, of either form; ``.wcodec`` files of
+    others become safetensors files too.
 
     A run that was interrupted goes on where it stopped.
 
@@ -231,7 +236,8 @@ def decode_directory(
     Raises
     ------
     DecodeError
-        A file is damaged; what its place is stays empty. ``resource_limit``: the disk has not the room.
+        A file is damaged; what its place is stays empty.
+        ``resource_limit``: the disk has not the room.
     EncodeError
         ``bad_option``: as for the target or the base. ``output_exists``
     """
@@ -241,7 +247,9 @@ def decode_directory(
 
 
 def check_plan_room(plan: Plan) -> None:
-    """Refuse to decode more than the disk has room for. Raises `DecodeError`: ``resource_limit``."""
+    """Refuse to decode more than the disk has room for.
+    Raises `DecodeError`: ``resource_limit``.
+    """
     place = plan.target.absolute()
     while not place.exists():
         place = place.parent
@@ -255,7 +263,8 @@ def verify_directory(
     max_nbytes: int | None = None,
     base: AnyPath | None = None,
 ) -> Report:
-    """Decode all encoded files of a directory, check every checksum and that the shards of indexes are there, keeping nothing.
+    """Decode all encoded files of a directory, check every checksum and that the shards of indexes
+    are there, keeping nothing.
 
     Raises
     ------

@@ -98,7 +98,8 @@ def plan_encode(
     jobs = [maker.job(name) for name in files]
     if not any(j.is_coded for j in jobs):
         raise bad_source(
-            f"no weights in {str(source)!r} are for transformers, which the hub form is for; use --form wcodec"
+            f"no weights in {str(source)!r} are for transformers, "
+            "which the hub form is for; use --form wcodec"
         )
     jobs += link_jobs(tree, PLAIN, CODED if form == "wcodec" else PLAIN)
     check_names(jobs, tree.folders, bad_source)
@@ -115,7 +116,9 @@ def plan_encode(
 
 
 def _hub_apart(name: str) -> str:
-    """In hub form it depends on the ``config.json`` beside weights, and on their name, whether they are encoded."""
+    """In hub form it depends on the ``config.json`` beside weights, and on their name,
+    whether they are encoded.
+    """
     if name.endswith(PLAIN):
         return (
             f"{parent(name)} adapter"
@@ -179,7 +182,10 @@ def _other_weights(files: dict[str, Path]) -> str:
     for name, path in files.items():
         if name.lower().endswith(endings):
             with open(path, "rb") as f:
-                return f", but {name!r}, {described(f.read(HEAD_NBYTES)) or 'of another format: save the model as safetensors first'}"
+                return (
+                    f", but {name!r}, "
+                    f"{described(f.read(HEAD_NBYTES)) or 'of another format: save the model as safetensors first'}"
+                )
     return ""
 
 
@@ -253,7 +259,9 @@ class _Encoding:
         )
 
     def _dtype(self, folder: str) -> str | None:
-        """Dtype of the first of the weights of a folder, by names of files and tensors, in which a model can be: as transformers asks."""
+        """Dtype of the first of the weights of a folder, by names of files and tensors, in which a
+        model can be: as transformers asks.
+        """
         for name in sorted(
             n for n in self.files if n.endswith(PLAIN) and parent(n) == folder and self._is_coded(n)
         ):
@@ -270,7 +278,9 @@ class _Encoding:
         )
 
     def _is_coded(self, name: str) -> bool:
-        """Whether weights are encoded; in hub form not those of other libraries than transformers, such as adapters of peft."""
+        """Whether weights are encoded; in hub form not those of other libraries than transformers,
+        such as adapters of peft.
+        """
         if self.form != "hub":
             return True
         if PurePosixPath(name).name.startswith("adapter_"):
@@ -292,31 +302,33 @@ def encode_directory(
     base: AnyPath | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Encode the safetensors files of a directory, and carry all other files along; `decode_directory` gives the directory back.
+    """Encode the safetensors files of a directory, and carry all other files along;
+    `decode_directory` gives the directory back.
 
-    A run that was interrupted goes on where it stopped. ``.git`` and ``.cache`` are left out, and ``.wcodec`` files beside the
-    safetensors files that they were made from. Links to files are followed; a file that is there under several names is written once,
-    with links to it.
+    A run that was interrupted goes on where it stopped. ``.git`` and ``.cache`` are left out, and
+    ``.wcodec`` files beside the safetensors files that they were made from. Links to files are
+    followed; a file that is there under several names is written once, with links to it.
 
     Parameters
     ----------
     source
         The directory; or a cache of Hugging Face, or a repository in one, with a single snapshot.
     form
-        ``"wcodec"``: ``.wcodec`` files, the index of shards renamed with them. ``"hub"``: safetensors files in hub form under the
-        same names, and an entry in ``config.json``, so that transformers loads them; adapters, and weights beside a ``config.json``
-        of another library, are copied.
+        ``"wcodec"``: ``.wcodec`` files, the index of shards renamed with them. ``"hub"``:
+        safetensors files in hub form under the same names, and an entry in ``config.json``, so that
+        transformers loads them; adapters, and weights beside a ``config.json`` of another library,
+        are copied.
     base
         A directory: files of the same names are bases of form ``"wcodec"``; see `wcodec.save_file`.
     overwrite
-        Whether the target may hold other things than what an interrupted run left: files of the same names are replaced then, all else
-        stays.
+        Whether the target may hold other things than what an interrupted run left: files of the
+        same names are replaced then, all else stays.
 
     Raises
     ------
     EncodeError
-        ``bad_source``: no plain model directory; nothing has been written. ``bad_option``: as for the form, the target or the base.
-        ``output_exists``
+        ``bad_source``: no plain model directory; nothing has been written. ``bad_option``: as for
+        the form, the target or the base. ``output_exists``
     DecodeError
         A base is not well-formed.
     """
@@ -356,7 +368,8 @@ def encode_safetensors_to_wcodec(
     progress
         Called with the number of bytes that were just done.
     overwrite
-        Whether a file may be replaced; of a directory, see `encode_directory`. An output that is an input never is.
+        Whether a file may be replaced; of a directory, see `encode_directory`.
+        An output that is an input never is.
 
     Returns
     -------
@@ -397,7 +410,9 @@ def encode_one(
     base: AnyPath | None = None,
     overwrite: bool = False,
 ) -> tuple[int, int]:
-    """Encode one safetensors file in either form. Returns and raises as `encode_file` and `encode_hub_file`."""
+    """Encode one safetensors file in either form.
+    Returns and raises as `encode_file` and `encode_hub_file`.
+    """
     if form not in FORMS:
         raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
     if form == "wcodec":

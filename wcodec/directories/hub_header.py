@@ -38,17 +38,21 @@ Entry = tuple[str, str, tuple[int, ...], int]  #: name, dtype and shape as in a 
 
 
 def is_stream(array: NDArray[Any]) -> bool:
-    """Whether a tensor of a file in hub form is a stream, for `wcodec.decode`: uint8, one dimension, the magic number first."""
+    """Whether a tensor of a file in hub form is a stream, for `wcodec.decode`: uint8, one
+    dimension, the magic number first.
+    """
     return array.dtype == np.uint8 and array.ndim == 1 and array[: len(MAGIC)].tobytes() == MAGIC
 
 
 def is_hub(file: AnyPath | SafetensorsHeader) -> bool:
-    """Whether a file is in hub form: its metadata name a format version, or one of its tensors is a stream.
+    """Whether a file is in hub form: its metadata name a format version,
+    or one of its tensors is a stream.
 
     Parameters
     ----------
     file
-        A path, or the header of a file, whose metadata alone count. A file that is no safetensors file is not in hub form.
+        A path, or the header of a file, whose metadata alone count.
+        A file that is no safetensors file is not in hub form.
 
     Raises
     ------
@@ -91,7 +95,8 @@ def looks_like_stream(t: SourceTensor, view: memoryview) -> bool:
 
 
 def parse_version(text: Any) -> tuple[int, int]:
-    """A format version such as ``"0.2"``, as in metadata and ``config.json``, checked to be one that can be read.
+    """A format version such as ``"0.2"``, as in metadata and ``config.json``,
+    checked to be one that can be read.
 
     Raises
     ------

@@ -1,4 +1,5 @@
-"""Hub form: safetensors files in which the tensors that get smaller are ``U8`` tensors that hold wcodec streams. Spec: hub.md.
+"""Hub form: safetensors files in which the tensors that get smaller are ``U8`` tensors that hold
+wcodec streams. Spec: hub.md.
 
 A stream is what `wcodec.encode` makes: `wcodec.decode` turns it back into the array.
 """
@@ -87,7 +88,8 @@ class HubTensor:
 
 
 class HubFile:
-    """A file in hub form, open for reading: its headers and the indexes of its streams are read and checked now.
+    """A file in hub form, open for reading: its headers and the indexes of its streams are read and
+    checked now.
 
     Parameters
     ----------
@@ -97,8 +99,8 @@ class HubFile:
     Raises
     ------
     DecodeError
-        ``bad_magic``: not in hub form. ``unsupported_version``. ``truncated``, ``bad_value``, ``bad_range``, ``bad_checksum`` and what
-        `wcodec.Decoder` raises: damaged.
+        ``bad_magic``: not in hub form. ``unsupported_version``. ``truncated``, ``bad_value``,
+        ``bad_range``, ``bad_checksum`` and what `wcodec.Decoder` raises: damaged.
     """
 
     def __init__(
@@ -150,7 +152,9 @@ class HubFile:
             return index
 
     def _original(self, metadata: dict[str, str]) -> tuple[list[str], bytes, list[int] | None]:
-        """Names in the original's order, its header, and CRC-32 of the header and the tensors, if the file gives them."""
+        """Names in the original's order, its header, and CRC-32 of the header and the tensors,
+        if the file gives them.
+        """
         ours = {key: metadata.pop(key) for key in KEYS if key in metadata}
         if not ours.keys() - {VERSION_KEY}:
             return self._made(metadata)
@@ -160,7 +164,9 @@ class HubFile:
         return self._kept(metadata, ours[HEADER_KEY], ours[CRC_KEY])
 
     def _made(self, metadata: dict[str, str]) -> tuple[list[str], bytes, None]:
-        """A header for a file that does not hold an original one, such as one that ``save_pretrained`` wrote."""
+        """A header for a file that does not hold an original one, such as one that
+        ``save_pretrained`` wrote.
+        """
         order = sorted(self.tensors.values(), key=lambda t: (-_alignment(t), t.source.name))
         try:
             raw = write_header(((t.source.name, *t.entry) for t in order), metadata)
@@ -184,7 +190,8 @@ class HubFile:
         if not re.fullmatch(rf"([0-9a-f]{{8}}){{{len(header.tensors) + 1}}}", crc_text):
             raise DecodeError(
                 "bad_value",
-                f"the metadata text {CRC_KEY!r} is not 8 hexadecimal digits for the header and each tensor",
+                f"the metadata text {CRC_KEY!r} is not 8 hexadecimal digits for the header and "
+                "each tensor",
             )
         crcs = [int(crc_text[i : i + 8], 16) for i in range(0, len(crc_text), 8)]
         if self.decoder.backend.crc32(np.frombuffer(header.raw, np.uint8)) != crcs[0]:
@@ -281,7 +288,8 @@ def decode_hub_file(
     *,
     overwrite: bool = False,
 ) -> tuple[int, int]:
-    """Restore the safetensors file that `encode_hub_file` read; from one that holds no original header, make one with all tensors decoded.
+    """Restore the safetensors file that `encode_hub_file` read; from one that holds no original
+    header, make one with all tensors decoded.
 
     Parameters
     ----------
@@ -321,7 +329,9 @@ def verify_hub_file(
     progress: Progress = ignore_progress,
     max_nbytes: int | None = None,
 ) -> tuple[int, int]:
-    """Decode all of a file in hub form and check every checksum, keeping nothing. Returns and raises as `decode_hub_file`."""
+    """Decode all of a file in hub form and check every checksum, keeping nothing. Returns and
+    raises as `decode_hub_file`.
+    """
     f = HubFile(source, backend, max_nbytes)
     for piece in f.restored():
         progress(len(piece))

@@ -1,4 +1,6 @@
-"""Hub form, written: safetensors files in which the tensors that get smaller are streams. Spec: hub.md."""
+"""Hub form, written: safetensors files in which the tensors that get smaller are streams.
+Spec: hub.md.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ _PIECE_NBYTES: Final = 1 << 23  #: bytes that are copied at once
 
 
 def _sorted(tensors: Iterable[SourceTensor]) -> list[SourceTensor]:
-    """In the order in which all are aligned: by size of their dtype, largest first; those of unknown dtypes last."""
+    """In the order in which all are aligned: by size of their dtype, largest first;
+    those of unknown dtypes last.
+    """
     return sorted(tensors, key=lambda t: -t.dtype.nbytes if not t.dtype_name else 0)
 
 
@@ -72,8 +76,9 @@ def encode_hub_file(
     Raises
     ------
     EncodeError
-        ``bad_source``: not a well-formed safetensors file, or one in hub form. ``resource_limit``: its header would be too large
-        for safetensors. ``output_exists``; ``bad_option``: the target is the source. Nothing is left behind.
+        ``bad_source``: not a well-formed safetensors file, or one in hub form. ``resource_limit``:
+        its header would be too large for safetensors. ``output_exists``; ``bad_option``: the target
+        is the source. Nothing is left behind.
     """
     data = map_file(source)
     view = memoryview(data)
@@ -87,7 +92,9 @@ def encode_hub_file(
 
 
 class _HubWriter:
-    """Writes the streams behind a gap, and the rest into it when it is known which tensors got smaller."""
+    """Writes the streams behind a gap, and the rest into it when it is known which tensors got
+    smaller.
+    """
 
     def __init__(
         self,
@@ -123,7 +130,8 @@ class _HubWriter:
                 if t.nbytes
                 else 0
             )
-        # streams are hardly larger than their tensors: numbers in this header have no fewer digits than in the one to come
+        # streams are hardly larger than their tensors:
+        # numbers in this header have no fewer digits than in the one to come
         guess = self._header([(t, t.nbytes + t.nbytes // 500 + LEAST_NBYTES) for t in candidates])
         start = len(guess) + sum(t.nbytes for t in self.plain)
         self.f.seek(start)

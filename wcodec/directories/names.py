@@ -1,4 +1,6 @@
-"""What is in the directory of a model, what its files are called, encoded and decoded, and what they refer to."""
+"""What is in the directory of a model, what its files are called, encoded and decoded,
+and what they refer to.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,17 @@ def is_config(name: str) -> bool:
 
 
 def with_ending(name: str, old: str, new: str) -> str:
-    """A name of weights, or of an index of shards, with its other ending; other names as they are."""
+    """A name of weights, or of an index of shards, with its other ending;
+    other names as they are.
+    """
     for ending in ("", INDEX):
         if name.endswith(old + ending):
             return name[: -len(old + ending)] + new + ending
     return name
 
 
-#: What is in a cache of Hugging Face, and in a repository of it. A directory with anything else is no cache.
+#: What is in a cache of Hugging Face, and in a repository of it.
+#: A directory with anything else is no cache.
 _CACHE: Final = re.compile(
     r"(models|datasets|spaces)--.*|blobs|refs|snapshots|hub|xet|assets|datasets|modules|accelerate|\.no_exist|\.locks|\.DS_Store"
     r"|token|stored_tokens|version(_diffusers_cache)?\.txt|CACHEDIR\.TAG|\.gitignore"
@@ -54,7 +59,9 @@ _CACHE: Final = re.compile(
 
 
 def find_model(source: AnyPath, refuse: Callable[[str], CodedError]) -> Path:
-    """The directory of a model: `source`, or the only snapshot in a cache of Hugging Face, or in a repository of one."""
+    """The directory of a model: `source`, or the only snapshot in a cache of Hugging Face,
+    or in a repository of one.
+    """
     root = Path(source)
     patterns = [
         "models--*/snapshots/*/",
@@ -86,7 +93,9 @@ def scan_directory(
 
 
 def config_apart(name: str) -> str:
-    """Each ``config.json`` is a file of its own: in hub form what becomes of it depends on the weights beside it."""
+    """Each ``config.json`` is a file of its own:
+    in hub form what becomes of it depends on the weights beside it.
+    """
     return parent(name) if is_config(name) else ""
 
 
@@ -96,7 +105,8 @@ def check_names(jobs: list[Job], folders: list[str], refuse: Callable[[str], Cod
     for j in jobs:
         if (other := names.setdefault(j.name, j.label)) != j.label or j.name in folders:
             raise refuse(
-                f"{j.label!r} and {other if other != j.label else j.name!r} would both become {j.name!r}"
+                f"{j.label!r} and {other if other != j.label else j.name!r} would both become "
+                f"{j.name!r}"
             )
 
 
@@ -117,7 +127,9 @@ def link_jobs(tree: Tree, old: str, new: str) -> list[Job]:
 
 
 def base_of(base: Path | None, name: str) -> Path | None:
-    """The file of a base directory that one of these weights differs from: the one of the same name."""
+    """The file of a base directory that one of these weights differs from:
+    the one of the same name.
+    """
     if base is not None:
         stem = name[: -len(PLAIN)] if name.endswith(PLAIN) else name[: -len(CODED)]
         for path in (base / (stem + PLAIN), base / (stem + CODED)):
@@ -148,8 +160,8 @@ def base_nbytes(base: Path | None) -> int:
 
 
 def check_indexes(tree: Tree, strict: bool = False) -> None:
-    """Whether all shards are there that indexes name. Without `strict`, an index that is none, and names of files elsewhere, are let
-    pass as the texts that they are.
+    """Whether all shards are there that indexes name. Without `strict`, an index that is none, and
+    names of files elsewhere, are let pass as the texts that they are.
 
     Raises
     ------

@@ -1,4 +1,6 @@
-"""Many files, one after another, into a directory: what was interrupted goes on where it stopped."""
+"""Many files, one after another, into a directory:
+what was interrupted goes on where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ STATE: Final = ".wcodec-resume.json"  #: in an unfinished directory: which files
 
 _PIECE_NBYTES: Final = 1 << 23
 
-#: Writes the file at a path, telling of progress; the last argument says whether it may replace one that is there. Returns bytes of the
-#: file plain and encoded.
+#: Writes the file at a path, telling of progress; the last argument says whether it may replace one
+#: that is there. Returns bytes of the file plain and encoded.
 Work = Callable[[Path, Progress, bool], tuple[int, int]]
 
 log = logging.getLogger(__name__)
@@ -149,14 +151,15 @@ class Plan:
     key
         What must be the same in a run that goes on where another one stopped; JSON.
     overwrite
-        Whether the target may hold other things than what an earlier run of this plan left: files of the same names are replaced then,
-        all else stays.
+        Whether the target may hold other things than what an earlier run of this plan left: files
+        of the same names are replaced then, all else stays.
 
     Raises
     ------
     EncodeError
-        ``output_exists``: the target holds other things. ``bad_option``: it is no directory, has a link to a directory or other things
-        of the wrong kind where the plan has files and directories, or a file that is one of the sources.
+        ``output_exists``: the target holds other things. ``bad_option``: it is no directory, has a
+        link to a directory or other things of the wrong kind where the plan has files and
+        directories, or a file that is one of the sources.
     """
 
     target: Path
@@ -196,9 +199,15 @@ class Plan:
             path for path, is_folder in self._inside() if not self._fits(path, is_folder, names)
         )
         if others and not self.overwrite:
-            what = f"holds {others[0]!r}, which no interrupted run left: name another directory; or files of the same names are replaced by"
+            what = (
+                f"holds {others[0]!r}, which no interrupted run left: name another directory; or "
+                "files of the same names are replaced by"
+            )
             if STATE in others:
-                what = "is of a run that did not end, with another input or other options: run that again; or what it left is replaced by"
+                what = (
+                    "is of a run that did not end, with another input or other options: run that "
+                    "again; or what it left is replaced by"
+                )
             raise EncodeError(
                 "output_exists", f"the output {str(self.target)!r} {what} -f (overwrite=True)"
             )
@@ -227,7 +236,9 @@ class Plan:
                     yield (relative / name).as_posix(), is_folder
 
     def _fits(self, path: str, is_folder: bool, names: set[str]) -> bool:
-        """Whether something in the target is left of an earlier run of this plan. Refuses what stands in the way of the plan."""
+        """Whether something in the target is left of an earlier run of this plan. Refuses what
+        stands in the way of the plan.
+        """
         if is_folder and path in names:
             raise EncodeError(
                 "bad_option", f"in the output a directory stands where the file {path!r} goes"
@@ -249,7 +260,9 @@ class Plan:
 
     @cached_property
     def _remains(self) -> re.Pattern[str]:
-        """Temporary files of a run that was killed. A whole file that it did not note is made again too."""
+        """Temporary files of a run that was killed.
+        A whole file that it did not note is made again too.
+        """
         paths = [PurePosixPath(name) for name in (STATE, *(j.name for j in self.jobs))]
         return re.compile(
             "|".join(
@@ -260,7 +273,9 @@ class Plan:
 
     # ---- what an earlier run did
     def _read_state(self) -> tuple[dict[str, Any], str | None]:
-        """The notes of an earlier run of this plan, and the file that it was at; ``None`` if there was no such run."""
+        """The notes of an earlier run of this plan, and the file that it was at;
+        ``None`` if there was no such run.
+        """
         path = self.target / STATE
         try:
             state = json.loads(path.read_bytes().decode()) if path.is_file() else {}
@@ -272,7 +287,9 @@ class Plan:
         return {}, None
 
     def _is_as_noted(self, name: str) -> bool:
-        """Whether a file of the target is one that this plan has written, and nobody has changed since."""
+        """Whether a file of the target is one that this plan has written,
+        and nobody has changed since.
+        """
         note = self.notes.get(name)
         if not isinstance(note, dict) or not all(
             isinstance(note.get(k), int) for k in ("nbytes", "stored_nbytes")

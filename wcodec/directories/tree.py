@@ -21,7 +21,8 @@ class Tree(NamedTuple):
     files
         Where each file is.
     links
-        Other names of these files, and which: what is there under several names, by whatever links, is one file.
+        Other names of these files, and which: what is there under several names, by whatever links,
+        is one file.
     folders
         Directories, each before what is in it.
     """
@@ -38,15 +39,17 @@ def scan_tree(
     apart: Callable[[str], str],
     skip: Iterable[str] = (".git", ".cache"),
 ) -> Tree:
-    """What is in a directory. Links to files are followed; other things than files and directories are refused.
+    """What is in a directory. Links to files are followed;
+    other things than files and directories are refused.
 
     Parameters
     ----------
     prefer
-        Endings of names: of several names of a file one that ends so is the first, then one that is no link.
+        Endings of names: of several names of a file one that ends so is the first,
+        then one that is no link.
     apart
-        Of a name under which a file becomes something else than under others, what it depends on: only names of the same are one file.
-        Empty of all other names.
+        Of a name under which a file becomes something else than under others, what it depends on:
+        only names of the same are one file. Empty of all other names.
     """
     found, folders, left = list[tuple[bool, bool, str, tuple[int, int]]](), list[str](), [""]
     while left:
@@ -70,7 +73,8 @@ def scan_tree(
                 )
             else:
                 raise refuse(
-                    f"{name!r} is {'a broken link' if entry.is_symlink() else 'neither a file nor a directory'}"
+                    f"{name!r} is "
+                    f"{'a broken link' if entry.is_symlink() else 'neither a file nor a directory'}"
                 )
     first, links = dict[tuple[tuple[int, int], str], str](), dict[str, str]()
     for *_, name, inode in sorted(found):

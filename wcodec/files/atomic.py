@@ -1,4 +1,5 @@
-"""Files as bytes: inputs that are mapped, and outputs that appear when they are whole or not at all.
+"""Files as bytes: inputs that are mapped, and outputs that appear when they are whole or not at
+all.
 
 An output is written under a temporary name beside the target, and renamed.
 """
@@ -101,7 +102,8 @@ def check_output(target: AnyPath, overwrite: bool = False, inputs: Iterable[AnyP
     Raises
     ------
     EncodeError
-        ``bad_option``: it is one of the inputs, or what stands there is no regular file. ``output_exists``
+        ``bad_option``: it is one of the inputs, or what stands there is no regular file.
+        ``output_exists``
     FileNotFoundError
         There is no such directory.
     """
@@ -141,16 +143,17 @@ def atomic_output(
     inputs: Iterable[AnyPath] = (),
     like: AnyPath | None = None,
 ) -> Iterator[BinaryIO]:
-    """Binary file that appears under `path` only if the block ends without an exception. All files that wcodec writes go by here.
+    """Binary file that appears under `path` only if the block ends without an exception. All files
+    that wcodec writes go by here.
 
-    Room for `nbytes` bytes is taken on the disk at once, where the file system can: writing is faster then. What is not used is
-    given back.
+    Room for `nbytes` bytes is taken on the disk at once, where the file system can: writing is
+    faster then. What is not used is given back.
 
     Parameters
     ----------
     overwrite, inputs
-        As of `check_output`, which raises as described there. A file that comes to be while this one is written is not replaced
-        either.
+        As of `check_output`, which raises as described there. A file that comes to be while this
+        one is written is not replaced either.
     like
         A file of which this one gets the permissions; that of a file which is replaced by default.
     """
@@ -197,7 +200,9 @@ def _rename_to_new(temporary: Path, target: Path) -> None:
 
 
 def remove_unfinished() -> None:
-    """Remove what outputs of this process have been written so far, when it is about to end at once."""
+    """Remove what outputs of this process have been written so far,
+    when it is about to end at once.
+    """
     for temporary in tuple(_unfinished):
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -206,7 +211,8 @@ def remove_unfinished() -> None:
 class WriteBehind:
     """Writes to a file in a thread of its own, in order, while the caller makes what comes next.
 
-    Use as a context; it ends when all is written. What is given to `write` must not change before `CHUNK_BUFFERS` more writes.
+    Use as a context; it ends when all is written. What is given to `write` must not change before
+    `CHUNK_BUFFERS` more writes.
     """
 
     def __init__(self, stream: BinaryIO) -> None:

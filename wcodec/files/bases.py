@@ -1,4 +1,6 @@
-"""Checkpoints that others are coded as differences from, opened: safetensors and ``.wcodec`` files. Spec: R12.5, R12.6."""
+"""Checkpoints that others are coded as differences from, opened: safetensors and ``.wcodec`` files.
+Spec: R12.5, R12.6.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,9 @@ class _Mapped(BaseTensor):
 
 
 class CodedBaseTensor(BaseTensor):
-    """A tensor of a ``.wcodec`` file, as a matrix of any number of columns; decoded where it is asked for."""
+    """A tensor of a ``.wcodec`` file, as a matrix of any number of columns;
+    decoded where it is asked for.
+    """
 
     def __init__(
         self,

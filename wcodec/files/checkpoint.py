@@ -54,8 +54,8 @@ def encode_file(
     Raises
     ------
     EncodeError
-        ``bad_source``: not a well-formed safetensors file. ``output_exists``; ``bad_option``: `target` is the source or the base.
-        Nothing is left behind.
+        ``bad_source``: not a well-formed safetensors file. ``output_exists``; ``bad_option``:
+        `target` is the source or the base. Nothing is left behind.
     DecodeError
         The base is not well-formed.
     """
@@ -91,7 +91,8 @@ def decode_file(
     *,
     overwrite: bool = False,
 ) -> tuple[int, int]:
-    """Restore the file that `encode_file` read; from one that `save_file` wrote, a safetensors file of its arrays.
+    """Restore the file that `encode_file` read;
+    from one that `save_file` wrote, a safetensors file of its arrays.
 
     Parameters
     ----------

@@ -1,4 +1,6 @@
-"""Tensors that a checkpoint holds twice under different names, such as tied embeddings. Spec: R12.4."""
+"""Tensors that a checkpoint holds twice under different names, such as tied embeddings.
+Spec: R12.4.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,16 @@ class Duplicates:
         dtype_name: str,
         read_again: ReadWords,
     ) -> int | None:
-        """Number of an earlier tensor that is the same but for its name, every byte compared. Call it for each tensor, in order.
+        """Number of an earlier tensor that is the same but for its name, every byte compared. Call
+        it for each tensor, in order.
 
         Parameters
         ----------
         words
             Flat.
         read_again
-            Gives the words once more, to compare them with those of later tensors: they must still be the same.
+            Gives the words once more, to compare them with those of later tensors:
+            they must still be the same.
         """
         number, self._n = self._n, self._n + 1
         if words.nbytes < LEAST_NBYTES:

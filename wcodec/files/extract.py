@@ -1,4 +1,6 @@
-"""One tensor of a file as a file of its own, without decoding it: its records as they are, with the tables that they name."""
+"""One tensor of a file as a file of its own, without decoding it:
+its records as they are, with the tables that they name.
+"""
 
 from __future__ import annotations
 

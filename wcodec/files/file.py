@@ -63,12 +63,14 @@ def open(
     Parameters
     ----------
     file
-        A path, which is mapped, or a seekable binary file object, such as one of ``fsspec``, or the bytes of a file.
+        A path, which is mapped, or a seekable binary file object, such as one of ``fsspec``,
+        or the bytes of a file.
     backend
         ``None`` for the one of `wcodec.get_backend`.
     base
-        The ``.wcodec`` or safetensors file that the file holds differences from, if it does; ``None`` for the one beside it that is
-        called as the base was. It is opened when a tensor needs it.
+        The ``.wcodec`` or safetensors file that the file holds differences from, if it does;
+        ``None`` for the one beside it that is called as the base was. It is opened when a tensor
+        needs it.
 
     Raises
     ------
@@ -146,7 +148,10 @@ class File:
         name = "" if self.path is None else f" {str(self.path)!r}"
         if self._closed:
             return f"<wcodec.File{name}, closed>"
-        return f"<wcodec.File{name}: {len(self.index.tensors)} tensors, {self.index.data_nbytes} bytes in {self.index.file_nbytes}>"
+        return (
+            f"<wcodec.File{name}: {len(self.index.tensors)} tensors, {self.index.data_nbytes} "
+            f"bytes in {self.index.file_nbytes}>"
+        )
 
     def __enter__(self) -> File:
         return self
@@ -226,7 +231,8 @@ class File:
         return Slice(self, self.original(self._by_name[name]))
 
     def extract(self, name: str) -> Bytes:
-        """A tensor as a file of its own: uint8, the bytes that `wcodec.decode` takes. Nothing is decoded, but a difference is.
+        """A tensor as a file of its own: uint8, the bytes that `wcodec.decode` takes. Nothing is
+        decoded, but a difference is.
 
         Raises
         ------
@@ -247,7 +253,8 @@ class File:
         Parameters
         ----------
         raw
-            Without an original header, make none either; otherwise it is that of a safetensors file.
+            Without an original header, make none either;
+            otherwise it is that of a safetensors file.
 
         Raises
         ------
@@ -317,7 +324,9 @@ class File:
         return base
 
     def _hinted(self, name: str) -> Path:
-        """The file that is called as the base was, beside this one. The name is a stranger's: no path."""
+        """The file that is called as the base was, beside this one.
+        The name is a stranger's: no path.
+        """
         if self.path is not None and Path(name).name == name and not set("/\\\0") & set(name):
             with contextlib.suppress(OSError):  # such as of a name that is too long
                 if (path := self.path.parent / name).is_file() and not path.samefile(self.path):
@@ -332,7 +341,9 @@ class File:
         )
 
     def base_paths(self) -> list[Path]:
-        """The files that this one is read with, which no output may replace: of a base that cannot be had, where it should be."""
+        """The files that this one is read with, which no output may replace: of a base that cannot
+        be had, where it should be.
+        """
         if not self.needs_base:
             return []
         try:
@@ -376,7 +387,9 @@ class File:
             yield from self.base().paths()
 
     def base_of(self, t: TensorRecord) -> BaseTensor | None:
-        """What a tensor that is no duplicate differs from, if it is a difference. Raises as `base`."""
+        """What a tensor that is no duplicate differs from, if it is a difference.
+        Raises as `base`.
+        """
         if t.difference == Difference.NONE:
             return None
         base = self.base()
@@ -400,7 +413,10 @@ class Slice:
         self._file, self._record = file, record
 
     def __repr__(self) -> str:
-        return f"<wcodec Slice: {self._record.name!r} of {self._file!r}, {self.get_dtype()}, shape {self.get_shape()}>"
+        return (
+            f"<wcodec Slice: {self._record.name!r} of {self._file!r}, {self.get_dtype()}, "
+            f"shape {self.get_shape()}>"
+        )
 
     def get_shape(self) -> list[int]:
         """Shape of the whole tensor."""
@@ -427,7 +443,8 @@ class Slice:
         return self._part(rows, cols, shape)
 
     def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
-        """Entries of the first dimension by their numbers, ascending and not negative: ``whole[ids]``.
+        """Entries of the first dimension by their numbers, ascending and not negative:
+        ``whole[ids]``.
 
         Raises
         ------

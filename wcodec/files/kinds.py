@@ -25,7 +25,8 @@ _KINDS: Final[list[tuple[bytes, str, str]]] = [
     (
         rb".{3}[\x00-\x05]\x00{4}\{",
         "a safetensors file",
-        "wcodec encode makes a .wcodec file of it; of one in hub form, wcodec decode makes a plain one",
+        "wcodec encode makes a .wcodec file of it; "
+        "of one in hub form, wcodec decode makes a plain one",
     ),
     (
         rb"version https://git-lfs",
@@ -53,7 +54,8 @@ _KINDS: Final[list[tuple[bytes, str, str]]] = [
     (
         rb"\x80[\x02-\x05]",
         "a pickle",
-        "load it with what wrote it (such as torch.load), and save its tensors with safetensors first",
+        "load it with what wrote it (such as torch.load), "
+        "and save its tensors with safetensors first",
     ),
     (rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", "an ONNX model", _TO_SAFETENSORS),
     (rb"....TFL3", "a TFLite model", _TO_SAFETENSORS),
@@ -67,12 +69,14 @@ _KINDS: Final[list[tuple[bytes, str, str]]] = [
 
 
 def described(head: bytes) -> str | None:
-    """What a file is and what to do, such as ``"a GGUF file: encode ..."``; ``None`` if that is not known.
+    """What a file is and what to do, such as ``"a GGUF file: encode ..."``;
+    ``None`` if that is not known.
 
     Parameters
     ----------
     head
-        The first `HEAD_NBYTES` bytes of the file, or all of a smaller one. Those of a well-formed safetensors file may look like others'.
+        The first `HEAD_NBYTES` bytes of the file, or all of a smaller one. Those of a well-formed
+        safetensors file may look like others'.
     """
     for pattern, what, to_do in _KINDS:
         if re.match(pattern, head, re.DOTALL):

@@ -33,7 +33,8 @@ def repack_file(
     *,
     overwrite: bool = False,
 ) -> tuple[int, int]:
-    """Encode the tensors of a ``.wcodec`` file anew: names, order, metadata, what is restored and its base stay as they are.
+    """Encode the tensors of a ``.wcodec`` file anew: names, order, metadata, what is restored and
+    its base stay as they are.
 
     A tensor at a time; a large one is decoded to a temporary file beside the target.
 

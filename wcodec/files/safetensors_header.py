@@ -91,7 +91,8 @@ def read_safetensors_header(data: memoryview) -> SafetensorsHeader:
     Raises
     ------
     EncodeError
-        ``bad_source``: not a safetensors file, or one whose tensors overlap, leave gaps or end elsewhere than the file.
+        ``bad_source``: not a safetensors file, or one whose tensors overlap,
+        leave gaps or end elsewhere than the file.
     """
     try:
         return _read_header(data)
@@ -182,7 +183,9 @@ def _read_entry(name: str, entry: Any, first: int) -> SourceTensor:
 
 
 def write_safetensors_header(tensors: Iterable[TensorRecord], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a safetensors file of these tensors in this order; opaque bytes become ``U8``."""
+    """The first bytes of a safetensors file of these tensors in this order;
+    opaque bytes become ``U8``.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for t in tensors:

@@ -42,8 +42,9 @@ def save_file(
     options
         See `EncodeOptions`.
     base
-        A ``.wcodec`` or safetensors file: arrays of which it has one of the same name, dtype and shape are stored as what they
-        differ in, where that is smaller. To read them, it is needed again.
+        A ``.wcodec`` or safetensors file: arrays of which it has one of the same name, dtype and
+        shape are stored as what they differ in, where that is smaller. To read them, it is needed
+        again.
 
     Returns
     -------
@@ -52,7 +53,8 @@ def save_file(
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``, ``bad_name``, ``resource_limit``; ``bad_option``: `path` is the base. Nothing is left behind.
+        ``unsupported_dtype``, ``bad_name``, ``resource_limit``; ``bad_option``: `path` is the base.
+        Nothing is left behind.
     DecodeError
         The base is not well-formed.
     TypeError
@@ -69,7 +71,9 @@ def write_arrays(
     options: EncodeOptions | None,
     base: AnyPath | None,
 ) -> int:
-    """`save_file` for tensors of any library: `array_of` is called with one and its name, and again where it may have a twin."""
+    """`save_file` for tensors of any library: `array_of` is called with one and its name, and again
+    where it may have a twin.
+    """
     _check_types(tensors, metadata)
     encoder = Encoder(options)
     with (
@@ -97,7 +101,8 @@ def _check_types(tensors: Any, metadata: Any) -> None:
     """Say what is wanted, where something else was given than tensors by name and texts by name."""
     if not isinstance(tensors, Mapping):
         raise TypeError(
-            f"save_file takes tensors by name, such as {{'weight': tensor}}, and then a path; this is a {_type(tensors)}"
+            f"save_file takes tensors by name, such as {{'weight': "
+            f"tensor}}, and then a path; this is a {_type(tensors)}"
         )
     if not isinstance(metadata, Mapping | None):
         raise TypeError(
@@ -110,7 +115,8 @@ def _check_types(tensors: Any, metadata: Any) -> None:
         if not isinstance(key, str) or not isinstance(text, str):
             wrong = text if isinstance(key, str) else key
             raise TypeError(
-                f"metadata are texts; {wrong!r} of {key!r} is a {_type(wrong)}: give str({wrong!r}), or json.dumps of it"
+                f"metadata are texts; {wrong!r} of {key!r} is a {_type(wrong)}: give "
+                f"str({wrong!r}), or json.dumps of it"
             )
 
 

@@ -48,7 +48,9 @@ def flat_ids(picks: list[range | int], shape: tuple[int, ...]) -> NDArray[np.int
 def touched(
     ids: NDArray[np.int64], size: int, total: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | slice]:
-    """Segment rows (or columns) that hold `ids`, ascending, and where the ids lie in them once they are put together."""
+    """Segment rows (or columns) that hold `ids`, ascending,
+    and where the ids lie in them once they are put together.
+    """
     of = ids // size
     segments = np.unique(of)
     sizes = np.minimum(size, total - segments * size)
@@ -62,7 +64,8 @@ def touched(
 def entries_of(
     ids: NDArray[np.int64], shape: tuple[int, ...], row_rank: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of the matrix view that hold entries of the first dimension, both in elements.
+    """Rows and columns of the matrix view that hold entries of the first dimension,
+    both in elements.
 
     Raises
     ------

@@ -1,4 +1,6 @@
-"""Why a file is coded as it is: what each of its tensors would have cost otherwise. `wcodec info --explain`."""
+"""Why a file is coded as it is: what each of its tensors would have cost otherwise.
+`wcodec info --explain`.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,8 @@ _OF_MODES: Final = {
 }
 
 _OF_DUPLICATES: Final[dict[str, Any]] = {
-    "stored_nbytes": 0, "bits_per_weight": 0.0, "order0_bits_per_weight": None, "planes": [], "costs": {}, "best": None, "left": None,
-    "left_nbytes": None,
+    "stored_nbytes": 0, "bits_per_weight": 0.0, "order0_bits_per_weight": None, "planes": [],
+    "costs": {}, "best": None, "left": None, "left_nbytes": None,
 }  # fmt: skip
 
 
@@ -64,7 +66,8 @@ def explain(
     base: AnyPath | None = None,
     progress: Progress = ignore_progress,
 ) -> dict[str, Any]:
-    """For each tensor of a ``.wcodec`` file what it costs, its order-0 bound, and what other choices would have cost.
+    """For each tensor of a ``.wcodec`` file what it costs, its order-0 bound,
+    and what other choices would have cost.
 
     Parameters
     ----------
@@ -79,13 +82,15 @@ def explain(
 
     Returns
     -------
-    As `wcodec info --explain --json` prints it. All figures of tensors are bits a weight: of ``planes`` what is stored of each byte
-    plane (``null`` in other layouts) and its order-0 entropy; ``costs`` are the planner's, the tables that the tensor alone would
-    need included, with the segments of the file, or the encoder's own where those have fewer than 4096 words; ``best`` is the least
-    of them, ``left`` what it would have saved.
+    As `wcodec info --explain --json` prints it. All figures of tensors are bits a weight: of
+    ``planes`` what is stored of each byte plane (``null`` in other layouts) and its order-0
+    entropy; ``costs`` are the planner's, the tables that the tensor alone would need included, with
+    the segments of the file, or the encoder's own where those have fewer than 4096 words; ``best``
+    is the least of them, ``left`` what it would have saved.
 
-    Entropies and costs of a difference are those of the words themselves, so that its ``best`` and ``left`` are ``null``. Without
-    the base it has neither; ``base_error`` says why. A duplicate has none of all this.
+    Entropies and costs of a difference are those of the words themselves, so that its ``best`` and
+    ``left`` are ``null``. Without the base it has neither; ``base_error`` says why. A duplicate has
+    none of all this.
 
     Raises
     ------
@@ -145,7 +150,9 @@ def candidates(dtype: DType) -> dict[str, EncodeOptions]:
 def explain_tensor(
     file: File, t: TensorRecord, progress: Progress = ignore_progress, decodable: bool = True
 ) -> dict[str, Any]:
-    """One entry of the list ``tensors`` of `explain`; without costs and bounds if it is not `decodable`."""
+    """One entry of the list ``tensors`` of `explain`;
+    without costs and bounds if it is not `decodable`.
+    """
     n, own = math.prod(t.shape), describe_tensor(file, t, bound=False)
     bits = 8 / n if n else 0.0
     costs, order0 = dict[str, int](), [None] * t.dtype.word_nbytes
@@ -191,7 +198,9 @@ def explain_tensor(
 def _look(
     file: File, t: TensorRecord, progress: Progress
 ) -> tuple[dict[str, int], NDArray[np.int64]]:
-    """Bytes that a tensor's words would have had in each way, and how often each byte occurs in each plane."""
+    """Bytes that a tensor's words would have had in each way,
+    and how often each byte occurs in each plane.
+    """
     backend = file.decoder.backend
     planners = {name: (Planner(options), [0]) for name, options in candidates(t.dtype).items()}
     counts = np.zeros((t.dtype.word_nbytes, 256), np.int64)
@@ -209,7 +218,9 @@ def _look(
 
 
 def _geometry(t: TensorRecord, shape: tuple[int, ...], options: EncodeOptions) -> Geometry:
-    """Segments of some rows of a tensor: those of the file, or the encoder's where those are tiny."""
+    """Segments of some rows of a tensor: those of the file,
+    or the encoder's where those are tiny.
+    """
     g = t.geometry
     n_words = min(g.rows, g.segment_rows) * min(g.cols, g.segment_cols)
     if n_words >= min(_LEAST_WORDS, g.rows * g.cols):
@@ -223,7 +234,9 @@ def _tables_nbytes(planner: Planner) -> int:
 
 
 def _stored_bits(file: File, t: TensorRecord, bits: float) -> list[float]:
-    """Bits a weight of each byte plane as it is stored; segments of layout RAW add the same to all."""
+    """Bits a weight of each byte plane as it is stored;
+    segments of layout RAW add the same to all.
+    """
     plan, n = t.plan(file.index.tables), t.dtype.word_nbytes
     planes = plan.stream_nbytes.sum(axis=1)
     planes = np.array([planes.sum()]) if n == 1 else planes  # two planes of nibbles
@@ -232,16 +245,20 @@ def _stored_bits(file: File, t: TensorRecord, bits: float) -> list[float]:
     return [float(p) * bits for p in planes.tolist()]
 
 
-# ---- text and figure -------------------------------------------------------------------------------------------------------
+# ---- text and figure -----------------------------------------------------------------------------
 def as_text(report: dict[str, Any]) -> Iterator[str]:
     """Lines of `wcodec info --explain`."""
     left = report["left_nbytes"]
     yield (
-        f"{size_text(report['nbytes'])} in {size_text(report['stored_nbytes'])}; {size_text(left)}"
-        f" ({percent_text(left, report['nbytes'])}) left on the table. All figures are bits a weight."
+        f"{size_text(report['nbytes'])} in {size_text(report['stored_nbytes'])}; {size_text(left)} "
+        f"({percent_text(left, report['nbytes'])}) left on the table. All figures are bits a "
+        "weight."
     )
     if report["base_error"]:
-        yield f"without the base, tensors that are differences have no costs: {printable(report['base_error'])}"
+        yield (
+            "without the base, tensors that are differences have no costs: "
+            f"{printable(report['base_error'])}"
+        )
     if not report["tensors"]:
         return
     head = [
@@ -285,9 +302,10 @@ def _row(t: dict[str, Any]) -> list[str]:
         else f"duplicate of {printable(t['duplicate_of'])}"
     )
     return [
-        printable(t["name"]), printable(t["dtype"]), text or "-", bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]),
-        bits(costs.get("pairs")), bits(costs.get("none")), least(modes[1 : len(Mode)]), least(modes[len(Mode) :]),
-        bits(costs.get("contexts")), bits(costs.get("max")), t["best"] or "-", bits(t["left"]),
+        printable(t["name"]), printable(t["dtype"]), text or "-", bits(t["bits_per_weight"]),
+        bits(t["order0_bits_per_weight"]), bits(costs.get("pairs")), bits(costs.get("none")),
+        least(modes[1 : len(Mode)]), least(modes[len(Mode) :]), bits(costs.get("contexts")),
+        bits(costs.get("max")), t["best"] or "-", bits(t["left"]),
     ]  # fmt: skip
 
 

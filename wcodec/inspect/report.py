@@ -170,7 +170,9 @@ def _tile_modes(file: File, t: TensorRecord) -> dict[str, int]:
 
 
 def _order0_bits(file: File, t: TensorRecord, progress: Progress) -> float:
-    """Order-0 entropy of a tensor in bits: the sum over the byte planes of its mapped words, each as one whole."""
+    """Order-0 entropy of a tensor in bits: the sum over the byte planes of its mapped words,
+    each as one whole.
+    """
     counts = np.zeros((t.dtype.word_nbytes, 256), np.int64)
     backend = file.decoder.backend
     for chunk in file.chunks(t):
@@ -180,20 +182,24 @@ def _order0_bits(file: File, t: TensorRecord, progress: Progress) -> float:
 
 
 def plane_counts(backend: Backend, words: Any, n: int, dtype: DType) -> NDArray[np.int64]:
-    """How often each byte occurs in each plane of `n` words, which are on the backend's device: of shape (word_nbytes, 256)."""
+    """How often each byte occurs in each plane of `n` words, which are on the backend's device: of
+    shape (word_nbytes, 256).
+    """
     flat = Geometry(1, n, 1, _COUNT_WORDS, 1, _COUNT_WORDS)
     return np.asarray(backend.histogram(words.reshape(1, -1), flat, dtype).sum(axis=0), np.int64)
 
 
 def entropies(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What each symbol adds to the order-0 entropy of its plane, in bits in all, from counts of shape (n_planes, 256)."""
+    """What each symbol adds to the order-0 entropy of its plane, in bits in all,
+    from counts of shape (n_planes, 256).
+    """
     total = counts.sum(axis=1, keepdims=True)
     return np.asarray(
         counts * (np.log2(np.maximum(total, 1)) - np.log2(np.maximum(counts, 1))), np.float64
     )
 
 
-# ---- text ------------------------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------
 def size_text(nbytes: int) -> str:
     """Bytes for people: ``90.9 MB``; powers of 1000, as disks are sold."""
     value, unit = float(nbytes), "B"
@@ -232,21 +238,27 @@ def _counts_text(counts: dict[str, int]) -> str:
 def as_text(report: dict[str, Any]) -> Iterator[str]:
     """Lines of `wcodec info`."""
     yield (
-        f"format {report['format']}, backend {report['backend']}: {size_text(report['nbytes'])} in {size_text(report['stored_nbytes'])}"
-        f" ({percent_text(report['stored_nbytes'], report['nbytes'])})"
+        f"format {report['format']}, backend {report['backend']}: {size_text(report['nbytes'])} in "
+        f"{size_text(report['stored_nbytes'])} "
+        f"({percent_text(report['stored_nbytes'], report['nbytes'])})"
     )
     yield (
-        f"{report['n_tensors']} tensors, {report['n_tables']} tables ({size_text(report['tables_nbytes'])}),"
-        f" index {size_text(report['index_nbytes'])}, source {report['source'] or 'none'},"
-        f" metadata: {', '.join(map(printable, report['metadata_keys'])) or 'none'}"
+        f"{report['n_tensors']} tensors, {report['n_tables']} tables "
+        f"({size_text(report['tables_nbytes'])}), index {size_text(report['index_nbytes'])}, "
+        f"source {report['source'] or 'none'}, metadata: "
+        f"{', '.join(map(printable, report['metadata_keys'])) or 'none'}"
     )
     yield (
-        f"layouts {_counts_text(report['layouts'])}; coders {_counts_text(report['coders'])};"
-        f" predictions {_counts_text(report['predictions'])}; contexts {_counts_text(report['contexts'])};"
-        f" tiles {_counts_text(report['tile_modes'])}; patches {report['n_patches']}; operands {_counts_text(report['operands'])}"
+        f"layouts {_counts_text(report['layouts'])}; coders {_counts_text(report['coders'])}; "
+        f"predictions {_counts_text(report['predictions'])}; contexts "
+        f"{_counts_text(report['contexts'])}; tiles {_counts_text(report['tile_modes'])}; patches "
+        f"{report['n_patches']}; operands {_counts_text(report['operands'])}"
     )
     if report["base"] is not None:
-        yield f"differences from {printable(report['base']['name'])!r}, content hash {report['base']['content_hash'][:16]}"
+        yield (
+            f"differences from {printable(report['base']['name'])!r}, content hash "
+            f"{report['base']['content_hash'][:16]}"
+        )
     if report["tensors"]:
         yield ""
         yield from table_text([_HEAD, *map(_row, report["tensors"])], left=2)
@@ -276,11 +288,11 @@ def _row(t: dict[str, Any]) -> list[str]:
         return "-" if value is None else f"{value:.3f}"
 
     return [
-        printable(t["name"]), printable(t["dtype"]), "x".join(map(str, t["shape"])) or "scalar", size_text(t["nbytes"]),
-        percent_text(t["stored_nbytes"], t["nbytes"]), bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]),
-        _counts_text(t["layouts"]), _counts_text(t["coders"]), _counts_text(t["predictions"]), _counts_text(t["contexts"]),
-        _counts_text(t["tile_modes"]),
-        str(t["n_patches"]), t["operand"] or "-", _instead(t),
+        printable(t["name"]), printable(t["dtype"]), "x".join(map(str, t["shape"])) or "scalar",
+        size_text(t["nbytes"]), percent_text(t["stored_nbytes"], t["nbytes"]),
+        bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]), _counts_text(t["layouts"]),
+        _counts_text(t["coders"]), _counts_text(t["predictions"]), _counts_text(t["contexts"]),
+        _counts_text(t["tile_modes"]), str(t["n_patches"]), t["operand"] or "-", _instead(t),
     ]  # fmt: skip
 
 

@@ -26,9 +26,11 @@ Counts = NDArray[np.int64]
 Costs = NDArray[np.float64]
 
 
-# ---- the model: from counts to frequencies and costs, in integers, so that every machine chooses the same --------------
+# ---- the model: from counts to frequencies and costs, in integers, so that every machine chooses the same
 def log2_fixed(n: int) -> Counts:
-    """``floor(log2(i) * 65536)`` for i in 0..n (0 for 0), by repeated squaring of 30-bit fractions."""
+    """``floor(log2(i) * 65536)`` for i in 0..n (0 for 0),
+    by repeated squaring of 30-bit fractions.
+    """
     i = np.maximum(np.arange(n + 1, dtype=np.int64), 1)
     # exact: the exponent of an integer below 2^53
     whole = np.frexp(i.astype(np.float64))[1].astype(np.int64) - 1
@@ -63,7 +65,8 @@ def symbol_costs(table: Table) -> Costs:
 
 
 def quantise(counts: Counts, prob_bits: int = MAX_PROB_BITS) -> Table:
-    """Table of the counts: at least 1 for each symbol that occurs; what rounding leaves goes where it costs least.
+    """Table of the counts: at least 1 for each symbol that occurs;
+    what rounding leaves goes where it costs least.
 
     Parameters
     ----------

@@ -1,4 +1,5 @@
-"""Header, index records, footer: the only code that reads structures of an untrusted file. Spec: chapter 4.
+"""Header, index records, footer: the only code that reads structures of an untrusted file.
+Spec: chapter 4.
 
 Every size is checked against what is there before anything is read, allocated or computed from it.
 """
@@ -317,8 +318,8 @@ def read_index(source: ByteSource, read_tables: TableReader = read_tables) -> In
         )
     tables, tensors = index.tables, index.tensors
     return Index(
-        tensors, tables, index.metadata, index.source_kind, index.source_header, index.base, index.unknown_records,
-        foot.index_offset, foot.index_nbytes, n, version,
+        tensors, tables, index.metadata, index.source_kind, index.source_header, index.base,
+        index.unknown_records, foot.index_offset, foot.index_nbytes, n, version,
     )  # fmt: skip
 
 

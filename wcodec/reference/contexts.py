@@ -23,7 +23,9 @@ def tables_of(plan: SegmentPlan, p: int, k: int) -> tuple[int, ...]:
 
 
 def unpack_scales(packed: Bytes, height: int, width: int) -> tuple[Bytes, Bytes]:
-    """Classes of the rows and of the columns of a segment (R10.10): two bits each, four to a byte, the lowest first."""
+    """Classes of the rows and of the columns of a segment (R10.10):
+    two bits each, four to a byte, the lowest first.
+    """
     two_bits = (packed[:, None] >> np.arange(0, 8, 2, dtype=np.uint8) & np.uint8(3)).reshape(-1)
     return two_bits[:height], two_bits[height : height + width]
 
@@ -41,7 +43,9 @@ def pack_scales(rows: Bytes, cols: Bytes) -> Bytes:
 def contexts_of(
     plan: SegmentPlan, context_map: ContextMap, p: int, k: int, scales: Bytes, first: Bytes
 ) -> Bytes:
-    """Context of each symbol of plane `p` of segment `k` (R9.13); `scales` is that part of its record, `first` its plane 0."""
+    """Context of each symbol of plane `p` of segment `k` (R9.13); `scales` is that part of its
+    record, `first` its plane 0.
+    """
     if context_map.kind == ContextKind.PLANE:
         if plan.segments.layout[k] == Layout.PAIRS and plan.dtype.word_nbytes > 1:
             return unpack_nibbles(first, int(plan.n_elements[k]))

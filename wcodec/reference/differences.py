@@ -1,4 +1,6 @@
-"""What a tensor differs in from the one of the same name in another checkpoint, and what that checkpoint is called. Spec: R12.5, R11.4."""
+"""What a tensor differs in from the one of the same name in another checkpoint, and what that
+checkpoint is called. Spec: R12.5, R11.4.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,13 @@ def coded_dtype(dtype: DType, difference: Difference) -> DType:
 
 
 class BaseTensor(Protocol):
-    """A tensor of another checkpoint, seen as the matrix of the one that is coded as a difference from it."""
+    """A tensor of another checkpoint, seen as the matrix of the one that is coded as a difference
+    from it.
+    """
 
     def words(self, rows: slice, cols: slice, room: Words) -> Words:
-        """The words of a rectangle, C-contiguous and aligned: in `room`, which has its shape and type, or where they lie.
+        """The words of a rectangle, C-contiguous and aligned:
+        in `room`, which has its shape and type, or where they lie.
 
         Raises
         ------
@@ -51,7 +56,9 @@ class BaseCheckpoint(Protocol):
     def base_tensor(
         self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
     ) -> BaseTensor | None:
-        """The tensor of this name, dtype and shape as a matrix of these rows and columns, if there is one."""
+        """The tensor of this name, dtype and shape as a matrix of these rows and columns,
+        if there is one.
+        """
 
     def content_hash(self) -> bytes:
         """Spec: R11.4."""
@@ -86,7 +93,9 @@ def add(coded: Words, base: Words, difference: Difference) -> None:
 
 
 def content_hash(tensors: Iterable[tuple[str, DType, tuple[int, ...], int]]) -> bytes:
-    """SHA-256 of what a checkpoint holds, however it is coded (R11.4), from name, dtype, shape and CRC-32 of each tensor."""
+    """SHA-256 of what a checkpoint holds, however it is coded (R11.4), from name, dtype,
+    shape and CRC-32 of each tensor.
+    """
     sha = hashlib.sha256()
     for name, dtype, shape, crc in sorted(tensors, key=lambda t: t[0].encode()):
         text = name.encode()

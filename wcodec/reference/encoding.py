@@ -30,7 +30,7 @@ from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import Geometry, element_order
 
 
-# ---- encoding ----------------------------------------------------------------------------------------------------------
+# ---- encoding ------------------------------------------------------------------------------------
 def segment_planes(
     plan: SegmentPlan, words: Words, k: int
 ) -> tuple[list[Bytes], NDArray[np.uint32]]:

@@ -20,18 +20,24 @@ _CODERS: Final = (Coder.RAW, Coder.RANS)  #: of plane 0 (R14.4)
 
 
 def is_of_operand(geometry: Geometry) -> bool:
-    """Whether segments and tiles are those of an operand (R14.2); no others that the planner chooses by itself are."""
+    """Whether segments and tiles are those of an operand (R14.2);
+    no others that the planner chooses by itself are.
+    """
     g = geometry
     return (g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols) == SEGMENT + TILE
 
 
 def operand_problem(t: TensorRecord) -> str | None:
-    """Why a tensor is no operand, such as ``"segment 3 has layout BYTES"``; ``None`` if it is one."""
+    """Why a tensor is no operand, such as ``"segment 3 has layout BYTES"``;
+    ``None`` if it is one.
+    """
     return _problem_of_tensor(t) or _problem_of_segments(t)
 
 
 def operand_form(t: TensorRecord) -> str | None:
-    """``"rans"`` for an operand that has coded segments, ``"fixed"`` for one that has none; ``None`` for other tensors."""
+    """``"rans"`` for an operand that has coded segments, ``"fixed"`` for one that has none;
+    ``None`` for other tensors.
+    """
     if operand_problem(t) is not None:
         return None
     return "rans" if (t.segments.coder[0] == Coder.RANS).any() else "fixed"

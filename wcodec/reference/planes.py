@@ -1,4 +1,6 @@
-"""Words and planes: what a dtype's bit patterns are, and how they are cut into streams of bytes. Spec: chapter 5."""
+"""Words and planes: what a dtype's bit patterns are, and how they are cut into streams of bytes.
+Spec: chapter 5.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ class DType:
 
     @property
     def n_planes(self) -> int:
-        """Planes that the segment table has columns for (R5.9): two for one-byte words, for `PAIRS` needs two."""
+        """Planes that the segment table has columns for (R5.9):
+        two for one-byte words, for `PAIRS` needs two.
+        """
         return max(2, self.word_nbytes)
 
     @property
@@ -145,7 +149,8 @@ def dtype_of(array: NDArray[Any]) -> DType:
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``: objects, strings, dates, structures, long doubles, unpacked 4-bit types.
+        ``unsupported_dtype``: objects, strings, dates, structures, long doubles,
+        unpacked 4-bit types.
     """
     dtype = array.dtype.newbyteorder("<") if array.dtype.kind in "iufc" else array.dtype
     row = _BY_NUMPY.get(dtype)
@@ -214,7 +219,9 @@ def merge(planes: Bytes, dtype: DType) -> Words:
 
 
 def pack_nibbles(codes: Bytes, fill: int = 0) -> Bytes:
-    """Two 4-bit codes a byte: ``codes[2i] | codes[2i+1] << 4`` (R5.6); an odd last one is joined by `fill`."""
+    """Two 4-bit codes a byte: ``codes[2i] | codes[2i+1] << 4`` (R5.6);
+    an odd last one is joined by `fill`.
+    """
     if codes.size % 2:
         codes = np.append(codes, np.uint8(fill))
     return codes[0::2] | (codes[1::2] << np.uint8(4))
@@ -226,7 +233,8 @@ def unpack_nibbles(packed: Bytes, n: int) -> Bytes:
 
 
 def split_window(top: Bytes, base: int, fill: int) -> tuple[Bytes, NDArray[np.uint32]]:
-    """Codes of a top plane in the window ``base .. base + 15``, and the patches for what lies outside (R5.7, R10.8).
+    """Codes of a top plane in the window ``base .. base + 15``,
+    and the patches for what lies outside (R5.7, R10.8).
 
     Returns
     -------

@@ -1,4 +1,6 @@
-"""Modes of tiles: prediction of each byte from its decoded neighbours, modulo 256, and a transform. Spec: chapters 7 and 8."""
+"""Modes of tiles: prediction of each byte from its decoded neighbours, modulo 256, and a transform.
+Spec: chapters 7 and 8.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def mode_name(mode: int) -> str:
 
 
 def residuals(tile: Bytes, mode: int) -> Bytes:
-    """What a mode makes of a tile: its prediction's residuals, transformed. Shapes as for `predict`."""
+    """What a mode makes of a tile: its prediction's residuals, transformed.
+    Shapes as for `predict`.
+    """
     transform = mode >> 4
     if transform == Transform.NONE:
         return predict(tile, mode)
@@ -98,7 +102,9 @@ def predict(tile: Bytes, mode: int) -> Bytes:
 
 
 def reconstruct(residual: Bytes, mode: int) -> Bytes:
-    """Inverse of `predict`; LEFT, TOP and PLANAR are prefix sums mod 256, AVG is the loop that it looks like."""
+    """Inverse of `predict`; LEFT, TOP and PLANAR are prefix sums mod 256,
+    AVG is the loop that it looks like.
+    """
     if mode == Mode.NONE:
         return residual.copy()
     if mode == Mode.PLANAR:

@@ -20,7 +20,9 @@ UNIT: Final = 16  #: bytes; streams are padded to a whole number of units
 
 
 def max_stream_nbytes(n_symbols: Any) -> Any:
-    """Longest stream of `n_symbols` symbols (R9.10): the start states and one word a symbol, padded."""
+    """Longest stream of `n_symbols` symbols (R9.10):
+    the start states and one word a symbol, padded.
+    """
     return HEAD_NBYTES + -(-n_symbols // GROUP) * (2 * GROUP)
 
 
@@ -28,7 +30,9 @@ TableIds = int | np.integer[Any] | Sequence[int] | NDArray[Any]
 
 
 class _Rows:
-    """Which row of stacked tables codes a symbol: that of its stream, or one of several, by the symbol's class."""
+    """Which row of stacked tables codes a symbol:
+    that of its stream, or one of several, by the symbol's class.
+    """
 
     def __init__(
         self, sizes: Sequence[int], tables: Sequence[TableIds], classes: Sequence[Bytes | None]
@@ -138,7 +142,8 @@ def decode_streams(
     pool: TablePool,
     classes: Sequence[Bytes | None] | None = None,
 ) -> tuple[list[Bytes], NDArray[np.bool_]]:
-    """Decode each stream into its number of symbols (R9.9). Never reads outside of a stream. Tables and classes as for `encode_streams`.
+    """Decode each stream into its number of symbols (R9.9). Never reads outside of a stream. Tables
+    and classes as for `encode_streams`.
 
     Returns
     -------

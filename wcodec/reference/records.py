@@ -78,7 +78,9 @@ class TensorRecord:
 
 
 def _column(values: NDArray[Any]) -> bytes:
-    """A column of the segment table (R4.37): one value for all, or the narrowest width that holds them."""
+    """A column of the segment table (R4.37): one value for all,
+    or the narrowest width that holds them.
+    """
     first = int(values[0])
     if (values == first).all():
         return struct.pack("<BI", 0, first)
@@ -92,7 +94,8 @@ def write_tensor(t: TensorRecord) -> bytes:
     name, dtype_name, g = t.name.encode(), t.dtype_name.encode(), t.geometry
     fixed = TENSOR.pack(
         t.payload_offset, t.payload_nbytes, t.crc32, t.dtype.id, len(t.shape), t.row_rank, 0,
-        g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols, int(t.difference), len(name), len(dtype_name), 0,
+        g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols, int(t.difference), len(name),
+        len(dtype_name), 0,
     )  # fmt: skip
     parts = [fixed, struct.pack(f"<{len(t.shape)}Q", *t.shape), name, dtype_name]
     if g.n_segments:
@@ -108,7 +111,7 @@ def write_tensor(t: TensorRecord) -> bytes:
     return b"".join(parts)
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 def fail(code: str, message: str, **where: Any) -> DecodeError:
     return DecodeError(code, message, **where)
 
@@ -150,7 +153,8 @@ class Cursor:
 
 def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord:
     (
-        offset, nbytes, crc, dtype_id, rank, row_rank, order, s_rows, s_cols, t_rows, t_cols, flags, n_name, n_dtype, reserved,
+        offset, nbytes, crc, dtype_id, rank, row_rank, order, s_rows, s_cols, t_rows, t_cols, flags,
+        n_name, n_dtype, reserved,
     ) = body.unpack(TENSOR)  # fmt: skip
     if rank > MAX_RANK or row_rank > rank:
         raise fail("bad_range", f"rank {rank}, row_rank {row_rank}")
@@ -248,7 +252,8 @@ def check_geometry(g: Geometry) -> None:
         if segment % tile or (tile < MIN_TILE and tile != segment):
             raise fail(
                 "bad_range",
-                f"tiles of {g.tile_rows} x {g.tile_cols} do not fit segments of {g.segment_rows} x {g.segment_cols}",
+                f"tiles of {g.tile_rows} x {g.tile_cols} do not fit segments of {g.segment_rows} x "
+                f"{g.segment_cols}",
             )
 
 

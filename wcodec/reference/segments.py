@@ -1,4 +1,6 @@
-"""Segment records: what the segment table says of them, where their parts lie, how they are coded. Spec: chapter 10."""
+"""Segment records: what the segment table says of them, where their parts lie, how they are coded.
+Spec: chapter 10.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentTable:
-    """The columns of a tensor record (R4.36), one entry a segment; those of planes have shape (n_planes, n)."""
+    """The columns of a tensor record (R4.36), one entry a segment;
+    those of planes have shape (n_planes, n).
+    """
 
     layout: NDArray[np.uint8]
     base: NDArray[np.uint8]
@@ -95,11 +99,14 @@ class SegmentPlan:
     tables
         The table pool of the file.
     fill
-        Encoding only: uint8 of shape (n,), the 4-bit code that stands for a word outside the window.
+        Encoding only: uint8 of shape (n,), the 4-bit code that stands for a word outside the
+        window.
     modes
-        Encoding only: for planes with prediction `PER_TILE`, the modes of all tiles: segment by segment, in each plane by plane.
+        Encoding only: for planes with prediction `PER_TILE`, the modes of all tiles: segment by
+        segment, in each plane by plane.
     scales
-        Encoding only: the packed classes of rows and columns (R10.10) of the segments that have them, one behind another.
+        Encoding only: the packed classes of rows and columns (R10.10) of the segments that have
+        them, one behind another.
     """
 
     dtype: DType
@@ -143,7 +150,9 @@ class SegmentPlan:
 
     @cached_property
     def plane_nbytes(self) -> NDArray[np.int64]:
-        """Decoded bytes of each plane of each segment, shape (n_planes, n): also its symbols (R10.3)."""
+        """Decoded bytes of each plane of each segment, shape (n_planes, n):
+        also its symbols (R10.3).
+        """
         n = self.n_elements
         sizes, half = np.empty((self.dtype.n_planes, n.size), np.int64), (n + 1) // 2
         sizes[:] = n
@@ -184,7 +193,9 @@ class SegmentPlan:
 
     @cached_property
     def head_nbytes(self) -> NDArray[np.int64]:
-        """Bytes of each record before its first plane, padded: tile modes, classes of rows and columns."""
+        """Bytes of each record before its first plane, padded:
+        tile modes, classes of rows and columns.
+        """
         return padded(self.modes_nbytes) + padded(self.scale_nbytes)
 
     @cached_property
@@ -218,7 +229,9 @@ class SegmentPlan:
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """Where each record starts in the payload, and at the end where the last one stops (R10.1)."""
+        """Where each record starts in the payload,
+        and at the end where the last one stops (R10.1).
+        """
         return _ends(
             self.words_nbytes
             + self.head_nbytes
@@ -241,7 +254,9 @@ def _ends(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 def each_tile(
     plan: SegmentPlan, k: int, plane: Bytes, modes: Bytes, step: Callable[[Bytes, int], Bytes]
 ) -> Bytes:
-    """Apply `step(tile, mode)` to each tile of a plane in element order; `modes` holds one mode, or one a tile."""
+    """Apply `step(tile, mode)` to each tile of a plane in element order;
+    `modes` holds one mode, or one a tile.
+    """
     rows, cols = plan.geometry.rectangle(k)
     shape = rows.stop - rows.start, cols.stop - cols.start
     out, at = np.empty_like(plane), 0
@@ -254,7 +269,9 @@ def each_tile(
 
 
 def plane_modes(plan: SegmentPlan, k: int, record_modes: Bytes) -> list[Bytes]:
-    """Modes of each plane of segment `k`: an array of one mode, or of one a tile cut from `record_modes`."""
+    """Modes of each plane of segment `k`: an array of one mode,
+    or of one a tile cut from `record_modes`.
+    """
     n_tiles, at, out = int(plan.geometry.tile_counts()[k]), 0, []
     for mode in plan.segments.prediction[:, k].tolist():
         if mode == PER_TILE:

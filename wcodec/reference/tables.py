@@ -21,7 +21,7 @@ MIN_PROB_BITS: Final = 9
 MAX_PROB_BITS: Final = 12
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 class Table:
     """Frequencies of the 256 symbols, of sum ``2**prob_bits`` (R9.6).
 
@@ -98,7 +98,9 @@ class Table:
 
 @lru_cache(maxsize=1 << 12)
 def _exp_golomb(value: int, k: int) -> str:
-    """Exp-Golomb code of order k: as many zeros as the quotient has bits after its first, the quotient, k low bits."""
+    """Exp-Golomb code of order k: as many zeros as the quotient has bits after its first,
+    the quotient, k low bits.
+    """
     quotient, low = (value >> k) + 1, value & ((1 << k) - 1)
     return "0" * (quotient.bit_length() - 1) + f"{quotient:b}" + (f"{low:0{k}b}" if k else "")
 
@@ -183,7 +185,9 @@ class ContextMap:
 
 
 class TablePool:
-    """The tables and context maps of a file, in order, and their arrays for coding many streams at once."""
+    """The tables and context maps of a file, in order,
+    and their arrays for coding many streams at once.
+    """
 
     def __init__(self, tables: Iterable[Table] = (), maps: Iterable[ContextMap] = ()) -> None:
         self.tables, self.maps = list(tables), list(maps)
@@ -195,7 +199,9 @@ class TablePool:
         return self.tables[i]
 
     def stack(self, ids: NDArray[Any], field: str) -> NDArray[Any]:
-        """``getattr(table, field)`` of several tables, as one array; shorter rows (a `lut` of fewer slots) end in 0."""
+        """``getattr(table, field)`` of several tables, as one array;
+        shorter rows (a `lut` of fewer slots) end in 0.
+        """
         rows = [np.atleast_1d(getattr(self.tables[i], field)) for i in ids.tolist()]
         out = np.zeros(
             (len(rows), max((r.size for r in rows), default=0)), rows[0].dtype if rows else np.int64

@@ -22,7 +22,8 @@ def matrix_view(
 ) -> tuple[int, int]:
     """Rows and columns of a tensor's matrix of words (R6.2).
 
-    The first `row_rank` dimensions make the rows, the others the columns; a complex element is two columns.
+    The first `row_rank` dimensions make the rows, the others the columns;
+    a complex element is two columns.
     """
     return math.prod(shape[:row_rank]), math.prod(shape[row_rank:]) * words_per_element
 
@@ -56,7 +57,9 @@ class Geometry:
         return self.tile_rows == self.segment_rows and self.tile_cols == self.segment_cols
 
     def sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Heights and widths of all segments, ragged edges clipped (R6.6). Two int64 arrays of length `n_segments`, not to be changed."""
+        """Heights and widths of all segments, ragged edges clipped (R6.6). Two int64 arrays of
+        length `n_segments`, not to be changed.
+        """
         return self._sizes()[:2]
 
     def n_elements(self) -> NDArray[np.int64]:
@@ -72,7 +75,9 @@ class Geometry:
         return -(-heights // self.tile_rows) * -(-widths // self.tile_cols)
 
     def corners(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and column of the first word of each segment. Two int64 arrays of length `n_segments`."""
+        """Row and column of the first word of each segment.
+        Two int64 arrays of length `n_segments`.
+        """
         n_down, n_across = self.grid
         rows, cols = (
             np.arange(n_down, dtype=np.int64) * self.segment_rows,
@@ -91,9 +96,11 @@ class Geometry:
     def select(
         self, down: NDArray[np.int64], across: NDArray[np.int64]
     ) -> tuple[Geometry, NDArray[np.int64]]:
-        """The sub-grid of some segment rows and segment columns, itself a geometry, and the ids of its segments.
+        """The sub-grid of some segment rows and segment columns, itself a geometry,
+        and the ids of its segments.
 
-        Both index arrays ascend. Only a last segment row or column can be ragged, so the result is regular.
+        Both index arrays ascend. Only a last segment row or column can be ragged,
+        so the result is regular.
         """
         heights = np.minimum(self.segment_rows, self.rows - down * self.segment_rows)
         widths = np.minimum(self.segment_cols, self.cols - across * self.segment_cols)
@@ -129,7 +136,9 @@ def tiles(height: int, width: int, tile_rows: int, tile_cols: int) -> Iterator[t
 
 @lru_cache(maxsize=64)
 def element_order(height: int, width: int, tile_rows: int, tile_cols: int) -> NDArray[np.int64]:
-    """Raster indices of a segment's elements in the order in which they are coded: tile by tile (R6.9)."""
+    """Raster indices of a segment's elements in the order in which they are coded:
+    tile by tile (R6.9).
+    """
     index = np.arange(height * width, dtype=np.int64).reshape(height, width)
     return np.concatenate(
         [index[tile].reshape(-1) for tile in tiles(height, width, tile_rows, tile_cols)]
@@ -141,7 +150,8 @@ def chunks(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Sub-grids that are coded at once: whole rows of segments up to `nbytes`.
 
-    Where a row of segments is larger than that and one word high, it is cut; the words of a chunk are contiguous either way.
+    Where a row of segments is larger than that and one word high, it is cut; the words of a chunk
+    are contiguous either way.
     """
     n_down, n_across = geometry.grid
     all_across = np.arange(n_across, dtype=np.int64)

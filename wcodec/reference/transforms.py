@@ -1,9 +1,11 @@
 """Transforms: 8x8 integer DCT-II and ADST by lifting, modulo 256. Spec: chapter 8.
 
-A lifting step adds to one value a rounded multiple of another one. So it is undone by subtracting the same, whatever was
-rounded or wrapped: W. Sweldens, The lifting scheme, 1996; I. Daubechies and W. Sweldens, Factoring wavelet transforms into
-lifting steps, 1998. The rotations are those of C. Loeffler et al., Practical fast 1-D DCT algorithms with 11 multiplications,
-1989 (DCT-II), and of J. Han et al., A butterfly structured design of the hybrid transform coding scheme, 2013 (ADST: a DST-IV).
+A lifting step adds to one value a rounded multiple of another one. So it is undone by subtracting
+the same, whatever was rounded or wrapped: W. Sweldens, The lifting scheme, 1996; I. Daubechies and
+W. Sweldens, Factoring wavelet transforms into lifting steps, 1998. The rotations are those of C.
+Loeffler et al., Practical fast 1-D DCT algorithms with 11 multiplications, 1989 (DCT-II), and of J.
+Han et al., A butterfly structured design of the hybrid transform coding scheme, 2013 (ADST: a
+DST-IV).
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ class Transform(IntEnum):
     ADST = 2
 
 
-#: Rows of five integers ``a, b, p, u, r``, each three lifting steps: ``y[a] += p y[b]``, ``y[b] += u y[a]``, ``y[a] += r y[b]``,
-#: in 128ths. A rotation by t has ``p = r = -tan(t / 2)``, ``u = sin(t)``; ``-128, 64, 0`` makes a difference and a mean.
+#: Rows of five integers ``a, b, p, u, r``, each three lifting steps: ``y[a] += p y[b]``,
+#: ``y[b] += u y[a]``, ``y[a] += r y[b]``, in 128ths. A rotation by t has ``p = r = -tan(t / 2)``,
+#: ``u = sin(t)``; ``-128, 64, 0`` makes a difference and a mean.
 ROWS: Final[dict[int, tuple[tuple[int, int, int, int, int], ...]]] = {
     Transform.DCT: (
         (7, 0, -128, 64, 0), (6, 1, -128, 64, 0), (5, 2, -128, 64, 0), (4, 3, -128, 64, 0),
         (3, 0, -128, 64, 0), (2, 1, -128, 64, 0), (1, 0, -128, 64, 0), (3, 2, 25, -49, 25),
-        (7, 4, 13, -25, 13), (6, 5, 39, -71, 39), (7, 6, -53, 91, -53), (5, 4, -53, 91, -53), (7, 4, -53, 91, -53),
+        (7, 4, 13, -25, 13), (6, 5, 39, -71, 39), (7, 6, -53, 91, -53), (5, 4, -53, 91, -53),
+        (7, 4, -53, 91, -53),
     ),
     Transform.ADST: (
         (0, 7, -6, 13, -6), (1, 6, -19, 37, -19), (2, 5, -32, 60, -32), (3, 4, -46, 81, -46),
@@ -52,7 +56,9 @@ ORDER: Final[dict[int, tuple[int, ...]]] = {
 
 
 def steps(transform: int) -> list[tuple[int, int, int]]:
-    """Lifting steps: ``target, source, coefficient``; the value of the source times the coefficient is added to the target."""
+    """Lifting steps: ``target, source, coefficient``;
+    the value of the source times the coefficient is added to the target.
+    """
     flat = [s for a, b, p, u, r in ROWS[transform] for s in ((a, b, p), (b, a, u), (a, b, r))]
     return [s for s in flat if s[2]]
 
@@ -69,7 +75,9 @@ def _signed(y: Signed) -> Signed:
 
 
 def forward_1d(y: Signed, transform: int) -> Signed:
-    """Coefficients of rows of `SIZE` values, all int16 from -128 to 127; transforms the last axis."""
+    """Coefficients of rows of `SIZE` values, all int16 from -128 to 127;
+    transforms the last axis.
+    """
     y = y.copy()
     for target, source, coefficient in steps(transform):
         y[..., target] = _signed(y[..., target] + _product(y, source, coefficient))
@@ -91,7 +99,8 @@ def forward(tile: Bytes, transform: int) -> Bytes:
     Parameters
     ----------
     tile
-        uint8 array of shape (height, width), or (n, height, width) for n tiles at once; read as signed.
+        uint8 array of shape (height, width), or (n, height, width) for n tiles at once;
+        read as signed.
     """
     return _passes(tile, transform, (True, False))
 
