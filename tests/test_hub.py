@@ -283,7 +283,7 @@ def test_a_header_too_large_for_safetensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").write_bytes(safetensors_bytes([W]))
-    monkeypatch.setattr("wcodec.directories.hub_header.MAX_HEADER_NBYTES", 100)
+    monkeypatch.setattr("wcodec.files.safetensors_header.MAX_HEADER_NBYTES", 100)
     with pytest.raises(EncodeError, match="resource_limit"):
         encode_hub_file(tmp_path / "in", tmp_path / "out")
 

@@ -15,7 +15,7 @@ from wcodec.backends import Backend
 from wcodec.cli import main
 from wcodec.files.checkpoint import decode_file, encode_file
 from wcodec.files.repack import repack_file
-from wcodec.files.safetensors_header import write_safetensors_header
+from wcodec.files.safetensors_header import entry_of, write_safetensors_header
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import BY_NAME, DTYPES
 
@@ -86,7 +86,7 @@ def test_what_is_restored_stays(tmp_path: Path) -> None:
     array = make_array(BY_NAME["float32"], (64, 80), "gaussian", 2)
     wcodec.save_file({"w": array}, tmp_path / "x.wcodec")
     with wcodec.open(tmp_path / "x.wcodec") as f:
-        header = write_safetensors_header(f.index.tensors, {"format": "pt"})
+        header = write_safetensors_header(map(entry_of, f.index.tensors), {"format": "pt"})
     (tmp_path / "m.safetensors").write_bytes(header + array.tobytes())
     encode_file(tmp_path / "m.safetensors", tmp_path / "m.wcodec")
     repack_file(tmp_path / "m.wcodec", tmp_path / "n.wcodec", FIXED)

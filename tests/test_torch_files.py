@@ -660,7 +660,7 @@ def test_an_index_names_no_other_places(
     shards: tuple[Path, dict[str, torch.Tensor]], file: Any
 ) -> None:
     index_with(shards[0], {"layers.0.w": file})
-    with pytest.raises(DecodeError, match="file beside it") as e:
+    with pytest.raises(DecodeError, match="file beside the index") as e:
         WCodecCheckpoint(shards[0])
     assert (e.value.code, e.value.tensor) == ("bad_name", "layers.0.w")
 

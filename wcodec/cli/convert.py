@@ -27,12 +27,12 @@ from wcodec.directories.decoding import check_plan_room, plan_decode
 from wcodec.directories.encoding import encode_one, plan_encode
 from wcodec.directories.hub_header import is_coded, is_hub
 from wcodec.directories.hub_reading import HubFile, decode_hub_file
-from wcodec.directories.names import CODED, PLAIN
 from wcodec.directories.resumable import Report
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import check_output, map_file
 from wcodec.files.checkpoint import decode_file, is_same_stream
 from wcodec.files.file import File, open_base
+from wcodec.files.shard_index import CODED, PLAIN
 from wcodec.inspect.report import percent_text, size_text
 from wcodec.planner.options import OPERANDS, EncodeOptions
 

@@ -5,8 +5,6 @@ and shows sizes and speeds.
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +19,9 @@ from wcodec.backends import Backend, available_backends, load_backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.files.checkpoint import decode_file, encode_file
+from wcodec.files.safetensors_header import write_safetensors_header
 from wcodec.inspect.report import percent_text, size_text, table_text
+from wcodec.reference.planes import BY_NAME
 
 #: One layer and the embedding of a small Llama: 21.5 M weights.
 SHAPES: Final[dict[str, tuple[int, ...]]] = {
@@ -34,7 +34,6 @@ SHAPES: Final[dict[str, tuple[int, ...]]] = {
     "model.layers.0.mlp.up_proj.weight": (2816, 1024),
     "model.layers.0.mlp.down_proj.weight": (1024, 2816),
 }
-_DTYPES: Final = {"bfloat16": "BF16", "int8": "I8", "float32": "F32"}
 _HEAD: Final = ["file", "backend", "size", "stored", "ratio", "encode", "decode", "same SHA-256"]
 
 
@@ -58,18 +57,11 @@ def make_checkpoints(folder: Path, shapes: dict[str, tuple[int, ...]] = SHAPES) 
 
 
 def _write_safetensors(path: Path, tensors: dict[str, NDArray[Any]]) -> None:
-    header, at = dict[str, Any](), 0
-    for name, a in tensors.items():
-        header[name] = {
-            "dtype": _DTYPES[a.dtype.name],
-            "shape": list(a.shape),
-            "data_offsets": [at, at + a.nbytes],
-        }
-        at += a.nbytes
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
+    entries = (
+        (n, BY_NAME[a.dtype.name].safetensors, a.shape, a.nbytes) for n, a in tensors.items()
+    )
     with path.open("wb") as f:
-        f.write(struct.pack("<Q", len(raw)) + raw)
+        f.write(write_safetensors_header(entries, {}))
         for a in tensors.values():
             f.write(a.reshape(-1).view(np.uint8).data)
 

@@ -116,20 +116,3 @@ def rename_shards(raw: bytes, old: bytes, new: bytes) -> bytes | None:
     """
     renamed = raw.replace(old + b'"', new + b'"')
     return renamed if renamed.replace(new + b'"', old + b'"') == raw else None
-
-
-def shard_names(raw: bytes) -> set[str]:
-    """Names of files in an index: a stranger's, so nothing to open.
-
-    Raises
-    ------
-    DecodeError
-        ``bad_value``: not an index.
-    """
-    try:
-        names = set(json.loads(raw.decode())["weight_map"].values())
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as e:
-        raise DecodeError("bad_value", f"not an index of shards ({type(e).__name__})") from None
-    if not all(isinstance(name, str) for name in names):
-        raise DecodeError("bad_value", "not an index of shards: the name of a file is no text")
-    return names

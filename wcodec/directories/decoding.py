@@ -21,9 +21,6 @@ from wcodec.directories.configs import (
 from wcodec.directories.hub_header import VERSION_TEXT, has_hub_form
 from wcodec.directories.hub_reading import HubFile, decode_hub_file, verify_hub_file
 from wcodec.directories.names import (
-    CODED,
-    INDEX,
-    PLAIN,
     bad_value,
     base_nbytes,
     base_of,
@@ -50,6 +47,7 @@ from wcodec.errors import DecodeError, within
 from wcodec.files.atomic import AnyPath, check_room
 from wcodec.files.checkpoint import decode_file, verify_file
 from wcodec.files.file import File
+from wcodec.files.shard_index import CODED, INDEX, PLAIN
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,7 @@ from wcodec.directories.configs import (
 from wcodec.directories.hub_header import VERSION_TEXT, is_hub, read_plain_header
 from wcodec.directories.hub_writing import encode_hub_file
 from wcodec.directories.names import (
-    CODED,
     FORMS,
-    INDEX,
-    PLAIN,
     bad_source,
     base_nbytes,
     base_of,
@@ -50,6 +47,7 @@ from wcodec.files.atomic import AnyPath, map_file
 from wcodec.files.checkpoint import encode_file
 from wcodec.files.file import File
 from wcodec.files.kinds import HEAD_NBYTES, described
+from wcodec.files.shard_index import CODED, INDEX, PLAIN
 from wcodec.planner.options import EncodeOptions
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
-from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -33,8 +31,6 @@ CRC_KEY: Final = "wcodec_crc32"
 KEYS: Final = (VERSION_KEY, CRC_KEY, HEADER_KEY)
 VERSION_TEXT: Final = f"{VERSION[0]}.{VERSION[1]}"
 LEAST_NBYTES: Final = 4096  #: smaller tensors are stored as they are
-
-Entry = tuple[str, str, tuple[int, ...], int]  #: name, dtype and shape as in a header, bytes
 
 
 def is_stream(array: NDArray[Any]) -> bool:
@@ -116,31 +112,6 @@ def parse_version(text: Any) -> tuple[int, int]:
             f"hub form of format version {text}; this decoder knows {VERSION_TEXT}{newer}",
         )
     return version
-
-
-def write_header(entries: Iterable[Entry], metadata: dict[str, str], least: int = 0) -> bytes:
-    """The first bytes of a safetensors file, at least so many, a multiple of 8.
-
-    Raises
-    ------
-    EncodeError
-        ``bad_name``, ``resource_limit``
-    """
-    header, at = dict[str, Any]({"__metadata__": metadata} if metadata else {}), 0
-    for name, dtype, shape, nbytes in entries:
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + nbytes]}
-        at += nbytes
-    try:
-        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise EncodeError("bad_name", "a tensor's name or a metadata text is not UTF-8") from None
-    raw += b" " * max(-len(raw) % 8, least - 8 - len(raw))
-    if len(raw) > MAX_HEADER_NBYTES:
-        raise EncodeError(
-            "resource_limit",
-            f"the header has {len(raw)} bytes; safetensors reads {MAX_HEADER_NBYTES} at most",
-        )
-    return struct.pack("<Q", len(raw)) + raw
 
 
 def read_plain_header(data: memoryview) -> SafetensorsHeader:

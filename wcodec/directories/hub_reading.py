@@ -26,7 +26,6 @@ from wcodec.directories.hub_header import (
     looks_like_stream,
     parse_version,
     read_hub_header,
-    write_header,
 )
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import (
@@ -40,6 +39,7 @@ from wcodec.files.atomic import (
 from wcodec.files.safetensors_header import (
     SourceTensor,
     parse_safetensors_header,
+    restored_header,
 )
 from wcodec.reference.container import Index
 from wcodec.reference.planes import Words
@@ -168,10 +168,7 @@ class HubFile:
         ``save_pretrained`` wrote.
         """
         order = sorted(self.tensors.values(), key=lambda t: (-_alignment(t), t.source.name))
-        try:
-            raw = write_header(((t.source.name, *t.entry) for t in order), metadata)
-        except EncodeError as e:
-            raise DecodeError(e.code, e.message) from None
+        raw = restored_header(((t.source.name, *t.entry) for t in order), metadata)
         return [t.source.name for t in order], raw, None
 
     def _kept(

@@ -20,10 +20,8 @@ from wcodec.directories.hub_header import (
     LEAST_NBYTES,
     VERSION_KEY,
     VERSION_TEXT,
-    Entry,
     looks_like_stream,
     read_plain_header,
-    write_header,
 )
 from wcodec.errors import within
 from wcodec.files.atomic import (
@@ -33,8 +31,10 @@ from wcodec.files.atomic import (
     map_file,
 )
 from wcodec.files.safetensors_header import (
+    Entry,
     SafetensorsHeader,
     SourceTensor,
+    write_safetensors_header,
 )
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.tiles import MAX_RANK
@@ -178,7 +178,7 @@ class _HubWriter:
             *map(_plain_entry, _sorted(self.plain)),
             *((t.name, "U8", (nbytes,), nbytes) for t, nbytes in streams),
         ]
-        return write_header(entries, metadata, least)
+        return write_safetensors_header(entries, metadata, least)
 
 
 def _shift(f: BinaryIO, start: int, end: int, by: int) -> None:

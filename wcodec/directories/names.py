@@ -10,18 +10,13 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from wcodec.directories.configs import (
-    shard_names,
-)
 from wcodec.directories.resumable import STATE, Job, linking
 from wcodec.directories.tree import Tree, scan_tree
 from wcodec.errors import CodedError, DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath
+from wcodec.files.shard_index import CODED, INDEX, PLAIN, parse_weight_map
 
 FORMS: Final = ("wcodec", "hub")
-PLAIN: Final = ".safetensors"
-CODED: Final = ".wcodec"
-INDEX: Final = ".index.json"
 
 
 def bad_source(message: str) -> EncodeError:
@@ -177,7 +172,7 @@ def check_indexes(tree: Tree, strict: bool = False) -> None:
                     if parent(n) == parent(name)
                 }
                 try:
-                    missing = sorted(shard_names(path.read_bytes()) - here)
+                    missing = sorted(set(parse_weight_map(path.read_bytes()).values()) - here)
                 except DecodeError:
                     if strict:
                         raise

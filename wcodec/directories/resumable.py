@@ -24,6 +24,7 @@ from wcodec.files.atomic import (
     named,
     temporary_of,
 )
+from wcodec.files.shard_index import CODED, PLAIN
 
 STATE: Final = ".wcodec-resume.json"  #: in an unfinished directory: which files are done
 
@@ -212,7 +213,7 @@ class Plan:
                 "output_exists", f"the output {str(self.target)!r} {what} -f (overwrite=True)"
             )
         for path in others:
-            if path not in names and path.endswith((".safetensors", ".wcodec")):
+            if path not in names and path.endswith((PLAIN, CODED)):
                 log.warning("%s holds %r too, which is not of this model", self.target, path)
         sources = {
             (s.st_dev, s.st_ino): p for j in self.jobs for p in j.sources for s in [p.stat()]

@@ -27,7 +27,7 @@ from wcodec.files.atomic import (
 from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase
 from wcodec.files.extract import extract
 from wcodec.files.kinds import HEAD_NBYTES, described
-from wcodec.files.safetensors_header import write_safetensors_header
+from wcodec.files.safetensors_header import entry_of, restored_header
 from wcodec.files.slices import entries_of, flat_ids, picks_of, touched
 from wcodec.reference.container import MAGIC, ByteSource, Index
 from wcodec.reference.differences import BaseTensor, Difference, content_hash
@@ -263,7 +263,7 @@ class File:
         """
         made = self.index.source_kind is None and not raw
         yield (
-            write_safetensors_header(self.index.tensors, self.index.metadata)
+            restored_header(map(entry_of, self.index.tensors), self.index.metadata)
             if made
             else self.index.source_header
         )

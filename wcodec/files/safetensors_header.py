@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from wcodec.errors import EncodeError
+from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.reference.planes import BY_SAFETENSORS, OPAQUE, DType
 from wcodec.reference.records import TensorRecord
 
 MAX_HEADER_NBYTES: Final = 100_000_000  #: what safetensors itself accepts
+Entry = tuple[str, str, tuple[int, ...], int]  #: name, dtype and shape as in a header, bytes
 
 
 @dataclass(frozen=True)
@@ -182,19 +183,52 @@ def _read_entry(name: str, entry: Any, first: int) -> SourceTensor:
     return SourceTensor(name, dtype, tuple(shape), "", first + start, first + stop, tuple(shape))
 
 
-def write_safetensors_header(tensors: Iterable[TensorRecord], metadata: Mapping[str, str]) -> bytes:
-    """The first bytes of a safetensors file of these tensors in this order;
-    opaque bytes become ``U8``.
+def write_safetensors_header(
+    entries: Iterable[Entry], metadata: dict[str, str], least: int = 0
+) -> bytes:
+    """The first bytes of a safetensors file of these tensors, in this order.
+
+    Parameters
+    ----------
+    least
+        How many bytes there are at least.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_name``, ``resource_limit``
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    at = 0
-    for t in tensors:
-        header[t.name] = {
-            "dtype": t.dtype.safetensors or "U8",
-            "shape": list(t.shape),
-            "data_offsets": [at, at + t.nbytes],
-        }
-        at += t.nbytes
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % 8)
+    header, at = dict[str, Any]({"__metadata__": metadata} if metadata else {}), 0
+    for name, dtype, shape, nbytes in entries:
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    try:
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise EncodeError("bad_name", "a tensor's name or a metadata text is not UTF-8") from None
+    raw += b" " * max(-len(raw) % 8, least - 8 - len(raw))
+    if len(raw) > MAX_HEADER_NBYTES:
+        raise EncodeError(
+            "resource_limit",
+            f"the header has {len(raw)} bytes; safetensors reads {MAX_HEADER_NBYTES} at most",
+        )
     return struct.pack("<Q", len(raw)) + raw
+
+
+def restored_header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes:
+    """As `write_safetensors_header`, for a decoder.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_name``, ``resource_limit``
+    """
+    try:
+        return write_safetensors_header(entries, metadata)
+    except EncodeError as e:
+        raise DecodeError(e.code, e.message) from None
+
+
+def entry_of(t: TensorRecord) -> Entry:
+    """The entry of a tensor of a ``.wcodec`` file; opaque bytes become ``U8``."""
+    return t.name, t.dtype.safetensors or "U8", t.shape, t.nbytes

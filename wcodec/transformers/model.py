@@ -18,10 +18,11 @@ from transformers.models.auto.auto_factory import _get_model_class
 
 from wcodec.directories.configs import METHOD
 from wcodec.errors import DecodeError
+from wcodec.files.shard_index import CODED
 from wcodec.torch.loading.reader import Reader
 from wcodec.torch.resident.operands import Fused
 from wcodec.transformers.config import WCodecConfig
-from wcodec.transformers.sources import WCODEC, StreamSlice, stored_dtype, weight_files
+from wcodec.transformers.sources import StreamSlice, stored_dtype, weight_files
 
 
 class WCodecModel:
@@ -87,7 +88,7 @@ class WCodecModel:
         if foreign:
             kwargs["quantization_config"] = given
         model_class = _model_class(config, auto_class, directory, kwargs)
-        files = weight_files(_folder(directory, kwargs), WCODEC, kwargs.get("variant"))
+        files = weight_files(_folder(directory, kwargs), CODED, kwargs.get("variant"))
         if files:
             return _from_wcodec(
                 model_class,

@@ -17,12 +17,10 @@ from wcodec.directories import hub_header as hub
 from wcodec.files.atomic import map_file
 from wcodec.files.file import File
 from wcodec.files.safetensors_header import read_safetensors_header
+from wcodec.files.shard_index import CODED, PLAIN, read_weight_map
 from wcodec.reference.planes import DType
 from wcodec.torch import dtypes
-from wcodec.torch.loading.checkpoint import read_weight_map
 
-WCODEC: Final = ".wcodec"
-SAFETENSORS: Final = ".safetensors"
 _STEM: Final = "model"  #: of the file with the weights, as transformers and wcodec name it
 
 
@@ -99,7 +97,7 @@ def stored_dtype(directory: Path, variant: str | None = None) -> torch.dtype | N
     ------
     DecodeError
     """
-    for suffix, rows in ((WCODEC, _wcodec_rows), (SAFETENSORS, _hub_rows)):
+    for suffix, rows in ((CODED, _wcodec_rows), (PLAIN, _hub_rows)):
         for path in list(weight_files(directory, suffix, variant))[:1]:
             for row in rows(path):
                 dtype = dtypes.torch_dtype(row)

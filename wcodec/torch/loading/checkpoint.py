@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath
+from wcodec.files.shard_index import CODED, INDEX, PLAIN, read_weight_map
 from wcodec.torch import dtypes
 from wcodec.torch.loading.reader import Device, Reader
 
@@ -20,10 +20,6 @@ Storage: TypeAlias = Any  #: torch.UntypedStorage, or one of the older typed one
 MapLocation: TypeAlias = (
     Device | Mapping[str, str] | Callable[[Storage, str], Storage | None] | None
 )
-
-SUFFIX: Final = ".wcodec"
-INDEX_SUFFIX: Final = ".wcodec.index.json"
-_LARGEST_INDEX: Final = 1 << 28
 
 
 class WCodecCheckpoint(Mapping[str, torch.Tensor]):
@@ -212,75 +208,34 @@ def _shards(path: Path) -> list[Path]:
     """The files of a checkpoint, in the order of their names."""
     if not path.is_dir():
         return [path]
-    names = set(_weight_map(path).values()) or {p.name for p in path.glob(f"*{SUFFIX}")}
+    names = set(_weight_map(path).values()) or {p.name for p in path.glob(f"*{CODED}")}
     if not names:
-        others = any(path.glob("*.safetensors"))
+        others = any(path.glob(f"*{PLAIN}"))
         to_do = (
             "; wcodec.transformers loads directories with safetensors files, in hub form or plain"
             if others
             else ""
         )
-        raise FileNotFoundError(f"the folder {path} holds no {SUFFIX} file{to_do}")
+        raise FileNotFoundError(f"the folder {path} holds no {CODED} file{to_do}")
     return [path / name for name in sorted(names)]
 
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Names of files by those of their tensors, as the index of a folder says; empty without one. The index is a stranger's."""
-    found = sorted(path.glob(f"*{INDEX_SUFFIX}")) if path.is_dir() else []
+    found = sorted(path.glob(f"*{CODED}{INDEX}")) if path.is_dir() else []
     if len(found) > 1:
         raise DecodeError(
             "bad_value", f"{path.name} holds two indexes: {found[0].name} and {found[1].name}"
         )
     if not found:
         return {}
-    return read_weight_map(found[0], SUFFIX)
-
-
-def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
-    """Names of files by those of their tensors.
-
-    Parameters
-    ----------
-    index
-        Such as ``model.wcodec.index.json``: a stranger's.
-    suffix
-        What the files have to end in.
-
-    Raises
-    ------
-    DecodeError
-        ``bad_value``: not an index. ``bad_name``: it names a file elsewhere, or of another kind. ``resource_limit``
-    """
-    if index.stat().st_size > _LARGEST_INDEX:
-        raise DecodeError("resource_limit", f"{index.name} has more than {_LARGEST_INDEX} bytes")
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-    except (ValueError, RecursionError, KeyError, TypeError) as e:
-        raise DecodeError(
-            "bad_value", f"{index.name} is no index with a weight_map ({type(e).__name__})"
-        ) from None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise DecodeError("bad_value", f"the weight_map of {index.name} is empty, or no object")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not _is_plain(file) or not file.endswith(suffix):
-            raise DecodeError(
-                "bad_name",
-                f"{index.name} names {file!r}, not a {suffix} file beside it",
-                tensor=name,
-            )
-    return weight_map
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name is that of a file in the same folder."""
-    return Path(name).name == name and not set("/\\\0") & set(name)
+    return read_weight_map(found[0], CODED)
 
 
 def _open(shard: Path, device: torch.device, base: AnyPath | None) -> Reader:
     if base is not None and os.path.isdir(base):
         found = (
-            Path(base) / (shard.name.removesuffix(SUFFIX) + suffix)
-            for suffix in (".safetensors", SUFFIX)
+            Path(base) / (shard.name.removesuffix(CODED) + suffix) for suffix in (PLAIN, CODED)
         )
         return Reader(shard, device, next((path for path in found if path.is_file()), None))
     return Reader(shard, device, base)
