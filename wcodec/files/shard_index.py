@@ -23,7 +23,7 @@ def parse_weight_map(raw: bytes) -> dict[str, str]:
     Raises
     ------
     DecodeError
-        ``bad_value``: not an index. ``bad_name``: the name of a file is no text.
+        ``bad_value``: not an index.
     """
     try:
         weight_map = json.loads(raw.decode())["weight_map"]
@@ -31,9 +31,8 @@ def parse_weight_map(raw: bytes) -> dict[str, str]:
         raise DecodeError("bad_value", f"not an index of shards ({type(e).__name__})") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise DecodeError("bad_value", "not an index of shards: its weight_map holds nothing")
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str):
-            raise DecodeError("bad_name", f"{name!r} is no file beside the index", tensor=tensor)
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise DecodeError("bad_value", "not an index of shards: the name of a file is no text")
     return weight_map
 
 
