@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import Callable
 from unittest import mock
 
-from wcodec.files.atomic import WriteBehind
+from wcodec.codec.pipelining import WriteBehind
 
 
 def peak_of(steps: Callable[[], object]) -> int:

@@ -23,9 +23,9 @@ from sampling import exhaustive
 import wcodec
 from wcodec.backends import Backend, use_backend
 from wcodec.backends.numba.backend import NumbaBackend
-from wcodec.codec.ahead import CHUNK_BUFFERS
+from wcodec.codec.pipelining import CHUNK_BUFFERS, WriteBehind
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.files.atomic import WriteBehind, atomic_output
+from wcodec.files.atomic import atomic_output
 from wcodec.files.checkpoint import decode_file, encode_file, verify_file
 
 

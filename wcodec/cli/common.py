@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from wcodec.backends import Backend, load_backend
-from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.directories.tree import check_places
 from wcodec.errors import BackendUnavailable, CodedError, EncodeError, WcodecError
 from wcodec.files.atomic import AnyPath, check_output, named

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
-from wcodec.codec.ahead import CHUNK_BUFFERS, ahead
 from wcodec.codec.parts import Ids, Part, Rectangle, aligned, gather, part_of, rectangles, runs
+from wcodec.codec.pipelining import CHUNK_BUFFERS, map_ahead
 from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError
 from wcodec.reference import container
@@ -137,7 +137,7 @@ class Decoder:
             return self.grid(source, t, plan, piece.down, piece.across, chunk, base), chunk.nbytes
 
         crc = 0
-        for part, nbytes in ahead(decode, rectangles(t, _TENSOR_NBYTES), self.backend.at_once):
+        for part, nbytes in map_ahead(decode, rectangles(t, _TENSOR_NBYTES), self.backend.at_once):
             crc = crc32_combine(crc, part, nbytes)
         check_tensor(t, crc)
         return out
@@ -160,7 +160,7 @@ class Decoder:
             (r, self._buffer(math.prod(r.shape) * t.dtype.word_nbytes, t.name))
             for r in rectangles(t, _STREAM_NBYTES)
         )
-        for part, chunk in ahead(decode, pieces, self.backend.at_once):
+        for part, chunk in map_ahead(decode, pieces, self.backend.at_once):
             crc = crc32_combine(crc, part, chunk.nbytes)
             yield chunk
         check_tensor(t, crc)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
 from wcodec.backends.protocol import Checksums
-from wcodec.codec.ahead import Progress, ahead, ignore_progress
 from wcodec.codec.parts import Ids, rectangle
+from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
 from wcodec.errors import EncodeError
 from wcodec.planner.differences import choose_difference, enlarged
 from wcodec.planner.fast import has_grown, stored_raw
@@ -186,7 +186,7 @@ class Writer:
         plans = self._plans(matrix, geometry, coded, grid, base, difference)
         # coded while the next chunk is planned
         in_a_thread = len(grid) > 1 and self.backend.threads != 1
-        for segments, sums, nbytes in ahead(
+        for segments, sums, nbytes in map_ahead(
             lambda chunk: self._code(*chunk), plans, int(in_a_thread)
         ):
             tables.append(segments)

@@ -36,7 +36,7 @@ def part_of(t: TensorRecord, whole: SegmentPlan, down: Ids, across: Ids) -> Part
         ids, plan = np.arange(whole.n_elements.size), whole
     else:
         geometry, ids = t.geometry.select(down, across)
-        plan = SegmentPlan(t.coded_dtype, geometry, t.segments.take(ids), whole.tables)
+        plan = t.part(ids, geometry, whole.tables)
     return Part(down, across, ids, whole.offsets[:-1][ids] + t.payload_offset, plan)
 
 

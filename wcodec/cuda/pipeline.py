@@ -74,7 +74,7 @@ def pieces(t: TensorRecord, tables: TablePool, limit: int) -> Iterator[Piece]:
     for down, across in chunks(g, t.dtype.word_nbytes, share):
         part, ids = g.select(down, across)
         first, last = int(ids[0]), int(ids[-1])
-        plan = SegmentPlan(t.coded_dtype, part, t.segments.take(ids), tables)
+        plan = t.part(ids, part, tables)
         nbytes = part.rows * part.cols * t.dtype.word_nbytes
         start, end = int(whole.offsets[first]), int(whole.offsets[last + 1])
         yield Piece(

@@ -95,7 +95,7 @@ class ResidentTensor:
         DecodeError
         """
         geometry, ids = self.t.geometry.select(down, across)
-        plan = SegmentPlan(self.t.coded_dtype, geometry, self.t.segments.take(ids), self.tables)
+        plan = self.t.part(ids, geometry, self.tables)
         decoding = Decoding(self.runtime, [Job(plan, words, payload)])
         decoding.queue()
         records = crc32_records(self.runtime, [(payload, plan.offsets)])

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from wcodec.backends import Backend, get_backend
-from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.directories.configs import (
     remove_entry,
     rename_shards,

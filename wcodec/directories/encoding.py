@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wcodec.backends import Backend, get_backend, load_backend
-from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.directories.configs import (
     add_entry,
     is_of_transformers,

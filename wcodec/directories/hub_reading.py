@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.decoder import Decoder
+from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
 from wcodec.codec.sources import BufferSource
 from wcodec.directories.hub_header import (
     CRC_KEY,
@@ -30,7 +30,6 @@ from wcodec.directories.hub_header import (
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import (
     AnyPath,
-    WriteBehind,
     atomic_output,
     check_output,
     check_room,

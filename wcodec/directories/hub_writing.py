@@ -12,8 +12,8 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.encoder import Encoder
+from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
 from wcodec.directories.hub_header import (
     CRC_KEY,
     HEADER_KEY,
@@ -26,7 +26,6 @@ from wcodec.directories.hub_header import (
 from wcodec.errors import within
 from wcodec.files.atomic import (
     AnyPath,
-    WriteBehind,
     atomic_output,
     map_file,
 )
@@ -104,13 +103,11 @@ class _HubWriter:
         encoder: Encoder,
         progress: Progress,
     ) -> None:
-        self.f, self.view, self.header, self.encoder, self.progress = (
-            f,
-            view,
-            header,
-            encoder,
-            progress,
-        )
+        self.f = f
+        self.view = view
+        self.header = header
+        self.encoder = encoder
+        self.progress = progress
         self.plain = [t for t in header.tensors if not self._is_candidate(t)]
         self.streams = list[tuple[SourceTensor, int]]()
         self.crcs = dict[str, int]()

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
-from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import (
     NAME_LENGTH,

@@ -14,13 +14,10 @@ import os
 import secrets
 import shutil
 import stat
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from wcodec.codec.ahead import CHUNK_BUFFERS
 from wcodec.errors import DecodeError, EncodeError
 
 AnyPath = str | os.PathLike[str]
@@ -206,35 +203,6 @@ def remove_unfinished() -> None:
     for temporary in tuple(_unfinished):
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-class WriteBehind:
-    """Writes to a file in a thread of its own, in order, while the caller makes what comes next.
-
-    Use as a context; it ends when all is written. What is given to `write` must not change before
-    `CHUNK_BUFFERS` more writes.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._pending = stream, deque[Future[int]]()
-        self._thread = ThreadPoolExecutor(1, "wcodec-write")
-
-    def write(self, data: Any) -> int:
-        """Write later. Raises what an earlier write has raised."""
-        while len(self._pending) >= CHUNK_BUFFERS - 1:
-            self._pending.popleft().result()
-        self._pending.append(self._thread.submit(self._stream.write, data))
-        return len(data)
-
-    def __enter__(self) -> WriteBehind:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            while kind is None and self._pending:
-                self._pending.popleft().result()
-        finally:
-            self._thread.shutdown(cancel_futures=True)
 
 
 def map_file(path: AnyPath) -> Any:

@@ -11,9 +11,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.parts import rectangle
+from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.errors import within
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
 from wcodec.reference.container import ByteSource

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.encoder import Encoder
+from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
 from wcodec.errors import within
 from wcodec.files.atomic import (
     AnyPath,
-    WriteBehind,
     atomic_output,
     check_output,
     check_room,

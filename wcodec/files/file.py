@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
+from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.codec.sources import BufferSource, StreamSource
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import (
@@ -120,10 +120,8 @@ class File:
         except BaseException:
             self.close()
             raise
-        self._by_name, self._originals = (
-            {t.name: t for t in self.index.tensors},
-            dict[str, TensorRecord](),
-        )
+        self._by_name = {t.name: t for t in self.index.tensors}
+        self._originals = dict[str, TensorRecord]()
         for t in self.index.tensors:
             self._originals[t.name] = (
                 t

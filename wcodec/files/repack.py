@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec.ahead import Progress, ignore_progress
 from wcodec.codec.encoder import Encoder
+from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
 from wcodec.errors import DecodeError
-from wcodec.files.atomic import AnyPath, WriteBehind, atomic_output, check_output, named, reserve
+from wcodec.files.atomic import AnyPath, atomic_output, check_output, named, reserve
 from wcodec.files.file import File, base_for, paths_of
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import Words

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.files.atomic import atomic_output
 from wcodec.files.file import File
 from wcodec.inspect.report import (

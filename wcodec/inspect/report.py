@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec.ahead import Progress, ignore_progress
+from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
 from wcodec.reference.container import write_tables

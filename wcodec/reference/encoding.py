@@ -79,17 +79,13 @@ def encode_segments(
     streams: dict[tuple[int, int], Bytes] = {}
     heads: list[list[Bytes]] = []
     patches: list[NDArray[np.uint32]] = []
-    symbols, tables, classes, where = (
-        list[Bytes](),
-        list[tuple[int, ...]](),
-        list[Bytes | None](),
-        list[tuple[int, int]](),
-    )
+    symbols = list[Bytes]()
+    tables = list[tuple[int, ...]]()
+    classes = list[Bytes | None]()
+    where = list[tuple[int, int]]()
     for k in range(n):
-        modes, scales = (
-            _part(plan.modes, plan.modes_offsets, k),
-            _part(plan.scales, plan.scale_offsets, k),
-        )
+        modes = _part(plan.modes, plan.modes_offsets, k)
+        scales = _part(plan.scales, plan.scale_offsets, k)
         heads.append([modes, scales])
         if segments.layout[k] == Layout.RAW:
             streams[k, 0] = (

@@ -176,11 +176,9 @@ def map_words(words: Words, dtype: DType) -> Words:
         mapped = words ^ t(1 << (bits - 1))
         return mapped
     m = bits - 1 - dtype.exponent_bits
-    sign, exponent, mantissa = (
-        words >> t(bits - 1),
-        (words >> t(m)) & t((1 << dtype.exponent_bits) - 1),
-        words & t((1 << m) - 1),
-    )
+    sign = words >> t(bits - 1)
+    exponent = (words >> t(m)) & t((1 << dtype.exponent_bits) - 1)
+    mantissa = words & t((1 << m) - 1)
     mapped = (exponent << t(m + 1)) | (sign << t(m)) | mantissa
     return mapped
 

@@ -97,18 +97,14 @@ def encode_streams(
     # longest first: those that take part in a group are a prefix
     order = np.argsort(-n_groups, kind="stable")
     rows = _Rows.ordered(order, [s.size for s in symbols], tables, classes)
-    freq, start = (
-        pool.stack(rows.ids, "freq").astype(np.uint64),
-        pool.stack(rows.ids, "start").astype(np.uint64),
-    )
+    freq = pool.stack(rows.ids, "freq").astype(np.uint64)
+    start = pool.stack(rows.ids, "start").astype(np.uint64)
     bits = pool.stack(rows.ids, "prob_bits").astype(np.uint64)[rows.first]
     most = int(n_groups.max(initial=0))
     lines = np.empty((len(order), most * GROUP), np.uint8)
     for line, k, row in zip(lines, order, rows.first, strict=True):
-        line[: symbols[k].size], line[symbols[k].size :] = (
-            symbols[k],
-            pool[int(rows.ids[row])].padding,
-        )
+        line[: symbols[k].size] = symbols[k]
+        line[symbols[k].size :] = pool[int(rows.ids[row])].padding
     states = np.full((len(order), LANES), STATE_LOW, np.uint64)
     words = np.zeros((len(order), most * GROUP), np.uint16)
     position = np.full(len(order), most * GROUP)
@@ -155,10 +151,8 @@ def decode_streams(
     n_groups = -(-n_symbols // GROUP)
     order = np.argsort(-n_groups, kind="stable")
     rows = _Rows.ordered(order, n_symbols.tolist(), tables, classes)
-    lut, bits = (
-        pool.stack(rows.ids, "lut"),
-        pool.stack(rows.ids, "prob_bits").astype(np.uint32)[rows.first],
-    )
+    lut = pool.stack(rows.ids, "lut")
+    bits = pool.stack(rows.ids, "prob_bits").astype(np.uint32)[rows.first]
     most = int(n_groups.max(initial=0))
     n_words = np.array([streams[k].size // 2 - 2 * LANES for k in order], np.int64)
     words = np.zeros((len(order), int(n_words.max(initial=0)) + LANES), np.uint32)

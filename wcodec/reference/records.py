@@ -67,6 +67,10 @@ class TensorRecord:
         """As the function `coded_dtype`, of this tensor."""
         return coded_dtype(self.dtype, self.difference)
 
+    def part(self, ids: NDArray[np.int64], geometry: Geometry, tables: TablePool) -> SegmentPlan:
+        """The plan of some segments, which fill a matrix of this geometry; see `Geometry.select`."""
+        return SegmentPlan(self.coded_dtype, geometry, self.segments.take(ids), tables)
+
     def plan(self, tables: TablePool) -> SegmentPlan:
         """The plan of all segments; the same each time, with what it has found out."""
         for plan in self._plans:

@@ -79,10 +79,8 @@ class Geometry:
         Two int64 arrays of length `n_segments`.
         """
         n_down, n_across = self.grid
-        rows, cols = (
-            np.arange(n_down, dtype=np.int64) * self.segment_rows,
-            np.arange(n_across, dtype=np.int64) * self.segment_cols,
-        )
+        rows = np.arange(n_down, dtype=np.int64) * self.segment_rows
+        cols = np.arange(n_across, dtype=np.int64) * self.segment_cols
         return np.repeat(rows, n_across), np.tile(cols, n_down)
 
     def rectangle(self, k: int) -> tuple[slice, slice]:

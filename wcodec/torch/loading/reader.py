@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 
 from wcodec.backends import get_backend, load_backend
+from wcodec.codec.pipelining import map_ahead
 from wcodec.directories.hub_header import is_hub
 from wcodec.errors import BackendUnavailable, DecodeError, within
 from wcodec.files.atomic import AnyPath
@@ -57,24 +56,6 @@ def _explained(path: AnyPath | None) -> Iterator[None]:
         if is_hub(path):
             what = "in hub form: wcodec.transformers loads its directory, and `wcodec decode` makes a plain one of it"
         raise DecodeError(e.code, f"this is a safetensors file {what}", offset=e.offset) from None
-
-
-def one_ahead(function: Callable[[str], T], names: Sequence[str]) -> Iterator[tuple[str, T]]:
-    """Names and what `function` makes of them, one made in a thread while the caller has the one before."""
-    coming = deque[tuple[str, Future[T]]]()
-    with ThreadPoolExecutor(1, "wcodec-ahead") as thread:
-        try:
-            for name in names:
-                coming.append((name, thread.submit(function, name)))
-                if len(coming) == 2:
-                    first, made = coming.popleft()
-                    yield first, made.result()
-            while coming:
-                first, made = coming.popleft()
-                yield first, made.result()
-        finally:
-            for _, made in coming:
-                made.cancel()
 
 
 class Reader:
@@ -199,7 +180,8 @@ class Reader:
             with within(self.name or None):
                 yield from self._iterate_device(names)
         else:
-            yield from one_ahead(self.tensor, names)
+            # one is made while the caller has the one before
+            yield from zip(names, map_ahead(self.tensor, names, 1, 1), strict=True)
 
     def _iterate_device(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         import wcodec.cuda
