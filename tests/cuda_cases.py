@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cuda_emulator import ORDERS, EmulatedRuntime, run_sanitized
 from fences import Fence
+from paths import PYTHONPATH
 
 from wcodec.backends.cuda.layout import PLANE, SEGMENT, TENSOR
 from wcodec.reference.planes import DType
@@ -43,7 +44,7 @@ EACH_RUNTIME = [
 
 def check_sanitized(file: str) -> None:
     """A file of tests, run as a program with sanitizers on, gets to its end and says so."""
-    run = run_sanitized([str(Path(file).resolve())])
+    run = run_sanitized([str(Path(file).resolve())], env={"PYTHONPATH": PYTHONPATH})
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip() == "OK"
 

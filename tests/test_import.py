@@ -1,5 +1,5 @@
 """`import wcodec` brings in nothing that only backends or integrations need
-(`benchmarks/bench_import.py` says how long it takes), and modules import one way.
+(`benchmarks/cpu/bench_import.py` says how long it takes), and modules import one way.
 """
 
 from __future__ import annotations

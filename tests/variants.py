@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from paths import TESTS
 
 VARIANTS = {
     "avx2": {
@@ -34,7 +34,7 @@ def skip_unless_it_runs(variant: str) -> None:
 
 def run_module(env: dict[str, str], *args: str) -> str:
     """A module, run with such an environment, ends well. Returns what it prints."""
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, **env, "PYTHONPATH": os.pathsep.join(paths)}
     run = subprocess.run(
         [sys.executable, "-m", *args], env=env, capture_output=True, text=True, check=False

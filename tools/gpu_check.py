@@ -6,8 +6,8 @@
     make gpu-check GPU_CHECK_ARGS="--only speed --only fused --seconds 300"
 
 Steps: ``devices``, ``conformance`` (the whole suite on the device), ``tests`` (those marked
-``gpu``), ``speed`` (benchmarks/gpu.py), ``fused`` (benchmarks/fused.py: linear layers straight from
-operands, against cuBLAS), ``models`` (benchmarks/bench_models.py: a model of the shape of
+``gpu``), ``speed`` (benchmarks/gpu/gpu.py), ``fused`` (benchmarks/gpu/fused.py: linear layers straight from
+operands, against cuBLAS), ``models`` (benchmarks/cpu/bench_models.py: a model of the shape of
 Llama-3-8B whose weights stay compressed, multiplied as they are too), ``memcheck`` and
 ``racecheck`` (compute-sanitizer over a part of the suite and random plans, with memory straight
 from the driver, where what lies outside of an array is outside of everything). wcodec need not be
@@ -262,7 +262,7 @@ class Checker:
         """Tests with the marker ``gpu``; those that are skipped are named."""
         files = [
             str(p.relative_to(ROOT))
-            for p in sorted((ROOT / "tests").glob("test_*.py"))
+            for p in sorted((ROOT / "tests").rglob("test_*.py"))
             if "pytest.mark.gpu" in p.read_text()
         ]
         without = [
@@ -301,7 +301,7 @@ class Checker:
         """The benchmark, which keeps what it has found when its time is up."""
         command = [
             sys.executable,
-            "benchmarks/gpu.py",
+            "benchmarks/gpu/gpu.py",
             "--out",
             str(self.out),
             "--seconds",
@@ -336,7 +336,7 @@ class Checker:
             return Result("fused", "not there", "torch not installed: no product was measured")
         command = [
             sys.executable,
-            "benchmarks/fused.py",
+            "benchmarks/gpu/fused.py",
             "--out",
             str(self.out),
             "--seconds",
@@ -372,7 +372,7 @@ class Checker:
             )
         size = ["--device", "cpu", *TINY.split()] if self.emulated else ["--device", "cuda"]
         options = [*size, "--rounds", "3", "--fused", "fixed,rans", "--out", str(self.out)]
-        command = [sys.executable, "benchmarks/bench_models.py", *options]
+        command = [sys.executable, "benchmarks/cpu/bench_models.py", *options]
         run = self.run(command, show=True)
         said = [
             line
@@ -509,7 +509,7 @@ def reduced(
 
     `most` of them, if given.
     """
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "backends")]
     import numpy as np
     from plans import make_case
     from test_backends_equal import check_bad, check_decode, check_encode, check_histogram, spoil

@@ -7,7 +7,6 @@ All of it is integer arithmetic on unsigned words, so that any language gives th
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -135,26 +134,4 @@ def make(recipe: Recipe, n: int, word_nbytes: int) -> bytes:
         )
     if len(data) != n * word_nbytes:
         raise ValueError(f"the recipe gives {len(data)} bytes for {n} words of {word_nbytes}")
-    return bytes(data)
-
-
-def apply_edits(base: bytes, edits: list[dict[str, Any]], refit: list[dict[str, Any]]) -> bytes:
-    """A refused file from its base.
-
-    Parameters
-    ----------
-    edits
-        ``at``, ``remove``, ``insert``: at this offset of the base,
-        this many bytes give way to these, in hexadecimal.
-    refit
-        Afterwards and in order: the CRC-32 of bytes ``of[0]`` to ``of[1]`` is stored at ``at``,
-        as a u32.
-    """
-    data = bytearray(base)
-    # from the end, so that offsets stay those of the base
-    for edit in sorted(edits, key=lambda e: int(e["at"]), reverse=True):
-        data[edit["at"] : edit["at"] + edit["remove"]] = bytes.fromhex(edit["insert"])
-    for crc in refit:
-        start, end = crc["of"]
-        data[crc["at"] : crc["at"] + 4] = zlib.crc32(data[start:end]).to_bytes(4, "little")
     return bytes(data)

@@ -12,7 +12,7 @@ from typing import Final
 
 from wcodec.cuda.linear import MOST_BATCH
 
-#: What was measured: the lines that ``benchmarks/fused.py --table`` prints. Compute capability
+#: What was measured: the lines that ``benchmarks/gpu/fused.py --table`` prints. Compute capability
 #: without the point, weights as `wcodec.cuda.operand.Operand` calls them, "fixed" or "rans", rows
 #: and columns of the weight, and the largest batch up to which products straight from it were not
 #: slower; 0 if there is none.

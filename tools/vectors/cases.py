@@ -1,0 +1,391 @@
+"""What a case is, and the three ways to make one:
+assembled by hand, written by the encoder, spoilt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import zlib
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
+from typing import Any
+
+import numpy as np
+from assembler import File, Image, Tensor, assemble, matrix
+from assembler_coding import DTYPES, MINUS, XOR
+from edits import apply_edits
+
+from wcodec.backends.reference import ReferenceBackend
+from wcodec.codec.encoder import Encoder
+from wcodec.conformance.recipes import make
+from wcodec.files.file import File as OpenFile
+from wcodec.planner.options import EncodeOptions
+from wcodec.reference.planes import DTYPES as REGISTRY
+
+FLAGS = {
+    "Assembled": (
+        "The file was put together from explicit choices by a second implementation that shares no "
+        "code with the package."
+    ),
+    "Encoder": (
+        "The file was written by the encoder with the options in `encode`; any backend of the "
+        "project writes the same bytes."
+    ),
+    "Edited": (
+        "The file is its base with the edits of the manifest: "
+        "literal bytes, then the CRC-32s that are to match again."
+    ),
+    "AllPatterns": "The tensor holds every bit pattern of its dtype.",
+    "SpecialValues": "NaN payloads, infinities, -0, subnormal numbers.",
+    "EmptyTensor": "A dimension is 0.",
+    "Ragged": "The last segment or tile of a row or column is smaller than the others.",
+    "Bracket": "The size stands at or next to one of the format's internal sizes.",
+    "Prediction": "A mode other than NONE.",
+    "Transform": "A mode with a transform.",
+    "Contexts": "Context maps.",
+    "Duplicates": "Tensors stored once and named several times.",
+    "Difference": "Differences from another checkpoint, or what they are taken from.",
+    "PerTile": "Each tile has a mode of its own.",
+    "Patches": "Words outside of the window.",
+    "Operand": (
+        "All tensors are operands (chapter 14.1); "
+        "`rans` or `fixed` in the id says whether a segment is coded."
+    ),
+    "UnusualEncoder": "Legal, and nothing that the project's encoder writes.",
+    "DeflatedIndex": "The index is one zlib stream.",
+    "Truncated": "The file was cut short.",
+    "Checksum": "A CRC-32 does not match, and nothing else is wrong.",
+    "Overflow": "Numbers chosen so that careless arithmetic of 32 or 64 bits wraps.",
+    "Payload": (
+        "All structure is right, and so are the CRC-32s of the record: "
+        "only the kernel can see the fault."
+    ),
+    "Reserved": "A value kept for later versions.",
+    "Padding": "Bytes that pad the parts of a record are not 0.",
+}
+
+
+@dataclass
+class Case:
+    """A case: the file, and what the manifest says of it."""
+
+    id: str
+    expect: str
+    comment: str
+    rules: list[str]
+    flags: list[str]
+    data: bytes
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def sha256(data: bytes) -> str:
+    """In hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def n_words(shape: tuple[int, ...], dtype: str) -> int:
+    """Words of a tensor."""
+    return math.prod(shape) * DTYPES[dtype][2]
+
+
+def tensor(
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    recipe: dict[str, Any],
+    segment: tuple[int, int],
+    *args: Any,
+    **more: Any,
+) -> Tensor:
+    """A tensor of a recipe, for `assembled`; further arguments as of `assembler.Tensor`."""
+    data = make(recipe, n_words(shape, dtype), DTYPES[dtype][1])
+    return Tensor(name, dtype, shape, data, segment, *args, recipe=recipe, **more)
+
+
+def _said(
+    name: str,
+    dtype: str,
+    shape: tuple[int, ...],
+    data: bytes,
+    recipe: dict[str, Any],
+    dtype_name: str = "",
+) -> dict[str, Any]:
+    row = {
+        "name": name,
+        "dtype": dtype,
+        "shape": list(shape),
+        "nbytes": len(data),
+        "sha256": sha256(data),
+    }
+    return row | ({"dtype_name": dtype_name} if dtype_name else {}) | {"recipe": recipe}
+
+
+def _whole(tensors: list[bytes], source: bytes | None, metadata: dict[str, str]) -> dict[str, Any]:
+    restored = (source or b"") + b"".join(tensors)
+    more: dict[str, Any] = {"restored_nbytes": len(restored), "restored_sha256": sha256(restored)}
+    if source is not None:
+        more["source_header"] = source.hex()
+    return more | ({"metadata": metadata} if metadata else {})
+
+
+def _about(t: Tensor) -> dict[str, Any]:
+    """What the manifest says of a duplicate, or of a difference."""
+    more = {} if t.duplicate_of is None else {"duplicate_of": t.duplicate_of}
+    return more | (
+        {"difference": {XOR: "xor", MINUS: "minus"}[t.difference]} if t.difference else {}
+    )
+
+
+def _fill(t: Tensor) -> dict[str, Any]:
+    """The `fill` of each segment; nothing if a plan does not fix the payload."""
+    rows, cols = matrix(t)
+    n = (
+        -(-rows // t.segment[0]) * -(-cols // t.segment[1])
+        if t.data and t.duplicate_of is None
+        else 0
+    )
+    chosen = t.segments * n if len(t.segments) == 1 else t.segments
+    return {} if any(s.also for s in chosen) else {"fill": [s.fill for s in chosen]}
+
+
+def assembled(
+    id: str, comment: str, rules: str, flags: str, file: File, **more: Any
+) -> tuple[Case, Image]:
+    """A case put together by hand; `rules` and `flags` are words in a text,
+    `more` goes into the manifest.
+    """
+    image = assemble(file)
+    said = [
+        _said(t.name, t.dtype, t.shape, t.data, t.recipe, t.dtype_name) | _about(t) | _fill(t)
+        for t in file.tensors
+    ]
+    expect = id.partition("/")[0]
+    more |= {"tensors": said} | _whole(
+        [t.data for t in file.tensors], file.source, dict(file.metadata)
+    )
+    return Case(
+        id, expect, comment, rules.split(), ["Assembled", *flags.split()], bytes(image.data), more
+    ), image
+
+
+def encoded(
+    id: str,
+    comment: str,
+    rules: str,
+    flags: str,
+    tensors: list[tuple[Any, ...]],
+    *,
+    metadata: dict[str, str] | None = None,
+    source: bytes | None = None,
+    base: Case | None = None,
+    **options: Any,
+) -> Case:
+    """A case written by the encoder.
+
+    `tensors`: name, dtype, shape, recipe, and for opaque ones the dtype's name; or a name and the
+    number of the tensor that it repeats.
+    """
+    stream, said, parts = io.BytesIO(), list[dict[str, Any]](), list[bytes]()
+    checkpoint = None if base is None else OpenFile(io.BytesIO(base.data), ReferenceBackend())
+    writer = Encoder(EncodeOptions(**options), ReferenceBackend()).start(stream, base=checkpoint)
+    rows = {d.name: d for d in REGISTRY}
+    for name, *what in tensors:
+        if len(what) == 1:
+            record = writer.add_duplicate(name, what[0])
+            said.append(said[what[0]] | {"name": name, "duplicate_of": record.duplicate_of})
+            parts.append(parts[what[0]])
+            continue
+        dtype, shape, recipe, *dtype_name = what
+        data = make(recipe, n_words(shape, dtype), DTYPES[dtype][1])
+        row = rows[dtype]
+        record = writer.add_words(name, np.frombuffer(data, row.word_type), row, shape, *dtype_name)
+        differs = {"difference": record.difference.name.lower()} if record.difference else {}
+        said.append(_said(name, dtype, shape, data, recipe, *dtype_name) | differs)
+        parts.append(data)
+    writer.finish(metadata, source)
+    more = {} if base is None else {"base_checkpoint": base.id}
+    more |= {
+        "tensors": said,
+        "encode": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+    }
+    return Case(
+        id,
+        "accept",
+        comment,
+        rules.split(),
+        ["Encoder", *flags.split()],
+        stream.getvalue(),
+        more | _whole(parts, source, metadata or {}),
+    )
+
+
+# ---- spoilt files --------------------------------------------------------------------------------
+Value = int | bytes
+
+
+def _span(image: Image, name: str) -> tuple[int, int]:
+    at, n = image.fields[name]
+    return at, at + n
+
+
+def _owner(image: Image, at: int) -> list[tuple[str, str]]:
+    """CRC fields to set right after a change at an offset, in order:
+    what they cover, and the field.
+    """
+    index, foot = _span(image, "index"), image.fields["footer.index_offset"][0]
+    if at < 28:
+        return [("header", "header.header_crc32")]
+    if at >= foot:
+        return [("footer", "footer.footer_crc32")] if at < foot + 52 else []
+    rest = [("index", "footer.index_crc32"), ("footer", "footer.footer_crc32")]
+    if index[0] <= at:
+        return rest
+    for name, (start, n) in image.fields.items():
+        if name.endswith("]") and ".segment[" in name and start <= at < start + n:
+            return [(name, name.replace(".segment[", ".segment_crc32[")), *rest]
+    return []
+
+
+def _covered(image: Image, what: str) -> tuple[int, int]:
+    foot = image.fields["footer.index_offset"][0]
+    return {"header": (0, 28), "footer": (foot, foot + 52)}.get(what) or _span(image, what)
+
+
+class Base:
+    """An accepted file that others are made from."""
+
+    def __init__(self, case: Case, image: Image, file: File) -> None:
+        self.case, self.image, self.file = case, image, file
+
+    def spoil(
+        self,
+        id: str,
+        code: str,
+        comment: str,
+        rules: str,
+        flags: str = "",
+        *,
+        fields: dict[str, Value] | None = None,
+        at: dict[int, bytes] | None = None,
+        image: Image | None = None,
+        refit: bool = True,
+        cut: int | None = None,
+        append: bytes = b"",
+        also: dict[str, Any] | None = None,
+    ) -> Case:
+        """A case from this one.
+
+        Parameters
+        ----------
+        fields
+            New values of fields, of the same size.
+        at
+            New bytes at offsets.
+        image
+            Start from this file instead; the manifest then says how it differs from the base.
+        refit
+            Set the CRC-32s right that cover the change.
+        cut, append
+            Keep so many bytes; add these.
+        """
+        start = image or self.image
+        changes = {
+            start.fields[name][0]: _bytes(value, start.fields[name][1])
+            for name, value in (fields or {}).items()
+        } | (at or {})
+        edits: list[dict[str, Any]] = [
+            {"at": a, "remove": len(v), "insert": v.hex()} for a, v in sorted(changes.items())
+        ]
+        names = {start.fields[name][0]: name for name in fields or {}}
+        for edit in edits:
+            edit |= {"field": names[edit["at"]]} if edit["at"] in names else {}
+        crcs: dict[str, str] = {}
+        for a in changes if refit else ():
+            crcs |= dict(_owner(start, a))
+        # the footer holds the index's CRC-32, the index those of the segments
+        order = ["footer", "index"]
+        wanted = sorted(
+            crcs.items(), key=lambda c: order.index(c[0]) if c[0] in order else 2, reverse=True
+        )
+        crc_rows = [
+            {"what": w, "of": list(_covered(start, w)), "at": start.fields[f][0]} for w, f in wanted
+        ]
+        data = apply_edits(bytes(start.data), edits, crc_rows)
+        if image is not None:
+            edits, crc_rows = difference(self.case.data, data), []
+        if cut is not None:
+            data, edits, crc_rows = (
+                data[:cut],
+                [{"at": cut, "remove": len(data) - cut, "insert": ""}],
+                [],
+            )
+        if append:
+            edits = [*edits, {"at": len(data), "remove": 0, "insert": append.hex()}]
+            data = data + append
+        expect = id.partition("/")[0]
+        more: dict[str, Any] = (
+            {"code": code}
+            if expect == "reject"
+            else {k: self.case.more[k] for k in self.case.more if k != "encode"}
+        )
+        more |= (
+            (also or {})
+            | {"base": self.case.id, "edits": edits}
+            | ({"refit": crc_rows} if crc_rows else {})
+        )
+        if apply_edits(self.case.data, edits, crc_rows) != data:
+            raise ValueError(f"{id}: the edits do not give the file")
+        return Case(id, expect, comment, rules.split(), ["Edited", *flags.split()], data, more)
+
+
+def _bytes(value: Value, n: int) -> bytes:
+    data = value if isinstance(value, bytes) else value.to_bytes(n, "little")
+    if len(data) != n:
+        raise ValueError(f"{len(data)} bytes for a field of {n}")
+    return data
+
+
+def difference(base: bytes, new: bytes) -> list[dict[str, Any]]:
+    """Edits that turn a file into another."""
+    blocks = SequenceMatcher(None, base, new, autojunk=False).get_opcodes()
+    return [
+        {"at": a, "remove": b - a, "insert": new[c:d].hex()}
+        for kind, a, b, c, d in blocks
+        if kind != "equal"
+    ]
+
+
+def reseal(image: Image, **footer: int) -> Image:
+    """The image with other footer fields, and its footer CRC-32 right."""
+    for name, value in footer.items():
+        at, n = image.fields[f"footer.{name}"]
+        image.data[at : at + n] = value.to_bytes(n, "little")
+    foot = image.fields["footer.index_offset"][0]
+    image.data[foot + 52 : foot + 56] = zlib.crc32(image.data[foot : foot + 52]).to_bytes(
+        4, "little"
+    )
+    return image
+
+
+Bases = dict[str, Base]
+U32, U64 = (1 << 32) - 1, (1 << 64) - 1
+
+
+def rebuilt(base: Base, **changes: Any) -> Image:
+    """The base's file, made anew with other choices."""
+    return assemble(replace(base.file, **changes))
+
+
+def other_tensor(base: Base, number: int = 0, **changes: Any) -> Image:
+    """The base's file with other choices about a tensor."""
+    tensors = list(base.file.tensors)
+    tensors[number] = replace(tensors[number], **changes)
+    return rebuilt(base, tensors=tuple(tensors))
+
+
+def indexed(name: str) -> str:
+    """``coder_1`` as ``coder[1]``."""
+    stem, _, digit = name.rpartition("_")
+    return f"{stem}[{digit}]" if digit.isdigit() else name
