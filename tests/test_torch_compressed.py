@@ -675,18 +675,18 @@ def test_a_stream_whose_memory_moves() -> None:
 
 
 def test_scratch_that_is_released_meanwhile() -> None:
-    ahead = scratch.Ahead(scratch.Buffers(torch.device("cpu")))
+    prefetcher = scratch.Prefetcher(scratch.Buffers(torch.device("cpu")))
     small, dense = pair(64, 96)
     other, _ = pair(64, 96)
     for w in (other, small, other):
-        ahead.buffers.give(ahead.decoded(w.held))
-    assert ahead._pending is not None
-    ahead._pending[2].cancel()
+        prefetcher.buffers.give(prefetcher.decoded(w.held))
+    assert prefetcher._pending is not None
+    prefetcher._pending[2].cancel()
     cancelled: scratch.Future[torch.Tensor] = scratch.Future()
     cancelled.cancel()
-    ahead._pending = ahead._pending[0], small.held.version, cancelled
-    assert torch.equal(small.held.view(ahead.decoded(small.held)), dense)
-    ahead.clear()
+    prefetcher._pending = prefetcher._pending[0], small.held.version, cancelled
+    assert torch.equal(small.held.view(prefetcher.decoded(small.held)), dense)
+    prefetcher.clear()
 
 
 def test_copies_in_another_order() -> None:

@@ -20,7 +20,7 @@ from wcodec.reference.records import TensorRecord
 from wcodec.torch import dtypes
 from wcodec.torch.resident import operands
 from wcodec.torch.resident.operands import Fused
-from wcodec.torch.resident.scratch import ahead_of
+from wcodec.torch.resident.scratch import prefetcher_of
 from wcodec.torch.resident.tiles import Tiling, row_tiles, tiling_of
 
 PART_NBYTES: Final = 1 << 24  #: decoded at once where rows are picked
@@ -104,11 +104,11 @@ class Held:
 
     def lease(self) -> torch.Tensor:
         """A buffer that starts with the weight, to be given back to `give_back`."""
-        return ahead_of(self.stream.device).decoded(self)
+        return prefetcher_of(self.stream.device).decoded(self)
 
     def give_back(self, buffer: torch.Tensor) -> None:
         """End a lease."""
-        ahead_of(self.stream.device).buffers.give(buffer)
+        prefetcher_of(self.stream.device).buffers.give(buffer)
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:
         """Entries of the first dimension, ``dense()[ids]``: only the segments that hold them are decoded.

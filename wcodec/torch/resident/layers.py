@@ -13,7 +13,7 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.torch.resident import products
 from wcodec.torch.resident.compressed import CompressedTensor
 from wcodec.torch.resident.holding import moved
-from wcodec.torch.resident.models import compressed_parameter, noted
+from wcodec.torch.resident.models import compressed_parameter, with_attributes_of
 
 MODES: Final = ("fused", "resident")
 
@@ -278,9 +278,9 @@ def _compressed(
     if not isinstance(weight, CompressedTensor):
         return compressed_parameter(weight, options, name, fused)
     if options is not None:
-        return noted(
+        return with_attributes_of(
             compressed_parameter(weight.decode().contiguous(), options, weight.held.name, fused),
             weight,
         )
     other = CompressedTensor(moved(weight.held, weight.device, fused), weight._swapped, fused=fused)
-    return noted(torch.nn.Parameter(other, requires_grad=False), weight)
+    return with_attributes_of(torch.nn.Parameter(other, requires_grad=False), weight)

@@ -120,7 +120,7 @@ def compressed_parameter(
     tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: Fused = False
 ) -> torch.nn.Parameter:
     """A tensor as a frozen parameter that is held compressed, with what was noted on it."""
-    return noted(
+    return with_attributes_of(
         torch.nn.Parameter(
             CompressedTensor.from_dense(tensor, options, name, fused), requires_grad=False
         ),
@@ -128,8 +128,8 @@ def compressed_parameter(
     )
 
 
-def noted(new: torch.nn.Parameter, old: torch.Tensor) -> torch.nn.Parameter:
-    """A parameter in place of another one, with the attributes that users have set on that."""
+def with_attributes_of(new: torch.nn.Parameter, old: torch.Tensor) -> torch.nn.Parameter:
+    """A parameter in place of another one, with the attributes that users have set on that one."""
     new.__dict__.update(
         {k: v for k, v in old.__dict__.items() if k not in OWN and k not in new.__dict__}
     )
@@ -305,7 +305,7 @@ def decompress_model(model: torch.nn.Module) -> torch.nn.Module:
                 dense = torch.nn.Parameter(
                     parameter.decode().contiguous(), requires_grad=parameter.requires_grad
                 )
-                done[id(parameter)] = noted(dense, parameter)
+                done[id(parameter)] = with_attributes_of(dense, parameter)
             setattr(module, leaf, done[id(parameter)])
     return model
 

@@ -158,11 +158,11 @@ def _multiplies(w: Any, *others: Any) -> bool:
     return alike and not any(isinstance(t, CompressedTensor) for t in some)
 
 
-def _times(x: Any, w: CompressedTensor, bias: Any = None, transposed: bool = False) -> Any:
+def _product(x: Any, w: CompressedTensor, bias: Any = None, transposed: bool = False) -> Any:
     """``x @ w + bias``, or ``x @ w.T + bias``, of operands that `_multiplies` has found fit, shapes included."""
     swapped = w._swapped != transposed
     if w._held is not None:
-        return (products.times_transposed if swapped else products.times)(w._held, x, bias)
+        return (products.multiply_transposed if swapped else products.multiply)(w._held, x, bias)
     if swapped:
         return torch.ops.wcodec.linear(x, w._stream, shape_held(w), w.dtype, bias)
     out = torch.ops.wcodec.linear_grad_input(x, w._stream, shape_held(w), w.dtype)
@@ -176,15 +176,15 @@ def _linear(x: Any, w: Any, bias: Any = None) -> Any:
         and x.shape[-1] == w.shape[1]
         and (bias is None or bias.shape == w.shape[:1])
     )
-    return _times(x, w, bias, transposed=True) if fits else NotImplemented
+    return _product(x, w, bias, transposed=True) if fits else NotImplemented
 
 
 @handles(aten.mm.default, aten.matmul.default)
 def _matmul(a: Any, b: Any) -> Any:
     if _multiplies(b, a) and a.shape[-1] == b.shape[0]:
-        return _times(a, b)
+        return _product(a, b)
     if _multiplies(a, b) and b.dim() == 2 and a.shape[1] == b.shape[0]:
-        return _times(b.t(), a, transposed=True).t().contiguous()
+        return _product(b.t(), a, transposed=True).t().contiguous()
     return NotImplemented
 
 
@@ -196,7 +196,7 @@ def _addmm(bias: Any, x: Any, w: Any, *, beta: float = 1, alpha: float = 1) -> A
         and x.shape[-1] == w.shape[0]
         and bias.shape == w.shape[1:]
     )
-    return _times(x, w, bias) if fits else NotImplemented
+    return _product(x, w, bias) if fits else NotImplemented
 
 
 @handles(torch.ops.wcodec.linear.default)
@@ -209,7 +209,7 @@ def _linear_op(
     if w._held is None:
         return torch.ops.wcodec.linear(x, w._stream, shape, dtype, bias, scale, fused and w.fused)
     products.check(x, w._stream, shape, dtype, 1, bias, scale)
-    return products.times_transposed(w._held, x, bias, scale, fused and w.fused)
+    return products.multiply_transposed(w._held, x, bias, scale, fused and w.fused)
 
 
 @handles(torch.ops.wcodec.linear_grad_input.default)
@@ -223,7 +223,7 @@ def _linear_grad_input_op(
             grad, w._stream, shape, dtype, scale, fused and w.fused
         )
     products.check(grad, w._stream, shape, dtype, 0, None, scale)
-    return products.times(w._held, grad, None, scale, fused and w.fused)
+    return products.multiply(w._held, grad, None, scale, fused and w.fused)
 
 
 def _stands_for_stream(w: Any, shape: Any, dtype: Any, *others: Any) -> bool:

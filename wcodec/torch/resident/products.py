@@ -1,7 +1,8 @@
 """Products with a matrix that is held compressed, which is never there as a whole: decoded tile by tile, each tile multiplied.
 
-`times_transposed` and `times` are what compressed weights in fused mode call; the operators ``wcodec::linear`` and
-``wcodec::linear_grad_input`` are the same on streams, for graphs and for code of your own, with gradients to all but the stream.
+`multiply_transposed` and `multiply` are what compressed weights in mode "fused" call; the operators
+``wcodec::linear`` and ``wcodec::linear_grad_input`` are the same on streams, for graphs and for
+code of your own, with gradients to all but the stream.
 
 Quantised weights have a scale for each row: ``y = (x @ W.T) * scale + bias``. Tiles of these are multiplied in float32 (float64 for `x` of
 that), scaled, the bias is added, and the result is rounded once. In bfloat16, a result would be rounded before it is scaled; in float16,
@@ -40,7 +41,7 @@ def _no_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
 
 
 # ---- what weights call -----------------------------------------------------------------------------------------------------
-def times_transposed(
+def multiply_transposed(
     held: Held,
     x: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -71,7 +72,7 @@ def times_transposed(
     """
     with _no_autocast(x):
         if fused and by_tiles(held):
-            return _times_transposed(held, x, bias, scale)
+            return _multiply_tiles_transposed(held, x, bias, scale)
         out = held.product(x, bias, scale) if fused else None
         if out is not None:
             return out
@@ -79,7 +80,7 @@ def times_transposed(
             return F.linear(x, dequantised(dense, scale, x.dtype), bias)
 
 
-def _times_transposed(
+def _multiply_tiles_transposed(
     held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
 ) -> torch.Tensor:
     n, k = held.shape
@@ -104,23 +105,24 @@ def _times_transposed(
     return out
 
 
-def times(
+def multiply(
     held: Held,
     x: torch.Tensor,
     bias: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     fused: bool = True,
 ) -> torch.Tensor:
-    """``(x * scale) @ W + bias``, of a matrix W of shape (n, k): what the gradient of `times_transposed` is of.
+    """``(x * scale) @ W + bias``, of a matrix W of shape (n, k): for gradients of
+    `multiply_transposed`.
 
     Parameters
     ----------
     x
-        Of shape (..., n); dtypes as of `times_transposed`.
+        Of shape (..., n); dtypes as of `multiply_transposed`.
     bias
         Of shape (k,).
     scale, fused
-        As of `times_transposed`.
+        As of `multiply_transposed`.
 
     Returns
     -------
@@ -134,10 +136,10 @@ def times(
         if not (fused and by_tiles(held)):
             with _decoded(held) as dense:
                 return F.linear(x, dequantised(dense, scale, x.dtype).t(), bias)
-        return _times(held, x, bias, scale)
+        return _multiply_tiles(held, x, bias, scale)
 
 
-def _times(
+def _multiply_tiles(
     held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
 ) -> torch.Tensor:
     n, k = held.shape
@@ -271,7 +273,7 @@ def linear(
         Shapes, dtypes or devices that do not go together, or are not those of the stream.
     """
     check(x, stream, shape, dtype, 1, bias, scale)
-    return times_transposed(held_of(stream, shape, dtype), x, bias, scale, fused)
+    return multiply_transposed(held_of(stream, shape, dtype), x, bias, scale, fused)
 
 
 @linear.register_fake
@@ -299,7 +301,7 @@ def linear_grad_input(
 ) -> torch.Tensor:
     """``(grad * scale) @ W``: the gradient of ``wcodec::linear`` to its input, from that to its output. Takes and raises what that does."""
     check(grad, stream, shape, dtype, 0, None, scale)
-    return times(held_of(stream, shape, dtype), grad, None, scale, fused)
+    return multiply(held_of(stream, shape, dtype), grad, None, scale, fused)
 
 
 @linear_grad_input.register_fake
