@@ -825,6 +825,40 @@ PICKLED: Final = (
 def test_pickles_of_earlier_versions_load() -> None:
     w = pickle.loads(zlib.decompress(base64.b85decode(PICKLED)))
     assert isinstance(w, CompressedTensor)
-    assert w.fused
+    assert w.mode == "fused"
     assert w.decode().equal(torch.arange(6, dtype=torch.int8).repeat(64, 8))
     assert b"wcodec.torch.compressed\nrebuild\n" in pickle.dumps(w, 0), "the name for later ones"
+
+
+@pytest.mark.parametrize(("said", "mode"), [(True, "fused"), (False, "resident")])
+def test_modes_and_options_of_earlier_pickles(said: bool, mode: str) -> None:
+    """What they hold in place of a mode, and of the option `force`."""
+    dense = torch.arange(96, dtype=torch.int8).repeat(64, 1)
+    options = wcodec.EncodeOptions(layout="bytes", force=True)
+    function, given = CompressedTensor.from_dense(dense, options, "w").__reduce_ex__(4)
+    stored = {**given[5], "min_saving": -64}
+    del stored["force"]
+    again = function(*given[:5], stored, said)
+    assert (again.mode, again.held.options) == (mode, options)
+    assert torch.equal(again.decode(), dense)
+    assert function(*given[:6]).mode == "resident"
+
+
+def test_modes_are_checked() -> None:
+    w = CompressedTensor.from_dense(torch.ones(64, 96))
+    assert w.mode == "resident"
+    x, given = torch.ones(2, 96), (w.stream, [64, 96], w.dtype)
+    back = torch.ones(2, 64)
+    for wrong in (
+        lambda: setattr(w, "mode", "decoded"),
+        lambda: setattr(w, "mode", True),
+        lambda: CompressedTensor.from_stream(w.stream, mode="other"),
+        lambda: torch.ops.wcodec.linear(x, *given, mode="decoded"),
+        lambda: torch.ops.wcodec.linear(x, w, *given[1:], mode="decoded"),
+        lambda: torch.ops.wcodec.linear_grad_input(back, *given, mode="decoded"),
+        lambda: torch.ops.wcodec.linear_grad_input(back, w, *given[1:], mode="decoded"),
+    ):
+        with pytest.raises(EncodeError, match=r"bad_option: mode .* is none of resident, fused"):
+            wrong()
+    w.mode = "fused"
+    assert (w.mode, w.t().mode, w.detach().mode, w.clone().mode) == ("fused",) * 4

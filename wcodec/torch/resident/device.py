@@ -34,7 +34,10 @@ from wcodec.torch.resident.scratch import (
 
 ALIGNED: Final = 16  #: of payloads (spec: chapter 4)
 FIRST_USE: Final = "first use of {} while a CUDA graph is captured: run the model once before"
-NO_OPERAND: Final = "{} cannot be decoded in a CUDA graph, for it is no operand: hold it with fused=True, dense, or outside of the graph"
+NO_OPERAND: Final = (
+    "{} cannot be decoded in a CUDA graph, for it is no operand: hold it with mode='fused', dense,"
+    " or outside of the graph"
+)
 
 
 class TensorSource:

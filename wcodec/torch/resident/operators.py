@@ -26,7 +26,7 @@ def _clone(w: Any, *, memory_format: Any = None) -> Any:
     return (
         NotImplemented
         if w._held is None or _turns(w, memory_format)
-        else CompressedTensor(w._held.copy(), w._swapped, fused=w.fused)
+        else CompressedTensor(w._held.copy(), w._swapped, mode=w.mode)
     )
 
 
@@ -64,9 +64,9 @@ def _to_copy(
     held = (
         w._held.copy()
         if device is None or torch.device(device) == w.device
-        else moved(w._held, torch.device(device), w.fused)
+        else moved(w._held, torch.device(device), w.mode)
     )
-    return CompressedTensor(held, w._swapped, fused=w.fused)
+    return CompressedTensor(held, w._swapped, mode=w.mode)
 
 
 @handles(aten.copy_.default)
@@ -140,12 +140,13 @@ def _index_select(w: Any, dim: int, index: torch.Tensor) -> Any:
     return _rows(w, index) if in_one and _picks(w, index, negative=False) else NotImplemented
 
 
-# ---- products in fused mode ------------------------------------------------------------------------------------------------
+# ---- products in mode "fused" ------------------------------------------------------------------
 def _multiplies(w: Any, *others: Any) -> bool:
-    """Whether a weight and the other operands are multiplied in fused mode; what PyTorch refuses is left to PyTorch."""
+    """Whether a weight and the other operands are multiplied in mode "fused"; what PyTorch refuses
+    is left to PyTorch."""
     if (
         not isinstance(w, CompressedTensor)
-        or not w.fused
+        or w.mode != "fused"
         or w.dim() != 2
         or w.dtype not in products.FLOATS
     ):
@@ -201,29 +202,35 @@ def _addmm(bias: Any, x: Any, w: Any, *, beta: float = 1, alpha: float = 1) -> A
 
 @handles(torch.ops.wcodec.linear.default)
 def _linear_op(
-    x: Any, w: Any, shape: Any, dtype: Any, bias: Any = None, scale: Any = None, fused: bool = True
+    x: Any, w: Any, shape: Any, dtype: Any, bias: Any = None, scale: Any = None, mode: str = "fused"
 ) -> Any:
     """The operator, given a weight where a stream is due."""
     if not _stands_for_stream(w, shape, dtype, x, bias, scale):
         return NotImplemented
     if w._held is None:
-        return torch.ops.wcodec.linear(x, w._stream, shape, dtype, bias, scale, fused and w.fused)
-    products.check(x, w._stream, shape, dtype, 1, bias, scale)
-    return products.multiply_transposed(w._held, x, bias, scale, fused and w.fused)
+        return torch.ops.wcodec.linear(x, w._stream, shape, dtype, bias, scale, _mode_of(w, mode))
+    products.check(x, w._stream, shape, dtype, 1, bias, scale, mode)
+    return products.multiply_transposed(w._held, x, bias, scale, _mode_of(w, mode))
 
 
 @handles(torch.ops.wcodec.linear_grad_input.default)
 def _linear_grad_input_op(
-    grad: Any, w: Any, shape: Any, dtype: Any, scale: Any = None, fused: bool = True
+    grad: Any, w: Any, shape: Any, dtype: Any, scale: Any = None, mode: str = "fused"
 ) -> Any:
     if not _stands_for_stream(w, shape, dtype, grad, scale):
         return NotImplemented
     if w._held is None:
         return torch.ops.wcodec.linear_grad_input(
-            grad, w._stream, shape, dtype, scale, fused and w.fused
+            grad, w._stream, shape, dtype, scale, _mode_of(w, mode)
         )
-    products.check(grad, w._stream, shape, dtype, 0, None, scale)
-    return products.multiply(w._held, grad, None, scale, fused and w.fused)
+    products.check(grad, w._stream, shape, dtype, 0, None, scale, mode)
+    return products.multiply(w._held, grad, None, scale, _mode_of(w, mode))
+
+
+def _mode_of(w: CompressedTensor, mode: str) -> str:
+    """The mode of an operator that is given a weight: "fused" only where the weight is in that
+    too."""
+    return w.mode if mode == "fused" else mode
 
 
 def _stands_for_stream(w: Any, shape: Any, dtype: Any, *others: Any) -> bool:
