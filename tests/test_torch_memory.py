@@ -33,7 +33,7 @@ def test_peak_of_loading_and_running(
 ) -> None:
     """Beside the compressed weights, a few that are being read or decoded."""
     # in another thread, whose tensors are not counted
-    monkeypatch.setattr(scratch.Ahead, "_start_next", lambda *_: None)
+    monkeypatch.setattr(scratch.Prefetcher, "_start_next", lambda *_: None)
     bench.write(tmp_path / "model.wcodec", HIDDEN, INNER, LAYERS)
     x = torch.randn(1, HIDDEN).bfloat16()
 
