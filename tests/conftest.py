@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +16,8 @@ from variants import compile_for_all
 from wcodec.backends import Backend, load_backend, use_backend
 
 BACKENDS = ("reference", "numba")
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "spec"))  # `import decoder`
 
 # Tests that interrupt a process start one that can be:
 # in the background of a script, none that is started can.

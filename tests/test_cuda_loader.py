@@ -68,7 +68,7 @@ def emulated(device: int | None) -> LazyRuntime:
 @pytest.fixture
 def small_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets so small that tensors are cut and every stream is used many times."""
-    monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", 1 << 14)
+    monkeypatch.setattr("wcodec.cuda.loader.SLOT_NBYTES", 1 << 14)
     monkeypatch.setattr(pipeline, "READ_NBYTES", 1 << 12)
 
 
@@ -106,7 +106,7 @@ def test_files_of_every_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transforms and contexts, of the conformance suite; pieces that are rows of segments share the
     tables and maps of the file.
     """
-    monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", 1 << 10)
+    monkeypatch.setattr("wcodec.cuda.loader.SLOT_NBYTES", 1 << 10)
     paths = [
         p
         for kind in ("dct", "adst", "context")
@@ -253,7 +253,7 @@ def test_limits_are_of_each_device(tmp_path: Path) -> None:
     loader = Loader([0, 1], runtime_of=emulated, max_device_bytes=4_000_000 + (8 << 20))
     loader.load_file(tmp_path / "two.wcodec")
     buffers = [
-        p.n_streams * p.slot_nbytes * wcodec.cuda.BUFFERS_OF_SLOT
+        p.n_streams * p.slot_nbytes * wcodec.cuda.loader.BUFFERS_OF_SLOT
         for p in loader._pipelines
         if p is not None
     ]

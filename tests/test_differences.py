@@ -29,7 +29,8 @@ from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.codec import encoder
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
-from wcodec.cuda import BUFFERS_OF_SLOT, LEAST_SLOT_NBYTES, Loader
+from wcodec.cuda import Loader
+from wcodec.cuda.loader import BUFFERS_OF_SLOT, LEAST_SLOT_NBYTES
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.checkpoint import decode_file, encode_file, verify_file
 from wcodec.files.file import MAX_BASES, File, open_base
@@ -689,7 +690,7 @@ def emulated(device: int | None) -> LazyRuntime:
 def test_on_devices(
     files: Path, monkeypatch: pytest.MonkeyPatch, slot: int, fine: dict[str, Array]
 ) -> None:
-    monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", slot)
+    monkeypatch.setattr("wcodec.cuda.loader.SLOT_NBYTES", slot)
     third = fine_tuned(fine, seed=5)
     # to be cut
     wcodec.save_file(

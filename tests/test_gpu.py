@@ -159,7 +159,7 @@ def test_whole_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also in sets so small that tensors are cut, and every stream is used many times."""
-    monkeypatch.setattr("wcodec.cuda.SLOT_NBYTES", slot_nbytes)
+    monkeypatch.setattr("wcodec.cuda.loader.SLOT_NBYTES", slot_nbytes)
     path, tensors = checkpoint
     with loader_of(streams=streams) as loader:
         for _ in range(2):

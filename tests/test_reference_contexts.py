@@ -1,20 +1,17 @@
-"""Contexts: worked out by hand for a small segment of each kind, and all vectors read by a decoder
-written from the spec alone.
-"""
+"""Contexts: worked out by hand for a small segment of each kind, and read by the spec's decoder."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import replace
 
+import decoder
 import numpy as np
 import pytest
-from plain_decoder import decode
 from plans import complete, only, random_tables
 
-from wcodec.codec.sources import BufferSource
-from wcodec.conformance.cases import Case, load
-from wcodec.reference import container, contexts, segments
+from wcodec.conformance.cases import load
+from wcodec.reference import contexts, segments
 from wcodec.reference.contexts import classes_of, contexts_of, pack_scales, unpack_scales
 from wcodec.reference.planes import BY_NAME, Layout
 from wcodec.reference.rans import decode_streams, encode_streams
@@ -172,34 +169,27 @@ def test_records_have_scales_where_a_plane_needs_them(kind: ContextKind) -> None
 
 # ---- from the spec alone -------------------------------------------------------------------------
 VECTORS = load()
-READ = [c for c in VECTORS.cases if c.expect == "accept" and "EmptyTensor" not in c.row["flags"]]
+READ = [c for c in VECTORS.cases if c.expect == "accept" and "Contexts" in c.row["flags"]]
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_a_decoder_from_the_spec_alone_reads_all_vectors(part: int) -> None:
-    """Planes, modes, contexts, streams, records: in plain loops, without the package.
-    The index is read by it.
-    """
-    n_read = 0
-    for case in READ[part::4]:
-        n_read += check(case)
-    assert n_read > 60
-
-
-def check(case: Case) -> int:
-    index = container.read_index(BufferSource(case.data))
-    originals = [(i, t) for i, t in enumerate(index.tensors) if t.duplicate_of is None]
-    for i, t in originals:
-        got = decode(case.data, t, index.tables)
-        assert got == case.coded_words(i, t.difference).tobytes(), f"{case.id}, tensor {t.name!r}"
-    return len(originals)
+def test_the_decoder_of_the_spec_reads_all_vectors_with_contexts() -> None:
+    """`tests/test_spec_decoder.py` has it read all others."""
+    assert len(READ) > 40
+    for case in READ:
+        base = b"" if case.checkpoint is None else case.checkpoint.data
+        _, *tensors = decoder.decode_file(case.data, base)
+        for i, tensor in enumerate(tensors):
+            assert tensor == case.words(i).tobytes(), f"{case.id}, tensor {i}"
 
 
 def test_it_would_find_an_error() -> None:
-    case = VECTORS["accept/base_contexts"]
-    index = container.read_index(BufferSource(case.data))
-    spoilt = bytearray(case.data)
-    # the class of the first column, behind those of eight rows
-    spoilt[index.tensors[0].payload_offset + 2] ^= 1
-    with pytest.raises((AssertionError, IndexError)):
-        assert decode(bytes(spoilt), index.tensors[0], index.tables) == case.words(0).tobytes()
+    """Another class of the first column, behind those of eight rows, gives other tables."""
+    data = bytearray(VECTORS["accept/base_contexts"].data)
+    t = decoder.read_index(bytes(data)).tensors[0]
+    s = decoder.segment(t, 0)
+    record = data[t.payload_offset : t.payload_offset + s.nbytes]
+    words = decoder.decode_segment(bytes(record), s)
+    assert VECTORS["accept/base_contexts"].words(0).tobytes().startswith(words[: s.width])
+    record[2] ^= 1
+    with pytest.raises(decoder.Refused, match="bad_stream"):
+        decoder.decode_segment(bytes(record), s)

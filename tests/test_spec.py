@@ -6,8 +6,10 @@ import json
 import re
 import subprocess
 import sys
+from enum import IntEnum
 from pathlib import Path
 
+import decoder
 import numpy as np
 import pytest
 
@@ -96,6 +98,15 @@ def test_dtypes() -> None:
         ]
         for d in DTYPES
     ]
+    of_decoder = [
+        [str(n), str(1 + (d in decoder.COMPLEX))] for d, n in enumerate(decoder.WORD_NBYTES)
+    ]
+    assert [row[3:5] for row in rows(table[1])] == of_decoder
+    map_of = {str(d): "OFFSET" for d in decoder.OFFSET}
+    map_of |= {str(d): f"EXPONENT_FIRST {e}" for d, e in decoder.EXPONENT_BITS.items()}
+    assert {row[0]: row[5] for row in rows(table[1]) if row[5] != "IDENTITY"} == map_of
+    names = {row[1]: int(row[0]) for row in rows(table[1])}
+    assert {n: names[f"uint{8 * n}"] for n in (1, 2, 4, 8)} == decoder.UNSIGNED
 
 
 def test_error_codes() -> None:
@@ -126,9 +137,17 @@ def test_registries() -> None:
     assert f"{PER_TILE} each tile its own" in used["modes"]
 
 
+@pytest.mark.parametrize("members", [container.RecordType, Layout, Coder, ContextKind, Mode])
+def test_registries_of_the_decoder(members: type[IntEnum]) -> None:
+    assert [(m.name, getattr(decoder, m.name)) for m in members] == [(m.name, m) for m in members]
+    assert (decoder.XOR, decoder.MINUS) == (1, 2)
+
+
 def test_modes() -> None:
     """R7.1: a mode is `transform << 4 | prediction`."""
     assert [(int(t) << 4 | int(p)) for t in Transform for p in Mode] == list(MODES)
+    assert list(MODES) == decoder.MODES
+    assert decoder.EACH_TILE == PER_TILE
     assert [mode_name(m) for m in (0, 4, 0x10, 0x23)] == ["none", "planar", "dct", "avg+adst"]
     assert "A mode is `transform << 4 | prediction`." in SPEC
 
@@ -141,12 +160,15 @@ def test_tables_of_transforms(transform: Transform) -> None:
         re.S,
     )
     assert table
-    assert tuple(int(k) for k in table[1].split(",")) == transforms.ORDER[transform]
-    assert tuple(tuple(map(int, row)) for row in rows(table[2])) == transforms.ROWS[transform]
+    order = tuple(int(k) for k in table[1].split(","))
+    assert order == transforms.ORDER[transform] == decoder.ORDER[transform]
+    steps = tuple(tuple(map(int, row)) for row in rows(table[2]))
+    assert steps == transforms.ROWS[transform] == decoder.ROWS[transform]
 
 
 def test_numbers_of_contexts() -> None:
     text = chapter("Contexts")
+    assert decoder.N_CONTEXTS == N_CONTEXTS
     for kind, n in N_CONTEXTS.items():
         assert re.search(rf"^  {int(kind)} {kind.name}: .*?{n} contexts", text, re.M), kind
     assert f"`n_classes` MUST be 1 to {MAX_CLASSES}" in SPEC

@@ -134,10 +134,6 @@ class Backend(ABC):
         """
         return out
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """Uninitialised device array."""
-        return np.empty(shape, dtype)
-
     # ---- kernels
     @abstractmethod
     def histogram(

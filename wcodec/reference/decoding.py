@@ -6,47 +6,22 @@ the parts into words: streams into planes, planes into words, words into the seg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.reference import contexts, rans
 from wcodec.reference.planes import Bytes, Layout, Words, merge, unpack_nibbles
 from wcodec.reference.prediction import IS_MODE, Mode, restore
-from wcodec.reference.segments import ALIGN, Coder, SegmentPlan, Status, each_tile, plane_modes
+from wcodec.reference.segments import (
+    ALIGN,
+    Coder,
+    Record,
+    SegmentPlan,
+    Status,
+    each_tile,
+    plane_modes,
+)
 from wcodec.reference.tiles import element_order
-
-
-@dataclass
-class Record:
-    """A segment record in its parts (R10.1 to R10.10), and what has been decoded of it.
-
-    Attributes
-    ----------
-    words
-        The words of a segment of layout RAW; its other parts are empty.
-    modes
-        The modes of all tiles, of each plane that has one a tile.
-    scales
-        The packed classes of rows and columns.
-    stored
-        What is stored of each plane: its bytes, nothing, or a stream.
-    patches
-        uint32: words outside the window.
-    planes
-        The bytes of each plane, once they are known.
-    status
-        What is wrong with the record.
-    """
-
-    words: Bytes
-    modes: Bytes
-    scales: Bytes
-    stored: list[Bytes]
-    patches: NDArray[np.uint32]
-    planes: list[Bytes]
-    status: Status = Status.OK
 
 
 def read_record(plan: SegmentPlan, payload: Bytes, k: int) -> Record:

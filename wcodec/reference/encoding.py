@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from wcodec.reference.prediction import Mode, residuals
 from wcodec.reference.segments import (
     ALIGN,
     Coder,
+    Record,
     SegmentPlan,
     SegmentTable,
     each_tile,
@@ -30,7 +32,6 @@ from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import Geometry, element_order
 
 
-# ---- encoding ------------------------------------------------------------------------------------
 def segment_planes(
     plan: SegmentPlan, words: Words, k: int
 ) -> tuple[list[Bytes], NDArray[np.uint32]]:
@@ -75,55 +76,56 @@ def encode_segments(
     n_patches
         uint32 of shape (n,).
     """
-    n, segments = plan.geometry.n_segments, plan.segments
-    streams: dict[tuple[int, int], Bytes] = {}
-    heads: list[list[Bytes]] = []
-    patches: list[NDArray[np.uint32]] = []
-    symbols = list[Bytes]()
-    tables = list[tuple[int, ...]]()
-    classes = list[Bytes | None]()
-    where = list[tuple[int, int]]()
-    for k in range(n):
-        modes = _part(plan.modes, plan.modes_offsets, k)
-        scales = _part(plan.scales, plan.scale_offsets, k)
-        heads.append([modes, scales])
-        if segments.layout[k] == Layout.RAW:
-            streams[k, 0] = (
-                np.ascontiguousarray(words[plan.geometry.rectangle(k)])
-                .astype(plan.dtype.word_type)
-                .view(np.uint8)
-                .reshape(-1)
-            )
-            patches.append(np.empty(0, np.uint32))
-            continue
-        planes, found = segment_planes(plan, words, k)
-        patches.append(found)
-        for p, (plane, plane_mode) in enumerate(
-            zip(planes, plane_modes(plan, k, modes), strict=False)
-        ):
-            if segments.coder[p, k] == Coder.RAW:
-                streams[k, p] = plane
-            elif segments.coder[p, k] != Coder.CONSTANT:
-                symbols.append(
-                    plane
-                    if plane_mode.tolist() == [Mode.NONE]
-                    else each_tile(plan, k, plane, plane_mode, residuals)
-                )
-                tables.append(contexts.tables_of(plan, p, k))
-                classes.append(contexts.classes_of(plan, p, k, scales, planes[0]))
-                where.append((k, p))
-    n_units = np.zeros(segments.n_units.shape, np.uint32)
-    for (k, p), stream in zip(
-        where, rans.encode_streams(symbols, tables, plan.tables, classes), strict=True
-    ):
-        streams[k, p], n_units[p, k] = stream, stream.size // rans.UNIT
-    parts: list[Bytes] = []
-    for k in range(n):
-        own = [streams[k, p] for p in range(plan.dtype.n_planes) if (k, p) in streams]
-        for part in (*heads[k], *own, patches[k].astype("<u4").view(np.uint8)):
-            parts += [part, np.zeros(-part.size % ALIGN, np.uint8)]
+    records = [_record(plan, words, k) for k in range(plan.geometry.n_segments)]
+    is_stream = plan.is_stream
+    where = [(p, k) for k, r in enumerate(records) for p in range(len(r.planes)) if is_stream[p, k]]
+    streams = rans.encode_streams(
+        [_symbols(plan, records[k], p, k) for p, k in where],
+        [contexts.tables_of(plan, p, k) for p, k in where],
+        plan.tables,
+        [
+            contexts.classes_of(plan, p, k, records[k].scales, records[k].planes[0])
+            for p, k in where
+        ],
+    )
+    n_units = np.zeros(plan.segments.n_units.shape, np.uint32)
+    for (p, k), stream in zip(where, streams, strict=True):
+        records[k].stored[p], n_units[p, k] = stream, stream.size // rans.UNIT
+    parts = [part for record in records for part in _written(record)]
     payload = np.concatenate(parts) if parts else np.empty(0, np.uint8)
-    return payload, n_units, np.array([p.size for p in patches], np.uint32)
+    return payload, n_units, np.array([r.patches.size for r in records], np.uint32)
+
+
+def _record(plan: SegmentPlan, words: Words, k: int) -> Record:
+    """Segment `k` in its parts, but for its streams."""
+    none, segments = np.empty(0, np.uint8), plan.segments
+    modes = _part(plan.modes, plan.modes_offsets, k)
+    scales = _part(plan.scales, plan.scale_offsets, k)
+    if segments.layout[k] == Layout.RAW:
+        raw = np.ascontiguousarray(words[plan.geometry.rectangle(k)]).astype(plan.dtype.word_type)
+        return Record(raw.reshape(-1).view(np.uint8), modes, scales, [], np.empty(0, "<u4"), [])
+    planes, patches = segment_planes(plan, words, k)
+    stored = [
+        plane if coder == Coder.RAW else none
+        for plane, coder in zip(planes, segments.coder[:, k].tolist(), strict=False)
+    ]
+    return Record(none, modes, scales, stored, patches.astype("<u4"), planes)
+
+
+def _symbols(plan: SegmentPlan, record: Record, p: int, k: int) -> Bytes:
+    """What is coded of a plane: its bytes, or what is left of them after prediction."""
+    modes = plane_modes(plan, k, record.modes)[p]
+    if modes.tolist() == [Mode.NONE]:
+        return record.planes[p]
+    return each_tile(plan, k, record.planes[p], modes, residuals)
+
+
+def _written(record: Record) -> Iterator[Bytes]:
+    """The parts of a record, each padded (R10.2)."""
+    parts = (record.words, record.modes, record.scales, *record.stored)
+    for part in (*parts, record.patches.view(np.uint8)):
+        yield part
+        yield np.zeros(-part.size % ALIGN, np.uint8)
 
 
 def histogram(

@@ -72,6 +72,14 @@ class _Rows:
         return self.first[:n, None] if self.lines is None else self.lines[:n, group, :, step]
 
 
+def _filled(symbols: Sequence[Bytes], padding: Sequence[int], n_groups: int) -> Bytes:
+    """Symbols of all streams as lines of `n_groups` groups, each filled up (R9.4)."""
+    lines = np.empty((len(symbols), n_groups * GROUP), np.uint8)
+    for line, own, symbol in zip(lines, symbols, padding, strict=True):
+        line[: own.size], line[own.size :] = own, symbol
+    return lines
+
+
 def encode_streams(
     symbols: Sequence[Bytes],
     tables: Sequence[TableIds] | NDArray[Any],
@@ -101,10 +109,8 @@ def encode_streams(
     start = pool.stack(rows.ids, "start").astype(np.uint64)
     bits = pool.stack(rows.ids, "prob_bits").astype(np.uint64)[rows.first]
     most = int(n_groups.max(initial=0))
-    lines = np.empty((len(order), most * GROUP), np.uint8)
-    for line, k, row in zip(lines, order, rows.first, strict=True):
-        line[: symbols[k].size] = symbols[k]
-        line[symbols[k].size :] = pool[int(rows.ids[row])].padding
+    padding = [pool[int(rows.ids[row])].padding for row in rows.first]
+    lines = _filled([symbols[k] for k in order], padding, most)
     states = np.full((len(order), LANES), STATE_LOW, np.uint64)
     words = np.zeros((len(order), most * GROUP), np.uint16)
     position = np.full(len(order), most * GROUP)

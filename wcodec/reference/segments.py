@@ -240,6 +240,37 @@ class SegmentPlan:
         )
 
 
+@dataclass
+class Record:
+    """A segment record in its parts, in the order in which they lie (R10.1 to R10.10).
+
+    Attributes
+    ----------
+    words
+        The words of a segment of layout RAW; its other parts are empty.
+    modes
+        The modes of all tiles, of each plane that has one a tile.
+    scales
+        The packed classes of rows and columns.
+    stored
+        What is stored of each plane: its bytes, nothing, or a stream.
+    patches
+        uint32: words outside the window.
+    planes
+        The bytes of each plane, as far as they are known.
+    status
+        What a decoder has found to be wrong with it.
+    """
+
+    words: Bytes
+    modes: Bytes
+    scales: Bytes
+    stored: list[Bytes]
+    patches: NDArray[np.uint32]
+    planes: list[Bytes]
+    status: Status = Status.OK
+
+
 def padded(nbytes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sizes rounded up to a multiple of 16."""
     return np.asarray((nbytes + (ALIGN - 1)) & -ALIGN, np.int64)

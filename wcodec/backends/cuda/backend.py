@@ -91,7 +91,7 @@ class CudaBackend(Backend):
         with self._on_a_stream():
             return self.runtime.download(array, out)
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         return (
             self.runtime.empty(int(np.prod(shape)) * np.dtype(dtype).itemsize)
             .view(dtype)
@@ -99,7 +99,7 @@ class CudaBackend(Backend):
         )
 
     def target(self, out: NDArray[Any]) -> Any:
-        return self.empty(out.shape, out.dtype)
+        return self._empty(out.shape, out.dtype)
 
     # ---- kernels
     def histogram(
@@ -157,7 +157,7 @@ class CudaBackend(Backend):
     # ---- differences
     def subtract_base(self, words: Any, base: Any, difference: Difference) -> Any:
         with self._on_a_stream():
-            out = self.empty(words.shape, words.dtype)
+            out = self._empty(words.shape, words.dtype)
             addresses = (self.runtime.address(words), self.runtime.address(base))
             nbytes = int(np.prod(words.shape)) * words.dtype.itemsize
             word_nbytes = words.dtype.itemsize

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.cuda import DeviceTensor
+from wcodec.cuda.loader import DeviceTensor
 from wcodec.torch import dtypes
 
 
