@@ -108,7 +108,7 @@ def damaged(w: CompressedTensor) -> CompressedTensor:
     """The same weight with a bit of its payload flipped."""
     stream = w.stream.clone()
     stream[200] ^= 8
-    return CompressedTensor.from_stream(stream, "layers.0.weight", fused=True)
+    return CompressedTensor.from_stream(stream, "layers.0.weight", mode="fused")
 
 
 class Net(torch.nn.Module):

@@ -371,7 +371,8 @@ class Checker:
                 "models", "not there", f"{' and '.join(missing)} not installed: no model was run"
             )
         size = ["--device", "cpu", *TINY.split()] if self.emulated else ["--device", "cuda"]
-        options = [*size, "--rounds", "3", "--fused", "fixed,rans", "--out", str(self.out)]
+        options = [*size, "--rounds", "3", "--mode", "fused", "--operands", "fixed,rans"]
+        options += ["--out", str(self.out)]
         command = [sys.executable, "benchmarks/cpu/bench_models.py", *options]
         run = self.run(command, show=True)
         said = [

@@ -77,7 +77,7 @@ def main() -> None:
     p.add_argument(
         "--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-memory.json)"
     )
-    p.add_argument("--child", nargs=2, metavar=("FILE", "MODE"), help=argparse.SUPPRESS)
+    p.add_argument("--child", nargs=2, metavar=("FILE", "WAY"), help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.child:
         print(json.dumps(measured(Path(args.child[0]), args.child[1])))
@@ -86,26 +86,26 @@ def main() -> None:
         path = Path(name) / "model.wcodec"
         write(path)
         found = {
-            mode: json.loads(
+            way: json.loads(
                 subprocess.run(
-                    [sys.executable, __file__, "--child", path, mode],
+                    [sys.executable, __file__, "--child", path, way],
                     capture_output=True,
                     check=True,
                 ).stdout
             )
-            for mode in ("load", "compress")
+            for way in ("load", "compress")
         }
-    for mode, m in found.items():
+    for way, m in found.items():
         print(
-            f"{mode:9} dense {m['dense'] / 1e9:.3f} GB, held {m['held'] / 1e9:.3f} GB, peak "
-            f"{m['peak'] / 1e9:.3f} GB"
+            f"{way:9} dense {m['dense'] / 1e9:.3f} GB, held {m['held'] / 1e9:.3f} GB,"
+            f" peak {m['peak'] / 1e9:.3f} GB"
         )
     out = args.out or RESULTS / f"{datetime.date.today().isoformat()}-memory.json"
     out.write_text(json.dumps({"machine": machine(), "models": found}, indent=1) + "\n")
 
 
-def measured(path: Path, mode: str) -> dict[str, int]:
-    """Bytes of weights and of the peak, of this process."""
+def measured(path: Path, way: str) -> dict[str, int]:
+    """Bytes of weights in mode "resident" and of the peak, of this process."""
     torch.set_num_threads(1)
     x = torch.randn(1, HIDDEN).bfloat16()
     with torch.no_grad():
@@ -113,7 +113,7 @@ def measured(path: Path, mode: str) -> dict[str, int]:
         compress_model(Block(HIDDEN, 64))(x)
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-        if mode == "load":
+        if way == "load":
             with torch.device("meta"):
                 model = torch.nn.Sequential(*[Block(HIDDEN, INNER) for _ in range(LAYERS)])
             load_compressed(model, path)

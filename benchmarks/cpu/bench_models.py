@@ -4,20 +4,20 @@ against the same model as it is.
     python benchmarks/cpu/bench_models.py                    # on the CPU: a Llama-shaped one of 0.3 GB
     python benchmarks/cpu/bench_models.py --device cuda      # on a GPU: one of the shape of Llama-3-8B
     python benchmarks/cpu/bench_models.py --hidden 2048 --inner 5632 --layers 12 --vocab 32000
-    python benchmarks/cpu/bench_models.py --fused            # the compressed weights in fused mode too
-    python benchmarks/cpu/bench_models.py --device cuda --fused fixed,rans  # as operands for kernels
+    python benchmarks/cpu/bench_models.py --mode fused       # mode "fused" too
+    python benchmarks/cpu/bench_models.py --device cuda --mode fused --operands fixed,rans
 
 The model is made on the device: bf16, Gaussian weights of standard deviation 0.02. A prompt is
 read, then tokens are taken greedily, with a cache of keys and values, one sequence, ``generate`` of
-transformers; then the weights are compressed in place, and the same is done again: the tokens have
-to be the same. ``--fused`` does it once more in fused mode, without a matrix that is there as a
-whole, with the weights as they are ("kept"), or compressed anew as operands ("fixed", "rans":
-``EncodeOptions(operand=...)``), and says how many tokens are the same: the last bits of these
-products may differ, and with random weights the next token hangs on little. "First" is the time of
-the prompt and one token, "tokens/s" that of the tokens behind it; medians of ``--rounds`` runs
-after one that is not counted. On a GPU, memory is the most that PyTorch and CuPy have held since
-the model was there; on a CPU, bytes of weights as they are held, and of the memory that they are
-decoded into. Results go to ``--out`` as JSON.
+transformers; then the weights are compressed in place, and the same is done again in mode
+"resident": the tokens have to be the same. ``--mode fused`` does it once more in mode "fused", for
+each operand of ``--operands`` ("none": by device and dtype), with the weights compressed anew, and
+says how many tokens are the same: the last bits of these products may differ, and with random
+weights the next token hangs on little. "First" is the time of the prompt and one token, "tokens/s"
+that of the tokens behind it; medians of ``--rounds`` runs after one that is not counted. On a GPU,
+memory is the most that PyTorch and CuPy have held since the model was there; on a CPU, bytes of
+weights as they are held, and of the memory that they are decoded into. Results go to ``--out`` as
+JSON.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from bench_files import RESULTS, machine
 
 import wcodec.torch
 from wcodec.errors import BackendUnavailable
-from wcodec.planner.options import OPERANDS, EncodeOptions
+from wcodec.planner.options import OPERANDS
 from wcodec.torch.resident.models import model_memory
+from wcodec.torch.resident.operands import MODES
 
 CPU = {"hidden": 1024, "inner": 2816, "layers": 12, "vocab": 8000, "heads": 16, "kv_heads": 4}
 LLAMA_3_8B = {
@@ -52,16 +53,16 @@ LLAMA_3_8B = {
     "heads": 32,
     "kv_heads": 8,
 }
-KEPT = "kept"  #: weights as they are compressed for decoding
-FORMS = (KEPT, *OPERANDS)  #: of weights in fused mode
+NONE = "none"  #: the operand that mode "fused" takes by itself, if any
+CHOICES = (NONE, *OPERANDS)
 
 
-def forms_of(text: str) -> list[str]:
-    """A list of `FORMS`."""
-    wrong = set(text.split(",")) - set(FORMS)
+def operands_of(text: str) -> list[str]:
+    """A list of `CHOICES`."""
+    wrong = set(text.split(",")) - set(CHOICES)
     if wrong:
         raise argparse.ArgumentTypeError(
-            f"{', '.join(sorted(wrong))}: there are {', '.join(FORMS)}"
+            f"{', '.join(sorted(wrong))}: there are {', '.join(CHOICES)}"
         )
     return text.split(",")
 
@@ -143,9 +144,7 @@ def device_memory(device: torch.device, reset: bool = False) -> int | None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All of it; what there is is written after each form,
-    lest a time that is up takes it along.
-    """
+    """All of it; what there is is written after each part, lest a time limit loses it."""
     device = torch.device(args.device)
     shape = {
         key: getattr(args, key) or default
@@ -180,8 +179,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report["scratch_nbytes"] = wcodec.torch.scratch_nbytes()
     report["same_tokens"] = bool(torch.equal(got, due))
     write(report, args.out)
-    for form in args.fused:
-        report.setdefault("fused", {})[form] = run_fused(model, prompt, due, form, args)
+    for operand in args.operands:
+        report.setdefault("fused", {})[operand] = run_fused(model, prompt, due, operand, args)
         write(report, args.out)
     return report
 
@@ -197,17 +196,15 @@ def write(report: dict[str, Any], folder: Path) -> Path:
 
 
 def run_fused(
-    model: Any, prompt: torch.Tensor, due: torch.Tensor, form: str, args: argparse.Namespace
+    model: Any, prompt: torch.Tensor, due: torch.Tensor, operand: str, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """The same in fused mode, with the weights in a form of `FORMS`."""
+    """The same in mode "fused", with an operand of `CHOICES`."""
     start = time.perf_counter()
-    if form != KEPT:
-        wcodec.torch.decompress_model(model)
-        wcodec.torch.compress_model(model, options=EncodeOptions(operand=form), fused=True)
+    wcodec.torch.decompress_model(model)
+    wcodec.torch.compress_model(
+        model, args.preset, mode="fused", operand=None if operand == NONE else operand
+    )
     compress_s = time.perf_counter() - start
-    for p in model.parameters():
-        if isinstance(p, wcodec.torch.CompressedTensor):
-            p.fused = True
     wcodec.torch.release_scratch()
     gc.collect()
     free(prompt.device)
@@ -245,7 +242,10 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"{report['dense_nbytes'] / 1e9:.2f} GB of weights, "
         f"{report['held_nbytes'] / 1e9:.2f} GB held compressed"
     ]
-    fused = {f"fused {form}": found for form, found in report.get("fused", {}).items()}
+    fused = {
+        "fused" if operand == NONE else f"fused {operand}": found
+        for operand, found in report.get("fused", {}).items()
+    }
     found = {name: report[name] for name in ("plain", "resident")} | fused
     for name, r in found.items():
         memory = (
@@ -288,15 +288,17 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--prompt", type=int, default=128, help="tokens of the prompt (default: 128)")
     p.add_argument("--tokens", type=int, default=32, help="tokens to generate (default: 32)")
     p.add_argument("--rounds", type=int, default=7, help="runs of each (default: 7)")
-    forms = f"comma-separated, of {', '.join(FORMS)} (without a value: {KEPT})"
     p.add_argument(
-        "--fused",
-        type=forms_of,
-        nargs="?",
-        const=[KEPT],
-        default=[],
-        metavar="FORMS",
-        help=f"measure fused mode too: {forms}",
+        "--mode",
+        choices=MODES,
+        default="resident",
+        help="fused: measure that mode too (default: resident alone)",
+    )
+    p.add_argument(
+        "--operands",
+        type=operands_of,
+        metavar="OPERANDS",
+        help=f"with --mode fused: comma-separated, of {', '.join(CHOICES)} (default: {NONE})",
     )
     p.add_argument("--preset", default="default", help="of the compression (default: default)")
     p.add_argument(
@@ -305,6 +307,9 @@ def main(argv: list[str] | None = None) -> int:
         default=Path(os.environ["OUT"]) if os.environ.get("OUT") else RESULTS,
     )
     args = p.parse_args(argv)
+    if args.mode != "fused" and args.operands:
+        p.error("--operands needs --mode fused")
+    args.operands = args.operands or [NONE] * (args.mode == "fused")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("this PyTorch finds no GPU", file=sys.stderr)
         return 2

@@ -1,9 +1,9 @@
 """Linear layers straight from operands on this machine's GPU, against cuBLAS.
 
-    python benchmarks/gpu/fused.py                      # shapes of Llama-3-8B and 70B, all forms
-    python benchmarks/gpu/fused.py --weights bf16 --forms fixed --shapes 14336x4096 --batches 1,8
-    python benchmarks/gpu/fused.py --table              # rows for wcodec/cuda/crossover.py, not tables
-    python benchmarks/gpu/fused.py --table RESULT.json  # those of a result; nothing is measured
+    python benchmarks/gpu/fused.py              # shapes of Llama-3-8B and 70B, all weights and operands
+    python benchmarks/gpu/fused.py --weights bf16 --operands fixed --shapes 14336x4096 --batches 1,8
+    python benchmarks/gpu/fused.py --table               # rows for wcodec/cuda/crossover.py, not tables
+    python benchmarks/gpu/fused.py --table RESULT.json   # those of a result; nothing is measured
 
 Contenders: "fused", ``wcodec.cuda.linear.linear`` from the payload as it lies in a file, its
 workspace given; "cublas", ``F.linear`` in bf16 with the dense weight; "decoded", ``Operand.expand``
@@ -40,7 +40,7 @@ from typing import Any
 
 import fused_report
 import torch
-from fused_cases import FORMS, WEIGHTS, Case
+from fused_cases import OPTIONS, WEIGHTS, Case
 from fused_device import DEVICES, TorchDevice
 from gpu import COPY_NBYTES, Steps, chosen_of, parser_of
 from gpu_cases import copy_bandwidth
@@ -65,7 +65,7 @@ EMULATED = {"shapes": ["24x1056", "56x544"], "batches": [1, 3, 16, 64], "rounds"
 
 
 class FusedBench(Steps):
-    """All shapes, weights and forms."""
+    """All shapes, weights and operands."""
 
     def __init__(self, device: TorchDevice, args: argparse.Namespace) -> None:
         found = {
@@ -82,7 +82,7 @@ class FusedBench(Steps):
         return fused_report.tables(self.report)
 
     def run(self) -> None:
-        """All of it, the most telling first: bf16 in both forms."""
+        """All of it, the most telling first: bf16 as both operands."""
         device, emulated = self.torch_device, self.args.emulated
         nbytes = 1 << 16 if emulated else min(COPY_NBYTES, device.free_nbytes() // 16)
         effort = Effort(2, 3, 0.0) if emulated else Effort()
@@ -91,25 +91,25 @@ class FusedBench(Steps):
             return
         for weights in self.args.weights:
             for shape in self.args.shapes:
-                for form in self.args.forms:
-                    self.case(shape, weights, form)
+                for operand in self.args.operands:
+                    self.case(shape, weights, operand)
         if device.graph_error is not None:
             self.report["failures"].append(
                 {"step": "CUDA graphs", "error": device.graph_error, "traceback": ""}
             )
 
-    def case(self, text: str, weights: str, form: str) -> None:
+    def case(self, text: str, weights: str, operand: str) -> None:
         """A shape, with all batches; a batch that fails does not keep the next from being
         measured.
         """
         rows, cols = map(int, text.split("x"))
-        name = f"{text} {weights} {form}"
+        name = f"{text} {weights} {operand}"
         if Case.room((rows, cols), self.torch_device) > self.torch_device.free_nbytes():
             self.report["left_out"].append(f"{name} (no memory)")
             return
 
         def work() -> None:
-            case = Case(self.torch_device, (rows, cols), weights, form)
+            case = Case(self.torch_device, (rows, cols), weights, operand)
             entry = {**case.about(), "layers": SHAPES.get(text, "")}
             self.report["cases"].append(entry)
             bandwidth = float(self.report["copy"]["device_to_device"]["gb_s"]) * 1e9
@@ -139,10 +139,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help=f"of {', '.join(WEIGHTS)} (default: all)",
     )
     p.add_argument(
-        "--forms",
-        type=chosen_of(FORMS),
-        default=list(FORMS),
-        help=f"of {', '.join(FORMS)} (default: all)",
+        "--operands",
+        type=chosen_of(OPTIONS),
+        default=list(OPTIONS),
+        help=f"of {', '.join(OPTIONS)} (default: all)",
     )
     batches = ",".join(map(str, BATCHES))
     p.add_argument(

@@ -39,7 +39,7 @@ WEIGHTS = {
     "int8": Weights(torch.int8, np.int8, 127.0),
     "e4m3": Weights(torch.float8_e4m3fn, ml_dtypes.float8_e4m3fn, 448.0),
 }
-FORMS = {form: EncodeOptions(operand=form) for form in OPERANDS}
+OPTIONS = {operand: EncodeOptions(operand=operand) for operand in OPERANDS}
 CONTENDERS = ("fused", "cublas", "decoded")
 STD = 0.02
 ROTATION = 5  #: times the L2 that the copies of a weight are together
@@ -95,18 +95,21 @@ class Case:
     """A matrix as operand and dense, often enough that no cache holds all of either."""
 
     def __init__(
-        self, device: TorchDevice, shape: tuple[int, int], weights: str, form: str
+        self, device: TorchDevice, shape: tuple[int, int], weights: str, operand: str
     ) -> None:
-        self.device, self.shape, self.weights, self.form = device, shape, weights, form
+        self.device, self.shape, self.weights, self.operand = device, shape, weights, operand
         self.words, self.scale = make_weight(shape, weights, device.place)
         start = time.perf_counter()
         host = host_backend()
         array = self.words.cpu().view(torch.uint8).numpy().view(WEIGHTS[weights].numpy)
-        data = Encoder(FORMS[form], host).encode(array)
+        data = Encoder(OPTIONS[operand], host).encode(array)
         self.encode_s = time.perf_counter() - start
         index = Decoder(host).read_index(BufferSource(data))
         record = index.tensors[0]
-        need(operand_form(record) == form, f"the encoder made {operand_form(record)}, not {form}")
+        need(
+            operand_form(record) == operand,
+            f"the encoder made {operand_form(record)}, not {operand}",
+        )
         payload = torch.from_numpy(
             np.frombuffer(data, np.uint8)[record.payload_offset :][: record.payload_nbytes].copy()
         ).to(device.place)
@@ -134,7 +137,7 @@ class Case:
         """Sizes."""
         n, k = self.shape
         return {
-            "shape": f"{n}x{k}", "n": n, "k": k, "weights": self.weights, "form": self.form,
+            "shape": f"{n}x{k}", "n": n, "k": k, "weights": self.weights, "operand": self.operand,
             "payload_nbytes": self.payload_nbytes, "dense_nbytes": self.dense_nbytes,
             "bits": 8 * self.payload_nbytes / (n * k), "encode_s": self.encode_s,
             "copies": {"fused": len(self.payloads), "cublas": len(self.denses)}, "batches": [],

@@ -12,7 +12,7 @@ class Mark(NamedTuple):
     """A least ratio that is to be reached with all of some shapes and batches."""
 
     what: str
-    form: str
+    operand: str
     shapes: tuple[str, ...]
     batches: tuple[int, ...]
     ratio: str
@@ -56,14 +56,14 @@ def marks(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ``None`` unless all of it was measured.
     """
     found = {
-        (c["shape"], c["form"], b["batch"]): b
+        (c["shape"], c["operand"], b["batch"]): b
         for c in cases
         if c["weights"] == "bf16"
         for b in c["batches"]
     }
     out = []
     for m in MARKS:
-        keys = [(shape, m.form, batch) for shape in m.shapes for batch in m.batches]
+        keys = [(shape, m.operand, batch) for shape in m.shapes for batch in m.batches]
         value = (
             min(found[key][m.ratio] for key in keys) if all(key in found for key in keys) else None
         )
@@ -79,7 +79,7 @@ def marks(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def crossover(report: dict[str, Any]) -> list[Row]:
-    """Capability, weights, form, n, k, and the largest batch up to which, at all that were
+    """Capability, weights, operand, n, k, and the largest batch up to which, at all that were
     measured, products straight from the operand are not slower than decoding and then cuBLAS; 0 if
     there is none. For ``wcodec/cuda/crossover.py``.
     """
@@ -91,7 +91,7 @@ def crossover(report: dict[str, Any]) -> list[Row]:
                 break
             most = b["batch"]
         if c["batches"]:
-            rows.append((report["capability"], c["weights"], c["form"], c["n"], c["k"], most))
+            rows.append((report["capability"], c["weights"], c["operand"], c["n"], c["k"], most))
     return rows
 
 
@@ -115,9 +115,9 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
     )
     if report["copy"]:
         yield f"Copy: device {report['copy']['device_to_device']['gb_s']:.0f} GB/s (read + write)."
-    for weights, form in dict.fromkeys((c["weights"], c["form"]) for c in report["cases"]):
-        cases = [c for c in report["cases"] if (c["weights"], c["form"]) == (weights, form)]
-        yield from section(f"{weights}, {form}", _rows(cases))
+    for weights, operand in dict.fromkeys((c["weights"], c["operand"]) for c in report["cases"]):
+        cases = [c for c in report["cases"] if (c["weights"], c["operand"]) == (weights, operand)]
+        yield from section(f"{weights}, {operand}", _rows(cases))
     if any(m["value"] is not None for m in report["marks"]):
         yield from section("Marks", None)
         yield "```"
@@ -129,7 +129,7 @@ def tables(report: dict[str, Any]) -> Iterator[str]:
             )
         yield "```"
     if report["crossover"]:
-        yield from section("Crossover: capability, weights, form, n, k, most batch", None)
+        yield from section("Crossover: capability, weights, operand, n, k, most batch", None)
         yield "```"
         yield from rows_text(report["crossover"])
         yield "```"

@@ -118,18 +118,43 @@ def test_damage_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.wcodec"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--preset max", "--preset fast", "--predictor top", "--transform dct", "--coder raw", "--coder rans", "--coder context",
+        "--layout bytes", "--layout pairs", "--layout raw", "--segment 32x48", "--tile 32x48", "--prob-bits 9",
+        "--operand fixed", "--operand rans", "--operand rans --prob-bits 10",
+        "--preset max --predictor left --tile 64x64",
+    ],
+)  # fmt: skip
+def test_the_options_of_encode(tmp_path: Path, options: str) -> None:
+    """Encoded with options, or with others and repacked with these: the same file."""
+    plain, given = tmp_path / "m.safetensors", options.split()
+    wcodec.save_file(_arrays(few=True), tmp_path / "m.wcodec")
+    with wcodec.open(tmp_path / "m.wcodec") as f:
+        header = write_safetensors_header(f.index.tensors, {"format": "pt"})
+    data = b"".join(a.tobytes() for a in wcodec.load_file(tmp_path / "m.wcodec").values())
+    plain.write_bytes(header + data)
+    other, due, got = (str(tmp_path / f"{name}.wcodec") for name in ("other", "due", "got"))
+    preset = "default" if "max" in given else "max"
+    assert main(["encode", "-q", "--preset", preset, str(plain), "-o", other]) == 0
+    assert main(["encode", "-q", *given, str(plain), "-o", due]) == 0
+    assert main(["repack", "-q", *given, other, "-o", got]) == 0
+    assert Path(got).read_bytes() == Path(due).read_bytes() != Path(other).read_bytes()
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = str(tmp_path / "a.wcodec"), str(tmp_path / "b.wcodec")
     wcodec.save_file(_arrays(), a)
-    assert main(["repack", "--coder", "fixed", "--json", a, "-o", b]) == 0
+    assert main(["repack", "--operand", "fixed", "--json", a, "-o", b]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["nbytes"], report["stored_nbytes"]) == (
         Path(a).stat().st_size,
         Path(b).stat().st_size,
     )
-    assert main(["repack", "--coder", "rans", "-q", b, "-o", str(tmp_path / "c.wcodec")]) == 0
+    assert main(["repack", "--operand", "rans", "-q", b, "-o", str(tmp_path / "c.wcodec")]) == 0
     _same(Path(a), tmp_path / "c.wcodec")
-    for wrong in (["--coder", "fixed", "--layout", "bytes", a, "-o", b], [a, "-f", "-o", a], [a]):
+    for wrong in (["--operand", "fixed", "--layout", "bytes", a, "-o", b], [a, "-f", "-o", a], [a]):
         with pytest.raises(SystemExit) as e:
             main(["repack", *wrong])
         assert e.value.code == 2

@@ -17,6 +17,7 @@ from test_real_weights import PACKAGES, packaged
 from tiny_models import MODELS, compressed, logits, same_state, streams, tokens
 from transformers import AutoModel, AutoTokenizer
 
+from wcodec.errors import EncodeError
 from wcodec.torch.resident.models import model_memory
 from wcodec.transformers import WCodecConfig, WCodecModel
 
@@ -41,11 +42,11 @@ class Case:
         self.logits = {a: logits(m, name) for a, m in self.plain.items()}
         self.tokens = tokens(self.plain["sdpa"], name, n_tokens) if name != "bert" else None
 
-    def load(self, form: str, resident: bool, **how: Any) -> Any:
+    def load(self, form: str, mode: str, **how: Any) -> Any:
         """From a form: by the auto class where that can, else by `WCodecModel`."""
         if form == "wcodec":
-            return WCodecModel.from_pretrained(self.directories[form], resident=resident, **how)
-        coding = {"quantization_config": WCodecConfig(resident=True)} if resident else {}
+            return WCodecModel.from_pretrained(self.directories[form], mode=mode, **how)
+        coding = {"quantization_config": WCodecConfig(mode=mode)} if mode != "decoded" else {}
         return self.auto.from_pretrained(self.directories[form], **coding, **how)
 
 
@@ -70,7 +71,7 @@ def test_weights_are_coded(case: Case) -> None:
 @pytest.mark.parametrize("form", ["hub", "wcodec"])
 def test_decoded_while_loading(case: Case, form: str) -> None:
     """The model is an ordinary one, with the same weights; logits and tokens are the same."""
-    model = case.load(form, resident=False)
+    model = case.load(form, mode="decoded")
     assert type(model) is type(case.plain["sdpa"])
     assert not compressed(model)
     assert not model.is_quantized
@@ -86,7 +87,7 @@ def test_resident(case: Case, form: str) -> None:
     """The weights are held compressed, also if they were stored plain;
     logits and tokens are the same.
     """
-    model = case.load(form, resident=True)
+    model = case.load(form, mode="resident")
     assert type(model) is type(case.plain["sdpa"])
     assert model_memory(model).held < 0.96 * model_memory(model).dense
     same_state(model, case.plain["sdpa"])
@@ -99,17 +100,17 @@ def test_resident_weights(case: Case) -> None:
     """All weights that are worth it are held compressed, stacked experts as well;
     tied ones stay one.
     """
-    held = compressed(case.load("hub", resident=True))
+    held = compressed(case.load("hub", mode="resident"))
     plain = dict(case.plain["sdpa"].named_parameters())
     large = {n for n, p in plain.items() if p.dim() >= 2 and p.numel() * p.element_size() > 8000}
     assert large <= held.keys() <= {n for n, p in plain.items() if p.dim() >= 2}
     assert not any(p.requires_grad for p in held.values())
 
 
-@pytest.mark.parametrize("resident", [False, True])
-def test_eager_attention(case: Case, resident: bool) -> None:
+@pytest.mark.parametrize("mode", ["decoded", "resident"])
+def test_eager_attention(case: Case, mode: str) -> None:
     """The same with the other attention."""
-    model = case.load("hub", resident, attn_implementation="eager")
+    model = case.load("hub", mode, attn_implementation="eager")
     assert torch.equal(logits(model, case.name), case.logits["eager"])
 
 
@@ -144,12 +145,12 @@ def test_minilm(minilm: dict[str, Path]) -> None:
     plain = AutoModel.from_pretrained(minilm["plain"])
     want = embed(plain, minilm["plain"])
     assert want.shape == (2, 384)
-    for resident in (False, True):
-        coding = WCodecConfig(resident=resident)
+    for mode in ("decoded", "resident"):
+        coding = WCodecConfig(mode)
         for directory, load in ((minilm["hub"], AutoModel), (minilm["wcodec"], WCodecModel)):
             model = load.from_pretrained(directory, quantization_config=coding)
             assert type(model) is transformers.BertModel
-            assert bool(compressed(model)) == resident
+            assert bool(compressed(model)) == (mode == "resident")
             assert torch.equal(embed(model, directory), want)
 
 
@@ -159,21 +160,24 @@ def test_fused(name: str, tmp_path: Path) -> None:
     the same weights, and logits as close as sums in another order are.
     """
     case = Case(name, "bf16", 4, tmp_path)
-    coding = {"quantization_config": WCodecConfig(resident=True, fused=True)}
+    coding = {"quantization_config": WCodecConfig(mode="fused")}
     models = [
         case.auto.from_pretrained(case.directories["hub"], **coding),
         case.auto.from_pretrained(case.directories["plain"], **coding),
-        WCodecModel.from_pretrained(case.directories["wcodec"], resident=True, fused=True),
+        WCodecModel.from_pretrained(case.directories["wcodec"], mode="fused"),
     ]
     for model in models:
         same_state(model, case.plain["sdpa"])
         assert compressed(model)
-        assert all(p.fused for p in compressed(model).values())
+        assert all(p.mode == "fused" for p in compressed(model).values())
         due = case.logits["sdpa"].float()
         assert (logits(model, name).float() - due).abs().max() <= 0.02 * due.abs().max()
     models[0].save_pretrained(tmp_path / "again")
     same_state(case.auto.from_pretrained(tmp_path / "again"), case.plain["sdpa"])
-    with pytest.raises(ValueError, match="resident=True"):
-        WCodecConfig(fused=True)
-    with pytest.raises(ValueError, match="give them there"):
-        WCodecModel.from_pretrained(case.directories["hub"], fused=True, **coding)
+    for more in ({"mode": "fused"}, {"mode": "fused", "operand": "rans"}, {"preset": "max"}):
+        with pytest.raises(ValueError, match="give them there"):
+            WCodecModel.from_pretrained(case.directories["hub"], **more, **coding)
+    with pytest.raises(EncodeError, match="needs mode='fused', not 'decoded'"):
+        WCodecModel.from_pretrained(case.directories["hub"], operand="rans")
+    with pytest.raises(TypeError, match="resident"):
+        WCodecModel.from_pretrained(case.directories["hub"], resident=True)

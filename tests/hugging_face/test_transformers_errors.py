@@ -32,7 +32,7 @@ from wcodec.directories.decoding import decode_directory
 from wcodec.reference.container import HEADER
 from wcodec.transformers import WCodecConfig, WCodecHfQuantizer, WCodecModel
 
-RESIDENT = {"quantization_config": WCodecConfig(resident=True)}
+RESIDENT = {"quantization_config": WCodecConfig(mode="resident")}
 modes = pytest.mark.parametrize("how", [{}, RESIDENT], ids=["decoded", "resident"])
 
 
@@ -180,14 +180,14 @@ def test_config() -> None:
     """What is stored says nothing of how to load; keys of others are left alone;
     options are checked.
     """
-    config = WCodecConfig(resident=True, preset="max", dtype="bfloat16")
+    config = WCodecConfig(mode="resident", preset="max", dtype="bfloat16")
     assert config.to_dict() == {
         "quant_method": "wcodec",
         "format_version": "0.2",
         "dtype": "bfloat16",
     }
-    again = WCodecConfig.from_dict({**config.to_dict(), "resident": True, "other": 3})
-    assert (again.resident, again.dtype, again.preset) == (True, "bfloat16", "default")
+    again = WCodecConfig.from_dict({**config.to_dict(), "mode": "resident", "other": 3})
+    assert (again.mode, again.dtype, again.preset) == ("resident", "bfloat16", "default")
     assert WCodecConfig.from_dict({}, return_unused_kwargs=True, preset="fast", x=1)[1] == {"x": 1}
     with pytest.raises(EncodeError, match="preset"):
         WCodecConfig(preset="best")
@@ -195,16 +195,58 @@ def test_config() -> None:
         WCodecConfig(residnet=True)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize(
+    ("entry", "mode", "operand"),
+    [
+        ({}, "decoded", None),
+        ({"resident": False}, "decoded", None),
+        ({"resident": False, "fused": False}, "decoded", None),
+        ({"resident": True}, "resident", None),
+        ({"resident": True, "fused": False}, "resident", None),
+        ({"resident": True, "fused": True}, "fused", None),
+        ({"resident": True, "fused": "fixed"}, "fused", "fixed"),
+        ({"resident": True, "fused": "rans"}, "fused", "rans"),
+        ({"mode": "fused"}, "fused", None),
+        ({"mode": "fused", "operand": "rans"}, "fused", "rans"),
+        ({"mode": "decoded", "operand": None}, "decoded", None),
+    ],
+)
+def test_words_of_earlier_versions(entry: Any, mode: str, operand: str | None) -> None:
+    """An entry of ``config.json`` that says ``resident`` and ``fused`` means what it did."""
+    config = WCodecConfig.from_dict({"quant_method": "wcodec", "format_version": "0.2", **entry})
+    assert (config.mode, config.operand) == (mode, operand)
+    assert config.get_loading_attributes() == {
+        "mode": mode,
+        "operand": operand,
+        "preset": "default",
+    }
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"fused": True},
+        {"resident": False, "fused": "rans"},
+        {"resident": True, "fused": "other"},
+        {"mode": "other"},
+        {"mode": "resident", "operand": "rans"},
+    ],
+)
+def test_words_that_mean_nothing(entry: Any) -> None:
+    with pytest.raises(EncodeError, match="bad_option"):
+        WCodecConfig.from_dict({"quant_method": "wcodec", "format_version": "0.2", **entry})
+
+
 def test_mode_in_config(forms: Any, tmp_path: Path) -> None:
     """``config.json`` may say that weights stay compressed; the caller's word counts more.
     Nothing is printed about it.
     """
     shutil.copytree(forms["llama"]["hub"], tmp_path / "hub")
-    edit(
-        tmp_path / "hub",
-        quantization_config={"quant_method": "wcodec", "format_version": "0.2", "resident": True},
-    )
-    assert compressed(AutoModelForCausalLM.from_pretrained(tmp_path / "hub"))
+    entry = {"quant_method": "wcodec", "format_version": "0.2"}
+    for words in ({"resident": True, "fused": True}, {"mode": "fused"}):
+        edit(tmp_path / "hub", quantization_config={**entry, **words})
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "hub")
+        assert {p.mode for p in compressed(model).values()} == {"fused"}
     assert not compressed(
         AutoModelForCausalLM.from_pretrained(tmp_path / "hub", quantization_config=WCodecConfig())
     )
@@ -273,7 +315,7 @@ def test_model_class(forms: Any, tmp_path: Path) -> None:
             forms["llama"]["hub"], auto_class=transformers.AutoModelForImageClassification
         )
     with pytest.raises(ValueError, match="stand in the quantization_config"):
-        WCodecModel.from_pretrained(forms["llama"]["hub"], resident=True, **RESIDENT)
+        WCodecModel.from_pretrained(forms["llama"]["hub"], mode="resident", **RESIDENT)
     shutil.copytree(forms["llama"]["wcodec"], tmp_path / "unnamed")
     edit(tmp_path / "unnamed", architectures=None)
     with pytest.raises(ValueError, match=r"config\.json names none"):
@@ -427,7 +469,7 @@ def test_offload(forms: Any, form: str, tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(forms["mixtral"]["plain"]),
     )
     with pytest.raises(
-        ValueError, match="resident=True holds all weights compressed on the devices that compute"
+        ValueError, match="mode 'resident' holds all weights compressed on the devices that compute"
     ):
         load.from_pretrained(forms["mixtral"][form], **how, **RESIDENT)
 
@@ -470,7 +512,7 @@ def test_another_quantization(forms: Any, tmp_path: Path) -> None:
         want.model.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight
     )
     with pytest.raises(ValueError, match="does not go together with another quantization"):
-        WCodecModel.from_pretrained(tmp_path / "wcodec", resident=True)
+        WCodecModel.from_pretrained(tmp_path / "wcodec", mode="resident")
 
 
 # ---- wcodec's own commands on what transformers wrote --------------------------------------------
@@ -553,9 +595,9 @@ def test_a_tensor_in_another_shard_than_the_index_says(sharded: Path) -> None:
 def test_a_configuration_of_the_caller_stays_as_it_is(forms: Any) -> None:
     config = transformers.AutoConfig.from_pretrained(forms["llama"]["plain"])
     before = config.to_dict()
-    WCodecModel.from_pretrained(forms["llama"]["wcodec"], config=config, resident=True)
+    WCodecModel.from_pretrained(forms["llama"]["wcodec"], config=config, mode="resident")
     assert config.to_dict() == before
-    with pytest.raises(ValueError, match="resident=True"):
+    with pytest.raises(ValueError, match="nothing is in mode 'decoded'"):
         WCodecModel.from_pretrained(forms["llama"]["plain"], preset="max")
     with pytest.raises(DecodeError, match=r"bad_value.*nonsense"):
         WCodecConfig(dtype="nonsense")

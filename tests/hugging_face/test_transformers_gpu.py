@@ -17,7 +17,7 @@ from wcodec import DecodeError
 from wcodec.transformers import WCodecConfig, WCodecModel
 
 pytestmark = pytest.mark.gpu
-RESIDENT = {"quantization_config": WCodecConfig(resident=True)}
+RESIDENT = {"quantization_config": WCodecConfig(mode="resident")}
 modes = pytest.mark.parametrize("how", [{}, RESIDENT], ids=["decoded", "resident"])
 
 
@@ -126,6 +126,6 @@ def test_partly_on_the_host(tmp_path: Path) -> None:
     model = auto.from_pretrained(directories["hub"], device_map=device_map)
     assert torch.equal(says(model, "llama")[0], says(plain, "llama")[0])
     with pytest.raises(
-        ValueError, match="resident=True holds all weights compressed on the devices that compute"
+        ValueError, match="mode 'resident' holds all weights compressed on the devices that compute"
     ):
         auto.from_pretrained(directories["hub"], device_map=device_map, **RESIDENT)

@@ -45,7 +45,7 @@ def work(rank):
         "weights": all(torch.equal(p.to_local(), q.to_local()) for p, q in parts),
         "logits": torch.equal(*(tiny_models.logits(m, "llama") for m in (model, plain))),
         "hub": refusal(AutoModelForCausalLM, "hub"),
-        "resident": refusal(WCodecModel, "wcodec", resident=True),
+        "resident": refusal(WCodecModel, "wcodec", mode="resident"),
     }
     json.dump(facts, open(f"{sys.argv[1]}/{rank}.json", "w"))
     torch.distributed.barrier()

@@ -26,7 +26,7 @@ from wcodec.transformers import WCodecConfig, WCodecModel
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
-RESIDENT = {"quantization_config": WCodecConfig(resident=True)}
+RESIDENT = {"quantization_config": WCodecConfig(mode="resident")}
 MODES = [{}, RESIDENT]
 modes = pytest.mark.parametrize("how", MODES, ids=["decoded", "resident"])
 DTYPES = [torch.float16, torch.float32, "auto"]
@@ -149,16 +149,16 @@ def test_save_as_the_model_has_it(all_forms: Any, how: Any, tmp_path: Path) -> N
         same_state(again, transformers.AutoModelForCausalLM.from_pretrained(forms["plain"]))
 
 
-@pytest.mark.parametrize(("name", "resident"), pairs(False, True))
-def test_compress_while_loading(all_forms: Any, name: str, resident: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "mode"), pairs("decoded", "resident"))
+def test_compress_while_loading(all_forms: Any, name: str, mode: str, tmp_path: Path) -> None:
     """A plain directory, loaded to be compressed:
     held so if that is wanted, and saved in hub form in any case.
     """
     forms, auto = all_forms[name], tiny_models.auto_class(name)
     model = auto.from_pretrained(
-        forms["plain"], quantization_config=WCodecConfig(resident=resident, preset="fast")
+        forms["plain"], quantization_config=WCodecConfig(mode, preset="fast")
     )
-    assert bool(compressed(model)) == resident
+    assert bool(compressed(model)) == (mode == "resident")
     same_state(model, auto.from_pretrained(forms["plain"]))
     model.save_pretrained(tmp_path)
     assert streams(tmp_path).keys() >= streams(forms["hub"]).keys()

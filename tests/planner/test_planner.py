@@ -32,7 +32,8 @@ from wcodec.reference.tiles import CHUNK_NBYTES, chunks
         {"prob_bits": 8},
         {"prob_bits": 13},
         {"min_saving": 1.01},
-        {"min_saving": -65},
+        {"min_saving": -0.01},
+        {"min_saving": 0.5, "force": True},
         {"min_saving": math.nan},
         {"segment": (0, 5)},
         {"segment": (1 << 13, 1 << 12)},
@@ -233,7 +234,7 @@ def test_a_predictor_that_is_asked_for_is_used(mode: int) -> None:
     name = ["none", "left", "top", "avg", "planar"][mode]
     plan = plan_of(
         make_array(BY_NAME["uint8"], (64, 64), "gaussian"),
-        EncodeOptions(predictor=name, layout="bytes", min_saving=-8),
+        EncodeOptions(predictor=name, layout="bytes", force=True),
     )
     assert plan.segments.prediction[0].tolist() == [mode]
 

@@ -675,18 +675,18 @@ def test_a_stream_whose_memory_moves() -> None:
 
 
 def test_scratch_that_is_released_meanwhile() -> None:
-    ahead = scratch.Ahead(scratch.Buffers(torch.device("cpu")))
+    prefetcher = scratch.Prefetcher(scratch.Buffers(torch.device("cpu")))
     small, dense = pair(64, 96)
     other, _ = pair(64, 96)
     for w in (other, small, other):
-        ahead.buffers.give(ahead.decoded(w.held))
-    assert ahead._pending is not None
-    ahead._pending[2].cancel()
+        prefetcher.buffers.give(prefetcher.decoded(w.held))
+    assert prefetcher._pending is not None
+    prefetcher._pending[2].cancel()
     cancelled: scratch.Future[torch.Tensor] = scratch.Future()
     cancelled.cancel()
-    ahead._pending = ahead._pending[0], small.held.version, cancelled
-    assert torch.equal(small.held.view(ahead.decoded(small.held)), dense)
-    ahead.clear()
+    prefetcher._pending = prefetcher._pending[0], small.held.version, cancelled
+    assert torch.equal(small.held.view(prefetcher.decoded(small.held)), dense)
+    prefetcher.clear()
 
 
 def test_copies_in_another_order() -> None:
@@ -825,6 +825,40 @@ PICKLED: Final = (
 def test_pickles_of_earlier_versions_load() -> None:
     w = pickle.loads(zlib.decompress(base64.b85decode(PICKLED)))
     assert isinstance(w, CompressedTensor)
-    assert w.fused
+    assert w.mode == "fused"
     assert w.decode().equal(torch.arange(6, dtype=torch.int8).repeat(64, 8))
     assert b"wcodec.torch.compressed\nrebuild\n" in pickle.dumps(w, 0), "the name for later ones"
+
+
+@pytest.mark.parametrize(("said", "mode"), [(True, "fused"), (False, "resident")])
+def test_modes_and_options_of_earlier_pickles(said: bool, mode: str) -> None:
+    """What they hold in place of a mode, and of the option `force`."""
+    dense = torch.arange(96, dtype=torch.int8).repeat(64, 1)
+    options = wcodec.EncodeOptions(layout="bytes", force=True)
+    function, given = CompressedTensor.from_dense(dense, options, "w").__reduce_ex__(4)
+    stored = {**given[5], "min_saving": -64}
+    del stored["force"]
+    again = function(*given[:5], stored, said)
+    assert (again.mode, again.held.options) == (mode, options)
+    assert torch.equal(again.decode(), dense)
+    assert function(*given[:6]).mode == "resident"
+
+
+def test_modes_are_checked() -> None:
+    w = CompressedTensor.from_dense(torch.ones(64, 96))
+    assert w.mode == "resident"
+    x, given = torch.ones(2, 96), (w.stream, [64, 96], w.dtype)
+    back = torch.ones(2, 64)
+    for wrong in (
+        lambda: setattr(w, "mode", "decoded"),
+        lambda: setattr(w, "mode", True),
+        lambda: CompressedTensor.from_stream(w.stream, mode="other"),
+        lambda: torch.ops.wcodec.linear(x, *given, mode="decoded"),
+        lambda: torch.ops.wcodec.linear(x, w, *given[1:], mode="decoded"),
+        lambda: torch.ops.wcodec.linear_grad_input(back, *given, mode="decoded"),
+        lambda: torch.ops.wcodec.linear_grad_input(back, w, *given[1:], mode="decoded"),
+    ):
+        with pytest.raises(EncodeError, match=r"bad_option: mode .* is none of resident, fused"):
+            wrong()
+    w.mode = "fused"
+    assert (w.mode, w.t().mode, w.detach().mode, w.clone().mode) == ("fused",) * 4

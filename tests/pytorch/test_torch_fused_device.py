@@ -70,8 +70,8 @@ def place(runtime: EmulatedRuntime, monkeypatch: pytest.MonkeyPatch) -> Place:
     return place
 
 
-def fused(dense: torch.Tensor, form: bool | str = True, name: str = "w") -> CompressedTensor:
-    return CompressedTensor.from_dense(dense, name=name, fused=form)
+def fused(dense: torch.Tensor, operand: str | None = None, name: str = "w") -> CompressedTensor:
+    return CompressedTensor.from_dense(dense, name=name, mode="fused", operand=operand)
 
 
 @pytest.fixture
@@ -106,9 +106,7 @@ def test_as_exact_as_dense(
 def test_scales(kind: tuple[torch.dtype, str, torch.dtype]) -> None:
     dtype, form, of_x = kind
     dense, scale = weight(70, 1100, dtype=dtype), torch.rand(70) + 0.5
-    layer = WCodecLinear.from_quantized(
-        dense, scale, weight(70, dtype=of_x), options=EncodeOptions(operand=form)
-    )
+    layer = WCodecLinear.from_quantized(dense, scale, weight(70, dtype=of_x), operand=form)
     for m in (1, 9):
         x = weight(m, 1100, dtype=of_x)
         check_product(layer.weight, dense, x, layer.bias, scale)
@@ -215,7 +213,7 @@ def test_opcheck_and_compiled() -> None:
     layers = torch.nn.Sequential(
         torch.nn.Linear(200, 96), torch.nn.GELU(), torch.nn.Linear(96, 64, bias=False)
     ).bfloat16()
-    small = compress_model(copy.deepcopy(layers), fused=True)
+    small = compress_model(copy.deepcopy(layers), mode="fused")
     torch._dynamo.reset()
     compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
@@ -320,7 +318,7 @@ def test_damage_is_found_at_first_use() -> None:
             use()
     w.stream[200] ^= 8
     assert torch.equal(F.linear(x, w), F.linear(x, small))
-    again = CompressedTensor.from_stream(small.stream.clone(), "v", fused=True)
+    again = CompressedTensor.from_stream(small.stream.clone(), "v", mode="fused")
     record = again.held.record()
     object.__setattr__(record, "crc32", record.crc32 ^ 1)
     with pytest.raises(DecodeError, match=r"bad_checksum: the CRC-32 of the decoded tensor.*'v'"):
@@ -341,11 +339,11 @@ def test_another_content() -> None:
     assert form_of(w) == "rans"
     check_product(w, dense, x)
     # nobody said how it was compressed
-    plain = CompressedTensor.from_stream(fused(dense).stream, fused=True)
+    plain = CompressedTensor.from_stream(fused(dense).stream, mode="fused")
     plain.mul_(0.5)
     assert form_of(plain) == "fixed"
     check_product(plain, dense * 0.5, x)
-    given = CompressedTensor.from_dense(dense, EncodeOptions(layout="bytes"), fused=True)
+    given = CompressedTensor.from_dense(dense, EncodeOptions(layout="bytes"), mode="fused")
     given.mul_(0.5)
     assert form_of(given) is None
     assert torch.equal(F.linear(x, given), F.linear(x, dense * 0.5))
@@ -405,14 +403,15 @@ def test_what_kernels_cannot_multiply_is_decoded(
 
 def test_other_streams_are_decoded() -> None:
     dense, x = weight(70, 264), weight(3, 264)
-    w = CompressedTensor.from_stream(CompressedTensor.from_dense(dense).stream, fused=True)
+    w = CompressedTensor.from_stream(CompressedTensor.from_dense(dense).stream, mode="fused")
     assert form_of(w) is w.held.operand() is None
     assert torch.equal(F.linear(x, w), F.linear(x, dense))
     w = fused(dense)
-    w.fused = False
+    w.mode = "resident"
     assert torch.equal(F.linear(x, w), F.linear(x, dense))
     assert torch.equal(
-        torch.ops.wcodec.linear(x, w.stream, [70, 264], w.dtype, fused=False), F.linear(x, dense)
+        torch.ops.wcodec.linear(x, w.stream, [70, 264], w.dtype, mode="resident"),
+        F.linear(x, dense),
     )
 
 
@@ -422,10 +421,10 @@ def test_compressed_models() -> None:
     ids = torch.tensor([[3, 299, 0]])
     for how, form, most in (
         ({}, "fixed", 0.76),
-        ({"fused": "rans"}, "rans", 0.7),
+        ({"operand": "rans"}, "rans", 0.7),
         ({"preset": "max"}, "fixed", 0.76),
     ):
-        small = compress_model(copy.deepcopy(net), **{"fused": True, **how})
+        small = compress_model(copy.deepcopy(net), mode="fused", **how)
         assert small.head.weight is small.embed.weight
         assert [form_of(p) for p in (small.embed.weight, small.layers[1].weight)] == [form] * 2
         memory = model_memory(small)
@@ -437,26 +436,38 @@ def test_compressed_models() -> None:
         (EncodeOptions(), "fixed"),
     ):
         assert (
-            form_of(compress_model(copy.deepcopy(net), options=options, fused=True).head.weight)
+            form_of(compress_model(copy.deepcopy(net), options=options, mode="fused").head.weight)
             == form
         )
     assert form_of(compress_model(copy.deepcopy(net)).head.weight) is None
-    half = compress_model(torch.nn.Linear(64, 64).half(), fused="rans")
+    half = compress_model(torch.nn.Linear(64, 64).half(), mode="fused", operand="rans")
     assert form_of(half.weight) is None
     for wrong, message in (
-        ({"fused": "other"}, "fused 'other' is none of"),
-        ({"fused": 2}, "fused 2 is none of"),
-        ({"fused": None}, "fused None"),
-        ({"fused": "rans", "options": EncodeOptions(operand="fixed")}, "give fused=True"),
+        ({"mode": "other"}, "mode 'other' is none of resident, fused"),
+        ({"mode": "decoded"}, "mode 'decoded' is none of resident, fused"),
+        ({"mode": True}, "mode True is none of"),
+        ({"mode": None}, "mode None is none of"),
+        ({"mode": "fused", "operand": "other"}, "operand 'other' is none of fixed, rans"),
+        ({"mode": "fused", "operand": True}, "operand True is none of"),
+        ({"operand": "rans"}, "operand='rans' needs mode='fused', not 'resident'"),
+        (
+            {"mode": "fused", "operand": "rans", "options": EncodeOptions(operand="fixed")},
+            "leave operand out, or give options with operand='rans'",
+        ),
     ):
         for compress in (
             compress_model,
             lambda model, **how: CompressedTensor.from_dense(model.head.weight, **how),
+            lambda model, **how: WCodecLinear.from_linear(
+                model.head, **{"mode": "resident", **how}
+            ),
         ):
             with pytest.raises(EncodeError, match=f"bad_option: .*{message}"):
                 compress(copy.deepcopy(net), **wrong)
-    options = EncodeOptions(preset="max")
-    assert form_of(CompressedTensor.from_dense(net.head.weight, options, fused="rans")) == "rans"
+    given = CompressedTensor.from_dense(
+        net.head.weight, EncodeOptions(preset="max"), mode="fused", operand="rans"
+    )
+    assert form_of(given) == "rans"
 
 
 def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,31 +476,32 @@ def test_models_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(holding, "encode", lambda *a: encoded.append(1) or encode(*a))
     plain, *forms = EncodeOptions(), EncodeOptions(operand="fixed"), EncodeOptions(operand="rans")
     for stored, asked, form, n_encoded in (
-        (plain, True, "fixed", 3),
-        (forms[0], True, "fixed", 0),
-        (forms[1], True, "rans", 0),
-        (forms[1], "fixed", "fixed", 3),
-        (plain, "rans", "rans", 3),
-        (plain, False, None, 0),
+        (plain, {"mode": "fused"}, "fixed", 3),
+        (forms[0], {"mode": "fused"}, "fixed", 0),
+        (forms[1], {"mode": "fused"}, "rans", 0),
+        (forms[1], {"mode": "fused", "operand": "fixed"}, "fixed", 3),
+        (plain, {"mode": "fused", "operand": "rans"}, "rans", 3),
+        (plain, {}, None, 0),
     ):
         path = tmp_path / "m.wcodec"
         save_file(net.state_dict(), path, options=stored)
         other = Net(256, 300, 2)
         encoded.clear()
-        load_compressed(other, path, fused=asked)
+        load_compressed(other, path, **asked)
         assert len(encoded) == n_encoded
         assert other.head.weight is other.embed.weight
         for name in ("head", "layers.0"):
             w = other.get_submodule(name).weight
-            assert (form_of(w), w.fused, w.held.name) == (
+            assert (form_of(w), w.mode, w.held.name) == (
                 form,
-                bool(asked),
+                asked.get("mode", "resident"),
                 "embed.weight" if name == "head" else f"{name}.weight",
             )
             assert torch.equal(w.decode(), net.get_submodule(name).weight)
         torch.testing.assert_close(other(ids), net(ids), rtol=0.05, atol=0.05)
-    with pytest.raises(EncodeError, match="bad_option"):
-        load_compressed(other, path, fused="other")
+    for wrong in ({"mode": "other"}, {"operand": "rans"}, {"mode": "fused", "operand": "other"}):
+        with pytest.raises(EncodeError, match="bad_option"):
+            load_compressed(other, path, **wrong)
 
 
 def brought(w: CompressedTensor) -> CompressedTensor:
@@ -505,10 +517,11 @@ def test_brought_to_a_gpu(place: Place) -> None:
     dense = weight(70, 1100)
     place.is_gpu = False
     some = {"options": EncodeOptions(layout="bytes")}, {"options": EncodeOptions(preset="max")}
-    ways = ({}, {"fused": True}, {"fused": "rans"}, *({"fused": True, **how} for how in some))
-    small = [CompressedTensor.from_dense(dense, name="w", **how) for how in ways]
+    ways = ({"operand": None}, {"operand": "rans"}, *some)
+    small = [CompressedTensor.from_dense(dense, name="w")]
+    small += [CompressedTensor.from_dense(dense, name="w", mode="fused", **how) for how in ways]
     assert [form_of(w) for w in small] == [None, None, "rans", None, None]
-    unlike = CompressedTensor.from_dense(wild(), name="w", fused=True)
+    unlike = CompressedTensor.from_dense(wild(), name="w", mode="fused")
     place.is_gpu = True
     moved = [brought(w) for w in small]
     assert [form_of(w) for w in moved] == [None, "fixed", "rans", None, "fixed"]
@@ -526,11 +539,16 @@ def test_brought_to_a_gpu(place: Place) -> None:
     layer = WCodecLinear.from_linear(twin)
     assert (layer.mode, form_of(layer.weight), form_of(twin.weight)) == ("fused", "fixed", None)
     assert WCodecLinear.from_linear(layer).weight.held is layer.weight.held
+    # the form that is asked for last is the one that counts
+    for operand, form in (("rans", "rans"), (None, "rans"), ("fixed", "fixed")):
+        layer = WCodecLinear.from_linear(layer, operand=operand)
+        assert form_of(layer.weight) == form
+        assert torch.equal(layer.weight.decode(), twin.weight.decode())
 
 
 def test_copies_and_state_dicts(place: Place) -> None:
     net, ids = Net(256, 300, 1), torch.tensor([[3, 299, 0]])
-    small = compress_model(copy.deepcopy(net), fused="rans")
+    small = compress_model(copy.deepcopy(net), mode="fused", operand="rans")
     file = io.BytesIO()
     torch.save(small.state_dict(), file)
     file.seek(0)
@@ -539,44 +557,46 @@ def test_copies_and_state_dicts(place: Place) -> None:
     for other in (copy.deepcopy(small), pickle.loads(pickle.dumps(small)), again):
         w = other.layers[0].weight
         assert torch.equal(w.stream, small.layers[0].weight.stream)
-        assert w.fused
+        assert w.mode == "fused"
         assert torch.equal(other(ids), small(ids))
     small.load_state_dict({name: t * 2 for name, t in net.state_dict().items()})
     assert form_of(small.layers[0].weight) == "rans"
     assert torch.equal(small.layers[0].weight.decode(), net.layers[0].weight * 2)
     place.is_gpu = False
     file = io.BytesIO()
-    torch.save(CompressedTensor.from_dense(weight(70, 264), fused=True), file)
+    torch.save(CompressedTensor.from_dense(weight(70, 264), mode="fused"), file)
     file.seek(0)
     place.is_gpu = True
     assert form_of(torch.load(file)) == "fixed"
 
 
-@pytest.mark.parametrize("how", [exhaustive(True), "rans"])
-def test_transformers(how: bool | str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("operand", [exhaustive(None), "rans"])
+def test_transformers(operand: str | None, tmp_path: Path) -> None:
     plain = tiny_models.make("llama", torch.bfloat16)
     found, due = tiny_models.directories(plain, tmp_path), tiny_models.logits(plain, "llama")
-    coding = WCodecConfig(resident=True, fused=how)
+    coding = WCodecConfig(mode="fused", operand=operand)
     auto = tiny_models.auto_class("llama")
     models = [
         auto.from_pretrained(found[form], quantization_config=coding) for form in ("hub", "plain")
     ]
-    models.append(WCodecModel.from_pretrained(found["wcodec"], resident=True, fused=how))
+    models.append(WCodecModel.from_pretrained(found["wcodec"], mode="fused", operand=operand))
     for model in models:
         weights = tiny_models.compressed(model)
         assert len(weights) >= 12
         assert {form_of(w) for w in weights.values()} == (
-            {"fixed"} if how is True else {"fixed", "rans"}
+            {"fixed"} if operand is None else {"fixed", "rans"}
         ), "the second where it pays"
-        assert all(w.fused is True for w in weights.values())
+        assert all(w.mode == "fused" for w in weights.values())
         assert (tiny_models.logits(model, "llama") - due).abs().max() <= 0.02 * due.abs().max()
     models[0].save_pretrained(tmp_path / "again")
     tiny_models.same_state(auto.from_pretrained(tmp_path / "again"), plain)
     for wrong, message in (
-        ({"resident": True, "fused": "other"}, "fused 'other'"),
-        ({"fused": "rans"}, "resident=True"),
+        ({"mode": "other"}, "mode 'other' is none of decoded, resident, fused"),
+        ({"mode": "fused", "operand": "other"}, "operand 'other'"),
+        ({"operand": "rans"}, "operand='rans' needs mode='fused', not 'decoded'"),
+        ({"mode": "resident", "operand": "rans"}, "needs mode='fused', not 'resident'"),
     ):
-        with pytest.raises((EncodeError, ValueError), match=message):
+        with pytest.raises(EncodeError, match=f"bad_option: .*{message}"):
             WCodecConfig(**wrong)
 
 
@@ -618,7 +638,7 @@ def test_scratch_is_not_of_the_memory_of_graphs(monkeypatch: pytest.MonkeyPatch)
 def test_first_use_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What checks a stream waits for it, which a graph cannot: said before anything is queued."""
     dense, x = weight(32, 64), weight(3, 64)
-    w = CompressedTensor.from_dense(dense, name="layer.weight", fused=True)
+    w = CompressedTensor.from_dense(dense, name="layer.weight", mode="fused")
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
     with pytest.raises(
         RuntimeError,
@@ -640,7 +660,7 @@ def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     dense, ids = weight(40, 64), torch.tensor([3, 3, 0])
     plain, rows = (CompressedTensor.from_dense(dense, name=name) for name in ("plain", "embedding"))
-    operand = CompressedTensor.from_dense(dense, name="operand", fused=True)
+    operand = CompressedTensor.from_dense(dense, name="operand", mode="fused")
     buffer = torch.empty(dense.nbytes, dtype=torch.uint8)
     assert isinstance(plain._held, device.DeviceHeld)
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
@@ -674,7 +694,7 @@ def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         RuntimeError,
         match=(
             "'plain' cannot be decoded in a CUDA graph, for it is no operand: "
-            "hold it with fused=True"
+            "hold it with mode='fused'"
         ),
     ):
         plain._held.decode_into(buffer)

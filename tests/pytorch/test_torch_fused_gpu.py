@@ -73,8 +73,8 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return weight(*shape, dtype=dtype, device=GPU)
 
 
-def fused(dense: torch.Tensor, form: bool | str = True) -> CompressedTensor:
-    w = CompressedTensor.from_dense(dense, name="w", fused=form)
+def fused(dense: torch.Tensor, operand: str | None = None) -> CompressedTensor:
+    w = CompressedTensor.from_dense(dense, name="w", mode="fused", operand=operand)
     assert w.held.operand() is not None
     return w
 
@@ -174,7 +174,7 @@ def test_compiled(how: dict[str, str]) -> None:
     new would be opened while a graph is captured.)
     """
     net = small_net()
-    layers = torch.nn.Sequential(*compress_model(copy.deepcopy(net), fused=True).layers)
+    layers = torch.nn.Sequential(*compress_model(copy.deepcopy(net), mode="fused").layers)
     torch._dynamo.reset()
     compiled = torch.compile(layers, fullgraph=True, dynamic=False, **how)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_graphs(form: str, m: int) -> None:
     model = torch.nn.Sequential(
         torch.nn.Linear(2048, 1024), torch.nn.Linear(1024, 2048, bias=False)
     ).to(GPU, torch.bfloat16)
-    small, x = compress_model(model, fused=form), random(m, 2048)
+    small, x = compress_model(model, mode="fused", operand=form), random(m, 2048)
     with torch.no_grad():
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -225,7 +225,7 @@ def test_two_streams() -> None:
     dense, xs = random(4096, 4096), [random(3, 4096) for _ in range(20)]
     ready = fused(dense, "rans")
     due = [F.linear(x, ready) for x in xs]
-    w = CompressedTensor.from_dense(dense, fused="rans")
+    w = CompressedTensor.from_dense(dense, mode="fused", operand="rans")
     streams = [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
     found = list[torch.Tensor]()
@@ -251,7 +251,7 @@ def test_memory(form: str, most: float) -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(0, 0.02)
-        compress_model(model, fused=form)
+        compress_model(model, mode="fused", operand=form)
         model(x)
     held = model_memory(model)
     assert held.held <= most * held.dense
@@ -274,12 +274,12 @@ def test_models(form: str, tmp_path: Path) -> None:
     net = small_net()
     save_file(net.state_dict(), tmp_path / "plain.wcodec")
     save_file(net.state_dict(), tmp_path / "operands.wcodec", options=EncodeOptions(operand=form))
-    asked = True if form == "fixed" else form
-    small = [compress_model(copy.deepcopy(net), fused=asked)]
+    asked = {"mode": "fused", "operand": None if form == "fixed" else form}
+    small = [compress_model(copy.deepcopy(net), **asked)]
     for name in ("plain", "operands"):
         small.append(copy.deepcopy(net))
-        load_compressed(small[-1], tmp_path / f"{name}.wcodec", device=GPU, fused=asked)
-    small.append(compress_model(copy.deepcopy(net).cpu(), fused=asked).to(GPU))
+        load_compressed(small[-1], tmp_path / f"{name}.wcodec", device=GPU, **asked)
+    small.append(compress_model(copy.deepcopy(net).cpu(), **asked).to(GPU))
     file = io.BytesIO()
     torch.save(small[0].state_dict(), file)
     file.seek(0)

@@ -57,7 +57,7 @@ def weight(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def fused(dense: torch.Tensor, options: wcodec.EncodeOptions | None = None) -> CompressedTensor:
-    return CompressedTensor.from_dense(dense, options, "w", fused=True)
+    return CompressedTensor.from_dense(dense, options, "w", mode="fused")
 
 
 def operate(x: torch.Tensor, w: CompressedTensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -355,9 +355,7 @@ def test_peak_of_a_product(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles_module, "TILE_NBYTES", 1 << 14)
     monkeypatch.setattr(tiles_module, "MOST_THREADS", 1)
     dense = weight(4096, 512)
-    w = CompressedTensor.from_stream(
-        CompressedTensor.from_dense(dense).stream.clone(), fused=mode == "fused"
-    )
+    w = CompressedTensor.from_stream(CompressedTensor.from_dense(dense).stream.clone(), mode=mode)
     x = weight(4, 512).requires_grad_()
 
     def steps() -> None:
@@ -422,7 +420,7 @@ def test_the_flag_goes_along() -> None:
     ]
     for other in (*copies, torch.load(file), model.weight):
         assert isinstance(other, CompressedTensor)
-        assert other.fused
+        assert other.mode == "fused"
     assert model.weight.dtype == torch.float16
 
 
@@ -432,7 +430,7 @@ def test_compiled(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Sequential(
         torch.nn.Linear(96, 256), torch.nn.GELU(), torch.nn.Linear(256, 96, bias=False)
     )
-    small = compress_model(copy.deepcopy(model), fused=True)
+    small = compress_model(copy.deepcopy(model), mode="fused")
     never_whole(monkeypatch)
     torch._dynamo.reset()
     compiled = torch.compile(small, backend=backend, fullgraph=True)
@@ -452,7 +450,7 @@ def test_damage_is_an_error_with_the_name() -> None:
     small = fused(weight(200, 96))
     damaged = small.stream.clone()
     damaged[100] ^= 4
-    w = CompressedTensor.from_stream(damaged, "layers.0.weight", fused=True)
+    w = CompressedTensor.from_stream(damaged, "layers.0.weight", mode="fused")
     x = weight(1, 96)
     for use in (lambda: F.linear(x, w), lambda: weight(1, 200) @ w):
         with pytest.raises(DecodeError, match=r"bad_checksum.*'layers.0.weight'"):
@@ -479,16 +477,16 @@ def test_models_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         torch.nn.Linear(96, 256), torch.nn.GELU(), torch.nn.Linear(256, 96)
     ).bfloat16()
     save_file(dense.state_dict(), tmp_path / "m.wcodec")
-    small = compress_model(copy.deepcopy(dense), fused=True)
+    small = compress_model(copy.deepcopy(dense), mode="fused")
     loaded = copy.deepcopy(dense)
-    assert load_compressed(loaded, tmp_path / "m.wcodec", fused=True) == ([], [])
+    assert load_compressed(loaded, tmp_path / "m.wcodec", mode="fused") == ([], [])
     never_whole(monkeypatch)
     x = weight(3, 96) * 50
     for model in (small, loaded):
-        assert model[0].weight.fused
+        assert model[0].weight.mode == "fused"
         assert model[0].weight.held.name == "0.weight"
         torch.testing.assert_close(model(x), dense(x))
-    assert not compress_model(copy.deepcopy(dense))[0].weight.fused
+    assert compress_model(copy.deepcopy(dense))[0].weight.mode == "resident"
 
 
 def test_layers() -> None:
@@ -518,10 +516,13 @@ def test_layers() -> None:
     assert fresh(x).shape == (3, 64)
     assert fresh.weight.held.name == "head"
     fresh.weight = torch.nn.Parameter(weight(64, 96))
-    assert fresh.mode == "dense"
+    assert fresh.mode == "decoded"
     for wrong in (
         lambda: WCodecLinear(3, 4, mode="other"),
         lambda: WCodecLinear.from_linear(dense, mode="other"),
+        lambda: WCodecLinear(3, 4, mode="resident", operand="rans"),
+        lambda: WCodecLinear(3, 4, operand="other"),
+        lambda: WCodecLinear(3, 4, operand="rans", options=wcodec.EncodeOptions(coder="raw")),
     ):
         with pytest.raises(EncodeError, match="bad_option"):
             wrong()

@@ -21,7 +21,7 @@ LARGEST = 2 * HIDDEN * INNER  #: bytes of a weight
 def test_peak_of_loading_and_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the compressed weights, a few that are being read or decoded."""
     # in another thread, whose tensors are not counted
-    monkeypatch.setattr(scratch.Ahead, "_start_next", lambda *_: None)
+    monkeypatch.setattr(scratch.Prefetcher, "_start_next", lambda *_: None)
     bench_memory.write(tmp_path / "model.wcodec", HIDDEN, INNER, LAYERS)
     x = torch.randn(1, HIDDEN).bfloat16()
 

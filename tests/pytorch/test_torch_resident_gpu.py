@@ -17,7 +17,7 @@ from wcodec.errors import DecodeError
 from wcodec.torch.loading.files import save_file
 from wcodec.torch.resident import scratch
 from wcodec.torch.resident.compressed import CompressedTensor
-from wcodec.torch.resident.device import DeviceAhead, DeviceHeld
+from wcodec.torch.resident.device import DeviceHeld, DevicePrefetcher
 from wcodec.torch.resident.models import compress_model, load_compressed, model_memory
 
 pytestmark = pytest.mark.gpu
@@ -74,7 +74,7 @@ def test_a_model_gives_the_same_bits(dtype: torch.dtype) -> None:
             for _ in range(4):
                 some = ids()
                 assert torch.equal(small(some), dense(some))
-    assert isinstance(scratch.ahead_of(CUDA), DeviceAhead)
+    assert isinstance(scratch.prefetcher_of(CUDA), DevicePrefetcher)
 
 
 def test_many_passes_without_waiting() -> None:

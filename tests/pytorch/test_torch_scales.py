@@ -95,7 +95,7 @@ def test_as_exact_as_dequantised(narrow: torch.dtype, dtype: torch.dtype) -> Non
                 (
                     back.double() @ whole,
                     back @ wide,
-                    [grad_input(back, w, scale, tiled) for tiled in (True, False)],
+                    [grad_input(back, w, scale, mode) for mode in MODES],
                 )
             ]
             for b in (None, bias):
@@ -104,7 +104,7 @@ def test_as_exact_as_dequantised(narrow: torch.dtype, dtype: torch.dtype) -> Non
                     (
                         due,
                         F.linear(x, wide, b),
-                        [linear(x, w, b, scale, tiled) for tiled in (True, False)],
+                        [linear(x, w, b, scale, mode) for mode in MODES],
                     )
                 )
             for due, other, got in cases:
@@ -142,9 +142,9 @@ def test_what_is_large_before_it_is_scaled() -> None:
     x = torch.ones(3, 1024).half()
     assert F.linear(x, dense.half()).isinf().all()
     w = fused(dense)
-    for tiled in (True, False):
+    for mode in MODES:
         of_scale = scale.clone().requires_grad_()
-        y = linear(x, w, None, of_scale, tiled)
+        y = linear(x, w, None, of_scale, mode)
         torch.testing.assert_close(y, torch.full((3, 20), 130.048).half())
         y.sum().backward()
         assert torch.equal(of_scale.grad, torch.full((20,), 3 * 127.0 * 1024)), (
@@ -160,12 +160,12 @@ def test_without_a_scale_the_bits_are_those_of_pytorch() -> None:
             x = weight(3, 200, dtype=dtype)
             back = weight(3, 300, dtype=dtype)
             bias = weight(300, dtype=dtype)
-            for tiled in (True, False):
+            for mode in MODES:
                 assert torch.equal(
-                    linear(x, w, bias, None, tiled), F.linear(x, dense.to(dtype), bias)
+                    linear(x, w, bias, None, mode), F.linear(x, dense.to(dtype), bias)
                 ), "a matrix that is one tile"
             assert torch.equal(
-                grad_input(back, w, None, False), F.linear(back, dense.to(dtype).t())
+                grad_input(back, w, None, "resident"), F.linear(back, dense.to(dtype).t())
             )
 
 
@@ -175,8 +175,8 @@ def test_weights_of_float_types(dtype: torch.dtype) -> None:
     dense, scale = weight(300, 200, dtype=dtype), torch.rand(300) + 0.5
     w, x = fused(dense), weight(3, 200, dtype=dtype)
     due, other = F.linear(x.double(), exact(dense, scale)), F.linear(x, plain(dense, scale, dtype))
-    for tiled in (True, False, False):
-        assert error(linear(x, w, None, scale, tiled), due) <= 1.5 * error(other, due)
+    for mode in (*MODES, "resident"):
+        assert error(linear(x, w, None, scale, mode), due) <= 1.5 * error(other, due)
 
 
 def test_nan_and_infinity() -> None:
@@ -187,24 +187,24 @@ def test_nan_and_infinity() -> None:
     x[1, 2] = float("inf")
     due = F.linear(x, plain(dense, scale, torch.float32))
     assert linear(x, w, None, scale)[0, [3, 20]].isnan().all()
-    for tiled in (True, False):
-        torch.testing.assert_close(linear(x, w, None, scale, tiled), due, equal_nan=True)
+    for mode in MODES:
+        torch.testing.assert_close(linear(x, w, None, scale, mode), due, equal_nan=True)
 
 
 def test_dimensions_before_and_empty_ones() -> None:
     dense, scale = quantised(300, 96)
     w, bias = fused(dense), weight(300)
     for before in ((), (2, 1, 3), (0,), (2, 0)):
-        for tiled in (True, False):
-            assert linear(weight(*before, 96), w, bias, scale, tiled).shape == (*before, 300)
-            assert grad_input(weight(*before, 300), w, scale, tiled).shape == (*before, 96)
+        for mode in MODES:
+            assert linear(weight(*before, 96), w, bias, scale, mode).shape == (*before, 300)
+            assert grad_input(weight(*before, 300), w, scale, mode).shape == (*before, 96)
     for shape in ((0, 5), (5, 0), (0, 0)):
         empty, some = fused(torch.zeros(shape, dtype=torch.int8)), torch.full(shape[:1], 2.0)
         x, back, b = torch.randn(3, shape[1]), torch.randn(3, shape[0]), torch.randn(shape[0])
-        for tiled in (True, False):
-            assert torch.equal(linear(x, empty, None, some, tiled), torch.zeros(3, shape[0]))
-            assert torch.equal(linear(x, empty, b, some, tiled), b.expand(3, -1))
-            assert torch.equal(grad_input(back, empty, some, tiled), torch.zeros(3, shape[1]))
+        for mode in MODES:
+            assert torch.equal(linear(x, empty, None, some, mode), torch.zeros(3, shape[0]))
+            assert torch.equal(linear(x, empty, b, some, mode), b.expand(3, -1))
+            assert torch.equal(grad_input(back, empty, some, mode), torch.zeros(3, shape[1]))
 
 
 def test_what_does_not_fit() -> None:
@@ -247,23 +247,23 @@ def test_opcheck() -> None:
     dense, scale = quantised(64, 96)
     w, scale, bias = fused(dense), scale.requires_grad_(), torch.randn(64, requires_grad=True)
     x, back = torch.randn(2, 3, 96, requires_grad=True), torch.randn(5, 64, requires_grad=True)
-    for more in ((bias, scale), (None, scale, False), (None, scale.detach())):
+    for more in ((bias, scale), (None, scale, "resident"), (None, scale.detach())):
         torch.library.opcheck(torch.ops.wcodec.linear.default, (x, *rest(w), *more))
-    for more in ((scale,), (scale.detach(), False)):
+    for more in ((scale,), (scale.detach(), "resident")):
         torch.library.opcheck(torch.ops.wcodec.linear_grad_input.default, (back, *rest(w), *more))
 
 
-@pytest.mark.parametrize("tiled", [True, exhaustive(False)])
-def test_gradcheck(tiled: bool) -> None:
+@pytest.mark.parametrize("mode", ["fused", exhaustive("resident")])
+def test_gradcheck(mode: str) -> None:
     dense, scale = quantised(8, 6)
     w, scale = fused(dense), (scale.double() * 50).requires_grad_()
     x = torch.randn(2, 2, 6).double().requires_grad_()
     back = torch.randn(3, 8).double().requires_grad_()
     bias = torch.randn(8).double().requires_grad_()
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
-        assert check(lambda x, b, s: linear(x, w, b, s, tiled), (x, bias, scale))
-        assert check(lambda x, s: linear(x, w, None, s, tiled), (x, scale))
-        assert check(lambda g, s: grad_input(g, w, s, tiled), (back, scale))
+        assert check(lambda x, b, s: linear(x, w, b, s, mode), (x, bias, scale))
+        assert check(lambda x, s: linear(x, w, None, s, mode), (x, scale))
+        assert check(lambda g, s: grad_input(g, w, s, mode), (back, scale))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -309,20 +309,20 @@ def test_gradients_are_taken_as_the_product_is(monkeypatch: pytest.MonkeyPatch) 
     dense, scale = quantised(64, 96)
     w, scale = fused(dense), scale.requires_grad_()
 
-    def run(tiled: bool) -> None:
+    def run(mode: str) -> None:
         x, back = torch.randn(2, 96, requires_grad=True), torch.randn(2, 64, requires_grad=True)
-        linear(x, w, None, scale, tiled).sum().backward()
-        grad_input(back, w, scale, tiled).sum().backward()
+        linear(x, w, None, scale, mode).sum().backward()
+        grad_input(back, w, scale, mode).sum().backward()
 
     with monkeypatch.context() as patch:
         never_whole(patch)
-        run(True)
+        run("fused")
         with pytest.raises(AssertionError, match="as a whole"):
-            run(False)
+            run("resident")
     monkeypatch.setattr(
         held_module.Held, "row_tiles", lambda held: pytest.fail("a tile was decoded")
     )
-    run(False)
+    run("resident")
 
 
 # ---- layers --------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def test_what_makes_no_layer() -> None:
         ((dense, scale, 0.0), "the bias is a float, not a tensor"),
         ((dense, scale, weight(65)), "the bias is"),
         ((dense, scale, torch.zeros(64, dtype=torch.int8)), "the bias is torch.int8"),
-        ((dense, scale, None, "other"), "no mode"),
+        ((dense, scale, None, "other"), "mode 'other' is none of resident, fused"),
     ):
         with pytest.raises(EncodeError, match=message) as e:
             WCodecLinear.from_quantized(*arguments)
@@ -411,7 +411,7 @@ def test_copies_and_state(mode: str, of: torch.dtype, tmp_path: Path) -> None:
         lambda other: other.load_state_dict(state),
         lambda other: other.load_state_dict(torch.load(file)),
         lambda other: other.load_state_dict(plain_state),
-        lambda other: load_compressed(other, tmp_path / "layer.wcodec", fused=mode == "fused"),
+        lambda other: load_compressed(other, tmp_path / "layer.wcodec", mode=mode),
     ]
     for load in loads:
         other = a_layer(mode, of=of)
@@ -472,7 +472,7 @@ def test_weights_that_are_dense_again() -> None:
             "bias": layer.bias.detach(),
         }
         other.load_state_dict(state, assign=True)
-        assert other.mode == "dense"
+        assert other.mode == "decoded"
         assert other.weight_scale.shape == (300,)
         assert torch.equal(other(x), y)
 

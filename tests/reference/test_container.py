@@ -189,7 +189,7 @@ def test_an_index_with_one_byte_changed_never_breaks_the_parser() -> None:
     """
     a = np.arange(40 * 30, dtype=np.uint8).reshape(40, 30) // 7
     stream = io.BytesIO()
-    writer = Encoder(wcodec.EncodeOptions(segment=(32, 32), tile=(16, 16), min_saving=-1)).start(
+    writer = Encoder(wcodec.EncodeOptions(segment=(32, 32), tile=(16, 16), force=True)).start(
         stream
     )
     writer.add("weight", a)

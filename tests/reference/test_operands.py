@@ -364,7 +364,7 @@ def test_precision_of_tables(backend: Backend) -> None:
         ({"layout": "raw"}, "needs layout pairs"), ({"predictor": "none"}, "predictor"),
         ({"transform": "none"}, "transform"), ({"coder": "raw"}, "coder"),
         ({"preset": "max"}, "preset"), ({"preset": "fast"}, "preset"),
-        ({"min_saving": 0.0}, "min_saving"),
+        ({"min_saving": 0.0}, "min_saving"), ({"force": True}, "force"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together(more: dict[str, Any], message: str) -> None:
@@ -474,7 +474,7 @@ def test_files_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert main(["encode", "-q", str(source), "-f", "-o", str(again)]) == 0
         plain = again.read_bytes()
         # there
-        assert main(["repack", "--coder", form, "-q", str(again), "-f", "-o", str(back)]) == 0
+        assert main(["repack", "--operand", form, "-q", str(again), "-f", "-o", str(back)]) == 0
         assert back.read_bytes() == operands.read_bytes()
         assert main(["repack", "-q", str(operands), "-f", "-o", str(again)]) == 0  # and back
         assert again.read_bytes() == plain
@@ -487,7 +487,8 @@ def test_bad_usage(tmp_path: Path) -> None:
     for wrong in (
         ["encode", "--operand", "raw"],
         ["encode", "--operand", "rans", "--preset", "max"],
-        ["repack", "--coder", "rans", "--tile", "16x16"],
+        ["repack", "--operand", "rans", "--tile", "16x16"],
+        ["repack", "--coder", "fixed"],
     ):
         with pytest.raises(SystemExit) as e:
             main([*wrong, a, "-o", b])

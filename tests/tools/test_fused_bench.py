@@ -54,15 +54,17 @@ def test_everything_runs(scripts: Modules, tmp_path: Path) -> None:
     assert report["emulated"]
     assert "these times mean nothing" in tables
     assert not report["left_out"]
-    cases = {(c["weights"], c["form"]): c for c in report["cases"]}
+    cases = {(c["weights"], c["operand"]): c for c in report["cases"]}
     assert set(cases) == {(w, f) for w in ("bf16", "int8", "e4m3") for f in ("fixed", "rans")}
     copy = report["copy"]["device_to_device"]["gb_s"]
-    for (weights, form), c in cases.items():
+    for (weights, operand), c in cases.items():
         n_words, l2 = 24 * 1056, scripts.fused_device.EmulatedTorchDevice.l2_nbytes
         assert (c["n"], c["k"], c["dense_nbytes"]) == (24, 1056, 2 * n_words)
         least = {"bf16": 12, "int8": 8, "e4m3": 8}[weights] / 8 * n_words
         assert (
-            c["payload_nbytes"] >= least if form == "fixed" else c["payload_nbytes"] < 0.98 * least
+            c["payload_nbytes"] >= least
+            if operand == "fixed"
+            else c["payload_nbytes"] < 0.98 * least
         )
         assert c["copies"]["fused"] * c["payload_nbytes"] >= 5 * l2
         assert c["copies"]["cublas"] * c["dense_nbytes"] >= 5 * l2
@@ -121,7 +123,7 @@ def spoil_decoding(scripts: Modules, m: pytest.MonkeyPatch) -> None:
 
 def spoil_form(scripts: Modules, m: pytest.MonkeyPatch) -> None:
     """The encoder makes no operand."""
-    m.setattr(scripts.fused_cases, "FORMS", {"fixed": None})
+    m.setattr(scripts.fused_cases, "OPTIONS", {"fixed": None})
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_wrong_results_are_not_timed(
     spoil(scripts, monkeypatch)
     monkeypatch.setattr(scripts.fused_cases, "timed", lambda *_: pytest.fail("timed"))
     status, report, tables = run(
-        scripts, tmp_path, "--batches", "1,2", "--weights", "bf16", "--forms", "fixed"
+        scripts, tmp_path, "--batches", "1,2", "--weights", "bf16", "--operands", "fixed"
     )
     assert status == 1
     assert not any(c["batches"] for c in report["cases"])
@@ -168,7 +170,7 @@ def test_without_graphs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.Mo
         scripts.fused_device.EmulatedTorchDevice, "busy", lambda self, seconds: held.append(seconds)
     )
     status, report, _ = run(
-        scripts, tmp_path, "--batches", "1,2", "--weights", "bf16", "--forms", "fixed"
+        scripts, tmp_path, "--batches", "1,2", "--weights", "bf16", "--operands", "fixed"
     )
     assert status == 1
     assert [f["step"] for f in report["failures"]] == ["CUDA graphs"]
@@ -218,12 +220,19 @@ def test_contenders_take_turns(scripts: Modules) -> None:
 
 
 def case(
-    shape: str, form: str, ratios: dict[int, tuple[float, float]], weights: str = "bf16"
+    shape: str, operand: str, ratios: dict[int, tuple[float, float]], weights: str = "bf16"
 ) -> dict[str, Any]:
     """A case of a report, with ratios by batch: to cuBLAS, to decoding and cuBLAS."""
     n, k = map(int, shape.split("x"))
     batches = [{"batch": b, "to_cublas": c, "to_decoded": d} for b, (c, d) in ratios.items()]
-    return {"shape": shape, "n": n, "k": k, "weights": weights, "form": form, "batches": batches}
+    return {
+        "shape": shape,
+        "n": n,
+        "k": k,
+        "weights": weights,
+        "operand": operand,
+        "batches": batches,
+    }
 
 
 def test_crossover(scripts: Modules, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -593,7 +593,7 @@ def test_products_are_a_step(
     checker: Any, run_script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a GPU it fails; what a benchmark finds is told."""
-    tiny = "--emulated --weights bf16 --forms fixed --shapes 24x1056 --batches 1 --rounds 1"
+    tiny = "--emulated --weights bf16 --operands fixed --shapes 24x1056 --batches 1 --rounds 1"
     monkeypatch.setattr(checker, "run", run_script)
     result = checker.fused()
     assert result.outcome == "failed"

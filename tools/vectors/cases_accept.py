@@ -31,7 +31,7 @@ from cases import Case, assembled, encoded, n_words, tensor
 
 Recipe = dict[str, Any]
 PAIR_DTYPES = [d for d, row in DTYPES.items() if row[1] == 1 or row[3] == "exponent_first"]
-FORCED: dict[str, Any] = {"min_saving": -64}
+FORCED: dict[str, Any] = {"force": True}
 
 
 # ---- recipes -------------------------------------------------------------------------------------

@@ -414,7 +414,7 @@ def differences() -> Made:
 
 # ---- written by the encoder ----------------------------------------------------------------------
 def by_encoder() -> Iterator[Case]:
-    rough: dict[str, Any] = {"layout": "bytes", "min_saving": -64}
+    rough: dict[str, Any] = {"layout": "bytes", "force": True}
     for t in TRANSFORMS:
         for p, d, shape, recipe in (("none", "uint8", (21, 69), smooth(280, 69, 3, 5, 0, 7)),
                                     ("planar", "int16", (9, 65), smooth(281, 65, 400, 90, 1, 63))):

@@ -34,7 +34,7 @@ from wcodec.files.checkpoint import decode_file, is_same_stream
 from wcodec.files.file import File, open_base
 from wcodec.files.shard_index import CODED, PLAIN
 from wcodec.inspect.report import percent_text, size_text
-from wcodec.planner.options import OPERANDS, EncodeOptions
+from wcodec.planner.options import EncodeOptions
 
 #: the pieces of a plain file, by path, backend and base
 Contents = Callable[[str, Backend, str | None], Iterator[Any]]
@@ -313,8 +313,6 @@ def repack(args: argparse.Namespace) -> int:
     """`wcodec repack`."""
     from wcodec.files.repack import repack_file
 
-    if args.coder in OPERANDS:
-        args.coder, args.operand = "auto", args.coder
     options = options_of(args)
 
     def work(source: str, target: str, backend: Backend) -> dict[str, Any]:

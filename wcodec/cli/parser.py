@@ -142,9 +142,7 @@ def _add_encode(s: argparse.ArgumentParser) -> None:
     text = "a .wcodec or safetensors file, or a directory of them: tensors that it has too are stored as differences; decoding needs it"
     s.add_argument("--base", metavar="BASE", type=path_argument, help=text)
     _add_report(s)
-    _add_choices(s, CODERS, "raw: nothing is coded; rans: no contexts; context: contexts")
-    text = "matrices of bf16, int8 and fp8 as operands of GPU kernels, never as differences; fixed: 12 bits a bf16 weight; rans: smaller"
-    s.add_argument("--operand", choices=OPERANDS, help=text)
+    _add_choices(s)
 
 
 def _add_decode(s: argparse.ArgumentParser) -> None:
@@ -165,11 +163,7 @@ def _add_repack(s: argparse.ArgumentParser) -> None:
     _add_outputs(s, "there is no default")
     _add_base(s)
     _add_report(s)
-    text = (
-        "fixed, rans: operands, as by --operand of encode; raw: nothing is coded; context: contexts"
-    )
-    _add_choices(s, (*OPERANDS, *(c for c in CODERS if c not in OPERANDS)), text)
-    s.set_defaults(operand=None)
+    _add_choices(s)
 
 
 def _add_info(s: argparse.ArgumentParser) -> None:
@@ -259,13 +253,19 @@ def _add_outputs(s: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def _add_choices(s: argparse.ArgumentParser, coders: tuple[str, ...], of_coders: str) -> None:
+def _add_choices(s: argparse.ArgumentParser) -> None:
+    """What `wcodec.cli.convert.options_of` reads."""
     s.add_argument(
         "--preset",
         choices=PRESETS,
         default="default",
         help="fast: encode speed first; max: size first (default: default)",
     )
+    text = (
+        "matrices of bf16, int8 and fp8 become operands of GPU kernels, never differences;"
+        " fixed: 12 bits a bf16 weight; rans: smaller"
+    )
+    s.add_argument("--operand", choices=OPERANDS, help=text)
     g = s.add_argument_group("what not to leave to the encoder's measure")
     g.add_argument(
         "--predictor",
@@ -276,7 +276,8 @@ def _add_choices(s: argparse.ArgumentParser, coders: tuple[str, ...], of_coders:
     g.add_argument(
         "--transform", choices=TRANSFORMS, default="auto", help="transform of all coded byte planes"
     )
-    g.add_argument("--coder", choices=coders, default="auto", help=of_coders)
+    text = "raw: nothing is coded; rans: no contexts; context: contexts"
+    g.add_argument("--coder", choices=CODERS, default="auto", help=text)
     g.add_argument(
         "--layout",
         choices=LAYOUTS,

@@ -24,6 +24,7 @@ _OPERAND_RULES_OUT: Final = (
     "tile",
     "predictor",
     "min_saving",
+    "force",
     "preset",
     "transform",
     "coder",
@@ -52,8 +53,8 @@ class EncodeOptions:
     prob_bits
         log2 of the sum of a table's frequencies, 9 to 12.
     min_saving
-        Part of a plane's bytes that coding must save, or it is stored raw. Below 0 forces coding.
-        By default 0.02, and 0 in preset ``max``.
+        Part of a plane's bytes that coding must save, or it is stored raw: 0 to 1. By default 0.02,
+        and 0 in preset ``max``.
     preset
         ``"fast"`` (encode speed first), ``"default"``, ``"max"`` (size first).
     transform
@@ -69,6 +70,9 @@ class EncodeOptions:
         ``"pairs"`` alone. A small or narrow matrix may become larger, by up to 56 bytes for each 8
         rows. With ``"auto"``, a matrix with a segment of many patches becomes no operand; with
         ``"pairs"``, it does, and may become larger.
+    force
+        Code tensors as asked even where that makes them larger. It goes without `min_saving`, which
+        would have no effect.
 
     Raises
     ------
@@ -87,6 +91,7 @@ class EncodeOptions:
     transform: str = "auto"
     coder: str = "auto"
     operand: str | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         for field, names in (
@@ -104,7 +109,11 @@ class EncodeOptions:
         _require(
             low <= self.prob_bits <= high, f"prob_bits {self.prob_bits} is not {low} to {high}"
         )
-        _require(-64 <= self.saving <= 1, f"min_saving {self.min_saving} is not -64 to 1")
+        _require(0 <= self.saving <= 1, f"min_saving {self.min_saving} is not 0 to 1")
+        _require(
+            not self.force or self.min_saving is None,
+            f"force goes without min_saving {self.min_saving}",
+        )
         bytes_only = [
             f"{k} {v}"
             for k, v in (("predictor", self.predictor), ("transform", self.transform))
@@ -185,7 +194,7 @@ class EncodeOptions:
         """Whether choices are made from a part of the words."""
         return (
             self.preset == "fast"
-            and self.saving >= 0
+            and not self.force
             and not self.forces_mode
             and self.coder in ("auto", "rans")
         )

@@ -54,7 +54,7 @@ class Tables:
         self.options, self.pool = options, TablePool()
         # coded bytes may be this many 1024ths of the raw ones
         self.keep = 1024 - round(options.saving * 1024)
-        self.forced = options.saving < 0
+        self.forced = options.force
 
     def choose(self, counts: Counts, size: Counts, mode: int = 0) -> Choice:
         """Coder and table of a plane of all segments,

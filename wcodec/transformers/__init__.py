@@ -9,7 +9,7 @@ Examples
 --------
 >>> import wcodec.transformers
 >>> model = AutoModelForCausalLM.from_pretrained("model-hub")  # decoded while loading
->>> config = WCodecConfig(resident=True)  # held compressed
+>>> config = WCodecConfig(mode="resident")  # held compressed
 >>> model = AutoModelForCausalLM.from_pretrained("model-hub", quantization_config=config)
 """
 

@@ -28,7 +28,6 @@ from wcodec.torch.resident import operands
 from wcodec.torch.resident.compressed import CompressedTensor
 from wcodec.torch.resident.held import Held, compress, encode
 from wcodec.torch.resident.holding import hold, moved
-from wcodec.torch.resident.operands import Fused
 
 #: Whether the loader asks a quantizer what to cast a tensor of the checkpoint to, and looks whether
 #: its shape is right, as transformers does from 5.21 on. Before, it leaves as they are tensors that
@@ -44,9 +43,8 @@ class Coding:
     ----------
     decodes
         Whether the checkpoint may hold streams.
-    resident, fused
-        Whether to hold weights compressed, and to multiply by them without decoding them first;
-        as of `WCodecConfig`.
+    mode, operand
+        How to hold weights and multiply by them; as of `WCodecConfig`.
     weights
         Names of the parameters that can be held so.
     preset
@@ -57,8 +55,8 @@ class Coding:
     """
 
     decodes: bool
-    resident: bool
-    fused: Fused
+    mode: str
+    operand: str | None
     weights: frozenset[str]
     preset: str
     casts: dict[str, torch.dtype]
@@ -97,7 +95,12 @@ class Stream(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-def to_stream(tensor: torch.Tensor, options: EncodeOptions, fused: Fused = False) -> torch.Tensor:
+def to_stream(
+    tensor: torch.Tensor,
+    options: EncodeOptions,
+    mode: str = "resident",
+    operand: str | None = None,
+) -> torch.Tensor:
     """How a tensor stands in hub form: as a stream if it is worth it, or as it is."""
     if isinstance(tensor, Stream):
         return tensor.plain()
@@ -106,7 +109,7 @@ def to_stream(tensor: torch.Tensor, options: EncodeOptions, fused: Fused = False
     if nbytes < hub.LEAST_NBYTES and not forced:
         return tensor
     try:
-        stream, _ = compress(tensor.contiguous(), options, fused=fused)
+        stream, _ = compress(tensor.contiguous(), options, mode=mode, operand=operand)
     except EncodeError as e:
         if e.code == "unsupported_dtype":
             return tensor
@@ -272,7 +275,7 @@ class CodedConverter(WeightConverter):
             out = _of_right_shapes(out, kwargs["model"], kwargs["loading_info"])
         if (
             self.coding is None
-            or not self.coding.resident
+            or self.coding.mode == "decoded"
             or (self.coding.decodes and not self.met_stream)
         ):
             return out
@@ -284,12 +287,11 @@ class CodedConverter(WeightConverter):
         tensor = value[0] if isinstance(value, list) else value
         if name not in self.coding.weights or isinstance(tensor, CompressedTensor):
             return value
-        stream = to_stream(tensor, self.coding.options, self.coding.fused)
-        return (
-            value
-            if stream is tensor
-            else frozen(CompressedTensor.from_stream(stream, name, bool(self.coding.fused)))
-        )
+        coding = self.coding
+        stream = to_stream(tensor, coding.options, coding.mode, coding.operand)
+        if stream is tensor:
+            return value
+        return frozen(CompressedTensor.from_stream(stream, name, mode=coding.mode))
 
     # ---- saving
     def reverse_transform(self) -> EncodingConverter:
@@ -329,15 +331,15 @@ class AnyConverter(CodedConverter):
         assert self.coding is not None
         (target,) = self.layer_targets
         if (
-            not self.coding.resident
+            self.coding.mode == "decoded"
             or target not in self.coding.weights
             or self.cast not in (None, held.dtype)
         ):
             return super()._decoded(held)
-        there = moved(held, held.stream.device, self.coding.fused)
+        there = moved(held, held.stream.device, self.coding.mode, self.coding.operand)
         if there is held:  # it was not decoded
             check_payload(held)
-        return frozen(CompressedTensor(there, fused=bool(self.coding.fused)))
+        return frozen(CompressedTensor(there, mode=self.coding.mode))
 
 
 class EncodingConverter(WeightConverter):

@@ -20,7 +20,6 @@ from wcodec.directories.configs import METHOD
 from wcodec.errors import DecodeError
 from wcodec.files.shard_index import CODED
 from wcodec.torch.loading.reader import Reader
-from wcodec.torch.resident.operands import Fused
 from wcodec.transformers.config import WCodecConfig
 from wcodec.transformers.sources import StreamSlice, stored_dtype, weight_files
 
@@ -41,9 +40,9 @@ class WCodecModel:
         directory: str | os.PathLike[str],
         *model_args: Any,
         auto_class: Any = None,
-        resident: bool = False,
+        mode: str = "decoded",
+        operand: str | None = None,
         preset: str = "default",
-        fused: Fused = False,
         **kwargs: Any,
     ) -> Any:
         """Load a model. It is the one that transformers makes of the plain directory, bit for bit.
@@ -56,7 +55,7 @@ class WCodecModel:
         auto_class
             Such as ``AutoModelForCausalLM``, to pick the class of the model; by default it is the
             one that ``config.json`` names.
-        resident, preset, fused
+        mode, operand, preset
             See `WCodecConfig`.
         **kwargs
             As of ``from_pretrained`` of transformers.
@@ -64,26 +63,25 @@ class WCodecModel:
         Returns
         -------
         A model of a class of transformers. ``save_pretrained`` writes hub form if any of it was
-        compressed or `resident` is true.
+        compressed, or stays so.
 
         Raises
         ------
         DecodeError
             The weights are damaged, or of a format version that this wcodec does not know.
+        EncodeError
+            ``bad_option``, as of `WCodecConfig`.
         ValueError
             The class of the model cannot be told.
         """
         config, kwargs = _config(directory, kwargs)
         given = kwargs.pop("quantization_config", None)
-        if given is not None and (resident or fused or preset != "default"):
+        own = WCodecConfig(mode, operand, preset)
+        if given is not None and own.get_loading_attributes() != _USUAL:
             raise ValueError(
-                "resident, fused and preset stand in the quantization_config: give them there"
+                "mode, operand and preset stand in the quantization_config: give them there"
             )
-        coding = (
-            given
-            if isinstance(given, WCodecConfig)
-            else WCodecConfig(resident, preset, fused=fused)
-        )
+        coding = given if isinstance(given, WCodecConfig) else own
         foreign = given is not coding and given is not None
         if foreign:
             kwargs["quantization_config"] = given
@@ -99,15 +97,17 @@ class WCodecModel:
                 model_args,
                 kwargs,
             )
-        if not foreign and (_method(config) == METHOD or coding.resident):
+        if not foreign and (_method(config) == METHOD or coding.stays_compressed):
             kwargs["quantization_config"] = coding
         elif not foreign and coding.preset != "default":
             raise ValueError(
-                "preset says how to compress, and of a plain model nothing is, unless resident=True"
+                "preset says how to compress, and of a plain model nothing is in mode 'decoded'"
             )
         return model_class.from_pretrained(directory, *model_args, config=config, **kwargs)
 
 
+#: How weights are held unless a caller says it.
+_USUAL: Final = WCodecConfig().get_loading_attributes()
 #: What says where files are.
 _WHERE: Final = (
     "cache_dir",
@@ -219,10 +219,10 @@ def _from_wcodec(
     )
     if coding is not None and streams:
         config.quantization_config = {**coding.to_dict(), **coding.get_loading_attributes()}
-    elif coding is not None and coding.resident:
+    elif coding is not None and coding.stays_compressed:
         raise ValueError(
-            "resident=True does not go together with another quantization, "
-            "nor with a model in parts"
+            f"mode {coding.mode!r} does not go together with another quantization, nor with a model"
+            " in parts"
         )
     if getattr(config, "dtype", None) is None:
         config.dtype = stored_dtype(_folder(directory, kwargs), kwargs.get("variant"))

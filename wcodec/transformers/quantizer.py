@@ -79,13 +79,12 @@ class WCodecHfQuantizer(HfQuantizer):
         """
         hub.parse_version(self.quantization_config.format_version)
         places = set(map(str, device_map.values())) if isinstance(device_map, dict) else set()
-        if self.quantization_config.resident and (
-            "disk" in places or ("cpu" in places and len(places) > 1)
-        ):
+        config = self.quantization_config
+        if config.stays_compressed and ("disk" in places or ("cpu" in places and len(places) > 1)):
             raise ValueError(
-                "resident=True holds all weights compressed on the devices that compute; this "
-                f"device_map puts some on others ({', '.join(sorted(places))}): leave "
-                "resident=True out, or give a device_map or max_memory without offloading"
+                f"mode {config.mode!r} holds all weights compressed on the devices that compute;"
+                f" this device_map puts some on others ({', '.join(sorted(places))}): take mode"
+                " 'decoded', or give a device_map or max_memory without offloading"
             )
 
     def update_attn_implementation(self, config: Any) -> Any:
@@ -139,7 +138,7 @@ class WCodecHfQuantizer(HfQuantizer):
         config = self.quantization_config
         weights = _weights(self._loaded if model is None else model)
         coding = Coding(
-            self.pre_quantized, config.resident, config.fused, weights, config.preset, self._casts
+            self.pre_quantized, config.mode, config.operand, weights, config.preset, self._casts
         )
         coded = [
             CodedConverter.around(c, coding) if isinstance(c, WeightConverter) else c
@@ -166,7 +165,7 @@ class WCodecHfQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         self._loaded = None
         _decode_left(model, self._casts)
-        if not self.quantization_config.resident:  # an ordinary model
+        if not self.quantization_config.stays_compressed:  # an ordinary model
             model.is_quantized = False
             for module in _models(model):
                 if hasattr(module.config, "_is_quantized"):
@@ -226,13 +225,13 @@ class WCodecHfQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Adapters can be trained; without `resident` so can the model."""
+        """Adapters can be trained; in mode "decoded" so can the model."""
         return True
 
     @property
     def is_compileable(self) -> bool:
         """Whether ``generate`` may compile the model by itself."""
-        return not self.quantization_config.resident
+        return not self.quantization_config.stays_compressed
 
 
 def _models(model: Any) -> list[Any]:

@@ -178,7 +178,7 @@ def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int,
             except BaseException as e:
                 failed[i], turns = e, count(len(pieces))  # nobody begins another piece
 
-    ahead: _Ahead = _Mapped(file, pieces) if file.path is not None else _Fetched(file, pieces)
+    ahead = (_ThreadReadAhead if file.path is None else _SystemReadAhead)(file, pieces)
     with closing(ahead), ThreadPoolExecutor(max(n_threads - 1, 1), "wcodec-load") as threads:
         helpers = [threads.submit(work) for _ in range(n_threads - 1)]
         try:
@@ -192,7 +192,7 @@ def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int,
 
 
 # ---- reading ahead -----------------------------------------------------------------------------------------------------------
-class _Ahead(ABC):
+class _ReadAhead(ABC):
     """Reads a file before threads want it: they would wait for the disk, and the disk for them."""
 
     def __init__(self, file: File, pieces: list[_Piece]) -> None:
@@ -221,8 +221,8 @@ class _Ahead(ABC):
         """Stop reading."""
 
 
-class _Mapped(_Ahead):
-    """A mapped file: the system is told what will be wanted."""
+class _SystemReadAhead(_ReadAhead):
+    """The system reads a mapped file: it is told what will be wanted."""
 
     def __init__(self, file: File, pieces: list[_Piece]) -> None:
         super().__init__(file, pieces)
@@ -245,8 +245,8 @@ class _Mapped(_Ahead):
             self._raw.close()
 
 
-class _Fetched(_Ahead):
-    """A file object: a thread reads from it, and threads that decode take what it has read."""
+class _ThreadReadAhead(_ReadAhead):
+    """A thread reads a file object, and threads that decode take what it has read."""
 
     def __init__(self, file: File, pieces: list[_Piece]) -> None:
         super().__init__(file, pieces)

@@ -5,9 +5,11 @@ keeps it (not what was decoded) for the backward pass, and what comes out has th
 frozen, since the same kernels get the same operands. What only turns or hands on a weight stays compressed; an embedding or an expert
 of a stack decodes no more than the rows that it picks.
 
-A matrix in fused mode is multiplied without being decoded first (`wcodec.torch.resident.products`): on a CPU it is decoded tile by tile and no
-memory holds all of it, on a GPU kernels read the stream, if it is an operand (spec: chapter 14.1) and few rows are multiplied by it. These
-are the same products, but summed by kernels of other shapes, so the last bits of results may differ. Other operations are as without it.
+A matrix in mode "fused" is multiplied without being decoded first
+(`wcodec.torch.resident.products`): on a CPU it is decoded tile by tile and no memory holds all of
+it, on a GPU kernels read the stream, if it is an operand (spec: chapter 14.1) and few rows are
+multiplied by it. These are the same products, but summed by kernels of other shapes, so the last
+bits of results may differ. Other operations are as in mode "resident".
 
 Operations that write to the whole tensor, such as ``w.mul_(2)`` or ``w[3] = 0``, compress it anew. A view (``w[3]``, ``w.view(-1)``) is a
 copy: what is written to it does not reach the weight. ``model.to(...)`` has to swap the tensors of parameters, which PyTorch refuses
@@ -29,7 +31,7 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.torch.resident.dispatch import HANDLERS
 from wcodec.torch.resident.held import Held, compress
 from wcodec.torch.resident.holding import held_of, hold, moved, name_stream
-from wcodec.torch.resident.operands import Fused, check_options
+from wcodec.torch.resident.operands import check_mode
 from wcodec.torch.resident.scratch import ROUND
 
 
@@ -40,12 +42,13 @@ class CompressedTensor(torch.Tensor):
     ----------
     stream
         uint8 of one dimension, on the tensor's device: a wcodec file of one tensor (spec: chapter 4).
-    fused
-        Whether products with a matrix are taken without decoding it first. May be set. A matrix that comes to a GPU in fused mode
+    mode
+        ``"resident"``: it is decoded for each operation; ``"fused"``: products with a matrix are
+        taken without decoding it first. May be set. A matrix that comes to a GPU in mode "fused"
         becomes an operand, unless it was compressed with options that say more than a preset.
     """
 
-    fused: bool
+    _mode: str
     _held: Held | None
     _swapped: bool
     _stream: torch.Tensor
@@ -60,8 +63,9 @@ class CompressedTensor(torch.Tensor):
         swapped: bool = False,
         shape: tuple[int, ...] | None = None,
         dtype: torch.dtype | None = None,
-        fused: bool = False,
+        mode: str = "resident",
     ) -> CompressedTensor:
+        check_mode(mode)
         stream = held.stream if isinstance(held, Held) else held
         if isinstance(held, Held):
             shape, dtype = held.shape, held.dtype
@@ -73,12 +77,8 @@ class CompressedTensor(torch.Tensor):
             out: CompressedTensor = torch.Tensor._make_wrapper_subclass(
                 cls, shape, strides=strides, dtype=dtype, device=stream.device, requires_grad=False
             )
-        out._held, out._swapped, out.fused = (
-            held if isinstance(held, Held) else None,
-            swapped,
-            fused,
-        )
-        out._stream = stream
+        out._held, out._stream = held if isinstance(held, Held) else None, stream
+        out._swapped, out._mode = swapped, mode
         return out
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -86,7 +86,7 @@ class CompressedTensor(torch.Tensor):
 
     @classmethod
     def from_stream(
-        cls, stream: torch.Tensor, name: str = "", fused: bool = False
+        cls, stream: torch.Tensor, name: str = "", *, mode: str = "resident"
     ) -> CompressedTensor:
         """The tensor of a stream, which is read only as far as its index.
 
@@ -96,15 +96,18 @@ class CompressedTensor(torch.Tensor):
             uint8 of one dimension, on any device; it is not copied.
         name
             What errors call the tensor.
-        fused
-            See the class. On a GPU, products with a stream that is no operand are taken by decoding it first.
+        mode
+            See the class. On a GPU, products with a stream that is no operand are taken by decoding
+            it first.
 
         Raises
         ------
         DecodeError
             It is no wcodec file of one tensor.
+        EncodeError
+            ``bad_option``: there is no such mode.
         """
-        return cls(hold(stream, name), fused=fused)
+        return cls(hold(stream, name), mode=mode)
 
     @classmethod
     def from_dense(
@@ -112,20 +115,33 @@ class CompressedTensor(torch.Tensor):
         tensor: torch.Tensor,
         options: EncodeOptions | None = None,
         name: str = "",
-        fused: Fused = False,
+        *,
+        mode: str = "resident",
+        operand: str | None = None,
     ) -> CompressedTensor:
-        """Compress a tensor, in fused mode as `wcodec.torch.compress_model` does it.
+        """Compress a tensor; `mode` and `operand` are as of `wcodec.torch.compress_model`.
 
         Raises
         ------
         EncodeError
-            ``unsupported_dtype``; ``bad_option``: `fused` names no form, or one beside `options` that say more than a preset.
+            ``unsupported_dtype``; ``bad_option``: there is no such mode or operand; an operand
+            beside another mode than "fused", or beside `options` that say more than a preset.
         """
-        check_options(options, fused)
-        stream, options = compress(tensor.detach(), options, name, fused)
-        return cls(hold(stream, name, options), fused=bool(fused))
+        check_mode(mode, operand, options)
+        stream, options = compress(tensor.detach(), options, name, mode, operand)
+        return cls(hold(stream, name, options), mode=mode)
 
     # ---- what is in it
+    @property
+    def mode(self) -> str:
+        """See the class."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        check_mode(mode)
+        self._mode = mode
+
     @property
     def held(self) -> Held:
         """How it is held."""
@@ -159,15 +175,11 @@ class CompressedTensor(torch.Tensor):
         other = value
         if not isinstance(other, CompressedTensor):
             other = CompressedTensor.from_dense(
-                value, self.held.options, self.held.name, self.fused
+                value, self.held.options, self.held.name, mode=self.mode
             )
         torch.Tensor.data.__set__(self, other)
-        self._held, self._swapped, self._stream, self.fused = (
-            other._held,
-            other._swapped,
-            other._stream,
-            other.fused,
-        )
+        self._held, self._stream = other._held, other._stream
+        self._swapped, self._mode = other._swapped, other._mode
 
     # ---- what reads memory that is not there
     def numpy(self, *, force: bool = False) -> np.ndarray[Any, Any]:
@@ -199,13 +211,13 @@ class CompressedTensor(torch.Tensor):
         )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        held = f"{self.stream.numel()} bytes compressed" + (", fused" if self.fused else "")
+        held = f"{self.stream.numel()} bytes compressed" + ", fused" * (self.mode == "fused")
         return f"CompressedTensor(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device}, {held})"
 
     # ---- copying, pickling, tracing
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedTensor:
         if id(self) not in memo:
-            out = CompressedTensor(self.held.copy(), self._swapped, fused=self.fused)
+            out = CompressedTensor(self.held.copy(), self._swapped, mode=self.mode)
             out.requires_grad_(self.requires_grad)
             out.__dict__.update(_extra(self))
             memo[id(self)] = out
@@ -223,43 +235,29 @@ class CompressedTensor(torch.Tensor):
             self.requires_grad,
             _extra(self),
             options,
-            self.fused,
+            self.mode,
         )
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
-        shape = tuple(self.shape)
         name = "" if self._held is None else self._held.name
         if name:
             name_stream(self.stream, name)
-        return ["stream"], (
-            self._swapped,
-            _swap(shape) if self._swapped else shape,
-            self.dtype,
-            name,
-            self.fused,
-        )
+        return ["stream"], (self._swapped, shape_held(self), self.dtype, name, self.mode)
 
     @staticmethod
     def __tensor_unflatten__(
         inner: dict[str, Any], meta: Any, outer_size: Any, outer_stride: Any
     ) -> CompressedTensor:
-        swapped, shape, dtype, name, fused = meta
+        swapped, shape, dtype, name, mode = meta
         stream = inner["stream"]
         if type(stream) is torch.Tensor:
-            return CompressedTensor(hold(stream, name), swapped, fused=fused)
-        return CompressedTensor(stream, swapped, shape, dtype, fused)
+            return CompressedTensor(hold(stream, name), swapped, mode=mode)
+        return CompressedTensor(stream, swapped, shape, dtype, mode)
 
     def _stable_hash_for_caching(self) -> str:
         """What graphs of ``torch.compile`` are kept by."""
-        what = (
-            tuple(self.shape),
-            self.dtype,
-            str(self.device),
-            self._swapped,
-            self.fused,
-            self.stream.numel(),
-        )
-        return repr((type(self).__name__, *what))
+        held = self._swapped, self.mode, self.stream.numel()
+        return repr((type(self).__name__, tuple(self.shape), self.dtype, str(self.device), *held))
 
     @classmethod
     def __torch_dispatch__(
@@ -278,7 +276,7 @@ class CompressedTensor(torch.Tensor):
 
 
 #: attributes that are not a user's
-OWN: Final = {"_held", "_swapped", "_stream", "fused", "_is_param"}
+OWN: Final = {"_held", "_swapped", "_stream", "_mode", "_is_param"}
 
 
 def _extra(w: CompressedTensor) -> dict[str, Any]:
@@ -293,12 +291,17 @@ def rebuild(
     requires_grad: bool,
     extra: dict[str, Any],
     options: dict[str, Any] | None,
-    fused: bool = False,
+    mode: str | bool = "resident",
 ) -> CompressedTensor:
-    """What a pickle of a compressed tensor calls."""
+    """What a pickle of a compressed tensor calls. Those of earlier versions say whether it is in
+    mode "fused", and for `force`, a `min_saving` below 0."""
+    if isinstance(mode, bool):
+        mode = "fused" if mode else "resident"
+    if options is not None and (options.get("min_saving") or 0) < 0:
+        options = {**options, "min_saving": None, "force": True}
     held = hold(stream, name, None if options is None else EncodeOptions(**options))
     # in torch.load, the stream may have come to a GPU
-    out = CompressedTensor(moved(held, stream.device, fused), swapped, fused=fused)
+    out = CompressedTensor(moved(held, stream.device, mode), swapped, mode=mode)
     out.__dict__.update(extra)
     out.requires_grad_(requires_grad)
     return out
@@ -312,8 +315,8 @@ def like(w: CompressedTensor, swapped: bool | None = None) -> CompressedTensor:
     """Another view of the same content."""
     swapped = w._swapped if swapped is None else swapped
     if w._held is not None:
-        return CompressedTensor(w._held, swapped, fused=w.fused)
-    return CompressedTensor(w._stream, swapped, shape_held(w), w.dtype, w.fused)
+        return CompressedTensor(w._held, swapped, mode=w.mode)
+    return CompressedTensor(w._stream, swapped, shape_held(w), w.dtype, w.mode)
 
 
 def shape_held(w: CompressedTensor) -> tuple[int, ...]:

@@ -22,13 +22,22 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import Bytes
 from wcodec.reference.records import TensorRecord
 from wcodec.torch.loading.device_memory import current_stream
-from wcodec.torch.resident.device_products import FACTORS, Prepared, multiply, prepare
+from wcodec.torch.resident.device_products import FACTORS, Prepared, multiply_transposed, prepare
 from wcodec.torch.resident.held import ROWS_IN_GRAPH, Held, only_tensor, portions
-from wcodec.torch.resident.scratch import AHEAD_OF_TYPE, Ahead, Buffers, Decodable, ahead_of
+from wcodec.torch.resident.scratch import (
+    PREFETCHER_OF_TYPE,
+    Buffers,
+    Decodable,
+    Prefetcher,
+    prefetcher_of,
+)
 
 ALIGNED: Final = 16  #: of payloads (spec: chapter 4)
 FIRST_USE: Final = "first use of {} while a CUDA graph is captured: run the model once before"
-NO_OPERAND: Final = "{} cannot be decoded in a CUDA graph, for it is no operand: hold it with fused=True, dense, or outside of the graph"
+NO_OPERAND: Final = (
+    "{} cannot be decoded in a CUDA graph, for it is no operand: hold it with mode='fused', dense,"
+    " or outside of the graph"
+)
 
 
 class TensorSource:
@@ -146,7 +155,7 @@ class DeviceHeld(Held):
         prepared = self._prepared
         if prepared is None or prepared[0] is not resident:
             self.outside_of_graphs(FIRST_USE)
-            buffers = ahead_of(self.stream.device).buffers
+            buffers = prefetcher_of(self.stream.device).buffers
             buffer = buffers.take(self.nbytes)
             try:
                 self._decode_first(resident, buffer)
@@ -161,7 +170,11 @@ class DeviceHeld(Held):
     ) -> torch.Tensor | None:
         """As `Held.product`, on the current stream. The first time, the stream is decoded and checked."""
         with self._on_its_stream() as resident:
-            return multiply(self._known(resident), x, bias, scale) if x.dtype in FACTORS else None
+            return (
+                multiply_transposed(self._known(resident), x, bias, scale)
+                if x.dtype in FACTORS
+                else None
+            )
 
     def operand(self) -> Operand | None:
         """The operand in the stream, decoded and checked at first use; ``None`` if it holds none."""
@@ -264,8 +277,9 @@ class DeviceBuffers(Buffers):
         super().give(buffer)
 
 
-class DeviceAhead(Ahead):
-    """As `Ahead`; what is next is decoded on a stream of its own, and who uses it lets the current stream wait for it."""
+class DevicePrefetcher(Prefetcher):
+    """As `Prefetcher`; what is next is decoded on a stream of its own, and who uses it lets the
+    current stream wait for it."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(DeviceBuffers(device))
@@ -325,4 +339,4 @@ class DeviceAhead(Ahead):
             self._give_after(pending)
 
 
-AHEAD_OF_TYPE["cuda"] = DeviceAhead
+PREFETCHER_OF_TYPE["cuda"] = DevicePrefetcher

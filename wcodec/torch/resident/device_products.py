@@ -71,7 +71,7 @@ def _is_finite(dense: torch.Tensor) -> bool:
     )
 
 
-def multiply(
+def multiply_transposed(
     weight: Prepared, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
 ) -> torch.Tensor | None:
     """``(x @ W.T) * scale + bias``; ``None`` if the weight has to be decoded first.

@@ -19,8 +19,7 @@ from wcodec.reference.operands import operand_form
 from wcodec.reference.records import TensorRecord
 from wcodec.torch import dtypes
 from wcodec.torch.resident import operands
-from wcodec.torch.resident.operands import Fused
-from wcodec.torch.resident.scratch import ahead_of
+from wcodec.torch.resident.scratch import prefetcher_of
 from wcodec.torch.resident.tiles import Tiling, row_tiles, tiling_of
 
 PART_NBYTES: Final = 1 << 24  #: decoded at once where rows are picked
@@ -104,11 +103,11 @@ class Held:
 
     def lease(self) -> torch.Tensor:
         """A buffer that starts with the weight, to be given back to `give_back`."""
-        return ahead_of(self.stream.device).decoded(self)
+        return prefetcher_of(self.stream.device).decoded(self)
 
     def give_back(self, buffer: torch.Tensor) -> None:
         """End a lease."""
-        ahead_of(self.stream.device).buffers.give(buffer)
+        prefetcher_of(self.stream.device).buffers.give(buffer)
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:
         """Entries of the first dimension, ``dense()[ids]``: only the segments that hold them are decoded.
@@ -177,8 +176,10 @@ class Held:
         ------
         EncodeError
         """
-        form = operand_form(self.record()) or False
-        self.stream = compress(dense, self.options, self.name, form)[0].to(self.stream.device)
+        form = operand_form(self.record())
+        mode = "resident" if form is None else "fused"
+        stream, _ = compress(dense, self.options, self.name, mode, form)
+        self.stream = stream.to(self.stream.device)
         self.version += 1
 
     def copy(self) -> Held:
@@ -237,16 +238,23 @@ def pays(operand: torch.Tensor, dense: torch.Tensor) -> bool:
 
 
 def compress(
-    dense: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: Fused = False
+    dense: torch.Tensor,
+    options: EncodeOptions | None = None,
+    name: str = "",
+    mode: str = "resident",
+    operand: str | None = None,
 ) -> tuple[torch.Tensor, EncodeOptions | None]:
-    """A tensor as a stream on its device, in fused mode as an operand where `options_for` has it so, and the options that it was made with.
+    """A tensor as a stream on its device, in mode "fused" as an operand where `options_for` has it
+    so, and the options that it was made with.
 
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``; ``bad_option``: `fused` names no form.
+        ``unsupported_dtype``
     """
-    of_operand = operands.options_for(tuple(dense.shape), dense.dtype, dense.device, options, fused)
+    of_operand = operands.options_for(
+        tuple(dense.shape), dense.dtype, dense.device, options, mode, operand
+    )
     stream = encode(dense, of_operand, name)
     if of_operand is options or pays(stream, dense):
         return stream, of_operand

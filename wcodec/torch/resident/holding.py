@@ -13,7 +13,6 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.reference.operands import operand_form
 from wcodec.torch.resident import operands
 from wcodec.torch.resident.held import Held, encode, pays
-from wcodec.torch.resident.operands import Fused
 
 
 def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = None) -> Held:
@@ -43,19 +42,24 @@ def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = N
     )
 
 
-def moved(held: Held, device: torch.device, fused: Fused = False) -> Held:
-    """A weight on a device, itself if it is there. In fused mode as an operand, where `options_for` has it so: if it is none
-    yet, or not of the form that `fused` names, it is decoded and encoded anew.
+def moved(
+    held: Held, device: torch.device, mode: str = "resident", operand: str | None = None
+) -> Held:
+    """A weight on a device, itself if it is there. In mode "fused" as an operand, where
+    `options_for` has it so: if it is none yet, or not of the form that `operand` names, it is
+    decoded and encoded anew.
 
     Raises
     ------
     DecodeError
         It is damaged, and had to be decoded.
     """
-    options = operands.options_for(held.shape, held.dtype, device, held.options, fused)
-    if fused and options is not None and options.operand is not None:
+    # a form that is asked for now goes before how the weight was compressed
+    known = held.options if operand is None else None
+    options = operands.options_for(held.shape, held.dtype, device, known, mode, operand)
+    if mode == "fused" and options is not None and options.operand is not None:
         form = operand_form(held.record())
-        if form is None or (isinstance(fused, str) and form != fused):
+        if form is None or operand not in (None, form):
             dense = held.dense()
             stream = encode(dense, options, held.name)
             if pays(stream, dense):

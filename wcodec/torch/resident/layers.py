@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (as everyone calls it)
@@ -13,9 +13,8 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.torch.resident import products
 from wcodec.torch.resident.compressed import CompressedTensor
 from wcodec.torch.resident.holding import moved
-from wcodec.torch.resident.models import compressed_parameter, noted
-
-MODES: Final = ("fused", "resident")
+from wcodec.torch.resident.models import compressed_parameter, with_attributes_of
+from wcodec.torch.resident.operands import check_mode
 
 
 class WCodecLinear(torch.nn.Linear):
@@ -28,12 +27,17 @@ class WCodecLinear(torch.nn.Linear):
     in_features, out_features, bias, device, dtype
         As of ``torch.nn.Linear``.
     mode
-        ``"fused"``: the weight is multiplied without being decoded first; see `compress_model`. ``"resident"``: it is decoded for
-        each call, into memory that all weights share; results have the bits of the dense layer. A quantised weight is then multiplied
-        by its scale too and rounded to the dtype of the activations, a copy for each call.
+        ``"fused"``: the weight is multiplied without being decoded first; see `compress_model`.
+        ``"resident"``: it is decoded for each call, into memory that all weights share; results
+        have the bits of the dense layer. A quantised weight is then multiplied by its scale too and
+        rounded to the dtype of the activations, a copy for each call.
+    operand
+        The form of the operand that the weight becomes in mode "fused", ``"fixed"`` or ``"rans"``;
+        ``None`` for the one that suits device and dtype, on a CPU none. See `compress_model`.
     options
-        How it is compressed; ``None`` for the default preset, or, fused on a GPU, as an operand; ``EncodeOptions(operand="rans")`` for
-        the smaller form.
+        How the weight is compressed where it becomes no operand; ``None`` for the default preset.
+        They may say more than a preset if there is no `operand`; then it is compressed so in any
+        case.
     name
         What errors call the weight.
 
@@ -46,7 +50,9 @@ class WCodecLinear(torch.nn.Linear):
     Raises
     ------
     EncodeError
-        ``bad_option``: no such mode. ``unsupported_dtype``, also on the device ``meta``: a weight without values.
+        ``bad_option``: there is no such mode or operand; an operand beside mode "resident", or
+        beside options that say more than a preset. ``unsupported_dtype``, also on the device
+        ``meta``: a weight without values.
 
     Examples
     --------
@@ -65,12 +71,13 @@ class WCodecLinear(torch.nn.Linear):
         dtype: torch.dtype | None = None,
         *,
         mode: str = "fused",
+        operand: str | None = None,
         options: EncodeOptions | None = None,
         name: str = "weight",
     ) -> None:
-        _check(mode)
+        check_mode(mode, operand, options)
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.weight = _compressed(self.weight, mode, options, name)
+        self.weight = _compressed(self.weight, mode, operand, options, name)
         self.register_parameter("weight_scale", None)
 
     @classmethod
@@ -79,15 +86,17 @@ class WCodecLinear(torch.nn.Linear):
         linear: torch.nn.Linear,
         mode: str = "fused",
         *,
+        operand: str | None = None,
         options: EncodeOptions | None = None,
         name: str = "weight",
     ) -> WCodecLinear:
         """A layer with the weight of another one and the same bias. Raises as the class.
 
-        A weight that is compressed already keeps its name, and how it is compressed, unless there are `options`.
+        A weight that is compressed already keeps its name, and how it is compressed, unless
+        `operand` or `options` say how.
         """
-        _check(mode)
-        layer = cls._made(_compressed(linear.weight, mode, options, name), linear.bias)
+        check_mode(mode, operand, options)
+        layer = cls._made(_compressed(linear.weight, mode, operand, options, name), linear.bias)
         layer.weight_scale = linear.weight_scale if isinstance(linear, WCodecLinear) else None
         layer.training = linear.training
         return layer
@@ -100,6 +109,7 @@ class WCodecLinear(torch.nn.Linear):
         bias: torch.Tensor | None = None,
         mode: str = "fused",
         *,
+        operand: str | None = None,
         options: EncodeOptions | None = None,
         name: str = "weight",
     ) -> WCodecLinear:
@@ -115,24 +125,25 @@ class WCodecLinear(torch.nn.Linear):
             A factor for each row, of shape (n,) or (n, 1), or one for all. float32, or what it holds exactly: bfloat16, float16.
         bias
             Of shape (n,). A parameter is taken as it is; another tensor becomes a frozen one.
-        mode, options, name
+        mode, operand, options, name
             As of the class.
 
         Raises
         ------
         EncodeError
-            ``bad_option``: no such mode; shapes or dtypes that are not those above. ``unsupported_dtype``: as of the class.
+            ``bad_option``: as of the class; shapes or dtypes that are not those above.
+            ``unsupported_dtype``: as of the class.
 
         Examples
         --------
         >>> scale = dense.weight.float().abs().amax(1) / 127
         >>> layer = WCodecLinear.from_quantized((dense.weight.float() / scale[:, None]).round().to(torch.int8), scale, dense.bias)
         """
-        _check(mode)
+        check_mode(mode, operand, options)
         _check_quantized(weight, scale, bias)
         if bias is not None and not isinstance(bias, torch.nn.Parameter):
             bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
-        layer = cls._made(_compressed(weight, mode, options, name), bias)
+        layer = cls._made(_compressed(weight, mode, operand, options, name), bias)
         layer.weight_scale = torch.nn.Parameter(
             _per_row(scale, weight.shape[0]), requires_grad=False
         )
@@ -149,10 +160,8 @@ class WCodecLinear(torch.nn.Linear):
 
     @property
     def mode(self) -> str:
-        """``"fused"``, ``"resident"``, or ``"dense"`` if another weight was put there."""
-        if not isinstance(self.weight, CompressedTensor):
-            return "dense"
-        return "fused" if self.weight.fused else "resident"
+        """``"fused"``, ``"resident"``, or ``"decoded"`` if a dense weight was put there."""
+        return self.weight.mode if isinstance(self.weight, CompressedTensor) else "decoded"
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As of ``torch.nn.Linear``; of a quantised weight, see the class."""
@@ -265,22 +274,22 @@ def _per_row(scale: torch.Tensor, n: int) -> torch.Tensor:
     )
 
 
-def _check(mode: str) -> None:
-    if mode not in MODES:
-        raise EncodeError("bad_option", f"no mode {mode!r}: fused or resident")
-
-
 def _compressed(
-    weight: torch.Tensor, mode: str, options: EncodeOptions | None, name: str
+    weight: torch.Tensor,
+    mode: str,
+    operand: str | None,
+    options: EncodeOptions | None,
+    name: str,
 ) -> torch.nn.Parameter:
-    """A weight, held compressed in a mode; one that is compressed already is coded anew if there are options."""
-    fused = mode == "fused"
+    """A weight, held compressed in a mode; one that is compressed already is coded anew if there
+    are options."""
     if not isinstance(weight, CompressedTensor):
-        return compressed_parameter(weight, options, name, fused)
+        return compressed_parameter(weight, options, name, mode, operand)
     if options is not None:
-        return noted(
-            compressed_parameter(weight.decode().contiguous(), options, weight.held.name, fused),
-            weight,
+        dense = weight.decode().contiguous()
+        return with_attributes_of(
+            compressed_parameter(dense, options, weight.held.name, mode, operand), weight
         )
-    other = CompressedTensor(moved(weight.held, weight.device, fused), weight._swapped, fused=fused)
-    return noted(torch.nn.Parameter(other, requires_grad=False), weight)
+    held = moved(weight.held, weight.device, mode, operand)
+    other = CompressedTensor(held, weight._swapped, mode=mode)
+    return with_attributes_of(torch.nn.Parameter(other, requires_grad=False), weight)

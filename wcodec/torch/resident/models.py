@@ -17,7 +17,7 @@ from wcodec.torch.loading.checkpoint import WCodecCheckpoint
 from wcodec.torch.loading.reader import Device, Reader
 from wcodec.torch.resident.compressed import OWN, CompressedTensor
 from wcodec.torch.resident.holding import hold, moved
-from wcodec.torch.resident.operands import Fused, check_fused, check_options
+from wcodec.torch.resident.operands import check_mode
 from wcodec.torch.resident.scratch import return_freed_memory
 
 MIN_NBYTES: Final = 4096  #: smaller weights stay as they are
@@ -50,9 +50,11 @@ def compress_model(
     min_nbytes: int = MIN_NBYTES,
     skip: Callable[[str, torch.nn.Parameter], bool] | None = None,
     progress: Callable[[int], object] | None = None,
-    fused: Fused = False,
+    mode: str = "resident",
+    operand: str | None = None,
 ) -> torch.nn.Module:
-    """Hold the weights of a model compressed from now on. They are decoded as they are used; without `fused`, results have the same bits.
+    """Hold the weights of a model compressed from now on; in mode "resident", results have the same
+    bits as before.
 
     All parameters of two or more dimensions are taken: of linear and convolution layers, embeddings, stacks of experts. Tied ones
     stay tied. They are frozen: gradients go through them to activations and adapters, not into them.
@@ -69,11 +71,16 @@ def compress_model(
         Called with name and parameter; true for those to leave alone.
     progress
         Called with the number of bytes of each weight that was looked at.
-    fused
-        Whether matrices are multiplied without being decoded first: on a CPU they are decoded tile by tile, on a GPU kernels multiply
-        straight from operands, which matrices of bfloat16, int8 and float8 become there (spec: chapter 14.1). The same products are
-        summed by kernels of other shapes: the last bits of results may differ. ``"fixed"`` or ``"rans"``: such matrices become operands
-        of that form on a CPU too; by default, on a GPU, bfloat16 takes ``"fixed"``, the others ``"rans"``. `preset` is for the rest.
+    mode
+        ``"resident"``: weights are decoded for each operation. ``"fused"``: matrices are multiplied
+        without being decoded first. On a CPU they are decoded tile by tile; on a GPU kernels
+        multiply straight from operands, which matrices of bfloat16, int8 and float8 become there
+        (spec: chapter 14.1). The same products are summed by kernels of other shapes: the last bits
+        of results may differ.
+    operand
+        The form of these operands in mode "fused": ``"fixed"`` or ``"rans"``, on a CPU too; by
+        default, on a GPU, bfloat16 takes ``"fixed"``, the others ``"rans"``. `preset` is for the
+        rest.
 
     Returns
     -------
@@ -82,7 +89,8 @@ def compress_model(
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``; ``bad_option``: no such preset or form.
+        ``unsupported_dtype``; ``bad_option``: there is no such preset, mode or operand; an operand
+        beside mode "resident", or beside options that say more than a preset.
 
     Examples
     --------
@@ -90,8 +98,7 @@ def compress_model(
     """
     if options is not None and preset != "default":
         raise EncodeError("bad_option", "preset and options are two ways to say the same: give one")
-    check_fused(fused)
-    check_options(options, fused)
+    check_mode(mode, operand, options)
     options = EncodeOptions(preset=preset) if options is None else options
     done: dict[int, torch.nn.Parameter] = {}
     for name, module, leaf, parameter in _weights(model):
@@ -106,7 +113,7 @@ def compress_model(
             continue
         nbytes = parameter.numel() * parameter.element_size()
         if nbytes >= min_nbytes:
-            small = compressed_parameter(parameter, options, name, fused)
+            small = compressed_parameter(parameter, options, name, mode, operand)
             if small.stream.numel() < nbytes:
                 done[id(parameter)] = small
                 setattr(module, leaf, small)
@@ -117,19 +124,19 @@ def compress_model(
 
 
 def compressed_parameter(
-    tensor: torch.Tensor, options: EncodeOptions | None = None, name: str = "", fused: Fused = False
+    tensor: torch.Tensor,
+    options: EncodeOptions | None = None,
+    name: str = "",
+    mode: str = "resident",
+    operand: str | None = None,
 ) -> torch.nn.Parameter:
-    """A tensor as a frozen parameter that is held compressed, with what was noted on it."""
-    return noted(
-        torch.nn.Parameter(
-            CompressedTensor.from_dense(tensor, options, name, fused), requires_grad=False
-        ),
-        tensor,
-    )
+    """A tensor as a frozen parameter that is held compressed, with its attributes."""
+    small = CompressedTensor.from_dense(tensor, options, name, mode=mode, operand=operand)
+    return with_attributes_of(torch.nn.Parameter(small, requires_grad=False), tensor)
 
 
-def noted(new: torch.nn.Parameter, old: torch.Tensor) -> torch.nn.Parameter:
-    """A parameter in place of another one, with the attributes that users have set on that."""
+def with_attributes_of(new: torch.nn.Parameter, old: torch.Tensor) -> torch.nn.Parameter:
+    """A parameter in place of another one, with the attributes that users have set on that one."""
     new.__dict__.update(
         {k: v for k, v in old.__dict__.items() if k not in OWN and k not in new.__dict__}
     )
@@ -151,7 +158,8 @@ def load_compressed(
     min_nbytes: int = MIN_NBYTES,
     strict: bool = True,
     base: AnyPath | None = None,
-    fused: Fused = False,
+    mode: str = "resident",
+    operand: str | None = None,
 ) -> Keys:
     """Put the weights of a ``.wcodec`` checkpoint into a model as they are: compressed, without decoding them.
 
@@ -166,9 +174,10 @@ def load_compressed(
         Where to hold and decode them; ``None`` for where each parameter is, and the CPU for those on ``meta``.
     strict
         Whether all names have to match, and nothing may be left on ``meta``: buffers that checkpoints do not hold would be.
-    fused
-        As of `compress_model`. What is an operand in the file stays as it is; another matrix that has to become one is decoded and
-        encoded anew, one at a time (``wcodec repack --coder fixed`` or ``rans`` spares that).
+    mode, operand
+        As of `compress_model`. What is an operand in the file stays as it is, unless `operand`
+        names the other form; another matrix that has to become one is decoded and encoded anew, one
+        at a time (``wcodec repack --operand`` spares that).
 
     Returns
     -------
@@ -180,7 +189,7 @@ def load_compressed(
     RuntimeError
         With `strict`, names that do not match, or what is still on ``meta``. A shape that does not match.
     """
-    check_fused(fused)
+    check_mode(mode, operand)
     places = _places(model)
     missing, unexpected = set(places), list[str]()
     with WCodecCheckpoint(path, base=base) as checkpoint, torch.no_grad():
@@ -198,7 +207,7 @@ def load_compressed(
                         (reader.name, reader.file.original(reader.record(name)).name),
                     )
                     if place.loaded != original:  # not only tied, but stored once
-                        _load(place, reader, source, name, device, min_nbytes, fused)
+                        _load(place, reader, source, name, device, min_nbytes, mode, operand)
                         place.loaded = original
                     missing -= {name for name, _, _ in place.where}
     if strict and missing:
@@ -244,7 +253,8 @@ def _load(
     name: str,
     device: Device | None,
     min_nbytes: int,
-    fused: Fused,
+    mode: str,
+    operand: str | None,
 ) -> None:
     """Put a tensor into its places."""
     t, old = reader.record(name), place.tensor
@@ -281,8 +291,8 @@ def _load(
         stream = torch.from_numpy(
             extract(source, reader.file.original(t), reader.file.index.tables)
         )
-        held = moved(hold(stream, name), goes_to, fused)
-        new = torch.nn.Parameter(CompressedTensor(held, fused=bool(fused)), requires_grad=False)
+        held = moved(hold(stream, name), goes_to, mode, operand)
+        new = torch.nn.Parameter(CompressedTensor(held, mode=mode), requires_grad=False)
     for _, module, leaf in place.where:
         setattr(module, leaf, new)
 
@@ -305,7 +315,7 @@ def decompress_model(model: torch.nn.Module) -> torch.nn.Module:
                 dense = torch.nn.Parameter(
                     parameter.decode().contiguous(), requires_grad=parameter.requires_grad
                 )
-                done[id(parameter)] = noted(dense, parameter)
+                done[id(parameter)] = with_attributes_of(dense, parameter)
             setattr(module, leaf, done[id(parameter)])
     return model
 

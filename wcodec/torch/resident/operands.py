@@ -1,8 +1,15 @@
-"""Weights of fused mode as operands: streams that kernels on a GPU multiply by as they are (spec: chapter 14.1)."""
+"""How weights are held and multiplied: the words for it, and which weights become operands.
+
+`mode` is ``"resident"``: held compressed, and decoded for each operation; or ``"fused"``: held
+compressed, and multiplied without being decoded first. Where models are loaded, it may also be
+``"decoded"``: ordinary dense weights. In mode "fused", matrices may be held as operands: streams
+that kernels on a GPU multiply by as they are (spec: chapter 14.1). `operand` names the form of
+these, ``"fixed"`` or ``"rans"``; ``None`` leaves it to device and dtype.
+"""
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Final
 
 import torch
 
@@ -10,8 +17,8 @@ from wcodec.errors import EncodeError
 from wcodec.planner.options import OPERANDS, EncodeOptions
 from wcodec.reference.operands import DTYPES
 
-#: whether weights are in fused mode; or that, and "fixed" or "rans": the form of operands
-Fused: TypeAlias = bool | str
+MODES: Final = ("resident", "fused")  #: of weights that are held compressed
+LOADING_MODES: Final = ("decoded", *MODES)  #: of weights that are loaded
 
 _DTYPES: Final = frozenset(getattr(torch, name) for name in DTYPES)
 
@@ -21,32 +28,40 @@ def on_gpu(device: torch.device) -> bool:
     return bool(device.type == "cuda")
 
 
-def check_fused(fused: Fused) -> None:
-    """Refuse what is neither true nor false nor a form.
+def check_mode(
+    mode: object,
+    operand: object = None,
+    options: EncodeOptions | None = None,
+    *,
+    modes: tuple[str, ...] = MODES,
+) -> None:
+    """Refuse words that mean nothing, and words that do not go together.
+
+    Parameters
+    ----------
+    options
+        How weights are to be compressed, if the caller says it.
+    modes
+        Those that there are.
 
     Raises
     ------
     EncodeError
-        ``bad_option``
+        ``bad_option``: there is no such mode or operand; `operand` beside another mode than
+        "fused", or beside options that say more than a preset: one of them would have no effect.
     """
-    if fused not in (True, False, *OPERANDS):
-        raise EncodeError(
-            "bad_option", f"fused {fused!r} is none of True, False, {', '.join(OPERANDS)}"
-        )
-
-
-def check_options(options: EncodeOptions | None, fused: Fused) -> None:
-    """Refuse a form beside options that say how to compress: one of them would do nothing.
-
-    Raises
-    ------
-    EncodeError
-        ``bad_option``
-    """
-    if _say_more(options) and isinstance(fused, str):
+    if mode not in modes:
+        raise EncodeError("bad_option", f"mode {mode!r} is none of {', '.join(modes)}")
+    if operand is None:
+        return
+    if operand not in OPERANDS:
+        raise EncodeError("bad_option", f"operand {operand!r} is none of {', '.join(OPERANDS)}")
+    if mode != "fused":
+        raise EncodeError("bad_option", f"operand={operand!r} needs mode='fused', not {mode!r}")
+    if _say_more(options):
         raise EncodeError(
             "bad_option",
-            f"options say how to compress: give fused=True, or options with operand={fused!r}",
+            f"options say how to compress: leave operand out, or give options with {operand=}",
         )
 
 
@@ -60,32 +75,28 @@ def options_for(
     dtype: torch.dtype,
     device: torch.device,
     options: EncodeOptions | None,
-    fused: Fused,
+    mode: str,
+    operand: str | None,
 ) -> EncodeOptions | None:
-    """How a weight is compressed: in fused mode as an operand, if kernels can multiply by one of its shape and dtype.
+    """How a weight is compressed: in mode "fused" as an operand, if kernels can multiply by one of
+    its shape and dtype.
 
-    That is so on GPUs, and anywhere if `fused` names a form. `options` that say more than a preset are taken as they are. By default,
-    bfloat16 has the form "fixed", of which kernels make the most; weights of a byte have "rans": fixed codes would not make them smaller.
-    All segments are made of pairs, whatever number of patches that takes: a row of zeros, as embeddings have it, is no reason to decode.
-
-    Raises
-    ------
-    EncodeError
-        ``bad_option``: there is no such form.
+    That is so on GPUs, and anywhere if `operand` names a form. `options` that say more than a
+    preset are taken as they are. By default, bfloat16 has the form "fixed", of which kernels make
+    the most; weights of a byte have "rans": fixed codes would not make them smaller. All segments
+    are made of pairs, whatever number of patches that takes: a row of zeros, as embeddings have it,
+    is no reason to decode.
     """
-    check_fused(fused)
     if (
-        not fused
+        mode != "fused"
         or _say_more(options)
         or len(shape) != 2
         or min(shape) == 0
         or dtype not in _DTYPES
     ):
         return options
-    if isinstance(fused, str):
-        return EncodeOptions(operand=fused, layout="pairs")
-    return (
-        EncodeOptions(operand="rans" if dtype.itemsize == 1 else "fixed", layout="pairs")
-        if on_gpu(device)
-        else options
-    )
+    if operand is None:
+        if not on_gpu(device):
+            return options
+        operand = "rans" if dtype.itemsize == 1 else "fixed"
+    return EncodeOptions(operand=operand, layout="pairs")

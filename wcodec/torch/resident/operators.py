@@ -26,7 +26,7 @@ def _clone(w: Any, *, memory_format: Any = None) -> Any:
     return (
         NotImplemented
         if w._held is None or _turns(w, memory_format)
-        else CompressedTensor(w._held.copy(), w._swapped, fused=w.fused)
+        else CompressedTensor(w._held.copy(), w._swapped, mode=w.mode)
     )
 
 
@@ -64,9 +64,9 @@ def _to_copy(
     held = (
         w._held.copy()
         if device is None or torch.device(device) == w.device
-        else moved(w._held, torch.device(device), w.fused)
+        else moved(w._held, torch.device(device), w.mode)
     )
-    return CompressedTensor(held, w._swapped, fused=w.fused)
+    return CompressedTensor(held, w._swapped, mode=w.mode)
 
 
 @handles(aten.copy_.default)
@@ -140,12 +140,13 @@ def _index_select(w: Any, dim: int, index: torch.Tensor) -> Any:
     return _rows(w, index) if in_one and _picks(w, index, negative=False) else NotImplemented
 
 
-# ---- products in fused mode ------------------------------------------------------------------------------------------------
+# ---- products in mode "fused" ------------------------------------------------------------------
 def _multiplies(w: Any, *others: Any) -> bool:
-    """Whether a weight and the other operands are multiplied in fused mode; what PyTorch refuses is left to PyTorch."""
+    """Whether a weight and the other operands are multiplied in mode "fused"; what PyTorch refuses
+    is left to PyTorch."""
     if (
         not isinstance(w, CompressedTensor)
-        or not w.fused
+        or w.mode != "fused"
         or w.dim() != 2
         or w.dtype not in products.FLOATS
     ):
@@ -158,11 +159,11 @@ def _multiplies(w: Any, *others: Any) -> bool:
     return alike and not any(isinstance(t, CompressedTensor) for t in some)
 
 
-def _times(x: Any, w: CompressedTensor, bias: Any = None, transposed: bool = False) -> Any:
+def _product(x: Any, w: CompressedTensor, bias: Any = None, transposed: bool = False) -> Any:
     """``x @ w + bias``, or ``x @ w.T + bias``, of operands that `_multiplies` has found fit, shapes included."""
     swapped = w._swapped != transposed
     if w._held is not None:
-        return (products.times_transposed if swapped else products.times)(w._held, x, bias)
+        return (products.multiply_transposed if swapped else products.multiply)(w._held, x, bias)
     if swapped:
         return torch.ops.wcodec.linear(x, w._stream, shape_held(w), w.dtype, bias)
     out = torch.ops.wcodec.linear_grad_input(x, w._stream, shape_held(w), w.dtype)
@@ -176,15 +177,15 @@ def _linear(x: Any, w: Any, bias: Any = None) -> Any:
         and x.shape[-1] == w.shape[1]
         and (bias is None or bias.shape == w.shape[:1])
     )
-    return _times(x, w, bias, transposed=True) if fits else NotImplemented
+    return _product(x, w, bias, transposed=True) if fits else NotImplemented
 
 
 @handles(aten.mm.default, aten.matmul.default)
 def _matmul(a: Any, b: Any) -> Any:
     if _multiplies(b, a) and a.shape[-1] == b.shape[0]:
-        return _times(a, b)
+        return _product(a, b)
     if _multiplies(a, b) and b.dim() == 2 and a.shape[1] == b.shape[0]:
-        return _times(b.t(), a, transposed=True).t().contiguous()
+        return _product(b.t(), a, transposed=True).t().contiguous()
     return NotImplemented
 
 
@@ -196,34 +197,40 @@ def _addmm(bias: Any, x: Any, w: Any, *, beta: float = 1, alpha: float = 1) -> A
         and x.shape[-1] == w.shape[0]
         and bias.shape == w.shape[1:]
     )
-    return _times(x, w, bias) if fits else NotImplemented
+    return _product(x, w, bias) if fits else NotImplemented
 
 
 @handles(torch.ops.wcodec.linear.default)
 def _linear_op(
-    x: Any, w: Any, shape: Any, dtype: Any, bias: Any = None, scale: Any = None, fused: bool = True
+    x: Any, w: Any, shape: Any, dtype: Any, bias: Any = None, scale: Any = None, mode: str = "fused"
 ) -> Any:
     """The operator, given a weight where a stream is due."""
     if not _stands_for_stream(w, shape, dtype, x, bias, scale):
         return NotImplemented
     if w._held is None:
-        return torch.ops.wcodec.linear(x, w._stream, shape, dtype, bias, scale, fused and w.fused)
-    products.check(x, w._stream, shape, dtype, 1, bias, scale)
-    return products.times_transposed(w._held, x, bias, scale, fused and w.fused)
+        return torch.ops.wcodec.linear(x, w._stream, shape, dtype, bias, scale, _mode_of(w, mode))
+    products.check(x, w._stream, shape, dtype, 1, bias, scale, mode)
+    return products.multiply_transposed(w._held, x, bias, scale, _mode_of(w, mode))
 
 
 @handles(torch.ops.wcodec.linear_grad_input.default)
 def _linear_grad_input_op(
-    grad: Any, w: Any, shape: Any, dtype: Any, scale: Any = None, fused: bool = True
+    grad: Any, w: Any, shape: Any, dtype: Any, scale: Any = None, mode: str = "fused"
 ) -> Any:
     if not _stands_for_stream(w, shape, dtype, grad, scale):
         return NotImplemented
     if w._held is None:
         return torch.ops.wcodec.linear_grad_input(
-            grad, w._stream, shape, dtype, scale, fused and w.fused
+            grad, w._stream, shape, dtype, scale, _mode_of(w, mode)
         )
-    products.check(grad, w._stream, shape, dtype, 0, None, scale)
-    return products.times(w._held, grad, None, scale, fused and w.fused)
+    products.check(grad, w._stream, shape, dtype, 0, None, scale, mode)
+    return products.multiply(w._held, grad, None, scale, _mode_of(w, mode))
+
+
+def _mode_of(w: CompressedTensor, mode: str) -> str:
+    """The mode of an operator that is given a weight: "fused" only where the weight is in that
+    too."""
+    return w.mode if mode == "fused" else mode
 
 
 def _stands_for_stream(w: Any, shape: Any, dtype: Any, *others: Any) -> bool:

@@ -1,7 +1,8 @@
 """Products with a matrix that is held compressed, which is never there as a whole: decoded tile by tile, each tile multiplied.
 
-`times_transposed` and `times` are what compressed weights in fused mode call; the operators ``wcodec::linear`` and
-``wcodec::linear_grad_input`` are the same on streams, for graphs and for code of your own, with gradients to all but the stream.
+`multiply_transposed` and `multiply` are what compressed weights in mode "fused" call; the operators
+``wcodec::linear`` and ``wcodec::linear_grad_input`` are the same on streams, for graphs and for
+code of your own, with gradients to all but the stream.
 
 Quantised weights have a scale for each row: ``y = (x @ W.T) * scale + bias``. Tiles of these are multiplied in float32 (float64 for `x` of
 that), scaled, the bias is added, and the result is rounded once. In bfloat16, a result would be rounded before it is scaled; in float16,
@@ -40,12 +41,12 @@ def _no_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
 
 
 # ---- what weights call -----------------------------------------------------------------------------------------------------
-def times_transposed(
+def multiply_transposed(
     held: Held,
     x: torch.Tensor,
     bias: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
-    fused: bool = True,
+    mode: str = "fused",
 ) -> torch.Tensor:
     """``(x @ W.T) * scale + bias``, of a matrix W of shape (n, k).
 
@@ -57,8 +58,9 @@ def times_transposed(
         Of shape (n,) and the dtype of `x`.
     scale
         Of shape (n,), float32, or float64 where `x` is that.
-    fused
-        False: the weight is decoded first, all of it, and with a scale multiplied by that and rounded to the dtype of `x`.
+    mode
+        "resident": the weight is decoded first, all of it, and with a scale multiplied by that and
+        rounded to the dtype of `x`.
 
     Returns
     -------
@@ -70,16 +72,16 @@ def times_transposed(
     DecodeError
     """
     with _no_autocast(x):
-        if fused and by_tiles(held):
-            return _times_transposed(held, x, bias, scale)
-        out = held.product(x, bias, scale) if fused else None
+        if mode == "fused" and by_tiles(held):
+            return _multiply_tiles_transposed(held, x, bias, scale)
+        out = held.product(x, bias, scale) if mode == "fused" else None
         if out is not None:
             return out
         with _decoded(held) as dense:
             return F.linear(x, dequantised(dense, scale, x.dtype), bias)
 
 
-def _times_transposed(
+def _multiply_tiles_transposed(
     held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
 ) -> torch.Tensor:
     n, k = held.shape
@@ -104,23 +106,24 @@ def _times_transposed(
     return out
 
 
-def times(
+def multiply(
     held: Held,
     x: torch.Tensor,
     bias: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
-    fused: bool = True,
+    mode: str = "fused",
 ) -> torch.Tensor:
-    """``(x * scale) @ W + bias``, of a matrix W of shape (n, k): what the gradient of `times_transposed` is of.
+    """``(x * scale) @ W + bias``, of a matrix W of shape (n, k): for gradients of
+    `multiply_transposed`.
 
     Parameters
     ----------
     x
-        Of shape (..., n); dtypes as of `times_transposed`.
+        Of shape (..., n); dtypes as of `multiply_transposed`.
     bias
         Of shape (k,).
-    scale, fused
-        As of `times_transposed`.
+    scale, mode
+        As of `multiply_transposed`.
 
     Returns
     -------
@@ -131,13 +134,13 @@ def times(
     DecodeError
     """
     with _no_autocast(x):
-        if not (fused and by_tiles(held)):
+        if not (mode == "fused" and by_tiles(held)):
             with _decoded(held) as dense:
                 return F.linear(x, dequantised(dense, scale, x.dtype).t(), bias)
-        return _times(held, x, bias, scale)
+        return _multiply_tiles(held, x, bias, scale)
 
 
-def _times(
+def _multiply_tiles(
     held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
 ) -> torch.Tensor:
     n, k = held.shape
@@ -199,13 +202,18 @@ def check(
     dim: int,
     bias: torch.Tensor | None,
     scale: torch.Tensor | None,
+    mode: str,
 ) -> None:
-    """Refuse operands that do not go together; `dim` is the dimension of the weight that is summed over.
+    """Refuse operands that do not go together, and modes that are none; `dim` is the dimension of
+    the weight that is summed over.
 
     Raises
     ------
+    EncodeError
+        ``bad_option``: there is no such mode.
     RuntimeError
     """
+    operands.check_mode(mode)
     if len(shape) != 2:
         raise RuntimeError(
             f"the weight has {len(shape)} dimensions: a linear layer multiplies by a matrix"
@@ -241,11 +249,11 @@ def linear(
     dtype: torch.dtype,
     bias: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
-    fused: bool = True,
+    mode: str = "fused",
 ) -> torch.Tensor:
     """``(x @ W.T) * scale + bias`` for the weight W of a stream: a wcodec file of one tensor, uint8 of one dimension.
 
-    A `CompressedTensor` stands for its stream, and is decoded first unless it is in fused mode.
+    A `CompressedTensor` stands for its stream, and is decoded first unless it is in mode "fused".
 
     Parameters
     ----------
@@ -257,8 +265,9 @@ def linear(
         Of shape (n,).
     scale
         Of shape (n,), float32, or float64 where `x` is that: a factor for each row of W.
-    fused
-        False: the weight is decoded first, all of it, and dequantised in the dtype of `x`.
+    mode
+        "fused"; or "resident": the weight is decoded first, all of it, and dequantised in the dtype
+        of `x`.
 
     Returns
     -------
@@ -267,11 +276,13 @@ def linear(
     Raises
     ------
     DecodeError
+    EncodeError
+        ``bad_option``: there is no such mode.
     RuntimeError
         Shapes, dtypes or devices that do not go together, or are not those of the stream.
     """
-    check(x, stream, shape, dtype, 1, bias, scale)
-    return times_transposed(held_of(stream, shape, dtype), x, bias, scale, fused)
+    check(x, stream, shape, dtype, 1, bias, scale, mode)
+    return multiply_transposed(held_of(stream, shape, dtype), x, bias, scale, mode)
 
 
 @linear.register_fake
@@ -282,9 +293,9 @@ def _(
     dtype: torch.dtype,
     bias: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
-    fused: bool = True,
+    mode: str = "fused",
 ) -> torch.Tensor:
-    check(x, stream, shape, dtype, 1, bias, scale)
+    check(x, stream, shape, dtype, 1, bias, scale, mode)
     return x.new_empty(*x.shape[:-1], shape[0])
 
 
@@ -295,11 +306,12 @@ def linear_grad_input(
     shape: list[int],
     dtype: torch.dtype,
     scale: torch.Tensor | None = None,
-    fused: bool = True,
+    mode: str = "fused",
 ) -> torch.Tensor:
-    """``(grad * scale) @ W``: the gradient of ``wcodec::linear`` to its input, from that to its output. Takes and raises what that does."""
-    check(grad, stream, shape, dtype, 0, None, scale)
-    return times(held_of(stream, shape, dtype), grad, None, scale, fused)
+    """``(grad * scale) @ W``: the gradient of ``wcodec::linear`` to its input, from that to its
+    output. Takes and raises what that does."""
+    check(grad, stream, shape, dtype, 0, None, scale, mode)
+    return multiply(held_of(stream, shape, dtype), grad, None, scale, mode)
 
 
 @linear_grad_input.register_fake
@@ -309,9 +321,9 @@ def _(
     shape: list[int],
     dtype: torch.dtype,
     scale: torch.Tensor | None = None,
-    fused: bool = True,
+    mode: str = "fused",
 ) -> torch.Tensor:
-    check(grad, stream, shape, dtype, 0, None, scale)
+    check(grad, stream, shape, dtype, 0, None, scale, mode)
     return grad.new_empty(*grad.shape[:-1], shape[1])
 
 
@@ -319,7 +331,7 @@ def _(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     """What is kept for a backward pass: the stream and the scale, and what was multiplied if the scale has a gradient."""
     x, stream, ctx.shape, ctx.dtype = inputs[:4]
-    scale, ctx.fused = inputs[-2:]
+    scale, ctx.mode = inputs[-2:]
     ctx.save_for_backward(stream, scale, x if scale is not None and scale.requires_grad else None)
 
 
@@ -327,7 +339,7 @@ def _linear_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None,
     stream, scale, x = ctx.saved_tensors
     wanted = ctx.needs_input_grad  # which ends earlier where no bias or no scale was given
     to_x = (
-        torch.ops.wcodec.linear_grad_input(grad, stream, ctx.shape, ctx.dtype, scale, ctx.fused)
+        torch.ops.wcodec.linear_grad_input(grad, stream, ctx.shape, ctx.dtype, scale, ctx.mode)
         if wanted[0]
         else None
     )
@@ -347,7 +359,7 @@ def _grad_input_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | N
     stream, scale, multiplied = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     to_grad = (
-        torch.ops.wcodec.linear(grad, stream, ctx.shape, ctx.dtype, None, scale, ctx.fused)
+        torch.ops.wcodec.linear(grad, stream, ctx.shape, ctx.dtype, None, scale, ctx.mode)
         if wanted[0]
         else None
     )
@@ -372,7 +384,7 @@ def _to_scale(ctx: Any, x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         ctx.dtype,
         None,
         None,
-        ctx.fused,
+        ctx.mode,
     )
     return (grad.to(wide) * product).reshape(-1, scale.numel()).sum(0).to(scale.dtype)
 

@@ -80,7 +80,7 @@ class Decodable(Protocol):
         """Fill the first `nbytes` bytes."""
 
 
-class Ahead:
+class Prefetcher:
     """Decodes weights into buffers, and guesses which one is next: the one that was the last time.
 
     Parameters
@@ -167,56 +167,57 @@ def _when_done(future: Future[torch.Tensor], give: Callable[[torch.Tensor], None
         future.add_done_callback(finish)
 
 
-#: Makes what decodes for a device, by its type; `Ahead`, where nothing is said. Who holds weights there says it.
-AHEAD_OF_TYPE: Final[dict[str, Callable[[torch.device], Ahead]]] = {}
+#: Makes the prefetcher of a device, by its type; `Prefetcher` where nothing is said. Who holds
+#: weights there says it.
+PREFETCHER_OF_TYPE: Final[dict[str, Callable[[torch.device], Prefetcher]]] = {}
 
-_ahead: Final[dict[torch.device, Ahead]] = {}
+_prefetchers: Final[dict[torch.device, Prefetcher]] = {}
 _tiles: Final[dict[torch.device, Buffers]] = {}
-_ahead_lock: Final = threading.Lock()
+_lock: Final = threading.Lock()
 
 
 def _forget() -> None:
     """In a process that was forked: threads stayed behind, and what they had under way."""
-    _ahead.clear()
+    _prefetchers.clear()
     _tiles.clear()
-    _ahead_lock.release()
+    _lock.release()
 
 
-os.register_at_fork(
-    before=_ahead_lock.acquire, after_in_parent=_ahead_lock.release, after_in_child=_forget
-)
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget)
 
 
-def ahead_of(device: torch.device) -> Ahead:
-    """What decodes for a device."""
-    with _ahead_lock:
-        if device not in _ahead:
-            make = AHEAD_OF_TYPE.get(device.type)
-            _ahead[device] = Ahead(Buffers(device)) if make is None else make(device)
-        return _ahead[device]
+def prefetcher_of(device: torch.device) -> Prefetcher:
+    """The prefetcher of a device, which all weights there share."""
+    with _lock:
+        if device not in _prefetchers:
+            make = PREFETCHER_OF_TYPE.get(device.type)
+            _prefetchers[device] = Prefetcher(Buffers(device)) if make is None else make(device)
+        return _prefetchers[device]
 
 
 def tile_buffers(device: torch.device) -> Buffers:
     """Memory for parts of weights that are multiplied as they are decoded; apart from that for whole ones, which is much larger."""
-    with _ahead_lock:
+    with _lock:
         return _tiles.setdefault(device, Buffers(device))
 
 
 def release_scratch() -> None:
     """Give back the memory that compressed weights are decoded into; it is taken anew when one is used."""
-    with _ahead_lock:
-        some, tiles = list(_ahead.values()), list(_tiles.values())
+    with _lock:
+        some, tiles = list(_prefetchers.values()), list(_tiles.values())
     for buffers in tiles:
         buffers.clear()
-    for ahead in some:
-        ahead.clear()
-        ahead.buffers.clear()
+    for prefetcher in some:
+        prefetcher.clear()
+        prefetcher.buffers.clear()
 
 
 def scratch_nbytes() -> int:
     """Bytes that are kept to decode weights into, on all devices, of buffers that are not in use."""
-    with _ahead_lock:
-        return sum(b.nbytes for b in [*(a.buffers for a in _ahead.values()), *_tiles.values()])
+    with _lock:
+        return sum(
+            b.nbytes for b in [*(p.buffers for p in _prefetchers.values()), *_tiles.values()]
+        )
 
 
 def return_freed_memory() -> None:
