@@ -1,4 +1,6 @@
-"""The CPU backend: compiled loops (`wcodec.backends.numba.segments`) over ranges of segments, one thread a range."""
+"""The CPU backend: compiled loops (`wcodec.backends.numba.segments`) over ranges of segments, one
+thread a range.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ INLINE_NBYTES: Final = 1 << 20
 
 
 class _Announcement(event.Listener):
-    """Says once that kernels are being compiled, which takes seconds: on a logger that the command line shows on a terminal.
+    """Says once that kernels are being compiled, which takes seconds: on a logger that the command
+    line shows on a terminal.
 
     Numba tells of all that it compiles, a user's own functions too.
     """
@@ -87,8 +90,8 @@ _register("numba:compile", _Announcement())
 def _bytes(array: NDArray[Any]) -> Bytes:
     """The bytes of a contiguous array.
 
-    Read-only memory (a mapped file) has another type in numba, for which it would compile all anew. Kernels do not write
-    to their inputs, so inputs may all pass for writeable.
+    Read-only memory (a mapped file) has another type in numba, for which it would compile all anew.
+    Kernels do not write to their inputs, so inputs may all pass for writeable.
     """
     flat = array.reshape(-1).view(np.uint8)
     return flat if flat.flags.writeable else np.asarray(Memory(flat))
@@ -131,9 +134,11 @@ class NumbaBackend(Backend):
 
     # ---- threads
     def _map(self, step: Callable[[int, int, Scratch], T], n: int, nbytes: int) -> list[T]:
-        """``step(first, last, scratch)`` for ranges that make up `n` segments of `nbytes` bytes in all.
+        """``step(first, last, scratch)`` for ranges that make up `n` segments of `nbytes` bytes in
+        all.
 
-        The caller's thread takes part: Linux wakes two threads of a waiting caller on the same core, and moves one only after 2 to 4 ms.
+        The caller's thread takes part: Linux wakes two threads of a waiting caller on the same
+        core, and moves one only after 2 to 4 ms.
         """
         if n == 0:
             return []
@@ -218,16 +223,47 @@ class NumbaBackend(Backend):
             if kind:
                 scratch.grow(common.SHARE + dtype.word_nbytes, room)
                 common.histogram_fused_range(
-                    first, last, jobs, shape, data, which, mode, window, fill, scratch.planes, room,
-                    scratch.planes[common.SHARE * room :], scratch.split, scratch.four, scratch.streams.natives, counts, split,
-                )  # fmt: skip
+                    first,
+                    last,
+                    jobs,
+                    shape,
+                    data,
+                    which,
+                    mode,
+                    window,
+                    fill,
+                    scratch.planes,
+                    room,
+                    scratch.planes[common.SHARE * room :],
+                    scratch.split,
+                    scratch.four,
+                    scratch.streams.natives,
+                    counts,
+                    split,
+                )
             else:
                 scratch.grow(dtype.word_nbytes + 1, room)
                 side = scratch.grow_side(room, shape, width)
                 kernels.histogram_range(
-                    first, last, jobs, shape, word_map, data, which, mode, window, fill, scratch.planes, room, side, scratch.four,
-                    scratch.streams.natives, counts, scratch.addresses, split,
-                )  # fmt: skip
+                    first,
+                    last,
+                    jobs,
+                    shape,
+                    word_map,
+                    data,
+                    which,
+                    mode,
+                    window,
+                    fill,
+                    scratch.planes,
+                    room,
+                    side,
+                    scratch.four,
+                    scratch.streams.natives,
+                    counts,
+                    scratch.addresses,
+                    split,
+                )
 
         self._map(
             step,
@@ -294,23 +330,76 @@ class NumbaBackend(Backend):
             for a, b in _runs(kinds, first, last):
                 if kinds[a] == 0:
                     at += kernels.encode_range(
-                        a, b, jobs, shape, word_map, data, modes, coding, entries, own,
-                        scratch.planes, room, side, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
-                        scratch.addresses, splitter(dtype.word_nbytes),
-                    )  # fmt: skip
+                        a,
+                        b,
+                        jobs,
+                        shape,
+                        word_map,
+                        data,
+                        modes,
+                        coding,
+                        entries,
+                        own,
+                        scratch.planes,
+                        room,
+                        side,
+                        scratch.stream_words,
+                        arrays,
+                        crcs,
+                        payload[at:],
+                        n_units,
+                        n_patches,
+                        scratch.addresses,
+                        splitter(dtype.word_nbytes),
+                    )
                 elif kinds[a] == WITH_CONTEXTS:
                     scratch.streams.need_contexts()
                     at += contexts.encode_context_range(
-                        a, b, jobs, shape, word_map, data, modes, scales, coding, context_entries, maps,
-                        scratch.planes, room, side, scratch.stream_words, arrays, crcs, payload[at:], n_units, n_patches,
-                        scratch.addresses, splitter(dtype.word_nbytes),
-                    )  # fmt: skip
+                        a,
+                        b,
+                        jobs,
+                        shape,
+                        word_map,
+                        data,
+                        modes,
+                        scales,
+                        coding,
+                        context_entries,
+                        maps,
+                        scratch.planes,
+                        room,
+                        side,
+                        scratch.stream_words,
+                        arrays,
+                        crcs,
+                        payload[at:],
+                        n_units,
+                        n_patches,
+                        scratch.addresses,
+                        splitter(dtype.word_nbytes),
+                    )
                 else:
                     at += common.encode_fused_range(
-                        a, b, jobs, shape, data, coding, entries, own, scratch.planes, room,
-                        scratch.planes[2 * common.SHARE * room :], scratch.split, scratch.stream_words, arrays, crcs, payload[at:],
-                        n_units, n_patches, vector_splitter(int(kinds[a]), True),
-                    )  # fmt: skip
+                        a,
+                        b,
+                        jobs,
+                        shape,
+                        data,
+                        coding,
+                        entries,
+                        own,
+                        scratch.planes,
+                        room,
+                        scratch.planes[2 * common.SHARE * room :],
+                        scratch.split,
+                        scratch.stream_words,
+                        arrays,
+                        crcs,
+                        payload[at:],
+                        n_units,
+                        n_patches,
+                        vector_splitter(int(kinds[a]), True),
+                    )
             return start, at
 
         end = 0
@@ -372,21 +461,67 @@ class NumbaBackend(Backend):
             for a, b in _runs(kinds, first, last):
                 if kinds[a] == 0:
                     kernels.decode_range(
-                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, side, arrays, crcs, target, status,
-                        scratch.addresses, merger(dtype.word_nbytes),
-                    )  # fmt: skip
+                        a,
+                        b,
+                        jobs,
+                        shape,
+                        word_map,
+                        source,
+                        luts,
+                        own,
+                        scratch.planes,
+                        room,
+                        side,
+                        arrays,
+                        crcs,
+                        target,
+                        status,
+                        scratch.addresses,
+                        merger(dtype.word_nbytes),
+                    )
                 elif kinds[a] == WITH_CONTEXTS:
                     scratch.streams.need_contexts()
                     contexts.decode_context_range(
-                        a, b, jobs, shape, word_map, source, luts, maps, scratch.planes, room, side, arrays, crcs, target, status,
-                        scratch.addresses, merger(dtype.word_nbytes),
-                    )  # fmt: skip
+                        a,
+                        b,
+                        jobs,
+                        shape,
+                        word_map,
+                        source,
+                        luts,
+                        maps,
+                        scratch.planes,
+                        room,
+                        side,
+                        arrays,
+                        crcs,
+                        target,
+                        status,
+                        scratch.addresses,
+                        merger(dtype.word_nbytes),
+                    )
                 else:
                     common.decode_fused_range(
-                        a, b, jobs, shape, word_map, source, luts, own, scratch.planes, room, scratch.planes[6 * room :],
-                        scratch.symbols, scratch.merging, scratch.lanes, arrays, crcs, target, status,
+                        a,
+                        b,
+                        jobs,
+                        shape,
+                        word_map,
+                        source,
+                        luts,
+                        own,
+                        scratch.planes,
+                        room,
+                        scratch.planes[6 * room :],
+                        scratch.symbols,
+                        scratch.merging,
+                        scratch.lanes,
+                        arrays,
+                        crcs,
+                        target,
+                        status,
                         vector_merger(int(kinds[a]), sums.of_words),
-                    )  # fmt: skip
+                    )
 
         self._map(step, status.size, target.size)
         return status

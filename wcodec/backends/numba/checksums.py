@@ -1,9 +1,10 @@
 """CRC-32 by carry-less multiplication, with ``zlib`` where the CPU has none. Spec: chapter 11.
 
-Blocks are folded: an accumulator of 128 bits, times ``x**distance`` modulo the CRC's polynomial, is added to the data
-that stands `distance` bits later (V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ
-Instruction", Intel, 2009). What is left when less than a block remains has the same CRC as all the data before, with an
-initial state of 0; it is finished by table, eight bytes at a time.
+Blocks are folded: an accumulator of 128 bits, times ``x**distance`` modulo the CRC's polynomial, is
+added to the data that stands `distance` bits later (V. Gopal et al., "Fast CRC Computation for
+Generic Polynomials Using PCLMULQDQ Instruction", Intel, 2009). What is left when less than a block
+remains has the same CRC as all the data before, with an initial state of 0; it is finished by
+table, eight bytes at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def _power(n: int) -> int:
 
 
 def _slices() -> NDArray[np.uint32]:
-    """Tables for eight bytes at a time: ``[k, b]`` is the CRC of byte b with k zero bytes behind it."""
+    """Tables for eight bytes at a time: ``[k, b]`` is the CRC of byte b with k zero bytes behind
+    it.
+    """
     tables = np.zeros((8, 256), np.uint32)
     for byte in range(256):
         crc = byte
@@ -64,7 +67,9 @@ def _times(a: int, b: int) -> int:
 
 
 def folded(b: Any, x: Any, factors: Any, data: Any) -> Any:
-    """An accumulator of lanes of 128 bits times factors, a pair for each lane, plus what stands there in the data."""
+    """An accumulator of lanes of 128 bits times factors, a pair for each lane, plus what stands
+    there in the data.
+    """
     lanes = x.type.count // 2
     if lanes > _LANES:  # more than one instruction takes
         half = x.type.count // 2
@@ -162,7 +167,9 @@ def crc32_range(
     start: int,
     out: NDArray[np.uint32],
 ) -> None:
-    """``out[k]``: CRC-32 of ``data[offsets[k] : offsets[k + 1]]`` for k from `first` to `last`, each continuing `start`."""
+    """``out[k]``: CRC-32 of ``data[offsets[k] : offsets[k + 1]]`` for k from `first` to `last`,
+    each continuing `start`.
+    """
     if ir.CARRYLESS:
         _crc_each(data, offsets, first, last, start, SLICES, np.empty(BLOCK_NBYTES, np.uint8), out)
         return
@@ -171,8 +178,9 @@ def crc32_range(
         out[k] = zlib.crc32(view[offsets[k] : offsets[k + 1]], start)
 
 
-# ---- rectangles ----------------------------------------------------------------------------------------------------------
-# A CRC without initial state is linear: that of a matrix is the sum of those of its rectangles, each with zeros around it.
+# ---- rectangles --------------------------------------------------------------------------------
+# A CRC without initial state is linear: that of a matrix is the sum of those of its rectangles,
+# each with zeros around it.
 @intrinsic
 def _multiply(typing: Any, a: Any, b_: Any) -> Any:
     """Carry-less product of two numbers of 32 bits, as eight bytes of a message."""
@@ -197,7 +205,10 @@ def _reduced(product: Any, slices: Any) -> Any:
 
 @jit
 def behind_zeros(crc: Any, n: Any, slices: Any, shifts: Any) -> Any:
-    """What a CRC without initial state becomes by `n` zero bytes; `n` is below 2^40. `shifts` are `SHIFTS`."""
+    """What a CRC without initial state becomes by `n` zero bytes; `n` is below 2^40.
+
+    `shifts` are `SHIFTS`.
+    """
     for i in range(5):
         digit = (n >> (8 * i)) & 255
         if digit:
@@ -206,7 +217,9 @@ def behind_zeros(crc: Any, n: Any, slices: Any, shifts: Any) -> Any:
 
 
 def _inverse() -> int:
-    """``x**-32``: the polynomial is primitive, so powers of x repeat after ``2**32 - 1``, and this is ``x**32`` to the ``2**32 - 2``."""
+    """``x**-32``: the polynomial is primitive, so powers of x repeat after ``2**32 - 1``, and this
+    is ``x**32`` to the ``2**32 - 2``.
+    """
     power, inverse = 0x40000000, 0x80000000  # x, 1
     for _ in range(5):
         power = _times(power, power)
@@ -221,7 +234,9 @@ INVERSE: Final = _inverse()
 
 
 def _unreduced_shifts() -> NDArray[np.uint32]:
-    """``[i, b]`` is ``x ** (8 * b * 256**i)``, what that many zero bytes do to a CRC, over ``x**32``, which `_reduced` brings back."""
+    """``[i, b]`` is ``x ** (8 * b * 256**i)``, what that many zero bytes do to a CRC, over
+    ``x**32``, which `_reduced` brings back.
+    """
     out, square = np.full((5, 256), INVERSE, np.uint64), 0x00800000  # x^8
     for i in range(5):
         for bit in range(8):
@@ -243,8 +258,8 @@ def _fold_rows(
 ) -> Any:
     """Fold `n_rows` rows of `n_lines` lines, `jump` bytes apart, into `rest`.
 
-    `over` holds the factors between one row and the next: ``x ** (8 * n + 32)`` and ``x ** (8 * n - 32)`` with n being
-    ``LINE_NBYTES + jump``.
+    `over` holds the factors between one row and the next: ``x ** (8 * n + 32)`` and ``x ** (8 * n -
+    32)`` with n being ``LINE_NBYTES + jump``.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
@@ -297,8 +312,9 @@ def crc_rows(
     shifts: Any,
     rest: Any,
 ) -> Any:
-    """Share of a rectangle in the CRC without initial state of a matrix: rows of whole lines, `jump` bytes between them,
-    `behind` bytes of the matrix behind the last one."""
+    """Share of a rectangle in the CRC without initial state of a matrix: rows of whole lines,
+    `jump` bytes between them, `behind` bytes of the matrix behind the last one.
+    """
     _fold_rows(data[at:], n_rows, row_nbytes // LINE_NBYTES, jump, over, rest)
     return _crc_of_lanes(rest[:LINE_NBYTES], behind, slices, shifts)
 
@@ -313,9 +329,10 @@ def _row_factors(distances: Any, slices: Any, shifts: Any, out: Any) -> None:
             ) << np.uint64(1)
 
 
-# ---- as a part of other kernels ----------------------------------------------------------------------------------------------
+# ---- as a part of other kernels ----------------------------------------------------------------
 class Sums:
-    """CRC-32s that kernels make of records and words while these are in cache: all, or only the records', or none.
+    """CRC-32s that kernels make of records and words while these are in cache: all, or only the
+    records', or none.
 
     Parameters
     ----------
@@ -438,9 +455,11 @@ def _nothing(crc: Any, behind: Any, slices: Any, shifts: Any) -> Any:
 
 #: ``(crc, n, slices, shifts)``: what a CRC without initial state becomes by `n` zero bytes.
 crc_behind: Final = behind_zeros if ir.CARRYLESS else _nothing
-#: ``(lanes, behind, slices, shifts)``: CRC without initial state of what was folded into some lanes, `behind` zero bytes later.
+#: ``(lanes, behind, slices, shifts)``: CRC without initial state of what was folded into some
+#: lanes, `behind` zero bytes later.
 crc_of_lanes: Final = _crc_of_lanes if ir.CARRYLESS else _nothing
 #: ``(sums, k, record)``: CRC-32 of a record, if it is wanted.
 sum_record: Final = _sum_record if ir.CARRYLESS else _no_record
-#: ``(sums, k, data, row, col, height, width, cols, word_nbytes)``: share of a rectangle of words in the CRC-32 of them all, if wanted.
+#: ``(sums, k, data, row, col, height, width, cols, word_nbytes)``: share of a rectangle of words in
+#: the CRC-32 of them all, if wanted.
 sum_words: Final = _sum_words if ir.CARRYLESS else _no_words

@@ -1,7 +1,8 @@
-"""Segments of the common kinds (`rans_vectors.KINDS`), two at a time, so that one's latency hides behind the other's.
+"""Segments of the common kinds (`rans_vectors.KINDS`), two at a time, so that one's latency hides
+behind the other's.
 
-Words are split as vectors before they are counted or encoded; decoded symbols are merged with lower planes while in the first
-cache. Compiled only where `ir.VARIANT` is not ``"plain"``.
+Words are split as vectors before they are counted or encoded; decoded symbols are merged with lower
+planes while in the first cache. Compiled only where `ir.VARIANT` is not ``"plain"``.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ FEW: Final = 32  #: patches whose part in the CRC-32 is found one by one
 MANY: Final = 1 << 40  #: groups of a row without end
 
 
-# ---- splitting, counting -----------------------------------------------------------------------------------------------
-# A segment's share of `planes` is SHARE rooms: symbols, three lower planes, patches of four bytes each.
+# ---- splitting, counting -----------------------------------------------------------------------
+# A segment's share of `planes` is SHARE rooms: symbols, three lower planes, patches of four bytes
+# each.
 SHARE: Final = 8
 
 
@@ -61,7 +63,8 @@ def _split(
 ) -> Any:
     """Split a segment into its share of `planes`. Returns the number of patches.
 
-    `rows` has room for its words: they are put side by side there if a row is not a whole number of steps.
+    `rows` has room for its words: they are put side by side there if a row is not a whole number of
+    steps.
     """
     cols, word_nbytes = shape[0], shape[3]
     height, width = job[nk.HEIGHT], job[nk.WIDTH]
@@ -161,7 +164,7 @@ def histogram_fused_range(
                 nk.count(plane, four, own[i])
 
 
-# ---- encoding ------------------------------------------------------------------------------------------------------------
+# ---- encoding ----------------------------------------------------------------------------------
 @jit
 def _put_planes(
     job: Any,
@@ -230,7 +233,9 @@ def encode_fused_range(
     n_patches: Any,
     splitter: Any,
 ) -> Any:
-    """As `segments.encode_range`, for segments that all suit a kind; `splitter` is its native function."""
+    """As `segments.encode_range`, for segments that all suit a kind; `splitter` is its native
+    function.
+    """
     word_nbytes, at = shape[3], 0
     pairs = jobs[first, nk.LAYOUT] == nk.LAYOUT_PAIRS
     half_words, n_groups = stream_words.size // 2, np.zeros(2, np.int64)
@@ -283,7 +288,7 @@ def encode_fused_range(
     return at
 
 
-# ---- decoding ------------------------------------------------------------------------------------------------------------
+# ---- decoding ----------------------------------------------------------------------------------
 @jit
 def _lower_plane(
     job: Any, p: Any, size: Any, payload: Any, luts: Any, tables: Any, target: Any, work: Any
@@ -348,8 +353,8 @@ def _patches(
 ) -> Any:
     """Set the exponents that lie outside the window; PAIRS has 8-bit ones here.
 
-    Returns whether the indices are right, and what the new bytes change in the CRC without initial state, if `behind`, the bytes
-    from `target` to the end of all, is not 0.
+    Returns whether the indices are right, and what the new bytes change in the CRC without initial
+    state, if `behind`, the bytes from `target` to the end of all, is not 0.
     """
     before: Any = -1
     crc, slices, shifts = np.uint32(0), sums[0], sums[1]
@@ -384,7 +389,9 @@ def _decode_and_merge(
     decoder: Any,
     merger: Any,
 ) -> None:
-    """Decode groups of one stream, or of this and the next, a block at a time, and merge each block while it is in the first cache."""
+    """Decode groups of one stream, or of this and the next, a block at a time, and merge each block
+    while it is in the first cache.
+    """
     done = 0
     while done < n_groups:
         n = min(BLOCK, n_groups - done)
@@ -418,10 +425,11 @@ def decode_fused_range(
     status: Any,
     merger: Any,
 ) -> None:
-    """As `segments.decode_range`, for segments that all suit a kind (`rans_vectors.KINDS`); `merger` is its native function.
+    """As `segments.decode_range`, for segments that all suit a kind (`rans_vectors.KINDS`);
+    `merger` is its native function.
 
-    `planes` has room for six planes, `words` for the words of two segments, `symbols` for a block of each. `merging` and `lanes` are
-    parameters and sums of `merge`.
+    `planes` has room for six planes, `words` for the words of two segments, `symbols` for a block
+    of each. `merging` and `lanes` are parameters and sums of `merge`.
     """
     cols, word_nbytes = shape[0], shape[3]
     pairs = jobs[first, nk.LAYOUT] == nk.LAYOUT_PAIRS

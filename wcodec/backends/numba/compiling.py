@@ -1,7 +1,8 @@
 """How the numba backend's code is compiled, and kept on disk.
 
-Three kinds of code: functions that become a part of their callers, kernels that Python calls, and native functions, which
-kernels call by address. Native is what is large and fixed, so that it is compiled once and not in each of its callers.
+Three kinds of code: functions that become a part of their callers, kernels that Python calls, and
+native functions, which kernels call by address. Native is what is large and fixed, so that it is
+compiled once and not in each of its callers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def stamp_of(folder: Path) -> str:
-    """Checksum of the sources that kernels are made of. Numba itself looks at the file of the kernel alone."""
+    """Checksum of the sources that kernels are made of.
+
+    Numba itself looks at the file of the kernel alone.
+    """
     crc = 0
     for path in sorted(folder.glob("*.py")):
         crc = zlib.crc32(path.read_bytes(), crc)
@@ -36,7 +40,10 @@ STAMP: Final = stamp_of(Path(__file__).parent)
 
 
 class _PartLibrary(JITCodeLibrary):
-    """LLVM IR that becomes a part of a kernel's. It is optimised there, together with what calls it, and not before as well."""
+    """LLVM IR that becomes a part of a kernel's.
+
+    It is optimised there, together with what calls it, and not before as well.
+    """
 
     def _optimize_final_module(self) -> None:
         pass
@@ -58,7 +65,8 @@ class _PartCompiler(Compiler):
 
 
 def jit(function: F) -> F:
-    """Compile as a part of the kernels that call it; once, where numba would compile anew for each constant that is passed.
+    """Compile as a part of the kernels that call it; once, where numba would compile anew for each
+    constant that is passed.
 
     What would let Python and C call it is not compiled: a third of the time that compiling takes.
     """
@@ -93,12 +101,14 @@ def kernel(function: F) -> F:
     return compiled
 
 
-# ---- native functions ----------------------------------------------------------------------------------------------------
+# ---- native functions --------------------------------------------------------------------------
 _natives: Final[dict[str, Any]] = {}
 
 
 def native(name: str, emit: Callable[..., None], n_args: int) -> int:
-    """Address of a function of `n_args` int64, whose code ``emit(builder, *args)`` emits; compiled once."""
+    """Address of a function of `n_args` int64, whose code ``emit(builder, *args)`` emits; compiled
+    once.
+    """
     if name not in _natives:
 
         def typed(typing: Any, *args: Any) -> Any:
@@ -134,7 +144,10 @@ def _body_5(a: Any, b: Any, c: Any, d: Any, e: Any) -> None:
 
 
 def _compiled(name: str, emitted: Any, n_args: int) -> Any:
-    """A C function. What it calls is a global of it: numba does not find a function on disk that has a closure."""
+    """A C function.
+
+    What it calls is a global of it: numba does not find a function on disk that has a closure.
+    """
     body = {2: _body_2, 4: _body_4, 5: _body_5}[n_args]
     function = FunctionType(body.__code__, {**globals(), "emitted": emitted}, name)
     function.__qualname__ = f"{name}-{STAMP}"

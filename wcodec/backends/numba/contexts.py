@@ -1,7 +1,8 @@
 """Segments with a plane whose symbols have contexts. Spec: chapter 9.4.
 
-The class of each symbol becomes a plane of bytes, in the order of the symbols. As `segments` otherwise, whose loops these
-are; a module of its own, so that files without contexts do not compile it.
+The class of each symbol becomes a plane of bytes, in the order of the symbols. As `segments`
+otherwise, whose loops these are; a module of its own, so that files without contexts do not compile
+it.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from wcodec.backends.numba.rans import (  # fmt: skip
 )
 from wcodec.backends.numba.rans_vectors import MAPPED
 
-# Copies of the reference's enumeration, and what stands for one table, with coder RANS: a map of one class. So here all streams
-# have maps.
+# Copies of the reference's enumeration, and what stands for one table, with coder RANS: a map of
+# one class. So here all streams have maps.
 SINGLE, PLANE, POSITION, SCALE = 0, 1, 2, 3
-# Maps are a tuple: the kind of each, the class of 256 contexts, where the part of each of 16 classes begins in the tables, and
-# the prob_bits and the filling.
+# Maps are a tuple: the kind of each, the class of 256 contexts, where the part of each of 16
+# classes begins in the tables, and the prob_bits and the filling.
 KIND, CLASS_OF, PARTS, OWN = range(4)
-#: Rooms in `planes` behind the byte planes: packed planes 0 and 1, residuals, classes, and two of scratch for these.
+#: Rooms in `planes` behind the byte planes: packed planes 0 and 1, residuals, classes, and two of
+#: scratch for these.
 WORK, CLASSES, SPARE = 2, 3, 4
 N_ROOMS: Final = 6
 
 
-# ---- classes -----------------------------------------------------------------------------------------------------------
+# ---- classes -----------------------------------------------------------------------------------
 @jit
 def _of_position(class_of: Any, row: Any, out: Any) -> None:
     """Classes of a row of a tile."""
@@ -118,7 +120,8 @@ def _classes(
 ) -> None:
     """Class of each symbol of a plane, and 0 to the end of the last group (R9.13).
 
-    `packed` says that the plane's symbols are of two elements, `first` is plane 0, packed with layout PAIRS.
+    `packed` says that the plane's symbols are of two elements, `first` is plane 0, packed with
+    layout PAIRS.
     """
     kind, class_of, n = maps[KIND][number], maps[CLASS_OF][number], job[nk.HEIGHT] * job[nk.WIDTH]
     half = (n + 1) // 2
@@ -141,7 +144,7 @@ def _classes(
     fill(out[size : (size + GROUP - 1) // GROUP * GROUP], 0)
 
 
-# ---- encoding ----------------------------------------------------------------------------------------------------------
+# ---- encoding ----------------------------------------------------------------------------------
 @kernel
 def encode_context_range(
     first: Any,
@@ -257,7 +260,7 @@ def encode_context_range(
     return at
 
 
-# ---- decoding ----------------------------------------------------------------------------------------------------------
+# ---- decoding ----------------------------------------------------------------------------------
 @jit
 def _begin_plane(
     job: Any,
@@ -360,7 +363,9 @@ def _decode_planes(
     work: Any,
     status: Any,
 ) -> None:
-    """All planes of one or two segments, or, if `late`, lower ones with contexts, or else all but these."""
+    """All planes of one or two segments, or, if `late`, lower ones with contexts, or else all but
+    these.
+    """
     word_nbytes, own = shape[3], (shape[3] + N_ROOMS) * room
     symbols = np.zeros(2, np.int64)
     for p in range(max(2, word_nbytes)):
@@ -431,8 +436,10 @@ def decode_context_range(
     addresses: Any,
     merge: Any,
 ) -> None:
-    """As `segments.decode_range`, for segments of layout BYTES or PAIRS, two at a time, so that one's latency hides behind the
-    other's. Lower planes with contexts come last, for plane 0 may hold their contexts."""
+    """As `segments.decode_range`, for segments of layout BYTES or PAIRS, two at a time, so that
+    one's latency hides behind the other's. Lower planes with contexts come last, for plane 0 may
+    hold their contexts.
+    """
     own = (shape[3] + N_ROOMS) * room
     for a in range(first, last, 2):
         b = min(a + 2, last)

@@ -1,4 +1,6 @@
-"""Plans as the numba backend's kernels take them: jobs, tables, context maps, parameters of words. NumPy, no loops.
+"""Plans as the numba backend's kernels take them: jobs, tables, context maps, parameters of words.
+
+NumPy, no loops.
 
 Arrays that are kept are not to be changed.
 """
@@ -28,7 +30,7 @@ _NO_OFFSETS: Final = np.empty(0, np.int64)
 _NO_PLANES: Final = np.empty((0, 0), np.int64)
 
 
-# ---- words -------------------------------------------------------------------------------------------------------------
+# ---- words -------------------------------------------------------------------------------------
 @lru_cache(maxsize=64)
 def word_map(dtype_id: int) -> NDArray[np.uint64]:
     """Parameters of the dtype's word map, as the kernels take them."""
@@ -60,11 +62,13 @@ def _kind(dtype: DType, pairs: bool) -> int:
 
 @lru_cache(maxsize=64)
 def fused_kinds(dtype_id: int) -> tuple[int, int]:
-    """Numbers of the vector kernels that suit layouts BYTES and PAIRS of a dtype (`rans_vectors.KINDS`, from 1), or 0 for none."""
+    """Numbers of the vector kernels that suit layouts BYTES and PAIRS of a dtype
+    (`rans_vectors.KINDS`, from 1), or 0 for none.
+    """
     return _kind(BY_ID[dtype_id], False), _kind(BY_ID[dtype_id], True)
 
 
-# ---- geometry ----------------------------------------------------------------------------------------------------------
+# ---- geometry ----------------------------------------------------------------------------------
 def matrix_shape(geometry: Geometry, dtype: DType) -> tuple[int, int, int, int]:
     """What the kernels take as `shape`."""
     return geometry.cols, geometry.tile_rows, geometry.tile_cols, dtype.word_nbytes
@@ -99,7 +103,7 @@ def rectangles(geometry: Geometry, dtype: DType, segments: Ints | None = None) -
     return jobs.copy() if kept else jobs
 
 
-# ---- plans -------------------------------------------------------------------------------------------------------------
+# ---- plans -------------------------------------------------------------------------------------
 class Jobs(NamedTuple):
     """All that the kernels need to know of the segments of a plan.
 
@@ -108,11 +112,13 @@ class Jobs(NamedTuple):
     rows
         A job each; for encoding they do not say where anything is in the payload.
     kinds
-        For each the number of the fused kernels that suit it, 0 for plain loops, or `segments.WITH_CONTEXTS`.
+        For each the number of the fused kernels that suit it, 0 for plain loops, or
+        `segments.WITH_CONTEXTS`.
     tables
         The tables that are used; jobs number them from 0.
     maps
-        The context maps that are used, whose tables have these numbers too; jobs number them from 0.
+        The context maps that are used, whose tables have these numbers too; jobs number them from
+        0.
     """
 
     rows: Ints
@@ -140,10 +146,25 @@ class Jobs(NamedTuple):
         for m in maps:
             numbers[list(m.tables)] = 1
         n_used = kernels.fill_jobs(
-            rows, g.tile_rows, g.tile_cols, s.layout, s.base, _NO_BYTES if plan.fill is None else plan.fill, s.n_patches,
-            coder, table, s.prediction, plan.modes_nbytes, plan.scale_nbytes, _NO_PLANES if encoding else plan.stream_nbytes,
-            _NO_OFFSETS if encoding else plan.offsets, numbers, ids, kinds, *fused_kinds(plan.dtype.id),
-        )  # fmt: skip
+            rows,
+            g.tile_rows,
+            g.tile_cols,
+            s.layout,
+            s.base,
+            _NO_BYTES if plan.fill is None else plan.fill,
+            s.n_patches,
+            coder,
+            table,
+            s.prediction,
+            plan.modes_nbytes,
+            plan.scale_nbytes,
+            _NO_PLANES if encoding else plan.stream_nbytes,
+            _NO_OFFSETS if encoding else plan.offsets,
+            numbers,
+            ids,
+            kinds,
+            *fused_kinds(plan.dtype.id),
+        )
         if n_used < 0:
             raise _missing(plan)
         maps = [
@@ -152,7 +173,9 @@ class Jobs(NamedTuple):
         return cls(rows, kinds, [plan.tables[i] for i in ids[:n_used].tolist()], maps)
 
     def map_arrays(self, own: Ints, size: int) -> tuple[NDArray[Any], ...]:
-        """The maps as `contexts` takes them, for tables of `size` entries; `own` is what belongs to a table."""
+        """The maps as `contexts` takes them, for tables of `size` entries; `own` is what belongs to
+        a table.
+        """
         if not self.maps:
             return ()
         class_of, parts = (
@@ -173,12 +196,14 @@ class Jobs(NamedTuple):
 def _missing(plan: SegmentPlan) -> ValueError:
     n_tables, n_maps = len(plan.tables), len(plan.tables.maps)
     return ValueError(
-        f"the plan names a table or context map that is not among its {n_tables} tables and {n_maps} maps"
+        "the plan names a table or context map that is not among its "
+        f"{n_tables} tables and {n_maps} maps"
     )
 
 
 def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32], list[ContextMap]]:
-    """Columns `coder` and `table`, and the context maps that are used, by whose places `table` names them.
+    """Columns `coder` and `table`, and the context maps that are used, by whose places `table`
+    names them.
 
     In a segment with contexts RANS becomes CONTEXT, with a map of one class (`contexts.SINGLE`).
     """
@@ -224,7 +249,7 @@ def worst_nbytes(plan: SegmentPlan) -> Ints:
     )
 
 
-# ---- tables ------------------------------------------------------------------------------------------------------------
+# ---- tables ------------------------------------------------------------------------------------
 def frequencies(tables: list[Table]) -> Ints:
     """Of all symbols of some tables, one row each."""
     out = np.empty((len(tables), 256), np.int64)
@@ -234,7 +259,8 @@ def frequencies(tables: list[Table]) -> Ints:
 
 
 def coding_tables(tables: list[Table]) -> tuple[NDArray[np.uint64], Bytes, Bytes]:
-    """Encoding tables: for each symbol ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32 | start``; those of `rans_vectors`.
+    """Encoding tables: for each symbol ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32 |
+    start``; those of `rans_vectors`.
 
     The last ones are those for symbols with contexts.
     """

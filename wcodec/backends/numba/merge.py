@@ -1,7 +1,7 @@
 """Planes merged into words as vectors: the reverse of `split`.
 
-Symbols come a few groups at a time out of the decoder, while they are in the first cache; lower planes from wherever they are.
-Words can be folded into their CRC-32 before they are stored.
+Symbols come a few groups at a time out of the decoder, while they are in the first cache; lower
+planes from wherever they are. Words can be folded into their CRC-32 before they are stored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from wcodec.backends.numba.rans_vectors import GROUP, KINDS, VECTORS
 _N: Final = 4 * WIDTH  #: bytes of a vector
 LANES_NBYTES: Final = _N
 
-# Columns of `params`, all int64. Addresses: of symbols, of where words go, of up to three lower planes, of what was folded and
-# of the factors from the end of a row to the next. Groups of a row, bytes between rows, groups left of this row, the window's
-# base, how far ahead of the stores cache lines are asked for. A kernel brings SYMBOLS, TARGET, LOWER and LEFT up to date.
+# Columns of `params`, all int64. Addresses: of symbols, of where words go, of up to three lower
+# planes, of what was folded and of the factors from the end of a row to the next. Groups of a row,
+# bytes between rows, groups left of this row, the window's base, how far ahead of the stores cache
+# lines are asked for. A kernel brings SYMBOLS, TARGET, LOWER and LEFT up to date.
 SYMBOLS, TARGET, LOWER, LANES, OVER, ROW_GROUPS, ROW_JUMP, LEFT, BASE, AHEAD = (
     0,
     1,
@@ -178,7 +179,8 @@ class _Merger:
 
 
 def merger(number: int, crc: bool) -> int:
-    """Native function that merges groups of symbols with lower planes: ``(params, n_groups)``; with or without the CRC-32.
+    """Native function that merges groups of symbols with lower planes: ``(params, n_groups)``; with
+    or without the CRC-32.
 
     `number` is one more than that of a kind in `KINDS`.
     """

@@ -1,11 +1,15 @@
-"""Prediction: residuals of tiles, and tiles out of residuals. Spec: chapter 7. Transforms are those of `transforms`.
+"""Prediction: residuals of tiles, and tiles out of residuals.
 
-Forwards, every residual depends on given bytes alone: the whole tile is one run of bytes, and the first column is done over
-again. Backwards, LEFT, TOP and PLANAR are sums modulo 256 along the rows or down the columns, and AVG is a chain in each row;
-the chains of 15 rows run side by side. All are vectors of bytes, and plain loops where `ir.VARIANT` is ``"plain"``.
+Spec: chapter 7. Transforms are those of `transforms`.
 
-A run of bytes is cut into vectors. What is left is done in a vector that overlaps the one before, or, in a run of less than
-`LANE` bytes, one by one: nothing is read or written outside of the run and, where the mode looks there, the row above.
+Forwards, every residual depends on given bytes alone: the whole tile is one run of bytes, and the
+first column is done over again. Backwards, LEFT, TOP and PLANAR are sums modulo 256 along the rows
+or down the columns, and AVG is a chain in each row; the chains of 15 rows run side by side. All are
+vectors of bytes, and plain loops where `ir.VARIANT` is ``"plain"``.
+
+A run of bytes is cut into vectors. What is left is done in a vector that overlaps the one before,
+or, in a run of less than `LANE` bytes, one by one: nothing is read or written outside of the run
+and, where the mode looks there, the row above.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ def _pieces(b: Any, n: Any, sizes: tuple[int, ...]) -> list[tuple[int, Any, Any,
     return pieces
 
 
-# ---- residuals -------------------------------------------------------------------------------------------------------
+# ---- residuals ---------------------------------------------------------------------------------
 def _residual(b: Any, mode: int, here: Any, width: Any, n: int) -> Any:
     """Residuals of `n` bytes that have all neighbours that the mode looks at."""
 
@@ -136,7 +140,7 @@ _residuals = _plain_residuals if VARIANT == "plain" else _vector_residuals
 _left, _top, _avg, _planar = (_residuals(mode) for mode in (LEFT, TOP, AVG, PLANAR))
 
 
-# ---- sums along a row ------------------------------------------------------------------------------------------------
+# ---- sums along a row --------------------------------------------------------------------------
 def _moved(b: Any, x: Any, k: int) -> Any:
     """Each lane of a vector of bytes moved up by `k`, zeros behind it."""
     n = x.type.count
@@ -164,7 +168,10 @@ def _load_if(b: Any, count: Any, place: Any) -> Any:
 
 
 def _sum_pieces(b: Any, row: Any, pieces: list[tuple[int, Any, Any, Any]], carry: Any) -> None:
-    """Only one addition of a vector waits for the vector before. The last bytes are loaded before a sum overwrites some."""
+    """Only one addition of a vector waits for the vector before.
+
+    The last bytes are loaded before a sum overwrites some.
+    """
     last = None
     for _, count, start, new in pieces:
         if new is not None:
@@ -202,7 +209,7 @@ def _plain_along(tile: Any, at: Any, width: Any, carry: Any) -> None:
         row[c] = total
 
 
-# ---- sums down the columns -------------------------------------------------------------------------------------------
+# ---- sums down the columns ---------------------------------------------------------------------
 def _sum_columns(b: Any, column: Any, height: Any, width: Any, size: int, new: Any) -> None:
     """Sums of `size` columns, which stay in registers from row to row."""
     loop = ir.Loop(b, height, [ir.zero(vector(I8, size))])
@@ -243,11 +250,12 @@ _along_any, _along_whole = (
 _down: Final = _plain_down if VARIANT == "plain" else _vector_down
 
 
-# ---- the inverse of AVG ----------------------------------------------------------------------------------------------
-# A byte needs the one to its left and the one above it. A vector holds a byte of each of 16 rows, each row a column behind
-# the one above it: then the bytes on the left are the vector before, and those above are the same, moved up by one. The first
-# of these rows is known; residuals that lead to it take its place. All bytes are complements ``~x``, for the mean that CPUs
-# compute is rounded up: ``~(residual + (left + top >> 1)) == (~left + ~top + 1 >> 1) - residual``.
+# ---- the inverse of AVG ------------------------------------------------------------------------
+# A byte needs the one to its left and the one above it. A vector holds a byte of each of 16 rows,
+# each row a column behind the one above it: then the bytes on the left are the vector before, and
+# those above are the same, moved up by one. The first of these rows is known; residuals that lead
+# to it take its place. All bytes are complements ``~x``, for the mean that CPUs compute is rounded
+# up: ``~(residual + (left + top >> 1)) == (~left + ~top + 1 >> 1) - residual``.
 def _mean(b: Any, x: Any, y: Any) -> Any:
     """``x + y + 1 >> 1`` in 9 bits: one instruction."""
     wide = vector(I16, x.type.count)
@@ -270,8 +278,11 @@ def _lane(b: Any, x: Any, lane: int) -> Any:
 
 
 def _ascending(b: Any, columns: list[Any], x: Any, starts: bool, n_done: Any) -> list[Any]:
-    """What `x` becomes at each of 16 columns of residuals. Where rows start, a row's first byte has the one above it on both
-    sides: so the first column is TOP. `n_done` columns, if not None, are passed over."""
+    """What `x` becomes at each of 16 columns of residuals.
+
+    Where rows start, a row's first byte has the one above it on both sides: so the first column is
+    TOP. `n_done` columns, if not None, are passed over.
+    """
     out = []
     for j, column in enumerate(columns):
         above, left = _moved(b, x, 1), x
@@ -288,7 +299,10 @@ def _ascending(b: Any, columns: list[Any], x: Any, starts: bool, n_done: Any) ->
 def _wave(
     b: Any, here: list[Any], x: Any, size: int, starts: bool = False, n_done: Any = None
 ) -> tuple[list[Any], list[Any], Any]:
-    """A block of 16 rows by `size` columns, of which the first row is known. Returns its rows, the new ones, and the last `x`."""
+    """A block of 16 rows by `size` columns, of which the first row is known.
+
+    Returns its rows, the new ones, and the last `x`.
+    """
     of, parts = vector(I8, size), []
     old = [ir.load(b, p, of) for p in here]
     known = b.not_(old[0])
@@ -309,7 +323,9 @@ def _wave(
 
 
 def _store(b: Any, here: list[Any], rows: list[Any]) -> None:
-    """The last row first: missing rows are overwritten by the one that stands in for them, and old bytes by new ones."""
+    """The last row first: missing rows are overwritten by the one that stands in for them, and old
+    bytes by new ones.
+    """
     for p, row in reversed(list(zip(here[1:], rows[1:], strict=True))):
         ir.store(b, row, p)
 
@@ -333,7 +349,8 @@ def _whole_blocks(b: Any, places: list[Any], first: Any, count: Any, size: int, 
 
 
 def _last_blocks(b: Any, places: list[Any], first: Any, n: Any, width: Any, x: Any) -> None:
-    """Up to two blocks that reach beyond rows, into the next ones, of which they change nothing; none beyond the last row.
+    """Up to two blocks that reach beyond rows, into the next ones, of which they change nothing;
+    none beyond the last row.
 
     The last one ends where the last row does, and begins where the block before has been.
     """
@@ -356,8 +373,10 @@ def _last_blocks(b: Any, places: list[Any], first: Any, n: Any, width: Any, x: A
 
 @intrinsic
 def _average_rows(typing: Any, tile: Any, top: Any, n_rows: Any, width: Any) -> Any:
-    """The rows below the one at `top`, from 1 to 15, of at least 16 bytes. If there are less than 15, the last one stands in for
-    the missing ones."""
+    """The rows below the one at `top`, from 1 to 15, of at least 16 bytes.
+
+    If there are less than 15, the last one stands in for the missing ones.
+    """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         data, first, n, w = _pointers(context, b, signature, args)
@@ -401,7 +420,7 @@ def _vector_average(tile: Any, height: Any, width: Any) -> None:
 _average: Final = _plain_average if VARIANT == "plain" else _vector_average
 
 
-# ---- tiles -----------------------------------------------------------------------------------------------------------
+# ---- tiles -------------------------------------------------------------------------------------
 @jit
 def predict_tile(tile: Any, out: Any, height: Any, width: Any, mode: Any) -> None:
     """Residuals of a tile. The first row is LEFT, the first column TOP, whatever the mode."""
@@ -448,9 +467,11 @@ def _transform(tile: Any, height: Any, width: Any, mode: Any, inverse: Any, nati
 def make_residuals(
     job: Any, shape: Any, tile: Any, out: Any, mode: Any, modes: Any, natives: Any
 ) -> None:
-    """Residuals, or coefficients, of all tiles of a plane; `modes` holds a mode for each if `mode` is PER_TILE.
+    """Residuals, or coefficients, of all tiles of a plane; `modes` holds a mode for each if `mode`
+    is PER_TILE.
 
-    `natives` has the transforms that these name (`rans.Work`), for which a vector's bytes are there behind each tile.
+    `natives` has the transforms that these name (`rans.Work`), for which a vector's bytes are there
+    behind each tile.
     """
     _, tile_rows, tile_cols, _ = shape
     height, width, at, i = job[HEIGHT], job[WIDTH], 0, 0

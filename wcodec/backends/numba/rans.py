@@ -1,7 +1,9 @@
-"""One rANS stream at a time: vector kernels where the CPU has them, plain loops elsewhere. Same bytes, same verdicts.
+"""One rANS stream at a time: vector kernels where the CPU has them, plain loops elsewhere.
 
-`decode_stream` and `encode_stream` are the ones to use, and those ``by_class`` for streams whose symbols have classes;
-`ir.VARIANT` has chosen them when this module is imported.
+Same bytes, same verdicts.
+
+`decode_stream` and `encode_stream` are the ones to use, and those ``by_class`` for streams whose
+symbols have classes; `ir.VARIANT` has chosen them when this module is imported.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def padded(nbytes: Any) -> Any:
     return (nbytes + 15) & ~15
 
 
-# ---- native functions ----------------------------------------------------------------------------------------------------
+# ---- native functions --------------------------------------------------------------------------
 # Places in `Work.natives`. Behind TRANSFORMS come DCT, its inverse, ADST, its inverse.
 (
     DECODE_1,
@@ -61,7 +63,9 @@ def padded(nbytes: Any) -> Any:
 
 @jit
 def decode_groups(work: Any, row: Any, n_groups: Any, function: Any) -> None:
-    """Decode `n_groups` groups of the stream of a row of parameters, or of that and the next one; `function` is a native one."""
+    """Decode `n_groups` groups of the stream of a row of parameters, or of that and the next one;
+    `function` is a native one.
+    """
     call_4(
         function,
         work[0][row:].ctypes.data,
@@ -83,12 +87,13 @@ def encode_groups(work: Any, row: Any, n_groups: Any, function: Any) -> None:
     )
 
 
-# ---- decoding --------------------------------------------------------------------------------------------------------
+# ---- decoding ----------------------------------------------------------------------------------
 @jit
 def begin(work: Any, row: Any, payload: Any, at: Any, nbytes: Any, lut: Any, bits: Any) -> None:
     """Fill in row `row` of the vector kernels' parameters for a stream.
 
-    Its words are read from a copy with zeros behind it, for vectors reach beyond the end (`rans_vectors.SLACK_NBYTES`).
+    Its words are read from a copy with zeros behind it, for vectors reach beyond the end
+    (`rans_vectors.SLACK_NBYTES`).
     """
     params, states, spare = work[0][row], work[1][row], work[2][row]
     copy(payload[at : at + HEAD_NBYTES].view(np.uint32), states)
@@ -201,7 +206,9 @@ def _plain_decoder(entry_of: Any) -> Any:
     def decode(
         payload: Any, at: Any, nbytes: Any, n: Any, lut: Any, bits: Any, out: Any, work: Any
     ) -> Any:
-        """Where less than a group's most words are left, they are read from `tail`, with zeros behind them: never past the end."""
+        """Where less than a group's most words are left, they are read from `tail`, with zeros
+        behind them: never past the end.
+        """
         states, tail, stream = work[1][0], work[3], payload[at : at + nbytes]
         copy(stream[:HEAD_NBYTES].view(np.uint32), states)
         words = stream[HEAD_NBYTES:].view(np.uint16)
@@ -264,10 +271,12 @@ def _plain_ended_by_class(work: Any, row: Any) -> Any:
     return work[0][row, v.LIMIT] == 1
 
 
-# ---- encoding --------------------------------------------------------------------------------------------------------
+# ---- encoding ----------------------------------------------------------------------------------
 @jit
 def _finish(states: Any, n_words: Any, record: Any, at: Any) -> Any:
-    """Put the states before a stream's words, and padding behind them; returns where the next part starts."""
+    """Put the states before a stream's words, and padding behind them; returns where the next part
+    starts.
+    """
     copy(states, record[at : at + HEAD_NBYTES].view(np.uint32))
     behind = at + HEAD_NBYTES + 2 * n_words
     fill(record[behind : padded(behind)], 0)
@@ -299,10 +308,11 @@ def _plain_encoder(code_of: Any) -> Any:
         at: Any,
         work: Any,
     ) -> Any:
-        """A symbol's code is the reciprocal ``ceil(2 ** (32 + bits) / freq)`` and ``freq << 32 | start``.
+        """A symbol's code is the reciprocal ``ceil(2 ** (32 + bits) / freq)`` and ``freq << 32 |
+        start``.
 
-        A state below ``freq << 32 - bits`` times the reciprocal's error is below ``2 ** (32 + bits)``, so the quotient is
-        exact, and the product fits.
+        A state below ``freq << 32 - bits`` times the reciprocal's error is below ``2 ** (32 +
+        bits)``, so the quotient is exact, and the product fits.
         """
         n_groups, states = (n + GROUP - 1) // GROUP, work[1][0]
         fill(symbols[n : n_groups * GROUP], padding)
@@ -380,7 +390,10 @@ def _plain_encode_by_class(
 def begin_encoding(
     work: Any, row: Any, symbols: Any, n: Any, entries: Any, bits: Any, padding: Any, words: Any
 ) -> Any:
-    """Fill in row `row` of the vector kernels' parameters for a stream of `n` symbols. Returns its groups."""
+    """Fill in row `row` of the vector kernels' parameters for a stream of `n` symbols.
+
+    Returns its groups.
+    """
     params, n_groups = work[0][row], (n + GROUP - 1) // GROUP
     fill(symbols[n : n_groups * GROUP], padding)
     fill(work[1][row], STATE_LOW)
@@ -395,7 +408,9 @@ def begin_encoding(
 
 @jit
 def end_encoding(work: Any, row: Any, words: Any, record: Any, at: Any) -> Any:
-    """Put an encoded stream, whose words come from the last to the first, into a record; returns where the next part starts."""
+    """Put an encoded stream, whose words come from the last to the first, into a record; returns
+    where the next part starts.
+    """
     n_words = work[0][row, v.POSITION]
     target = record[at + HEAD_NBYTES : at + HEAD_NBYTES + 2 * n_words].view(np.uint16)
     whole = n_words // v.REVERSED
@@ -453,22 +468,26 @@ def _vector_encode_by_class(
     return end_encoding(work, 2, words, record, at)
 
 
-#: ``(payload, at, nbytes, n, lut, bits, out, work)``: decode `n` symbols and the rest of the last group into `out`; returns whether the
-#: stream, ``payload[at : at + nbytes]``, ends as it must. Never reads beyond the payload.
+#: ``(payload, at, nbytes, n, lut, bits, out, work)``: decode `n` symbols and the rest of the last
+#: group into `out`; returns whether the stream, ``payload[at : at + nbytes]``, ends as it must.
+#: Never reads beyond the payload.
 decode_stream: Final = _plain_decode if VARIANT == "plain" else _vector_decode
-#: ``(symbols, n, coding, entries, bits, padding, words, record, at, work)``: encode `n` symbols into a stream at ``record[at]``;
-#: returns where the next part starts. `symbols` has room for whole groups, `words` for a word each and 16 more.
+#: ``(symbols, n, coding, entries, bits, padding, words, record, at, work)``: encode `n` symbols
+#: into a stream at ``record[at]``; returns where the next part starts. `symbols` has room for whole
+#: groups, `words` for a word each and 16 more.
 encode_stream: Final = _plain_encode if VARIANT == "plain" else _vector_encode
-# Symbols under the tables of their classes: one stream or two are begun in rows 0 and 1, decoded, and have ended well or not.
-#: ``(work, row, payload, at, nbytes, n, luts, parts, classes, bits, out)``: otherwise as for `decode_stream`. ``parts[c]``, uint32, is
-#: where class `c` begins in `luts`; `classes` are below 16, and 0 in the rest of the last group.
+# Symbols under the tables of their classes: one stream or two are begun in rows 0 and 1, decoded,
+# and have ended well or not.
+#: ``(work, row, payload, at, nbytes, n, luts, parts, classes, bits, out)``: otherwise as for
+#: `decode_stream`. ``parts[c]``, uint32, is where class `c` begins in `luts`; `classes` are below
+#: 16, and 0 in the rest of the last group.
 begin_by_class: Final = _plain_begin_by_class if VARIANT == "plain" else _vector_begin_by_class
 #: ``(work, n, other)``: decode the streams of these numbers of symbols, 0 for none.
 decode_by_class: Final = _plain_decode_by_class if VARIANT == "plain" else _vector_decode_by_class
 #: ``(work, row)``: whether a stream has ended as it must.
 ended_by_class: Final = _plain_ended_by_class if VARIANT == "plain" else ended
-#: ``(symbols, n, coding, entries, parts, classes, bits, padding, words, record, at, work)``: as `encode_stream`, likewise; `entries`
-#: are words in any case.
+#: ``(symbols, n, coding, entries, parts, classes, bits, padding, words, record, at, work)``: as
+#: `encode_stream`, likewise; `entries` are words in any case.
 encode_by_class: Final = _plain_encode_by_class if VARIANT == "plain" else _vector_encode_by_class
 
 
@@ -521,7 +540,9 @@ class Work:
 
 
 def _permutations() -> tuple[Any, Any]:
-    """For each of 256 masks of 8 elements: where `expand` takes each element from, and which elements `compress` keeps."""
+    """For each of 256 masks of 8 elements: where `expand` takes each element from, and which
+    elements `compress` keeps.
+    """
     expansion, compression = np.zeros((256, 8), np.uint8), np.zeros((256, 8), np.uint8)
     for mask in range(256):
         kept = [i for i in range(8) if mask >> i & 1]

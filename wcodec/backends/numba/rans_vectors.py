@@ -1,11 +1,12 @@
 """rANS as vectors: the inner loops of the numba backend on CPUs with AVX-512 or AVX2.
 
-A kernel works on one stream, or on two at once so that one's latency hides behind the other's. What it has to know of a
-stream stands in a row of `params`, addresses included; it trusts that row, and distrusts what the addresses hold:
-the position in the words is cut to `LIMIT` after each group, so it reads at most 288 bytes beyond that (`SLACK_NBYTES`),
-which the caller has there.
+A kernel works on one stream, or on two at once so that one's latency hides behind the other's. What
+it has to know of a stream stands in a row of `params`, addresses included; it trusts that row, and
+distrusts what the addresses hold: the position in the words is cut to `LIMIT` after each group, so
+it reads at most 288 bytes beyond that (`SLACK_NBYTES`), which the caller has there.
 
-In registers, a vector holds the states of 8 or 16 neighbouring lanes. Four symbols of each make a vector of bytes in order.
+In registers, a vector holds the states of 8 or 16 neighbouring lanes. Four symbols of each make a
+vector of bytes in order.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ LANES, STEPS, GROUP = 32, 4, 128
 VECTORS: Final = LANES // WIDTH
 SLACK_NBYTES: Final = 2 * (GROUP + WIDTH)
 
-# Columns of `params`, all int64. Decoding: where the words are, the word to read next, the position that is too far, the
-# table, its bits, where symbols go.
+# Columns of `params`, all int64. Decoding: where the words are, the word to read next, the position
+# that is too far, the table, its bits, where symbols go.
 SOURCE, POSITION, LIMIT, TABLE, BITS, TARGET = range(6)
-# Encoding: the symbols; where words go, the last one of the stream first. POSITION, TABLE and BITS as above.
+# Encoding: the symbols; where words go, the last one of the stream first. POSITION, TABLE and BITS
+# as above.
 SYMBOLS, WORDS = SOURCE, TARGET
-# With contexts: the class of each symbol, a byte each, and of each of 16 classes where in TABLE its part begins, a u32 each.
+# With contexts: the class of each symbol, a byte each, and of each of 16 classes where in TABLE its
+# part begins, a u32 each.
 CLASSES, PARTS = 6, 7
 N_PARAMS: Final = 8
 REVERSED: Final = 2 * WIDTH  #: words of a vector of `reverser`
@@ -33,10 +36,12 @@ MAPPED: Final = 64  #: bytes of a vector of `mapper`
 
 #: Kinds of words that are split and merged as vectors: nibble pairs or bytes, bytes of a word, map.
 KINDS: Final = (
-    (False, 1, "identity"), (False, 1, "offset"), (False, 1, "exponent 4"), (False, 1, "exponent 5"),
-    (True, 1, "identity"), (True, 1, "offset"), (True, 1, "exponent 4"), (True, 1, "exponent 5"),
-    (False, 2, "identity"), (False, 2, "offset"), (False, 2, "exponent 8"), (True, 2, "exponent 8"),
-    (False, 4, "identity"), (False, 4, "offset"), (False, 4, "exponent 8"), (True, 4, "exponent 8"),
+    (False, 1, "identity"), (False, 1, "offset"), (False, 1, "exponent 4"),
+    (False, 1, "exponent 5"), (True, 1, "identity"), (True, 1, "offset"),
+    (True, 1, "exponent 4"), (True, 1, "exponent 5"), (False, 2, "identity"),
+    (False, 2, "offset"), (False, 2, "exponent 8"), (True, 2, "exponent 8"),
+    (False, 4, "identity"), (False, 4, "offset"), (False, 4, "exponent 8"),
+    (True, 4, "exponent 8"),
 )  # fmt: skip
 
 
@@ -46,7 +51,9 @@ def _runs(*sizes: int) -> list[tuple[int, int]]:
 
 
 class _Classes:
-    """Where the part of a table begins that codes each symbol (R9.12); does nothing without contexts."""
+    """Where the part of a table begins that codes each symbol (R9.12); does nothing without
+    contexts.
+    """
 
     def __init__(self, b: Any, source: Any, parts: Any, contexts: bool) -> None:
         self.b, self.source, self.contexts = b, ir.pointer(b, source), contexts
@@ -61,7 +68,7 @@ class _Classes:
         )
 
     def add(self, four: list[Any], step: int, index: Any) -> Any:
-        """An index into the part of the table of the symbol of a step, as one into the whole table."""
+        """Make an index into the part of the table of a step's symbol one into the whole table."""
         for classes in four:
             own = self.b.lshr(classes, splat(8 * step, I32, WIDTH))
             return self.b.add(ir.lookup_16(self.b, self.parts, own), index)
@@ -139,10 +146,11 @@ def _decode(
 
 
 class _Entries:
-    """Frequencies and starts of symbols: words ``freq << 20 | start << 8`` for each step of some lanes.
+    """Frequencies and starts of symbols: words ``freq << 20 | start << 8`` for each step of some
+    lanes.
 
-    Where the CPU permutes bytes of two registers, the table is three planes of 256 bytes and a lookup is six instructions for
-    64 symbols; elsewhere, and with contexts, it is 256 words.
+    Where the CPU permutes bytes of two registers, the table is three planes of 256 bytes and a
+    lookup is six instructions for 64 symbols; elsewhere, and with contexts, it is 256 words.
     """
 
     def __init__(self, b: Any, table: Any, by_class: _Classes) -> None:
@@ -155,7 +163,9 @@ class _Entries:
             self.planes = [[ir.load(b, a, vector(I8, 64)) for a in plane] for plane in at]
 
     def of(self, four: Any, classes: list[Any]) -> list[Any]:
-        """Entries of the four symbols of each lane, and their classes; the low byte of an entry is unspecified."""
+        """Entries of the four symbols of each lane, and their classes; the low byte of an entry is
+        unspecified.
+        """
         b = self.b
         if not self.planes:
             indices = [
@@ -196,10 +206,13 @@ def _encode(
     n_streams: int,
     contexts: bool,
 ) -> None:
-    """The encoder's loop: chapter 9.3. Lanes stand in the registers in descending order, as they are written.
+    """The encoder's loop: chapter 9.3.
 
-    A state before the division is below ``freq << 32 - bits``, so with 11 bits or more the quotient is below 2^21. The
-    float32 quotient is then off by less than 0.25; less another 0.25 it is the quotient rounded down, or one too low.
+    Lanes stand in the registers in descending order, as they are written.
+
+    A state before the division is below ``freq << 32 - bits``, so with 11 bits or more the quotient
+    is below 2^21. The float32 quotient is then off by less than 0.25; less another 0.25 it is the
+    quotient rounded down, or one too low.
     """
 
     def param(s: int, column: int) -> Any:
@@ -271,7 +284,10 @@ def _reverse(b: Any, params: Any, count: Any) -> None:
 
 
 def _map_bytes(b: Any, source: Any, target: Any, table: Any, count: Any) -> None:
-    """Replace each of `count` vectors of 64 bytes by what a table of 256 bytes says. Needs `ir.BYTE_LOOKUP`."""
+    """Replace each of `count` vectors of 64 bytes by what a table of 256 bytes says.
+
+    Needs `ir.BYTE_LOOKUP`.
+    """
     of = vector(I8, MAPPED)
     parts = [ir.load(b, ir.element(b, table, I8, I64(64 * i)), of) for i in range(4)]
     loop = ir.Loop(b, count, [])
@@ -281,9 +297,11 @@ def _map_bytes(b: Any, source: Any, target: Any, table: Any, count: Any) -> None
     loop.close([])
 
 
-# ---- native functions; the rows of `params`, the states and the permutations are given by their addresses --------------------
+# ---- native functions; the rows of `params`, states and permutations are given by address ------
 def decoder(n_streams: int, contexts: bool = False) -> int:
-    """Decodes groups of each stream, going on from states and position: ``(params, states, permutations, n_groups)``."""
+    """Decodes groups of each stream, going on from states and position: ``(params, states,
+    permutations, n_groups)``.
+    """
 
     def emit(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any) -> None:
         rows, lanes, orders = (ir.pointer(b, a) for a in (params, states, permutations))
@@ -293,7 +311,8 @@ def decoder(n_streams: int, contexts: bool = False) -> int:
 
 
 def encoder(n_streams: int, contexts: bool = False) -> int:
-    """Encodes groups of each stream, the last one first, going on from states and position: arguments as for `decoder`.
+    """Encodes groups of each stream, the last one first, going on from states and position:
+    arguments as for `decoder`.
 
     Words come in the same order.
     """
@@ -315,7 +334,9 @@ def reverser() -> int:
 
 
 def mapper() -> int:
-    """Looks bytes up in a table: ``(source, target, table, n_vectors)``, vectors of `MAPPED` bytes; 0 if that is not faster than a loop."""
+    """Looks bytes up in a table: ``(source, target, table, n_vectors)``, vectors of `MAPPED` bytes;
+    0 if that is not faster than a loop.
+    """
 
     def emit(b: Any, source: Any, target: Any, table: Any, n_vectors: Any) -> None:
         _map_bytes(b, ir.pointer(b, source), ir.pointer(b, target), ir.pointer(b, table), n_vectors)

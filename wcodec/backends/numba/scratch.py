@@ -1,4 +1,6 @@
-"""Memory that the backend keeps from call to call: what threads need besides inputs and outputs, and payloads that were given out."""
+"""Memory that the backend keeps from call to call: what threads need besides inputs and outputs,
+and payloads that were given out.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ class Memory:
 
 
 class Loans:
-    """Memory for payloads, taken back when nobody looks at it any more: new pages cost as much as coding."""
+    """Memory for payloads, taken back when nobody looks at it any more: new pages cost as much as
+    coding.
+    """
 
     def __init__(self) -> None:
         self.free: list[Bytes] = []

@@ -1,7 +1,7 @@
 """The loops of the numba backend: plain code, compiled by LLVM, that runs without the GIL.
 
-Every array has one type wherever it comes from, and words are bytes, so that a kernel is compiled once. Loops run over slices,
-because numba guards an index that may be negative.
+Every array has one type wherever it comes from, and words are bytes, so that a kernel is compiled
+once. Loops run over slices, because numba guards an index that may be negative.
 
 A job is one row of int64: what a kernel has to know of a segment. Its columns are named below.
 """
@@ -46,7 +46,7 @@ OK, BAD_STREAM, BAD_PATCH, BAD_TILE_MODE = 0, 1, 2, 3
 WITH_CONTEXTS: Final = -1  #: kind of segments that `contexts` codes
 
 
-# ---- jobs ------------------------------------------------------------------------------------------------------------
+# ---- jobs --------------------------------------------------------------------------------------
 @kernel
 def fill_jobs(
     jobs: Any,
@@ -69,11 +69,12 @@ def fill_jobs(
     of_bytes: Any,
     of_pairs: Any,
 ) -> Any:
-    """Fill in jobs of which only the rectangles are, and `kinds`: which of the fused kernels suit each of them, 0, or `WITH_CONTEXTS`.
+    """Fill in jobs of which only the rectangles are, and `kinds`: which of the fused kernels suit
+    each of them, 0, or `WITH_CONTEXTS`.
 
-    The tables that are used get numbers from 0, which `numbers` then holds, and `ids` says which they are. `numbers` comes with a 1
-    for each table of a context map and 0 for the others; `offsets` is empty for encoding. Returns how many tables are used, or -1 if
-    one is not there.
+    The tables that are used get numbers from 0, which `numbers` then holds, and `ids` says which
+    they are. `numbers` comes with a 1 for each table of a context map and 0 for the others;
+    `offsets` is empty for encoding. Returns how many tables are used, or -1 if one is not there.
     """
     n_planes, n_used, modes_at, scales_at = coder.shape[0], 0, 0, 0
     for p in range(n_planes):
@@ -129,8 +130,9 @@ def fill_jobs(
     return n_used
 
 
-# ---- words and planes ------------------------------------------------------------------------------------------------
-# Words are bytes here. `split` and `merge` are the addresses of native functions (`words`) for words of their size.
+# ---- words and planes --------------------------------------------------------------------------
+# Words are bytes here. `split` and `merge` are the addresses of native functions (`words`) for
+# words of their size.
 @jit
 def split_words(
     job: Any,
@@ -143,7 +145,9 @@ def split_words(
     addresses: Any,
     split: Any,
 ) -> None:
-    """Byte planes of a segment in element order, `room` apart; `side` has room for its words, which narrow tiles need."""
+    """Byte planes of a segment in element order, `room` apart; `side` has room for its words, which
+    narrow tiles need.
+    """
     cols, tile_rows, tile_cols, word_nbytes = shape
     height, width = job[HEIGHT], job[WIDTH]
     start, at, narrow = job[ROW] * cols + job[COL], 0, tile_cols < width
@@ -204,7 +208,10 @@ def merge_words(
 
 @jit
 def _pack(plane: Any, n: Any, packed: Any, shift: Any, keep: Any, base: Any, fill: Any) -> Any:
-    """Two 4-bit codes ``(value >> shift & keep) - base`` a byte. Returns how many are outside of 0 to 15: they become `fill`."""
+    """Two 4-bit codes ``(value >> shift & keep) - base`` a byte.
+
+    Returns how many are outside of 0 to 15: they become `fill`.
+    """
     outside: Any = 0
     s, k, b, f = np.uint32(shift) & np.uint32(7), np.uint32(keep), np.uint32(base), np.uint32(fill)
     if n % 2:
@@ -226,7 +233,10 @@ def _pack(plane: Any, n: Any, packed: Any, shift: Any, keep: Any, base: Any, fil
 
 @jit
 def _unpack(packed: Any, plane: Any, keep: Any, shift: Any, base: Any) -> None:
-    """Inverse of `_pack`: two bytes at once, in a uint16. They join the bits of `plane` in `keep`."""
+    """Inverse of `_pack`: two bytes at once, in a uint16.
+
+    They join the bits of `plane` in `keep`.
+    """
     two, stay = plane.view(np.uint16), np.uint16(keep)
     add, s = np.uint16(base * 0x0101), np.uint32(shift) & np.uint32(7)
     for i in range(packed.size):
@@ -238,7 +248,7 @@ def _unpack(packed: Any, plane: Any, keep: Any, shift: Any, base: Any) -> None:
         )
 
 
-# ---- small things ----------------------------------------------------------------------------------------------------
+# ---- small things ------------------------------------------------------------------------------
 @jit
 def put(source: Any, record: Any, at: Any) -> Any:
     """Write bytes and their padding into a record; returns where the next part starts."""
@@ -248,7 +258,7 @@ def put(source: Any, record: Any, at: Any) -> Any:
     return padded(end)
 
 
-# ---- histograms ------------------------------------------------------------------------------------------------------
+# ---- histograms --------------------------------------------------------------------------------
 @jit
 def count(symbols: Any, four: Any, counts: Any) -> None:
     """Four counts a symbol, so that equal neighbours do not wait for each other."""
@@ -286,7 +296,9 @@ def histogram_range(
     addresses: Any,
     split: Any,
 ) -> None:
-    """Counts of the symbols of jobs `first` to `last`: of pairs unless `base` is -1, and of byte planes `which`."""
+    """Counts of the symbols of jobs `first` to `last`: of pairs unless `base` is -1, and of byte
+    planes `which`.
+    """
     word_nbytes = shape[3]
     work, modes = planes[word_nbytes * room :], planes[:0]
     for k in range(first, last):
@@ -311,10 +323,13 @@ def histogram_range(
             count(plane, four, counts[k, at + i])
 
 
-# ---- encoding --------------------------------------------------------------------------------------------------------
+# ---- encoding ----------------------------------------------------------------------------------
 @jit
 def _put_patches(top: Any, n: Any, base: Any, record: Any, at: Any) -> Any:
-    """Patches of the words outside the window; returns where they end. They are few: most blocks are passed over."""
+    """Patches of the words outside the window; returns where they end.
+
+    They are few: most blocks are passed over.
+    """
     low = np.uint8(base)
     for start in range(0, n, 256):
         block, outside = top[start : min(start + 256, n)], np.uint8(0)
@@ -357,7 +372,10 @@ def encode_range(
     addresses: Any,
     split: Any,
 ) -> Any:
-    """Encode jobs `first` to `last` one behind another into `record`, which has room for the worst. Returns their bytes."""
+    """Encode jobs `first` to `last` one behind another into `record`, which has room for the worst.
+
+    Returns their bytes.
+    """
     cols, word_nbytes = shape[0], shape[3]
     work, at = planes[word_nbytes * room :], 0
     for k in range(first, last):
@@ -417,10 +435,13 @@ def encode_range(
     return at
 
 
-# ---- decoding --------------------------------------------------------------------------------------------------------
+# ---- decoding ----------------------------------------------------------------------------------
 @jit
 def _patch(patches: Any, n: Any, top: Any) -> Any:
-    """Set the bytes that lie outside the window. Returns whether the indices ascend and lie within the segment."""
+    """Set the bytes that lie outside the window.
+
+    Returns whether the indices ascend and lie within the segment.
+    """
     before: Any = -1
     for i in range(patches.size):
         index = np.int64(patches[i]) & 0xFFFFFF
@@ -452,7 +473,9 @@ def _decode_planes(
     addresses: Any,
     stream_work: Any,
 ) -> Any:
-    """Planes as they are stored, codes unpacked; all streams before anything else, for a bad one goes before any other fault."""
+    """Planes as they are stored, codes unpacked; all streams before anything else, for a bad one
+    goes before any other fault.
+    """
     pairs, half, n = (
         job[LAYOUT] == LAYOUT_PAIRS,
         (job[HEIGHT] * job[WIDTH] + 1) // 2,

@@ -1,6 +1,8 @@
-"""Words cut into planes and nibble pairs as vectors: the reverse of what `rans_vectors` does behind its decoder.
+"""Words cut into planes and nibble pairs as vectors: the reverse of what `rans_vectors` does behind
+its decoder.
 
-A kernel goes over the words of a segment in steps of `STEP` words, whose rows it trusts to be whole steps wide.
+A kernel goes over the words of a segment in steps of `STEP` words, whose rows it trusts to be whole
+steps wide.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from wcodec.backends.numba.rans_vectors import KINDS
 _N: Final = 4 * WIDTH  #: bytes of a vector
 STEP: Final = 2 * _N  #: words
 
-# Columns of `params`, all int64. Addresses of the words, of the symbols and up to three lower planes, of the patches; steps of a row,
-# bytes from the end of a row to the next; the window's base, the code of words outside it, how far ahead cache lines are asked for in
-# bytes, how many patches there are.
+# Columns of `params`, all int64. Addresses of the words, of the symbols and up to three lower
+# planes, of the patches; steps of a row, bytes from the end of a row to the next; the window's
+# base, the code of words outside it, how far ahead cache lines are asked for in bytes, how many
+# patches there are.
 SOURCE, SYMBOLS, LOWER, PATCHES, ROW_STEPS, ROW_JUMP, BASE, FILL, AHEAD, N_PATCHES = (
     0,
     1,
@@ -61,7 +64,10 @@ class _Splitter:
             ir.store(self.b, v, ir.element(self.b, target, I8, I64(_N * i)))
 
     def step(self, source: Any, first: Any, n_patches: Any) -> Any:
-        """Split `STEP` words, of which `first` is the number of the first. Returns the new number of patches."""
+        """Split `STEP` words, of which `first` is the number of the first.
+
+        Returns the new number of patches.
+        """
         b, planes = self.b, self._planes(source)
         half = b.lshr(first, I64(1))
         if not self.pairs:
@@ -177,7 +183,8 @@ def _split(b: Any, params: Any, n_steps: Any, kind: tuple[bool, int, str], lower
 
 
 def splitter(number: int, lower: bool) -> int:
-    """Native function that splits steps of words: ``(params, n_steps)``; with or without lower planes.
+    """Native function that splits steps of words: ``(params, n_steps)``; with or without lower
+    planes.
 
     `number` is one more than that of a kind in `KINDS`. `params` has room for a vector behind it.
     """

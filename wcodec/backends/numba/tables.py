@@ -1,4 +1,7 @@
-"""Loops over frequency tables: reading serialised ones, and what decoders look up. Spec: chapter 9.1."""
+"""Loops over frequency tables: reading serialised ones, and what decoders look up.
+
+Spec: chapter 9.1.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,11 @@ def _bit(data: Any, at: Any) -> Any:
 
 @kernel
 def read_tables(data: Any, offset: Any, freq: Any, prob_bits: Any) -> Any:
-    """Read as many tables as `freq` has rows, which are 0. Returns the offset behind the last one, or -1 if one breaks a rule of the
-    codes; `wcodec.reference.entropy.Table` checks the others."""
+    """Read as many tables as `freq` has rows, which are 0.
+
+    Returns the offset behind the last one, or -1 if one breaks a rule of the codes;
+    `wcodec.reference.entropy.Table` checks the others.
+    """
     end = 8 * data.size
     for t in range(len(freq)):
         if data.size - offset < 4:
@@ -56,7 +62,9 @@ def read_tables(data: Any, offset: Any, freq: Any, prob_bits: Any) -> Any:
 
 @kernel
 def fill_luts(freq: Any, luts: Any) -> None:
-    """Decoding tables, as `wcodec.reference.entropy.Table.lut`, of tables of frequencies; shorter ones end in 0."""
+    """Decoding tables, as `wcodec.reference.entropy.Table.lut`, of tables of frequencies; shorter
+    ones end in 0.
+    """
     for t in range(freq.shape[0]):
         lut, slot = luts[t], 0
         for symbol in range(256):

@@ -1,10 +1,10 @@
 """Words cut into byte planes, and merged again, for words of any size. Spec: chapter 6.
 
-Nothing else in the plain kernels depends on the size of words: they call these by address, and are compiled once for all sizes.
-LLVM makes vectors of the loops.
+Nothing else in the plain kernels depends on the size of words: they call these by address, and are
+compiled once for all sizes. LLVM makes vectors of the loops.
 
-A word map is five uint64: the bits that move up by one, those that stay, where the sign goes and how far down that is, and the
-bits to flip.
+A word map is five uint64: the bits that move up by one, those that stay, where the sign goes and
+how far down that is, and the bits to flip.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ def _planes(b: Any, addresses: Any, numbers: range, at: Any) -> list[Any]:
 
 
 def splitter(word_nbytes: int) -> int:
-    """Native function ``(words, planes, at, n, word_map)`` that cuts `n` words into bytes, from byte `at` of each plane on.
+    """Native function ``(words, planes, at, n, word_map)`` that cuts `n` words into bytes, from
+    byte `at` of each plane on.
 
-    All are addresses but `at` and `n`: of the words, of the addresses of the planes, the top one first, of the word map.
+    All are addresses but `at` and `n`: of the words, of the addresses of the planes, the top one
+    first, of the word map.
     """
     word = IntType(8 * word_nbytes)
 
