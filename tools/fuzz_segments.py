@@ -80,11 +80,15 @@ def fenced_numba(heap: Heap) -> Iterator[None]:
     """Let the numba backend, if it is in use, allocate behind fences. Modules with kernels keep their numpy: numba reads it."""
     modules = [
         sys.modules[name]
-        for name in ("wcodec.backends.numba.backend", "wcodec.backends.numba.jobs")
+        for name in map("wcodec.backends.numba.{}".format, ("coding", "jobs", "scratch"))
         if name in sys.modules
     ]
     saved = [
-        {name: getattr(module, name) for name in ("np", "Work", "Sums") if hasattr(module, name)}
+        {
+            name: getattr(module, name)
+            for name in ("np", "StreamScratch", "Sums")
+            if hasattr(module, name)
+        }
         for module in modules
     ]
     for module, values in zip(modules, saved, strict=True):

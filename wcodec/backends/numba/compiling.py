@@ -65,8 +65,9 @@ class _PartCompiler(Compiler):
 
 
 def jit(function: F) -> F:
-    """Compile as a part of the kernels that call it; once, where numba would compile anew for each
-    constant that is passed.
+    """Compile as a part of the kernels that call it.
+
+    It is compiled once, where numba would compile anew for each constant that is passed.
 
     What would let Python and C call it is not compiled: a third of the time that compiling takes.
     """
@@ -106,41 +107,42 @@ _natives: Final[dict[str, Any]] = {}
 
 
 def native(name: str, emit: Callable[..., None], n_args: int) -> int:
-    """Address of a function of `n_args` int64, whose code ``emit(builder, *args)`` emits; compiled
-    once.
+    """Address of a native function, which is compiled once.
+
+    Parameters
+    ----------
+    name
+        Of the function; a part of the name of its file on disk.
+    emit
+        ``emit(builder, *args)`` emits its code.
+    n_args
+        How many int64 it takes.
     """
     if name not in _natives:
 
-        def typed(typing: Any, *args: Any) -> Any:
+        def typed(typing: Any, args: Any) -> Any:
             def codegen(context: Any, b: Any, signature: Any, values: Any) -> Any:
-                emit(b, *values)
+                emit(b, *_unpacked(b, values[0]))
                 return context.get_dummy_value()
 
-            return types.void(*args), codegen
+            return types.void(args), codegen
 
-        _natives[name] = _compiled(name, intrinsic(_TYPED[n_args](typed)), n_args)
+        _natives[name] = _compiled(name, intrinsic(typed), n_args)
     address: int = _natives[name].address
     return address
 
 
-# numba looks at the names of an intrinsic's parameters
-_TYPED: Final[dict[int, Callable[[Any], Any]]] = {
-    2: lambda typed: lambda typing, a, b: typed(typing, a, b),
-    4: lambda typed: lambda typing, a, b, c, d: typed(typing, a, b, c, d),
-    5: lambda typed: lambda typing, a, b, c, d, e: typed(typing, a, b, c, d, e),
-}
-
-
+# numba looks at the names of a function's parameters
 def _body_2(a: Any, b: Any) -> None:
-    emitted(a, b)  # type: ignore[name-defined]  # noqa: F821
+    emitted((a, b))  # type: ignore[name-defined]  # noqa: F821
 
 
 def _body_4(a: Any, b: Any, c: Any, d: Any) -> None:
-    emitted(a, b, c, d)  # type: ignore[name-defined]  # noqa: F821
+    emitted((a, b, c, d))  # type: ignore[name-defined]  # noqa: F821
 
 
 def _body_5(a: Any, b: Any, c: Any, d: Any, e: Any) -> None:
-    emitted(a, b, c, d, e)  # type: ignore[name-defined]  # noqa: F821
+    emitted((a, b, c, d, e))  # type: ignore[name-defined]  # noqa: F821
 
 
 def _compiled(name: str, emitted: Any, n_args: int) -> Any:
@@ -162,39 +164,19 @@ def _anything(function: Any) -> Any:
     return function
 
 
-def _call(b: Any, address: Any, args: Any) -> None:
-    function = llvm.FunctionType(llvm.VoidType(), [I64] * len(args))
-    b.call(b.inttoptr(address, function.as_pointer()), args)
+def _unpacked(b: Any, values: Any) -> list[Any]:
+    """Elements of a tuple."""
+    return [b.extract_value(values, i) for i in range(len(values.type.elements))]
 
 
 @intrinsic
-def call_2(typing: Any, address: Any, a: Any, b_: Any) -> Any:
-    """Call a native function of two arguments."""
+def call_native(typing: Any, function: Any, args: Any) -> Any:
+    """Call a native function by its address, with a tuple of integers."""
 
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _call(b, args[0], args[1:])
+    def call(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        numbers = _unpacked(b, values[1])
+        of = llvm.FunctionType(llvm.VoidType(), [I64] * len(numbers))
+        b.call(b.inttoptr(values[0], of.as_pointer()), numbers)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 3), codegen
-
-
-@intrinsic
-def call_4(typing: Any, address: Any, a: Any, b_: Any, c: Any, d: Any) -> Any:
-    """Call a native function of four arguments."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _call(b, args[0], args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), codegen
-
-
-@intrinsic
-def call_5(typing: Any, address: Any, a: Any, b_: Any, c: Any, d: Any, e: Any) -> Any:
-    """Call a native function of five arguments."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _call(b, args[0], args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 6), codegen
+    return types.void(types.int64, _anything(types.UniTuple)(types.int64, len(args))), call

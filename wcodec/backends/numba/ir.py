@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import llvmlite.binding
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
@@ -62,6 +63,11 @@ CARRYLESS: Final = _choose_carryless()
 #: tables of 256 bytes in registers
 BYTE_LOOKUP: Final = VARIANT == "avx512" and "avx512vbmi" in _features()
 WIDTH: Final = 16 if VARIANT == "avx512" else 8  #: u32 in a vector
+
+
+def places(record: np.dtype[Any]) -> dict[str, int]:
+    """Where the fields of a record of int64 are, in int64 from its start."""
+    return {name: offset // 8 for name, (_, offset, *_) in (record.fields or {}).items()}
 
 
 def vector(element: Any, n: int) -> Any:
