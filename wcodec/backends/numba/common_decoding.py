@@ -301,17 +301,19 @@ def decode_range(
     matrix, tables, rooms = Matrix(*matrix), DecodingTables(*tables), Rooms(*rooms)
     merging, streams, crcs = Merging(*merging), Streams(*streams), Crcs(*crcs)
     for a in range(first, last, 2):
-        two, n_whole = min(2, last - a), np.zeros(2, np.int64)
+        two = min(2, last - a)
         for s in range(two):
             job = jobs[a + s]
             sum_record(crcs, a + s, payload[job.start : job.end])
-            n_whole[s] = _begin_segment(
+            streams.params[s].n_groups = _begin_segment(
                 s, job, matrix, payload, tables, rooms, merging, streams, crcs
             )
-        both = max(0, min(n_whole[0], n_whole[1])) if two == 2 else 0
+        both = min(streams.params[0].n_groups, streams.params[1].n_groups) if two == 2 else 0
+        both = max(0, both)
         _decode_and_merge(0, 2, both, merging, streams, streams.natives[DECODE_2], matrix.native)
         for s in range(two):
-            status[a + s], job, whole = Status.BAD_STREAM, jobs[a + s], n_whole[s]
+            status[a + s], job = Status.BAD_STREAM, jobs[a + s]
+            whole = streams.params[s].n_groups
             if whole >= 0:
                 decoder = streams.natives[DECODE_1]
                 _decode_and_merge(s, 1, whole - both, merging, streams, decoder, matrix.native)

@@ -177,12 +177,12 @@ def _put_lower_planes(
 
 
 @jit
-def _begin_segment(s: Any, job: Any, matrix: Any, tables: Any, share: Any, streams: Any) -> Any:
-    """Begin to encode plane 0 of a split segment in row `s`. Returns its groups."""
+def _begin_segment(s: Any, job: Any, matrix: Any, tables: Any, share: Any, streams: Any) -> None:
+    """Begin to encode plane 0 of a split segment in row `s`."""
     t, words = job.planes[0].table, share.stream_words
     size, entries = plane_nbytes(job, matrix.word_nbytes, 0), tables.entries[t]
     bits, padding = tables.prob_bits[t], tables.padding[t]
-    return begin_encoding(streams, s, share.bytes, size, entries, bits, padding, words)
+    begin_encoding(streams, s, share.bytes, size, entries, bits, padding, words)
 
 
 @jit
@@ -227,19 +227,20 @@ def encode_range(
     """
     matrix, tables, rooms = Matrix(*matrix), EncodingTables(*tables), Rooms(*rooms)
     streams, crcs, encoded = Streams(*streams), Crcs(*crcs), Encoded(*encoded)
-    beside, end, n_groups = rooms.bytes[2 * SHARE * rooms.size :], 0, np.zeros(2, np.int64)
+    beside, end = rooms.bytes[2 * SHARE * rooms.size :], 0
     for a in range(first, last, 2):
         two = min(2, last - a)
         for s in range(two):
             job, share = jobs[a + s], _share_of(rooms, s)
             encoded.n_patches[a + s] = _split(job, matrix, share, beside, splitting)
             sum_words(crcs, a + s, job, matrix)
-            n_groups[s] = _begin_segment(s, job, matrix, tables, share, streams)
-        both = min(n_groups[0], n_groups[1]) if two == 2 else 0
+            _begin_segment(s, job, matrix, tables, share, streams)
+        both = min(streams.params[0].n_groups, streams.params[1].n_groups) if two == 2 else 0
         for s in range(two):  # the last groups come first
-            streams.params[s].source += both * GROUP
-            encode_groups(streams, s, n_groups[s] - both, streams.natives[ENCODE_1])
-            streams.params[s].source -= both * GROUP
+            params = streams.params[s]
+            params.source += both * GROUP
+            encode_groups(streams, s, params.n_groups - both, streams.natives[ENCODE_1])
+            params.source -= both * GROUP
         encode_groups(streams, 0, both, streams.natives[ENCODE_2])
         for s in range(two):
             start, job, share = end, jobs[a + s], _share_of(rooms, s)

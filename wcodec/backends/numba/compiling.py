@@ -19,10 +19,17 @@ from numba import cfunc, njit
 from numba.core import types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.typed_passes import NopythonTypeInference
 
 from wcodec.backends.numba.ir import I64, intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _anything(function: Any) -> Any:
+    """The same, for mypy: numba has no types."""
+    return function
 
 
 def stamp_of(folder: Path) -> str:
@@ -52,7 +59,32 @@ class _PartLibrary(JITCodeLibrary):
         self._finalized = True
 
 
+@_anything(register_pass)(mutates_CFG=False, analysis_only=True)
+class _NoReferenceCounts(FunctionPass):
+    """Compile no counting of references to arrays: a fifth of a kernel's code.
+
+    Kernels make no arrays, and whoever calls them holds all that they take. Numba has an option for
+    that, ``_nrt``, but its check of types then allows no function to return a part of an array: so
+    counting is switched off after that check.
+    """
+
+    _name = "no_reference_counts"
+
+    def __init__(self) -> None:
+        _anything(super().__init__)()
+
+    def run_pass(self, state: Any) -> bool:
+        state.targetctx.enable_nrt = False
+        return True
+
+
 class _PartCompiler(Compiler):
+    def define_pipelines(self) -> Any:
+        (pipeline,) = _anything(super().define_pipelines)()
+        pipeline.add_pass_after(_NoReferenceCounts, NopythonTypeInference)
+        pipeline.finalize()
+        return [pipeline]
+
     def compile_extra(self, func: Any) -> Any:
         context, library = self.state.targetctx, _anything(_PartLibrary)
         self.state.library, self.state.flags.no_compile = (
@@ -70,9 +102,10 @@ def jit(function: F) -> F:
     It is compiled once, where numba would compile anew for each constant that is passed.
 
     What would let Python and C call it is not compiled: a third of the time that compiling takes.
+    Nor are references counted; see `_NoReferenceCounts`.
     """
     compile_with: Any = njit
-    no_wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    no_wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": True}
     compiled: Any = compile_with(**no_wrappers, error_model="numpy", pipeline_class=_PartCompiler)(
         function
     )
@@ -95,10 +128,12 @@ def kernel(function: F) -> F:
     function.__qualname__ += f"-{STAMP}"  # becomes a part of the name of the file on disk
     try:
         compiled: F = compile_with(
-            cache=True, nogil=True, no_cfunc_wrapper=True, error_model="numpy"
+            cache=True, nogil=True, no_cfunc_wrapper=True, error_model="numpy", _nrt=False
         )(function)
     except RuntimeError:  # numba finds no directory that it may write to
-        compiled = compile_with(nogil=True, no_cfunc_wrapper=True, error_model="numpy")(function)
+        compiled = compile_with(nogil=True, no_cfunc_wrapper=True, error_model="numpy", _nrt=False)(
+            function
+        )
     return compiled
 
 
@@ -158,10 +193,6 @@ def _compiled(name: str, emitted: Any, n_args: int) -> Any:
         return compile_with(signature, cache=True)(function)
     except RuntimeError:  # as in `kernel`
         return compile_with(signature)(function)
-
-
-def _anything(function: Any) -> Any:
-    return function
 
 
 def _unpacked(b: Any, values: Any) -> list[Any]:

@@ -239,15 +239,15 @@ def _begin_plane(
     maps: Any,
     rooms: Any,
     streams: Any,
-) -> Any:
-    """Get a plane as it is stored, but only begin a stream: returns its symbols, or 0."""
+) -> None:
+    """Get a plane as it is stored, but only begin a stream."""
     word_nbytes, plane = matrix.word_nbytes, job.planes[p]
     packed, size = is_packed(job, word_nbytes, p), plane_nbytes(job, word_nbytes, p)
     target = room_of(rooms, word_nbytes + p if packed else p)
     rooms.addresses[p] = room_of(rooms, p).ctypes.data
     if plane.coder != Coder.CONTEXT:
         get_stored(plane, p, size, packed, payload, target, rooms.addresses)
-        return 0
+        return
     first_plane = room_of(rooms, word_nbytes if job.layout == Layout.PAIRS else 0)
     if job.planes[0].coder == Coder.RAW:
         first_plane = payload[job.planes[0].offset :]
@@ -255,7 +255,16 @@ def _begin_plane(
     classes = _find_classes(job, matrix, maps, p, scales, first_plane, rooms, streams.natives)
     stream = payload[plane.offset : plane.offset + plane.nbytes]
     begin_by_class(streams, row, stream, size, luts, maps, plane.table, classes, target)
-    return size
+
+
+@jit
+def _is_due(job: Any, word_nbytes: Any, p: Any, late: Any, maps: Any, status: Any) -> Any:
+    """Whether a plane is decoded now: a lower one with contexts late, any other one before."""
+    if status != Status.OK or p >= n_stored_planes(job, word_nbytes):
+        return False
+    plane = job.planes[p]
+    contexts = plane.coder == Coder.CONTEXT and maps.kind[plane.table] != SINGLE
+    return late == (p > 0 and contexts)
 
 
 @jit
@@ -271,22 +280,21 @@ def _decode_planes(
     status: Any,
 ) -> None:
     """Planes of one or two segments: if `late`, lower ones with contexts, else all others."""
-    word_nbytes, symbols = matrix.word_nbytes, np.zeros(2, np.int64)
+    word_nbytes = matrix.word_nbytes
     for p in range(max(2, word_nbytes)):
+        streams.params[0].n_groups, streams.params[1].n_groups = 0, 0
         for s in range(status.size):
-            job = jobs[s]
-            plane, there = job.planes[p], p < n_stored_planes(job, word_nbytes)
-            context = there and plane.coder == Coder.CONTEXT and maps.kind[plane.table] != SINGLE
-            symbols[s] = -1
-            if status[s] == Status.OK and there and late == (p > 0 and context):
+            if _is_due(jobs[s], word_nbytes, p, late, maps, status[s]):
                 own = _rooms_of(rooms, matrix, s)
-                symbols[s] = _begin_plane(job, matrix, p, s, payload, luts, maps, own, streams)
-        decode_by_class(streams, max(0, symbols[0]), max(0, symbols[1]))
+                _begin_plane(jobs[s], matrix, p, s, payload, luts, maps, own, streams)
+        decode_by_class(streams)
         for s in range(status.size):
             job, own = jobs[s], _rooms_of(rooms, matrix, s)
-            if symbols[s] > 0 and not ended_by_class(streams, s):
+            if streams.params[s].n_groups > 0 and not ended_by_class(streams, s):
                 status[s] = Status.BAD_STREAM
-            elif symbols[s] >= 0 and is_packed(job, word_nbytes, p):
+            elif is_packed(job, word_nbytes, p) and _is_due(
+                job, word_nbytes, p, late, maps, status[s]
+            ):
                 unpack_plane(job, word_nbytes, p, room_of(own, word_nbytes + p), own.bytes)
 
 
@@ -335,19 +343,17 @@ def decode_range(
     matrix, luts, maps = Matrix(*matrix), DecodingTables(*tables).luts, ContextMaps(*maps)
     rooms, streams, crcs = Rooms(*rooms), Streams(*streams), Crcs(*crcs)
     for a in range(first, last, 2):
-        two, verdicts = jobs[a : min(a + 2, last)], status[a : min(a + 2, last)]
-        for s in range(len(two)):
+        pair, verdicts = jobs[a : min(a + 2, last)], status[a : min(a + 2, last)]
+        for s in range(len(pair)):
             verdicts[s] = Status.OK
-            sum_record(crcs, a + s, payload[two[s].start : two[s].end])
+            sum_record(crcs, a + s, payload[pair[s].start : pair[s].end])
         for late in (False, True):
-            _decode_planes(two, matrix, late, payload, luts, maps, rooms, streams, verdicts)
-            for s in range(len(two)):
+            _decode_planes(pair, matrix, late, payload, luts, maps, rooms, streams, verdicts)
+            for s in range(len(pair)):
                 if verdicts[s] == Status.OK:
-                    own = _rooms_of(rooms, matrix, s)
-                    verdicts[s] = _restore_planes(
-                        two[s], matrix, late, payload, own, streams.natives
-                    )
-        for s in range(len(two)):
+                    job, own, natives = pair[s], _rooms_of(rooms, matrix, s), streams.natives
+                    verdicts[s] = _restore_planes(job, matrix, late, payload, own, natives)
+        for s in range(len(pair)):
             if verdicts[s] == Status.OK:
-                verdicts[s] = _merge_planes(two[s], matrix, payload, _rooms_of(rooms, matrix, s))
-            sum_words(crcs, a + s, two[s], matrix)
+                verdicts[s] = _merge_planes(pair[s], matrix, payload, _rooms_of(rooms, matrix, s))
+            sum_words(crcs, a + s, pair[s], matrix)

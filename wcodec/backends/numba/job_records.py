@@ -148,25 +148,22 @@ def fill_jobs(
     How many tables are used, or -1 if one is not there.
     """
     columns, sizes = Columns(*columns), Sizes(*sizes)
-    n_used = _number_tables(columns, numbers, ids)
-    tile_rows, tile_cols = tile_shape
-    of_bytes, of_pairs = common_kinds
-    modes_offset, scales_offset = 0, 0
+    offsets = sizes.offsets
+    n_used, modes_offset, scales_offset = _number_tables(columns, numbers, ids), 0, 0
+    (tile_rows, tile_cols), (of_bytes, of_pairs) = tile_shape, common_kinds
     for k in range(len(jobs) if n_used >= 0 else 0):
         job = jobs[k]
         job.layout, job.base = columns.layout[k], columns.base[k]
         if columns.fill.size:
             job.fill = columns.fill[k]
-        n_down = (job.height + tile_rows - 1) // tile_rows
         n_across = (job.width + tile_cols - 1) // tile_cols
-        job.n_tiles = n_down * n_across
+        job.n_tiles = (job.height + tile_rows - 1) // tile_rows * n_across
         job.modes_offset, job.modes_nbytes = modes_offset, sizes.modes_nbytes[k]
         job.scales_offset, job.scales_nbytes = scales_offset, sizes.scales_nbytes[k]
         modes_offset += job.modes_nbytes
         scales_offset += job.scales_nbytes
-        if sizes.offsets.size:
-            job.start, job.end = sizes.offsets[k], sizes.offsets[k + 1]
-            job.n_patches = columns.n_patches[k]
+        if offsets.size:
+            job.n_patches, job.start, job.end = columns.n_patches[k], offsets[k], offsets[k + 1]
             job.patches_offset = job.end - padded(4 * job.n_patches)
         contexts, predicted = _fill_planes(job, k, columns, sizes, numbers)
         common = job.layout != Layout.RAW and not predicted and columns.coder[0, k] == Coder.RANS

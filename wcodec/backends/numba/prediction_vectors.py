@@ -204,10 +204,10 @@ def sum_down(typing: Any, tile: Any, height: Any, width: Any) -> Any:
 
 # ---- the inverse of AVG ------------------------------------------------------------------------
 # A byte needs the one to its left and the one above it. A vector holds a byte of each of 16 rows,
-# each row a column behind the one above it: then the bytes on the left are the vector before, and
-# those above are the same, moved up by one. The first of these rows is known; residuals that lead
-# to it take its place. All bytes are complements ``~x``, for the mean that CPUs compute is rounded
-# up: ``~(residual + (left + top >> 1)) == (~left + ~top + 1 >> 1) - residual``.
+# each row a column later than the one above it: then the bytes on the left are the vector before,
+# and those above are the same, moved up by one. The first of these rows is known; residuals that
+# lead to it take its place. All bytes are complements ``~x``, for the mean that CPUs compute is
+# rounded up: ``~(residual + (left + top >> 1)) == (~left + ~top + 1 >> 1) - residual``.
 def _mean(b: Any, x: Any, y: Any) -> Any:
     """``x + y + 1 >> 1`` in 9 bits: one instruction."""
     wide = vector(I16, x.type.count)

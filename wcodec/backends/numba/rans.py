@@ -128,18 +128,18 @@ def _vector_begin_by_class(
     params = streams.params[row]
     params.target, params.classes = out.ctypes.data, classes.ctypes.data
     params.parts = maps.parts[m].ctypes.data
+    params.n_groups = (n + GROUP - 1) // GROUP
 
 
 @jit
-def _vector_decode_by_class(streams: Any, n: Any, other: Any) -> None:
-    groups, others = (n + GROUP - 1) // GROUP, (other + GROUP - 1) // GROUP
-    both = min(groups, others)
+def _vector_decode_by_class(streams: Any) -> None:
+    both = min(streams.params[0].n_groups, streams.params[1].n_groups)
     if both > 0:
         decode_groups(streams, 0, both, streams.natives[DECODE_CONTEXT_2])
     for row in range(2):
-        left = (groups if row == 0 else others) - both
+        params = streams.params[row]
+        left = params.n_groups - both
         if left > 0:
-            params = streams.params[row]
             params.target += both * GROUP
             params.classes += both * GROUP
             decode_groups(streams, row, left, streams.natives[DECODE_CONTEXT_1])
@@ -158,6 +158,7 @@ def _plain_begin_by_class(
     out: Any,
 ) -> None:
     """Decodes the stream at once; `limit` says whether it has ended well."""
+    streams.params[row].n_groups = (n + GROUP - 1) // GROUP
     table = luts.reshape(-1), maps.parts[m], classes
     streams.params[row].limit = rans_loops.decode_with_classes(
         stream, n, table, maps.prob_bits[m], out, streams
@@ -165,7 +166,7 @@ def _plain_begin_by_class(
 
 
 @jit
-def _plain_decode_by_class(streams: Any, n: Any, other: Any) -> None:
+def _plain_decode_by_class(streams: Any) -> None:
     pass
 
 
@@ -187,13 +188,13 @@ def encode_groups(streams: Any, row: Any, n_groups: Any, native: Any) -> None:
 def begin_encoding(
     streams: Any, row: Any, symbols: Any, n: Any, entries: Any, bits: Any, padding: Any, words: Any
 ) -> Any:
-    """Fill in a row for a stream of `n` symbols that vectors encode. Returns its groups."""
+    """Fill in a row for a stream of `n` symbols that vectors encode."""
     params, n_groups = streams.params[row], (n + GROUP - 1) // GROUP
+    params.n_groups = n_groups
     fill(symbols[n : n_groups * GROUP], padding)
     fill(streams.states[row], STATE_LOW)
     params.source, params.target, params.position = symbols.ctypes.data, words.ctypes.data, 0
     params.table, params.bits = entries.ctypes.data, bits
-    return n_groups
 
 
 @jit
@@ -229,8 +230,8 @@ def _vector_encode(
     bits, padding = tables.prob_bits[t], tables.padding[t]
     if bits < VECTOR_BITS:
         return _plain_encode(symbols, n, tables, t, words, record, at, streams)
-    n_groups = begin_encoding(streams, ALONE, symbols, n, tables.entries[t], bits, padding, words)
-    encode_groups(streams, ALONE, n_groups, streams.natives[ENCODE_1])
+    begin_encoding(streams, ALONE, symbols, n, tables.entries[t], bits, padding, words)
+    encode_groups(streams, ALONE, streams.params[ALONE].n_groups, streams.natives[ENCODE_1])
     return end_encoding(streams, ALONE, words, record, at)
 
 
@@ -271,10 +272,10 @@ def _vector_encode_by_class(
         return _plain_encode_by_class(
             symbols, n, tables, maps, m, classes, words, record, at, streams
         )
-    n_groups = begin_encoding(streams, ALONE, symbols, n, tables.entries, bits, padding, words)
+    begin_encoding(streams, ALONE, symbols, n, tables.entries, bits, padding, words)
     params = streams.params[ALONE]
     params.classes, params.parts = classes.ctypes.data, maps.parts[m].ctypes.data
-    encode_groups(streams, ALONE, n_groups, streams.natives[ENCODE_CONTEXT])
+    encode_groups(streams, ALONE, params.n_groups, streams.natives[ENCODE_CONTEXT])
     return end_encoding(streams, ALONE, words, record, at)
 
 
@@ -291,7 +292,7 @@ encode_stream: Final = _plain_encode if _PLAIN else _vector_encode
 #: ``(streams, row, stream, n, luts, maps, m, classes, out)``: `m` is the number of a context map.
 #: `classes`, of each symbol, are below 16, and 0 in the rest of the last group.
 begin_by_class: Final = _plain_begin_by_class if _PLAIN else _vector_begin_by_class
-#: ``(streams, n, other)``: decode the streams of these numbers of symbols, 0 for none.
+#: ``(streams)``: decode the streams of these rows, which have no groups if they are not begun.
 decode_by_class: Final = _plain_decode_by_class if _PLAIN else _vector_decode_by_class
 #: ``(streams, row)``: whether a stream has ended as it must.
 ended_by_class: Final = _plain_ended_by_class if _PLAIN else ended_well

@@ -37,6 +37,7 @@ STREAM: Final = np.dtype(
         ("target", np.int64),
         ("classes", np.int64),  # with contexts: address of the class of each symbol, a byte each
         ("parts", np.int64),  # address of where the part of each of 16 classes begins in the table
+        ("n_groups", np.int64),  # of the stream; kernels do not read it
     ]
 )
 _PLACE: Final = ir.places(STREAM)

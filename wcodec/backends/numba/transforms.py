@@ -5,7 +5,7 @@ modulo 256, and what a lifting step adds is one instruction of x86, ``(a * b + 2
 shift. A vector holds a row of some blocks; a transposed one, eight lanes by eight, a column of
 each.
 
-The bytes behind the last row of a tile are read, and written as they were, up to `LANES` of them:
+The bytes after the last row of a tile are read, and written as they were, up to `LANES` of them:
 the caller has them there.
 """
 
@@ -104,7 +104,7 @@ class _Tile:
         """Transform `LANES` bytes of eight rows; at an edge: lanes that are there, those of whole
         blocks, whether eight rows are there.
 
-        All is loaded before anything is stored. Rows are stored in order: what one stores behind
+        All is loaded before anything is stored. Rows are stored in order: what one stores after
         its end, the next one makes right.
         """
         b, eight = self.b, splat(8, I16, LANES)

@@ -44,7 +44,7 @@ def splitter(word_nbytes: int) -> int:
     """
     word = IntType(8 * word_nbytes)
 
-    def emit(b: Any, words: Any, planes: Any, at: Any, n: Any, word_map: Any) -> None:
+    def emit_splitter(b: Any, words: Any, planes: Any, at: Any, n: Any, word_map: Any) -> None:
         up, stay, sign, flip, down = _map_of(b, word_map, word)
         # two planes at a time: LLVM looks at few arrays, whether they overlap
         for p in range(0, word_nbytes, 2):
@@ -63,14 +63,14 @@ def splitter(word_nbytes: int) -> int:
                 )
             loop.close([])
 
-    return native(f"split_words_{word_nbytes}", emit, 5)
+    return native(f"split_words_{word_nbytes}", emit_splitter, 5)
 
 
 def merger(word_nbytes: int) -> int:
     """Inverse of `splitter`, with the same parameters."""
     word = IntType(8 * word_nbytes)
 
-    def emit(b: Any, words: Any, planes: Any, at: Any, n: Any, word_map: Any) -> None:
+    def emit_merger(b: Any, words: Any, planes: Any, at: Any, n: Any, word_map: Any) -> None:
         up, stay, sign, flip, down = _map_of(b, word_map, word)
         sources, loop = _planes(b, planes, range(word_nbytes), at), ir.Loop(b, n, [])
         w = word(0)
@@ -83,4 +83,4 @@ def merger(word_nbytes: int) -> int:
         ir.store(b, b.xor(w, flip), ir.element(b, ir.pointer(b, words), word, loop.index))
         loop.close([])
 
-    return native(f"merge_words_{word_nbytes}", emit, 5)
+    return native(f"merge_words_{word_nbytes}", emit_merger, 5)
