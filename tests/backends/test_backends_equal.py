@@ -28,7 +28,7 @@ from plans import (
 from sampling import exhaustive, sampled
 
 from wcodec.backends import load_backend
-from wcodec.backends.numba import backend as numba_backend
+from wcodec.backends.numba import threads
 from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.backends.protocol import Backend, SegmentPlan, Status
 from wcodec.errors import DecodeError
@@ -449,10 +449,8 @@ def test_nothing(backend: Backend, shape: tuple[int, int], dtype: DType) -> None
 def test_more_than_one_range(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, share: int
 ) -> None:
-    """A range for each thread, with a ragged last segment row and column; a share of it, where
-    threads begin to be used at that share.
-    """
-    monkeypatch.setattr(numba_backend, "INLINE_NBYTES", numba_backend.INLINE_NBYTES // share)
+    """A range for each thread, with a ragged last segment row and column; a share of it, where threads begin to be used at that share."""
+    monkeypatch.setattr(threads, "INLINE_NBYTES", threads.INLINE_NBYTES // share)
     rng, dtype = np.random.default_rng(5), BY_NAME[name]
     rows = ((2 << 20) // share if backend.name == "numba" else 1 << 18) // 1030 // dtype.word_nbytes
     geometry = Geometry(rows, 1030, 128, 256, 32, 64)
@@ -489,7 +487,7 @@ def test_calls_at_once(backend: Backend, share: int) -> None:
 
 @pytest.mark.parametrize("share", [8, exhaustive(1)])
 def test_use_after_close(backend: Backend, monkeypatch: pytest.MonkeyPatch, share: int) -> None:
-    monkeypatch.setattr(numba_backend, "INLINE_NBYTES", numba_backend.INLINE_NBYTES // share)
+    monkeypatch.setattr(threads, "INLINE_NBYTES", threads.INLINE_NBYTES // share)
     case = make_case(
         np.random.default_rng(9),
         BY_NAME["bfloat16"],

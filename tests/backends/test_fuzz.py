@@ -23,8 +23,7 @@ from variants import VARIANTS, skip_unless_it_runs
 from wcodec.backends.numba import jobs
 from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.backends.numba.ir import VARIANT
-from wcodec.backends.numba.rans_vectors import KINDS
-from wcodec.backends.numba.segments import WITH_CONTEXTS
+from wcodec.backends.numba.kinds import KINDS, WITH_CONTEXTS
 from wcodec.backends.protocol import SegmentPlan, Status
 from wcodec.reference.planes import DTYPES, Layout
 from wcodec.reference.prediction import MODES, PER_TILE
@@ -109,7 +108,7 @@ def test_plans_of_all_kinds_are_drawn(plans: list[SegmentPlan]) -> None:
     assert counts.max() >= 4
 
 
-@pytest.mark.skipif(VARIANT == "plain", reason="plain loops have no fused kernels")
+@pytest.mark.skipif(VARIANT == "plain", reason="plain loops have no kernels for common kinds")
 def test_all_kernels_are_reached(plans: list[SegmentPlan]) -> None:
     """One or two segments at a time, of several groups; into the output, and by way of scratch."""
     seen, shapes = set[int](), set[tuple[bool, bool]]()
@@ -122,7 +121,10 @@ def test_all_kernels_are_reached(plans: list[SegmentPlan]) -> None:
         ):
             if kind > 0:
                 shapes.add(
-                    (int(width) % (2 * GROUP if KINDS[kind - 1][0] else GROUP) == 0, kinds.size > 1)
+                    (
+                        int(width) % (2 * GROUP if KINDS[kind - 1].pairs else GROUP) == 0,
+                        kinds.size > 1,
+                    )
                 )
     assert seen == {WITH_CONTEXTS, *range(len(KINDS) + 1)}
     assert shapes == {(True, True), (True, False), (False, True), (False, False)}

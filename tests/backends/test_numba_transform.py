@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fences import CANARY, Fence
 
-from wcodec.backends.numba.rans import TRANSFORMS, Work
+from wcodec.backends.numba.rans import TRANSFORMS, StreamScratch
 from wcodec.backends.numba.transforms import LANES, transformer
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.transforms import Transform, forward
@@ -75,8 +75,8 @@ def test_forward_and_back(transform: Transform, centre: int, at_end: bool) -> No
     ],
 )
 def test_only_what_a_plan_needs_is_compiled(modes: set[int], compiled: str) -> None:
-    work = Work()
-    work.need_transforms(modes)
+    streams = StreamScratch()
+    streams.need_transforms(modes)
     for transform in KINDS:
         at = TRANSFORMS + 2 * (transform - 1)
         there = (
@@ -84,4 +84,4 @@ def test_only_what_a_plan_needs_is_compiled(modes: set[int], compiled: str) -> N
             if transform.name in compiled.split()
             else [0, 0]
         )
-        assert work.natives[at : at + 2].tolist() == there
+        assert streams.natives[at : at + 2].tolist() == there

@@ -91,11 +91,15 @@ def fenced_numba(heap: Heap) -> Iterator[None]:
     """
     modules = [
         sys.modules[name]
-        for name in ("wcodec.backends.numba.backend", "wcodec.backends.numba.jobs")
+        for name in map("wcodec.backends.numba.{}".format, ("coding", "jobs", "scratch"))
         if name in sys.modules
     ]
     saved = [
-        {name: getattr(module, name) for name in ("np", "Work", "Sums") if hasattr(module, name)}
+        {
+            name: getattr(module, name)
+            for name in ("np", "StreamScratch", "Sums")
+            if hasattr(module, name)
+        }
         for module in modules
     ]
     for module, values in zip(modules, saved, strict=True):

@@ -1,4 +1,7 @@
-"""Differences of words (spec: R12.5): loops of which LLVM makes vectors. All arrays are flat, unsigned, of one type."""
+"""Differences of words (spec: R12.5): loops of which LLVM makes vectors.
+
+All arrays are flat, unsigned, of one type.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Vectors of LLVM IR: the instructions that rANS needs and that numba's loops do not reach. See `rans_vectors`."""
+"""Vectors of LLVM IR: the instructions that rANS needs and that numba's loops do not reach.
+
+See `rans_vectors`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, Final
 
 import llvmlite.binding
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
@@ -17,12 +21,17 @@ POINTER: Final = ir.PointerType()
 
 
 def intrinsic(function: Any) -> Any:
-    """``numba.extending.intrinsic``, whose callers do not see the typing context that the function takes."""
+    """``numba.extending.intrinsic``, whose callers do not see the typing context that the function
+    takes.
+    """
     return _intrinsic(function)
 
 
 def _features() -> set[str]:
-    """Features of the CPU that numba compiles for; its environment variables can name a lesser one."""
+    """Features of the CPU that numba compiles for.
+
+    Its environment variables can name a lesser one.
+    """
     config: Any = numba.config
     if config.CPU_FEATURES is not None:
         return {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
@@ -54,6 +63,11 @@ CARRYLESS: Final = _choose_carryless()
 #: tables of 256 bytes in registers
 BYTE_LOOKUP: Final = VARIANT == "avx512" and "avx512vbmi" in _features()
 WIDTH: Final = 16 if VARIANT == "avx512" else 8  #: u32 in a vector
+
+
+def places(record: np.dtype[Any]) -> dict[str, int]:
+    """Where the fields of a record of int64 are, in int64 from its start."""
+    return {name: offset // 8 for name, (_, offset, *_) in (record.fields or {}).items()}
 
 
 def vector(element: Any, n: int) -> Any:
@@ -132,8 +146,9 @@ def unzipped(b: Any, first: Any, second: Any) -> list[Any]:
 def lookup(b: Any, table: Any, index: Any, bits: int = 16) -> Any:
     """``table[index]`` for each of 8 or 16 u32; indices are below ``2 ** bits``, which is 16 or 32.
 
-    Several indices at a time are moved to a general register. On Zen 4 that is 1.2 times as fast in the decoder as the gather
-    instruction, which is microcode there, and twice as fast in the encoder.
+    Several indices at a time are moved to a general register. On Zen 4 that is 1.2 times as fast in
+    the decoder as the gather instruction, which is microcode there, and twice as fast in the
+    encoder.
     """
     n, each = index.type.count, 64 // bits
     narrow = index if bits == 32 else b.trunc(index, vector(I16, n))
@@ -205,7 +220,9 @@ def _avx512(b: Any, what: str, values: Any, mask: Any) -> Any:
 
 
 def expand(b: Any, values: Any, mask: Any, table: Any) -> Any:
-    """Successive values for the elements that `mask` has, in ascending order; others are unspecified."""
+    """Successive values for the elements that `mask` has, in ascending order; others are
+    unspecified.
+    """
     return (
         _avx512(b, "expand", values, mask)
         if VARIANT == "avx512"
@@ -214,7 +231,7 @@ def expand(b: Any, values: Any, mask: Any, table: Any) -> Any:
 
 
 def compress(b: Any, values: Any, mask: Any, table: Any) -> Any:
-    """The values that `mask` has, moved together to the front; what is behind them is unspecified."""
+    """The values that `mask` has, moved together to the front; what follows is unspecified."""
     return (
         _avx512(b, "compress", values, mask)
         if VARIANT == "avx512"
@@ -225,7 +242,8 @@ def compress(b: Any, values: Any, mask: Any, table: Any) -> Any:
 class Loop:
     """``while`` counter: a loop of LLVM IR that carries values.
 
-    Use: ``loop = Loop(b, count, values)``, compute the new values from `loop.values`, then `loop.close`.
+    Use: ``loop = Loop(b, count, values)``, compute the new values from `loop.values`, then
+    `loop.close`.
     """
 
     def __init__(self, b: Any, count: Any, values: list[Any]) -> None:

@@ -1,6 +1,6 @@
-"""Plans as the numba backend's kernels take them: jobs, tables, context maps, parameters of words. NumPy, no loops.
+"""Plans as kernels take them: a job for each segment, and the tables and context maps in use.
 
-Arrays that are kept are not to be changed.
+NumPy, no loops. Arrays that are kept are not to be changed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.numba import contexts, ir, rans_vectors
-from wcodec.backends.numba import segments as kernels
+from wcodec.backends.numba import contexts
+from wcodec.backends.numba.arguments import ContextMaps, Matrix
+from wcodec.backends.numba.job_records import JOB, Columns, Sizes, fill_jobs
+from wcodec.backends.numba.kinds import common_kinds
 from wcodec.backends.protocol import DType, Geometry, SegmentPlan
-from wcodec.reference import rans, tables
 from wcodec.reference.planes import BY_ID, Bytes, WordMap
+from wcodec.reference.rans import GROUP, max_stream_nbytes
 from wcodec.reference.segments import Coder, padded
-from wcodec.reference.tables import ContextMap, Table
+from wcodec.reference.tables import MAX_CLASSES, ContextMap, Table
 
 Ints = NDArray[np.int64]
 
@@ -28,46 +30,28 @@ _NO_OFFSETS: Final = np.empty(0, np.int64)
 _NO_PLANES: Final = np.empty((0, 0), np.int64)
 
 
-# ---- words -------------------------------------------------------------------------------------------------------------
+# ---- words and geometry ------------------------------------------------------------------------
 @lru_cache(maxsize=64)
-def word_map(dtype_id: int) -> NDArray[np.uint64]:
-    """Parameters of the dtype's word map, as the kernels take them."""
+def _word_map(dtype_id: int) -> NDArray[np.uint64]:
+    """Parameters of a dtype's word map; see `words`."""
     dtype = BY_ID[dtype_id]
     bits = 8 * dtype.word_nbytes
     up, stay, sign, flip, down = 0, (1 << bits) - 1, 0, 0, 0
     if dtype.word_map is WordMap.OFFSET:
         flip = 1 << (bits - 1)
     elif dtype.word_map is WordMap.EXPONENT_FIRST:
-        m = bits - 1 - dtype.exponent_bits
-        up, stay, sign, down = (
-            ((1 << dtype.exponent_bits) - 1) << m,
-            (1 << m) - 1,
-            1 << m,
-            dtype.exponent_bits,
-        )
+        m, down = bits - 1 - dtype.exponent_bits, dtype.exponent_bits
+        up, stay, sign = ((1 << dtype.exponent_bits) - 1) << m, (1 << m) - 1, 1 << m
     return np.array([up, stay, sign, flip, down], np.uint64)
 
 
-def _kind(dtype: DType, pairs: bool) -> int:
-    name = dtype.word_map.name.lower().replace("_first", f" {dtype.exponent_bits}")
-    kind = (pairs, dtype.word_nbytes, name)
-    return (
-        1 + rans_vectors.KINDS.index(kind)
-        if ir.VARIANT != "plain" and kind in rans_vectors.KINDS
-        else 0
+def matrix_of(data: Bytes, geometry: Geometry, dtype: DType, native: int) -> tuple[Any, ...]:
+    """Elements of `Matrix`; `native` is the address of what splits words, or merges them."""
+    g = geometry
+    matrix = Matrix(
+        data, g.cols, g.tile_rows, g.tile_cols, dtype.word_nbytes, _word_map(dtype.id), native
     )
-
-
-@lru_cache(maxsize=64)
-def fused_kinds(dtype_id: int) -> tuple[int, int]:
-    """Numbers of the vector kernels that suit layouts BYTES and PAIRS of a dtype (`rans_vectors.KINDS`, from 1), or 0 for none."""
-    return _kind(BY_ID[dtype_id], False), _kind(BY_ID[dtype_id], True)
-
-
-# ---- geometry ----------------------------------------------------------------------------------------------------------
-def matrix_shape(geometry: Geometry, dtype: DType) -> tuple[int, int, int, int]:
-    """What the kernels take as `shape`."""
-    return geometry.cols, geometry.tile_rows, geometry.tile_cols, dtype.word_nbytes
+    return tuple(matrix)
 
 
 def largest(geometry: Geometry) -> tuple[int, int]:
@@ -77,45 +61,45 @@ def largest(geometry: Geometry) -> tuple[int, int]:
 
 def plane_room(geometry: Geometry) -> int:
     """Bytes for a plane of the largest segment: whole groups, and one for padding."""
-    return (math.prod(largest(geometry)) // rans.GROUP + 2) * rans.GROUP
+    return (math.prod(largest(geometry)) // GROUP + 2) * GROUP
 
 
 @lru_cache(maxsize=16)
-def _blank_jobs(geometry: Geometry, n_planes: int) -> Ints:
-    jobs = np.zeros(
-        (geometry.n_segments, kernels.N_COLUMNS + n_planes * kernels.PLANE_COLUMNS), np.int64
-    )
-    jobs[:, kernels.ROW], jobs[:, kernels.COL] = geometry.corners()
-    jobs[:, kernels.HEIGHT], jobs[:, kernels.WIDTH] = geometry.sizes()
+def _blank_jobs(geometry: Geometry) -> NDArray[Any]:
+    jobs = np.zeros(geometry.n_segments, JOB)
+    jobs["row"], jobs["col"] = geometry.corners()
+    jobs["height"], jobs["width"] = geometry.sizes()
     return jobs
 
 
-def rectangles(geometry: Geometry, dtype: DType, segments: Ints | None = None) -> Ints:
+def rectangles(geometry: Geometry, segments: Ints | None = None) -> NDArray[Any]:
     """Jobs of all segments, or of some, of which only the rectangles are filled in."""
     kept = geometry.n_segments <= KEPT_SEGMENTS
-    jobs = (_blank_jobs if kept else _blank_jobs.__wrapped__)(geometry, dtype.n_planes)
+    jobs = (_blank_jobs if kept else _blank_jobs.__wrapped__)(geometry)
     if segments is not None:
         return jobs[segments]
     return jobs.copy() if kept else jobs
 
 
-# ---- plans -------------------------------------------------------------------------------------------------------------
+# ---- plans -------------------------------------------------------------------------------------
 class Jobs(NamedTuple):
     """All that the kernels need to know of the segments of a plan.
 
     Attributes
     ----------
-    rows
-        A job each; for encoding they do not say where anything is in the payload.
+    records
+        Of type `job_records.JOB`, one a segment. For encoding they do not say where anything is in
+        the payload.
     kinds
-        For each the number of the fused kernels that suit it, 0 for plain loops, or `segments.WITH_CONTEXTS`.
+        int64: which kernels suit each segment; see `kinds`.
     tables
         The tables that are used; jobs number them from 0.
     maps
-        The context maps that are used, whose tables have these numbers too; jobs number them from 0.
+        The context maps that are used, whose tables have these numbers too; jobs number them from
+        0.
     """
 
-    rows: Ints
+    records: NDArray[Any]
     kinds: Ints
     tables: list[Table]
     maps: list[ContextMap]
@@ -131,54 +115,65 @@ class Jobs(NamedTuple):
         """
         s, g, n_tables = plan.segments, plan.geometry, len(plan.tables)
         coder, table, maps = _with_maps(plan)
-        rows, kinds, ids = (
-            rectangles(g, plan.dtype),
-            np.empty(g.n_segments, np.int64),
-            np.empty(n_tables, np.int64),
-        )
-        numbers = np.zeros(n_tables, np.int64)
+        records, kinds = rectangles(g), np.empty(g.n_segments, np.int64)
+        ids, numbers = np.empty(n_tables, np.int64), np.zeros(n_tables, np.int64)
         for m in maps:
             numbers[list(m.tables)] = 1
-        n_used = kernels.fill_jobs(
-            rows, g.tile_rows, g.tile_cols, s.layout, s.base, _NO_BYTES if plan.fill is None else plan.fill, s.n_patches,
-            coder, table, s.prediction, plan.modes_nbytes, plan.scale_nbytes, _NO_PLANES if encoding else plan.stream_nbytes,
-            _NO_OFFSETS if encoding else plan.offsets, numbers, ids, kinds, *fused_kinds(plan.dtype.id),
-        )  # fmt: skip
+        fill = _NO_BYTES if plan.fill is None else plan.fill
+        columns = Columns(s.layout, s.base, fill, s.n_patches, coder, table, s.prediction)
+        stream_nbytes, offsets = (
+            (_NO_PLANES, _NO_OFFSETS) if encoding else (plan.stream_nbytes, plan.offsets)
+        )
+        sizes = Sizes(plan.modes_nbytes, plan.scale_nbytes, stream_nbytes, offsets)
+        n_used = fill_jobs(
+            records,
+            (g.tile_rows, g.tile_cols),
+            tuple(columns),
+            tuple(sizes),
+            numbers,
+            ids,
+            kinds,
+            common_kinds(plan.dtype.id),
+        )
         if n_used < 0:
             raise _missing(plan)
         maps = [
             ContextMap(m.kind, m.class_of, tuple(numbers[list(m.tables)].tolist())) for m in maps
         ]
-        return cls(rows, kinds, [plan.tables[i] for i in ids[:n_used].tolist()], maps)
+        return cls(records, kinds, [plan.tables[i] for i in ids[:n_used].tolist()], maps)
 
-    def map_arrays(self, own: Ints, size: int) -> tuple[NDArray[Any], ...]:
-        """The maps as `contexts` takes them, for tables of `size` entries; `own` is what belongs to a table."""
+    def context_maps(self, size: int) -> tuple[Any, ...]:
+        """Elements of `ContextMaps`, for tables of `size` entries; empty if there are no maps."""
         if not self.maps:
             return ()
-        class_of, parts = (
-            np.zeros((len(self.maps), 256), np.uint8),
-            np.zeros((len(self.maps), tables.MAX_CLASSES), np.uint32),
-        )
+        n = len(self.maps)
+        class_of = np.zeros((n, 256), np.uint8)
+        parts = np.zeros((n, MAX_CLASSES), np.uint32)
         for i, m in enumerate(self.maps):
             class_of[i, : len(m.class_of)] = np.frombuffer(m.class_of, np.uint8)
             parts[i, : len(m.tables)] = np.array(m.tables) * size
-        return (
+        first = [self.tables[m.tables[0]] for m in self.maps]
+        maps = ContextMaps(
             np.array([m.kind for m in self.maps], np.int64),
             class_of,
             parts,
-            own[parts[:, 0] // size],
+            np.array([t.prob_bits for t in first], np.int64),
+            np.array([t.padding for t in first], np.int64),
         )
+        return tuple(maps)
 
 
 def _missing(plan: SegmentPlan) -> ValueError:
     n_tables, n_maps = len(plan.tables), len(plan.tables.maps)
     return ValueError(
-        f"the plan names a table or context map that is not among its {n_tables} tables and {n_maps} maps"
+        "the plan names a table or context map that is not among its "
+        f"{n_tables} tables and {n_maps} maps"
     )
 
 
 def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32], list[ContextMap]]:
-    """Columns `coder` and `table`, and the context maps that are used, by whose places `table` names them.
+    """Columns `coder` and `table`, and the context maps that are used, by whose places `table`
+    names them.
 
     In a segment with contexts RANS becomes CONTEXT, with a map of one class (`contexts.SINGLE`).
     """
@@ -217,46 +212,8 @@ def worst_nbytes(plan: SegmentPlan) -> Ints:
     """The most bytes that each segment's record can take."""
     s, size = plan.segments, plan.plane_nbytes
     raw = s.coder == Coder.RAW.value
-    streams = np.where(plan.is_stream, rans.max_stream_nbytes(size), padded(size) * raw)
+    streams = np.where(plan.is_stream, max_stream_nbytes(size), padded(size) * raw)
     patches = padded(4 * plan.n_elements) * (plan.is_pairs & (plan.dtype.word_nbytes > 1))
     return np.asarray(
         plan.words_nbytes + plan.head_nbytes + streams.sum(axis=0) + patches, np.int64
-    )
-
-
-# ---- tables ------------------------------------------------------------------------------------------------------------
-def frequencies(tables: list[Table]) -> Ints:
-    """Of all symbols of some tables, one row each."""
-    out = np.empty((len(tables), 256), np.int64)
-    for line, table in zip(out, tables, strict=True):
-        line[:] = table.freq
-    return out
-
-
-def coding_tables(tables: list[Table]) -> tuple[NDArray[np.uint64], Bytes, Bytes]:
-    """Encoding tables: for each symbol ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32 | start``; those of `rans_vectors`.
-
-    The last ones are those for symbols with contexts.
-    """
-    freq, bits = (
-        frequencies(tables).astype(np.uint64),
-        np.array([t.prob_bits for t in tables], np.uint64),
-    )
-    start = np.cumsum(freq, axis=1) - freq
-    one = np.uint64(1) << (np.uint64(32) + bits.reshape(-1, 1))
-    some = np.maximum(freq, np.uint64(1))
-    words = (
-        (freq << np.uint64(20) | start << np.uint64(8))
-        .astype("<u4")
-        .view(np.uint8)
-        .reshape(-1, 256, 4)
-    )
-    entries = np.ascontiguousarray(words[:, :, 1:].transpose(0, 2, 1)) if ir.BYTE_LOOKUP else words
-    reciprocals = np.stack(
-        [(one + some - np.uint64(1)) // some, freq << np.uint64(32) | start], axis=-1
-    )
-    return (
-        reciprocals,
-        entries.reshape(len(freq), entries.shape[1] * entries.shape[2]),
-        words.reshape(len(freq), 1024),
     )

@@ -1,71 +1,69 @@
 """Planes merged into words as vectors: the reverse of `split`.
 
-Symbols come a few groups at a time out of the decoder, while they are in the first cache; lower planes from wherever they are.
-Words can be folded into their CRC-32 before they are stored.
+Symbols come a few groups at a time out of the decoder, while they are in the first cache; lower
+planes from wherever they are. Words can be folded into their CRC-32 before they are stored.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
+
 from wcodec.backends.numba import ir
-from wcodec.backends.numba.checksums import factors_for, folded
 from wcodec.backends.numba.compiling import native
+from wcodec.backends.numba.crc32 import factors_for, folded
 from wcodec.backends.numba.ir import I8, I16, I64, WIDTH, splat, vector
-from wcodec.backends.numba.rans_vectors import GROUP, KINDS, VECTORS
+from wcodec.backends.numba.kinds import KINDS, Kind
+from wcodec.backends.numba.rans_vectors import VECTORS
+from wcodec.reference.rans import GROUP
 
 _N: Final = 4 * WIDTH  #: bytes of a vector
-LANES_NBYTES: Final = _N
+LANES_NBYTES: Final = _N  #: of what is folded
 
-# Columns of `params`, all int64. Addresses: of symbols, of where words go, of up to three lower planes, of what was folded and
-# of the factors from the end of a row to the next. Groups of a row, bytes between rows, groups left of this row, the window's
-# base, how far ahead of the stores cache lines are asked for. A kernel brings SYMBOLS, TARGET, LOWER and LEFT up to date.
-SYMBOLS, TARGET, LOWER, LANES, OVER, ROW_GROUPS, ROW_JUMP, LEFT, BASE, AHEAD = (
-    0,
-    1,
-    2,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    11,
+#: What a kernel has to know; addresses, and numbers. It brings `symbols`, `target`, `lower` and
+#: `left` up to date.
+MERGE: Final = np.dtype(
+    [
+        ("symbols", np.int64),  # address of the symbols
+        ("target", np.int64),  # address of where words go
+        ("lower", np.int64, (3,)),  # addresses of lower planes
+        ("lanes", np.int64),  # address of what has been folded
+        ("row_factors", np.int64),  # address of the factors from the end of a row to the next
+        ("row_groups", np.int64),  # groups of a row
+        ("row_jump", np.int64),  # bytes from the end of a row to the next
+        ("left", np.int64),  # groups that are left of this row
+        ("base", np.int64),  # where the window begins
+        ("ahead", np.int64),  # how many bytes ahead of the stores cache lines are asked for
+    ]
 )
-N_PARAMS: Final = 12
+_PLACE: Final = ir.places(MERGE)
 AHEAD_NBYTES: Final = 512  #: how far ahead of the loads cache lines are asked for
 
 
 class _Merger:
     """The body of a kernel of one kind; see `KINDS`."""
 
-    def __init__(self, b: Any, params: Any, kind: tuple[bool, int, str], crc: bool) -> None:
-        self.b, self.params, (self.pairs, self.word_nbytes, self.map), self.crc = (
-            b,
-            params,
-            kind,
-            crc,
-        )
-        self.lower = [
-            LOWER + p
-            for p in range(1 if self.pairs and self.word_nbytes == 1 else self.word_nbytes - 1)
-        ]
-        self.base = ir.broadcast(b, b.trunc(self.param(BASE), I8), _N)
+    def __init__(self, b: Any, params: Any, kind: Kind, crc: bool) -> None:
+        self.b, self.params, self.crc = b, params, crc
+        self.pairs, self.word_nbytes, self.map = kind
+        self.n_lower = kind.n_lower
+        self.base = ir.broadcast(b, b.trunc(self.param("base"), I8), _N)
         lanes = _N // 16
         if crc:
-            two = self.load(self.param(OVER), 0, vector(I64, 2))
+            two = self.load(self.param("row_factors"), 0, vector(I64, 2))
             self.inside, self.between = (
                 factors_for(b, lanes, _N),
                 ir.shuffle(b, two, two, [0, 1] * lanes),
             )
 
-    def at(self, column: int) -> Any:
-        """Where a parameter stands."""
-        return ir.element(self.b, self.params, I64, I64(column))
+    def place(self, name: str, i: int = 0) -> Any:
+        """Where a parameter is, or element `i` of it."""
+        return ir.element(self.b, self.params, I64, I64(_PLACE[name] + i))
 
-    def param(self, column: int) -> Any:
-        """A parameter."""
-        return ir.load(self.b, self.at(column), I64)
+    def param(self, name: str, i: int = 0) -> Any:
+        """A parameter, or element `i` of it."""
+        return ir.load(self.b, self.place(name, i), I64)
 
     def load(self, address: Any, offset: int, of: Any) -> Any:
         """Load from an address."""
@@ -73,18 +71,19 @@ class _Merger:
 
     def run(self, n_groups: Any) -> None:
         """Merge groups of symbols."""
-        b, columns = self.b, [SYMBOLS, TARGET, LEFT, *self.lower]
-        lanes = [self.load(self.param(LANES), 0, vector(I64, _N // 8))] if self.crc else []
-        jump, in_row, ahead = self.param(ROW_JUMP), self.param(ROW_GROUPS), self.param(AHEAD)
-        loop = ir.Loop(b, n_groups, [*map(self.param, columns), *lanes])
-        symbols, target, left, *lower = loop.values[: len(columns)]
+        b = self.b
+        kept = [("symbols", 0), ("target", 0), ("left", 0)]
+        kept += [("lower", i) for i in range(self.n_lower)]
+        lanes = [self.load(self.param("lanes"), 0, vector(I64, _N // 8))] if self.crc else []
+        jump, in_row = self.param("row_jump"), self.param("row_groups")
+        ahead = self.param("ahead")
+        loop = ir.Loop(b, n_groups, [*(self.param(*place) for place in kept), *lanes])
+        symbols, target, left, *lower = loop.values[: len(kept)]
         words, read = self._words(symbols, lower)
         to, nbytes = ir.pointer(b, target), _N * len(words)
         for i, some in enumerate(words):
             ir.store(b, some, ir.element(b, to, I8, I64(_N * i)))
-        new_lanes = self._fold(
-            loop.values[len(columns) :], words, b.icmp_signed("==", left, in_row)
-        )
+        new_lanes = self._fold(loop.values[len(kept) :], words, b.icmp_signed("==", left, in_row))
         for line in range(0, nbytes, 64):
             ir.prefetch_line(b, b.add(b.add(target, ahead), I64(line)))
         for source in lower:
@@ -100,10 +99,10 @@ class _Merger:
             *(b.add(source, I64(read)) for source in lower),
         ]
         out = loop.close([*following, *new_lanes])
-        for column, value in zip(columns, out, strict=False):
-            ir.store(b, value, self.at(column))
-        for value in out[len(columns) :]:
-            ir.store(b, value, ir.pointer(b, self.param(LANES)))
+        for place, value in zip(kept, out, strict=False):
+            ir.store(b, value, self.place(*place))
+        for value in out[len(kept) :]:
+            ir.store(b, value, ir.pointer(b, self.param("lanes")))
 
     def _fold(self, lanes: list[Any], words: list[Any], first: Any) -> list[Any]:
         """Fold the words of a group, the `first` of a row or not."""
@@ -178,12 +177,13 @@ class _Merger:
 
 
 def merger(number: int, crc: bool) -> int:
-    """Native function that merges groups of symbols with lower planes: ``(params, n_groups)``; with or without the CRC-32.
+    """Native function that merges groups of symbols with lower planes: ``(params, n_groups)``; with
+    or without the CRC-32.
 
     `number` is one more than that of a kind in `KINDS`.
     """
 
-    def emit(b: Any, params: Any, n_groups: Any) -> None:
+    def emit_merger(b: Any, params: Any, n_groups: Any) -> None:
         _Merger(b, ir.pointer(b, params), KINDS[number - 1], crc).run(n_groups)
 
-    return native(f"merge_{number}_crc" if crc else f"merge_{number}", emit, 2)
+    return native(f"merge_{number}_crc" if crc else f"merge_{number}", emit_merger, 2)

@@ -1,19 +1,22 @@
-"""Memory that the backend keeps from call to call: what threads need besides inputs and outputs, and payloads that were given out."""
+"""Memory that the backend keeps from call to call.
+
+What threads need besides inputs and outputs, and the memory of payloads that were given out.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from wcodec.backends.numba import common_segments as common
-from wcodec.backends.numba import merge, split
-from wcodec.backends.numba.rans import Work
-from wcodec.reference import rans
+from wcodec.backends.numba import common_decoding, merge, split
+from wcodec.backends.numba.arguments import Rooms
+from wcodec.backends.numba.rans import StreamScratch
 from wcodec.reference.planes import Bytes
+from wcodec.reference.rans import GROUP
 
 KEPT_LOANS: Final = 4  #: payloads whose memory is kept
 KEPT_NBYTES: Final = 1 << 26  #: larger scratch is not kept
@@ -24,46 +27,44 @@ class Scratch:
     """What one thread needs besides inputs and outputs. Grows on demand."""
 
     def __init__(self) -> None:
-        self.planes, self.side, self.stream_words = (
-            np.empty(0, np.uint8),
-            np.empty(0, np.uint8),
-            np.empty(0, np.uint16),
-        )
-        self.four, self.addresses, self.streams = (
-            np.empty(4 * 256, np.uint32),
-            np.empty(16, np.int64),
-            Work(),
-        )
-        self.split = np.zeros(split.N_PARAMS + 8, np.int64)
-        self.symbols = np.zeros((2, common.BLOCK * rans.GROUP), np.uint8)
-        self.merging, self.lanes = (
-            np.zeros((2, merge.N_PARAMS), np.int64),
+        self.rooms, self.words = np.empty(0, np.uint8), np.empty(0, np.uint8)
+        self.stream_words, self.addresses = np.empty(0, np.uint16), np.empty(16, np.int64)
+        self.streams = StreamScratch()
+        self.four = np.empty(4 * 256, np.uint32)  # counts
+        self.splitting = np.zeros(1, split.SPLIT)
+        self.merging = (
+            np.zeros(2, merge.MERGE),
+            np.zeros((2, common_decoding.BLOCK * GROUP), np.uint8),
             np.zeros((2, merge.LANES_NBYTES), np.uint8),
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes that grow."""
-        return (
-            self.planes.nbytes
-            + self.side.nbytes
-            + self.stream_words.nbytes
-            + self.streams.spare.nbytes
-        )
+        grown = self.rooms, self.words, self.stream_words, self.streams.spare
+        return sum(array.nbytes for array in grown)
 
-    def grow(self, n_planes: int, room: int, encoding: bool = False) -> None:
-        """Make room for planes `room` apart, and for encoding two streams of such planes."""
-        if self.planes.size < n_planes * room:
-            self.planes = np.empty(n_planes * room, np.uint8)
-        if encoding and self.stream_words.size < 2 * (room + 16):
-            self.stream_words = np.empty(2 * (room + 16), np.uint16)
+    def take_rooms(
+        self, n: int, nbytes: int, words_nbytes: int = 0, encoding: bool = False
+    ) -> tuple[Any, ...]:
+        """Elements of `Rooms`.
 
-    def grow_side(self, room: int, shape: tuple[int, int, int, int], width: int) -> Bytes:
-        """Room for the words of a segment, if tiles are narrower than segments of that width."""
-        nbytes = room * shape[3] if shape[2] < width else 0
-        if self.side.size < nbytes:
-            self.side = np.empty(nbytes, np.uint8)
-        return self.side
+        Parameters
+        ----------
+        n, nbytes
+            Rooms, and bytes of each.
+        words_nbytes
+            Bytes for the words of a segment, 0 if none are needed.
+        encoding
+            Whether two streams of such planes are encoded.
+        """
+        if self.rooms.size < n * nbytes:
+            self.rooms = np.empty(n * nbytes, np.uint8)
+        if self.words.size < words_nbytes:
+            self.words = np.empty(words_nbytes, np.uint8)
+        if encoding and self.stream_words.size < 2 * (nbytes + 16):
+            self.stream_words = np.empty(2 * (nbytes + 16), np.uint16)
+        return tuple(Rooms(self.rooms, nbytes, self.words, self.addresses, self.stream_words))
 
 
 @contextmanager
@@ -93,7 +94,9 @@ class Memory:
 
 
 class Loans:
-    """Memory for payloads, taken back when nobody looks at it any more: new pages cost as much as coding."""
+    """Memory for payloads, taken back when nobody looks at it any more: new pages cost as much as
+    coding.
+    """
 
     def __init__(self) -> None:
         self.free: list[Bytes] = []

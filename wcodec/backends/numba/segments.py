@@ -1,9 +1,8 @@
-"""The loops of the numba backend: plain code, compiled by LLVM, that runs without the GIL.
+"""Segments of any kind: counted, encoded and decoded one by one. Spec: chapter 10.
 
-Every array has one type wherever it comes from, and words are bytes, so that a kernel is compiled once. Loops run over slices,
-because numba guards an index that may be negative.
-
-A job is one row of int64: what a kernel has to know of a segment. Its columns are named below.
+The loops are plain code, which LLVM compiles. Every array has one type wherever it comes from, and
+words are bytes, so that a kernel is compiled once. Loops run over slices, because numba guards an
+index that may be negative.
 """
 
 from __future__ import annotations
@@ -12,246 +11,68 @@ from typing import Any, Final
 
 import numpy as np
 
-from wcodec.backends.numba.checksums import sum_record, sum_words
-from wcodec.backends.numba.compiling import call_5, jit, kernel
-from wcodec.backends.numba.prediction import PER_TILE, make_residuals, restore_tiles
-from wcodec.backends.numba.rans import copy, decode_stream, encode_stream, fill, padded
+from wcodec.backends.numba.arguments import (
+    Counted,
+    DecodingTables,
+    Encoded,
+    EncodingTables,
+    Heads,
+    Matrix,
+    Rooms,
+)
+from wcodec.backends.numba.arrays import copy, fill, padded, put
+from wcodec.backends.numba.checksums import Crcs, sum_record, sum_words
+from wcodec.backends.numba.compiling import jit, kernel
+from wcodec.backends.numba.planes import (
+    apply_patches,
+    merge_words,
+    pack_plane,
+    patches_of,
+    put_patches,
+    split_words,
+    unpack_plane,
+)
+from wcodec.backends.numba.prediction import are_modes, make_residuals, restore_tiles
+from wcodec.backends.numba.rans import Streams, decode_stream, encode_stream
+from wcodec.reference.planes import Layout
+from wcodec.reference.prediction import PER_TILE
+from wcodec.reference.rans import UNIT
+from wcodec.reference.segments import Coder, Status
 
-# Columns of a job. Those of a plane stand behind the others, PLANE_COLUMNS for each plane.
-(
-    ROW,
-    COL,
-    HEIGHT,
-    WIDTH,
-    LAYOUT,
-    BASE,
-    FILL,
-    START,
-    N_TILES,
-    MODES_AT,
-    MODES_NBYTES,
-    PATCHES_AT,
-    N_PATCHES,
-    END,
-) = range(14)
-SCALES_AT, SCALES_NBYTES = 14, 15
-N_COLUMNS: Final = 16
-CODER, TABLE, PREDICTION, AT, NBYTES = range(5)
-PLANE_COLUMNS: Final = 5
-
-# Copies of the reference's enumerations: compiled code sees them as constants.
-LAYOUT_RAW, LAYOUT_PAIRS = 0, 2
-CODER_RAW, CODER_CONSTANT, CODER_RANS, CODER_CONTEXT = 0, 1, 2, 4
-OK, BAD_STREAM, BAD_PATCH, BAD_TILE_MODE = 0, 1, 2, 3
-WITH_CONTEXTS: Final = -1  #: kind of segments that `contexts` codes
-
-
-# ---- jobs ------------------------------------------------------------------------------------------------------------
-@kernel
-def fill_jobs(
-    jobs: Any,
-    tile_rows: Any,
-    tile_cols: Any,
-    layout: Any,
-    base: Any,
-    fill: Any,
-    n_patches: Any,
-    coder: Any,
-    table: Any,
-    prediction: Any,
-    modes_nbytes: Any,
-    scale_nbytes: Any,
-    stream_nbytes: Any,
-    offsets: Any,
-    numbers: Any,
-    ids: Any,
-    kinds: Any,
-    of_bytes: Any,
-    of_pairs: Any,
-) -> Any:
-    """Fill in jobs of which only the rectangles are, and `kinds`: which of the fused kernels suit each of them, 0, or `WITH_CONTEXTS`.
-
-    The tables that are used get numbers from 0, which `numbers` then holds, and `ids` says which they are. `numbers` comes with a 1
-    for each table of a context map and 0 for the others; `offsets` is empty for encoding. Returns how many tables are used, or -1 if
-    one is not there.
-    """
-    n_planes, n_used, modes_at, scales_at = coder.shape[0], 0, 0, 0
-    for p in range(n_planes):
-        for k in range(len(jobs)):
-            if coder[p, k] == CODER_RANS:
-                if table[p, k] >= numbers.size:
-                    return -1
-                numbers[table[p, k]] = 1
-    for i in range(numbers.size):
-        if numbers[i]:
-            ids[n_used], numbers[i] = i, n_used
-            n_used += 1
-    for k in range(len(jobs)):
-        job, plain, contexts, at = jobs[k], True, False, 0
-        job[LAYOUT], job[BASE] = layout[k], base[k]
-        if fill.size:
-            job[FILL] = fill[k]
-        job[N_TILES] = ((job[HEIGHT] + tile_rows - 1) // tile_rows) * (
-            (job[WIDTH] + tile_cols - 1) // tile_cols
-        )
-        job[MODES_AT], job[MODES_NBYTES], job[SCALES_AT], job[SCALES_NBYTES] = (
-            modes_at,
-            modes_nbytes[k],
-            scales_at,
-            scale_nbytes[k],
-        )
-        modes_at += modes_nbytes[k]
-        scales_at += scale_nbytes[k]
-        if offsets.size:
-            job[START], job[END], job[N_PATCHES] = offsets[k], offsets[k + 1], n_patches[k]
-            job[PATCHES_AT] = offsets[k + 1] - padded(4 * job[N_PATCHES])
-            at = offsets[k] + padded(modes_nbytes[k]) + padded(scale_nbytes[k])
-        for p in range(n_planes):
-            plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
-            rans = coder[p, k] == CODER_RANS
-            plane[CODER], plane[TABLE], plane[PREDICTION] = (
-                coder[p, k],
-                numbers[table[p, k]] if rans else table[p, k],
-                prediction[p, k],
-            )
-            plain &= prediction[p, k] == 0
-            contexts |= coder[p, k] == CODER_CONTEXT
-            if offsets.size:
-                plane[AT], plane[NBYTES] = at, stream_nbytes[p, k]
-                at += stream_nbytes[p, k]
-        suits = plain and layout[k] != LAYOUT_RAW and coder[0, k] == CODER_RANS
-        if contexts:
-            kinds[k] = WITH_CONTEXTS
-        elif suits and job[HEIGHT] <= tile_rows and job[WIDTH] <= tile_cols:
-            kinds[k] = of_pairs if layout[k] == LAYOUT_PAIRS else of_bytes
-        else:
-            kinds[k] = 0
-    return n_used
-
-
-# ---- words and planes ------------------------------------------------------------------------------------------------
-# Words are bytes here. `split` and `merge` are the addresses of native functions (`words`) for words of their size.
-@jit
-def split_words(
-    job: Any,
-    shape: Any,
-    data: Any,
-    planes: Any,
-    room: Any,
-    side: Any,
-    word_map: Any,
-    addresses: Any,
-    split: Any,
-) -> None:
-    """Byte planes of a segment in element order, `room` apart; `side` has room for its words, which narrow tiles need."""
-    cols, tile_rows, tile_cols, word_nbytes = shape
-    height, width = job[HEIGHT], job[WIDTH]
-    start, at, narrow = job[ROW] * cols + job[COL], 0, tile_cols < width
-    source, to, params, first = (
-        data.ctypes.data,
-        addresses.ctypes.data,
-        word_map.ctypes.data,
-        planes.ctypes.data,
-    )
-    for p in range(word_nbytes):
-        addresses[p] = first + p * room
-    if width == cols and tile_cols >= width:  # the segment's words lie side by side: one row
-        height, width, tile_cols = 1, height * width, height * width
-    for r in range(0, height, tile_rows):
-        for c in range(0, width, tile_cols):
-            n = min(tile_cols, width - c)
-            for i in range(r, min(r + tile_rows, height)):
-                a = (start + i * cols + c) * word_nbytes
-                if narrow:
-                    copy(
-                        data[a : a + n * word_nbytes],
-                        side[at * word_nbytes : (at + n) * word_nbytes],
-                    )
-                else:
-                    call_5(split, source + a, to, at, n, params)
-                at += n
-    if narrow:
-        call_5(split, side.ctypes.data, to, 0, at, params)
+# Rooms after those of the byte planes: two for packed planes, and one for residuals.
+RESIDUALS: Final = 2
+N_ROOMS: Final = 3
 
 
 @jit
-def merge_words(
-    job: Any, shape: Any, addresses: Any, data: Any, side: Any, word_map: Any, merge: Any
-) -> None:
-    """Inverse of `split_words`; `addresses` are those of the planes, wherever each is."""
-    cols, tile_rows, tile_cols, word_nbytes = shape
-    height, width = job[HEIGHT], job[WIDTH]
-    start, at, narrow = job[ROW] * cols + job[COL], 0, tile_cols < width
-    target, planes, params = data.ctypes.data, addresses.ctypes.data, word_map.ctypes.data
-    if narrow:
-        call_5(merge, side.ctypes.data, planes, 0, height * width, params)
-    if width == cols and tile_cols >= width:
-        height, width, tile_cols = 1, height * width, height * width
-    for r in range(0, height, tile_rows):
-        for c in range(0, width, tile_cols):
-            n = min(tile_cols, width - c)
-            for i in range(r, min(r + tile_rows, height)):
-                o = (start + i * cols + c) * word_nbytes
-                if narrow:
-                    copy(
-                        side[at * word_nbytes : (at + n) * word_nbytes],
-                        data[o : o + n * word_nbytes],
-                    )
-                else:
-                    call_5(merge, target + o, planes, at, n, params)
-                at += n
+def room_of(rooms: Any, number: Any) -> Any:
+    """One room."""
+    return rooms.bytes[number * rooms.size : (number + 1) * rooms.size]
 
 
 @jit
-def _pack(plane: Any, n: Any, packed: Any, shift: Any, keep: Any, base: Any, fill: Any) -> Any:
-    """Two 4-bit codes ``(value >> shift & keep) - base`` a byte. Returns how many are outside of 0 to 15: they become `fill`."""
-    outside: Any = 0
-    s, k, b, f = np.uint32(shift) & np.uint32(7), np.uint32(keep), np.uint32(base), np.uint32(fill)
-    if n % 2:
-        plane[n] = plane[n - 1]  # the missing neighbour; replaced below
-    two = plane[: (n + 1) // 2 * 2].view(np.uint16)
-    for i in range(two.size):
-        w = np.uint32(two[i])
-        one = ((((w & np.uint32(255)) >> s) & k) - b) & np.uint32(255)
-        other = ((((w >> np.uint32(8)) >> s) & k) - b) & np.uint32(255)
-        outside += np.int64(one > 15) + np.int64(other > 15)
-        one = f if one > 15 else one
-        other = f if other > 15 else other
-        packed[i] = np.uint8(one | other << np.uint32(4))
-    if n % 2:
-        outside -= np.int64((((np.int64(plane[n]) >> shift) & keep) - base) & 255 > 15)
-        packed[n // 2] = (packed[n // 2] & 15) | fill << 4
-    return outside
+def n_stored_planes(job: Any, word_nbytes: Any) -> Any:
+    """Planes of a segment (R5.9)."""
+    return 2 if word_nbytes == 1 and job.layout == Layout.PAIRS else word_nbytes
 
 
 @jit
-def _unpack(packed: Any, plane: Any, keep: Any, shift: Any, base: Any) -> None:
-    """Inverse of `_pack`: two bytes at once, in a uint16. They join the bits of `plane` in `keep`."""
-    two, stay = plane.view(np.uint16), np.uint16(keep)
-    add, s = np.uint16(base * 0x0101), np.uint32(shift) & np.uint32(7)
-    for i in range(packed.size):
-        v = np.uint32(packed[i])
-        two[i] = np.uint16(
-            (((v & np.uint32(15)) | (v & np.uint32(240)) << np.uint32(4)) << s)
-            + (two[i] & stay)
-            + add
-        )
+def is_packed(job: Any, word_nbytes: Any, p: Any) -> Any:
+    """Whether the bytes of a plane are two codes each."""
+    return job.layout == Layout.PAIRS and (p == 0 or word_nbytes == 1)
 
 
-# ---- small things ----------------------------------------------------------------------------------------------------
 @jit
-def put(source: Any, record: Any, at: Any) -> Any:
-    """Write bytes and their padding into a record; returns where the next part starts."""
-    end = at + source.size
-    copy(source, record[at:end])
-    fill(record[end : padded(end)], 0)
-    return padded(end)
+def plane_nbytes(job: Any, word_nbytes: Any, p: Any) -> Any:
+    """Bytes of a plane, which are its symbols (R10.3)."""
+    n = job.height * job.width
+    return (n + 1) // 2 if is_packed(job, word_nbytes, p) else n
 
 
-# ---- histograms ------------------------------------------------------------------------------------------------------
+# ---- histograms --------------------------------------------------------------------------------
 @jit
 def count(symbols: Any, four: Any, counts: Any) -> None:
-    """Four counts a symbol, so that equal neighbours do not wait for each other."""
+    """Count symbols: four counts of each, so that equal neighbours do not wait for each other."""
     fill(four, 0)
     n = symbols.size // 4
     for i in range(n):
@@ -265,72 +86,183 @@ def count(symbols: Any, four: Any, counts: Any) -> None:
         counts[i] = np.int64(four[i]) + four[256 + i] + four[512 + i] + four[768 + i]
 
 
+@jit
+def count_plane(
+    job: Any, matrix: Any, mode: Any, plane: Any, work: Any, four: Any, natives: Any, counts: Any
+) -> None:
+    """Count what a mode makes of a byte plane; `work` has room for it."""
+    if mode != 0:
+        make_residuals(job, matrix, plane, work, mode, work[:0], natives)
+        plane = work
+    count(plane[: job.height * job.width], four, counts)
+
+
 @kernel
 def histogram_range(
     first: Any,
     last: Any,
     jobs: Any,
-    shape: Any,
-    word_map: Any,
-    data: Any,
-    which: Any,
-    mode: Any,
-    base: Any,
-    fill: Any,
-    planes: Any,
-    room: Any,
-    side: Any,
+    matrix: Any,
+    counted: Any,
+    rooms: Any,
     four: Any,
     natives: Any,
     counts: Any,
-    addresses: Any,
-    split: Any,
 ) -> None:
-    """Counts of the symbols of jobs `first` to `last`: of pairs unless `base` is -1, and of byte planes `which`."""
-    word_nbytes = shape[3]
-    work, modes = planes[word_nbytes * room :], planes[:0]
+    """Count the symbols of segments.
+
+    Parameters
+    ----------
+    first, last
+        Jobs from `first` to `last`.
+    matrix, counted, rooms
+        Elements of `Matrix`, `Counted`, and of `Rooms` with one more than a word has bytes.
+    four
+        uint32: room for four counts of 256 symbols.
+    natives
+        `rans.Streams.natives`.
+    counts
+        int64 of shape (jobs, histograms of each, 256).
+    """
+    matrix, counted, rooms = Matrix(*matrix), Counted(*counted), Rooms(*rooms)
+    word_nbytes, pairs = matrix.word_nbytes, counted.base >= 0
+    work = rooms.bytes[word_nbytes * rooms.size :]
     for k in range(first, last):
-        job, at = jobs[k], 0
-        n = job[HEIGHT] * job[WIDTH]
-        half = (n + 1) // 2
-        split_words(job, shape, data, planes, room, side, word_map, addresses, split)
-        if base >= 0 and word_nbytes == 1:
-            for i in range(which.size):
-                _pack(planes, n, work, 4 - 4 * which[i], 15, 0, fill if which[i] == 0 else 0)
-                count(work[:half], four, counts[k, i])
-            continue
-        if base >= 0:
-            _pack(planes, n, work, 0, 255, base, fill)
-            count(work[:half], four, counts[k, 0])
-            at = 1
-        for i in range(which.size):
-            plane = planes[which[i] * room : which[i] * room + n]
-            if mode != 0:
-                make_residuals(job, shape, plane, work, mode, modes, natives)
-                plane = work[:n]
-            count(plane, four, counts[k, at + i])
+        job, own = jobs[k], counts[k]
+        half = (job.height * job.width + 1) // 2
+        job.base, job.fill = max(0, counted.base), counted.fill
+        split_words(job, matrix, rooms)
+        if pairs and word_nbytes > 1:
+            pack_plane(job, word_nbytes, 0, rooms.bytes, work)
+            count(work[:half], four, own[0])
+            own = own[1:]
+        for i in range(counted.planes.size):
+            p = counted.planes[i]
+            if pairs and word_nbytes == 1:
+                pack_plane(job, word_nbytes, p, rooms.bytes, work)
+                count(work[:half], four, own[i])
+            else:
+                plane = room_of(rooms, p)
+                count_plane(job, matrix, counted.mode, plane, work, four, natives, own[i])
 
 
-# ---- encoding --------------------------------------------------------------------------------------------------------
+# ---- encoding ----------------------------------------------------------------------------------
 @jit
-def _put_patches(top: Any, n: Any, base: Any, record: Any, at: Any) -> Any:
-    """Patches of the words outside the window; returns where they end. They are few: most blocks are passed over."""
-    low = np.uint8(base)
-    for start in range(0, n, 256):
-        block, outside = top[start : min(start + 256, n)], np.uint8(0)
-        for i in range(block.size):
-            outside |= np.uint8(block[i] - low) & np.uint8(0xF0)
-        if outside == 0:
-            continue
-        for i in range(start, start + block.size):
-            if (np.int64(top[i]) - base) & 255 > 15:
-                record[at] = np.uint8(i)
-                record[at + 1] = np.uint8(i >> 8)
-                record[at + 2] = np.uint8(i >> 16)
-                record[at + 3] = top[i]
-                at += 4
+def _put_raw(job: Any, matrix: Any, record: Any, at: Any) -> Any:
+    """Write the words of a segment of layout RAW; returns where the next record starts."""
+    nbytes = job.width * matrix.word_nbytes
+    for r in range(job.row, job.row + job.height):
+        start = (r * matrix.cols + job.col) * matrix.word_nbytes
+        copy(matrix.data[start : start + nbytes], record[at : at + nbytes])
+        at += nbytes
     fill(record[at : padded(at)], 0)
     return padded(at)
+
+
+def _segment_encoder(put_stream: Any) -> Any:
+    def encode_segment(
+        k: Any,
+        job: Any,
+        matrix: Any,
+        heads: Any,
+        tables: Any,
+        maps: Any,
+        rooms: Any,
+        streams: Any,
+        encoded: Any,
+        at: Any,
+    ) -> Any:
+        """Write the record of a segment at ``records[at]``; returns where the next one starts."""
+        record, word_nbytes = encoded.records, matrix.word_nbytes
+        if job.layout == Layout.RAW:
+            return _put_raw(job, matrix, record, at)
+        modes = heads.modes[job.modes_offset : job.modes_offset + job.modes_nbytes]
+        scales = heads.scales[job.scales_offset : job.scales_offset + job.scales_nbytes]
+        at = put(scales, record, put(modes, record, at))
+        split_words(job, matrix, rooms)
+        n_outside = 0
+        for p in range(n_stored_planes(job, word_nbytes)):
+            plane, symbols = job.planes[p], room_of(rooms, p)
+            size = plane_nbytes(job, word_nbytes, p)
+            if is_packed(job, word_nbytes, p):
+                symbols = room_of(rooms, word_nbytes + p)
+                n_outside += pack_plane(job, word_nbytes, p, rooms.bytes, symbols)
+            if plane.coder == Coder.RAW:
+                at = put(symbols[:size], record, at)
+            elif plane.coder != Coder.CONSTANT:
+                if plane.prediction != 0:
+                    residuals = room_of(rooms, word_nbytes + RESIDUALS)
+                    mode = plane.prediction
+                    make_residuals(job, matrix, symbols, residuals, mode, modes, streams.natives)
+                    symbols = residuals
+                    if mode == PER_TILE:
+                        modes = modes[job.n_tiles :]
+                end = put_stream(
+                    job, matrix, p, symbols, scales, tables, maps, rooms, streams, record, at
+                )
+                encoded.n_units[p, k] = (end - at) // UNIT
+                at = end
+        encoded.n_patches[k] = n_outside
+        if n_outside > 0:
+            at = put_patches(rooms.bytes, job.height * job.width, job.base, record, at)
+        return at
+
+    return jit(encode_segment)
+
+
+def range_encoder(put_stream: Any) -> Any:
+    """A function that encodes a range of segments.
+
+    ``put_stream(job, matrix, p, symbols, scales, tables, maps, rooms, streams, record, at)`` writes
+    the stream of plane `p` at ``record[at]``, and returns where the next part starts.
+    """
+    encode_segment = _segment_encoder(put_stream)
+
+    def encode_segments(
+        first: Any,
+        last: Any,
+        jobs: Any,
+        matrix: Any,
+        heads: Any,
+        tables: Any,
+        maps: Any,
+        rooms: Any,
+        streams: Any,
+        crcs: Any,
+        encoded: Any,
+    ) -> Any:
+        end = 0
+        for k in range(first, last):
+            job, start = jobs[k], end
+            sum_words(crcs, k, job, matrix)
+            end = encode_segment(
+                k, job, matrix, heads, tables, maps, rooms, streams, encoded, start
+            )
+            sum_record(crcs, k, encoded.records[start:end])
+        return end
+
+    return jit(encode_segments)
+
+
+@jit
+def _put_stream(
+    job: Any,
+    matrix: Any,
+    p: Any,
+    symbols: Any,
+    scales: Any,
+    tables: Any,
+    maps: Any,
+    rooms: Any,
+    streams: Any,
+    record: Any,
+    at: Any,
+) -> Any:
+    size, t = plane_nbytes(job, matrix.word_nbytes, p), job.planes[p].table
+    return encode_stream(symbols, size, tables, t, rooms.stream_words, record, at, streams)
+
+
+_encode_segments = range_encoder(_put_stream)
 
 
 @kernel
@@ -338,198 +270,135 @@ def encode_range(
     first: Any,
     last: Any,
     jobs: Any,
-    shape: Any,
-    word_map: Any,
-    data: Any,
-    modes: Any,
-    coding: Any,
-    entries: Any,
+    matrix: Any,
+    heads: Any,
     tables: Any,
-    planes: Any,
-    room: Any,
-    side: Any,
-    stream_words: Any,
-    stream_work: Any,
-    sums: Any,
-    record: Any,
-    n_units: Any,
-    n_patches: Any,
-    addresses: Any,
-    split: Any,
+    rooms: Any,
+    streams: Any,
+    crcs: Any,
+    encoded: Any,
 ) -> Any:
-    """Encode jobs `first` to `last` one behind another into `record`, which has room for the worst. Returns their bytes."""
-    cols, word_nbytes = shape[0], shape[3]
-    work, at = planes[word_nbytes * room :], 0
-    for k in range(first, last):
-        job, start = jobs[k], at
-        height, width = job[HEIGHT], job[WIDTH]
-        sum_words(sums, k, data, job[ROW], job[COL], height, width, cols, word_nbytes)
-        n, row_nbytes = height * width, width * word_nbytes
-        half = (n + 1) // 2
-        if job[LAYOUT] == LAYOUT_RAW:
-            for r in range(height):
-                a = ((job[ROW] + r) * cols + job[COL]) * word_nbytes
-                copy(data[a : a + row_nbytes], record[at : at + row_nbytes])
-                at += row_nbytes
-            fill(record[at : padded(at)], 0)
-            at = padded(at)
-            sum_record(sums, k, record[start:at])
-            continue
-        mode_at = job[MODES_AT]
-        at = put(modes[mode_at : mode_at + job[MODES_NBYTES]], record, at)
-        pairs, found = job[LAYOUT] == LAYOUT_PAIRS, 0
-        split_words(job, shape, data, planes, room, side, word_map, addresses, split)
-        n_planes = 2 if pairs and word_nbytes == 1 else word_nbytes
-        for p in range(n_planes):
-            plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
-            symbols, size, mode = planes[p * room : (p + 1) * room], n, plane[PREDICTION]
-            if pairs and (p == 0 or word_nbytes == 1):
-                symbols, size = work, half
-                shift, keep = (4 - 4 * p, 15) if word_nbytes == 1 else (0, 255)
-                found += _pack(planes, n, work, shift, keep, job[BASE], job[FILL] if p == 0 else 0)
-            if plane[CODER] == CODER_RAW:
-                at = put(symbols[:size], record, at)
-            elif plane[CODER] == CODER_RANS:
-                if mode != 0:
-                    make_residuals(job, shape, symbols, work, mode, modes[mode_at:], stream_work[6])
-                    symbols = work
-                    if mode == PER_TILE:
-                        mode_at += job[N_TILES]
-                t = plane[TABLE]
-                behind = encode_stream(
-                    symbols,
-                    size,
-                    coding[t],
-                    entries[t],
-                    tables[t, 0],
-                    tables[t, 1],
-                    stream_words,
-                    record,
-                    at,
-                    stream_work,
-                )
-                n_units[p, k] = (behind - at) // 16
-                at = behind
-        if found > 0:
-            at = _put_patches(planes, n, job[BASE], record, at)
-        n_patches[k] = found
-        sum_record(sums, k, record[start:at])
-    return at
+    """Encode segments without contexts, one after another.
+
+    Parameters
+    ----------
+    first, last
+        Jobs from `first` to `last`.
+    matrix, heads, tables, rooms, streams, crcs, encoded
+        Elements of `Matrix`, `Heads`, `EncodingTables`, `Rooms`, `rans.Streams`, `checksums.Crcs`,
+        `Encoded`. Rooms are `N_ROOMS` more than a word has bytes.
+
+    Returns
+    -------
+    Bytes of their records.
+    """
+    return _encode_segments(
+        first,
+        last,
+        jobs,
+        Matrix(*matrix),
+        Heads(*heads),
+        EncodingTables(*tables),
+        0,
+        Rooms(*rooms),
+        Streams(*streams),
+        Crcs(*crcs),
+        Encoded(*encoded),
+    )
 
 
-# ---- decoding --------------------------------------------------------------------------------------------------------
+# ---- decoding ----------------------------------------------------------------------------------
 @jit
-def _patch(patches: Any, n: Any, top: Any) -> Any:
-    """Set the bytes that lie outside the window. Returns whether the indices ascend and lie within the segment."""
-    before: Any = -1
-    for i in range(patches.size):
-        index = np.int64(patches[i]) & 0xFFFFFF
-        if index <= before or index >= n:
-            return False
-        top[index] = np.uint8(patches[i] >> np.uint32(24))
-        before = index
-    return True
+def _get_raw(job: Any, matrix: Any, payload: Any) -> None:
+    """Inverse of `_put_raw`."""
+    at, nbytes = job.start, job.width * matrix.word_nbytes
+    for r in range(job.row, job.row + job.height):
+        start = (r * matrix.cols + job.col) * matrix.word_nbytes
+        copy(payload[at : at + nbytes], matrix.data[start : start + nbytes])
+        at += nbytes
 
 
 @jit
-def are_modes(modes: Any) -> Any:
-    """Whether all bytes are modes (R7.1)."""
-    good = True
-    for i in range(modes.size):
-        good &= modes[i] & 15 <= 4 and modes[i] >> 4 <= 2
-    return good
+def get_stored(
+    plane: Any, p: Any, size: Any, packed: Any, payload: Any, target: Any, addresses: Any
+) -> None:
+    """Get a plane that is RAW or CONSTANT into `target`.
+
+    But a raw byte plane stays where it is, and ``addresses[p]`` becomes its address.
+    """
+    at = plane.offset
+    if plane.coder == Coder.CONSTANT:
+        fill(target[:size], np.uint8(plane.table))
+    elif packed:
+        copy(payload[at : at + size], target[:size])
+    else:
+        addresses[p] = payload[at:].ctypes.data
 
 
 @jit
 def _decode_planes(
-    job: Any,
-    word_nbytes: Any,
-    payload: Any,
-    luts: Any,
-    tables: Any,
-    planes: Any,
-    room: Any,
-    addresses: Any,
-    stream_work: Any,
+    job: Any, matrix: Any, payload: Any, tables: Any, rooms: Any, streams: Any
 ) -> Any:
-    """Planes as they are stored, codes unpacked; all streams before anything else, for a bad one goes before any other fault."""
-    pairs, half, n = (
-        job[LAYOUT] == LAYOUT_PAIRS,
-        (job[HEIGHT] * job[WIDTH] + 1) // 2,
-        job[HEIGHT] * job[WIDTH],
-    )
-    for p in range(2 if pairs and word_nbytes == 1 else word_nbytes):
-        plane = job[N_COLUMNS + p * PLANE_COLUMNS :]
-        at, packed = plane[AT], pairs and (p == 0 or word_nbytes == 1)
-        size = half if packed else n
-        target = planes[word_nbytes * room :] if packed else planes[p * room : (p + 1) * room]
-        addresses[p] = planes[p * room :].ctypes.data
-        if plane[CODER] == CODER_RANS:
-            t = plane[TABLE]
+    """Get planes as they are stored, codes unpacked; returns whether all streams are good.
+
+    Streams come before anything else, for a bad one goes before any other fault.
+    """
+    word_nbytes = matrix.word_nbytes
+    for p in range(n_stored_planes(job, word_nbytes)):
+        plane, packed = job.planes[p], is_packed(job, word_nbytes, p)
+        size = plane_nbytes(job, word_nbytes, p)
+        target = room_of(rooms, word_nbytes if packed else p)
+        rooms.addresses[p] = room_of(rooms, p).ctypes.data
+        if plane.coder == Coder.RANS:
+            stream, t = payload[plane.offset : plane.offset + plane.nbytes], plane.table
             if not decode_stream(
-                payload, at, plane[NBYTES], size, luts[t], tables[t, 0], target, stream_work
+                stream, size, tables.luts[t], tables.prob_bits[t], target, streams
             ):
                 return False
-        elif plane[CODER] == CODER_CONSTANT:
-            fill(target[:size], np.uint8(plane[TABLE]))
-        elif packed:
-            target = payload[at : at + size]
         else:
-            addresses[p] = payload[at:].ctypes.data
+            get_stored(plane, p, size, packed, payload, target, rooms.addresses)
         if packed:
-            _unpack(
-                target[:half],
-                planes[: 2 * half],
-                0xFFFF * p,
-                4 if p == 0 and word_nbytes == 1 else 0,
-                job[BASE],
-            )
+            unpack_plane(job, word_nbytes, p, target, rooms.bytes)
     return True
 
 
 @jit
-def _decode_one(
-    job: Any,
-    shape: Any,
-    word_map: Any,
-    payload: Any,
-    luts: Any,
-    tables: Any,
-    planes: Any,
-    room: Any,
-    side: Any,
-    work: Any,
-    data: Any,
-    addresses: Any,
-    merge: Any,
+def modes_of(job: Any, payload: Any) -> Any:
+    """Tile modes in a segment's record."""
+    return payload[job.start : job.start + job.modes_nbytes]
+
+
+@jit
+def restore_planes(
+    job: Any, matrix: Any, first: Any, last: Any, modes: Any, rooms: Any, natives: Any
+) -> None:
+    """Undo the modes of byte planes from `first` to `last`."""
+    for p in range(last):
+        mode = job.planes[p].prediction
+        if mode != 0 and p >= first:
+            restore_tiles(job, matrix, room_of(rooms, p), mode, modes, natives)
+        if mode == PER_TILE:
+            modes = modes[job.n_tiles :]
+
+
+@jit
+def _decode_segment(
+    job: Any, matrix: Any, payload: Any, tables: Any, rooms: Any, streams: Any
 ) -> Any:
     """Decode a segment, and say how it went."""
-    cols, _, _, word_nbytes = shape
-    at, row_nbytes = job[START], job[WIDTH] * word_nbytes
-    if job[LAYOUT] == LAYOUT_RAW:
-        for r in range(job[ROW], job[ROW] + job[HEIGHT]):
-            to = (r * cols + job[COL]) * word_nbytes
-            copy(payload[at : at + row_nbytes], data[to : to + row_nbytes])
-            at += row_nbytes
-        return OK
-    if not _decode_planes(job, word_nbytes, payload, luts, tables, planes, room, addresses, work):
-        return BAD_STREAM
-    modes = payload[at : at + job[MODES_NBYTES]]
+    if job.layout == Layout.RAW:
+        _get_raw(job, matrix, payload)
+        return Status.OK
+    if not _decode_planes(job, matrix, payload, tables, rooms, streams):
+        return Status.BAD_STREAM
+    modes = modes_of(job, payload)
     if not are_modes(modes):
-        return BAD_TILE_MODE
-    patches = payload[job[PATCHES_AT] : job[PATCHES_AT] + 4 * job[N_PATCHES]].view(np.uint32)
-    if not _patch(patches, job[HEIGHT] * job[WIDTH], planes):
-        return BAD_PATCH
-    mode_at = 0
-    for p in range(word_nbytes):
-        mode = job[N_COLUMNS + p * PLANE_COLUMNS + PREDICTION]
-        if mode != 0:
-            plane = planes[p * room : (p + 1) * room]
-            restore_tiles(job, shape, plane, mode, modes[mode_at:], work[6])
-            if mode == PER_TILE:
-                mode_at += job[N_TILES]
-    merge_words(job, shape, addresses, data, side, word_map, merge)
-    return OK
+        return Status.BAD_TILE_MODE
+    if not apply_patches(patches_of(job, payload), job.height * job.width, rooms.bytes):
+        return Status.BAD_PATCH
+    restore_planes(job, matrix, 0, matrix.word_nbytes, modes, rooms, streams.natives)
+    merge_words(job, matrix, rooms.words, rooms.addresses)
+    return Status.OK
 
 
 @kernel
@@ -537,38 +406,32 @@ def decode_range(
     first: Any,
     last: Any,
     jobs: Any,
-    shape: Any,
-    word_map: Any,
+    matrix: Any,
     payload: Any,
-    luts: Any,
     tables: Any,
-    planes: Any,
-    room: Any,
-    side: Any,
-    stream_work: Any,
-    sums: Any,
-    data: Any,
+    rooms: Any,
+    streams: Any,
+    crcs: Any,
     status: Any,
-    addresses: Any,
-    merge: Any,
 ) -> None:
-    """Decode jobs `first` to `last`, and say how each of them went."""
+    """Decode segments without contexts.
+
+    Parameters
+    ----------
+    first, last
+        Jobs from `first` to `last`.
+    matrix, tables, rooms, streams, crcs
+        Elements of `Matrix`, `DecodingTables`, `Rooms`, `rans.Streams`, `checksums.Crcs`. Rooms are
+        one more than a word has bytes.
+    payload
+        uint8: all records.
+    status
+        uint8, of all segments: a `Status` each.
+    """
+    matrix, tables, rooms = Matrix(*matrix), DecodingTables(*tables), Rooms(*rooms)
+    streams, crcs = Streams(*streams), Crcs(*crcs)
     for k in range(first, last):
         job = jobs[k]
-        sum_record(sums, k, payload[job[START] : job[END]])
-        status[k] = _decode_one(
-            job,
-            shape,
-            word_map,
-            payload,
-            luts,
-            tables,
-            planes,
-            room,
-            side,
-            stream_work,
-            data,
-            addresses,
-            merge,
-        )
-        sum_words(sums, k, data, job[ROW], job[COL], job[HEIGHT], job[WIDTH], shape[0], shape[3])
+        sum_record(crcs, k, payload[job.start : job.end])
+        status[k] = _decode_segment(job, matrix, payload, tables, rooms, streams)
+        sum_words(crcs, k, job, matrix)

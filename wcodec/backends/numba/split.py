@@ -1,81 +1,95 @@
-"""Words cut into planes and nibble pairs as vectors: the reverse of what `rans_vectors` does behind its decoder.
+"""Words cut into planes and nibble pairs as vectors: the reverse of `merge`.
 
-A kernel goes over the words of a segment in steps of `STEP` words, whose rows it trusts to be whole steps wide.
+A kernel goes over the words of a segment in steps of `STEP` words, whose rows it trusts to be whole
+steps wide.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
 from llvmlite.ir import IntType
 
 from wcodec.backends.numba import ir
 from wcodec.backends.numba.compiling import native
 from wcodec.backends.numba.ir import I8, I32, I64, WIDTH, splat, vector
-from wcodec.backends.numba.rans_vectors import KINDS
+from wcodec.backends.numba.kinds import KINDS, Kind
 
 _N: Final = 4 * WIDTH  #: bytes of a vector
 STEP: Final = 2 * _N  #: words
 
-# Columns of `params`, all int64. Addresses of the words, of the symbols and up to three lower planes, of the patches; steps of a row,
-# bytes from the end of a row to the next; the window's base, the code of words outside it, how far ahead cache lines are asked for in
-# bytes, how many patches there are.
-SOURCE, SYMBOLS, LOWER, PATCHES, ROW_STEPS, ROW_JUMP, BASE, FILL, AHEAD, N_PATCHES = (
-    0,
-    1,
-    2,
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    11,
+#: What a kernel has to know; addresses, and numbers.
+SPLIT: Final = np.dtype(
+    [
+        ("source", np.int64),  # address of the words
+        ("symbols", np.int64),  # address of plane 0
+        ("lower", np.int64, (3,)),  # addresses of lower planes
+        ("patches", np.int64),  # address of the patches
+        ("row_steps", np.int64),  # steps of a row
+        ("row_jump", np.int64),  # bytes from the end of a row to the next
+        ("base", np.int64),  # where the window begins
+        ("fill", np.int64),  # the code of words outside of it
+        ("ahead", np.int64),  # how many bytes ahead cache lines are asked for
+        ("n_patches", np.int64),  # how many there are: a result
+        ("spill", np.int64, (8,)),  # room for a vector
+    ]
 )
-N_PARAMS: Final = 12
+_PLACE: Final = ir.places(SPLIT)
 
 
 class _Splitter:
     """The body of a kernel of one kind; see `KINDS`."""
 
-    def __init__(self, b: Any, params: Any, kind: tuple[bool, int, str], lower: bool) -> None:
-        self.b, self.params, (self.pairs, self.word_nbytes, self.map), self.lower = (
-            b,
-            params,
-            kind,
-            lower,
-        )
+    def __init__(self, b: Any, params: Any, kind: Kind, lower: bool) -> None:
+        self.b, self.params, self.lower = b, params, lower
+        self.pairs, self.word_nbytes, self.map = kind
         self.window = self.pairs and self.word_nbytes > 1
-        self.base = ir.broadcast(b, b.trunc(self.param(BASE), I8), _N)
-        self.fill = ir.broadcast(b, b.trunc(self.param(FILL), I8), _N)
-        self.patches = ir.pointer(b, self.param(PATCHES))
+        self.base = ir.broadcast(b, b.trunc(self.param("base"), I8), _N)
+        self.fill = ir.broadcast(b, b.trunc(self.param("fill"), I8), _N)
+        self.patches = ir.pointer(b, self.param("patches"))
 
-    def param(self, column: int) -> Any:
-        """A parameter."""
-        return ir.load(self.b, ir.element(self.b, self.params, I64, I64(column)), I64)
+    def place(self, name: str, i: int = 0) -> Any:
+        """Where a parameter is, or element `i` of it."""
+        return ir.element(self.b, self.params, I64, I64(_PLACE[name] + i))
 
-    def put(self, column: int, at: Any, vectors: list[Any]) -> None:
+    def param(self, name: str, i: int = 0) -> Any:
+        """A parameter, or element `i` of it."""
+        return ir.load(self.b, self.place(name, i), I64)
+
+    def put(self, address: Any, at: Any, vectors: list[Any]) -> None:
         """Store vectors from byte `at` of an output."""
-        target = ir.pointer(self.b, self.b.add(self.param(column), at))
+        target = ir.pointer(self.b, self.b.add(address, at))
         for i, v in enumerate(vectors):
             ir.store(self.b, v, ir.element(self.b, target, I8, I64(_N * i)))
 
     def step(self, source: Any, first: Any, n_patches: Any) -> Any:
-        """Split `STEP` words, of which `first` is the number of the first. Returns the new number of patches."""
+        """Split `STEP` words, of which `first` is the number of the first.
+
+        Returns the new number of patches.
+        """
         b, planes = self.b, self._planes(source)
         half = b.lshr(first, I64(1))
         if not self.pairs:
-            self.put(SYMBOLS, first, planes[0])
+            self.put(self.param("symbols"), first, planes[0])
         elif self.word_nbytes == 1:
-            self.put(SYMBOLS, half, [self._pack([b.lshr(v, self._constant(4)) for v in planes[0]])])
-            self.put(LOWER, half, [self._pack([b.and_(v, self._constant(15)) for v in planes[0]])])
+            self.put(
+                self.param("symbols"),
+                half,
+                [self._pack([b.lshr(v, self._constant(4)) for v in planes[0]])],
+            )
+            self.put(
+                self.param("lower"),
+                half,
+                [self._pack([b.and_(v, self._constant(15)) for v in planes[0]])],
+            )
         else:
             codes, outside = zip(*map(self._code, planes[0]), strict=True)
-            self.put(SYMBOLS, half, [self._pack(list(codes))])
+            self.put(self.param("symbols"), half, [self._pack(list(codes))])
             for i, (mask, tops) in enumerate(zip(outside, planes[0], strict=True)):
                 n_patches = self._patch(mask, tops, b.add(first, I64(_N * i)), n_patches)
         for p in range(1, self.word_nbytes if self.lower else 1):
-            self.put(LOWER + p - 1, first, planes[p])
+            self.put(self.param("lower", p - 1), first, planes[p])
         return n_patches
 
     def _constant(self, value: int) -> Any:
@@ -139,32 +153,31 @@ class _Splitter:
         )
         b.cbranch(b.icmp_unsigned("==", mask, bits(0)), done, some)
         b.position_at_end(some)
-        ir.store(b, tops, ir.element(b, self.params, I64, I64(N_PARAMS)))
+        ir.store(b, tops, self.place("spill"))
         count = b.zext(b.call(ir.declare(b, f"llvm.ctpop.i{_N}", bits, [bits]), [mask]), I64)
         loop = ir.Loop(b, count, [mask])
         index = b.call(
             ir.declare(b, f"llvm.cttz.i{_N}", bits, [bits, ir.I1]), [loop.values[0], ir.I1(1)]
         )
         index = b.zext(index, I64) if _N < 64 else index
-        top = b.zext(
-            b.load(ir.element(b, ir.element(b, self.params, I64, I64(N_PARAMS)), I8, index)), I32
-        )
+        top = b.zext(b.load(ir.element(b, self.place("spill"), I8, index)), I32)
         patch = b.or_(b.shl(top, I32(24)), b.trunc(b.add(first, index), I32))
         ir.store(b, patch, ir.element(b, self.patches, I32, b.add(n_patches, loop.index)))
         loop.close([b.and_(loop.values[0], b.sub(loop.values[0], bits(1)))])
-        behind, total = b.block, b.add(n_patches, count)
+        last, total = b.block, b.add(n_patches, count)
         b.branch(done)
         b.position_at_end(done)
         out = b.phi(I64)
         out.add_incoming(n_patches, before)
-        out.add_incoming(total, behind)
+        out.add_incoming(total, last)
         return out
 
 
-def _split(b: Any, params: Any, n_steps: Any, kind: tuple[bool, int, str], lower: bool) -> None:
+def _emit(b: Any, params: Any, n_steps: Any, kind: Kind, lower: bool) -> None:
+    """The body of the native function."""
     s = _Splitter(b, params, kind, lower)
-    in_row, jump, ahead = s.param(ROW_STEPS), s.param(ROW_JUMP), s.param(AHEAD)
-    loop = ir.Loop(b, n_steps, [s.param(SOURCE), in_row, I64(0)])
+    in_row, jump, ahead = s.param("row_steps"), s.param("row_jump"), s.param("ahead")
+    loop = ir.Loop(b, n_steps, [s.param("source"), in_row, I64(0)])
     source, left, n_patches = loop.values
     for line in range(0, STEP * s.word_nbytes, 64):
         ir.prefetch_line(b, b.add(b.add(source, ahead), I64(line)), 0)
@@ -173,16 +186,17 @@ def _split(b: Any, params: Any, n_steps: Any, kind: tuple[bool, int, str], lower
     over = b.icmp_signed("==", left, I64(0))
     source = b.add(b.add(source, I64(STEP * s.word_nbytes)), b.select(over, jump, I64(0)))
     *_, n_patches = loop.close([source, b.select(over, in_row, left), n_patches])
-    ir.store(b, n_patches, ir.element(b, params, I64, I64(N_PARAMS - 1)))
+    ir.store(b, n_patches, s.place("n_patches"))
 
 
 def splitter(number: int, lower: bool) -> int:
-    """Native function that splits steps of words: ``(params, n_steps)``; with or without lower planes.
+    """Native function that splits steps of words: ``(params, n_steps)``; with or without lower
+    planes.
 
-    `number` is one more than that of a kind in `KINDS`. `params` has room for a vector behind it.
+    `number` is one more than that of a kind in `KINDS`.
     """
 
-    def emit(b: Any, params: Any, n_steps: Any) -> None:
-        _split(b, ir.pointer(b, params), n_steps, KINDS[number - 1], lower)
+    def emit_splitter(b: Any, params: Any, n_steps: Any) -> None:
+        _emit(b, ir.pointer(b, params), n_steps, KINDS[number - 1], lower)
 
-    return native(f"split_{'all' if lower else 'symbols'}_{number}", emit, 2)
+    return native(f"split_{'all' if lower else 'symbols'}_{number}", emit_splitter, 2)

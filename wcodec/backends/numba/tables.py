@@ -1,13 +1,18 @@
-"""Loops over frequency tables: reading serialised ones, and what decoders look up. Spec: chapter 9.1."""
+"""Frequency tables: read, and made into what encoders and decoders look up. Spec: chapter 9.1."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from wcodec.backends.numba.arguments import EncodingTables
+from wcodec.backends.numba.arrays import fill
 from wcodec.backends.numba.compiling import jit, kernel
-from wcodec.backends.numba.rans import fill
+from wcodec.backends.numba.ir import BYTE_LOOKUP
+from wcodec.reference.planes import Bytes
+from wcodec.reference.tables import MAX_PROB_BITS, MIN_PROB_BITS, Table
 
 
 @jit
@@ -17,19 +22,18 @@ def _bit(data: Any, at: Any) -> Any:
 
 @kernel
 def read_tables(data: Any, offset: Any, freq: Any, prob_bits: Any) -> Any:
-    """Read as many tables as `freq` has rows, which are 0. Returns the offset behind the last one, or -1 if one breaks a rule of the
-    codes; `wcodec.reference.tables.Table` checks the others."""
+    """Read as many tables as `freq` has rows, which are 0.
+
+    Returns the offset after the last one, or -1 if one breaks a rule of the codes;
+    `wcodec.reference.tables.Table` checks the others.
+    """
     end = 8 * data.size
     for t in range(len(freq)):
         if data.size - offset < 4:
             return -1
-        prob_bits[t], first, last, k = (
-            data[offset],
-            data[offset + 1],
-            data[offset + 2],
-            np.int64(data[offset + 3]),
-        )
-        if not 9 <= prob_bits[t] <= 12 or first > last or k >= 12:
+        prob_bits[t], first, last = data[offset], data[offset + 1], data[offset + 2]
+        k = np.int64(data[offset + 3])
+        if not MIN_PROB_BITS <= prob_bits[t] <= MAX_PROB_BITS or first > last or k >= 12:
             return -1
         at = 8 * (offset + 4)
         for symbol in range(first, last + 1):
@@ -56,7 +60,15 @@ def read_tables(data: Any, offset: Any, freq: Any, prob_bits: Any) -> Any:
 
 @kernel
 def fill_luts(freq: Any, luts: Any) -> None:
-    """Decoding tables, as `wcodec.reference.tables.Table.lut`, of tables of frequencies; shorter ones end in 0."""
+    """Make decoding tables, as `wcodec.reference.tables.Table.lut`; shorter ones end in 0.
+
+    Parameters
+    ----------
+    freq
+        int64 of shape (n, 256).
+    luts
+        uint32 of shape (n, 4096): filled.
+    """
     for t in range(freq.shape[0]):
         lut, slot = luts[t], 0
         for symbol in range(256):
@@ -66,3 +78,39 @@ def fill_luts(freq: Any, luts: Any) -> None:
                 own[i] = np.uint32(f << 20 | i << 8 | symbol)
             slot += f
         fill(lut[slot:], 0)
+
+
+def frequencies(tables: list[Table]) -> NDArray[np.int64]:
+    """Of all symbols of some tables, one row each."""
+    out = np.empty((len(tables), 256), np.int64)
+    for line, table in zip(out, tables, strict=True):
+        line[:] = table.freq
+    return out
+
+
+def encoding_tables(tables: list[Table]) -> tuple[EncodingTables, Bytes]:
+    """What encodes by some tables.
+
+    Codes of a symbol, for plain loops, are ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32
+    | start``. Entries, for `rans_vectors`, are ``freq << 20 | start << 8``: as three planes of
+    bytes where the CPU looks those up, otherwise as words.
+
+    Returns
+    -------
+    The tables, and their entries as words, which symbols with contexts need.
+    """
+    freq = frequencies(tables).astype(np.uint64)
+    prob_bits = np.array([t.prob_bits for t in tables], np.int64)
+    padding = np.array([t.padding for t in tables], np.int64)
+    start = np.cumsum(freq, axis=1) - freq
+    one = np.uint64(1) << (np.uint64(32) + prob_bits.astype(np.uint64).reshape(-1, 1))
+    some = np.maximum(freq, np.uint64(1))
+    reciprocals = (one + some - np.uint64(1)) // some
+    codes = np.stack([reciprocals, freq << np.uint64(32) | start], axis=-1)
+    packed = (freq << np.uint64(20) | start << np.uint64(8)).astype("<u4")
+    words = packed.view(np.uint8).reshape(len(tables), 1024)
+    entries = words
+    if BYTE_LOOKUP:
+        planes = words.reshape(-1, 256, 4)[:, :, 1:].transpose(0, 2, 1)
+        entries = np.ascontiguousarray(planes).reshape(len(tables), 768)
+    return EncodingTables(codes, entries, prob_bits, padding), words

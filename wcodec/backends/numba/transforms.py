@@ -1,10 +1,12 @@
 """Transforms of tiles, 8x8 blocks side by side in vectors of int16. Spec: chapter 8.
 
-A value stands in the high byte of its 16 bits, with zeros below it. So sums wrap as they must, modulo 256, and what a lifting
-step adds is one instruction of x86, ``(a * b + 2^14) >> 15``, and a shift. A vector holds a row of some blocks; a transposed
-one, eight lanes by eight, a column of each.
+A value stands in the high byte of its 16 bits, with zeros below it. So sums wrap as they must,
+modulo 256, and what a lifting step adds is one instruction of x86, ``(a * b + 2^14) >> 15``, and a
+shift. A vector holds a row of some blocks; a transposed one, eight lanes by eight, a column of
+each.
 
-The bytes behind the last row of a tile are read, and written as they were, up to `LANES` of them: the caller has them there.
+The bytes after the last row of a tile are read, and written as they were, up to `LANES` of them:
+the caller has them there.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _VALUES: Final = vector(I16, LANES)
 _MULTIPLY: Final = {"avx512": "llvm.x86.avx512.pmul.hr.sw.512", "avx2": "llvm.x86.avx2.pmul.hr.sw"}
 
 
-# ---- one dimension -----------------------------------------------------------------------------------------------------
+# ---- one dimension -----------------------------------------------------------------------------
 def _product(b: Any, y: Any, coefficient: int) -> Any:
     """What a lifting step adds."""
     if coefficient == -1 << FRACTION:
@@ -71,7 +73,7 @@ def _transposed(b: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-# ---- a tile ------------------------------------------------------------------------------------------------------------
+# ---- a tile ------------------------------------------------------------------------------------
 class _Tile:
     """The body of a kernel, of one transform and direction."""
 
@@ -99,9 +101,11 @@ class _Tile:
         )
 
     def strip(self, places: list[Any], edge: tuple[Any, Any, Any] | None = None) -> None:
-        """Transform `LANES` bytes of eight rows; at an edge: lanes that are there, those of whole blocks, whether eight rows are there.
+        """Transform `LANES` bytes of eight rows; at an edge: lanes that are there, those of whole
+        blocks, whether eight rows are there.
 
-        All is loaded before anything is stored. Rows are stored in order: what one stores behind its end, the next one makes right.
+        All is loaded before anything is stored. Rows are stored in order: what one stores after
+        its end, the next one makes right.
         """
         b, eight = self.b, splat(8, I16, LANES)
         old = [ir.load(b, p, _BYTES) for p in places]
@@ -126,7 +130,9 @@ def _first(b: Any, n: Any) -> Any:
 def _emit(
     b: Any, data: Any, height: Any, width: Any, centre: Any, transform: int, inverse: bool
 ) -> None:
-    """Strips of eight rows from left to right; if there are less than eight, the last one stands in for the missing ones."""
+    """Strips of eight rows from left to right; if there are less than eight, the last one stands in
+    for the missing ones.
+    """
     tile, lanes, one = _Tile(b, transform, inverse, centre), I64(LANES), I64(1)
     strips = ir.Loop(b, b.sdiv(b.add(height, I64(SIZE - 1)), I64(SIZE)), [])
     top = b.mul(strips.index, I64(SIZE))
@@ -153,7 +159,8 @@ def _emit(
 def transformer(transform: int, inverse: bool) -> int:
     """Native function that transforms a tile in place: ``(tile, height, width, centre)``.
 
-    `centre` is what the prediction in front of the transform says of every byte, if it says the same of all, else 0.
+    `centre` is what the prediction in front of the transform says of every byte, if it says the
+    same of all, else 0.
     """
 
     def emit(b: Any, tile: Any, height: Any, width: Any, centre: Any) -> None:

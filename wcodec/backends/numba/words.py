@@ -1,10 +1,10 @@
 """Words cut into byte planes, and merged again, for words of any size. Spec: chapter 6.
 
-Nothing else in the plain kernels depends on the size of words: they call these by address, and are compiled once for all sizes.
-LLVM makes vectors of the loops.
+Nothing else in the plain kernels depends on the size of words: they call these by address, and are
+compiled once for all sizes. LLVM makes vectors of the loops.
 
-A word map is five uint64: the bits that move up by one, those that stay, where the sign goes and how far down that is, and the
-bits to flip.
+A word map is five uint64: the bits that move up by one, those that stay, where the sign goes and
+how far down that is, and the bits to flip.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ def _planes(b: Any, addresses: Any, numbers: range, at: Any) -> list[Any]:
 
 
 def splitter(word_nbytes: int) -> int:
-    """Native function ``(words, planes, at, n, word_map)`` that cuts `n` words into bytes, from byte `at` of each plane on.
+    """Native function ``(words, planes, at, n, word_map)`` that cuts `n` words into bytes, from
+    byte `at` of each plane on.
 
-    All are addresses but `at` and `n`: of the words, of the addresses of the planes, the top one first, of the word map.
+    All are addresses but `at` and `n`: of the words, of the addresses of the planes, the top one
+    first, of the word map.
     """
     word = IntType(8 * word_nbytes)
 
-    def emit(b: Any, words: Any, planes: Any, at: Any, n: Any, word_map: Any) -> None:
+    def emit_splitter(b: Any, words: Any, planes: Any, at: Any, n: Any, word_map: Any) -> None:
         up, stay, sign, flip, down = _map_of(b, word_map, word)
         # two planes at a time: LLVM looks at few arrays, whether they overlap
         for p in range(0, word_nbytes, 2):
@@ -61,14 +63,14 @@ def splitter(word_nbytes: int) -> int:
                 )
             loop.close([])
 
-    return native(f"split_words_{word_nbytes}", emit, 5)
+    return native(f"split_words_{word_nbytes}", emit_splitter, 5)
 
 
 def merger(word_nbytes: int) -> int:
     """Inverse of `splitter`, with the same parameters."""
     word = IntType(8 * word_nbytes)
 
-    def emit(b: Any, words: Any, planes: Any, at: Any, n: Any, word_map: Any) -> None:
+    def emit_merger(b: Any, words: Any, planes: Any, at: Any, n: Any, word_map: Any) -> None:
         up, stay, sign, flip, down = _map_of(b, word_map, word)
         sources, loop = _planes(b, planes, range(word_nbytes), at), ir.Loop(b, n, [])
         w = word(0)
@@ -81,4 +83,4 @@ def merger(word_nbytes: int) -> int:
         ir.store(b, b.xor(w, flip), ir.element(b, ir.pointer(b, words), word, loop.index))
         loop.close([])
 
-    return native(f"merge_words_{word_nbytes}", emit, 5)
+    return native(f"merge_words_{word_nbytes}", emit_merger, 5)

@@ -1,0 +1,249 @@
+"""Segments of the common kinds (`kinds.KINDS`): counted and encoded.
+
+Words are split as vectors before they are counted or encoded. Two segments are encoded at a time,
+so that one's latency hides behind the other's. Compiled only where `ir.VARIANT` is not ``"plain"``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from wcodec.backends.numba.arguments import Counted, Encoded, EncodingTables, Matrix, Rooms
+from wcodec.backends.numba.arrays import copy, fill, put
+from wcodec.backends.numba.checksums import Crcs, sum_record, sum_words
+from wcodec.backends.numba.compiling import call_native, jit, kernel
+from wcodec.backends.numba.rans import (
+    ENCODE_1,
+    ENCODE_2,
+    Streams,
+    begin_encoding,
+    encode_groups,
+    encode_stream,
+    end_encoding,
+)
+from wcodec.backends.numba.segments import (
+    count,
+    count_plane,
+    n_stored_planes,
+    plane_nbytes,
+    room_of,
+)
+from wcodec.backends.numba.split import STEP
+from wcodec.reference.planes import Layout
+from wcodec.reference.rans import GROUP, UNIT
+from wcodec.reference.segments import Coder
+
+ROWS_AHEAD: Final = 8  #: how far ahead cache lines of the words are asked for
+ENDLESS: Final = 1 << 40  #: steps of a row without end
+# A segment has a share of rooms: symbols, three lower planes, patches of four bytes each.
+SHARE: Final = 8
+PATCHES: Final = 4
+
+
+# ---- splitting ---------------------------------------------------------------------------------
+@jit
+def _share_of(rooms: Any, s: Any) -> Any:
+    """Rooms of the first or the second of two segments, and its half of the stream words."""
+    share = rooms.bytes[s * SHARE * rooms.size : (s + 1) * SHARE * rooms.size]
+    words = rooms.stream_words[s * (rooms.stream_words.size // 2) :]
+    return Rooms(share, rooms.size, rooms.words, rooms.addresses, words)
+
+
+@jit
+def _patch_room(share: Any) -> Any:
+    """Room for patches, uint32."""
+    return share.bytes[PATCHES * share.size : SHARE * share.size].view(np.uint32)
+
+
+@jit
+def _place_words(job: Any, matrix: Any, beside: Any, params: Any) -> None:
+    """Say where the words of a segment are.
+
+    They are put side by side in `beside` if a row is not a whole number of steps.
+    """
+    nbytes, n, jump = matrix.word_nbytes, job.height * job.width, matrix.cols - job.width
+    at, row_nbytes = (job.row * matrix.cols + job.col) * nbytes, job.width * nbytes
+    params.row_steps, params.row_jump, params.ahead = ENDLESS, jump * nbytes, 0
+    params.source = matrix.data.ctypes.data + at
+    if job.width % STEP == 0:
+        params.row_steps = job.width // STEP
+        params.ahead = ROWS_AHEAD * matrix.cols * nbytes
+    elif jump != 0 or n % STEP != 0:
+        for r in range(job.height):
+            row = matrix.data[at + r * matrix.cols * nbytes :][:row_nbytes]
+            copy(row, beside[r * row_nbytes : (r + 1) * row_nbytes])
+        params.source = beside.ctypes.data
+
+
+@jit
+def _split(job: Any, matrix: Any, share: Any, beside: Any, splitting: Any) -> Any:
+    """Split a segment into its share of rooms. Returns the number of patches.
+
+    `splitting` is one record of type `split.SPLIT`, `beside` has room for the words.
+    """
+    params, n, planes = splitting[0], job.height * job.width, share.bytes
+    _place_words(job, matrix, beside, params)
+    params.symbols = planes.ctypes.data
+    for p in range(3):
+        params.lower[p] = params.symbols + (1 + p) * share.size
+    params.patches = params.symbols + PATCHES * share.size
+    params.base, params.fill = job.base, job.fill
+    call_native(matrix.native, (splitting.ctypes.data, (n + STEP - 1) // STEP))
+    if n % 2 and job.layout == Layout.PAIRS:  # the missing neighbour
+        planes[n // 2] = (planes[n // 2] & 15) | job.fill << 4
+        if matrix.word_nbytes == 1:
+            planes[share.size + n // 2] &= 15
+    n_patches, patches = params.n_patches, _patch_room(share)
+    # those of what follows the last word
+    while n_patches > 0 and np.int64(patches[n_patches - 1]) & 0xFFFFFF >= n:
+        n_patches -= 1
+    return n_patches
+
+
+# ---- histograms --------------------------------------------------------------------------------
+@jit
+def _count_tops(pairs: Any, n: Any, base: Any, code: Any, patches: Any, tops: Any) -> None:
+    """Counts of top bytes, from those of pairs and the patches."""
+    fill(tops, 0)
+    for low in range(16):
+        for high in range(16):
+            tops[base + low] += pairs[16 * high + low]
+            tops[base + high] += pairs[16 * high + low]
+    tops[base + code] -= n % 2 + patches.size
+    for i in range(patches.size):
+        tops[patches[i] >> np.uint32(24)] += 1
+
+
+@kernel
+def histogram_range(
+    first: Any,
+    last: Any,
+    jobs: Any,
+    matrix: Any,
+    counted: Any,
+    rooms: Any,
+    splitting: Any,
+    four: Any,
+    natives: Any,
+    counts: Any,
+) -> None:
+    """As `segments.histogram_range`, for segments of a single tile.
+
+    `splitting` is one record of type `split.SPLIT`. Rooms are `SHARE` more than a word has bytes.
+    """
+    matrix, counted, rooms = Matrix(*matrix), Counted(*counted), Rooms(*rooms)
+    pairs, base, nibbles = counted.base >= 0, counted.base, matrix.word_nbytes == 1
+    work, beside = rooms.bytes[(SHARE - 1) * rooms.size :], rooms.bytes[SHARE * rooms.size :]
+    for k in range(first, last):
+        job, own = jobs[k], counts[k]
+        n, half = job.height * job.width, (job.height * job.width + 1) // 2
+        job.base, job.fill = max(0, base), counted.fill
+        job.layout = Layout.PAIRS if pairs else Layout.BYTES
+        n_patches = _split(job, matrix, rooms, beside, splitting)
+        if pairs and not nibbles:
+            count(rooms.bytes[:half], four, own[0])
+            own = own[1:]
+        for i in range(counted.planes.size):
+            p = counted.planes[i]
+            plane = room_of(rooms, p)
+            if pairs and nibbles:
+                count(plane[:half], four, own[i])
+            elif pairs and p == 0:
+                patches = _patch_room(rooms)[:n_patches]
+                _count_tops(counts[k, 0], n, base, counted.fill, patches, own[i])
+            else:
+                count_plane(job, matrix, counted.mode, plane, work, four, natives, own[i])
+
+
+# ---- encoding ----------------------------------------------------------------------------------
+@jit
+def _put_lower_planes(
+    k: Any, job: Any, matrix: Any, tables: Any, share: Any, streams: Any, encoded: Any, at: Any
+) -> Any:
+    """Write all planes but the first into a record; returns where the next part starts."""
+    size = plane_nbytes(job, matrix.word_nbytes, 1)
+    for p in range(1, n_stored_planes(job, matrix.word_nbytes)):
+        plane, symbols = job.planes[p], room_of(share, p)
+        if plane.coder == Coder.RAW:
+            at = put(symbols[:size], encoded.records, at)
+        elif plane.coder == Coder.RANS:
+            t, words = plane.table, share.stream_words
+            end = encode_stream(symbols, size, tables, t, words, encoded.records, at, streams)
+            encoded.n_units[p, k] = (end - at) // UNIT
+            at = end
+    return at
+
+
+@jit
+def _begin_segment(s: Any, job: Any, matrix: Any, tables: Any, share: Any, streams: Any) -> None:
+    """Begin to encode plane 0 of a split segment in row `s`."""
+    t, words = job.planes[0].table, share.stream_words
+    size, entries = plane_nbytes(job, matrix.word_nbytes, 0), tables.entries[t]
+    bits, padding = tables.prob_bits[t], tables.padding[t]
+    begin_encoding(streams, s, share.bytes, size, entries, bits, padding, words)
+
+
+@jit
+def _end_segment(
+    k: Any,
+    s: Any,
+    job: Any,
+    matrix: Any,
+    tables: Any,
+    share: Any,
+    streams: Any,
+    encoded: Any,
+    at: Any,
+) -> Any:
+    """Write the record of a segment whose plane 0 is encoded; returns where the next one starts."""
+    end = end_encoding(streams, s, share.stream_words, encoded.records, at)
+    encoded.n_units[0, k] = (end - at) // UNIT
+    end = _put_lower_planes(k, job, matrix, tables, share, streams, encoded, end)
+    if encoded.n_patches[k]:
+        start, nbytes = PATCHES * share.size, 4 * np.int64(encoded.n_patches[k])
+        end = put(share.bytes[start : start + nbytes], encoded.records, end)
+    return end
+
+
+@kernel
+def encode_range(
+    first: Any,
+    last: Any,
+    jobs: Any,
+    matrix: Any,
+    tables: Any,
+    rooms: Any,
+    splitting: Any,
+    streams: Any,
+    crcs: Any,
+    encoded: Any,
+) -> Any:
+    """As `segments.encode_range`, for segments of one common kind.
+
+    `splitting` is one record of type `split.SPLIT`. Rooms are ``2 * SHARE`` more than a word has
+    bytes.
+    """
+    matrix, tables, rooms = Matrix(*matrix), EncodingTables(*tables), Rooms(*rooms)
+    streams, crcs, encoded = Streams(*streams), Crcs(*crcs), Encoded(*encoded)
+    beside, end = rooms.bytes[2 * SHARE * rooms.size :], 0
+    for a in range(first, last, 2):
+        two = min(2, last - a)
+        for s in range(two):
+            job, share = jobs[a + s], _share_of(rooms, s)
+            encoded.n_patches[a + s] = _split(job, matrix, share, beside, splitting)
+            sum_words(crcs, a + s, job, matrix)
+            _begin_segment(s, job, matrix, tables, share, streams)
+        both = min(streams.params[0].n_groups, streams.params[1].n_groups) if two == 2 else 0
+        for s in range(two):  # the last groups come first
+            params = streams.params[s]
+            params.source += both * GROUP
+            encode_groups(streams, s, params.n_groups - both, streams.natives[ENCODE_1])
+            params.source -= both * GROUP
+        encode_groups(streams, 0, both, streams.natives[ENCODE_2])
+        for s in range(two):
+            start, job, share = end, jobs[a + s], _share_of(rooms, s)
+            end = _end_segment(a + s, s, job, matrix, tables, share, streams, encoded, start)
+            sum_record(crcs, a + s, encoded.records[start:end])
+    return end
