@@ -6,9 +6,9 @@
     make gpu-check GPU_CHECK_ARGS="--only speed --only fused --seconds 300"
 
 Steps: ``devices``, ``conformance`` (the whole suite on the device), ``tests`` (those marked
-``gpu``), ``speed`` (benchmarks/gpu/gpu.py), ``fused`` (benchmarks/gpu/fused.py: linear layers straight from
-operands, against cuBLAS), ``models`` (benchmarks/cpu/bench_models.py: a model of the shape of
-Llama-3-8B whose weights stay compressed, multiplied as they are too), ``memcheck`` and
+``gpu``), ``speed`` (benchmarks/gpu/gpu.py), ``fused`` (benchmarks/gpu/fused.py: linear layers
+straight from operands, against cuBLAS), ``models`` (benchmarks/cpu/bench_models.py: a model of the
+shape of Llama-3-8B whose weights stay compressed, multiplied as they are too), ``memcheck`` and
 ``racecheck`` (compute-sanitizer over a part of the suite and random plans, with memory straight
 from the driver, where what lies outside of an array is outside of everything). wcodec need not be
 installed. Each step is a process of its own with a time limit, and leaves to the steps behind it

@@ -15,16 +15,28 @@ DECODE_CODES: Final[dict[str, str]] = {
     "truncated": "malformed: the file ends before its structures do",
     "bad_magic": "malformed: a magic number is wrong; this is not a wcodec file",
     "bad_checksum": "malformed: a CRC-32 does not match its bytes",
-    "bad_range": "malformed: an offset, a size or a count leaves the bounds that the format sets it",
+    "bad_range": (
+        "malformed: an offset, a size or a count leaves the bounds that the format sets it"
+    ),
     "bad_value": "malformed: a field holds a value that the format does not allow there",
     "bad_table": "malformed: a frequency table breaks a rule of chapter 9",
-    "bad_stream": "malformed: a rANS stream does not end in its final state with every word consumed",
+    "bad_stream": (
+        "malformed: a rANS stream does not end in its final state with every word consumed"
+    ),
     "bad_patch": "malformed: a patch lies outside its segment or out of order",
     "bad_name": "malformed: a name or text is not UTF-8, or a name occurs twice",
-    "bad_base": "base: the checkpoint that the file holds differences from is not given, or is another one",
-    "unsupported_version": "unsupported: the file has a format version that this decoder does not know",
-    "unsupported_record": "unsupported: a must-understand record of a type that this decoder does not know",
-    "unsupported_coder": "unsupported: a coder, layout, dtype or order id that is reserved for later versions",
+    "bad_base": (
+        "base: the checkpoint that the file holds differences from is not given, or is another one"
+    ),
+    "unsupported_version": (
+        "unsupported: the file has a format version that this decoder does not know"
+    ),
+    "unsupported_record": (
+        "unsupported: a must-understand record of a type that this decoder does not know"
+    ),
+    "unsupported_coder": (
+        "unsupported: a coder, layout, dtype or order id that is reserved for later versions"
+    ),
     "resource_limit": "limit: decoding needs more memory than the machine has or the caller allows",
 }
 

@@ -2,7 +2,7 @@
 in turn.
 
     python benchmarks/cpu/bench_codecs.py               # generated tensors, one core
-    python benchmarks/cpu/bench_codecs.py --data FILE   # tensors of a .safetensors too, joined by dtype
+    python benchmarks/cpu/bench_codecs.py --data FILE   # a file's tensors too, joined by dtype
     python benchmarks/cpu/bench_codecs.py --shapes 4096x4096 --dtypes bf16,int8 --figure codecs.svg
 
 Generated tensors are Gaussian with standard deviation 0.02, shaped like layers of a Llama; int8 is

@@ -2,7 +2,7 @@
 and of the codec in a process against memcpy.
 
     python benchmarks/cpu/bench_files.py                      # a 1 GB Llama-shaped bf16 file
-    python benchmarks/cpu/bench_files.py --gb 0.1 --data DIR  # a smaller one, and .safetensors of DIR
+    python benchmarks/cpu/bench_files.py --gb 0.1 --data DIR  # a smaller one, and those of DIR
 
 Wall times are medians of `--repeats` runs of ``wcodec encode``, ``wcodec decode`` and ``cp`` of the
 decoded file, in turn, as processes: start-up included, after one run that is not counted, warm

@@ -1,10 +1,10 @@
 """Speed and memory of a language model whose weights stay compressed,
 against the same model as it is.
 
-    python benchmarks/cpu/bench_models.py                    # on the CPU: a Llama-shaped one of 0.3 GB
-    python benchmarks/cpu/bench_models.py --device cuda      # on a GPU: one of the shape of Llama-3-8B
+    python benchmarks/cpu/bench_models.py                # on the CPU: a Llama-shaped one of 0.3 GB
+    python benchmarks/cpu/bench_models.py --device cuda  # on a GPU: one of the shape of Llama-3-8B
     python benchmarks/cpu/bench_models.py --hidden 2048 --inner 5632 --layers 12 --vocab 32000
-    python benchmarks/cpu/bench_models.py --mode fused       # mode "fused" too
+    python benchmarks/cpu/bench_models.py --mode fused   # mode "fused" too
     python benchmarks/cpu/bench_models.py --device cuda --mode fused --operands fixed,rans
 
 The model is made on the device: bf16, Gaussian weights of standard deviation 0.02. A prompt is

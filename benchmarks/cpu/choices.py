@@ -1,5 +1,5 @@
-"""Sizes under the choices that an encoder has: ``python benchmarks/cpu/choices.py FILE.safetensors ...
-[--json OUT]``.
+"""Sizes under the choices that an encoder has: ``python benchmarks/cpu/choices.py
+FILE.safetensors ... [--json OUT]``.
 
 One line a choice: bytes of the file as a percentage of the source's. The figures of
 spec/rationale.md come from here.

@@ -1,9 +1,9 @@
 """Instructions a weight in the inner loops of the CUDA decoders, counted in their machine code;
 no GPU is needed.
 
-    python benchmarks/gpu/sass.py                                    # the bf16 pair decoder, for sm_90
+    python benchmarks/gpu/sass.py                               # the bf16 pair decoder, for sm_90
     python benchmarks/gpu/sass.py --kernels all --arch 80,90,120
-    python benchmarks/gpu/sass.py --listing                          # the hot path itself
+    python benchmarks/gpu/sass.py --listing                     # the hot path itself
 
 NVRTC compiles ``kernels/decode.cu``; cuobjdump disassembles it
 (``pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm``: the first calls the second). How it is

@@ -449,7 +449,9 @@ def test_nothing(backend: Backend, shape: tuple[int, int], dtype: DType) -> None
 def test_more_than_one_range(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, share: int
 ) -> None:
-    """A range for each thread, with a ragged last segment row and column; a share of it, where threads begin to be used at that share."""
+    """A range for each thread, with a ragged last segment row and column; a share of it, where
+    threads begin to be used at that share.
+    """
     monkeypatch.setattr(threads, "INLINE_NBYTES", threads.INLINE_NBYTES // share)
     rng, dtype = np.random.default_rng(5), BY_NAME[name]
     rows = ((2 << 20) // share if backend.name == "numba" else 1 << 18) // 1030 // dtype.word_nbytes

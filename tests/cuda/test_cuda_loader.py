@@ -162,7 +162,9 @@ def test_dlpack(checkpoint: Any) -> None:
 
 
 def test_dlpack_of_dtypes_that_numpy_has_not(checkpoint: Any) -> None:
-    """Codes, bits and memory as the specification has them; torch is asked in tests/cuda/test_gpu.py."""
+    """Codes, bits and memory as the specification has them;
+    torch is asked in tests/cuda/test_gpu.py.
+    """
     path, tensors = checkpoint
     loaded = Loader(runtime_of=emulated).load_file(path)
     for name, code, bits in (("layer1.weight", 4, 16), ("eight", 10, 8), ("single", 2, 32)):

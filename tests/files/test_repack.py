@@ -121,10 +121,10 @@ def test_damage_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        "--preset max", "--preset fast", "--predictor top", "--transform dct", "--coder raw", "--coder rans", "--coder context",
-        "--layout bytes", "--layout pairs", "--layout raw", "--segment 32x48", "--tile 32x48", "--prob-bits 9",
-        "--operand fixed", "--operand rans", "--operand rans --prob-bits 10",
-        "--preset max --predictor left --tile 64x64",
+        "--preset max", "--preset fast", "--predictor top", "--transform dct", "--coder raw",
+        "--coder rans", "--coder context", "--layout bytes", "--layout pairs", "--layout raw",
+        "--segment 32x48", "--tile 32x48", "--prob-bits 9", "--operand fixed", "--operand rans",
+        "--operand rans --prob-bits 10", "--preset max --predictor left --tile 64x64",
     ],
 )  # fmt: skip
 def test_the_options_of_encode(tmp_path: Path, options: str) -> None:

@@ -1,5 +1,5 @@
-"""The two processes of tests/pytorch/test_torch_sharding.py: ``python tensor_parallel_rank.py FOLDER``.
-They are forked once all is imported.
+"""The two processes of tests/pytorch/test_torch_sharding.py:
+``python tensor_parallel_rank.py FOLDER``. They are forked once all is imported.
 
 `FOLDER` holds a tiny model in plain safetensors and as ``.wcodec`` shards, and the linear layers of
 a block. Each rank loads its parts of both from ``.wcodec`` files, checks them against transformers'

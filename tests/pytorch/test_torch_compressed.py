@@ -809,7 +809,8 @@ def test_what_stays_on_meta_is_said(tmp_path: Path) -> None:
     assert load_compressed(model, tmp_path / "m.wcodec", strict=False) == ([], [])
 
 
-#: a pickle, compressed by zlib, that version 0.2 wrote when the class lay in `wcodec.torch.compressed`
+#: a pickle, compressed by zlib, that version 0.2 wrote when the class lay in
+#: `wcodec.torch.compressed`
 PICKLED: Final = (
     "c-m`VnR<em0StP?%aij{Qj_&c@{5u)^pf*)3yM;Ui&Imk^spDDCY5I9q)eGSMWcrYA|GE`l9^LHrAH_pDj8prnpd1(6k"
     "lcpR>liaRt%&P(^IGP2*l^)C#J-w73Jr~CsmfD76Vl|{bgccXkhB%%K0<L?WaQ4iU3Ky1}5K^%s{fXkU=9t0O+oQqWqH"

@@ -1,5 +1,5 @@
-"""A dry run of ``benchmarks/gpu/gpu.py`` and ``tools/gpu_check.py`` on the emulator: their numbers need
-a GPU, but that they run is known.
+"""A dry run of ``benchmarks/gpu/gpu.py`` and ``tools/gpu_check.py`` on the emulator: their numbers
+need a GPU, but that they run is known.
 """
 
 from __future__ import annotations
@@ -611,8 +611,8 @@ def test_products_are_a_step(
 
 @pytest.mark.exhaustive
 def test_tests_of_a_gpu_run(checker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of tests/cuda/test_gpu.py, but for the kernels' against the reference, which the emulated
-    backend passes elsewhere.
+    """Those of tests/cuda/test_gpu.py, but for the kernels' against the reference, which the
+    emulated backend passes elsewhere.
     """
     monkeypatch.setenv("WCODEC_GPU_TESTS", "emulated")
     others = importlib.import_module("test_gpu").__all__

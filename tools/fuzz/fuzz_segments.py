@@ -1,5 +1,5 @@
-"""Corrupt segments into a backend's decoder: ``python tools/fuzz/fuzz_segments.py [--segments 100000]
-[--seed N] [--backend numba]``.
+"""Corrupt segments into a backend's decoder: ``python tools/fuzz/fuzz_segments.py [--segments
+100000] [--seed N] [--backend numba]``.
 
 Nothing may crash, and nothing may be touched beyond a buffer. The payload (which cannot be written
 to), the output, and all that the numba backend allocates stand against pages that cannot be
@@ -327,8 +327,8 @@ def main(argv: list[str] | None = None) -> int:
     what = signal.Signals(-code).name if code < 0 else f"exit {code}"
     small = "--small " if args.small else ""
     again = (
-        f"python tools/fuzz/fuzz_segments.py --backend {args.backend} --seed {args.seed} {small}--case "
-        f"{case.value}"
+        f"python tools/fuzz/fuzz_segments.py --backend {args.backend} --seed {args.seed} "
+        f"{small}--case {case.value}"
     )
     print(f"fuzz: {what} in case {case.value}; again: {again}", file=sys.stderr)
     return 1

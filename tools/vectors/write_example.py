@@ -1,5 +1,5 @@
-"""Writes chapter 19 of the spec, the worked example: ``python tools/vectors/write_example.py``; with
-``--check`` only compares.
+"""Writes chapter 19 of the spec, the worked example: ``python tools/vectors/write_example.py``;
+with ``--check`` only compares.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ def chapter() -> str:
         [
             f"A bfloat16 tensor `w` of shape 3 x 4: {values}. Coded in PAIRS with P = 9, to show "
             "all parts; this project's encoder",
-            "would store so small a tensor RAW. `tools/vectors/write_example.py` writes this chapter, and "
-            "a test compares it with the code.",
+            "would store so small a tensor RAW. `tools/vectors/write_example.py` writes this "
+            "chapter, and a test compares it with the code.",
             "",
             f"Words: `{' '.join(f'{w:04x}' for w in words.reshape(-1).tolist())}`.",
             "Top bytes of the mapped words, their exponents: "
@@ -244,7 +244,8 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if new != text:
             print(
-                "chapter 19 of spec/wcodec.md is not current: run python tools/vectors/write_example.py",
+                "chapter 19 of spec/wcodec.md is not current: run python "
+                "tools/vectors/write_example.py",
                 file=sys.stderr,
             )
         return int(new != text)

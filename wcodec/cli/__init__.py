@@ -22,12 +22,14 @@ from wcodec.files.atomic import remove_unfinished
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit status; bad usage leaves by `SystemExit` (2), as argparse does.
+    """Run the command line. Returns the exit status;
+    bad usage leaves by `SystemExit` (2), as argparse does.
 
     Parameters
     ----------
     argv
-        Arguments; ``None`` for those of the process, which then also cleans up when it is told to end.
+        Arguments; ``None`` for those of the process,
+        which then also cleans up when it is told to end.
     """
     if argv is None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -48,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _leave(number: int, _: object) -> NoReturn:
-    """End the process now. An exception would be lost where C code asks Python for an attribute and drops all errors, as NumPy's does."""
+    """End the process now. An exception would be lost where C code asks Python for an attribute and
+    drops all errors, as NumPy's does.
+    """
     remove_unfinished()
     if number == signal.SIGINT:
         os.write(2, b"wcodec: interrupted\n")
@@ -76,11 +80,9 @@ def _guarded(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _logging(verbose: int) -> Iterator[None]:
-    log, handler, level = (
-        logging.getLogger("wcodec"),
-        logging.StreamHandler(),
-        logging.getLogger("wcodec").level,
-    )
+    log = logging.getLogger("wcodec")
+    handler = logging.StreamHandler()
+    level = logging.getLogger("wcodec").level
     handler.setFormatter(logging.Formatter("wcodec: %(message)s"))
     log.addHandler(handler)
     log.setLevel([logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)])

@@ -1,4 +1,6 @@
-"""What the subcommands share: how they end, where outputs go, progress, and how results and paths are printed."""
+"""What the subcommands share: how they end, where outputs go, progress,
+and how results and paths are printed.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ BAD_USAGE: Final = 2
 INTERRUPTED: Final = 128 + signal.SIGINT
 PIPE_CLOSED: Final = 128 + signal.SIGPIPE
 STATUSES: Final = (
-    "Exit status: 0 done; 1 bad input, or an output that exists; 2 bad usage; 129, 130, 143 told to end (SIGHUP, SIGINT, SIGTERM); 141"
-    " who read the output went away."
+    "Exit status: 0 done; 1 bad input, or an output that exists; 2 bad usage; 129, 130, 143 told "
+    "to end (SIGHUP, SIGINT, SIGTERM); 141 who read the output went away."
 )
 
 _QUIET_S: Final = 1.0  #: progress is shown of work that takes longer than that
@@ -45,7 +47,8 @@ class Parser(argparse.ArgumentParser):
         """Leave with 2."""
         self.exit(
             BAD_USAGE,
-            f"{self.prog}: error: {one_line(message)}\n{self.prog}: `{self.prog} -h` shows the usage\n",
+            f"{self.prog}: error: {one_line(message)}\n"
+            f"{self.prog}: `{self.prog} -h` shows the usage\n",
         )
 
 
@@ -60,7 +63,7 @@ def path_argument(text: str) -> str:
     return text
 
 
-# ---- how a subcommand ends ---------------------------------------------------------------------------------------------------
+# ---- how a subcommand ends -----------------------------------------------------------------------
 def fail(message: str) -> int:
     """Say what went wrong, in one line."""
     print("wcodec: error:", one_line(message), file=sys.stderr)
@@ -73,7 +76,9 @@ def one_line(message: str) -> str:
 
 
 def each(sources: Iterable[str], work: Callable[[str], int]) -> int:
-    """Do a piece of work for each input; where one fails, that is said, and the next one is begun."""
+    """Do a piece of work for each input; where one fails, that is said,
+    and the next one is begun.
+    """
     status = DONE
     for source in sources:
         try:
@@ -107,7 +112,7 @@ def in_directory(source: str) -> Iterator[None]:
         raise
 
 
-# ---- inputs and outputs ------------------------------------------------------------------------------------------------------
+# ---- inputs and outputs --------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Outputs:
     """Where the outputs of all inputs go.
@@ -125,7 +130,9 @@ class Outputs:
 
     @contextlib.contextmanager
     def made(self) -> Iterator[None]:
-        """While outputs are written, their directory is there; one that was made for them stays if anything is in it."""
+        """While outputs are written, their directory is there;
+        one that was made for them stays if anything is in it.
+        """
         if self.folder is None:
             yield
             return
@@ -153,12 +160,14 @@ def _check_inputs(args: argparse.Namespace) -> None:
 
 
 def plan_outputs(args: argparse.Namespace, name_of: Callable[[str], str]) -> Outputs:
-    """Decide where outputs go. Leaves with 2 where that would destroy an input, a base or each other, or is not said.
+    """Decide where outputs go. Leaves with 2 where that would destroy an input,
+    a base or each other, or is not said.
 
     Parameters
     ----------
     name_of
-        The name of an output from that of its input, beside it or in the directory of ``--output-dir``; the same if it has to be said.
+        The name of an output from that of its input, beside it or in the directory of
+        ``--output-dir``; the same if it has to be said.
     """
     if args.output is not None and len(args.inputs) > 1:
         args.error("-o names the output of one input; --output-dir takes those of several")
@@ -213,7 +222,9 @@ def _inode(path: str) -> tuple[int, int]:
 
 
 def _check_kind(args: argparse.Namespace, source: str, target: str) -> None:
-    """Leave with 2 where a file would become a directory or a device, or the other way round, or a directory lies in the other."""
+    """Leave with 2 where a file would become a directory or a device, or the other way round, or a
+    directory lies in the other.
+    """
     is_folder = os.path.isdir(source)
     if is_folder:
         try:
@@ -236,7 +247,8 @@ def _check_kind(args: argparse.Namespace, source: str, target: str) -> None:
 def check_target(
     args: argparse.Namespace, what: str, target: str, inputs: Iterable[AnyPath] = ()
 ) -> None:
-    """Leave with 2 where a report or figure would replace what is read for it, or something that is no file.
+    """Leave with 2 where a report or figure would replace what is read for it,
+    or something that is no file.
 
     Raises
     ------
@@ -261,7 +273,7 @@ def backend_of(args: argparse.Namespace) -> Backend:
     return load_backend(args.backend or os.environ.get("WCODEC_BACKEND") or "auto", args.threads)
 
 
-# ---- progress ----------------------------------------------------------------------------------------------------------------
+# ---- progress ------------------------------------------------------------------------------------
 class _Line:
     """Progress as a line that is written over, for want of tqdm."""
 
@@ -277,7 +289,10 @@ class _Line:
             self._shown = now
             rate = self._done / (now - self._start)
             left = max(0, self._total - self._done) / rate if rate else 0.0
-            text = f"{size_text(self._done)} of {size_text(self._total)}, {size_text(int(rate))}/s, {left:.0f} s left"
+            text = (
+                f"{size_text(self._done)} of {size_text(self._total)}, {size_text(int(rate))}/s, "
+                f"{left:.0f} s left"
+            )
             if self._total:
                 text = f"{min(100, 100 * self._done // self._total)} %, {text}"
             self._show(text[: shutil.get_terminal_size().columns - 1])
@@ -324,13 +339,17 @@ def decoded_nbytes(path: str, backend: Backend) -> int:
 
 
 def base_nbytes(base: str | None) -> int:
-    """Bytes of a base that is read to find out which one it is: of a ``.wcodec`` file, the index says so."""
+    """Bytes of a base that is read to find out which one it is:
+    of a ``.wcodec`` file, the index says so.
+    """
     return 0 if base is None or base.endswith(".wcodec") else os.stat(base).st_size
 
 
-# ---- results -----------------------------------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 def typed(path: str) -> str:
-    """A path as it can be typed into a shell again, without control characters that a terminal would obey."""
+    """A path as it can be typed into a shell again,
+    without control characters that a terminal would obey.
+    """
     path = f"./{path}" if path.startswith("-") else path
     if path.isprintable():
         return shlex.quote(path)
@@ -353,7 +372,9 @@ def say(args: argparse.Namespace, line: str, report: dict[str, Any]) -> None:
 def show(
     args: argparse.Namespace, report: Any, lines: Iterable[str], indent: int | None = 1
 ) -> None:
-    """Print a report as JSON, on one line if there are several; or its lines: these are made only if they are wanted."""
+    """Print a report as JSON, on one line if there are several; or its lines:
+    these are made only if they are wanted.
+    """
     with named("standard output"):
         if args.json:
             print(

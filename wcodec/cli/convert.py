@@ -64,7 +64,9 @@ def options_of(args: argparse.Namespace) -> EncodeOptions:
 
 
 def _check_removal(args: argparse.Namespace) -> None:
-    """Leaves with 2 where ``--rm`` would remove what decoding needs, or more than what the output holds."""
+    """Leaves with 2 where ``--rm`` would remove what decoding needs,
+    or more than what the output holds.
+    """
     if not args.rm:
         return
     if getattr(args, "raw", False):
@@ -77,7 +79,8 @@ def _check_removal(args: argparse.Namespace) -> None:
     for path in args.inputs:
         if os.path.isdir(path):
             args.error(
-                f"--rm is for files: {path} may hold more than what goes into the output; `wcodec verify` it, then remove it"
+                f"--rm is for files: {path} may hold more than what goes into the output; `wcodec "
+                "verify` it, then remove it"
             )
         for other in needed:
             if os.path.exists(path) and os.path.samefile(path, other):
@@ -108,7 +111,8 @@ def _convert(
     name_of
         As of `plan_outputs`.
     work
-        Makes the output of an input, both by their paths; returns what there is to report. ``line`` says it in words.
+        Makes the output of an input, both by their paths; returns what there is to report.
+        ``line`` says it in words.
     contents
         The plain file that an input, and an output, holds: for ``--rm``.
     """
@@ -147,10 +151,8 @@ def _convert(
         return say_done(removable[source], removed=True)
 
     def say_done(done: _Done, removed: bool = False) -> int:
-        seconds, note = (
-            time.perf_counter() - done.start,
-            f", removed {typed(done.source)}" if removed else "",
-        )
+        seconds = time.perf_counter() - done.start
+        note = f", removed {typed(done.source)}" if removed else ""
         report = (
             done.report
             | ({"removed": True} if removed else {})
@@ -225,7 +227,7 @@ def of_files(report: Report, done: str) -> dict[str, Any]:
     }
 
 
-# ---- encode ------------------------------------------------------------------------------------------------------------------
+# ---- encode --------------------------------------------------------------------------------------
 def encode(args: argparse.Namespace) -> int:
     """`wcodec encode`."""
     options = options_of(args)
@@ -252,7 +254,7 @@ def encode(args: argparse.Namespace) -> int:
     )
 
 
-# ---- decode ------------------------------------------------------------------------------------------------------------------
+# ---- decode --------------------------------------------------------------------------------------
 def decode(args: argparse.Namespace) -> int:
     """`wcodec decode`."""
 
@@ -294,7 +296,9 @@ def decode(args: argparse.Namespace) -> int:
 
 
 def check_hub_options(args: argparse.Namespace) -> None:
-    """Leaves with 2 where an option is for ``.wcodec`` files alone, and an input is something else."""
+    """Leaves with 2 where an option is for ``.wcodec`` files alone,
+    and an input is something else.
+    """
     for path in filter(is_directory_or_hub, args.inputs):
         for option in ("raw", "explain", "plot"):
             if getattr(args, option, None):
@@ -308,7 +312,7 @@ def hub_nbytes(path: str, backend: Backend) -> int:
     return HubFile(path, backend).nbytes if sys.stderr.isatty() else 0
 
 
-# ---- repack ------------------------------------------------------------------------------------------------------------------
+# ---- repack --------------------------------------------------------------------------------------
 def repack(args: argparse.Namespace) -> int:
     """`wcodec repack`."""
     from wcodec.files.repack import repack_file
@@ -320,7 +324,10 @@ def repack(args: argparse.Namespace) -> int:
             nbytes, stored_nbytes = repack_file(
                 source, target, options, backend, progress, args.base, overwrite=args.force
             )
-        line = f"{size_text(nbytes)} -> {size_text(stored_nbytes)} ({percent_text(stored_nbytes, nbytes)})"
+        line = (
+            f"{size_text(nbytes)} -> {size_text(stored_nbytes)} "
+            f"({percent_text(stored_nbytes, nbytes)})"
+        )
         return {"line": line, "nbytes": nbytes, "stored_nbytes": stored_nbytes}
 
     return _convert(args, lambda name: name, work, (_coded, _coded))

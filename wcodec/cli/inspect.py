@@ -1,4 +1,6 @@
-"""`wcodec verify`, `info` and `backends`: what files and directories hold, and what this machine can run."""
+"""`wcodec verify`, `info` and `backends`: what files and directories hold,
+and what this machine can run.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ from wcodec.files.file import File
 from wcodec.inspect.report import percent_text, printable, size_text
 
 
-# ---- verify ------------------------------------------------------------------------------------------------------------------
+# ---- verify --------------------------------------------------------------------------------------
 def verify(args: argparse.Namespace) -> int:
     """`wcodec verify`."""
     check_hub_options(args)
@@ -86,7 +88,7 @@ def _verified(args: argparse.Namespace, source: str, backend: Backend) -> dict[s
     return {"line": line, "stored_nbytes": stored_nbytes, "nbytes": nbytes}
 
 
-# ---- info --------------------------------------------------------------------------------------------------------------------
+# ---- info ----------------------------------------------------------------------------------------
 def info(args: argparse.Namespace) -> int:
     """`wcodec info`."""
     if args.plot and not args.explain:
@@ -170,8 +172,8 @@ def _describe_hub(source: str, backend: Backend) -> dict[str, Any]:
     f = HubFile(source, backend)
     tensors = [
         {
-            "name": name, "dtype": t.dtype, "shape": list(t.shape), "is_stream": t.index is not None,
-            "nbytes": t.nbytes, "stored_nbytes": t.source.nbytes,
+            "name": name, "dtype": t.dtype, "shape": list(t.shape),
+            "is_stream": t.index is not None, "nbytes": t.nbytes, "stored_nbytes": t.source.nbytes,
         } for name, t in f.tensors.items()
     ]  # fmt: skip
     return {
@@ -188,10 +190,16 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     sizes = f"{size_text(report['nbytes'])} -> {size_text(report['stored_nbytes'])}"
     percent = percent_text(report["stored_nbytes"], report["nbytes"])
     if "files" in report:
-        yield f"{typed(report['directory'])}: a directory with {len(rows)} encoded file{'s' * (len(rows) != 1)}, {sizes} ({percent})"
+        yield (
+            f"{typed(report['directory'])}: a directory with {len(rows)} encoded "
+            f"file{'s' * (len(rows) != 1)}, {sizes} ({percent})"
+        )
     else:
         n = sum(r["is_stream"] for r in rows)
-        yield f"{typed(report['file'])}: hub form, {len(rows)} tensors, {n} of them encoded, {sizes} ({percent})"
+        yield (
+            f"{typed(report['file'])}: hub form, {len(rows)} tensors, {n} of them encoded, "
+            f"{sizes} ({percent})"
+        )
     for r in rows:
         what = (
             r["form"]
@@ -203,10 +211,13 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
             if r.get("is_stream", True)
             else "as it is"
         )
-        yield f"  {printable(r['name'])}  {printable(what)}  {size_text(r['nbytes'])} -> {size_text(r['stored_nbytes'])}  {how}"
+        yield (
+            f"  {printable(r['name'])}  {printable(what)}  {size_text(r['nbytes'])} -> "
+            f"{size_text(r['stored_nbytes'])}  {how}"
+        )
 
 
-# ---- backends ----------------------------------------------------------------------------------------------------------------
+# ---- backends ------------------------------------------------------------------------------------
 def backends(args: argparse.Namespace) -> int:
     """`wcodec backends`."""
     used = backend_of(args)

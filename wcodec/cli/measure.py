@@ -43,7 +43,8 @@ def conformance(args: argparse.Namespace) -> int:
             f.write((report.as_json() + "\n").encode())
     about = ", ".join(f"{k} {v}" for k, v in report.info.items())
     print(
-        f"{report.target}{f' ({about})' if about else ''}: {report.vectors['cases']} vectors, {report.seconds:.1f} s"
+        f"{report.target}{f' ({about})' if about else ''}: {report.vectors['cases']} vectors, "
+        f"{report.seconds:.1f} s"
     )
     for why, n in Counter(o.message for o in report.outcomes if o.outcome == "not run").items():
         print(f"NOT RUN {n}: {why}")
@@ -57,7 +58,9 @@ def conformance(args: argparse.Namespace) -> int:
 def _interrupted_between_checks() -> Iterator[
     Callable[[Iterable[Outcome], int], Iterable[Outcome]]
 ]:
-    """How to go through the outcomes, so that the first Ctrl-C comes between two of them: what was found is reported."""
+    """How to go through the outcomes, so that the first Ctrl-C comes between two of them:
+    what was found is reported.
+    """
     before, told = signal.getsignal(signal.SIGINT), list[int]()
 
     def handle(number: int, frame: Any) -> None:

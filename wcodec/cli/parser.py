@@ -13,15 +13,22 @@ from wcodec.reference.planes import DTYPES
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Read the command line. ``run`` of the result names the module and function of the subcommand."""
+    """Read the command line. ``run`` of the result names the module and function of the
+    subcommand.
+    """
     return parser().parse_args(argv)
 
 
 def _global_options(default: Any = argparse.SUPPRESS) -> Parser:
-    """Options that may stand before or after the subcommand; behind it they must not bring their defaults along."""
+    """Options that may stand before or after the subcommand;
+    behind it they must not bring their defaults along.
+    """
     p = Parser(prog="wcodec", add_help=False, allow_abbrev=False)
     g = p.add_argument_group("global options")
-    text = "a name out of `wcodec backends`, or package.module:Class (default: $WCODEC_BACKEND or auto)"
+    text = (
+        "a name out of `wcodec backends`, or package.module:Class (default: "
+        "$WCODEC_BACKEND or auto)"
+    )
     g.add_argument("--backend", metavar="NAME", default=default, help=text)
     g.add_argument(
         "--threads",
@@ -130,16 +137,23 @@ def parser() -> Parser:
     return p
 
 
-# ---- by subcommand -----------------------------------------------------------------------------------------------------------
+# ---- by subcommand -------------------------------------------------------------------------------
 def _add_encode(s: argparse.ArgumentParser) -> None:
     _add_inputs(
         s,
-        "a safetensors file, or the directory of a model; of a cache of Hugging Face, its only snapshot",
+        "a safetensors file, or the directory of a model; "
+        "of a cache of Hugging Face, its only snapshot",
     )
     _add_outputs(s, "default of IN.safetensors: IN.wcodec beside it")
-    text = "wcodec: .wcodec files; hub: safetensors files that transformers loads (import wcodec.transformers) (default: wcodec)"
+    text = (
+        "wcodec: .wcodec files; hub: safetensors files that transformers loads (import "
+        "wcodec.transformers) (default: wcodec)"
+    )
     s.add_argument("--form", choices=("wcodec", "hub"), default="wcodec", help=text)
-    text = "a .wcodec or safetensors file, or a directory of them: tensors that it has too are stored as differences; decoding needs it"
+    text = (
+        "a .wcodec or safetensors file, or a directory of them: tensors that it has too are stored "
+        "as differences; decoding needs it"
+    )
     s.add_argument("--base", metavar="BASE", type=path_argument, help=text)
     _add_report(s)
     _add_choices(s)
@@ -186,8 +200,9 @@ def _add_info(s: argparse.ArgumentParser) -> None:
 
 def _add_conformance(s: argparse.ArgumentParser) -> None:
     text = (
-        "instead of --backend: a program that decodes a file into its restored bytes, given the file that it holds differences from, or"
-        " nothing; without {base}, cases of differences are not run"
+        "instead of --backend: a program that decodes a file into its restored bytes, given the "
+        "file that it holds differences from, or nothing; without {base}, cases of differences are "
+        "not run"
     )
     s.add_argument("--command", metavar="'PROGRAM {input} {output} {base}'", help=text)
     s.add_argument(
@@ -213,12 +228,15 @@ def _add_warmup(s: argparse.ArgumentParser) -> None:
         choices=[d.name for d in DTYPES],
         help="only for these (default: all)",
     )
-    text = "with --backend cuda: the compute capability to compile for, 75 to 120, where there is no GPU (default: that of the GPU)"
+    text = (
+        "with --backend cuda: the compute capability to compile for, 75 to 120, where there is no "
+        "GPU (default: that of the GPU)"
+    )
     s.add_argument("--arch", metavar="N", type=_positive, help=text)
     _add_json(s)
 
 
-# ---- what several have -------------------------------------------------------------------------------------------------------
+# ---- what several have ---------------------------------------------------------------------------
 def _add_inputs(s: argparse.ArgumentParser, text: str) -> None:
     s.add_argument(
         "inputs",
@@ -317,11 +335,14 @@ def _add_max_nbytes(s: argparse.ArgumentParser) -> None:
 
 
 def _add_base(s: argparse.ArgumentParser) -> None:
-    text = "the .wcodec or safetensors file that IN was encoded against (default: the file of its name beside it)"
+    text = (
+        "the .wcodec or safetensors file that IN was encoded against (default: "
+        "the file of its name beside it)"
+    )
     s.add_argument("--base", metavar="BASE", type=path_argument, help=text)
 
 
-# ---- values ------------------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 def _version() -> str:
     from wcodec import __version__
 

@@ -94,7 +94,7 @@ def coded_files(
     if not found:
         raise DecodeError(
             "bad_magic",
-            f"there is neither a .wcodec file nor a safetensors file in hub form in {str(source)!r}",
+            f"{str(source)!r} holds neither a .wcodec file nor a safetensors file in hub form",
         )
     total = sum(c.data_nbytes for c in found.values())
     if max_nbytes is not None and total > max_nbytes:

@@ -180,10 +180,9 @@ def _other_weights(files: dict[str, Path]) -> str:
     for name, path in files.items():
         if name.lower().endswith(endings):
             with open(path, "rb") as f:
-                return (
-                    f", but {name!r}, "
-                    f"{described(f.read(HEAD_NBYTES)) or 'of another format: save the model as safetensors first'}"
-                )
+                what = described(f.read(HEAD_NBYTES))
+            otherwise = "of another format: save the model as safetensors first"
+            return f", but {name!r}, {what or otherwise}"
     return ""
 
 
@@ -383,7 +382,7 @@ def encode_safetensors_to_wcodec(
 
     Examples
     --------
-    >>> wcodec.encode_safetensors_to_wcodec("all-MiniLM-L6-v2", "all-MiniLM-L6-v2-wcodec", form="hub")
+    >>> wcodec.encode_safetensors_to_wcodec("all-MiniLM-L6-v2", "minilm-hub", form="hub")
     """
     if options is not None and preset != "default":
         raise EncodeError(

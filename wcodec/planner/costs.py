@@ -26,7 +26,7 @@ Counts = NDArray[np.int64]
 Costs = NDArray[np.float64]
 
 
-# ---- the model: from counts to frequencies and costs, in integers, so that every machine chooses the same
+# ---- from counts to frequencies and costs --------------------------------------------------------
 def log2_fixed(n: int) -> Counts:
     """``floor(log2(i) * 65536)`` for i in 0..n (0 for 0),
     by repeated squaring of 30-bit fractions.

@@ -68,7 +68,9 @@ class TensorRecord:
         return coded_dtype(self.dtype, self.difference)
 
     def part(self, ids: NDArray[np.int64], geometry: Geometry, tables: TablePool) -> SegmentPlan:
-        """The plan of some segments, which fill a matrix of this geometry; see `Geometry.select`."""
+        """The plan of some segments, which fill a matrix of this geometry;
+        see `Geometry.select`.
+        """
         return SegmentPlan(self.coded_dtype, geometry, self.segments.take(ids), tables)
 
     def plan(self, tables: TablePool) -> SegmentPlan:

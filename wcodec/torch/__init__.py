@@ -1,4 +1,5 @@
-"""wcodec for PyTorch: files to and from tensors, checkpoints, shards of tensor parallelism, and weights that stay compressed.
+"""wcodec for PyTorch: files to and from tensors, checkpoints, shards of tensor parallelism, and
+weights that stay compressed.
 
 Needs the extra ``wcodec[torch]``.
 

@@ -1,4 +1,6 @@
-"""PyTorch's dtypes and those of the format, and tensors as NumPy arrays and back without a copy. Spec: chapter 18."""
+"""PyTorch's dtypes and those of the format, and tensors as NumPy arrays and back without a copy.
+Spec: chapter 18.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,8 @@ def _check(tensor: torch.Tensor, name: str | None) -> None:
 def to_array(tensor: torch.Tensor, name: str | None = None) -> NDArray[Any]:
     """The values of a tensor as an array of the same dtype and shape, as `wcodec.encode` takes it.
 
-    Without a copy, if the tensor is contiguous and on the CPU: then both have one memory. bfloat16 and float8 are those of ``ml_dtypes``.
+    Without a copy, if the tensor is contiguous and on the CPU: then both have one memory. bfloat16
+    and float8 are those of ``ml_dtypes``.
 
     Parameters
     ----------
@@ -87,7 +90,8 @@ def to_array(tensor: torch.Tensor, name: str | None = None) -> NDArray[Any]:
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``: a dtype that the format does not have; a sparse, quantised or ``meta`` tensor, or one of a subclass.
+        ``unsupported_dtype``: a dtype that the format does not have; a sparse, quantised or
+        ``meta`` tensor, or one of a subclass.
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         decode = getattr(type(tensor), "decode", None)  # of a compressed one
@@ -101,7 +105,9 @@ def to_array(tensor: torch.Tensor, name: str | None = None) -> NDArray[Any]:
 
 
 def from_array(array: NDArray[Any], dtype: DType) -> torch.Tensor:
-    """The tensor in the memory of an array: C-contiguous, writeable, of the dtype's own words or NumPy dtype."""
+    """The tensor in the memory of an array: C-contiguous, writeable,
+    of the dtype's own words or NumPy dtype.
+    """
     flat = torch.from_numpy(array.reshape(-1).view(np.uint8))
     return flat.view(torch_dtype(dtype)).view(array.shape)
 

@@ -1,4 +1,6 @@
-"""Checkpoints of one file or several, read a tensor at a time: `WCodecCheckpoint`; whole: `load_wcodec_checkpoint`."""
+"""Checkpoints of one file or several, read a tensor at a time: `WCodecCheckpoint`; whole:
+`load_wcodec_checkpoint`.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +25,34 @@ MapLocation: TypeAlias = (
 
 
 class WCodecCheckpoint(Mapping[str, torch.Tensor]):
-    """The tensors of a ``.wcodec`` file, or of a folder of them, by name; each is decoded when it is asked for, every time anew.
+    """The tensors of a ``.wcodec`` file, or of a folder of them, by name; each is decoded when it
+    is asked for, every time anew.
 
-    A mapping, so that ``model.load_state_dict(checkpoint)`` takes it. Iteration is in the order of the files; `items` and `values`
-    decode one tensor ahead in a thread: whoever drops tensors needs memory for two.
+    A mapping, so that ``model.load_state_dict(checkpoint)`` takes it. Iteration is in the order of
+    the files; `items` and `values` decode one tensor ahead in a thread: whoever drops tensors needs
+    memory for two.
 
     Parameters
     ----------
     path
-        A file, or a folder: of the shards that its ``*.wcodec.index.json`` names, or of all its ``*.wcodec``.
+        A file, or a folder: of the shards that its ``*.wcodec.index.json`` names,
+        or of all its ``*.wcodec``.
     map_location
-        Where tensors go, as in `torch.load`: a device; ``None`` for the CPU; a dict with a device for ``"cpu"``, where all tensors
-        come from; or a function that is called with a storage on the CPU and ``"cpu"``, and returns the storage to use, or ``None``
-        for the same.
+        Where tensors go, as in `torch.load`: a device; ``None`` for the CPU; a dict with a device
+        for ``"cpu"``, where all tensors come from; or a function that is called with a storage on
+        the CPU and ``"cpu"``, and returns the storage to use, or ``None`` for the same.
     base
-        The file that the file, or each of the shards, holds differences from; or a folder with one that is called as each of them.
+        The file that the file, or each of the shards, holds differences from; or a folder with one
+        that is called as each of them.
 
     Raises
     ------
     FileNotFoundError
         There is no such file, or none in the folder.
     DecodeError
-        ``bad_name``: two shards have a tensor of one name, or the index names a path elsewhere. ``bad_value``: an index that is none.
-        ``bad_range``: a tensor of the index is not in its shard. And what `wcodec.open` raises.
+        ``bad_name``: two shards have a tensor of one name, or the index names a path elsewhere.
+        ``bad_value``: an index that is none. ``bad_range``: a tensor of the index is not in its
+        shard. And what `wcodec.open` raises.
     BackendUnavailable
         As `load_file`.
     """
@@ -191,7 +198,8 @@ class _Values(ValuesView[torch.Tensor]):
 def load_wcodec_checkpoint(
     path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a ``.wcodec`` file, or of a folder of them, by name: as `torch.load` gives a state dict that was saved.
+    """All tensors of a ``.wcodec`` file, or of a folder of them, by name: as `torch.load` gives a
+    state dict that was saved.
 
     Parameters and errors are those of `WCodecCheckpoint`.
 
@@ -203,7 +211,7 @@ def load_wcodec_checkpoint(
         return checkpoint.state_dict()
 
 
-# ---- files of a folder -------------------------------------------------------------------------------------------------------
+# ---- files of a folder ---------------------------------------------------------------------------
 def _shards(path: Path) -> list[Path]:
     """The files of a checkpoint, in the order of their names."""
     if not path.is_dir():
@@ -221,7 +229,9 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Names of files by those of their tensors, as the index of a folder says; empty without one. The index is a stranger's."""
+    """Names of files by those of their tensors, as the index of a folder says; empty without one.
+    The index is a stranger's.
+    """
     found = sorted(path.glob(f"*{CODED}{INDEX}")) if path.is_dir() else []
     if len(found) > 1:
         raise DecodeError(
@@ -241,7 +251,7 @@ def _open(shard: Path, device: torch.device, base: AnyPath | None) -> Reader:
     return Reader(shard, device, base)
 
 
-# ---- map_location ------------------------------------------------------------------------------------------------------------
+# ---- map_location --------------------------------------------------------------------------------
 def _located(
     map_location: MapLocation,
 ) -> tuple[torch.device, Callable[[torch.Tensor], torch.Tensor]]:

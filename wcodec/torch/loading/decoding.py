@@ -1,4 +1,6 @@
-"""Many tensors of a file decoded at once, into memory that is there: a piece of a tensor a thread, small tensors beside each other."""
+"""Many tensors of a file decoded at once, into memory that is there: a piece of a tensor a thread,
+small tensors beside each other.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ HUGE_NBYTES: Final = 1 << 22
 Target = tuple[TensorRecord, NDArray[Any]]
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 def empty(t: TensorRecord) -> torch.Tensor:
     """A new CPU tensor for what a record describes.
 
@@ -68,15 +70,15 @@ def _madvise() -> Any:
     if not (sys.platform == "linux" and hasattr(mmap, "MADV_HUGEPAGE")):
         return None
     function = ctypes.CDLL(None).madvise
-    function.argtypes, function.restype = (
-        (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
-        ctypes.c_int,
-    )
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    function.restype = ctypes.c_int
     return function
 
 
 def _want_huge_pages(address: int, nbytes: int) -> None:
-    """Ask for huge pages. Advice, as NumPy gives it for its arrays: where the system takes none, all goes on without."""
+    """Ask for huge pages. Advice, as NumPy gives it for its arrays:
+    where the system takes none, all goes on without.
+    """
     madvise = _madvise()
     if madvise is not None and nbytes >= HUGE_NBYTES:
         page = mmap.PAGESIZE
@@ -84,7 +86,7 @@ def _want_huge_pages(address: int, nbytes: int) -> None:
         madvise(start, end - start, mmap.MADV_HUGEPAGE)
 
 
-# ---- decoding ----------------------------------------------------------------------------------------------------------------
+# ---- decoding ------------------------------------------------------------------------------------
 class _Tensor(NamedTuple):
     """A tensor to decode: its plan, words and base."""
 
@@ -106,7 +108,8 @@ class _Piece(NamedTuple):
 def decode_into(file: File, targets: Iterable[Target]) -> None:
     """Decode tensors, checked against all their CRC-32s.
 
-    A backend that computes on the CPU gets as many threads as it has, each with pieces of its own; others get one tensor at a time.
+    A backend that computes on the CPU gets as many threads as it has, each with pieces of its own;
+    others get one tensor at a time.
 
     Raises
     ------
@@ -152,10 +155,8 @@ def _pieces(tensor: _Tensor) -> Iterator[_Piece]:
     t = tensor.record
     n_across, offsets = t.geometry.grid[1], tensor.plan.offsets
     for down, across in chunks(t.geometry, t.dtype.word_nbytes, PIECE_NBYTES):
-        first, last = (
-            int(down[0]) * n_across + int(across[0]),
-            int(down[-1]) * n_across + int(across[-1]),
-        )
+        first = int(down[0]) * n_across + int(across[0])
+        last = int(down[-1]) * n_across + int(across[-1])
         ends = t.payload_offset + int(offsets[first]), t.payload_offset + int(offsets[last + 1])
         yield _Piece(tensor, rectangle(t.geometry, down, across), *ends)
 
@@ -191,7 +192,7 @@ def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int,
     return sums
 
 
-# ---- reading ahead -----------------------------------------------------------------------------------------------------------
+# ---- reading ahead -------------------------------------------------------------------------------
 class _ReadAhead(ABC):
     """Reads a file before threads want it: they would wait for the disk, and the disk for them."""
 
@@ -250,10 +251,8 @@ class _ThreadReadAhead(_ReadAhead):
 
     def __init__(self, file: File, pieces: list[_Piece]) -> None:
         super().__init__(file, pieces)
-        self._thread, self._coming = (
-            ThreadPoolExecutor(1, "wcodec-read"),
-            dict[int, Future[Bytes]](),
-        )
+        self._thread = ThreadPoolExecutor(1, "wcodec-read")
+        self._coming = dict[int, Future[Bytes]]()
 
     def _begin(self, i: int) -> None:
         start, stop = self._pieces[i].start, self._pieces[i].stop

@@ -1,4 +1,6 @@
-"""Memory of PyTorch's on a GPU, for tensors that are decoded there: it goes back to PyTorch's allocator, which knows who reads it."""
+"""Memory of PyTorch's on a GPU, for tensors that are decoded there: it goes back to PyTorch's
+allocator, which knows who reads it.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ def current_stream(device: torch.device) -> int:
 class DeviceMemory:
     """Where a `wcodec.cuda.Loader` puts tensors of PyTorch.
 
-    They are made on the stream that is current when they are loaded, as others of PyTorch are: what reads one on another stream calls
-    ``record_stream``, if the tensor may go before that is done.
+    They are made on the stream that is current when they are loaded, as others of PyTorch are: what
+    reads one on another stream calls ``record_stream``, if the tensor may go before that is done.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,7 +32,9 @@ class DeviceMemory:
 
     @contextmanager
     def in_use(self, runtime: Runtime) -> Iterator[None]:
-        """Make PyTorch's current stream that of the runtime: what is written waits for what was queued there."""
+        """Make PyTorch's current stream that of the runtime:
+        what is written waits for what was queued there.
+        """
         with runtime.in_use(), runtime.on(runtime.external_stream(current_stream(self.device))):
             yield
 

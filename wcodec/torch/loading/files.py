@@ -1,4 +1,6 @@
-"""Tensors to and from files: `save_file`, `load_file` and `safe_open`, as in ``safetensors.torch``."""
+"""Tensors to and from files: `save_file`, `load_file` and `safe_open`,
+as in ``safetensors.torch``.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ def save_file(
     options: EncodeOptions | None = None,
     base: AnyPath | None = None,
 ) -> int:
-    """Write tensors to a ``.wcodec`` file. Tensors that are the same, such as tied weights, are stored once.
+    """Write tensors to a ``.wcodec`` file. Tensors that are the same, such as tied weights,
+    are stored once.
 
-    Tensors may share memory in any way: each is stored as what it shows. One at a time is copied to the host or made contiguous,
-    where it is not.
+    Tensors may share memory in any way: each is stored as what it shows. One at a time is copied to
+    the host or made contiguous, where it is not.
 
     Parameters
     ----------
@@ -40,8 +43,8 @@ def save_file(
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``: also of sparse, quantised and ``meta`` tensors, and those of subclasses; and as `wcodec.save_file`.
-        Nothing is left behind.
+        ``unsupported_dtype``: also of sparse, quantised and ``meta`` tensors, and those of
+        subclasses; and as `wcodec.save_file`. Nothing is left behind.
     DecodeError
         The base is not well-formed.
     """
@@ -56,8 +59,9 @@ def load_file(
 ) -> dict[str, torch.Tensor]:
     """Tensors of a ``.wcodec`` file by name, in the file's order; each in memory of its own.
 
-    On the CPU they are decoded where they stay. On a GPU, records go there as they are and are decoded there, unless another backend
-    than ``"cuda"`` was chosen (`wcodec.set_backend`). For other devices tensors are decoded on the CPU and moved.
+    On the CPU they are decoded where they stay. On a GPU, records go there as they are and are
+    decoded there, unless another backend than ``"cuda"`` was chosen (`wcodec.set_backend`). For
+    other devices tensors are decoded on the CPU and moved.
 
     Parameters
     ----------
@@ -84,7 +88,8 @@ def load_file(
 
 
 class safe_open:  # noqa: N801 (its name in safetensors)
-    """A ``.wcodec`` file open for reading; only the index is read now. As ``safetensors.safe_open``.
+    """A ``.wcodec`` file open for reading; only the index is read now. As
+    ``safetensors.safe_open``.
 
     Parameters
     ----------
@@ -115,7 +120,8 @@ class safe_open:  # noqa: N801 (its name in safetensors)
     ) -> None:
         if framework not in ("pt", "torch", "pytorch"):
             raise ValueError(
-                f"framework {framework!r}: wcodec.torch gives tensors of PyTorch ('pt'); wcodec.open gives NumPy arrays"
+                f"framework {framework!r}: wcodec.torch gives tensors of PyTorch ('pt'); "
+                "wcodec.open gives NumPy arrays"
             )
         self._reader = Reader(filename, device, base)
 
@@ -151,7 +157,8 @@ class safe_open:  # noqa: N801 (its name in safetensors)
         return self._reader.tensors()
 
     def get_slice(self, name: str) -> TensorSlice:
-        """A tensor to take parts of: ``f.get_slice(name)[64:128]`` reads and decodes the segments that it touches.
+        """A tensor to take parts of: ``f.get_slice(name)[64:128]`` reads and decodes the segments
+        that it touches.
 
         Raises
         ------

@@ -24,7 +24,7 @@ Device: TypeAlias = str | int | torch.device
 T = TypeVar("T")
 
 
-# ---- devices -----------------------------------------------------------------------------------------------------------------
+# ---- devices -------------------------------------------------------------------------------------
 def decodes_itself(device: torch.device) -> bool:
     """Whether tensors for a device are decoded there. Else they are decoded on the host and moved.
 
@@ -39,7 +39,8 @@ def decodes_itself(device: torch.device) -> bool:
         return False
     if not torch.cuda.is_available():
         raise BackendUnavailable(
-            f"device {str(device)!r}: this PyTorch finds no GPU; install one that is built for CUDA, and wcodec[cuda]"
+            f"device {str(device)!r}: this PyTorch finds no GPU; "
+            "install one that is built for CUDA, and wcodec[cuda]"
         )
     return True
 
@@ -54,7 +55,10 @@ def _explained(path: AnyPath | None) -> Iterator[None]:
             raise
         what = "that is not compressed: safetensors.torch.load_file reads it"
         if is_hub(path):
-            what = "in hub form: wcodec.transformers loads its directory, and `wcodec decode` makes a plain one of it"
+            what = (
+                "in hub form: wcodec.transformers loads its directory, "
+                "and `wcodec decode` makes a plain one of it"
+            )
         raise DecodeError(e.code, f"this is a safetensors file {what}", offset=e.offset) from None
 
 
@@ -171,7 +175,8 @@ class Reader:
         return self.tensors([name])[name]
 
     def iterate(self, names: Sequence[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors one after another, each decoded while the caller has the one before: memory for two, if they are dropped.
+        """Names and tensors one after another, each decoded while the caller has the one before:
+        memory for two, if they are dropped.
 
         Raises as `tensors`.
         """
@@ -214,7 +219,8 @@ class Reader:
 
 
 class TensorSlice:
-    """A tensor of which parts are read: ``s[64:128]``. Only segments that a part touches are read and decoded, on the host.
+    """A tensor of which parts are read: ``s[64:128]``. Only segments that a part touches are read
+    and decoded, on the host.
 
     The CRC-32 of each segment is checked; that of the tensor needs all of them.
     """

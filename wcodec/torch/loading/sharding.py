@@ -1,7 +1,9 @@
-"""Tensor parallelism: of each tensor, a rank reads and decodes no more than its part. Splits as `transformers` 5 does by its ``tp_plan``.
+"""Tensor parallelism: of each tensor, a rank reads and decodes no more than its part. Splits as
+`transformers` 5 does by its ``tp_plan``.
 
-A segment is the least that is read: a rank reads those that its part touches. By default segments are bands near 256 columns wide, so
-that a split of columns reads little too much from 1024 columns on; with preset ``max`` they are up to 2048 columns wide.
+A segment is the least that is read: a rank reads those that its part touches. By default segments
+are bands near 256 columns wide, so that a split of columns reads little too much from 1024 columns
+on; with preset ``max`` they are up to 2048 columns wide.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Intervals = list[tuple[int, int]]
 
 
 class Split(NamedTuple):
-    """What a style does to a tensor: it cuts each of so many equal groups of a dimension into parts, one a rank."""
+    """What a style does to a tensor: it cuts each of so many equal groups of a dimension into
+    parts, one a rank.
+    """
 
     dim: int
     n_groups: int = 1
@@ -56,7 +60,8 @@ def _whole(_: int, __: str) -> None:
     return None
 
 
-#: The styles of `transformers` 5.23 and how they split a module's parameters (``ALL_PARALLEL_STYLES``).
+#: The styles of `transformers` 5.23 and how they split a module's parameters
+#: (``ALL_PARALLEL_STYLES``).
 STYLES: Final[dict[str, Style]] = {
     **dict.fromkeys(("colwise", "colwise_rep", "colwise_gather_output"), _colwise),
     **dict.fromkeys(("rowwise", "rowwise_rep", "rowwise_split_input"), _rowwise),
@@ -67,8 +72,9 @@ STYLES: Final[dict[str, Style]] = {
     "grouped_gemm": lambda n_dims, _: Split(0, even=True),
     **dict.fromkeys(
         (
-            "all_reduce", "ep_dispatch_experts", "local_params", "mla_kv_a_proj", "moe_identity_expert", "moe_tp_experts", "replicate",
-            "replicated_with_grad_allreduce", "sequence_parallel",
+            "all_reduce", "ep_dispatch_experts", "local_params", "mla_kv_a_proj",
+            "moe_identity_expert", "moe_tp_experts", "replicate", "replicated_with_grad_allreduce",
+            "sequence_parallel",
         ),
         _whole,
     ),
@@ -127,10 +133,11 @@ def load_shard(
     device: Device = "cpu",
     base: AnyPath | None = None,
 ) -> Shard:
-    """The state dict of one rank of a model under tensor parallelism: parts of the tensors that the plan splits, and all others whole.
+    """The state dict of one rank of a model under tensor parallelism: parts of the tensors that the
+    plan splits, and all others whole.
 
-    Only the segments that these touch are read and decoded. Parts are those of `transformers`: ``ceil(n / world_size)`` entries of
-    the dimension a rank, what is left for the last ones.
+    Only the segments that these touch are read and decoded. Parts are those of `transformers`:
+    ``ceil(n / world_size)`` entries of the dimension a rank, what is left for the last ones.
 
     Parameters
     ----------
@@ -139,17 +146,20 @@ def load_shard(
     rank, world_size
         Number of this rank, and how many there are.
     plan
-        Styles, which are the keys of `STYLES`, by names of modules or parameters, as ``model.tp_plan`` gives them: ``*`` stands for
-        the number of a layer. A parameter takes the style of its own name, else that of its module.
+        Styles, which are the keys of `STYLES`, by names of modules or parameters, as
+        ``model.tp_plan`` gives them: ``*`` stands for the number of a layer. A parameter takes the
+        style of its own name, else that of its module.
     device, base
         As of `load_file`; parts of tensors are decoded on the host in any case.
 
     Raises
     ------
     ValueError
-        An unknown style, a rank out of range, a tensor that its style cannot split, or a plan of which no rule fits.
+        An unknown style, a rank out of range, a tensor that its style cannot split,
+        or a plan of which no rule fits.
     DecodeError
-        As `load_file`. For parts, the CRC-32 of each segment is checked; that of the tensor needs all of them.
+        As `load_file`. For parts, the CRC-32 of each segment is checked;
+        that of the tensor needs all of them.
 
     Examples
     --------
@@ -174,7 +184,10 @@ def load_shard(
             used |= {key for key in _keys(name) if key in plan}
         out.report.unused = [rule for rule in plan if rule not in used]
         if plan and len(out.report.unused) == len(plan):
-            such = f"rules such as {next(iter(plan))!r}, tensors such as {next(iter(checkpoint), '')!r}"
+            such = (
+                f"rules such as {next(iter(plan))!r}, tensors such as "
+                f"{next(iter(checkpoint), '')!r}"
+            )
             raise ValueError(f"no rule of the plan fits a tensor of {checkpoint.path.name}: {such}")
         parts = dict[str, torch.Tensor]()
         for reader, own in checkpoint.readers():
@@ -188,7 +201,7 @@ def load_shard(
     return out
 
 
-# ---- plans -------------------------------------------------------------------------------------------------------------------
+# ---- plans ---------------------------------------------------------------------------------------
 def _keys(name: str) -> list[str]:
     """The rules that a parameter takes, the most special one first."""
     module = name.rpartition(".")[0]
@@ -205,7 +218,7 @@ def _rule(name: str, plan: Mapping[str, str]) -> str | None:
     return next((key for key in _keys(name) if key in plan), None)
 
 
-# ---- parts -------------------------------------------------------------------------------------------------------------------
+# ---- parts ---------------------------------------------------------------------------------------
 def split_of(name: str, shape: tuple[int, ...], style: str, world_size: int) -> Split | None:
     """How a tensor is split; ``None`` if each rank gets all of it.
 
@@ -221,13 +234,16 @@ def split_of(name: str, shape: tuple[int, ...], style: str, world_size: int) -> 
         raise ValueError(f"the tensor {name!r} of shape {list(shape)} cannot be split as {style!r}")
     if split.even and shape[split.dim] % world_size:
         raise ValueError(
-            f"the {shape[split.dim]} experts of {name!r} cannot be spread evenly over {world_size} ranks"
+            f"the {shape[split.dim]} experts of {name!r} cannot be spread evenly over {world_size} "
+            "ranks"
         )
     return split
 
 
 def intervals_of(n: int, n_groups: int, rank: int, world_size: int) -> Intervals:
-    """The entries of a dimension that a rank gets: one interval of each group, those that are empty left out."""
+    """The entries of a dimension that a rank gets:
+    one interval of each group, those that are empty left out.
+    """
     width, out = -(-n // n_groups), Intervals()
     for start in range(0, n, width or 1):
         size = min(width, n - start)
@@ -267,7 +283,7 @@ def _part(reader: Reader, name: str, dim: int, intervals: Intervals) -> torch.Te
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-# ---- what is read ------------------------------------------------------------------------------------------------------------
+# ---- what is read --------------------------------------------------------------------------------
 @contextmanager
 def _counted(reader: Reader, report: ShardReport) -> Iterator[_Counting]:
     """Adds to a report what is read from a file meanwhile."""

@@ -1,9 +1,10 @@
 """`CompressedTensor`: a tensor that is held compressed and decoded by each operation that reads it.
 
-It stands where a weight stood, in any module: it has the weight's shape, dtype and device, operators of PyTorch take it, autograd
-keeps it (not what was decoded) for the backward pass, and what comes out has the bits that the dense weight would have given if it were
-frozen, since the same kernels get the same operands. What only turns or hands on a weight stays compressed; an embedding or an expert
-of a stack decodes no more than the rows that it picks.
+It stands where a weight stood, in any module: it has the weight's shape, dtype and device,
+operators of PyTorch take it, autograd keeps it (not what was decoded) for the backward pass, and
+what comes out has the bits that the dense weight would have given if it were frozen, since the same
+kernels get the same operands. What only turns or hands on a weight stays compressed; an embedding
+or an expert of a stack decodes no more than the rows that it picks.
 
 A matrix in mode "fused" is multiplied without being decoded first
 (`wcodec.torch.resident.products`): on a CPU it is decoded tile by tile and no memory holds all of
@@ -11,9 +12,10 @@ it, on a GPU kernels read the stream, if it is an operand (spec: chapter 14.1) a
 multiplied by it. These are the same products, but summed by kernels of other shapes, so the last
 bits of results may differ. Other operations are as in mode "resident".
 
-Operations that write to the whole tensor, such as ``w.mul_(2)`` or ``w[3] = 0``, compress it anew. A view (``w[3]``, ``w.view(-1)``) is a
-copy: what is written to it does not reach the weight. ``model.to(...)`` has to swap the tensors of parameters, which PyTorch refuses
-while an autograd graph or a weak reference holds one.
+Operations that write to the whole tensor, such as ``w.mul_(2)`` or ``w[3] = 0``, compress it anew.
+A view (``w[3]``, ``w.view(-1)``) is a copy: what is written to it does not reach the weight.
+``model.to(...)`` has to swap the tensors of parameters, which PyTorch refuses while an autograd
+graph or a weak reference holds one.
 
 See "Extending PyTorch", section on tensor subclasses with ``__torch_dispatch__``.
 """
@@ -41,7 +43,8 @@ class CompressedTensor(torch.Tensor):
     Attributes
     ----------
     stream
-        uint8 of one dimension, on the tensor's device: a wcodec file of one tensor (spec: chapter 4).
+        uint8 of one dimension, on the tensor's device: a wcodec file of one tensor (spec:
+        chapter 4).
     mode
         ``"resident"``: it is decoded for each operation; ``"fused"``: products with a matrix are
         taken without decoding it first. May be set. A matrix that comes to a GPU in mode "fused"
@@ -207,12 +210,16 @@ class CompressedTensor(torch.Tensor):
 
     def data_ptr(self) -> int:
         raise NotImplementedError(
-            "a compressed tensor has no memory to point at: use .decode(), or .stream for what is held"
+            "a compressed tensor has no memory to point at: "
+            "use .decode(), or .stream for what is held"
         )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         held = f"{self.stream.numel()} bytes compressed" + ", fused" * (self.mode == "fused")
-        return f"CompressedTensor(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device}, {held})"
+        return (
+            f"CompressedTensor(shape={tuple(self.shape)}, dtype={self.dtype}, "
+            f"device={self.device}, {held})"
+        )
 
     # ---- copying, pickling, tracing
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedTensor:
@@ -325,7 +332,7 @@ def shape_held(w: CompressedTensor) -> tuple[int, ...]:
     return _swap(shape) if w._swapped else shape
 
 
-# ---- operations on what is decoded ---------------------------------------------------------------------------------------
+# ---- operations on what is decoded ---------------------------------------------------------------
 @torch.library.custom_op("wcodec::decode", mutates_args=())
 def decode_op(stream: torch.Tensor, shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     """A stream, decoded: what stands in graphs of ``torch.compile``."""
@@ -378,10 +385,8 @@ def _on_dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     kept = set[int]()
     try:
-        given, named = (
-            tree_map_only(CompressedTensor, dense, args),
-            tree_map_only(CompressedTensor, dense, kwargs),
-        )
+        given = tree_map_only(CompressedTensor, dense, args)
+        named = tree_map_only(CompressedTensor, dense, kwargs)
         out = func(*given, **named)
         if changed := _changed(func, args, kwargs):
             for w, written in zip(changed, _written(func, given, named, args, kwargs), strict=True):
@@ -399,7 +404,9 @@ def _on_dense(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _own(
     out: torch.Tensor, leases: dict[int, tuple[Held, torch.Tensor]], kept: set[int]
 ) -> torch.Tensor:
-    """A result that may be a view of a decoded weight: it keeps the buffer, or a copy if that is much too large."""
+    """A result that may be a view of a decoded weight:
+    it keeps the buffer, or a copy if that is much too large.
+    """
     if out.layout is not torch.strided:
         return out
     storage = out.untyped_storage().data_ptr()
@@ -428,7 +435,8 @@ def _replace(w: CompressedTensor, written: torch.Tensor, whole: torch.Tensor) ->
         due.data_ptr(),
     ):
         raise RuntimeError(
-            "the shape of a compressed tensor cannot be changed in place: change that of a copy (.decode())"
+            "the shape of a compressed tensor cannot be changed in place: "
+            "change that of a copy (.decode())"
         )
     w.held.replace(whole)
 

@@ -1,4 +1,6 @@
-"""Weights held compressed on a GPU: decoded there, the next one on a stream of its own while this one is used."""
+"""Weights held compressed on a GPU: decoded there,
+the next one on a stream of its own while this one is used.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ _runtimes_lock: Final = threading.Lock()
 class DeviceHeld(Held):
     """A weight as a wcodec file of one tensor in device memory; see `Held`.
 
-    What is checked is checked when it is first decoded: bytes in device memory are taken to stay as they are.
+    What is checked is checked when it is first decoded:
+    bytes in device memory are taken to stay as they are.
     """
 
     def __init__(
@@ -142,7 +145,9 @@ class DeviceHeld(Held):
                 operand.expand(buffer.data_ptr())
 
     def _decode_first(self, resident: ResidentTensor, buffer: torch.Tensor) -> bool:
-        """Decode, check and make ready, if that was not done yet; whether it was done now. Later calls launch kernels and nothing else."""
+        """Decode, check and make ready, if that was not done yet; whether it was done now. Later
+        calls launch kernels and nothing else.
+        """
         with self._first:
             if self._prepared is not None and self._prepared[0] is resident:
                 return False
@@ -168,7 +173,9 @@ class DeviceHeld(Held):
     def product(
         self, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """As `Held.product`, on the current stream. The first time, the stream is decoded and checked."""
+        """As `Held.product`, on the current stream.
+        The first time, the stream is decoded and checked.
+        """
         with self._on_its_stream() as resident:
             return (
                 multiply_transposed(self._known(resident), x, bias, scale)
@@ -177,7 +184,9 @@ class DeviceHeld(Held):
             )
 
     def operand(self) -> Operand | None:
-        """The operand in the stream, decoded and checked at first use; ``None`` if it holds none."""
+        """The operand in the stream, decoded and checked at first use;
+        ``None`` if it holds none.
+        """
         with self._on_its_stream() as resident:
             return self._known(resident).operand
 
@@ -239,7 +248,9 @@ def is_capturing(device: torch.device) -> bool:
 
 
 class DeviceBuffers(Buffers):
-    """As `Buffers`. What was queued may still read a buffer that comes back: the stream that takes it next waits for that."""
+    """As `Buffers`. What was queued may still read a buffer that comes back:
+    the stream that takes it next waits for that.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -258,7 +269,9 @@ class DeviceBuffers(Buffers):
         return buffer
 
     def _new(self, nbytes: int) -> torch.Tensor:
-        """By a thread of its own: the memory of the caller's may be that of graphs, where ``torch.compile`` lets nothing stay."""
+        """By a thread of its own: the memory of the caller's may be that of graphs, where
+        ``torch.compile`` lets nothing stay.
+        """
         stream, new = torch.cuda.current_stream(self.device), super()._new
 
         def there() -> torch.Tensor:
@@ -311,7 +324,9 @@ class DevicePrefetcher(Prefetcher):
         self.buffers.give(pending[2])
 
     def _queue(self, following: Decodable) -> None:
-        """Decode on the side, behind all that is queued so far: the buffer may be in use until then."""
+        """Decode on the side, behind all that is queued so far:
+        the buffer may be in use until then.
+        """
         try:
             buffer = self.buffers.take(following.nbytes)
         except torch.cuda.OutOfMemoryError:

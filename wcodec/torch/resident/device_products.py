@@ -1,4 +1,6 @@
-"""Products with operands on a GPU: by the kernels of `wcodec.cuda.linear`, in PyTorch's memory and on its current stream."""
+"""Products with operands on a GPU: by the kernels of `wcodec.cuda.linear`,
+in PyTorch's memory and on its current stream.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Prepared(NamedTuple):
     operand
         ``None`` if its stream holds none.
     most_batch
-        Rows of x up to which products are taken from it; 0 if kernels would not give what PyTorch does.
+        Rows of x up to which products are taken from it;
+        0 if kernels would not give what PyTorch does.
     n_processors
         Multiprocessors of the device.
     """
@@ -61,7 +64,9 @@ def prepare(resident: ResidentTensor, dense: torch.Tensor) -> Prepared:
 
 
 def _is_finite(dense: torch.Tensor) -> bool:
-    """Whether float8 weights have neither NaN nor Inf, for which kernels have no room; others may have them."""
+    """Whether float8 weights have neither NaN nor Inf, for which kernels have no room;
+    others may have them.
+    """
     bits = _NOT_FINITE.get(dense.dtype)
     if bits is None:
         return True

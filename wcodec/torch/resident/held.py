@@ -38,7 +38,8 @@ class Held:
     name
         What errors call it.
     options
-        How it is compressed when it changes; ``None`` or a preset alone for that preset, or as an operand if it is one.
+        How it is compressed when it changes; ``None`` or a preset alone for that preset,
+        or as an operand if it is one.
 
     Raises
     ------
@@ -110,7 +111,8 @@ class Held:
         prefetcher_of(self.stream.device).buffers.give(buffer)
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:
-        """Entries of the first dimension, ``dense()[ids]``: only the segments that hold them are decoded.
+        """Entries of the first dimension, ``dense()[ids]``:
+        only the segments that hold them are decoded.
 
         Parameters
         ----------
@@ -131,7 +133,8 @@ class Held:
         return out
 
     def row_tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """The rows of a matrix on the CPU in order, some at a time; see `wcodec.torch.resident.tiles.row_tiles`.
+        """The rows of a matrix on the CPU in order, some at a time; see
+        `wcodec.torch.resident.tiles.row_tiles`.
 
         Raises
         ------
@@ -150,7 +153,8 @@ class Held:
         return max(1, PART_NBYTES * max(self.shape[0], 1) // max(self.nbytes, 1))
 
     def outside_of_graphs(self, what: str) -> None:
-        """See that no CUDA graph is captured for the weight's device, where that would have to wait for it.
+        """See that no CUDA graph is captured for the weight's device,
+        where that would have to wait for it.
 
         Parameters
         ----------
@@ -165,7 +169,9 @@ class Held:
     def product(
         self, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """``(x @ W.T) * scale + bias`` of a matrix, by a kernel that reads the stream; ``None`` where none does, as on the CPU."""
+        """``(x @ W.T) * scale + bias`` of a matrix, by a kernel that reads the stream; ``None``
+        where none does, as on the CPU.
+        """
         return None
 
     # ---- changing
@@ -232,8 +238,9 @@ def encode(
 
 
 def pays(operand: torch.Tensor, dense: torch.Tensor) -> bool:
-    """Whether a weight is held as an operand: not if that is larger, for its patches. Of bytes there are none; there is no other way
-    for kernels to read them, larger or not."""
+    """Whether a weight is held as an operand: not if that is larger, for its patches. Of bytes
+    there are none; there is no other way for kernels to read them, larger or not.
+    """
     return bool(dense.element_size() == 1 or operand.numel() < dense.numel() * dense.element_size())
 
 

@@ -1,4 +1,6 @@
-"""How a stream is held: on the CPU or on a GPU. Here one is chosen, for all who have a stream and want a weight."""
+"""How a stream is held: on the CPU or on a GPU.
+Here one is chosen, for all who have a stream and want a weight.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def hold(stream: torch.Tensor, name: str = "", options: EncodeOptions | None = N
     if stream.device.type == "cpu":
         return Held(stream.contiguous(), name, options)
     raise BackendUnavailable(
-        f"compressed weights cannot be decoded on {stream.device}: move the model to a CPU or an NVIDIA GPU"
+        f"compressed weights cannot be decoded on {stream.device}: "
+        "move the model to a CPU or an NVIDIA GPU"
     )
 
 
@@ -69,7 +72,7 @@ def moved(
     return hold(held.stream.to(device), held.name, held.options)
 
 
-# ---- streams of graphs -------------------------------------------------------------------------------------------------------
+# ---- streams of graphs ---------------------------------------------------------------------------
 _held: Final = WeakTensorKeyDictionary()  #: streams that operators get, as they are held
 _names: Final = WeakTensorKeyDictionary()  #: what the weights are called whose streams graphs get
 
@@ -80,7 +83,8 @@ def name_stream(stream: torch.Tensor, name: str) -> None:
 
 
 def held_of(stream: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> Held:
-    """What an operator of PyTorch reads: its index and plans are kept for as long as the stream is there.
+    """What an operator of PyTorch reads: its index and plans are kept for as long as the stream is
+    there.
 
     Raises
     ------
@@ -95,6 +99,7 @@ def held_of(stream: torch.Tensor, shape: Sequence[int], dtype: torch.dtype) -> H
         held = _held[stream] = hold(stream.detach(), _names.get(stream, ""))
     if held.shape != tuple(shape) or held.dtype != dtype:
         raise RuntimeError(
-            f"the stream holds a {held.dtype} tensor of shape {held.shape}, not {dtype} of {tuple(shape)}"
+            f"the stream holds a {held.dtype} tensor of shape {held.shape}, "
+            f"not {dtype} of {tuple(shape)}"
         )
     return held

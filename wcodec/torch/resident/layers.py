@@ -18,9 +18,11 @@ from wcodec.torch.resident.operands import check_mode
 
 
 class WCodecLinear(torch.nn.Linear):
-    """A linear layer whose weight is a frozen `CompressedTensor`, random as that of ``torch.nn.Linear`` at first.
+    """A linear layer whose weight is a frozen `CompressedTensor`, random as that of
+    ``torch.nn.Linear`` at first.
 
-    Quantised weights come with a scale for each row (`from_quantized`): ``y = (x @ weight.T) * weight_scale + bias``.
+    Quantised weights come with a scale for each row (`from_quantized`):
+    ``y = (x @ weight.T) * weight_scale + bias``.
 
     Parameters
     ----------
@@ -44,8 +46,8 @@ class WCodecLinear(torch.nn.Linear):
     Attributes
     ----------
     weight_scale
-        ``None``, or a frozen parameter of shape (out_features,), float32 whatever dtype the layer is taken to. It may be trained:
-        set its ``requires_grad``.
+        ``None``, or a frozen parameter of shape (out_features,), float32 whatever dtype the layer
+        is taken to. It may be trained: set its ``requires_grad``.
 
     Raises
     ------
@@ -122,7 +124,8 @@ class WCodecLinear(torch.nn.Linear):
         weight
             int8 or float8 of shape (n, k), or compressed already; see `from_linear`.
         scale
-            A factor for each row, of shape (n,) or (n, 1), or one for all. float32, or what it holds exactly: bfloat16, float16.
+            A factor for each row, of shape (n,) or (n, 1), or one for all. float32, or what it
+            holds exactly: bfloat16, float16.
         bias
             Of shape (n,). A parameter is taken as it is; another tensor becomes a frozen one.
         mode, operand, options, name
@@ -137,7 +140,8 @@ class WCodecLinear(torch.nn.Linear):
         Examples
         --------
         >>> scale = dense.weight.float().abs().amax(1) / 127
-        >>> layer = WCodecLinear.from_quantized((dense.weight.float() / scale[:, None]).round().to(torch.int8), scale, dense.bias)
+        >>> weight = (dense.weight.float() / scale[:, None]).round().to(torch.int8)
+        >>> layer = WCodecLinear.from_quantized(weight, scale, dense.bias)
         """
         check_mode(mode, operand, options)
         _check_quantized(weight, scale, bias)
@@ -192,7 +196,9 @@ class WCodecLinear(torch.nn.Linear):
     def _apply(
         self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
     ) -> WCodecLinear:
-        """To other devices as ever. To another dtype neither a quantised weight nor its scale goes: both say what the weight is."""
+        """To other devices as ever. To another dtype neither a quantised weight nor its scale goes:
+        both say what the weight is.
+        """
         scale = self.weight_scale
         keep = () if scale is None else (id(self.weight), id(scale), id(scale.grad))
 

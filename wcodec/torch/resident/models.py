@@ -56,8 +56,9 @@ def compress_model(
     """Hold the weights of a model compressed from now on; in mode "resident", results have the same
     bits as before.
 
-    All parameters of two or more dimensions are taken: of linear and convolution layers, embeddings, stacks of experts. Tied ones
-    stay tied. They are frozen: gradients go through them to activations and adapters, not into them.
+    All parameters of two or more dimensions are taken: of linear and convolution layers,
+    embeddings, stacks of experts. Tied ones stay tied. They are frozen: gradients go through them
+    to activations and adapters, not into them.
 
     Parameters
     ----------
@@ -161,19 +162,23 @@ def load_compressed(
     mode: str = "resident",
     operand: str | None = None,
 ) -> Keys:
-    """Put the weights of a ``.wcodec`` checkpoint into a model as they are: compressed, without decoding them.
+    """Put the weights of a ``.wcodec`` checkpoint into a model as they are:
+    compressed, without decoding them.
 
-    What `compress_model` would not take (biases, norms, buffers) is decoded. Parameters become those of the checkpoint, as
-    ``load_state_dict(assign=True)`` does it: the model may have been made on the device ``meta``. Tied ones stay tied.
+    What `compress_model` would not take (biases, norms, buffers) is decoded. Parameters become
+    those of the checkpoint, as ``load_state_dict(assign=True)`` does it: the model may have been
+    made on the device ``meta``. Tied ones stay tied.
 
     Parameters
     ----------
     path, base
         As of `WCodecCheckpoint`.
     device
-        Where to hold and decode them; ``None`` for where each parameter is, and the CPU for those on ``meta``.
+        Where to hold and decode them; ``None`` for where each parameter is,
+        and the CPU for those on ``meta``.
     strict
-        Whether all names have to match, and nothing may be left on ``meta``: buffers that checkpoints do not hold would be.
+        Whether all names have to match, and nothing may be left on ``meta``: buffers that
+        checkpoints do not hold would be.
     mode, operand
         As of `compress_model`. What is an operand in the file stays as it is, unless `operand`
         names the other form; another matrix that has to become one is decoded and encoded anew, one
@@ -181,13 +186,15 @@ def load_compressed(
 
     Returns
     -------
-    Names without a tensor in the checkpoint, and tensors without a name in the model. With `strict`, both are empty.
+    Names without a tensor in the checkpoint, and tensors without a name in the model. With
+    `strict`, both are empty.
 
     Raises
     ------
     DecodeError, EncodeError, BackendUnavailable
     RuntimeError
-        With `strict`, names that do not match, or what is still on ``meta``. A shape that does not match.
+        With `strict`, names that do not match, or what is still on ``meta``.
+        A shape that does not match.
     """
     check_mode(mode, operand)
     places = _places(model)
@@ -202,10 +209,8 @@ def load_compressed(
                     if name not in places:
                         unexpected.append(name)
                         continue
-                    place, original = (
-                        places[name],
-                        (reader.name, reader.file.original(reader.record(name)).name),
-                    )
+                    place = places[name]
+                    original = (reader.name, reader.file.original(reader.record(name)).name)
                     if place.loaded != original:  # not only tied, but stored once
                         _load(place, reader, source, name, device, min_nbytes, mode, operand)
                         place.loaded = original
@@ -214,7 +219,10 @@ def load_compressed(
         raise RuntimeError(f"the checkpoint lacks {_some(sorted(missing))}")
     nowhere = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     if strict and nowhere:
-        to_do = "make the model with its buffers (accelerate.init_empty_weights does), or by WCodecModel.from_pretrained"
+        to_do = (
+            "make the model with its buffers (accelerate.init_empty_weights does), or by "
+            "WCodecModel.from_pretrained"
+        )
         raise RuntimeError(
             f"still on the device meta, as checkpoints do not hold them: {_some(nowhere)}; {to_do}"
         )
@@ -260,7 +268,8 @@ def _load(
     t, old = reader.record(name), place.tensor
     if tuple(t.shape) != tuple(old.shape):
         raise RuntimeError(
-            f"size mismatch for {name}: {tuple(t.shape)} in the checkpoint, {tuple(old.shape)} in the model"
+            f"size mismatch for {name}: {tuple(t.shape)} in the checkpoint, "
+            f"{tuple(old.shape)} in the model"
         )
     goes_to = (
         torch.device(device)
@@ -334,8 +343,9 @@ def model_memory(model: torch.nn.Module) -> Memory:
 def _weights(
     model: torch.nn.Module,
 ) -> Iterator[tuple[str, torch.nn.Module, str, torch.nn.Parameter]]:
-    """Name, module, name in it, and parameter; a tied one as often as it stands somewhere. None of recurrent layers: those hand
-    their weights to kernels that read memory."""
+    """Name, module, name in it, and parameter; a tied one as often as it stands somewhere. None of
+    recurrent layers: those hand their weights to kernels that read memory.
+    """
     for prefix, module in model.named_modules():
         if isinstance(module, torch.nn.RNNBase):
             continue

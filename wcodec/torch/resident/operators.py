@@ -15,7 +15,7 @@ from wcodec.torch.resident.holding import moved
 aten: Final = torch.ops.aten
 
 
-# ---- operations that need not decode, or not all ---------------------------------------------------------------------------
+# ---- operations that need not decode, or not all -------------------------------------------------
 @handles(aten.detach.default, aten.alias.default)
 def _alias(w: Any) -> Any:
     return like(w)
@@ -81,7 +81,9 @@ def _copy(to: Any, source: Any, non_blocking: bool = False) -> Any:
 
 
 def _rows(w: Any, ids: torch.Tensor) -> torch.Tensor:
-    """``dense[ids]`` of the weight as it is held, for ids of any shape; negative ones count from the end."""
+    """``dense[ids]`` of the weight as it is held, for ids of any shape;
+    negative ones count from the end.
+    """
     n = w._held.shape[0]
     flat = ids.detach().reshape(-1).to("cpu", torch.int64)
     if flat.numel() and not (-n <= int(flat.min()) and int(flat.max()) < n):
@@ -160,7 +162,9 @@ def _multiplies(w: Any, *others: Any) -> bool:
 
 
 def _product(x: Any, w: CompressedTensor, bias: Any = None, transposed: bool = False) -> Any:
-    """``x @ w + bias``, or ``x @ w.T + bias``, of operands that `_multiplies` has found fit, shapes included."""
+    """``x @ w + bias``, or ``x @ w.T + bias``, of operands that `_multiplies` has found fit,
+    shapes included.
+    """
     swapped = w._swapped != transposed
     if w._held is not None:
         return (products.multiply_transposed if swapped else products.multiply)(w._held, x, bias)
@@ -246,6 +250,7 @@ def _stands_for_stream(w: Any, shape: Any, dtype: Any, *others: Any) -> bool:
     if w._swapped or (list(w.shape), w.dtype) != (list(shape), dtype):
         turned = ", transposed" if w._swapped else ""
         raise RuntimeError(
-            f"the weight is a {w.dtype} tensor of shape {tuple(w.shape)}{turned}, not {dtype} of {tuple(shape)}"
+            f"the weight is a {w.dtype} tensor of shape {tuple(w.shape)}{turned}, "
+            f"not {dtype} of {tuple(shape)}"
         )
     return True

@@ -1,12 +1,14 @@
-"""Products with a matrix that is held compressed, which is never there as a whole: decoded tile by tile, each tile multiplied.
+"""Products with a matrix that is held compressed, which is never there as a whole: decoded tile by
+tile, each tile multiplied.
 
 `multiply_transposed` and `multiply` are what compressed weights in mode "fused" call; the operators
 ``wcodec::linear`` and ``wcodec::linear_grad_input`` are the same on streams, for graphs and for
 code of your own, with gradients to all but the stream.
 
-Quantised weights have a scale for each row: ``y = (x @ W.T) * scale + bias``. Tiles of these are multiplied in float32 (float64 for `x` of
-that), scaled, the bias is added, and the result is rounded once. In bfloat16, a result would be rounded before it is scaled; in float16,
-what int8 weights give before it is scaled may be too large.
+Quantised weights have a scale for each row: ``y = (x @ W.T) * scale + bias``. Tiles of these are
+multiplied in float32 (float64 for `x` of that), scaled, the bias is added, and the result is
+rounded once. In bfloat16, a result would be rounded before it is scaled; in float16, what int8
+weights give before it is scaled may be too large.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ DEQUANTISED: Final = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 def _no_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
-    """No autocast, which would take tiles to another dtype, one by one; nothing where there is none, for that takes microseconds."""
+    """No autocast, which would take tiles to another dtype, one by one; nothing where there is
+    none, for that takes microseconds.
+    """
     device = x.device.type
     return (
         torch.autocast(device, enabled=False)
@@ -40,7 +44,7 @@ def _no_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
     )
 
 
-# ---- what weights call -----------------------------------------------------------------------------------------------------
+# ---- what weights call ---------------------------------------------------------------------------
 def multiply_transposed(
     held: Held,
     x: torch.Tensor,
@@ -53,7 +57,8 @@ def multiply_transposed(
     Parameters
     ----------
     x
-        Of shape (..., k) and the weight's dtype, or of any float type if the weight has one of `NARROW`.
+        Of shape (..., k) and the weight's dtype,
+        or of any float type if the weight has one of `NARROW`.
     bias
         Of shape (n,) and the dtype of `x`.
     scale
@@ -64,8 +69,8 @@ def multiply_transposed(
 
     Returns
     -------
-    Of shape (..., n) and the dtype of `x`; each tile is multiplied by PyTorch's own kernel, in the dtype of `x`, or with a scale in
-    float32 (float64 of that).
+    Of shape (..., n) and the dtype of `x`; each tile is multiplied by PyTorch's own kernel, in the
+    dtype of `x`, or with a scale in float32 (float64 of that).
 
     Raises
     ------
@@ -85,10 +90,8 @@ def _multiply_tiles_transposed(
     held: Held, x: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None
 ) -> torch.Tensor:
     n, k = held.shape
-    flat, out = (
-        x.reshape(-1, k) if k else x.new_zeros(x.shape[:-1].numel(), 0),
-        x.new_empty(*x.shape[:-1], n),
-    )
+    flat = x.reshape(-1, k) if k else x.new_zeros(x.shape[:-1].numel(), 0)
+    out = x.new_empty(*x.shape[:-1], n)
     into = out.view(-1, n) if n else out
     if out.numel() == 0:
         return out
@@ -127,7 +130,8 @@ def multiply(
 
     Returns
     -------
-    Of shape (..., k) and the dtype of `x`. Sums of tiles are added in float32, in float64 of that, and rounded once.
+    Of shape (..., k) and the dtype of `x`. Sums of tiles are added in float32, in float64 of that,
+    and rounded once.
 
     Raises
     ------
@@ -163,7 +167,9 @@ def wide_of(dtype: torch.dtype) -> torch.dtype:
 def dequantised(
     dense: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """A weight of shape (n, k) times its scale of shape (n,), rounded once to the dtype of activations; some rows at a time."""
+    """A weight of shape (n, k) times its scale of shape (n,), rounded once to the dtype of
+    activations; some rows at a time.
+    """
     if scale is None:
         return dense.to(dtype)
     out = torch.empty(dense.shape, dtype=dtype, device=dense.device)
@@ -193,7 +199,7 @@ def takes(dtype: torch.dtype, x: torch.dtype) -> bool:
     return x in FLOATS and (x == dtype or dtype in NARROW)
 
 
-# ---- operators -------------------------------------------------------------------------------------------------------------
+# ---- operators -----------------------------------------------------------------------------------
 def check(
     x: torch.Tensor,
     stream: torch.Tensor,
@@ -224,7 +230,8 @@ def check(
         )
     if not takes(dtype, x.dtype):
         raise RuntimeError(
-            f"a weight of {dtype} is not multiplied by {x.dtype}; int8 and float8 weights are, by any float type"
+            f"a weight of {dtype} is not multiplied by {x.dtype}; "
+            "int8 and float8 weights are, by any float type"
         )
     if bias is not None and (bias.dtype != x.dtype or tuple(bias.shape) != (shape[1 - dim],)):
         raise RuntimeError(
@@ -234,7 +241,8 @@ def check(
         scale.dtype not in (torch.float32, wide_of(x.dtype)) or tuple(scale.shape) != (shape[0],)
     ):
         raise RuntimeError(
-            f"the scale is {scale.dtype} of {tuple(scale.shape)}, not {torch.float32} of {(shape[0],)}"
+            f"the scale is {scale.dtype} of {tuple(scale.shape)}, "
+            f"not {torch.float32} of {(shape[0],)}"
         )
     for what, other in (("weight", stream), ("bias", bias), ("scale", scale)):
         if other is not None and other.device != x.device:
@@ -251,7 +259,8 @@ def linear(
     scale: torch.Tensor | None = None,
     mode: str = "fused",
 ) -> torch.Tensor:
-    """``(x @ W.T) * scale + bias`` for the weight W of a stream: a wcodec file of one tensor, uint8 of one dimension.
+    """``(x @ W.T) * scale + bias`` for the weight W of a stream:
+    a wcodec file of one tensor, uint8 of one dimension.
 
     A `CompressedTensor` stands for its stream, and is decoded first unless it is in mode "fused".
 
@@ -327,9 +336,11 @@ def _(
     return grad.new_empty(*grad.shape[:-1], shape[1])
 
 
-# ---- gradients -------------------------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    """What is kept for a backward pass: the stream and the scale, and what was multiplied if the scale has a gradient."""
+    """What is kept for a backward pass: the stream and the scale,
+    and what was multiplied if the scale has a gradient.
+    """
     x, stream, ctx.shape, ctx.dtype = inputs[:4]
     scale, ctx.mode = inputs[-2:]
     ctx.save_for_backward(stream, scale, x if scale is not None and scale.requires_grad else None)
@@ -374,7 +385,9 @@ def _grad_input_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | N
 
 
 def _to_scale(ctx: Any, x: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """The sum of ``grad * (x @ W.T)`` over the batch. The product is taken anew, in float32 if the weight is narrow."""
+    """The sum of ``grad * (x @ W.T)`` over the batch.
+    The product is taken anew, in float32 if the weight is narrow.
+    """
     stream, scale, _ = ctx.saved_tensors
     wide = wide_of(x.dtype)
     product = torch.ops.wcodec.linear(

@@ -1,7 +1,8 @@
 """Memory that compressed weights are decoded into, and the thread that decodes the next one ahead.
 
-One set of buffers serves all models of the process on a device: a weight is decoded, used, and its buffer handed on. While one
-weight is in use, the one that came behind it the last time is decoded by a thread (CPU) or on a stream of its own (GPU).
+One set of buffers serves all models of the process on a device: a weight is decoded, used, and its
+buffer handed on. While one weight is in use, the one that came behind it the last time is decoded
+by a thread (CPU) or on a stream of its own (GPU).
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Prefetcher:
         self._thread: ThreadPoolExecutor | None = None
 
     def decoded(self, held: Decodable) -> torch.Tensor:
-        """A buffer that starts with the decoded weight; to be given back. Starts to decode the next one.
+        """A buffer that starts with the decoded weight; to be given back.
+        Starts to decode the next one.
 
         Raises
         ------
@@ -157,7 +159,9 @@ class Prefetcher:
 
 
 def _when_done(future: Future[torch.Tensor], give: Callable[[torch.Tensor], None]) -> None:
-    """Hand back the buffer of a guess that was wrong; what went wrong with it will be met when its weight is used."""
+    """Hand back the buffer of a guess that was wrong;
+    what went wrong with it will be met when its weight is used.
+    """
 
     def finish(done: Future[torch.Tensor]) -> None:
         if not done.cancelled() and done.exception() is None:
@@ -196,13 +200,17 @@ def prefetcher_of(device: torch.device) -> Prefetcher:
 
 
 def tile_buffers(device: torch.device) -> Buffers:
-    """Memory for parts of weights that are multiplied as they are decoded; apart from that for whole ones, which is much larger."""
+    """Memory for parts of weights that are multiplied as they are decoded; apart from that for
+    whole ones, which is much larger.
+    """
     with _lock:
         return _tiles.setdefault(device, Buffers(device))
 
 
 def release_scratch() -> None:
-    """Give back the memory that compressed weights are decoded into; it is taken anew when one is used."""
+    """Give back the memory that compressed weights are decoded into;
+    it is taken anew when one is used.
+    """
     with _lock:
         some, tiles = list(_prefetchers.values()), list(_tiles.values())
     for buffers in tiles:
@@ -213,7 +221,9 @@ def release_scratch() -> None:
 
 
 def scratch_nbytes() -> int:
-    """Bytes that are kept to decode weights into, on all devices, of buffers that are not in use."""
+    """Bytes that are kept to decode weights into, on all devices,
+    of buffers that are not in use.
+    """
     with _lock:
         return sum(
             b.nbytes for b in [*(p.buffers for p in _prefetchers.values()), *_tiles.values()]
@@ -221,7 +231,9 @@ def scratch_nbytes() -> int:
 
 
 def return_freed_memory() -> None:
-    """Give freed memory back to the system: glibc keeps that of dense weights of up to 32 MB, which may be as much as the model."""
+    """Give freed memory back to the system: glibc keeps that of dense weights of up to 32 MB, which
+    may be as much as the model.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,6 @@
-"""A matrix that is held compressed, some rows at a time: a tile that fits caches is decoded, used, and its memory used again."""
+"""A matrix that is held compressed, some rows at a time: a tile that fits caches is decoded, used,
+and its memory used again.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,17 @@ def _n_words(part: Part) -> int:
 def row_tiles(
     file: File, t: TensorRecord, tiling: Tiling, dtype: torch.dtype
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The rows of a matrix in order: the number of the first one, and a tensor of as many as were decoded at once.
+    """The rows of a matrix in order: the number of the first one,
+    and a tensor of as many as were decoded at once.
 
-    The tensor is overwritten when the next one is asked for. Where segments do not end with rows, the start of a row waits for its end.
+    The tensor is overwritten when the next one is asked for. Where segments do not end with rows,
+    the start of a row waits for its end.
 
     Raises
     ------
     DecodeError
-        The CRC-32 of a segment does not match, or another thing is wrong with it; behind the last rows, that of the tensor.
+        The CRC-32 of a segment does not match, or another thing is wrong with it; behind the last
+        rows, that of the tensor.
     """
     n_cols, buffers = t.shape[1], tile_buffers(torch.device("cpu"))
     row_nbytes = n_cols * t.dtype.word_nbytes
