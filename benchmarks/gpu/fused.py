@@ -1,6 +1,6 @@
 """Linear layers straight from operands on this machine's GPU, against cuBLAS.
 
-    python benchmarks/gpu/fused.py           # shapes of Llama-3-8B and 70B, all weights and operands
+    python benchmarks/gpu/fused.py           # shapes of Llama-3-8B and 70B, all weights, operands
     python benchmarks/gpu/fused.py --weights bf16 --operands fixed --shapes 14336x4096 --batches 1,8
     python benchmarks/gpu/fused.py --table           # rows for wcodec/cuda/crossover.py, not tables
     python benchmarks/gpu/fused.py --table RESULT.json   # those of a result; nothing is measured

@@ -94,7 +94,8 @@ def coded_files(
     if not found:
         raise DecodeError(
             "bad_magic",
-            f"{str(source)!r} holds neither a .wcodec file nor a safetensors file in hub form",
+            "there is neither a .wcodec file nor a safetensors file in hub form in "
+            f"{str(source)!r}",
         )
     total = sum(c.data_nbytes for c in found.values())
     if max_nbytes is not None and total > max_nbytes:
