@@ -313,7 +313,7 @@ def some(vectors: Vectors, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("whole", [False, exhaustive(True)])
 def test_numba_passes(monkeypatch: pytest.MonkeyPatch, vectors: Vectors, whole: bool):
-    monkeypatch.setattr(conformance.kernels, "MOST_FLIPS", 500 if whole else 20)
+    monkeypatch.setattr(conformance.sweeps, "MOST_FLIPS", 500 if whole else 20)
     select = "" if whole else some(vectors, "prefixes/", "payload/", "flips/base_deflated")
     report = conformance.run(load_backend("numba"), select=select)
     assert [str(o) for o in report.failed] == []
@@ -414,7 +414,7 @@ def test_damaged_vectors_fail(tmp_path: Path, vectors: Vectors):
     row = vectors["accept/no_tensors"].row
     bases = [
         vectors[f"accept/{n}"].row
-        for n in (*conformance.kernels.FLIPPED, *conformance.kernels.CORRUPTED)
+        for n in (*conformance.sweeps.FLIPPED, *conformance.sweeps.CORRUPTED)
     ]
     (tmp_path / "manifest.json").write_text(json.dumps({"cases": [row, *bases]}))
     (tmp_path / "accept" / "no_tensors.wcodec").write_bytes(b"\x89WCODEC\n")

@@ -21,11 +21,12 @@ from wcodec.backends import load_backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
-from wcodec.planner import contexts as plan_contexts
 from wcodec.planner import fast as plan_fast
+from wcodec.planner.clusters import Clusters
 from wcodec.planner.costs import ideal_cost, log2_of
 from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.planner import Planner
+from wcodec.planner.scales import Scales
 from wcodec.reference.container import Index
 from wcodec.reference.contexts import unpack_scales
 from wcodec.reference.planes import Layout
@@ -266,7 +267,7 @@ def test_classes_find_rows_and_columns_of_like_scale() -> None:
         0,
         255,
     ).astype(np.uint8)
-    found = plan_contexts.Scales(plane, np.abs(2 * np.arange(256) - 255))
+    found = Scales(plane, np.abs(2 * np.arange(256) - 255))
     joint = found.joint()
     assert joint.sum() == plane.size
     true = np.stack(
@@ -294,7 +295,7 @@ def test_as_many_tables_as_there_are_kinds_of_histograms() -> None:
             for _ in range(10)
         ]
     )
-    clusters = plan_contexts.Clusters(counts, [], 12)
+    clusters = Clusters(counts, [], 12)
     clusters.grow(16)
     of_each = [set(clusters.number[i : i + 10].tolist()) for i in (0, 10, 20)]
     assert [len(used) for used in of_each] == [1, 1, 1]

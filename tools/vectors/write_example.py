@@ -51,7 +51,7 @@ def example_file() -> bytes:
         "w", dtype, (3, 4), 1, geometry, s, crcs, 32, payload.size, crc32(words.tobytes())
     )
     kinds = (
-        (container.RecordType.TABLES, container.write_tables(tables)),
+        (container.RecordType.TABLES, records.write_tables(tables)),
         (container.RecordType.TENSOR, records.write_tensor(t)),
     )
     raw = b"".join(container.RECORD.pack(kind, 1, len(body)) + body for kind, body in kinds)

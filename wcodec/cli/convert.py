@@ -98,6 +98,25 @@ class _Done:
     start: float
 
 
+def _check_output(
+    source: str, target: str, before: os.stat_result, one: Iterator[Any], other: Iterator[Any]
+) -> None:
+    """Whether an input may be removed: its output, read back and on the disk, holds the same, and
+    the input is what it was.
+
+    Raises
+    ------
+    DecodeError, EncodeError
+    """
+    if not is_same_stream(one, other):
+        with within(target):
+            raise DecodeError("bad_value", f"it does not hold what {source!r} does, which stays")
+    _sync(target)
+    now = os.stat(source)
+    if not os.path.samestat(before, now) or before.st_mtime_ns != now.st_mtime_ns:
+        raise EncodeError("bad_source", f"{source!r} has changed meanwhile, and stays")
+
+
 def _convert(
     args: argparse.Namespace,
     name_of: Callable[[str], str],
@@ -127,22 +146,9 @@ def _convert(
         done = _Done(source, target, report.pop("line"), report, start)
         if not args.rm:
             return say_done(done)
-        if not is_same_stream(
-            *(
-                look(path, backend, args.base)
-                for look, path in zip(contents, (source, target), strict=True)
-            )
-        ):
-            with within(target):
-                raise DecodeError(
-                    "bad_value", f"it does not hold what {source!r} does, which stays"
-                )
-        _sync(target)
-        if (
-            not os.path.samestat(before, os.stat(source))
-            or before.st_mtime_ns != os.stat(source).st_mtime_ns
-        ):
-            raise EncodeError("bad_source", f"{source!r} has changed meanwhile, and stays")
+        of_source, of_target = contents
+        pieces = of_source(source, backend, args.base), of_target(target, backend, args.base)
+        _check_output(source, target, before, *pieces)
         removable[source] = done
         return DONE
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from wcodec.cli.common import STATUSES, Parser, path_argument
 from wcodec.planner.options import CODERS, LAYOUTS, OPERANDS, PREDICTORS, PRESETS, TRANSFORMS
@@ -60,7 +61,7 @@ def parser() -> Parser:
     p.add_argument("--version", action="version", version=_version())
     subparsers = p.add_subparsers(metavar="SUBCOMMAND", required=True)
 
-    def add(name: str, room: str, text: str) -> argparse.ArgumentParser:
+    for name, (room, add_options, text) in SUBCOMMANDS.items():
         s = subparsers.add_parser(
             name,
             help=text,
@@ -70,70 +71,7 @@ def parser() -> Parser:
             allow_abbrev=False,
         )
         s.set_defaults(run=f"{room}.{name}", error=s.error)
-        return s
-
-    _add_encode(add("encode", "convert", "encode safetensors files, or directories of models"))
-    _add_decode(
-        add(
-            "decode", "convert", "restore the files or directories that were encoded, byte for byte"
-        )
-    )
-    _add_repack(
-        add("repack", "convert", "encode the tensors of .wcodec files anew, with other choices")
-    )
-    s = add(
-        "verify",
-        "inspect",
-        "decode all of files or directories, check every checksum, write nothing",
-    )
-    _add_inputs(s, "a .wcodec file, a safetensors file in hub form, or a directory of them")
-    _add_base(s)
-    _add_report(s)
-    _add_max_nbytes(s)
-    _add_info(add("info", "inspect", "show what files or directories hold and how it is coded"))
-    s = add("backends", "inspect", "list the backends: usable or why not, and which one is used")
-    _add_json(s)
-    _add_conformance(
-        add("conformance", "measure", "run the conformance suite against a backend or a program")
-    )
-    _add_warmup(
-        add(
-            "warmup",
-            "measure",
-            "compile ahead of time what the first call would wait for, for containers and CI",
-        )
-    )
-    add(
-        "demo",
-        "measure",
-        "make a checkpoint offline, encode, decode and compare it, show sizes and speeds",
-    )
-    s = add(
-        "bench",
-        "measure",
-        "measure speed and size of a safetensors file in memory, by backend, beside memcpy",
-    )
-    s.add_argument(
-        "input",
-        metavar="FILE.safetensors",
-        type=path_argument,
-        help="the file whose tensors are measured; it is only read",
-    )
-    s.add_argument(
-        "--rounds",
-        metavar="N",
-        type=_positive,
-        default=7,
-        help="runs of each; fewer of slow backends (default: 7)",
-    )
-    s.add_argument(
-        "--sample-nbytes",
-        metavar="N",
-        type=_positive,
-        default=1 << 28,
-        help="stop taking tensors there (default: 268435456)",
-    )
-    _add_json(s)
+        add_options(s)
     return p
 
 
@@ -340,6 +278,74 @@ def _add_base(s: argparse.ArgumentParser) -> None:
         "the file of its name beside it)"
     )
     s.add_argument("--base", metavar="BASE", type=path_argument, help=text)
+
+
+def _add_verify(s: argparse.ArgumentParser) -> None:
+    _add_inputs(s, "a .wcodec file, a safetensors file in hub form, or a directory of them")
+    _add_base(s)
+    _add_report(s)
+    _add_max_nbytes(s)
+
+
+def _add_bench(s: argparse.ArgumentParser) -> None:
+    text = "the file whose tensors are measured; it is only read"
+    s.add_argument("input", metavar="FILE.safetensors", type=path_argument, help=text)
+    text = "runs of each; fewer of slow backends (default: 7)"
+    s.add_argument("--rounds", metavar="N", type=_positive, default=7, help=text)
+    text = "stop taking tensors there (default: 268435456)"
+    s.add_argument("--sample-nbytes", metavar="N", type=_positive, default=1 << 28, help=text)
+    _add_json(s)
+
+
+def _add_nothing(s: argparse.ArgumentParser) -> None:
+    """For a subcommand without options."""
+
+
+#: Subcommands: the module with the function of the same name, what adds options, the help.
+SUBCOMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], str]]] = {
+    "encode": ("convert", _add_encode, "encode safetensors files, or directories of models"),
+    "decode": (
+        "convert",
+        _add_decode,
+        "restore the files or directories that were encoded, byte for byte",
+    ),
+    "repack": (
+        "convert",
+        _add_repack,
+        "encode the tensors of .wcodec files anew, with other choices",
+    ),
+    "verify": (
+        "inspect",
+        _add_verify,
+        "decode all of files or directories, check every checksum, write nothing",
+    ),
+    "info": ("inspect", _add_info, "show what files or directories hold and how it is coded"),
+    "backends": (
+        "inspect",
+        _add_json,
+        "list the backends: usable or why not, and which one is used",
+    ),
+    "conformance": (
+        "measure",
+        _add_conformance,
+        "run the conformance suite against a backend or a program",
+    ),
+    "warmup": (
+        "measure",
+        _add_warmup,
+        "compile ahead of time what the first call would wait for, for containers and CI",
+    ),
+    "demo": (
+        "measure",
+        _add_nothing,
+        "make a checkpoint offline, encode, decode and compare it, show sizes and speeds",
+    ),
+    "bench": (
+        "measure",
+        _add_bench,
+        "measure speed and size of a safetensors file in memory, by backend, beside memcpy",
+    ),
+}
 
 
 # ---- values --------------------------------------------------------------------------------------

@@ -12,32 +12,30 @@ import io
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.protocol import Backend, Checksums
+from wcodec.backends.protocol import Backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.sources import BufferSource
 from wcodec.conformance.cases import (
     Case,
     Check,
-    Decoded,
     Mismatch,
     Vectors,
     check_decode,
     check_encode,
-    decode,
     require,
 )
+from wcodec.conformance.guarded import CANARY, Guarded, check_checksums, decode_guarded, snapshot
 from wcodec.conformance.recipes import splitmix64
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
-from wcodec.reference import decoding, encoding
-from wcodec.reference.checksums import crc32_each
+from wcodec.reference import encoding
 from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import DTYPES, Words
 from wcodec.reference.prediction import MODES, N_MODES
@@ -48,17 +46,7 @@ from wcodec.reference.tiles import Geometry
 
 Bytes = NDArray[np.uint8]
 
-GUARD: Final = 64  #: bytes before and behind each array that a kernel gets
-CANARY: Final = 0xC5
 MOST_SEGMENTS: Final = 24  #: decoded one by one
-MOST_FLIPS: Final = 500  #: flipped bits of a payload
-#: small files, one of each structure
-FLIPPED: Final = ("base_bytes", "patches_5", "base_records", "base_deflated", "base_extended")
-CORRUPTED: Final = (  #: payloads of all kinds
-    "base_bytes", "base_pairs", "base_tiles", "base_both_planes", "base_coders", "base_nibbles",
-    "pairs_complex_patched", "patches_5", "eight_planes", "mixed_layouts", "n_129_bytes",
-    "base_contexts", "base_modes", "context_position_adst_left", "context_scale_shared",
-)  # fmt: skip
 THREADED: Final = (
     "base_bytes", "base_pairs", "base_tiles", "mixed_layouts", "auto_bfloat16", "auto_int8",
     "many_tensors", "auto_tables", "modes_mixed", "context_plane_tiles", "context_scale_parts",
@@ -67,111 +55,8 @@ THREADED: Final = (
 DCT_TOP: Final = 0x12  #: a mode
 
 
-# ---- arrays with guards --------------------------------------------------------------------------
-class Guarded:
-    """A device array amid canaries: `array` is what a kernel gets.
-
-    Parameters
-    ----------
-    content
-        uint8: what the array holds.
-    shift
-        Bytes by which it is off a multiple of 64.
-    """
-
-    def __init__(
-        self, backend: Backend, content: Bytes, canary: int = CANARY, shift: int = 0
-    ) -> None:
-        room = np.empty(content.size + 4 * GUARD, np.uint8)
-        start = -room.ctypes.data % GUARD
-        self.low, self.high = GUARD + shift, GUARD + shift + content.size
-        before = room[start : start + self.high + GUARD]
-        before[:] = canary
-        before[self.low : self.high] = content
-        self.expected = before.copy()
-        self.backend, self.device = backend, backend.to_device(before)
-        self.array = self.device[self.low : self.high]
-
-    def content(self, what: str) -> Bytes:
-        """What the array holds now, after a look at the canaries."""
-        now = self.backend.to_host(self.device)
-        for name, part in (("before", slice(0, self.low)), ("behind", slice(self.high, None))):
-            wrong = np.flatnonzero(now[part] != self.expected[part])
-            require(
-                not wrong.size,
-                f"nothing written {name} {what}",
-                f"{wrong.size} bytes changed there",
-            )
-        return np.asarray(now[self.low : self.high])
-
-    def unchanged(self, what: str) -> None:
-        """Check that nothing at all was written."""
-        same = bool((self.content(what) == self.expected[self.low : self.high]).all())
-        require(same, f"{what} to be left as it is", "changes")
-
-
-def snapshot(plan: SegmentPlan) -> list[bytes]:
-    """All arrays of a plan as bytes."""
-    columns = [getattr(plan.segments, f.name) for f in fields(SegmentTable)]
-    return [a.tobytes() for a in (*columns, plan.fill, plan.modes, plan.scales) if a is not None]
-
-
-def decode_guarded(
-    backend: Backend,
-    plan: SegmentPlan,
-    payload: Bytes,
-    canary: int = CANARY,
-    shift: int = 0,
-    checksums: bool = False,
-) -> tuple[NDArray[Any], Words]:
-    """Status and words of `Backend.decode_segments`, or of `Backend.decode_with_checksums`, with
-    canaries around all arrays.
-    """
-    geometry, word = plan.geometry, plan.dtype.word_type
-    source = Guarded(backend, payload, canary)
-    out = Guarded(
-        backend,
-        np.full(geometry.rows * geometry.cols * word.itemsize, canary ^ 0xFF, np.uint8),
-        canary,
-        shift,
-    )
-    before = snapshot(plan)
-    target = out.array.view(word).reshape(geometry.rows, geometry.cols)
-    if checksums:
-        status, sums = backend.decode_with_checksums(plan, source.array, target)
-        check_checksums(sums, plan, payload, out.content("out") if not status.any() else None)
-    else:
-        status = backend.decode_segments(plan, source.array, target)
-    words = out.content("out").view(word).reshape(geometry.rows, geometry.cols)
-    source.unchanged("the payload")
-    require(snapshot(plan) == before, "the plan to be left as it is", "changes")
-    n = geometry.n_segments
-    shaped = isinstance(status, np.ndarray) and status.dtype == np.uint8 and status.shape == (n,)
-    require(
-        shaped,
-        f"a status of uint8 and shape ({n},)",
-        f"{getattr(status, 'dtype', type(status))} {getattr(status, 'shape', '')}",
-    )
-    return status, words
-
-
-def check_checksums(
-    sums: Checksums, plan: SegmentPlan, payload: Bytes, words: Bytes | None
-) -> None:
-    """Checksums of all records, and of all words if these are known."""
-    due = crc32_each(payload, plan.offsets).tolist()
-    require(
-        sums.records.tolist() == due, "the CRC-32s of the records", str(sums.records.tolist()[:8])
-    )
-    require(
-        words is None or sums.words == zlib.crc32(words.data),
-        "the CRC-32 of the words",
-        str(sums.words),
-    )
-
-
 # ---- kernels on good input -----------------------------------------------------------------------
-def _payload(case: Case, t: TensorRecord) -> Bytes:
+def payload_of(case: Case, t: TensorRecord) -> Bytes:
     return np.frombuffer(case.data, np.uint8)[
         t.payload_offset : t.payload_offset + t.payload_nbytes
     ]
@@ -192,7 +77,7 @@ def check_kernels(case: Case, backend: Backend) -> None:
 
 def _check_tensor(case: Case, i: int, t: TensorRecord, f: File) -> None:
     backend = f.decoder.backend
-    plan, matrix, payload = t.plan(f.index.tables), _matrix(case, i, t), _payload(case, t)
+    plan, matrix, payload = t.plan(f.index.tables), _matrix(case, i, t), payload_of(case, t)
     for canary, shift in ((CANARY, 0), (0x3A, t.dtype.word_nbytes)):
         status, words = decode_guarded(backend, plan, payload, canary, shift, checksums=shift > 0)
         require(not status.any(), "status OK of all segments", str(status.tolist()[:20]))
@@ -399,7 +284,8 @@ def check_faults(vectors: Vectors, backend: Backend) -> None:
     for name, parts, due in FAULTS:
         case = vectors[f"accept/{name}"]
         index = Decoder(backend).read_index(BufferSource(case.data))
-        plan, spoilt = index.tensors[0].plan(index.tables), _payload(case, index.tensors[0]).copy()
+        plan = index.tensors[0].plan(index.tables)
+        spoilt = payload_of(case, index.tensors[0]).copy()
         starts = {f"plane {p}": int(plan.plane_offsets[p, 0]) for p in range(plan.dtype.n_planes)}
         starts |= {"modes": int(plan.offsets[0]), "patches": int(plan.patch_offsets[0])}
         for part in parts:
@@ -463,83 +349,6 @@ def check_limit(vectors: Vectors, backend: Backend) -> None:
         raise Mismatch("resource_limit", "an index")
 
 
-# ---- sweeps --------------------------------------------------------------------------------------
-def check_prefixes(case: Case, backend: Backend) -> None:
-    """Every strict prefix of a file is refused."""
-    for n in range(len(case.data)):
-        try:
-            decode(backend, case.data[:n])
-        except DecodeError as e:
-            require(e.code in ("truncated", "bad_magic"), f"truncated, cut to {n} bytes", str(e))
-        else:
-            raise Mismatch(f"truncated, cut to {n} bytes", "a decoded file")
-
-
-def _same(a: Decoded, b: Decoded) -> bool:
-    names = [[(t.name, t.dtype.id, t.shape) for t in d.index.tensors] for d in (a, b)]
-    return (
-        names[0] == names[1] and a.restored == b.restored and a.index.metadata == b.index.metadata
-    )
-
-
-def check_flips(case: Case, backend: Backend) -> None:
-    """Every flipped bit of a file is refused or changes nothing."""
-    good = decode(backend, case.data)
-    for bit in range(8 * len(case.data)):
-        spoilt = bytearray(case.data)
-        spoilt[bit // 8] ^= 1 << bit % 8
-        try:
-            got = decode(backend, bytes(spoilt))
-        except DecodeError:
-            continue
-        require(_same(good, got), f"a file refused whose bit {bit} was flipped", "other data")
-
-
-def corruptions(payload: Bytes, seed: int) -> Iterator[tuple[str, Bytes]]:
-    """A payload, spoilt in many ways: bits flipped, all 0, all 1, noise, shifted."""
-    n = 8 * payload.size
-    bits = (
-        range(n)
-        if n <= MOST_FLIPS
-        else sorted(set((splitmix64(seed, MOST_FLIPS) % np.uint64(n)).tolist()))
-    )
-    for bit in bits:
-        spoilt = payload.copy()
-        spoilt[bit // 8] ^= 1 << bit % 8
-        yield f"bit {bit} flipped", spoilt
-    yield "all 0", np.zeros_like(payload)
-    yield "all 255", np.full_like(payload, 255)
-    for i in range(4):
-        yield f"noise {i}", splitmix64(seed + i, payload.size).astype(np.uint8)
-    yield "shifted by 16 bytes", np.roll(payload, 16)
-    yield "shifted by 2 bytes", np.roll(payload, -2)
-
-
-def check_payload(case: Case, backend: Backend) -> None:
-    """On corrupt payloads a backend gives the status and the words of the reference,
-    and stays within its arrays.
-    """
-    index = decode(backend, case.data).index
-    for t in index.tensors:
-        plan = t.plan(index.tables)
-        for what, spoilt in corruptions(_payload(case, t), zlib.crc32(case.id.encode())):
-            out = np.zeros((t.geometry.rows, t.geometry.cols), t.dtype.word_type)
-            due = decoding.decode_segments(plan, spoilt, out)
-            status, words = decode_guarded(backend, plan, spoilt)
-            names = [
-                [Status(s).name if s < len(Status) else str(s) for s in many.tolist()[:20]]
-                for many in (due, status)
-            ]
-            require(np.array_equal(status, due), f"status {names[0]} ({what})", str(names[1]))
-            for k in np.flatnonzero(due == Status.OK).tolist():
-                part = t.geometry.rectangle(k)
-                require(
-                    bool((words[part] == out[part]).all()),
-                    f"the reference's words in segment {k} ({what})",
-                    "others",
-                )
-
-
 def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
     """Checks of kernels, and sweeps."""
     for case in vectors.cases:
@@ -550,20 +359,3 @@ def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
     yield Check("duty/faults", ("R13.1",), partial(check_faults, vectors, backend))
     yield Check("duty/differences", ("R12.5",), partial(check_differences, backend))
     yield Check("duty/max_nbytes", ("R13.2",), partial(check_limit, vectors, backend))
-
-
-def sweeps(vectors: Vectors, backend: Backend) -> Iterator[Check]:
-    """Spoilt files made on the spot."""
-    for name in FLIPPED:
-        case = vectors[f"accept/{name}"]
-        yield Check(
-            f"prefixes/{name}", ("R4.6", "R4.7", "R13.1"), partial(check_prefixes, case, backend)
-        )
-        yield Check(f"flips/{name}", ("R11.2", "R13.1"), partial(check_flips, case, backend))
-    for name in CORRUPTED:
-        case = vectors[f"accept/{name}"]
-        yield Check(
-            f"payload/{name}",
-            ("R9.11", "R10.4", "R10.8", "R13.1"),
-            partial(check_payload, case, backend),
-        )

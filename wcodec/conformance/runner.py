@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wcodec.backends import Backend
-from wcodec.conformance import cases, kernels
+from wcodec.conformance import cases, kernels, sweeps
 from wcodec.conformance.cases import Check, Mismatch, Vectors, load, sha256
 from wcodec.conformance.command import Command, command_checks, command_sweeps
 
@@ -84,9 +84,8 @@ def checks_of(target: Backend | Command, vectors: Vectors) -> tuple[list[Check],
     """The checks of a target, and its sweeps."""
     if isinstance(target, Command):
         return list(command_checks(vectors, target)), list(command_sweeps(vectors, target))
-    return [*cases.checks(vectors, target), *kernels.checks(vectors, target)], list(
-        kernels.sweeps(vectors, target)
-    )
+    own = [*cases.checks(vectors, target), *kernels.checks(vectors, target)]
+    return own, list(sweeps.sweeps(vectors, target))
 
 
 def _run_one(check: Check) -> Outcome:
@@ -101,6 +100,25 @@ def _run_one(check: Check) -> Outcome:
     else:
         outcome, message = "passed", ""
     return Outcome(check.id, check.rules, outcome, time.perf_counter() - start, message)
+
+
+def _run_all(
+    checks: list[Check],
+    report: Report,
+    progress: Callable[[Iterable[Outcome], int], Iterable[Outcome]],
+    n_threads: int | None,
+) -> None:
+    """Run checks until Ctrl-C. Threads are for programs, whose start is slow; a backend has threads
+    of its own.
+    """
+    with ThreadPoolExecutor(n_threads or 1) as pool:
+        outcomes = pool.map(_run_one, checks) if n_threads else map(_run_one, checks)
+        try:
+            for outcome in progress(outcomes, len(checks)):
+                report.outcomes.append(outcome)
+        except KeyboardInterrupt:
+            report.interrupted = True
+            pool.shutdown(cancel_futures=True)
 
 
 def run(
@@ -140,17 +158,8 @@ def run(
         "cases": len(vectors.cases),
         "manifest_sha256": sha256((vectors.folder / "manifest.json").read_bytes()),
     }
-    # for programs, whose start is slow; a backend has threads of its own
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = (
-            pool.map(_run_one, chosen) if isinstance(target, Command) else map(_run_one, chosen)
-        )
-        try:
-            for outcome in progress(outcomes, len(chosen)):
-                report.outcomes.append(outcome)
-        except KeyboardInterrupt:
-            report.interrupted = True
-            pool.shutdown(cancel_futures=True)
+    n_threads = os.cpu_count() if isinstance(target, Command) else 0
+    _run_all(chosen, report, progress, n_threads)
     done, due = {o.id for o in report.outcomes}, {c.id for c in chosen}
     report.outcomes += [
         Outcome(

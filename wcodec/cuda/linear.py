@@ -98,11 +98,8 @@ def plan_linear(
     splits = max(1, BLOCKS_A_PROCESSOR * n_processors // _ceil_div(row_tiles, WARPS))
     # tiles of x in shared memory: a round or more a slice
     stage = (CODED_STAGE_VECTORS if coded else STAGE_VECTORS) >> (row_bits + 2)
-    most = (
-        1
-        if variant == MOST_BATCH
-        else min(WARPS, stage if coded else stage // step, max(1, col_tiles // step))
-    )
+    most = min(WARPS, stage if coded else stage // step, max(1, col_tiles // step))
+    most = 1 if variant == MOST_BATCH else most
     wanted = min(splits, max(1, X_READS // batch)) if n_slices is None else n_slices
     bits = min(wanted, most).bit_length() - 1
     n_parts = max(1, splits >> bits) if n_parts is None else n_parts
@@ -134,8 +131,7 @@ def linear(
     plan: LinearPlan | None = None,
     workspace: int | None = None,
 ) -> Any:
-    """Queue a product on the current stream. Sums are fp32,
-    and the same from run to run with the same plan.
+    """Queue a product on the current stream. Sums are fp32, the same from run to run with a plan.
 
     Parameters
     ----------
@@ -143,18 +139,16 @@ def linear(
         Device address of words of type `factors`, row by row, of shape (batch, columns of W).
         Faster at a multiple of 16, if the number of columns is one of 8.
     y
-        Device address for words of that type, row by row, of shape (batch, rows of W).
-    bias
-        Device address of words of that type, one for each row of W; 0 for none.
-    scale
-        Device address of fp32 factors for sums, one for each row of W; 0 for none.
+        Device address for words of that type, of shape (batch, rows of W).
+    bias, scale
+        Device addresses of words of that type, and of fp32 factors for sums, one for each row of W;
+        0 for none.
     factors
         "bf16", or "fp16" for weights of a byte.
     plan
         By default, that of `plan_linear`.
     workspace
-        Device address of `LinearPlan.workspace_nbytes`, a multiple of 16;
-        by default, memory is taken from the runtime.
+        Device address of `LinearPlan.workspace_nbytes`, a multiple of 16; by default, it is taken.
 
     Returns
     -------
@@ -179,9 +173,8 @@ def linear(
             taken = runtime.empty(plan.workspace_nbytes)
             workspace = runtime.address(taken)
         parts, ends = np.uint64(workspace or 0), (np.uint64(y), np.uint64(bias), np.uint64(scale))
-        kernel, sizes, add, blocks, counts = _launches(
-            weight.weights, weight.coded, factors, rows, batch, plan
-        )
+        kind = weight.weights, weight.coded, factors
+        kernel, sizes, add, blocks, counts = _launches(*kind, rows, batch, plan)
         runtime.launch(kernel, plan.grid, BLOCK, *weight.args, np.uint64(x), *ends, *sizes, parts)
         if plan.n_parts > 1:
             runtime.launch(add, blocks, BLOCK, *ends, *counts, parts)

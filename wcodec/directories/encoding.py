@@ -354,10 +354,8 @@ def encode_safetensors_to_wcodec(
         The file or directory to be written.
     form
         ``"wcodec"``: ``.wcodec`` files. ``"hub"``: safetensors files in hub form, for transformers.
-    preset
-        ``"fast"``, ``"default"`` or ``"max"``.
-    options
-        More choices than the preset, instead of it; see `EncodeOptions`.
+    preset, options
+        ``"fast"``, ``"default"`` or ``"max"``; or more choices, see `EncodeOptions`.
     backend
         A backend or its name; ``None`` for the one of `wcodec.get_backend`.
     base
@@ -365,8 +363,7 @@ def encode_safetensors_to_wcodec(
     progress
         Called with the number of bytes that were just done.
     overwrite
-        Whether a file may be replaced; of a directory, see `encode_directory`.
-        An output that is an input never is.
+        Whether a file may be replaced that is no input; of a directory, see `encode_directory`.
 
     Returns
     -------

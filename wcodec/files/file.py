@@ -28,7 +28,7 @@ from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase
 from wcodec.files.extract import extract
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.files.safetensors_header import entry_of, restored_header
-from wcodec.files.slices import entries_of, flat_ids, picks_of, touched
+from wcodec.files.slices import Slice
 from wcodec.reference.container import MAGIC, ByteSource, Index
 from wcodec.reference.differences import BaseTensor, Difference, content_hash
 from wcodec.reference.planes import Bytes, DType, Words
@@ -63,8 +63,7 @@ def open(
     Parameters
     ----------
     file
-        A path, which is mapped, or a seekable binary file object, such as one of ``fsspec``,
-        or the bytes of a file.
+        A path, which is mapped, a seekable binary file object, or the bytes of a file.
     backend
         ``None`` for the one of `wcodec.get_backend`.
     base
@@ -226,7 +225,14 @@ class File:
         ------
         KeyError
         """
-        return Slice(self, self.original(self._by_name[name]))
+        return Slice(self.original(self._by_name[name]), repr(self), self._read_segments)
+
+    def _read_segments(
+        self, t: TensorRecord, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
+    ) -> None:
+        with within(self.path):
+            plan, base = t.plan(self.index.tables), self.base_of(t)
+            self.decoder.grid(self.source, t, plan, down, across, out, base)
 
     def extract(self, name: str) -> Bytes:
         """A tensor as a file of its own: uint8, the bytes that `wcodec.decode` takes. Nothing is
@@ -399,79 +405,6 @@ class File:
                 tensor=t.name,
             )
         return found
-
-
-class Slice:
-    """A tensor of which parts are read: only the segments that a part touches are read and decoded.
-
-    A segment is checked against its CRC-32; the tensor's own CRC-32 needs all of them and is not.
-    """
-
-    def __init__(self, file: File, record: TensorRecord) -> None:
-        self._file, self._record = file, record
-
-    def __repr__(self) -> str:
-        return (
-            f"<wcodec Slice: {self._record.name!r} of {self._file!r}, {self.get_dtype()}, "
-            f"shape {self.get_shape()}>"
-        )
-
-    def get_shape(self) -> list[int]:
-        """Shape of the whole tensor."""
-        return list(self._record.shape)
-
-    def get_dtype(self) -> str:
-        """Name of the dtype as in safetensors."""
-        return self._record.dtype.safetensors or self._record.dtype_name or "U8"
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Part of the tensor by integers, slices and ``...``, as NumPy takes them.
-
-        Raises
-        ------
-        IndexError, TypeError
-            As NumPy does.
-        DecodeError
-        """
-        t = self._record
-        picks = picks_of(index, t.shape)
-        shape = tuple(len(p) for p in picks if isinstance(p, range))
-        rows = flat_ids(picks[: t.row_rank], t.shape[: t.row_rank])
-        cols = flat_ids(picks[t.row_rank :], t.shape[t.row_rank :])
-        return self._part(rows, cols, shape)
-
-    def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
-        """Entries of the first dimension by their numbers, ascending and not negative:
-        ``whole[ids]``.
-
-        Raises
-        ------
-        IndexError
-        DecodeError
-        """
-        t = self._record
-        return self._part(*entries_of(ids, t.shape, t.row_rank), (ids.size, *t.shape[1:]))
-
-    def _part(
-        self, rows: NDArray[np.int64], cols: NDArray[np.int64], shape: tuple[int, ...]
-    ) -> NDArray[Any]:
-        """Rows and columns of the matrix view, by their numbers in elements."""
-        t = self._record
-        if rows.size == 0 or cols.size == 0:
-            return np.empty(shape, t.dtype.numpy)
-        n = t.dtype.words_per_element
-        cols = (cols[:, None] * n + np.arange(n)).reshape(-1)
-        down, row_at = touched(rows, t.geometry.segment_rows, t.geometry.rows)
-        across, col_at = touched(cols, t.geometry.segment_cols, t.geometry.cols)
-        part, _ = t.geometry.select(down, across)
-        grid = np.empty((part.rows, part.cols), t.dtype.word_type)
-        file = self._file
-        with within(file.path):
-            file.decoder.grid(
-                file.source, t, t.plan(file.index.tables), down, across, grid, file.base_of(t)
-            )
-        words = np.ascontiguousarray(grid[row_at][:, col_at])
-        return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
 
 
 def open_base(

@@ -3,10 +3,93 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from wcodec.reference.planes import Words
+from wcodec.reference.records import TensorRecord
+
+Ids = NDArray[np.int64]
+ReadSegments = Callable[[TensorRecord, Ids, Ids, Words], None]
+
+
+class Slice:
+    """A tensor of which parts are read: only the segments that a part touches are read and decoded.
+
+    A segment is checked against its CRC-32; the tensor's own CRC-32 needs all of them and is not.
+
+    Parameters
+    ----------
+    what
+        What the tensor's file is called.
+    read
+        Decodes segment rows and columns of a tensor into a matrix of words.
+    """
+
+    def __init__(self, record: TensorRecord, what: str, read: ReadSegments) -> None:
+        self._record, self._what, self._read = record, what, read
+
+    def __repr__(self) -> str:
+        return (
+            f"<wcodec Slice: {self._record.name!r} of {self._what}, {self.get_dtype()}, "
+            f"shape {self.get_shape()}>"
+        )
+
+    def get_shape(self) -> list[int]:
+        """Shape of the whole tensor."""
+        return list(self._record.shape)
+
+    def get_dtype(self) -> str:
+        """Name of the dtype as in safetensors."""
+        return self._record.dtype.safetensors or self._record.dtype_name or "U8"
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Part of the tensor by integers, slices and ``...``, as NumPy takes them.
+
+        Raises
+        ------
+        IndexError, TypeError
+            As NumPy does.
+        DecodeError
+        """
+        t = self._record
+        picks = picks_of(index, t.shape)
+        shape = tuple(len(p) for p in picks if isinstance(p, range))
+        rows = flat_ids(picks[: t.row_rank], t.shape[: t.row_rank])
+        cols = flat_ids(picks[t.row_rank :], t.shape[t.row_rank :])
+        return self._part(rows, cols, shape)
+
+    def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Entries of the first dimension by their numbers, ascending and not negative:
+        ``whole[ids]``.
+
+        Raises
+        ------
+        IndexError
+        DecodeError
+        """
+        t = self._record
+        return self._part(*entries_of(ids, t.shape, t.row_rank), (ids.size, *t.shape[1:]))
+
+    def _part(
+        self, rows: NDArray[np.int64], cols: NDArray[np.int64], shape: tuple[int, ...]
+    ) -> NDArray[Any]:
+        """Rows and columns of the matrix view, by their numbers in elements."""
+        t = self._record
+        if rows.size == 0 or cols.size == 0:
+            return np.empty(shape, t.dtype.numpy)
+        n = t.dtype.words_per_element
+        cols = (cols[:, None] * n + np.arange(n)).reshape(-1)
+        down, row_at = touched(rows, t.geometry.segment_rows, t.geometry.rows)
+        across, col_at = touched(cols, t.geometry.segment_cols, t.geometry.cols)
+        part, _ = t.geometry.select(down, across)
+        grid = np.empty((part.rows, part.cols), t.dtype.word_type)
+        self._read(t, down, across, grid)
+        words = np.ascontiguousarray(grid[row_at][:, col_at])
+        return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
 
 
 def picks_of(index: Any, shape: tuple[int, ...]) -> list[range | int]:

@@ -33,10 +33,9 @@ from wcodec.inspect.report import (
 from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
-from wcodec.reference.container import write_contexts, write_tables
 from wcodec.reference.planes import DType
 from wcodec.reference.prediction import MODES, Mode, mode_name
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.records import TensorRecord, write_contexts, write_tables
 from wcodec.reference.tiles import Geometry
 from wcodec.reference.transforms import Transform
 

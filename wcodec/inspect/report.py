@@ -14,11 +14,10 @@ from wcodec.backends import Backend
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
-from wcodec.reference.container import write_tables
 from wcodec.reference.operands import operand_form
 from wcodec.reference.planes import DType, Layout
 from wcodec.reference.prediction import MODES, PER_TILE, mode_name
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.records import TensorRecord, write_tables
 from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tables import ContextKind
 from wcodec.reference.tiles import Geometry

@@ -10,232 +10,37 @@ to the lowest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.planner.clusters import Clusters, map_price, price
 from wcodec.planner.costs import (
-    BIT,
-    BYTE,
     IMPOSSIBLE,
     Choice,
     Chunk,
     Costs,
     Counts,
-    ideal_cost,
-    log2_of,
     quantise,
     stream_nbytes,
     symbol_costs,
 )
 from wcodec.planner.modes import TileModes
+from wcodec.planner.scales import Scales, joint_counts, positions, weights
 from wcodec.planner.tables import MAX_RARE, MAX_TABLES, RECENT_TABLES, Tables
-from wcodec.reference.contexts import pack_scales
-from wcodec.reference.planes import Bytes, DType, WordMap, split
+from wcodec.reference.planes import Bytes, split
 from wcodec.reference.prediction import PER_TILE, residuals
 from wcodec.reference.segments import Coder, padded
-from wcodec.reference.tables import MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap, Table
-from wcodec.reference.tiles import Geometry, tiles
+from wcodec.reference.tables import MAX_CLASSES, N_CONTEXTS, ContextKind, ContextMap
+from wcodec.reference.tiles import tiles
 
-SIDES: Final = 4  #: classes of rows, and of columns
-#: a count of so many parts, to which one is added, while clusters are looked for
-SMOOTH: Final = 32
-#: of more symbols, four neighbours are counted as one while classes are looked for
-MANY: Final = 64
-#: what a symbol costs that a table cannot code, while classes are looked for
-DEAR: Final = 64 * BIT
 LEAST_WORDS: Final = 4096  #: smaller segments have no contexts, unless these are forced
 BLOCK: Final = 64  #: segments looked at together
 NEW_TABLES: Final = 64  #: most tables that contexts of a block add
 ROUNDS: Final = 2  #: of fitting classes to tables, and tables to classes
 RECENT_MAPS: Final = 64  #: how far back an encoder looks for a map that fits
 FEW_MAPS: Final = 4  #: the same, for segments so small that looking would take longer than all else
-
-
-# ---- clusters ------------------------------------------------------------------------------------
-def _prices(counts: Counts) -> Costs:
-    """Cost of each symbol (last axis) given counts, all above 0."""
-    smooth = counts * SMOOTH + 1
-    return (log2_of(smooth.sum(axis=-1, keepdims=True)) - log2_of(smooth)).astype(np.float64)
-
-
-def _by_rank(weight: Counts) -> Counts:
-    """Classes of equal size, by ascending weight."""
-    rank = np.empty(weight.size, np.int64)
-    rank[np.argsort(weight, kind="stable")] = np.arange(weight.size)
-    return rank * SIDES // weight.size
-
-
-class Scales:
-    """Classes of the rows and the columns of a segment's plane.
-
-    Parameters
-    ----------
-    symbols
-        uint8 of shape (height, width).
-    weight
-        Of each of 256 symbols: classes ascend by its mean.
-    """
-
-    def __init__(self, symbols: Bytes, weight: Counts) -> None:
-        self.symbols, self.counts = symbols, np.bincount(symbols.reshape(-1), minlength=256)
-        bins = np.flatnonzero(self.counts) >> (2 if (self.counts > 0).sum() > MANY else 0)
-        found, number = np.unique(bins, return_inverse=True)
-        self.bin_of, self.n = np.zeros(256, np.int64), found.size
-        self.bin_of[self.counts > 0] = number.reshape(-1)
-        self.bins = self.bin_of[symbols]
-        self.rows = _by_rank(weight[symbols].sum(axis=1))
-        by_col = self._by_col()
-        self.cols = self._clusters(by_col, _by_rank(by_col.sum(axis=1) @ self._mean(weight)), 3)
-        self.rows = self._clusters(self._by_row(), self.rows, 4)
-        self.cols = self._clusters(self._by_col(), self.cols, 2)
-
-    def _mean(self, of_symbols: NDArray[Any]) -> Counts:
-        """Of each bin, the mean over its symbols (last axis)."""
-        of_bin = (self.bin_of[:, None] == np.arange(self.n)).astype(np.float64)
-        return np.asarray((of_symbols * self.counts) @ of_bin // (self.counts @ of_bin), np.int64)
-
-    def _by_row(self) -> Counts:
-        """Counts of bins by row and class of columns."""
-        return self._lines(np.arange(len(self.rows))[:, None] * SIDES + self.cols, len(self.rows))
-
-    def _by_col(self) -> Counts:
-        """Counts of bins by column and class of rows."""
-        width = self.symbols.shape[1]
-        return self._lines(np.arange(width) * SIDES + self.rows[:, None], width)
-
-    def _lines(self, line: Counts, n_lines: int) -> Counts:
-        bins = (line * self.n + self.bins).reshape(-1)
-        counts = np.bincount(bins, minlength=n_lines * SIDES * self.n)
-        return counts.reshape(n_lines, SIDES, self.n)
-
-    def _clusters(self, counts: Counts, classes: Counts, rounds: int) -> Counts:
-        """Classes of lines given their counts: each goes where it is shortest, repeatedly."""
-        flat = counts.reshape(len(counts), -1).astype(np.float64)
-        for _ in range(rounds):
-            sums = (np.arange(SIDES)[:, None] == classes).astype(np.float64) @ flat
-            prices = _prices(sums.astype(np.int64).reshape(SIDES, SIDES, -1))
-            classes = np.argmin(flat @ prices.reshape(SIDES, -1).T, axis=1)
-        return classes
-
-    def fit(self, cost: Costs) -> None:
-        """Assign rows, then columns, to the classes of tables whose costs are given: (16, 256)."""
-        prices = self._mean(np.minimum(cost, DEAR)).reshape(SIDES, SIDES, self.n).astype(np.float64)
-        by_row = self._by_row().reshape(len(self.rows), -1)
-        self.rows = np.argmin(by_row @ prices.reshape(SIDES, -1).T, axis=1)
-        by_col = self._by_col().reshape(len(self.cols), -1)
-        self.cols = np.argmin(by_col @ prices.swapaxes(0, 1).reshape(SIDES, -1).T, axis=1)
-
-    def joint(self) -> Counts:
-        """Counts of the symbols by both classes: (16, 256)."""
-        classes = (self.rows[:, None] * SIDES + self.cols).astype(np.uint8)
-        return _joint(classes, self.symbols, SIDES * SIDES)
-
-    def packed(self) -> Bytes:
-        """As the record holds them."""
-        return pack_scales(self.rows.astype(np.uint8), self.cols.astype(np.uint8))
-
-
-def weights(dtype: DType) -> Counts:
-    """What grows with the magnitude of a word, by its top byte."""
-    s = np.arange(256)
-    if dtype.word_map is WordMap.OFFSET:
-        return np.abs(2 * s - 255)
-    return s & 127 if dtype.numpy.kind == "f" and dtype.word_map is WordMap.IDENTITY else s
-
-
-def positions(segment: Bytes, g: Geometry) -> Bytes:
-    """Place of each word of a segment in the 8x8 blocks of its tile (R9.13), in raster order."""
-    rows, cols = (
-        np.arange(n) % t % 8 for n, t in zip(segment.shape, (g.tile_rows, g.tile_cols), strict=True)
-    )
-    return np.asarray(rows[:, None] * 8 + cols, np.uint8)
-
-
-# ---- tables and maps -----------------------------------------------------------------------------
-def _price(table: Table) -> int:
-    return (table.serialised_nbytes + 2) * BYTE
-
-
-def _map_price(n_contexts: int, n_classes: int) -> int:
-    return (2 + n_contexts + 2 * n_classes) * BYTE
-
-
-class Clusters:
-    """Tables for many histograms: those given, and new ones as long as they pay.
-
-    Parameters
-    ----------
-    counts
-        Histograms (n, 256).
-    tables
-        What there is.
-    prob_bits
-        Of new tables.
-    """
-
-    def __init__(self, counts: Counts, tables: list[Table], prob_bits: int) -> None:
-        self.counts = counts
-        self.tables = list(tables)
-        self.prob_bits = prob_bits
-        self.n_given = len(tables)
-        self.total = counts.sum(axis=0)
-        self.number, self.cost = np.zeros(len(counts), np.int64), np.full(len(counts), IMPOSSIBLE)
-        for i, table in enumerate(self.tables):
-            self._offer(i, table)
-
-    def _offer(self, i: int, table: Table) -> None:
-        got = self.counts @ symbol_costs(table)
-        self.number = np.where(got < self.cost, i, self.number)
-        self.cost = np.minimum(got, self.cost)
-
-    def _table(self, of: NDArray[np.bool_], everything: bool = False) -> Table:
-        """A table for some histograms; `everything` gives a slot to all symbols that occur
-        anywhere.
-        """
-        total = self.counts[of].sum(axis=0)
-        rare = (total == 0) & (self.total > 0)
-        if not everything and rare.sum() > MAX_RARE:
-            rare[:] = False
-        if (total + rare > 0).sum() < 2:  # a table has at least two symbols
-            rare[int(np.argmax(total == 0))] = True
-        return quantise(total + rare, self.prob_bits)
-
-    def grow(self, most: int) -> None:
-        """Add up to `most` tables, the next one for the histogram that gains most,
-        and for all that like it.
-        """
-        ideal, tried = ideal_cost(self.counts), np.zeros(len(self.counts), bool)
-        for _ in range(2 * most):
-            gain = np.where(tried, 0, self.cost - ideal)
-            k = int(np.argmax(gain))
-            if gain[k] < 64 * BYTE or len(self.tables) - self.n_given == most:
-                break
-            tried[k] = True
-            takers = (
-                self.counts @ symbol_costs(self._table(np.arange(len(gain)) == k, everything=True))
-                < self.cost
-            )
-            takers[k] = True
-            new = self._table(takers)
-            got = self.counts @ symbol_costs(new)
-            if np.maximum(self.cost - got, 0).sum() > _price(new):
-                self.tables.append(new)
-                self._offer(len(self.tables) - 1, new)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Make each new table again from the histograms that it has, twice."""
-        for _ in range(2):
-            for i in range(self.n_given, len(self.tables)):
-                # nothing costs nothing, wherever it is
-                mine = (self.number == i) & (self.counts > 0).any(axis=1)
-                if mine.any():
-                    self.tables[i] = self._table(mine)
-                    self.cost[mine] = self.counts[mine] @ symbol_costs(self.tables[i])
-            for i in range(self.n_given, len(self.tables)):
-                self._offer(i, self.tables[i])
 
 
 @dataclass
@@ -299,7 +104,7 @@ class Contexts:
         new = ContextMap(kind, class_of, tuple(len(self.pool) + i for i in range(used.size)))
         self.pool.tables += [clusters.tables[i] for i in used]
         got = self._costs(joint, new)
-        price = sum(_price(clusters.tables[i]) for i in used) + _map_price(
+        price = sum(price(clusters.tables[i]) for i in used) + map_price(
             N_CONTEXTS[kind], used.size
         )
         if np.maximum(found.cost - got, 0).sum() > price:
@@ -383,7 +188,7 @@ class Contexts:
                 class_of.reshape(-1).astype(np.uint8).tobytes(),
                 tuple(used.tolist()),
             )
-            if cost + _map_price(16, used.size) < found.cost[k]:
+            if cost + map_price(16, used.size) < found.cost[k]:
                 self.pool.maps.append(new)
                 rest = self._costs(joint[k:], new)
                 better = rest < found.cost[k:]
@@ -440,12 +245,15 @@ class Contexts:
         by_plane = np.flatnonzero(wanted & (p > 0))
         g = chunk.geometry
         if by_plane.size:
-            joint = np.stack([_joint(tops[i], coded[i], 256) for i in by_plane])
+            joint = np.stack([joint_counts(tops[i], coded[i], 256) for i in by_plane])
             self._take(choice, ids[by_plane], self.shared(joint, ContextKind.PLANE), 0)
         if by_place.size:
             places = [positions(coded[i], g) for i in by_place]
             joint = np.stack(
-                [_joint(place, coded[i], 64) for i, place in zip(by_place, places, strict=True)]
+                [
+                    joint_counts(place, coded[i], 64)
+                    for i, place in zip(by_place, places, strict=True)
+                ]
             )
             self._take(choice, ids[by_place], self.shared(joint, ContextKind.POSITION), 0)
         if by_scale.size:
@@ -486,15 +294,9 @@ class Contexts:
         }
         maps = [self.pool.maps[i] for i in sorted(numbers)]
         own = {t for m in maps for t in m.tables if t >= n_tables}
-        return sum(_map_price(len(m.class_of), len(m.tables)) for m in maps) + sum(
-            _price(self.pool[t]) for t in sorted(own)
+        return sum(map_price(len(m.class_of), len(m.tables)) for m in maps) + sum(
+            price(self.pool[t]) for t in sorted(own)
         )
-
-
-def _joint(contexts: Bytes, symbols: Bytes, n_contexts: int) -> Counts:
-    """Counts of symbols by context."""
-    key = contexts.astype(np.uint16) << np.uint16(8) | symbols
-    return np.bincount(key.reshape(-1), minlength=n_contexts * 256).reshape(n_contexts, 256)
 
 
 def _coded(

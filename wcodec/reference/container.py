@@ -17,12 +17,20 @@ from numpy.typing import NDArray
 
 from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32
-from wcodec.reference.records import Cursor, TensorRecord, fail, read_tensor, write_tensor
+from wcodec.reference.records import (
+    Cursor,
+    TensorRecord,
+    fail,
+    read_contexts,
+    read_metadata,
+    read_tables_record,
+    read_tensor,
+    write_contexts,
+    write_metadata,
+    write_tables,
+    write_tensor,
+)
 from wcodec.reference.tables import (
-    MAX_CLASSES,
-    N_CONTEXTS,
-    ContextKind,
-    ContextMap,
     TablePool,
     TableReader,
     read_tables,
@@ -114,20 +122,6 @@ def _record(kind: int, body: bytes, flags: int = 0) -> bytes:
     return RECORD.pack(kind, flags, len(body)) + body
 
 
-def write_tables(tables: TablePool) -> bytes:
-    """The body of a TABLES record (R4.20)."""
-    return struct.pack("<H", len(tables)) + b"".join(t.serialised for t in tables.tables)
-
-
-def write_contexts(tables: TablePool) -> bytes:
-    """The body of a CONTEXTS record (R4.25)."""
-    maps = [
-        bytes([m.kind, len(m.tables)]) + m.class_of + struct.pack(f"<{len(m.tables)}H", *m.tables)
-        for m in tables.maps
-    ]
-    return struct.pack("<H", len(maps)) + b"".join(maps)
-
-
 def _write_tensor(t: TensorRecord) -> bytes:
     """A TENSOR or DUPLICATE record."""
     if t.duplicate_of is None:
@@ -135,12 +129,6 @@ def _write_tensor(t: TensorRecord) -> bytes:
     return _record(
         RecordType.DUPLICATE, struct.pack("<I", t.duplicate_of) + t.name.encode(), MUST_UNDERSTAND
     )
-
-
-def write_metadata(metadata: dict[str, str]) -> bytes:
-    """The body of a METADATA record (R4.23)."""
-    texts = [text.encode() for pair in metadata.items() for text in pair]
-    return struct.pack("<I", len(metadata)) + b"".join(struct.pack("<I", len(t)) + t for t in texts)
 
 
 def write_index(index: Index, index_offset: int) -> bytes:
@@ -351,16 +339,16 @@ class _Reader:
             cursor.at += nbytes
             self._check_place(record)
             if record == RecordType.TABLES:
-                tables = _read_tables(body, self.read_tables)
+                tables = read_tables_record(body, self.read_tables)
             elif record == RecordType.CONTEXTS:
-                tables.maps += _read_contexts(body, tables)
+                tables.maps += read_contexts(body, tables)
             elif record == RecordType.SOURCE:
                 (kind,) = body.unpack("<H")
                 if kind != SourceKind.SAFETENSORS:
                     raise fail("unsupported_record", f"source kind {kind}")
                 header = body.take(body.left)
             elif record == RecordType.METADATA:
-                metadata = _read_metadata(body)
+                metadata = read_metadata(body)
             elif record == RecordType.BASE:
                 self.base = Base(body.take(32), body.text(body.left))
             elif record == RecordType.TENSOR:
@@ -430,45 +418,3 @@ class _Reader:
         self.names.add(t.name)
         self.tensors.append(t)
         self.payload_end += t.payload_nbytes
-
-
-def _read_tables(body: Cursor, read: TableReader) -> TablePool:
-    (n,) = body.unpack("<H")
-    data = body.take(body.left)
-    tables, at = read(data, 0, n)
-    if at != len(data):
-        raise fail("bad_range", "bytes are left over behind the tables")
-    return TablePool(tables)
-
-
-def _read_contexts(body: Cursor, tables: TablePool) -> list[ContextMap]:
-    (n,) = body.unpack("<H")
-    maps: list[ContextMap] = []
-    for number in range(n):
-        kind, n_classes = body.unpack("<BB")
-        if kind not in N_CONTEXTS:
-            raise fail("unsupported_coder", f"context map {number} is of kind {kind}")
-        if not 1 <= n_classes <= MAX_CLASSES:
-            raise fail("bad_range", f"context map {number} has {n_classes} classes")
-        class_of, ids = body.take(N_CONTEXTS[ContextKind(kind)]), body.unpack(f"<{n_classes}H")
-        if max(class_of) >= n_classes or max(ids) >= len(tables):
-            raise fail(
-                "bad_range", f"context map {number} names a class or table that is not there"
-            )
-        if len({tables[i].prob_bits for i in ids}) > 1:
-            raise fail("bad_value", f"the tables of context map {number} have different sums")
-        maps.append(ContextMap(kind, class_of, ids))
-    body.done("the context maps")
-    return maps
-
-
-def _read_metadata(body: Cursor) -> dict[str, str]:
-    (n,) = body.unpack("<I")
-    pairs: dict[str, str] = {}
-    for _ in range(n):
-        key = body.text(body.unpack("<I")[0])
-        if key in pairs:
-            raise fail("bad_name", f"the metadata key {key!r} occurs twice")
-        pairs[key] = body.text(body.unpack("<I")[0])
-    body.done("the metadata")
-    return pairs

@@ -1,4 +1,4 @@
-"""TENSOR records and their segment tables, read and written. Spec: 4.4, 4.5."""
+"""Index records, read and written: tables, contexts, metadata, tensors. Spec: 4.3 to 4.5."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from wcodec.reference.differences import Difference, coded_dtype
 from wcodec.reference.planes import BY_ID, DType, Layout
 from wcodec.reference.prediction import IS_MODE, PER_TILE
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
-from wcodec.reference.tables import ContextKind, TablePool
+from wcodec.reference.tables import (
+    MAX_CLASSES,
+    N_CONTEXTS,
+    ContextKind,
+    ContextMap,
+    TablePool,
+    TableReader,
+)
 from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, MIN_TILE, Geometry, matrix_view
 
 TENSOR: Final = struct.Struct("<QQIBBBBIIIIHHHH")
@@ -314,3 +321,65 @@ def check_plan(plan: SegmentPlan) -> None:
         "bad_range",
         "the size of a stream is out of range",
     )
+
+
+def write_tables(tables: TablePool) -> bytes:
+    """The body of a TABLES record (R4.20)."""
+    return struct.pack("<H", len(tables)) + b"".join(t.serialised for t in tables.tables)
+
+
+def write_contexts(tables: TablePool) -> bytes:
+    """The body of a CONTEXTS record (R4.25)."""
+    maps = [
+        bytes([m.kind, len(m.tables)]) + m.class_of + struct.pack(f"<{len(m.tables)}H", *m.tables)
+        for m in tables.maps
+    ]
+    return struct.pack("<H", len(maps)) + b"".join(maps)
+
+
+def write_metadata(metadata: dict[str, str]) -> bytes:
+    """The body of a METADATA record (R4.23)."""
+    texts = [text.encode() for pair in metadata.items() for text in pair]
+    return struct.pack("<I", len(metadata)) + b"".join(struct.pack("<I", len(t)) + t for t in texts)
+
+
+def read_tables_record(body: Cursor, read: TableReader) -> TablePool:
+    (n,) = body.unpack("<H")
+    data = body.take(body.left)
+    tables, at = read(data, 0, n)
+    if at != len(data):
+        raise fail("bad_range", "bytes are left over behind the tables")
+    return TablePool(tables)
+
+
+def read_contexts(body: Cursor, tables: TablePool) -> list[ContextMap]:
+    (n,) = body.unpack("<H")
+    maps: list[ContextMap] = []
+    for number in range(n):
+        kind, n_classes = body.unpack("<BB")
+        if kind not in N_CONTEXTS:
+            raise fail("unsupported_coder", f"context map {number} is of kind {kind}")
+        if not 1 <= n_classes <= MAX_CLASSES:
+            raise fail("bad_range", f"context map {number} has {n_classes} classes")
+        class_of, ids = body.take(N_CONTEXTS[ContextKind(kind)]), body.unpack(f"<{n_classes}H")
+        if max(class_of) >= n_classes or max(ids) >= len(tables):
+            raise fail(
+                "bad_range", f"context map {number} names a class or table that is not there"
+            )
+        if len({tables[i].prob_bits for i in ids}) > 1:
+            raise fail("bad_value", f"the tables of context map {number} have different sums")
+        maps.append(ContextMap(kind, class_of, ids))
+    body.done("the context maps")
+    return maps
+
+
+def read_metadata(body: Cursor) -> dict[str, str]:
+    (n,) = body.unpack("<I")
+    pairs: dict[str, str] = {}
+    for _ in range(n):
+        key = body.text(body.unpack("<I")[0])
+        if key in pairs:
+            raise fail("bad_name", f"the metadata key {key!r} occurs twice")
+        pairs[key] = body.text(body.unpack("<I")[0])
+    body.done("the metadata")
+    return pairs

@@ -75,31 +75,14 @@ class WCodecModel:
             The class of the model cannot be told.
         """
         config, kwargs = _config(directory, kwargs)
-        given = kwargs.pop("quantization_config", None)
-        own = WCodecConfig(mode, operand, preset)
-        if given is not None and own.get_loading_attributes() != _USUAL:
-            raise ValueError(
-                "mode, operand and preset stand in the quantization_config: give them there"
-            )
-        coding = given if isinstance(given, WCodecConfig) else own
-        foreign = given is not coding and given is not None
-        if foreign:
-            kwargs["quantization_config"] = given
+        coding = _coding(kwargs, WCodecConfig(mode, operand, preset))
         model_class = _model_class(config, auto_class, directory, kwargs)
         files = weight_files(_folder(directory, kwargs), CODED, kwargs.get("variant"))
         if files:
-            return _from_wcodec(
-                model_class,
-                directory,
-                files,
-                config,
-                None if foreign else coding,
-                model_args,
-                kwargs,
-            )
-        if not foreign and (_method(config) == METHOD or coding.stays_compressed):
+            return _from_wcodec(model_class, directory, files, config, coding, model_args, kwargs)
+        if coding is not None and (_method(config) == METHOD or coding.stays_compressed):
             kwargs["quantization_config"] = coding
-        elif not foreign and coding.preset != "default":
+        elif coding is not None and coding.preset != "default":
             raise ValueError(
                 "preset says how to compress, and of a plain model nothing is in mode 'decoded'"
             )
@@ -198,6 +181,35 @@ def _remote_class(config: Any, auto_class: Any, architectures: list[str]) -> str
 _PARALLEL: Final = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
 
+def _coding(kwargs: dict[str, Any], own: WCodecConfig) -> WCodecConfig | None:
+    """How weights are held: as the caller says in either way; ``None`` for another quantization,
+    which stays in `kwargs`.
+    """
+    given = kwargs.pop("quantization_config", None)
+    if given is None:
+        return own
+    if own.get_loading_attributes() != _USUAL:
+        raise ValueError(
+            "mode, operand and preset stand in the quantization_config: give them there"
+        )
+    if isinstance(given, WCodecConfig):
+        return given
+    kwargs["quantization_config"] = given
+    return None
+
+
+def _names_in(reader: Reader, named: set[str] | None) -> list[str]:
+    """Tensors of a file that are to be loaded: all, or those that the index names for it."""
+    names = [k for k in reader.keys() if named is None or k in named]  # noqa: SIM118
+    if named is not None and (lacking := named.difference(names)):
+        raise DecodeError(
+            "bad_range",
+            f"the index says that the tensor is in {reader.name}, which does not hold it",
+            tensor=min(lacking),
+        )
+    return names
+
+
 def _from_wcodec(
     model_class: Any,
     directory: Any,
@@ -230,19 +242,8 @@ def _from_wcodec(
         state = dict[str, Any]()
         for path, named in files.items():
             reader = open_files.enter_context(Reader(path))
-            names = [k for k in reader.keys() if named is None or k in named]  # noqa: SIM118
-            if named is not None and (lacking := named.difference(names)):
-                raise DecodeError(
-                    "bad_range",
-                    f"the index says that the tensor is in {path.name}, which does not hold it",
-                    tensor=min(lacking),
-                )
-            state.update(
-                {
-                    name: StreamSlice(reader.file, name) if streams else reader.slice(name)
-                    for name in names
-                }
-            )
+            for name in _names_in(reader, named):
+                state[name] = StreamSlice(reader.file, name) if streams else reader.slice(name)
         elsewhere = {k: v for k, v in kwargs.items() if k not in ("variant", "subfolder")}
         out = model_class.from_pretrained(
             None, *model_args, config=config, state_dict=state, **elsewhere

@@ -15,7 +15,8 @@ from wcodec.codec.pipelining import map_ahead
 from wcodec.directories.hub_header import is_hub
 from wcodec.errors import BackendUnavailable, DecodeError, within
 from wcodec.files.atomic import AnyPath
-from wcodec.files.file import File, Slice
+from wcodec.files.file import File
+from wcodec.files.slices import Slice
 from wcodec.reference.records import TensorRecord
 from wcodec.torch import dtypes
 from wcodec.torch.loading.decoding import decode_into, empty

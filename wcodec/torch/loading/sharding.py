@@ -125,6 +125,18 @@ class Shard(dict[str, torch.Tensor]):
         self.report = ShardReport()
 
 
+def _check(rank: int, world_size: int, plan: Mapping[str, str]) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}")
+    if not isinstance(plan, Mapping):
+        raise TypeError(
+            f"the plan is a dict of styles by names, such as model.tp_plan, not {plan!r}"
+        )
+    for style in plan.values():
+        if style not in STYLES:
+            raise ValueError(f"unknown style {style!r}; there are {', '.join(sorted(STYLES))}")
+
+
 def load_shard(
     path: AnyPath,
     rank: int,
@@ -133,8 +145,7 @@ def load_shard(
     device: Device = "cpu",
     base: AnyPath | None = None,
 ) -> Shard:
-    """The state dict of one rank of a model under tensor parallelism: parts of the tensors that the
-    plan splits, and all others whole.
+    """The state dict of one rank under tensor parallelism: parts of tensors that the plan splits.
 
     Only the segments that these touch are read and decoded. Parts are those of `transformers`:
     ``ceil(n / world_size)`` entries of the dimension a rank, what is left for the last ones.
@@ -142,7 +153,7 @@ def load_shard(
     Parameters
     ----------
     path
-        As of `WCodecCheckpoint`. Names of tensors are those of the model's parameters.
+        As of `WCodecCheckpoint`, with the names of the model's parameters.
     rank, world_size
         Number of this rank, and how many there are.
     plan
@@ -155,11 +166,9 @@ def load_shard(
     Raises
     ------
     ValueError
-        An unknown style, a rank out of range, a tensor that its style cannot split,
-        or a plan of which no rule fits.
+        An unknown style, a rank out of range, a tensor that its style cannot split, no rule fits.
     DecodeError
-        As `load_file`. For parts, the CRC-32 of each segment is checked;
-        that of the tensor needs all of them.
+        As `load_file`. For parts, the CRC-32 of each segment is checked, not that of the tensor.
 
     Examples
     --------
@@ -167,15 +176,7 @@ def load_shard(
     >>> shard.report.part
     0.53
     """
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size}")
-    if not isinstance(plan, Mapping):
-        raise TypeError(
-            f"the plan is a dict of styles by names, such as model.tp_plan, not {plan!r}"
-        )
-    for style in plan.values():
-        if style not in STYLES:
-            raise ValueError(f"unknown style {style!r}; there are {', '.join(sorted(STYLES))}")
+    _check(rank, world_size, plan)
     out, used = Shard(), set[str]()
     with WCodecCheckpoint(path, device, base) as checkpoint:
         for name in checkpoint:
@@ -184,19 +185,16 @@ def load_shard(
             used |= {key for key in _keys(name) if key in plan}
         out.report.unused = [rule for rule in plan if rule not in used]
         if plan and len(out.report.unused) == len(plan):
-            such = (
-                f"rules such as {next(iter(plan))!r}, tensors such as "
-                f"{next(iter(checkpoint), '')!r}"
+            rule, name = next(iter(plan)), next(iter(checkpoint), "")
+            raise ValueError(
+                f"no rule of the plan fits a tensor of {checkpoint.path.name}: rules such as "
+                f"{rule!r}, tensors such as {name!r}"
             )
-            raise ValueError(f"no rule of the plan fits a tensor of {checkpoint.path.name}: {such}")
         parts = dict[str, torch.Tensor]()
         for reader, own in checkpoint.readers():
             with _counted(reader, out.report) as counting:
-                parts.update(
-                    _read(
-                        reader, {n: out.report.styles[n] for n in own}, rank, world_size, counting
-                    )
-                )
+                styles = {name: out.report.styles[name] for name in own}
+                parts.update(_read(reader, styles, rank, world_size, counting))
         out.update((name, parts[name]) for name in checkpoint)
     return out
 

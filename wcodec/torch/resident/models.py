@@ -53,17 +53,15 @@ def compress_model(
     mode: str = "resident",
     operand: str | None = None,
 ) -> torch.nn.Module:
-    """Hold the weights of a model compressed from now on; in mode "resident", results have the same
-    bits as before.
+    """Hold the weights of a model compressed from now on.
 
-    All parameters of two or more dimensions are taken: of linear and convolution layers,
-    embeddings, stacks of experts. Tied ones stay tied. They are frozen: gradients go through them
-    to activations and adapters, not into them.
+    All parameters of two or more dimensions are taken. Tied ones stay tied. They are frozen:
+    gradients go through them to activations and adapters, not into them.
 
     Parameters
     ----------
     model
-        It is changed in place. Its weights may be on the CPU or on GPUs, and stay there.
+        It is changed in place. Weights stay on the device that they are on.
     preset
         ``"fast"``, ``"default"`` or ``"max"``; `options` says more.
     min_nbytes
@@ -73,15 +71,11 @@ def compress_model(
     progress
         Called with the number of bytes of each weight that was looked at.
     mode
-        ``"resident"``: weights are decoded for each operation. ``"fused"``: matrices are multiplied
-        without being decoded first. On a CPU they are decoded tile by tile; on a GPU kernels
-        multiply straight from operands, which matrices of bfloat16, int8 and float8 become there
-        (spec: chapter 14.1). The same products are summed by kernels of other shapes: the last bits
-        of results may differ.
+        ``"resident"``: decoded for each operation, with the bits of before. ``"fused"``: matrices
+        are multiplied without being decoded first (spec: 14.1); last bits of results may differ.
     operand
-        The form of these operands in mode "fused": ``"fixed"`` or ``"rans"``, on a CPU too; by
-        default, on a GPU, bfloat16 takes ``"fixed"``, the others ``"rans"``. `preset` is for the
-        rest.
+        The form of operands in mode "fused", on a CPU too: ``"fixed"`` or ``"rans"``. By default,
+        bfloat16 takes ``"fixed"`` on a GPU, int8 and float8 ``"rans"``.
 
     Returns
     -------
@@ -90,38 +84,45 @@ def compress_model(
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``; ``bad_option``: there is no such preset, mode or operand; an operand
-        beside mode "resident", or beside options that say more than a preset.
-
-    Examples
-    --------
-    >>> model = compress_model(AutoModelForCausalLM.from_pretrained(path))
+        ``unsupported_dtype``; ``bad_option``: choices that are none, or do not go together.
     """
     if options is not None and preset != "default":
         raise EncodeError("bad_option", "preset and options are two ways to say the same: give one")
     check_mode(mode, operand, options)
-    options = EncodeOptions(preset=preset) if options is None else options
-    done: dict[int, torch.nn.Parameter] = {}
-    for name, module, leaf, parameter in _weights(model):
-        if id(parameter) in done:
-            setattr(module, leaf, done[id(parameter)])
-            continue
-        if (
-            isinstance(parameter, CompressedTensor)
-            or parameter.dim() < 2
-            or (skip is not None and skip(name, parameter))
-        ):
-            continue
-        nbytes = parameter.numel() * parameter.element_size()
+    options = options or EncodeOptions(preset=preset)
+
+    def compressed(name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        new, nbytes = parameter, parameter.numel() * parameter.element_size()
         if nbytes >= min_nbytes:
             small = compressed_parameter(parameter, options, name, mode, operand)
-            if small.stream.numel() < nbytes:
-                done[id(parameter)] = small
-                setattr(module, leaf, small)
+            new = small if small.stream.numel() < nbytes else parameter
         if progress is not None:
             progress(nbytes)
+        return new
+
+    _replace_weights(model, compressed, skip)
     return_freed_memory()
     return model
+
+
+def _replace_weights(
+    model: torch.nn.Module,
+    make: Callable[[str, torch.nn.Parameter], torch.nn.Parameter],
+    skip: Callable[[str, torch.nn.Parameter], bool] | None = None,
+) -> None:
+    """Put what `make` makes of each dense weight of two or more dimensions in its place; of tied
+    ones it is called once.
+    """
+    done: dict[int, torch.nn.Parameter] = {}
+    for name, module, leaf, parameter in _weights(model):
+        if id(parameter) not in done:
+            if isinstance(parameter, CompressedTensor) or parameter.dim() < 2:
+                continue
+            if skip is not None and skip(name, parameter):
+                continue
+            done[id(parameter)] = make(name, parameter)
+        if done[id(parameter)] is not parameter:
+            setattr(module, leaf, done[id(parameter)])
 
 
 def compressed_parameter(
@@ -162,27 +163,22 @@ def load_compressed(
     mode: str = "resident",
     operand: str | None = None,
 ) -> Keys:
-    """Put the weights of a ``.wcodec`` checkpoint into a model as they are:
-    compressed, without decoding them.
+    """Put the weights of a ``.wcodec`` checkpoint into a model as they are, compressed.
 
-    What `compress_model` would not take (biases, norms, buffers) is decoded. Parameters become
-    those of the checkpoint, as ``load_state_dict(assign=True)`` does it: the model may have been
-    made on the device ``meta``. Tied ones stay tied.
+    What `compress_model` would not take is decoded. Parameters become those of the checkpoint, as
+    by ``load_state_dict(assign=True)``: the model may have been made on the device ``meta``.
 
     Parameters
     ----------
     path, base
         As of `WCodecCheckpoint`.
     device
-        Where to hold and decode them; ``None`` for where each parameter is,
-        and the CPU for those on ``meta``.
+        Where to hold them; ``None`` for where each parameter is, the CPU for those on ``meta``.
     strict
-        Whether all names have to match, and nothing may be left on ``meta``: buffers that
-        checkpoints do not hold would be.
+        Whether all names have to match, and nothing may be left on ``meta``.
     mode, operand
-        As of `compress_model`. What is an operand in the file stays as it is, unless `operand`
-        names the other form; another matrix that has to become one is decoded and encoded anew, one
-        at a time (``wcodec repack --operand`` spares that).
+        As of `compress_model`. An operand in the file stays as it is, unless `operand` names the
+        other form; another matrix that has to become one is decoded and encoded anew.
 
     Returns
     -------
@@ -205,28 +201,30 @@ def load_compressed(
         for reader, names in checkpoint.readers():
             with reader.file.reopen() as raw:
                 source = FileSource(reader.file.source, raw)
-                for name in names:
-                    if name not in places:
-                        unexpected.append(name)
-                        continue
+                unexpected += [name for name in names if name not in places]
+                for name in filter(places.__contains__, names):
                     place = places[name]
                     original = (reader.name, reader.file.original(reader.record(name)).name)
                     if place.loaded != original:  # not only tied, but stored once
                         _load(place, reader, source, name, device, min_nbytes, mode, operand)
                         place.loaded = original
                     missing -= {name for name, _, _ in place.where}
-    if strict and missing:
+    if strict:
+        _check_complete(model, missing)
+    return Keys(sorted(missing), unexpected)
+
+
+def _check_complete(model: torch.nn.Module, missing: set[str]) -> None:
+    """Refuse a model that the checkpoint has left without values somewhere."""
+    if missing:
         raise RuntimeError(f"the checkpoint lacks {_some(sorted(missing))}")
     nowhere = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
-    if strict and nowhere:
-        to_do = (
-            "make the model with its buffers (accelerate.init_empty_weights does), or by "
+    if nowhere:
+        raise RuntimeError(
+            f"still on the device meta, as checkpoints do not hold them: {_some(nowhere)}; make "
+            "the model with its buffers (accelerate.init_empty_weights does), or by "
             "WCodecModel.from_pretrained"
         )
-        raise RuntimeError(
-            f"still on the device meta, as checkpoints do not hold them: {_some(nowhere)}; {to_do}"
-        )
-    return Keys(sorted(missing), unexpected)
 
 
 @dataclass
@@ -321,10 +319,9 @@ def decompress_model(model: torch.nn.Module) -> torch.nn.Module:
     for _, module, leaf, parameter in _weights(model):
         if isinstance(parameter, CompressedTensor):
             if id(parameter) not in done:
-                dense = torch.nn.Parameter(
-                    parameter.decode().contiguous(), requires_grad=parameter.requires_grad
-                )
-                done[id(parameter)] = with_attributes_of(dense, parameter)
+                dense = parameter.decode().contiguous()
+                new = torch.nn.Parameter(dense, requires_grad=parameter.requires_grad)
+                done[id(parameter)] = with_attributes_of(new, parameter)
             setattr(module, leaf, done[id(parameter)])
     return model
 
