@@ -55,7 +55,7 @@ class WcodecError(Exception):
     """Base of all errors raised by wcodec."""
 
 
-class CodedError(WcodecError):
+class CodecError(WcodecError):
     """An error with a code out of a closed list, and where it was found.
 
     Parameters
@@ -104,13 +104,13 @@ class CodedError(WcodecError):
 
 
 def _rebuild(
-    cls: type[CodedError],
+    cls: type[CodecError],
     code: str,
     message: str,
     tensor: str | None,
     offset: int | None,
     file: str | None,
-) -> CodedError:
+) -> CodecError:
     e = cls(code, message, tensor=tensor, offset=offset)
     e.file = file
     return e
@@ -147,7 +147,7 @@ class within:  # noqa: N801 (a context, used as a function)
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if not isinstance(error, CodedError):
+        if not isinstance(error, CodecError):
             return
         if self._base is not None:
             error.message = f"in the base {str(self._base)!r}: {error.message}"
@@ -160,13 +160,13 @@ class within:  # noqa: N801 (a context, used as a function)
         error.args = (error.code, error.message, error.tensor, error.offset)
 
 
-class DecodeError(CodedError):
+class DecodeError(CodecError):
     """The file cannot be decoded. `code` is a key of `DECODE_CODES`."""
 
     codes = DECODE_CODES
 
 
-class EncodeError(CodedError):
+class EncodeError(CodecError):
     """The input cannot be encoded. `code` is a key of `ENCODE_CODES`."""
 
     codes = ENCODE_CODES

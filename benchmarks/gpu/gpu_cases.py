@@ -32,7 +32,7 @@ from wcodec.backends import Backend, load_backend
 from wcodec.backends.cuda import encoding
 from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges
 from wcodec.backends.cuda.decoding import Decoding
-from wcodec.backends.cuda.worklist import Job
+from wcodec.backends.cuda.worklist import WorkItem
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder, words_of
 from wcodec.codec.sources import BufferSource
@@ -139,7 +139,7 @@ class DecodeSet:
         at = runtime.address(self.out), runtime.address(self.payload)
         self.plain, self.checks = Recorder(runtime), Recorder(runtime)
         start = time.perf_counter()
-        decoding = Decoding(self.plain, [Job(plan, *at)])
+        decoding = Decoding(self.plain, [WorkItem(plan, *at)])
         decoding.queue()
         self.queue_s = time.perf_counter() - start
         records, words = checked_crcs(self.checks, plan, at[1], at[0], t.nbytes)
@@ -448,13 +448,14 @@ class Model:
 
     def decode(self) -> dict[str, Any]:
         """All tensors by one work list, from device memory to device memory."""
-        runtime, jobs, outs, records = self.device.runtime, list[Job](), list[Any](), list[Any]()
+        runtime, jobs = self.device.runtime, list[WorkItem]()
+        outs, records = list[Any](), list[Any]()
         with File(self.path, host_backend()) as f:
             for t in f.index.tensors:
                 payload, out = runtime.empty(t.payload_nbytes), runtime.empty(t.nbytes)
                 self._upload(payload, f.source.read(t.payload_offset, t.payload_nbytes))
                 jobs.append(
-                    Job(t.plan(f.index.tables), runtime.address(out), runtime.address(payload))
+                    WorkItem(t.plan(f.index.tables), runtime.address(out), runtime.address(payload))
                 )
                 outs.append((payload, out))
                 records.append(t)

@@ -31,7 +31,7 @@ from test_cuda_decode import (
 )
 
 from wcodec.backends.cuda.layout import PLANE
-from wcodec.backends.cuda.worklist import Job, TableRows, WorkList
+from wcodec.backends.cuda.worklist import TableRows, WorkItem, WorkList
 from wcodec.backends.protocol import SegmentPlan, Status
 from wcodec.reference import contexts
 from wcodec.reference.encoding import segment_planes
@@ -87,7 +87,7 @@ def check_classes(
     of what fills up the last group 0.
     """
     memory, n_planes = Memory(at_end), plan.dtype.n_planes
-    work = WorkList.of([Job(plan, 0)], encoding=True)
+    work = WorkList.of([WorkItem(plan, 0)], encoding=True)
     rooms, expected = {}, {}
     for k in range(plan.geometry.n_segments):
         planes, _ = segment_planes(plan, words, k)

@@ -25,7 +25,7 @@ from wcodec.directories.decoding import decode_directory, verify_directory
 from wcodec.directories.encoding import encode_directory, plan_encode
 from wcodec.directories.hub_header import is_hub, is_stream
 from wcodec.directories.resumable import STATE, Report
-from wcodec.errors import BackendUnavailable, CodedError, DecodeError, EncodeError
+from wcodec.errors import BackendUnavailable, CodecError, DecodeError, EncodeError
 
 FORMS = ("wcodec", "hub")
 #: the adapter stays as it is in form hub: peft reads it
@@ -1011,6 +1011,6 @@ def test_the_command_on_damage(here: Path) -> None:
 def test_errors_say_which_file(tmp_path: Path, model: Path) -> None:
     fill(model, {"lora/bad\n\x1b[31m.safetensors": b"xx"})
     with pytest.raises(
-        CodedError, match=r"in 'lora/bad\\n\\x1b\[31m.safetensors': not a safetensors file"
+        CodecError, match=r"in 'lora/bad\\n\\x1b\[31m.safetensors': not a safetensors file"
     ):
         encode_directory(model, tmp_path / "out")

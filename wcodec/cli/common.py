@@ -21,7 +21,7 @@ from typing import Any, Final, NoReturn
 from wcodec.backends import Backend, load_backend
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.directories.tree import check_places
-from wcodec.errors import BackendUnavailable, CodedError, EncodeError, WcodecError
+from wcodec.errors import BackendUnavailable, CodecError, EncodeError, WcodecError
 from wcodec.files.atomic import AnyPath, check_output, named
 from wcodec.files.file import File
 from wcodec.inspect.report import printable, size_text
@@ -106,7 +106,7 @@ def in_directory(source: str) -> Iterator[None]:
     """Errors about files of a directory name these by a path that can be opened."""
     try:
         yield
-    except CodedError as e:
+    except CodecError as e:
         if e.file is not None and os.path.isdir(source):
             e.file = os.path.join(source, e.file)
         raise

@@ -47,10 +47,6 @@ def is_directory_or_hub(path: str) -> bool:
     )
 
 
-def _swapped(name: str, old: str, new: str) -> str:
-    return name.removesuffix(old) + new
-
-
 def options_of(args: argparse.Namespace) -> EncodeOptions:
     """What was chosen; leaves with 2 where that does not go together."""
     try:
@@ -240,7 +236,7 @@ def encode(args: argparse.Namespace) -> int:
     if args.form == "hub" and args.base is not None:
         args.error("--base is for --form wcodec: there is no hub form of differences")
 
-    def work(source: str, target: str, backend: Backend) -> dict[str, Any]:
+    def encode_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
         form = {} if args.form == "wcodec" and not os.path.isdir(source) else {"form": args.form}
         if os.path.isdir(source):
             plan = plan_encode(source, target, args.form, options, backend, args.base, args.force)
@@ -254,8 +250,8 @@ def encode(args: argparse.Namespace) -> int:
 
     return _convert(
         args,
-        lambda name: name if args.form == "hub" else _swapped(name, PLAIN, CODED),
-        work,
+        lambda name: name if args.form == "hub" else name.removesuffix(PLAIN) + CODED,
+        encode_input,
         (_plain, _coded),
     )
 
@@ -266,7 +262,7 @@ def decode(args: argparse.Namespace) -> int:
 
     check_hub_options(args)
 
-    def work(source: str, target: str, backend: Backend) -> dict[str, Any]:
+    def encode_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
         if os.path.isdir(source):
             plan = plan_decode(source, target, backend, args.max_nbytes, args.base, args.force)
             check_plan_room(plan)
@@ -295,8 +291,8 @@ def decode(args: argparse.Namespace) -> int:
 
     return _convert(
         args,
-        lambda name: name if name.endswith(PLAIN) else _swapped(name, CODED, PLAIN),
-        work,
+        lambda name: name if name.endswith(PLAIN) else name.removesuffix(CODED) + PLAIN,
+        encode_input,
         (_coded, _plain),
     )
 
@@ -325,7 +321,7 @@ def repack(args: argparse.Namespace) -> int:
 
     options = options_of(args)
 
-    def work(source: str, target: str, backend: Backend) -> dict[str, Any]:
+    def repack_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
         with progress_of(args, decoded_nbytes(source, backend)) as progress:
             nbytes, stored_nbytes = repack_file(
                 source, target, options, backend, progress, args.base, overwrite=args.force
@@ -336,4 +332,4 @@ def repack(args: argparse.Namespace) -> int:
         )
         return {"line": line, "nbytes": nbytes, "stored_nbytes": stored_nbytes}
 
-    return _convert(args, lambda name: name, work, (_coded, _coded))
+    return _convert(args, lambda name: name, repack_input, (_coded, _coded))

@@ -132,12 +132,14 @@ class Decoder:
         )
         plan = t.plan(tables)
 
-        def decode(piece: Rectangle) -> tuple[int, int]:
+        def decode_in_place(piece: Rectangle) -> tuple[int, int]:
             chunk = matrix[piece.rows, piece.cols]
             return self.grid(source, t, plan, piece.down, piece.across, chunk, base), chunk.nbytes
 
         crc = 0
-        for part, nbytes in map_ahead(decode, rectangles(t, _TENSOR_NBYTES), self.backend.at_once):
+        for part, nbytes in map_ahead(
+            decode_in_place, rectangles(t, _TENSOR_NBYTES), self.backend.at_once
+        ):
             crc = crc32_combine(crc, part, nbytes)
         check_tensor(t, crc)
         return out
@@ -151,7 +153,7 @@ class Decoder:
         _check_base(t, base)
         crc, plan = 0, t.plan(tables)
 
-        def decode(piece: tuple[Rectangle, Bytes]) -> tuple[int, Words]:
+        def decode_chunk(piece: tuple[Rectangle, Bytes]) -> tuple[int, Words]:
             place, buffer = piece
             chunk = buffer.view(t.dtype.word_type).reshape(place.shape)
             return self.grid(source, t, plan, place.down, place.across, chunk, base), chunk
@@ -160,7 +162,7 @@ class Decoder:
             (r, self._buffer(math.prod(r.shape) * t.dtype.word_nbytes, t.name))
             for r in rectangles(t, _STREAM_NBYTES)
         )
-        for part, chunk in map_ahead(decode, pieces, self.backend.at_once):
+        for part, chunk in map_ahead(decode_chunk, pieces, self.backend.at_once):
             crc = crc32_combine(crc, part, chunk.nbytes)
             yield chunk
         check_tensor(t, crc)

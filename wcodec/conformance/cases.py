@@ -45,7 +45,7 @@ class Check:
     id: str
     rules: tuple[str, ...]
     run: Callable[[], None]
-    cannot: str = ""
+    not_run_because: str = ""
 
 
 def require(holds: bool, expected: str, got: str) -> None:

@@ -116,8 +116,9 @@ def _sample(most: int, seed: int) -> list[int]:
 def command_checks(vectors: Vectors, command: Command) -> Iterator[Check]:
     """A check for each vector."""
     for case in vectors.cases:
-        cannot = "the command has no {base}" if case.checkpoint and not command.takes_base else ""
-        yield Check(case.id, case.rules, partial(_check_command, case, command), cannot)
+        lacks_base = case.checkpoint is not None and not command.takes_base
+        why_not = "the command has no {base}" if lacks_base else ""
+        yield Check(case.id, case.rules, partial(_check_command, case, command), why_not)
 
 
 def command_sweeps(vectors: Vectors, command: Command) -> Iterator[Check]:

@@ -150,7 +150,7 @@ def run(
     chosen = [
         c
         for c in [*plain, *(swept if sweeps else [])]
-        if any(w in c.id for w in wanted) and not c.cannot
+        if any(w in c.id for w in wanted) and not c.not_run_because
     ]
     report = Report(target.template if isinstance(target, Command) else target.name)
     report.info = {} if isinstance(target, Command) else target.info()
@@ -166,7 +166,7 @@ def run(
             c.id,
             c.rules,
             "not run",
-            message=c.cannot or ("interrupted" if c.id in due else "left out"),
+            message=c.not_run_because or ("interrupted" if c.id in due else "left out"),
         )
         for c in [*plain, *swept]
         if c.id not in done

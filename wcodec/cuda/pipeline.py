@@ -18,7 +18,7 @@ from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges, crc32
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.differences import add_base
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.backends.cuda.worklist import ALIGN, Job
+from wcodec.backends.cuda.worklist import ALIGN, WorkItem
 from wcodec.codec.decoder import check_segments, check_tensor
 from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError
@@ -241,7 +241,7 @@ class Pipeline:
 
     def _start(self, source: BufferSource, slot: _Slot, readers: ThreadPoolExecutor) -> None:
         """Read a set, and queue all that is to be done with it."""
-        runtime, some, jobs, at = self.runtime, slot.pieces, list[Job](), 0
+        runtime, some, jobs, at = self.runtime, slot.pieces, list[WorkItem](), 0
         nbytes = sum(_room(p) for p, _ in some)
         size = 1 << max(nbytes - 1, 0).bit_length()  # as the next set may be a little larger
         if slot.pinned.size < nbytes:
@@ -259,7 +259,9 @@ class Pipeline:
             base, reads = runtime.address(slot.payload), list[tuple[int, NDArray[np.uint8]]]()
             for piece, target in some:
                 jobs.append(
-                    Job(piece.plan, runtime.address(target.memory) + piece.word_offset, base + at)
+                    WorkItem(
+                        piece.plan, runtime.address(target.memory) + piece.word_offset, base + at
+                    )
                 )
                 for a in range(0, piece.nbytes, READ_NBYTES):
                     n = min(READ_NBYTES, piece.nbytes - a)

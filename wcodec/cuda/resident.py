@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wcodec.backends.cuda.checksums import crc32_ranges, crc32_records
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.backends.cuda.worklist import Job
+from wcodec.backends.cuda.worklist import WorkItem
 from wcodec.codec.decoder import check_segments, check_tensor
 from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
@@ -62,7 +62,9 @@ class ResidentTensor:
         """
         decoding = self._prepared.get(words)
         if decoding is None:
-            decoding = Decoding(self.runtime, [Job(self.t.plan(self.tables), words, self.payload)])
+            decoding = Decoding(
+                self.runtime, [WorkItem(self.t.plan(self.tables), words, self.payload)]
+            )
             decoding.prepare()
             if not decoding.needs_scratch:  # which would be kept with it
                 # buffers have moved: what was prepared for others is of no use
@@ -96,7 +98,7 @@ class ResidentTensor:
         """
         geometry, ids = self.t.geometry.select(down, across)
         plan = self.t.part(ids, geometry, self.tables)
-        decoding = Decoding(self.runtime, [Job(plan, words, payload)])
+        decoding = Decoding(self.runtime, [WorkItem(plan, words, payload)])
         decoding.queue()
         records = crc32_records(self.runtime, [(payload, plan.offsets)])
         starts = self.t.plan(self.tables).offsets[:-1][ids] + self.t.payload_offset

@@ -36,8 +36,8 @@ from wcodec.directories.names import (
 )
 from wcodec.directories.resumable import (
     STATE,
-    Job,
-    Plan,
+    DirectoryPlan,
+    FileTask,
     Report,
     copying,
     writing,
@@ -143,7 +143,7 @@ def plan_decode(
     max_nbytes: int | None = None,
     base: AnyPath | None = None,
     overwrite: bool = False,
-) -> Plan:
+) -> DirectoryPlan:
     """What `decode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
     check_places(source, target)
     backend = backend or get_backend()
@@ -160,10 +160,10 @@ def plan_decode(
         "source": str(Path(source).resolve()),
         "base": base and str(Path(base).resolve()),
     }
-    return Plan(Path(target), jobs, tree.folders, key, overwrite)
+    return DirectoryPlan(Path(target), jobs, tree.folders, key, overwrite)
 
 
-def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backend) -> Job:
+def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backend) -> FileTask:
     """What becomes of a file."""
     if name in coded:
         return _weights(coded[name], backend)
@@ -173,7 +173,7 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
             text = rename_shards(raw, CODED.encode(), PLAIN.encode())
             if text is None:
                 raise bad_value(f"the index names files that end in {PLAIN}")
-        return Job(
+        return FileTask(
             (path,),
             with_ending(name, CODED, PLAIN),
             name,
@@ -185,11 +185,11 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
         with within(name):
             raw = path.read_bytes()
             text = remove_entry(raw)
-        return Job((path,), name, name, len(text), False, writing(text, len(text), len(raw)))
-    return Job((path,), name, name, path.stat().st_size, False, copying(path))
+        return FileTask((path,), name, name, len(text), False, writing(text, len(text), len(raw)))
+    return FileTask((path,), name, name, path.stat().st_size, False, copying(path))
 
 
-def _weights(c: CodedFile, backend: Backend) -> Job:
+def _weights(c: CodedFile, backend: Backend) -> FileTask:
     def from_hub(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         return decode_hub_file(c.path, target, backend, progress, overwrite=overwrite)[::-1]
 
@@ -199,9 +199,9 @@ def _weights(c: CodedFile, backend: Backend) -> Job:
         ]
 
     if c.is_hub:
-        return Job((c.path,), c.name, c.name, c.nbytes, True, from_hub)
+        return FileTask((c.path,), c.name, c.name, c.nbytes, True, from_hub)
     sources = (c.path,) if c.base is None else (c.path, c.base)
-    return Job(
+    return FileTask(
         sources,
         with_ending(c.name, CODED, PLAIN),
         c.name,
@@ -245,7 +245,7 @@ def decode_directory(
     return plan.run(progress)
 
 
-def check_plan_room(plan: Plan) -> None:
+def check_plan_room(plan: DirectoryPlan) -> None:
     """Refuse to decode more than the disk has room for.
     Raises `DecodeError`: ``resource_limit``.
     """

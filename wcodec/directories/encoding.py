@@ -35,8 +35,8 @@ from wcodec.directories.names import (
     with_ending,
 )
 from wcodec.directories.resumable import (
-    Job,
-    Plan,
+    DirectoryPlan,
+    FileTask,
     Report,
     copying,
     writing,
@@ -59,7 +59,7 @@ def plan_encode(
     backend: Backend | None = None,
     base: AnyPath | None = None,
     overwrite: bool = False,
-) -> Plan:
+) -> DirectoryPlan:
     """What `encode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
     if form not in FORMS:
         raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
@@ -108,7 +108,7 @@ def plan_encode(
         "options": asdict(options),
         "base": base and str(Path(base).resolve()),
     }
-    return Plan(
+    return DirectoryPlan(
         Path(target), jobs, tree.folders, {**key, "source": str(Path(source).resolve())}, overwrite
     )
 
@@ -196,7 +196,7 @@ class _Encoding:
     backend: Backend
     base: Path | None
 
-    def job(self, name: str) -> Job:
+    def job(self, name: str) -> FileTask:
         """What becomes of a file."""
         path = self.files[name]
         if name.endswith(PLAIN) and self._is_coded(name):
@@ -212,7 +212,7 @@ class _Encoding:
                 text = rename_shards(raw, PLAIN.encode(), CODED.encode())
                 if text is None:
                     raise bad_source(f"the index names files that end in {CODED} already")
-            return Job(
+            return FileTask(
                 (path,),
                 with_ending(name, PLAIN, CODED),
                 name,
@@ -228,12 +228,12 @@ class _Encoding:
             weights = [
                 p for n, p in self.files.items() if n.endswith(PLAIN) and parent(n) == parent(name)
             ]
-            return Job(
+            return FileTask(
                 (path, *weights), name, name, len(raw), False, writing(text, len(raw), len(text))
             )
-        return Job((path,), name, name, nbytes, False, copying(path))
+        return FileTask((path,), name, name, nbytes, False, copying(path))
 
-    def _weights(self, name: str, path: Path) -> Job:
+    def _weights(self, name: str, path: Path) -> FileTask:
         nbytes = path.stat().st_size
         if self.form == "hub":
 
@@ -242,7 +242,7 @@ class _Encoding:
                     path, target, self.options, self.backend, progress, overwrite=overwrite
                 )
 
-            return Job((path,), name, name, nbytes, True, to_hub)
+            return FileTask((path,), name, name, nbytes, True, to_hub)
         base = base_of(self.base, name)
 
         def encode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
@@ -251,7 +251,7 @@ class _Encoding:
             )
 
         sources = (path,) if base is None else (path, base)
-        return Job(
+        return FileTask(
             sources, with_ending(name, PLAIN, CODED), name, nbytes + base_nbytes(base), True, encode
         )
 

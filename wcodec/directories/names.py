@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from wcodec.directories.resumable import STATE, Job, linking
+from wcodec.directories.resumable import STATE, FileTask, linking
 from wcodec.directories.tree import Tree, scan_tree
-from wcodec.errors import CodedError, DecodeError, EncodeError, within
+from wcodec.errors import CodecError, DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath
 from wcodec.files.shard_index import CODED, INDEX, PLAIN, parse_weight_map
 
@@ -53,7 +53,7 @@ _CACHE: Final = re.compile(
 )
 
 
-def find_model(source: AnyPath, refuse: Callable[[str], CodedError]) -> Path:
+def find_model(source: AnyPath, refuse: Callable[[str], CodecError]) -> Path:
     """The directory of a model: `source`, or the only snapshot in a cache of Hugging Face,
     or in a repository of one.
     """
@@ -76,8 +76,8 @@ def find_model(source: AnyPath, refuse: Callable[[str], CodedError]) -> Path:
 
 def scan_directory(
     source: AnyPath,
-    refuse: Callable[[str], CodedError],
-    unfinished: Callable[[str], CodedError],
+    refuse: Callable[[str], CodecError],
+    unfinished: Callable[[str], CodecError],
     apart: Callable[[str], str],
 ) -> Tree:
     tree = scan_tree(find_model(source, refuse), refuse, (PLAIN, CODED), apart)
@@ -94,7 +94,9 @@ def config_apart(name: str) -> str:
     return parent(name) if is_config(name) else ""
 
 
-def check_names(jobs: list[Job], folders: list[str], refuse: Callable[[str], CodedError]) -> None:
+def check_names(
+    jobs: list[FileTask], folders: list[str], refuse: Callable[[str], CodecError]
+) -> None:
     """Refuse two files, or a file and a directory, that would get one name."""
     names = dict[str, str]()
     for j in jobs:
@@ -105,10 +107,10 @@ def check_names(jobs: list[Job], folders: list[str], refuse: Callable[[str], Cod
             )
 
 
-def link_jobs(tree: Tree, old: str, new: str) -> list[Job]:
+def link_jobs(tree: Tree, old: str, new: str) -> list[FileTask]:
     """Links to files of the same directory, with the names that these get."""
     return [
-        Job(
+        FileTask(
             (tree.files[of],),
             to,
             name,

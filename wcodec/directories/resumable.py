@@ -61,7 +61,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Job:
+class FileTask:
     """A file to be written.
 
     Attributes
@@ -98,7 +98,7 @@ def _read(f: BinaryIO) -> bytes:
 def copying(source: Path) -> Work:
     """Copy a file."""
 
-    def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+    def copy(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         nbytes = 0
         with (
             open(source, "rb") as f,
@@ -110,25 +110,25 @@ def copying(source: Path) -> Work:
                 progress(len(piece))
         return nbytes, nbytes
 
-    return work
+    return copy
 
 
 def writing(text: bytes, nbytes: int, stored_nbytes: int) -> Work:
     """Write a text; sizes as `Work` returns them."""
 
-    def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+    def write(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         with atomic_output(target, overwrite=overwrite) as out:
             out.write(text)
         progress(nbytes)
         return nbytes, stored_nbytes
 
-    return work
+    return write
 
 
 def linking(text: str) -> Work:
     """Make a link to a file of the same directory; it has no bytes of its own."""
 
-    def work(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+    def link(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         check_output(target, overwrite)
         if overwrite:
             temporary = temporary_of(target)
@@ -138,11 +138,11 @@ def linking(text: str) -> Work:
             target.symlink_to(text)
         return 0, 0
 
-    return work
+    return link
 
 
 @dataclass
-class Plan:
+class DirectoryPlan:
     """Files to be written into a directory; nothing has been written yet.
 
     Parameters
@@ -164,7 +164,7 @@ class Plan:
     """
 
     target: Path
-    jobs: list[Job]
+    jobs: list[FileTask]
     folders: list[str]
     key: dict[str, Any]
     overwrite: bool = False
@@ -345,7 +345,7 @@ class Plan:
         )
         return Report(coded, len(self.jobs) - coded, n_skipped, nbytes, stored_nbytes)
 
-    def _run_job(self, job: Job, progress: Progress) -> None:
+    def _run_job(self, job: FileTask, progress: Progress) -> None:
         sources, path = job.identity(), self.target / job.name
         self._save_state(job.name)
         with within(job.label):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from wcodec.errors import CodedError, EncodeError
+from wcodec.errors import CodecError, EncodeError
 from wcodec.files.atomic import (
     AnyPath,
 )
@@ -34,7 +34,7 @@ class Tree(NamedTuple):
 
 def scan_tree(
     root: Path,
-    refuse: Callable[[str], CodedError],
+    refuse: Callable[[str], CodecError],
     prefer: tuple[str, ...],
     apart: Callable[[str], str],
     skip: Iterable[str] = (".git", ".cache"),

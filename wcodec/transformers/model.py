@@ -21,7 +21,7 @@ from wcodec.errors import DecodeError
 from wcodec.files.shard_index import CODED
 from wcodec.torch.loading.reader import Reader
 from wcodec.transformers.config import WCodecConfig
-from wcodec.transformers.sources import StreamSlice, stored_dtype, weight_files
+from wcodec.transformers.weight_files import StreamSlice, stored_dtype, weight_files
 
 
 class WCodecModel:

@@ -37,7 +37,7 @@ from wcodec.transformers.conversion import (
     Stream,
     is_stream,
 )
-from wcodec.transformers.sources import stored_dtype
+from wcodec.transformers.weight_files import stored_dtype
 
 PARALLEL: Final = ("tp_size", "fsdp_size", "pp_size", "ep_size", "dp_replicate_size")
 

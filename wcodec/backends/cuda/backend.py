@@ -15,7 +15,7 @@ from wcodec.backends.cuda import differences, encoding
 from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges, crc32_records
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.backends.cuda.worklist import Job
+from wcodec.backends.cuda.worklist import WorkItem
 from wcodec.backends.protocol import (
     Backend,
     Checksums,
@@ -149,7 +149,7 @@ class CudaBackend(Backend):
 
     def _queue_decoding(self, plan: SegmentPlan, payload: Any, out: Any) -> Decoding:
         decoding = Decoding(
-            self.runtime, [Job(plan, self.runtime.address(out), self.runtime.address(payload))]
+            self.runtime, [WorkItem(plan, self.runtime.address(out), self.runtime.address(payload))]
         )
         decoding.queue()
         return decoding

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.cuda.runtime import Runtime
-from wcodec.backends.cuda.worklist import Array, Batches, Ids, Job, Packed, WorkList, whole_groups
+from wcodec.backends.cuda.worklist import (
+    Array,
+    Batches,
+    Ids,
+    Packed,
+    WorkItem,
+    WorkList,
+    whole_groups,
+)
 from wcodec.reference.planes import Layout
 from wcodec.reference.prediction import Mode
 from wcodec.reference.segments import Coder, Status
@@ -46,7 +54,7 @@ class Decoding:
     """
 
     def __init__(
-        self, runtime: Runtime, jobs: Sequence[Job], scratch_nbytes: int = SCRATCH_NBYTES
+        self, runtime: Runtime, jobs: Sequence[WorkItem], scratch_nbytes: int = SCRATCH_NBYTES
     ) -> None:
         self.runtime, self.scratch_nbytes = runtime, scratch_nbytes
         self.work = WorkList.of(jobs)

@@ -13,8 +13,8 @@ from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import (
     Batches,
     Ids,
-    Job,
     Packed,
+    WorkItem,
     WorkList,
     rectangles,
     tensor_row,
@@ -44,7 +44,7 @@ def encode(
         runtime.upload(np.zeros(1, np.uint8) if a is None or a.size == 0 else a)
         for a in (plan.modes, plan.scales)
     )
-    job = Job(
+    job = WorkItem(
         plan, runtime.address(words), modes=runtime.address(modes), scales=runtime.address(scales)
     )
     work = WorkList.of([job], encoding=True)

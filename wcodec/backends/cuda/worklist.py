@@ -32,7 +32,7 @@ MOST_IN_BATCH: Final = 24
 BLOCKS: Final = 660
 
 
-class Job(NamedTuple):
+class WorkItem(NamedTuple):
     """Segments of one tensor and where they are: device addresses of the matrix, the payload, and
     what to encode with: modes, scales.
     """
@@ -194,7 +194,7 @@ class WorkList:
     planes: Array
 
     @classmethod
-    def of(cls, jobs: Sequence[Job], encoding: bool = False) -> WorkList:
+    def of(cls, jobs: Sequence[WorkItem], encoding: bool = False) -> WorkList:
         """Structures of all jobs, without scratch."""
         tables, tensors, segments, planes = TableRows(), np.zeros(len(jobs), TENSOR), [], []
         n_segments, n_planes = 0, 0
@@ -215,7 +215,7 @@ class WorkList:
         )
 
 
-def _segments(job: Job, t: int, first_plane: int, encoding: bool) -> Array:
+def _segments(job: WorkItem, t: int, first_plane: int, encoding: bool) -> Array:
     plan, s = job.plan, job.plan.segments
     out = rectangles(plan.geometry, plan.dtype, job.words)
     out["tensor"], out["plane"] = t, first_plane + np.arange(out.size) * plan.dtype.n_planes
@@ -233,7 +233,7 @@ def _segments(job: Job, t: int, first_plane: int, encoding: bool) -> Array:
     return out
 
 
-def _planes(job: Job, tables: TableRows, first_segment: int, encoding: bool) -> Array:
+def _planes(job: WorkItem, tables: TableRows, first_segment: int, encoding: bool) -> Array:
     plan, s = job.plan, job.plan.segments
     n_planes, n = plan.dtype.n_planes, plan.geometry.n_segments
     out = np.zeros((n, n_planes), PLANE)

@@ -101,7 +101,6 @@ def compress_model(
         return new
 
     _replace_weights(model, compressed, skip)
-    return_freed_memory()
     return model
 
 
@@ -123,6 +122,7 @@ def _replace_weights(
             done[id(parameter)] = make(name, parameter)
         if done[id(parameter)] is not parameter:
             setattr(module, leaf, done[id(parameter)])
+    return_freed_memory()
 
 
 def compressed_parameter(
