@@ -42,9 +42,9 @@ import fused_report
 import torch
 from fused_cases import OPTIONS, WEIGHTS, Case
 from fused_device import DEVICES, TorchDevice
-from gpu import COPY_NBYTES, Steps, chosen_of, parser_of
 from gpu_cases import copy_bandwidth
 from gpu_device import Effort
+from harness import COPY_NBYTES, Steps, chosen_of, parser_of
 
 from wcodec.errors import BackendUnavailable
 

@@ -37,6 +37,7 @@ class Modules:
             "gpu_others",
             "gpu_rates",
             "gpu_report",
+            "harness",
             "gpu_check",
         ):
             setattr(self, name, importlib.import_module(name))
@@ -47,6 +48,7 @@ class Modules:
     gpu_others: ModuleType
     gpu_rates: ModuleType
     gpu_report: ModuleType
+    harness: ModuleType
     gpu_check: ModuleType
 
 
@@ -257,7 +259,7 @@ def test_without_git(scripts: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(scripts.gpu, "machine", no_git)
-    about = scripts.gpu.about_machine()
+    about = scripts.harness.about_machine()
     assert about["commit"] == "unknown"
     assert len(about["sources_sha256"]) == 64
 

@@ -25,7 +25,7 @@ from wcodec.cli.common import (
 )
 from wcodec.directories.decoding import check_plan_room, plan_decode
 from wcodec.directories.encoding import encode_one, plan_encode
-from wcodec.directories.hub_header import is_coded, is_hub
+from wcodec.directories.hub_header import InputKind, is_coded, kind_of
 from wcodec.directories.hub_reading import HubFile, decode_hub_file
 from wcodec.directories.resumable import Report
 from wcodec.errors import DecodeError, EncodeError, within
@@ -38,13 +38,6 @@ from wcodec.planner.options import EncodeOptions
 
 #: the pieces of a plain file, by path, backend and base
 Contents = Callable[[str, Backend, str | None], Iterator[Any]]
-
-
-def is_directory_or_hub(path: str) -> bool:
-    """Whether an input is a directory, or a safetensors file, which may be in hub form."""
-    return os.path.isdir(path) or (
-        os.path.isfile(path) and not is_coded(path) and (path.endswith(PLAIN) or is_hub(path))
-    )
 
 
 def options_of(args: argparse.Namespace) -> EncodeOptions:
@@ -237,8 +230,9 @@ def encode(args: argparse.Namespace) -> int:
         args.error("--base is for --form wcodec: there is no hub form of differences")
 
     def encode_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
-        form = {} if args.form == "wcodec" and not os.path.isdir(source) else {"form": args.form}
-        if os.path.isdir(source):
+        is_folder = kind_of(source) is InputKind.DIRECTORY
+        form = {"form": args.form} if is_folder or args.form != "wcodec" else {}
+        if is_folder:
             plan = plan_encode(source, target, args.form, options, backend, args.base, args.force)
             with progress_of(args, plan.nbytes) as progress:
                 return of_files(plan.run(progress), "encoded") | form
@@ -263,12 +257,13 @@ def decode(args: argparse.Namespace) -> int:
     check_hub_options(args)
 
     def encode_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
-        if os.path.isdir(source):
+        kind = kind_of(source)
+        if kind is InputKind.DIRECTORY:
             plan = plan_decode(source, target, backend, args.max_nbytes, args.base, args.force)
             check_plan_room(plan)
             with progress_of(args, plan.nbytes) as progress:
                 return of_files(plan.run(progress), "decoded")
-        if is_directory_or_hub(source):
+        if kind is InputKind.SAFETENSORS:
             with progress_of(args, hub_nbytes(source, backend)) as progress:
                 sizes = decode_hub_file(
                     source, target, backend, progress, args.max_nbytes, overwrite=args.force
@@ -301,7 +296,9 @@ def check_hub_options(args: argparse.Namespace) -> None:
     """Leaves with 2 where an option is for ``.wcodec`` files alone,
     and an input is something else.
     """
-    for path in filter(is_directory_or_hub, args.inputs):
+    for path in args.inputs:
+        if kind_of(path) is InputKind.WCODEC:
+            continue
         for option in ("raw", "explain", "plot"):
             if getattr(args, option, None):
                 args.error(f"--{option} is for .wcodec files; {path} is none")

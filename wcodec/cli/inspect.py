@@ -28,8 +28,9 @@ from wcodec.cli.common import (
     show,
     typed,
 )
-from wcodec.cli.convert import check_hub_options, hub_nbytes, is_directory_or_hub, of_files
+from wcodec.cli.convert import check_hub_options, hub_nbytes, of_files
 from wcodec.directories.decoding import coded_files, scan_coded, verify_directory
+from wcodec.directories.hub_header import InputKind, kind_of
 from wcodec.directories.hub_reading import HubFile, verify_hub_file
 from wcodec.directories.resumable import Report
 from wcodec.errors import BackendUnavailable
@@ -63,7 +64,8 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def _verified(args: argparse.Namespace, source: str, backend: Backend) -> dict[str, Any]:
-    if os.path.isdir(source):
+    kind = kind_of(source)
+    if kind is InputKind.DIRECTORY:
         total = 0
         if sys.stderr.isatty():
             coded = coded_files(
@@ -77,7 +79,7 @@ def _verified(args: argparse.Namespace, source: str, backend: Backend) -> dict[s
             return of_files(
                 verify_directory(source, backend, progress, args.max_nbytes, args.base), "good"
             )
-    if is_directory_or_hub(source):
+    if kind is InputKind.SAFETENSORS:
         with progress_of(args, hub_nbytes(source, backend)) as progress:
             stored_nbytes, nbytes = verify_hub_file(source, backend, progress, args.max_nbytes)
         # in the same words as of a directory
@@ -102,10 +104,11 @@ def info(args: argparse.Namespace) -> int:
 
     def describe(source: str) -> int:
         with in_directory(source):
-            if os.path.isdir(source):
+            kind = kind_of(source)
+            if kind is InputKind.DIRECTORY:
                 report = _describe_directory(source, backend, args.base)
                 show(args, report, _lines(report))
-            elif is_directory_or_hub(source):
+            elif kind is InputKind.SAFETENSORS:
                 report = _describe_hub(source, backend)
                 show(args, report, _lines(report))
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,13 @@ from wcodec.directories.configs import (
     read_config,
     rename_shards,
 )
-from wcodec.directories.hub_header import VERSION_TEXT, is_hub, read_plain_header
+from wcodec.directories.hub_header import (
+    VERSION_TEXT,
+    InputKind,
+    is_hub,
+    kind_of,
+    read_plain_header,
+)
 from wcodec.directories.hub_writing import encode_hub_file
 from wcodec.directories.names import (
     FORMS,
@@ -388,7 +393,7 @@ def encode_safetensors_to_wcodec(
     chosen = options or EncodeOptions(preset=preset)
     used = load_backend(backend) if isinstance(backend, str) else backend or get_backend()
     told: Callable[[int], Any] = progress or ignore_progress
-    if os.path.isdir(src):
+    if kind_of(src) is InputKind.DIRECTORY:
         return encode_directory(src, dst, form, chosen, used, told, base, overwrite)
     nbytes, stored_nbytes = encode_one(src, dst, form, chosen, used, told, base, overwrite)
     return Report(1, 0, 0, nbytes, stored_nbytes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+from enum import Enum
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +24,7 @@ from wcodec.files.safetensors_header import (
     parse_safetensors_header,
     read_safetensors_header,
 )
+from wcodec.files.shard_index import PLAIN
 from wcodec.reference.container import MAGIC, VERSION
 
 VERSION_KEY: Final = "wcodec"  #: in ``__metadata__``: the format version
@@ -80,6 +83,29 @@ def is_coded(path: AnyPath) -> bool:
     """Whether a file begins as a ``.wcodec`` file does."""
     with open(path, "rb") as f:
         return f.read(len(MAGIC)) == MAGIC
+
+
+class InputKind(Enum):
+    """What an input is, which decides how it is read."""
+
+    DIRECTORY = "directory"
+    SAFETENSORS = "safetensors"  #: a safetensors file, in hub form or plain
+    WCODEC = "wcodec"  #: a ``.wcodec`` file, or what is taken for one and refused as such
+
+
+def kind_of(path: AnyPath) -> InputKind:
+    """What an input is, for the command and the library alike.
+
+    Raises
+    ------
+    OSError
+    """
+    if os.path.isdir(path):
+        return InputKind.DIRECTORY
+    if not os.path.isfile(path) or is_coded(path):
+        return InputKind.WCODEC
+    named = os.fspath(path).endswith(PLAIN)
+    return InputKind.SAFETENSORS if named or is_hub(path) else InputKind.WCODEC
 
 
 def looks_like_stream(t: SourceTensor, view: memoryview) -> bool:
