@@ -154,7 +154,8 @@ class within:  # noqa: N801 (a context, used as a function)
             error.file = None
         if self._file is not None:
             error.file = os.fspath(self._file)
-        error.tensor = self._tensor or error.tensor or None
+        if self._tensor is not None:
+            error.tensor = self._tensor or error.tensor or None
         if error.offset is not None:
             error.offset += self._offset
         error.args = (error.code, error.message, error.tensor, error.offset)

@@ -56,6 +56,7 @@ def options(draw: st.DrawFn) -> wcodec.EncodeOptions:
     of_bytes = (
         predictor not in ("auto", "none") or transform not in ("auto", "none") or coder == "context"
     )
+    saving = draw(st.one_of(st.none(), st.floats(0, 1)))
     return wcodec.EncodeOptions(
         segment,
         tile,
@@ -66,10 +67,11 @@ def options(draw: st.DrawFn) -> wcodec.EncodeOptions:
             )
         ),
         draw(st.integers(9, 12)),
-        draw(st.one_of(st.none(), st.floats(-8, 1))),
+        saving,
         draw(st.sampled_from(["fast", "default", "max"])),
         transform,
         "auto" if of_bytes and coder == "raw" else coder,
+        force=saving is None and draw(st.booleans()),
     )
 
 

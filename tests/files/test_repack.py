@@ -132,7 +132,7 @@ def test_the_options_of_encode(tmp_path: Path, options: str) -> None:
     plain, given = tmp_path / "m.safetensors", options.split()
     wcodec.save_file(_arrays(few=True), tmp_path / "m.wcodec")
     with wcodec.open(tmp_path / "m.wcodec") as f:
-        header = write_safetensors_header(f.index.tensors, {"format": "pt"})
+        header = write_safetensors_header(map(entry_of, f.index.tensors), {"format": "pt"})
     data = b"".join(a.tobytes() for a in wcodec.load_file(tmp_path / "m.wcodec").values())
     plain.write_bytes(header + data)
     other, due, got = (str(tmp_path / f"{name}.wcodec") for name in ("other", "due", "got"))

@@ -258,7 +258,7 @@ def test_without_git(scripts: Modules, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_git() -> Any:
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(scripts.gpu, "machine", no_git)
+    monkeypatch.setattr(scripts.harness, "machine", no_git)
     about = scripts.harness.about_machine()
     assert about["commit"] == "unknown"
     assert len(about["sources_sha256"]) == 64

@@ -17,7 +17,7 @@ from wcodec.planner.tables import MAX_RARE
 from wcodec.reference.tables import Table
 
 
-def price(table: Table) -> int:
+def table_price(table: Table) -> int:
     return (table.serialised_nbytes + 2) * BYTE
 
 
@@ -83,7 +83,7 @@ class Clusters:
             takers[k] = True
             new = self._table(takers)
             got = self.counts @ symbol_costs(new)
-            if np.maximum(self.cost - got, 0).sum() > price(new):
+            if np.maximum(self.cost - got, 0).sum() > table_price(new):
                 self.tables.append(new)
                 self._offer(len(self.tables) - 1, new)
         self._settle()

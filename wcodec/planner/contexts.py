@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.planner.clusters import Clusters, map_price, price
+from wcodec.planner.clusters import Clusters, map_price, table_price
 from wcodec.planner.costs import (
     IMPOSSIBLE,
     Choice,
@@ -104,7 +104,7 @@ class Contexts:
         new = ContextMap(kind, class_of, tuple(len(self.pool) + i for i in range(used.size)))
         self.pool.tables += [clusters.tables[i] for i in used]
         got = self._costs(joint, new)
-        price = sum(price(clusters.tables[i]) for i in used) + map_price(
+        price = sum(table_price(clusters.tables[i]) for i in used) + map_price(
             N_CONTEXTS[kind], used.size
         )
         if np.maximum(found.cost - got, 0).sum() > price:
@@ -295,7 +295,7 @@ class Contexts:
         maps = [self.pool.maps[i] for i in sorted(numbers)]
         own = {t for m in maps for t in m.tables if t >= n_tables}
         return sum(map_price(len(m.class_of), len(m.tables)) for m in maps) + sum(
-            price(self.pool[t]) for t in sorted(own)
+            table_price(self.pool[t]) for t in sorted(own)
         )
 
 

@@ -59,7 +59,7 @@ class EncodeOptions:
         ``"fast"`` (encode speed first), ``"default"``, ``"max"`` (size first).
     transform
         ``"auto"``, or one transform for all coded byte planes: ``"none"``, ``"dct"``, ``"adst"``;
-        it comes behind the prediction of `predictor`, with ``"auto"`` the one that costs least.
+        it comes after the prediction of `predictor`, with ``"auto"`` the one that costs least.
     coder
         ``"auto"``; ``"raw"``: no plane is coded; ``"rans"``: no plane has contexts; ``"context"``:
         all coded planes of layout BYTES have.
