@@ -782,8 +782,8 @@ def test_progress_on_a_terminal(
 
     if not has_tqdm:
         monkeypatch.setitem(sys.modules, "tqdm", None)
-    monkeypatch.setattr("wcodec.cli.common._QUIET_S", 0)
-    monkeypatch.setattr("wcodec.cli.common._EVERY_S", 0)
+    monkeypatch.setattr("wcodec.cli.common.QUIET_S", 0)
+    monkeypatch.setattr("wcodec.cli.common.EVERY_S", 0)
     for args in (
         ["encode", "model.safetensors", "-o", "m"],
         ["verify", "m"],

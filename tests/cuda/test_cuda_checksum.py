@@ -75,7 +75,7 @@ def runtime(request: pytest.FixtureRequest) -> EmulatedRuntime:
 def part_nbytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Size of parts, whatever there is to do."""
     size: int = request.param
-    monkeypatch.setattr(checksums, "_part_nbytes", lambda total: size)
+    monkeypatch.setattr(checksums, "part_nbytes_of", lambda total: size)
     return size
 
 
@@ -87,7 +87,7 @@ def test_every_small_size_at_odd_addresses(runtime: GuardedRuntime) -> None:
     assert runtime.whole
 
 
-@pytest.mark.parametrize("part_nbytes", PART_SIZES, indirect=True)
+@pytest.mark.parametrize("part_nbytes_of", PART_SIZES, indirect=True)
 def test_sizes_around_rows_blocks_and_parts(runtime: GuardedRuntime, part_nbytes: int) -> None:
     """Rows are of 128 bytes, blocks of 32 rows behind the first 1 to 32, parts of `part_nbytes`."""
     edges = {k * ROW_NBYTES for k in (1, 2, 31, 32, 33, 34, 64, 65, 66)} | {
@@ -101,7 +101,7 @@ def test_sizes_around_rows_blocks_and_parts(runtime: GuardedRuntime, part_nbytes
     assert runtime.whole
 
 
-@pytest.mark.parametrize("part_nbytes", PART_SIZES, indirect=True)
+@pytest.mark.parametrize("part_nbytes_of", PART_SIZES, indirect=True)
 def test_random_ranges(part_nbytes: int) -> None:
     rng, runtime = np.random.default_rng(part_nbytes), GuardedRuntime(order="shuffled", seed=3)
     data = runtime.upload(random_bytes(100_000))
@@ -180,7 +180,11 @@ def test_ranges_larger_than_any_here() -> None:
     out = runtime.upload(np.zeros(5, np.uint32))
     device = [
         runtime.upload(a)
-        for a in (checksums._powers().view(np.uint8), ranges.view(np.uint8), shares.view(np.uint8))
+        for a in (
+            checksums.powers_of_x8().view(np.uint8),
+            ranges.view(np.uint8),
+            shares.view(np.uint8),
+        )
     ]
     runtime.launch("crc32_join", 1, checksums.THREADS, *device, out, np.uint32(5), np.uint32(40))
     want = [crc32_combine(0xFFFFFFFF, 0, int(n)) ^ 0xFFFFFFFF for n in nbytes]
@@ -190,7 +194,7 @@ def test_ranges_larger_than_any_here() -> None:
 
 
 def test_powers() -> None:
-    powers = checksums._powers()[0]
+    powers = checksums.powers_of_x8()[0]
     assert powers.nbytes == POWERS.itemsize == 4352
     x = 0x40000000  # x^1, of bits reflected
     for k in range(32):

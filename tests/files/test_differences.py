@@ -432,7 +432,7 @@ def test_a_base_that_is_another_matrix(
     segment: tuple[int, int],
     block: int,
 ) -> None:
-    monkeypatch.setattr("wcodec.files.bases._BLOCK_NBYTES", block)
+    monkeypatch.setattr("wcodec.files.bases.BLOCK_NBYTES", block)
     names = ("bfloat16", "conv", "bias", "cube", "wide", "complex64")
     with monkeypatch.context() as m:
         m.setattr(encoder, "choose_geometry", other_geometry(row_rank, segment))

@@ -387,7 +387,7 @@ def test_what_kernels_cannot_multiply_is_decoded(
     dense: torch.Tensor, is_operand: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # so that what is last is not looked at with the first
-    monkeypatch.setattr("wcodec.torch.resident.device_products._SOME", 1000)
+    monkeypatch.setattr("wcodec.torch.resident.device_products.SOME_NBYTES", 1000)
     w = fused(dense)
     assert torch.equal(w.decode().view(torch.uint8), dense.view(torch.uint8))
     assert (w.held.operand() is not None) == is_operand == (form_of(w) is not None)
@@ -662,9 +662,9 @@ def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, rows = (CompressedTensor.from_dense(dense, name=name) for name in ("plain", "embedding"))
     operand = CompressedTensor.from_dense(dense, name="operand", mode="fused")
     buffer = torch.empty(dense.nbytes, dtype=torch.uint8)
-    assert isinstance(plain._held, device.DeviceHeld)
+    assert isinstance(plain.held, device.DeviceHeld)
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
-    for held in (plain._held, operand._held):
+    for held in (plain.held, operand.held):
         with pytest.raises(
             RuntimeError,
             match=rf"first use of '{held.name}' while a CUDA graph is captured: run the model once",
@@ -674,7 +674,7 @@ def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: F.embedding(ids, rows),
         lambda: rows[ids],
         lambda: rows[2],
-        lambda: rows._held.take(torch.tensor([1])),
+        lambda: rows.held.take(torch.tensor([1])),
     ):
         with pytest.raises(
             RuntimeError,
@@ -687,7 +687,7 @@ def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.ops.wcodec.linear(weight(3, 64), operand.stream.clone(), [40, 64], dense.dtype, None)
     monkeypatch.setattr(device, "is_capturing", lambda _: False)
     assert torch.equal(F.embedding(ids, rows), dense[ids])
-    for held in (plain._held, operand._held):
+    for held in (plain.held, operand.held):
         held.decode_into(buffer)
     monkeypatch.setattr(device, "is_capturing", lambda _: True)
     with pytest.raises(
@@ -697,6 +697,6 @@ def test_what_is_not_captured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
             "hold it with mode='fused'"
         ),
     ):
-        plain._held.decode_into(buffer)
-    operand._held.decode_into(buffer)
-    assert torch.equal(operand._held.view(buffer), dense)
+        plain.held.decode_into(buffer)
+    operand.held.decode_into(buffer)
+    assert torch.equal(operand.held.view(buffer), dense)

@@ -118,7 +118,7 @@ def test_segments_that_do_not_end_with_rows(shape: tuple[int, int]) -> None:
     """
     dense = weight(*shape, dtype=torch.float32)
     w, x, back = fused(dense), torch.randn(2, shape[1]), torch.randn(2, shape[0])
-    assert w.held._opened().index.tensors[0].geometry.rows == 1
+    assert w.held.record().geometry.rows == 1
     for got, plain, due in (
         (F.linear(x, w), F.linear(x, dense), x.double() @ dense.double().t()),
         (back @ w, back @ dense, back.double() @ dense.double()),
@@ -134,7 +134,7 @@ def test_outliers_nan_and_infinity(dtype: torch.dtype) -> None:
     dense = weight(300, 1000, dtype=dtype)
     dense[::7, 3], dense[2, 500] = 1000.0, -30000.0  # outside the window of 16 top bytes: patches
     w, x = fused(dense), weight(4, 1000, dtype=dtype)
-    assert w.held._opened().index.tensors[0].segments.n_patches.any() or dtype != torch.bfloat16
+    assert w.held.record().segments.n_patches.any() or dtype != torch.bfloat16
     due = x.double() @ dense.double().t()
     assert error(F.linear(x, w), due) <= 1.5 * error(F.linear(x, dense), due)
     dense[5, 7] = float("nan")
@@ -284,7 +284,7 @@ def test_backends(backend: wcodec.Backend) -> None:
     dense = weight(64, 96)
     w, x = fused(dense), weight(3, 96)
     torch.testing.assert_close(F.linear(x, w), F.linear(x, dense))
-    assert w.held._opened().decoder.backend is backend
+    assert w.held.opened().decoder.backend is backend
 
 
 # ---- what is decoded, and how much of it ---------------------------------------------------------
@@ -318,13 +318,13 @@ def test_products_of_all_kinds_go_tile_by_tile(monkeypatch: pytest.MonkeyPatch) 
 def test_each_segment_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles_module, "TILE_NBYTES", 1 << 14)
     w = fused(weight(1000, 300))
-    decoder, seen = w.held._opened().decoder, []
+    decoder, seen = w.held.opened().decoder, []
     part = type(decoder).part
     monkeypatch.setattr(
         type(decoder), "part", lambda *a, **k: seen.extend(a[3].ids.tolist()) or part(*a, **k)
     )
     F.linear(weight(2, 300), w)
-    n = w.held._opened().index.tensors[0].geometry.n_segments
+    n = w.held.record().geometry.n_segments
     assert n > 4
     assert seen == list(range(n))
 
@@ -333,7 +333,7 @@ def test_scratch_is_a_tile() -> None:
     scratch.release_scratch()
     w = fused(weight(3000, 2000))
     F.linear(weight(2, 2000), w)
-    limit = tiles_module.tile_nbytes(w.held._opened().decoder.backend) + (1 << 16)
+    limit = tiles_module.tile_nbytes(w.held.opened().decoder.backend) + (1 << 16)
     assert 0 < scratch.scratch_nbytes() <= limit
     held = weakref.ref(w.held)
     scratch.release_scratch()
@@ -464,7 +464,7 @@ def test_damage_is_an_error_with_the_name() -> None:
         torch.ops.wcodec.linear(x, damaged.clone(), [200, 96], w.dtype)
     damaged[100] ^= 4
     assert torch.equal(F.linear(x, w), F.linear(x, small))
-    record = w.held._opened().index.tensors[0]
+    record = w.held.record()
     object.__setattr__(record, "crc32", record.crc32 ^ 1)
     with pytest.raises(
         DecodeError, match=r"bad_checksum: the CRC-32 of the decoded tensor.*'layers.0.weight'"

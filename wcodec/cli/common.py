@@ -36,8 +36,8 @@ STATUSES: Final = (
     "to end (SIGHUP, SIGINT, SIGTERM); 141 who read the output went away."
 )
 
-_QUIET_S: Final = 1.0  #: progress is shown of work that takes longer than that
-_EVERY_S: Final = 0.1  #: between two changes of the line
+QUIET_S: Final = 1.0  #: progress is shown of work that takes longer than that
+EVERY_S: Final = 0.1  #: between two changes of the line
 
 
 class Parser(argparse.ArgumentParser):
@@ -285,7 +285,7 @@ class _Line:
         """So many bytes more are done."""
         self._done += nbytes
         now = time.monotonic()
-        if now - self._start >= _QUIET_S and now - self._shown >= _EVERY_S:
+        if now - self._start >= QUIET_S and now - self._shown >= EVERY_S:
             self._shown = now
             rate = self._done / (now - self._start)
             left = max(0, self._total - self._done) / rate if rate else 0.0
@@ -324,7 +324,7 @@ def progress_of(args: argparse.Namespace, total: int) -> Iterator[Progress]:
         bar = _Line(total)
     else:
         bar = tqdm(
-            total=total, unit="B", unit_scale=True, delay=_QUIET_S, leave=False, dynamic_ncols=True
+            total=total, unit="B", unit_scale=True, delay=QUIET_S, leave=False, dynamic_ncols=True
         )
     with bar:
         yield bar.update

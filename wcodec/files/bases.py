@@ -23,7 +23,7 @@ from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import Geometry
 
-_BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that is coded as another matrix, decoded at once
+BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that is coded as another matrix, decoded at once
 
 
 class OpenBase(BaseCheckpoint, Protocol):
@@ -162,7 +162,7 @@ class CodedBaseTensor(BaseTensor):
 
     def _reshape(self, rows: slice, cols: slice, out: Words) -> None:
         """A rectangle of a matrix of other columns, some rows at a time."""
-        n, step = self._n_cols, max(1, _BLOCK_NBYTES // (self._n_cols * out.itemsize))
+        n, step = self._n_cols, max(1, BLOCK_NBYTES // (self._n_cols * out.itemsize))
         for r in range(rows.start, rows.stop, step):
             last = min(r + step, rows.stop)
             to = out[r - rows.start : last - rows.start]

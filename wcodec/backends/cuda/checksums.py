@@ -50,7 +50,7 @@ class PendingChecksums:
 
 
 @cache
-def _powers() -> NDArray[Any]:
+def powers_of_x8() -> NDArray[Any]:
     """``Powers``: `crc32_combine` multiplies by powers of x^8."""
     out, one = np.zeros(1, POWERS), 0x80000000
     out["doubling"] = [one >> (1 << k) for k in range(3)] + [
@@ -66,7 +66,7 @@ def _powers() -> NDArray[Any]:
     return out
 
 
-def _part_nbytes(total: int) -> int:
+def part_nbytes_of(total: int) -> int:
     """Large parts cost less; small ones are more."""
     size = PART_NBYTES
     while size > LEAST_PART_NBYTES and total < ENOUGH_PARTS * size:
@@ -96,7 +96,7 @@ def crc32_ranges(
     """
     ranges = np.zeros(len(addresses), RANGE)
     ranges["at"], ranges["nbytes"] = addresses, sizes
-    part_nbytes = _part_nbytes(int(ranges["nbytes"].sum()))
+    part_nbytes = part_nbytes_of(int(ranges["nbytes"].sum()))
     in_parts = ranges["nbytes"] + ranges["at"] % ROW_NBYTES  # parts begin with rows
     n_parts = np.where(ranges["nbytes"] > 0, -(-in_parts.astype(np.int64) // part_nbytes), 0)
     ends = np.cumsum(n_parts)
@@ -106,7 +106,7 @@ def crc32_ranges(
     checksums = runtime.empty(4 * max(n_ranges, 1)).view(np.uint32)[:n_ranges]
     if n_ranges == 0:
         return PendingChecksums(runtime, checksums, ())
-    tables = runtime.upload(np.concatenate([_powers().view(np.uint8), ranges.view(np.uint8)]))
+    tables = runtime.upload(np.concatenate([powers_of_x8().view(np.uint8), ranges.view(np.uint8)]))
     shares = runtime.empty(SHARE_NBYTES * max(total, 1))
     powers, on_device = tables[: POWERS.itemsize], tables[POWERS.itemsize :]
     counts = np.uint32(n_ranges), np.uint32(total)

@@ -18,7 +18,7 @@ from wcodec.cuda.resident import ResidentTensor
 FACTORS: Final = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 #: bits that are all set in NaN, and in Inf
 _NOT_FINITE: Final = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
-_SOME: Final = 1 << 24  #: bytes that are looked at together
+SOME_NBYTES: Final = 1 << 24  #: bytes that are looked at together
 
 _plan = lru_cache(maxsize=4096)(plan_linear)
 
@@ -72,7 +72,7 @@ def _is_finite(dense: torch.Tensor) -> bool:
         return True
     return not any(
         bool(((some & bits) == bits).any())
-        for some in dense.view(torch.uint8).view(-1).split(_SOME)
+        for some in dense.view(torch.uint8).view(-1).split(SOME_NBYTES)
     )
 
 

@@ -63,9 +63,9 @@ class Held:
     def record(self) -> TensorRecord:
         """What the stream's index says of the tensor. Raises DecodeError."""
         with within(tensor=self.name):
-            return only_tensor(self._opened().index)
+            return only_tensor(self.opened().index)
 
-    def _opened(self) -> File:
+    def opened(self) -> File:
         """The stream, opened for the backend in use."""
         backend, stream, opened = get_backend(), self.stream, self._file
         # which another one becomes when it is shared with other processes
@@ -88,7 +88,7 @@ class Held:
         DecodeError
         """
         with within(tensor=self.name):
-            file = self._opened()
+            file = self.opened()
             t = only_tensor(file.index)
             file.get_tensor(t.name, dtypes.out_array(self.view(buffer), t.dtype))
 
@@ -125,7 +125,7 @@ class Held:
         """
         out = torch.empty((ids.numel(), *self.shape[1:]), dtype=self.dtype)
         with within(tensor=self.name):
-            file = self._opened()
+            file = self.opened()
             t = only_tensor(file.index)
             part, rows = file.get_slice(t.name), ids.numpy()
             for some in portions(rows, self.rows_at_once):
@@ -141,7 +141,7 @@ class Held:
         DecodeError
         """
         with within(tensor=self.name):
-            file, tiling = self._opened(), self._tiling
+            file, tiling = self.opened(), self._tiling
             t = only_tensor(file.index)
             if tiling is None or tiling[0] is not file:
                 tiling = self._tiling = file, tiling_of(file, t)
