@@ -131,7 +131,10 @@ class Counting:
         self.matrix = jobs.matrix_of(data, geometry, dtype, native)
         self.n_rooms = common_encoding.SHARE + word_nbytes
         self.room, self.side = jobs.plane_room(geometry), _side_nbytes(geometry, dtype)
-        self.nbytes = int((self.records["height"] * self.records["width"]).sum()) * word_nbytes
+        n_words = geometry.rows * geometry.cols
+        if ids is not None:
+            n_words = int((self.records["height"] * self.records["width"]).sum())
+        self.nbytes = n_words * word_nbytes
 
     def run(self, first: int, last: int, scratch: Scratch) -> None:
         """Count the segments of a range."""
