@@ -87,7 +87,7 @@ def test_every_small_size_at_odd_addresses(runtime: GuardedRuntime) -> None:
     assert runtime.whole
 
 
-@pytest.mark.parametrize("part_nbytes_of", PART_SIZES, indirect=True)
+@pytest.mark.parametrize("part_nbytes", PART_SIZES, indirect=True)
 def test_sizes_around_rows_blocks_and_parts(runtime: GuardedRuntime, part_nbytes: int) -> None:
     """Rows are of 128 bytes, blocks of 32 rows behind the first 1 to 32, parts of `part_nbytes`."""
     edges = {k * ROW_NBYTES for k in (1, 2, 31, 32, 33, 34, 64, 65, 66)} | {
@@ -101,7 +101,7 @@ def test_sizes_around_rows_blocks_and_parts(runtime: GuardedRuntime, part_nbytes
     assert runtime.whole
 
 
-@pytest.mark.parametrize("part_nbytes_of", PART_SIZES, indirect=True)
+@pytest.mark.parametrize("part_nbytes", PART_SIZES, indirect=True)
 def test_random_ranges(part_nbytes: int) -> None:
     rng, runtime = np.random.default_rng(part_nbytes), GuardedRuntime(order="shuffled", seed=3)
     data = runtime.upload(random_bytes(100_000))
