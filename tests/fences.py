@@ -26,7 +26,7 @@ def _protect(address: int, nbytes: int, protection: int) -> None:
 class Fence:
     """Bytes that end where a page begins that cannot be touched, or start where one ends.
 
-    Canaries fill the rest of the last or first page, behind which there is such a page too.
+    Canaries fill the rest of the last or first page, after which there is such a page too.
 
     Attributes
     ----------

@@ -78,7 +78,7 @@ def safetensors_bytes(
     tensors
         Name, dtype, shape and bytes, in the order of their bytes.
     padding
-        Spaces behind the header's JSON.
+        Spaces after the header's JSON.
     order
         Order in which the header names the tensors; by default that of their bytes.
     """

@@ -11,7 +11,7 @@ straight from operands, against cuBLAS), ``models`` (benchmarks/cpu/bench_models
 shape of Llama-3-8B whose weights stay compressed, multiplied as they are too), ``memcheck`` and
 ``racecheck`` (compute-sanitizer over a part of the suite and random plans, with memory straight
 from the driver, where what lies outside of an array is outside of everything). wcodec need not be
-installed. Each step is a process of its own with a time limit, and leaves to the steps behind it
+installed. Each step is a process of its own with a time limit, and leaves to the steps after it
 what these need at least; whatever becomes of it, the next one runs. ``--out`` (default: $OUT or
 benchmarks/results) gets gpu-check.json, written after each step, gpu-check.log with all that was
 printed, line by line, conformance.json, and the results of the benchmarks: eight files at most. The

@@ -14,7 +14,7 @@ transformers; then the weights are compressed in place, and the same is done aga
 each operand of ``--operands`` ("none": by device and dtype), with the weights compressed anew, and
 says how many tokens are the same: the last bits of these products may differ, and with random
 weights the next token hangs on little. "First" is the time of the prompt and one token, "tokens/s"
-that of the tokens behind it; medians of ``--rounds`` runs after one that is not counted. On a GPU,
+that of the tokens after it; medians of ``--rounds`` runs after one that is not counted. On a GPU,
 memory is the most that PyTorch and CuPy have held since the model was there; on a CPU, bytes of
 weights as they are held, and of the memory that they are decoded into. Results go to ``--out`` as
 JSON.
@@ -95,7 +95,7 @@ class Timer:
 
 
 def generate(model: Any, prompt: torch.Tensor, n: int) -> torch.Tensor:
-    """`n` tokens behind a prompt."""
+    """`n` tokens after a prompt."""
     with torch.inference_mode():
         return model.generate(
             prompt,

@@ -27,7 +27,7 @@ QUEUE = 400  #: launches and events that are queued before anybody waits: a driv
 MOST_BUSY_S = 0.05
 
 #: Keeps one thread of the GPU busy for some nanoseconds,
-#: so that what is queued behind it starts without a gap.
+#: so that what is queued after it starts without a gap.
 BUSY_SOURCE = r"""
 extern "C" __global__ void busy(unsigned long long nanoseconds) {
     unsigned long long start, now;

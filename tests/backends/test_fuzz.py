@@ -132,7 +132,7 @@ def test_all_kernels_are_reached(plans: list[SegmentPlan]) -> None:
 
 # ---- planted faults: `fuzz_segments` imports these from here -------------------------------------
 class WritesBehind(NumbaBackend):
-    """Writes a word behind the output."""
+    """Writes a word after the output."""
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
         result = super().decode_segments(plan, payload, out)
@@ -157,7 +157,7 @@ class WritesPayload(NumbaBackend):
 
 
 class ReadsBehind(NumbaBackend):
-    """Reads a byte behind the payload."""
+    """Reads a byte after the payload."""
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
         ctypes.string_at(payload.ctypes.data + payload.nbytes, 1)
@@ -173,7 +173,7 @@ class ReadsBefore(NumbaBackend):
 
 
 class ScratchTooSmall(NumbaBackend):
-    """Takes a group too little for each plane: kernels go on behind the scratch."""
+    """Takes a group too little for each plane: kernels go on beyond the scratch."""
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> Any:
         room = jobs.plane_room

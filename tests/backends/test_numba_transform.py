@@ -33,7 +33,7 @@ def kernel(transform: int, inverse: bool) -> Any:
 @pytest.mark.parametrize("centre", [0, 128])
 @pytest.mark.parametrize("transform", KINDS)
 def test_forward_and_back(transform: Transform, centre: int, at_end: bool) -> None:
-    """Nothing but the tile is changed, and nothing is touched but it and `LANES` bytes behind
+    """Nothing but the tile is changed, and nothing is touched but it and `LANES` bytes after
     it.
     """
     rng = np.random.default_rng(transform)

@@ -201,7 +201,7 @@ def room_around(out):
 
 
 class WritesBeyond(ReferenceBackend):
-    """Writes one byte behind its output."""
+    """Writes one byte after its output."""
 
     def decode_segments(self, plan, payload, out):
         status = super().decode_segments(plan, payload, out)

@@ -132,7 +132,7 @@ class Structures:
     def check(
         self, rooms: dict[tuple[int, int], Array], expected: dict[tuple[int, int], Array]
     ) -> None:
-        """Planes are as they should be, and what is behind their symbols as it was."""
+        """Planes are as they should be, and what is after their symbols as it was."""
         self.memory.check()
         for key, want in expected.items():
             np.testing.assert_array_equal(rooms[key][: want.size], want, f"segment and plane {key}")

@@ -63,7 +63,7 @@ bool ordered(const Access &earlier, const Access &now) {
 }
 
 // Add to accesses that may be many. Those before a barrier need not be remembered once there is one
-// behind it.
+// after it.
 void merge(Access &all, const Access &now) {
     if (all.block == NONE) {
         all = now;
@@ -111,7 +111,7 @@ void check(Kind kind, Byte &byte, const Access &now) {
     } else if (kind == Kind::atomic) {
         merge(byte.atomic, now);
     } else {
-        byte.read = byte.atomic = Access();  // what is ordered behind this write is so behind them
+        byte.read = byte.atomic = Access();  // what is ordered after this write is so after them
         byte.write = now;
     }
 }

@@ -62,7 +62,7 @@ def test_plane_contexts_by_hand() -> None:
 
 def test_position_contexts_by_hand() -> None:
     # 2 x 18 words in tiles of 2 x 16, so of 2 x 16 and 2 x 2:
-    # each counts its own columns, again from 0 behind 7.
+    # each counts its own columns, again from 0 after 7.
     plan = plan_of("uint8", Layout.BYTES, Geometry(2, 18, 2, 32, 2, 16), ContextKind.POSITION)
     row = [*range(8), *range(8)]
     due = [*row, *(8 + c for c in row), 0, 1, 8, 9]
@@ -183,7 +183,7 @@ def test_the_decoder_of_the_spec_reads_all_vectors_with_contexts() -> None:
 
 
 def test_it_would_find_an_error() -> None:
-    """Another class of the first column, behind those of eight rows, gives other tables."""
+    """Another class of the first column, after those of eight rows, gives other tables."""
     data = bytearray(VECTORS["accept/base_contexts"].data)
     t = decoder.read_index(bytes(data)).tensors[0]
     s = decoder.segment(t, 0)

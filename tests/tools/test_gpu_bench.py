@@ -472,7 +472,7 @@ def test_one_bad_step_does_not_stop_the_others(
 def test_the_time_is_shared_out(
     scripts: Modules, checker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps leave to those behind them what these need at least;
+    """Steps leave to those after them what these need at least;
     what has too little left is not begun.
     """
     check, now, limits = scripts.gpu_check, [0.0], dict[str, float]()

@@ -94,7 +94,7 @@ def draw_case(rng: Rng, small: bool = False) -> Case:
 
 
 def with_extremes(rng: Rng, tables: TablePool) -> TablePool:
-    """The pool, and behind its tables and maps some that a corrupt index can name too:
+    """The pool, and after its tables and maps some that a corrupt index can name too:
     of symbols that take a word each.
     """
     maps = list(tables.maps)

@@ -13,7 +13,7 @@ Rules, each held by ``wcodec conformance --backend NAME``:
    whatever the payload holds.
 3. Content is never an exception: `decode_segments` returns a status for each segment. Of several
    faults, BAD_STREAM goes before BAD_TILE_MODE, and that before BAD_PATCH; but lower planes with
-   coder CONTEXT, which may take their contexts from plane 0, are decoded behind the check of the
+   coder CONTEXT, which may take their contexts from plane 0, are decoded after the check of the
    tile modes, so that their streams are not BAD_STREAM if a mode is none.
 4. Inputs are not changed. Empty input (no segments) works.
 5. Calls from several threads at once work.
@@ -56,7 +56,7 @@ class EncodedSegments(NamedTuple):
     Attributes
     ----------
     payload
-        uint8, in the backend's memory: the segment records one behind another.
+        uint8, in the backend's memory: the segment records one after another.
     n_units
         uint32 of shape (n_planes, n), on the host:
         16-byte units of each stream (RANS, CONTEXT), 0 for other planes.

@@ -22,7 +22,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def _global_options(default: Any = argparse.SUPPRESS) -> Parser:
     """Options that may stand before or after the subcommand;
-    behind it they must not bring their defaults along.
+    after it they must not bring their defaults along.
     """
     p = Parser(prog="wcodec", add_help=False, allow_abbrev=False)
     g = p.add_argument_group("global options")

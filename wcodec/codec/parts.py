@@ -86,7 +86,7 @@ def rectangles(t: TensorRecord, nbytes: int) -> Iterator[Rectangle]:
 
 
 def gather(source: ByteSource, starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> Bytes:
-    """The records that start at `starts` in a file, one behind another as `offsets` says."""
+    """The records that start at `starts` in a file, one after another as `offsets` says."""
     cut = np.flatnonzero(np.diff(starts) != np.diff(offsets)[:-1]) + 1
     bounds = [0, *cut.tolist(), starts.size]
     pieces = [

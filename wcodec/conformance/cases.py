@@ -179,7 +179,7 @@ class Decoded:
 
     @property
     def restored(self) -> bytes:
-        """Source header and all tensors, one behind another (R4.22)."""
+        """Source header and all tensors, one after another (R4.22)."""
         return self.index.source_header + b"".join(a.tobytes() for a in self.arrays)
 
 

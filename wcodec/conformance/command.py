@@ -28,7 +28,7 @@ class Command:
     ----------
     template
         Command line with ``{input}`` and ``{output}``: a file of the format, and where to write the
-        restored stream, `source_header` and the decoded tensors one behind another (R4.22).
+        restored stream, `source_header` and the decoded tensors one after another (R4.22).
         ``{base}`` is the file that the input holds differences from, nothing if it holds none.
         Without it, cases that have a base cannot be run.
     """

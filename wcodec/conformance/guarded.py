@@ -17,7 +17,7 @@ from wcodec.reference.checksums import crc32_each
 from wcodec.reference.planes import Bytes, Words
 from wcodec.reference.segments import SegmentPlan, SegmentTable
 
-GUARD: Final = 64  #: bytes before and behind each array that a kernel gets
+GUARD: Final = 64  #: bytes before and after each array that a kernel gets
 
 CANARY: Final = 0xC5
 
@@ -49,7 +49,7 @@ class Guarded:
     def content(self, what: str) -> Bytes:
         """What the array holds now, after a look at the canaries."""
         now = self.backend.to_host(self.device)
-        for name, part in (("before", slice(0, self.low)), ("behind", slice(self.high, None))):
+        for name, part in (("before", slice(0, self.low)), ("after", slice(self.high, None))):
             wrong = np.flatnonzero(now[part] != self.expected[part])
             require(
                 not wrong.size,

@@ -120,7 +120,7 @@ def _check_parts(f: File, t: TensorRecord, matrix: Words) -> None:
 
 
 def _pieces(payload: Bytes, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Bytes | None:
-    """Parts of a payload, one behind another; ``None`` if all are empty."""
+    """Parts of a payload, one after another; ``None`` if all are empty."""
     parts = [payload[a : a + n] for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
     return np.concatenate(parts) if any(p.size for p in parts) else None
 

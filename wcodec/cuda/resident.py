@@ -89,7 +89,7 @@ class ResidentTensor:
             raise
 
     def decode_part(self, down: Ids, across: Ids, payload: int, words: int) -> None:
-        """Decode some segment rows and columns, whose records lie one behind another at `payload`,
+        """Decode some segment rows and columns, whose records lie one after another at `payload`,
         and check them; waits.
 
         Raises

@@ -91,7 +91,7 @@ def encode_hub_file(
 
 
 class _HubWriter:
-    """Writes the streams behind a gap, and the rest into it when it is known which tensors got
+    """Writes the streams after a gap, and the rest into it when it is known which tensors got
     smaller.
     """
 

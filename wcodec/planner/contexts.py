@@ -151,7 +151,7 @@ class Contexts:
         return own.joint()
 
     def _settle(self, joint: Counts, maps: list[ContextMap], n_tables: int) -> None:
-        """Make each table behind the first `n_tables` again from what it codes."""
+        """Make each table after the first `n_tables` again from what it codes."""
         total = np.zeros((len(self.pool), 256), np.int64)
         for counts, m in zip(joint, maps, strict=True):
             np.add.at(total, [m.tables[c] for c in m.class_of], counts)
@@ -230,7 +230,7 @@ class Contexts:
         choice: Choice,
         scales: list[Bytes],
     ) -> None:
-        """Contexts of one plane of some segments: by the plane above, by place behind transforms,
+        """Contexts of one plane of some segments: by the plane above, by place after transforms,
         else by rows and columns.
         """
         wanted = (choice.coder[ids] != Coder.CONSTANT) & (
@@ -283,8 +283,8 @@ class Contexts:
     def price(
         self, planes: list[Choice], where: NDArray[np.bool_], n_tables: int, n_maps: int
     ) -> int:
-        """Cost of the maps behind the first `n_maps` that some segments use, and of their tables
-        behind the first `n_tables`.
+        """Cost of the maps after the first `n_maps` that some segments use, and of their tables
+        after the first `n_tables`.
         """
         numbers = {
             int(i)

@@ -140,7 +140,7 @@ class Tables:
         return first + best
 
     def prune(self, s: SegmentTable, n_tables: int, n_maps: int = 0) -> None:
-        """Drop the tables behind the first `n_tables` and the context maps behind the first
+        """Drop the tables after the first `n_tables` and the context maps after the first
         `n_maps` that are not used.
         """
         if len(self.pool) == n_tables and len(self.pool.maps) == n_maps:
@@ -161,7 +161,7 @@ class Tables:
 
 
 def _renumbered(numbers: NDArray[Any], n: int, n_kept: int) -> tuple[NDArray[np.int64], list[int]]:
-    """`numbers` after all of `n` things behind the first `n_kept` have gone that they do not name;
+    """`numbers` after all of `n` things after the first `n_kept` have gone that they do not name;
     and which of those are left.
     """
     used = n_kept + np.flatnonzero(np.bincount(numbers.astype(np.int64), minlength=n)[n_kept:])

@@ -132,7 +132,7 @@ def _write_tensor(t: TensorRecord) -> bytes:
 
 
 def write_index(index: Index, index_offset: int) -> bytes:
-    """The index and the footer behind it (R4.7 to R4.19)."""
+    """The index and the footer after it (R4.7 to R4.19)."""
     records = []
     if len(index.tables):
         records.append(_record(RecordType.TABLES, write_tables(index.tables), MUST_UNDERSTAND))
@@ -153,7 +153,7 @@ def write_index(index: Index, index_offset: int) -> bytes:
 
 
 def seal_index(raw: bytes, index_offset: int, data_nbytes: int, n_tensors: int) -> bytes:
-    """Compress the records where that pays and may be done, and put the footer behind them."""
+    """Compress the records where that pays and may be done, and put the footer after them."""
     deflated = zlib.compress(raw, 6)
     coding = int(len(deflated) < len(raw) <= MAX_INDEX_RATIO * len(deflated))
     stored = deflated if coding else raw

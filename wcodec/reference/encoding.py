@@ -70,7 +70,7 @@ def encode_segments(
     Returns
     -------
     payload
-        uint8: the records one behind another.
+        uint8: the records one after another.
     n_units
         uint32 of shape (n_planes, n): 16-byte units of each rANS stream, else 0.
     n_patches

@@ -161,7 +161,7 @@ class Cursor:
 
     def done(self, what: str) -> None:
         if self.left:
-            raise fail("bad_range", f"{self.left} bytes are left over behind {what}")
+            raise fail("bad_range", f"{self.left} bytes are left over after {what}")
 
 
 def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord:
@@ -348,7 +348,7 @@ def read_tables_record(body: Cursor, read: TableReader) -> TablePool:
     data = body.take(body.left)
     tables, at = read(data, 0, n)
     if at != len(data):
-        raise fail("bad_range", "bytes are left over behind the tables")
+        raise fail("bad_range", "bytes are left over after the tables")
     return TablePool(tables)
 
 

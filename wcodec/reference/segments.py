@@ -77,7 +77,7 @@ class SegmentTable:
 
     @staticmethod
     def concatenate(parts: list[SegmentTable]) -> SegmentTable:
-        """Tables one behind another."""
+        """Tables one after another."""
         return SegmentTable(
             *(
                 np.concatenate([getattr(p, f.name) for p in parts], axis=-1)
@@ -106,7 +106,7 @@ class SegmentPlan:
         segment, in each plane by plane.
     scales
         Encoding only: the packed classes of rows and columns (R10.10) of the segments that have
-        them, one behind another.
+        them, one after another.
     """
 
     dtype: DType

@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]
 Signed = NDArray[np.int16]
 
 SIZE: Final = 8  #: values of a one-dimensional transform
-FRACTION: Final = 7  #: bits behind the point of the coefficients of lifting steps
+FRACTION: Final = 7  #: bits after the point of the coefficients of lifting steps
 
 
 class Transform(IntEnum):

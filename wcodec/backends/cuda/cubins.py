@@ -1,7 +1,7 @@
 """Machine code of the kernels, compiled when it is needed and kept on disk:
 the same that audits and tests look at.
 
-CuPy's own compiler adds options behind ours:
+CuPy's own compiler adds options after ours:
 ``-ftz=true``, by which products lose subnormal numbers, among them.
 """
 

@@ -44,7 +44,7 @@ def _colwise(n_dims: int, _: str) -> Split:
 
 
 def _rowwise(n_dims: int, parameter: str) -> Split | None:
-    # the bias is added once, behind the sum
+    # the bias is added once, after the sum
     return None if parameter == "bias" else Split(n_dims - 1)
 
 

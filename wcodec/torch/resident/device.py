@@ -324,7 +324,7 @@ class DevicePrefetcher(Prefetcher):
         self.buffers.give(pending[2])
 
     def _queue(self, following: Decodable) -> None:
-        """Decode on the side, behind all that is queued so far:
+        """Decode on the side, after all that is queued so far:
         the buffer may be in use until then.
         """
         try:

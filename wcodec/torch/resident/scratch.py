@@ -1,7 +1,7 @@
 """Memory that compressed weights are decoded into, and the thread that decodes the next one ahead.
 
 One set of buffers serves all models of the process on a device: a weight is decoded, used, and its
-buffer handed on. While one weight is in use, the one that came behind it the last time is decoded
+buffer handed on. While one weight is in use, the one that came after it the last time is decoded
 by a thread (CPU) or on a stream of its own (GPU).
 """
 
@@ -75,7 +75,7 @@ class Decodable(Protocol):
 
     nbytes: int
     version: int  #: goes up when its content changes
-    successor: weakref.ref[Any] | None  #: what was decoded behind it the last time
+    successor: weakref.ref[Any] | None  #: what was decoded after it the last time
 
     def decode_into(self, buffer: torch.Tensor) -> None:
         """Fill the first `nbytes` bytes."""
@@ -121,7 +121,7 @@ class Prefetcher:
         return buffer
 
     def _follow(self, held: Decodable) -> None:
-        """Note which weight comes behind which; with the lock held."""
+        """Note which weight comes after which; with the lock held."""
         last, self._last = self._last, weakref.ref(held)
         before = None if last is None else last()
         if before is not None and before is not held:

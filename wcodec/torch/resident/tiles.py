@@ -64,7 +64,7 @@ def row_tiles(
     Raises
     ------
     DecodeError
-        The CRC-32 of a segment does not match, or another thing is wrong with it; behind the last
+        The CRC-32 of a segment does not match, or another thing is wrong with it; after the last
         rows, that of the tensor.
     """
     n_cols, buffers = t.shape[1], tile_buffers(torch.device("cpu"))
@@ -72,18 +72,18 @@ def row_tiles(
     buffer = buffers.take(max(tiling.nbytes + row_nbytes, tile_nbytes(file.decoder.backend)))
     memory = buffer.numpy()
     try:
-        crc = first = behind = 0  # `behind`: bytes of a row that began in the part before
+        crc = first = n_left = 0  # `n_left`: bytes of a row that began in the part before
         for part in tiling.parts:
             g, nbytes = part.plan.geometry, _n_words(part) * t.dtype.word_nbytes
-            words = memory[behind : behind + nbytes].view(t.dtype.word_type).reshape(g.rows, g.cols)
+            words = memory[n_left : n_left + nbytes].view(t.dtype.word_type).reshape(g.rows, g.cols)
             crc = crc32_combine(crc, file.decoder.part(file.source, t, part, words), nbytes)
-            behind += nbytes
-            n_rows = behind // row_nbytes
+            n_left += nbytes
+            n_rows = n_left // row_nbytes
             if n_rows:
                 done = n_rows * row_nbytes
                 yield first, buffer[:done].view(dtype).view(n_rows, n_cols)
-                memory[: behind - done] = memory[done:behind].copy()
-                first, behind = first + n_rows, behind - done
+                memory[: n_left - done] = memory[done:n_left].copy()
+                first, n_left = first + n_rows, n_left - done
         check_tensor(t, crc)
     finally:
         buffers.give(buffer)

@@ -10,7 +10,7 @@
 // for each lower term of G: 14, two of which are one instruction.
 //
 // As in zlib, bit 0 of a word stands for x^31 and bit 31 for x^0. Zeros before a message change
-// nothing; zeros behind it multiply by a power of x, which can be divided away, since x^(2^32 - 1)
+// nothing; zeros after it multiply by a power of x, which can be divided away, since x^(2^32 - 1)
 // is 1. So rows start at multiples of 128.
 #include "common.cuh"
 

@@ -43,7 +43,7 @@ DEVICE void go_on(Walk &walk, const Segment &segment, const Tensor &tensor) {
 // Two bits of the classes of rows and columns.
 DEVICE u32 scale_of(const u8 *scales, u32 i) { return scales[i / 4] >> 2 * (i % 4) & 3u; }
 
-// Contexts of up to 16 symbols from `first`, by where they are, a byte each; behind the last one 0.
+// Contexts of up to 16 symbols from `first`, by where they are, a byte each; after the last one 0.
 DEVICE uint4 contexts_of_places(const Segment &segment, const Tensor &tensor, const Plane &plane,
                                 u32 kind, u32 first) {
     const u32 n_elements = segment.height * segment.width;

@@ -87,7 +87,7 @@ DEVICE u64 offset_of_word(const Target &target, u32 i) {
     return i / target.width * target.pitch + i % target.width * NBYTES;
 }
 
-// Exponents outside of the window, of 8 bits, behind the sign. Those from the first bad patch on
+// Exponents outside of the window, of 8 bits, after the sign. Those from the first bad patch on
 // are not applied: no two lanes have the same word. Said to all lanes: whether all are as they
 // should be.
 template <u32 NBYTES>
@@ -176,7 +176,7 @@ DEVICE Strides strides_of(const Target &target) {
 }
 
 // Returns the number of words. Those of the lower planes are loaded ahead, for memory is far. The
-// last pair of groups is loaded once more behind itself: a load under a condition would need more
+// last pair of groups is loaded once more after itself: a load under a condition would need more
 // registers, and waiting for it.
 template <u32 NBYTES, bool PAIRS>
 DEVICE u32 decode_pairs_of_groups(Decoder<NBYTES, PAIRS> &decoder, const Strides &strides) {

@@ -60,7 +60,7 @@ DEVICE u32 code(Stream &stream, u32 state, const Coder &coder) {
     return state + coder.start + quotient * (stream.prob_whole - coder.freq);
 }
 
-// The four symbols from `at`; those behind the last one are padding, of which `fill` holds four.
+// The four symbols from `at`; those after the last one are padding, of which `fill` holds four.
 DEVICE u32 filled_up(u32 four, u32 at, u32 n_symbols, u32 fill) {
     if (at + 4 <= n_symbols) return four;
     const u32 there = at < n_symbols ? (1u << 8 * (n_symbols - at)) - 1u : 0;
@@ -190,7 +190,7 @@ DEVICE uint4 cut(uint4 unit, u32 n) {
                       filled_up(unit.z, 8, n, 0), filled_up(unit.w, 12, n, 0));
 }
 
-// The block copies bytes to where a part of a record starts, and zeros behind them; returns where
+// The block copies bytes to where a part of a record starts, and zeros after them; returns where
 // the next part starts. Scratch consists of whole units: those that hold some of the bytes may be
 // read.
 DEVICE u64 put_scratch(u64 to, u64 from, u32 nbytes) {

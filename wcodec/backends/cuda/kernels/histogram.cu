@@ -256,7 +256,7 @@ DEVICE void count_rows(u32 *bins, const Targets &targets, const Tensor &tensor, 
 
 // ---- pair by pair -------------------------------------------------------------------------------
 struct Place {
-    u32 row, col, right;  // in the segment; right: behind the last column of the tile
+    u32 row, col, right;  // in the segment; right: after the last column of the tile
 };
 
 DEVICE Place place_of(const Segment &segment, const Tensor &tensor, u32 element) {

@@ -124,7 +124,7 @@ DEVICE void store_bytes(u64 address, const u32 *parts) {
     else store_word(address, COUNT, parts[0]);
 }
 
-// An item loses its first word and gets another one behind its last.
+// An item loses its first word and gets another one after its last.
 template <u32 NBYTES>
 DEVICE void shift_in(Item<NBYTES> &item, u64 word) {
     if constexpr (NBYTES == 8) {

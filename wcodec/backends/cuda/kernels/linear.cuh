@@ -56,7 +56,7 @@ DEVICE void finish(const Product &p, u32 row_tile, u32 first, const Sums<GROUPS>
 // How columns and rows of x are cut.
 struct Split {
     u32 n_parts, part_tiles;      // among blocks; tiles of a part but for the last
-    // of a part, among warps: 1 << slice_bits slices, one behind another
+    // of a part, among warps: 1 << slice_bits slices, one after another
     u32 slice_bits, slice_tiles;
     u32 row_bits;                 // 1 << row_bits rows of x are in shared memory
 };
@@ -100,8 +100,8 @@ DEVICE uint4 gather_x(const Product &p, u32 row, u32 col, u32 end) {
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// The stage that begins `done` tiles behind the start of each slice;
-// zeros behind the end of each, and where x has no row.
+// The stage that begins `done` tiles after the start of each slice;
+// zeros after the end of each, and where x has no row.
 template <u32 VECTORS>
 DEVICE void stage_x(uint4 *stage, const Product &p, const Split &split, const Part &part,
                     u32 done) {
@@ -176,7 +176,7 @@ struct RawTiles {
     enum { AHEAD = COUNT, HAS_REST = 1, TILE_NBYTES = 16 * BAND_ROWS };  // nbytes: of plane 0
     Piece<Weights> pieces[COUNT][2];
     Place<Weights> places[2];  // of the round that is loaded next
-    u32 end;                   // behind the last whole round; 0 if there is none
+    u32 end;                   // after the last whole round; 0 if there is none
     bool more;                 // whether there is a round to be loaded
 };
 

@@ -249,7 +249,7 @@ DEVICE void advance(Place<Weights> &place, u32 nbytes) {
     place.lower += Place<Weights>::RATIO * nbytes;
 }
 
-// The tile that is some bytes of plane 0 behind a place; plane 0 only if it is raw.
+// The tile that is some bytes of plane 0 after a place; plane 0 only if it is raw.
 template <class Weights>
 DEVICE Piece<Weights> load_piece(const Place<Weights> &place, u32 nbytes, bool raw) {
     const u64 lower = place.lower + Place<Weights>::RATIO * nbytes;

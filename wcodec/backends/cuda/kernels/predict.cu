@@ -247,7 +247,7 @@ DEVICE u32 undo_average(u32 residuals, u32 above, u32 &left, bool first_row, boo
     return bytes;
 }
 
-// One warp: lanes have the rows of a band, each a unit behind the row above,
+// One warp: lanes have the rows of a band, each a unit after the row above,
 // whose bytes come from the lane below.
 template <u32 UNIT>
 DEVICE void undo_average_of_tile(u8 *tile, u32 height, u32 width) {

@@ -1,7 +1,7 @@
 // The rANS decoder of a warp (spec: chapter 9): a stream's 32 states are the warp's lanes.
 //
 // Words are staged in shared memory, where those of a step lie side by side: a warp has a buffer,
-// which 16-byte loads fill. When the warp is beyond the buffer's first KB, it slides. Behind a
+// which 16-byte loads fill. When the warp is beyond the buffer's first KB, it slides. After a
 // stream's end is whatever was there: a stream is read for as many symbols as it should have,
 // without checks, and refused at the end if it had too few words. See `decode_group` for what
 // bounds all accesses.
@@ -64,7 +64,7 @@ struct Stream {
     u32 state;
     int left;           // units of the stream from the buffer's start on, less the lane's index
     uint4 ahead[2];     // units that the next slide brings in
-    const uint4 *next;  // the first unit behind those
+    const uint4 *next;  // the first unit after those
 };
 
 DEVICE Coder coder_of(const void *lut, u32 prob_bits) {
@@ -102,13 +102,13 @@ DEVICE Stream open_stream(const Plane &plane, uint4 *buffer) {
     for (int i = 0; i < (int)BUFFER_UNITS; i += 32)
         buffer[i + lane] = stream.left > i ? source[i] : zeros;
     stream.next = source + BUFFER_UNITS;
-    stream.ahead[0] = stream.ahead[1] = zeros;  // they keep what they have behind the stream's end
+    stream.ahead[0] = stream.ahead[1] = zeros;  // they keep what they have after the stream's end
     load_ahead(stream);
     __syncwarp();
     return stream;
 }
 
-// Make room for the words of two groups, at most 512 bytes behind `position`.
+// Make room for the words of two groups, at most 512 bytes after `position`.
 DEVICE void refill(Stream &stream) {
     if (stream.position < stream.start + SLIDE_NBYTES) return;  // the same in all lanes
     const u32 lane = lane_id();

@@ -114,7 +114,7 @@ KERNEL __launch_bounds__(BLOCK_THREADS, 4)
     transform_plane<true>(job, job.plane.symbols);
 }
 
-// Residuals, behind `forward_prediction`. list: planes.
+// Residuals, after `forward_prediction`. list: planes.
 KERNEL __launch_bounds__(BLOCK_THREADS, 4)
     forward_transform(const Tensor *__restrict__ tensors, const Segment *__restrict__ segments,
                       const Plane *__restrict__ planes, const u32 *__restrict__ list) {

@@ -4,7 +4,7 @@
 #pragma once
 #include "common.cuh"
 
-enum { SIZE = 8, FRACTION = 7 };  // SIZE: values; FRACTION: bits behind the point of coefficients
+enum { SIZE = 8, FRACTION = 7 };  // SIZE: values; FRACTION: bits after the point of coefficients
 
 // Three lifting steps: y[a] += p y[b], y[b] += u y[a], y[a] += r y[b].
 struct Lifting {
