@@ -1,7 +1,7 @@
 # make demo    encode, decode and compare a checkpoint that is made offline
 # make test    all checks: lint, types, vectors, tests (conformance of all backends and CUDA on an emulator among them), in minutes
 # make test-all  the same and the tests that are marked exhaustive: whole suites where samples show nearly as much; half an hour
-# make gpu-check  on a machine with an NVIDIA GPU: conformance, tests, sanitizers and benchmarks there
+# make gpu-check  on a machine with an NVIDIA GPU: conformance, tests and benchmarks there
 # The environment in .venv is made by itself, and again when pyproject.toml changes.
 SHELL := /bin/bash
 PYTHON ?= python3

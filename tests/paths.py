@@ -11,6 +11,5 @@ ROOT: Final = TESTS.parent
 SPEC: Final = ROOT / "spec" / "wcodec.md"
 VECTORS: Final = ROOT / "conformance_vectors"
 TOOLS: Final = ROOT / "tools"
-BENCHMARKS: Final = ROOT / "benchmarks"
 #: for processes that tests start: the package, and the modules beside this one
 PYTHONPATH: Final = os.pathsep.join([str(ROOT), str(TESTS)])

@@ -38,7 +38,7 @@ from wcodec.backends import Backend, load_backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
-from wcodec.files.checkpoint import map_file
+from wcodec.files.atomic import map_file
 from wcodec.files.safetensors_header import SafetensorsHeader, read_safetensors_header
 from wcodec.planner.options import PRESETS
 

@@ -279,8 +279,8 @@ class FillsUnderTheLastClass(Patched):
         class Rows(rans._Rows):
             def __init__(self, sizes, tables, classes):
                 super().__init__(sizes, tables, classes)
-                for i, size in enumerate(sizes if self.lines is not None else ()):
-                    line = self.lines[i].reshape(-1)
+                for i, size in enumerate(sizes if self.of_symbols is not None else ()):
+                    line = self.of_symbols[i].reshape(-1)
                     line[size:] = line[size - 1]
 
         with mock.patch.object(rans, "_Rows", Rows):

@@ -607,8 +607,14 @@ def test_wrong_bases(files: Path) -> None:
             "--base",
             "fine.safetensors",
         ): "bad_base: in 'delta.wcodec': fine.safetensors has the content hash",
-        ("--base", "text"): "bad_base: in 'delta.wcodec': in the base 'text': no .wcodec file",
-        ("--base", "empty"): "bad_base: in 'delta.wcodec': in the base 'empty': no .wcodec file",
+        (
+            "--base",
+            "text",
+        ): "bad_base: in 'delta.wcodec': in the base 'text': it is no .wcodec file",
+        (
+            "--base",
+            "empty",
+        ): "bad_base: in 'delta.wcodec': in the base 'empty': it is no .wcodec file",
         ("--base", "not there"): "not there: No such file",
         ("--base", "."): r"\.: Is a directory",
     }

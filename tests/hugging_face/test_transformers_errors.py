@@ -597,7 +597,7 @@ def test_a_configuration_of_the_caller_stays_as_it_is(forms: Any) -> None:
     before = config.to_dict()
     WCodecModel.from_pretrained(forms["llama"]["wcodec"], config=config, mode="resident")
     assert config.to_dict() == before
-    with pytest.raises(ValueError, match="nothing is in mode 'decoded'"):
+    with pytest.raises(ValueError, match="nothing of a plain model is: give mode"):
         WCodecModel.from_pretrained(forms["llama"]["plain"], preset="max")
     with pytest.raises(DecodeError, match=r"bad_value.*nonsense"):
         WCodecConfig(dtype="nonsense")

@@ -91,7 +91,7 @@ def fenced_numba(heap: Heap) -> Iterator[None]:
     """
     modules = [
         sys.modules[name]
-        for name in map("wcodec.backends.numba.{}".format, ("coding", "jobs", "scratch"))
+        for name in map("wcodec.backends.numba.{}".format, ("backend", "coding", "jobs", "scratch"))
         if name in sys.modules
     ]
     saved = [

@@ -256,7 +256,7 @@ def decode(args: argparse.Namespace) -> int:
 
     check_hub_options(args)
 
-    def encode_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
+    def decode_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
         kind = kind_of(source)
         if kind is InputKind.DIRECTORY:
             plan = plan_decode(source, target, backend, args.max_nbytes, args.base, args.force)
@@ -287,7 +287,7 @@ def decode(args: argparse.Namespace) -> int:
     return _convert(
         args,
         lambda name: name if name.endswith(PLAIN) else name.removesuffix(CODED) + PLAIN,
-        encode_input,
+        decode_input,
         (_coded, _plain),
     )
 

@@ -1,5 +1,4 @@
-"""Checks of a backend's kernels against the rules of `wcodec.backends.protocol`,
-and sweeps over spoilt files.
+"""Checks of a backend's kernels against the rules of `wcodec.backends.protocol`.
 
 The payloads that a plan must give stand in the vectors, many of them from a second implementation;
 where inputs are made on the spot (corrupt payloads, histograms), ``wcodec.reference`` says what is
@@ -350,7 +349,7 @@ def check_limit(vectors: Vectors, backend: Backend) -> None:
 
 
 def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
-    """Checks of kernels, and sweeps."""
+    """Checks of kernels."""
     for case in vectors.cases:
         if case.expect == "accept":
             yield Check(f"kernels/{case.name}", case.rules, partial(check_kernels, case, backend))

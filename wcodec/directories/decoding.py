@@ -1,8 +1,5 @@
-"""Directories of models: weights are encoded, all else is carried along, and the whole comes back
-byte for byte. Spec: hub.md.
-
-Names of files come from the file system;
-an index of shards is a text that is changed, never a list of files to open.
+"""Directories of models, decoded: weights, indexes of shards and ``config.json`` as they were, all
+else copied. Spec: hub.md.
 """
 
 from __future__ import annotations

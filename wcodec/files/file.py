@@ -225,7 +225,7 @@ class File:
         ------
         KeyError
         """
-        return Slice(self.original(self._by_name[name]), repr(self), self._read_segments)
+        return Slice(self.original(self._by_name[name]), self.__repr__, self._read_segments)
 
     def _read_segments(
         self, t: TensorRecord, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
@@ -426,7 +426,7 @@ def open_base(
             return SafetensorsBase(Path(path), data, backend, progress)
         except EncodeError as e:
             raise DecodeError(
-                "bad_base", f"no .wcodec file, and {e.message}", tensor=e.tensor
+                "bad_base", f"it is no .wcodec file, and {e.message}", tensor=e.tensor
             ) from None
 
 

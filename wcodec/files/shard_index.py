@@ -29,8 +29,8 @@ def parse_weight_map(raw: bytes) -> dict[str, str]:
         weight_map = json.loads(raw.decode())["weight_map"]
     except (ValueError, RecursionError, TypeError, KeyError) as e:
         raise DecodeError("bad_value", f"not an index of shards ({type(e).__name__})") from None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise DecodeError("bad_value", "not an index of shards: its weight_map holds nothing")
+    if not isinstance(weight_map, dict):
+        raise DecodeError("bad_value", "not an index of shards: its weight_map is no object")
     if not all(isinstance(name, str) for name in weight_map.values()):
         raise DecodeError("bad_value", "not an index of shards: the name of a file is no text")
     return weight_map
@@ -56,6 +56,8 @@ def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
         if index.stat().st_size > MAX_INDEX_NBYTES:
             raise DecodeError("resource_limit", f"more than {MAX_INDEX_NBYTES} bytes")
         weight_map = parse_weight_map(index.read_bytes())
+        if not weight_map:
+            raise DecodeError("bad_value", "not an index of shards: its weight_map is empty")
         for tensor, name in weight_map.items():
             if not is_plain_name(name) or not name.endswith(suffix):
                 raise DecodeError(

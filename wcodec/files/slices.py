@@ -24,17 +24,17 @@ class Slice:
     Parameters
     ----------
     what
-        What the tensor's file is called.
+        Says what the tensor's file is called.
     read
         Decodes segment rows and columns of a tensor into a matrix of words.
     """
 
-    def __init__(self, record: TensorRecord, what: str, read: ReadSegments) -> None:
+    def __init__(self, record: TensorRecord, what: Callable[[], str], read: ReadSegments) -> None:
         self._record, self._what, self._read = record, what, read
 
     def __repr__(self) -> str:
         return (
-            f"<wcodec Slice: {self._record.name!r} of {self._what}, {self.get_dtype()}, "
+            f"<wcodec Slice: {self._record.name!r} of {self._what()}, {self.get_dtype()}, "
             f"shape {self.get_shape()}>"
         )
 

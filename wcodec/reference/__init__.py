@@ -4,7 +4,7 @@
 module       chapter   holds
 ============ ========= ============================================================================
 container    4         header, index, footer; `read_index` is the only parser of files
-records      4.4, 4.5  TENSOR records and their segment tables
+records      4.3..4.5  the bodies of index records
 planes       5         dtypes, word maps, planes and nibble pairs
 tiles        6         matrix view, segments, tiles, the order of elements
 prediction   7         NONE, LEFT, TOP, AVG, PLANAR

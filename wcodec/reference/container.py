@@ -1,7 +1,7 @@
-"""Header, index records, footer: the only code that reads structures of an untrusted file.
-Spec: chapter 4.
+"""Header, list of index records, footer. Spec: chapter 4.
 
-Every size is checked against what is there before anything is read, allocated or computed from it.
+With `records` and `tables`, this is the only code that reads structures of an untrusted file. Every
+size is checked against what is there before anything is read, allocated or computed from it.
 """
 
 from __future__ import annotations

@@ -41,15 +41,15 @@ def pack_scales(rows: Bytes, cols: Bytes) -> Bytes:
 
 
 def contexts_of(
-    plan: SegmentPlan, context_map: ContextMap, p: int, k: int, scales: Bytes, first: Bytes
+    plan: SegmentPlan, context_map: ContextMap, p: int, k: int, scales: Bytes, plane_0: Bytes
 ) -> Bytes:
     """Context of each symbol of plane `p` of segment `k` (R9.13); `scales` is that part of its
-    record, `first` its plane 0.
+    record, `plane_0` its first plane.
     """
     if context_map.kind == ContextKind.PLANE:
         if plan.segments.layout[k] == Layout.PAIRS and plan.dtype.word_nbytes > 1:
-            return unpack_nibbles(first, int(plan.n_elements[k]))
-        return first
+            return unpack_nibbles(plane_0, int(plan.n_elements[k]))
+        return plane_0
     g = plan.geometry
     rows, cols = g.rectangle(k)
     height, width = rows.stop - rows.start, cols.stop - cols.start
@@ -62,11 +62,11 @@ def contexts_of(
     return np.asarray(of_rows[r] * np.uint8(4) + of_cols[c], np.uint8)
 
 
-def classes_of(plan: SegmentPlan, p: int, k: int, scales: Bytes, first: Bytes) -> Bytes | None:
+def classes_of(plan: SegmentPlan, p: int, k: int, scales: Bytes, plane_0: Bytes) -> Bytes | None:
     """Class of each symbol of a plane; ``None`` if it has a single table."""
     if plan.segments.coder[p, k] != Coder.CONTEXT:
         return None
     context_map = plan.tables.maps[int(plan.segments.table[p, k])]
     return np.frombuffer(context_map.class_of, np.uint8)[
-        contexts_of(plan, context_map, p, k, scales, first)
+        contexts_of(plan, context_map, p, k, scales, plane_0)
     ]

@@ -25,7 +25,7 @@ from wcodec.reference.tiles import element_order
 
 
 def read_record(plan: SegmentPlan, payload: Bytes, k: int) -> Record:
-    """Cut record `k` into its parts. Planes that are stored as they are, are decoded with that."""
+    """Cut record `k` into its parts. Planes of coder RAW or CONSTANT are known then."""
     at = int(plan.offsets[k])
 
     def take(nbytes: int) -> Bytes:
@@ -65,7 +65,7 @@ def decode_segments(plan: SegmentPlan, payload: Bytes, out: Words) -> NDArray[np
     records = [read_record(plan, payload, k) for k in range(plan.geometry.n_segments)]
     coder = plan.segments.coder
     context = coder == Coder.CONTEXT
-    # plane 0 may hold the contexts of the others: it comes before them
+    # RANS planes need no contexts, nor does plane 0, which may hold the contexts of the others
     first = (coder == Coder.RANS) | (context & (np.arange(len(coder)) == 0)[:, None])
     _decode_streams(plan, records, first)
     for record in records:
@@ -97,6 +97,7 @@ def _decode_streams(plan: SegmentPlan, records: list[Record], chosen: NDArray[np
             record.status = Status.BAD_STREAM
             continue
         modes = plane_modes(plan, k, record.modes)[p]
+        # a byte that is no mode is found by `decode_segments`, when all these streams are decoded
         if modes.tolist() != [Mode.NONE] and IS_MODE[modes].all():
             plane = each_tile(plan, k, plane, modes, restore)
         record.planes[p] = plane
@@ -110,6 +111,7 @@ def _decode_words(plan: SegmentPlan, record: Record, k: int, out: Words) -> Stat
         return Status.OK
     planes = record.planes[: dtype.word_nbytes]
     if segments.layout[k] == Layout.PAIRS:
+        # the value in the highest byte, the index in the others (R10.8)
         index = (record.patches & np.uint32(0xFFFFFF)).astype(np.int64)
         if (index >= out.size).any() or (np.diff(index) <= 0).any():
             return Status.BAD_PATCH

@@ -38,19 +38,24 @@ class _Rows:
         self, sizes: Sequence[int], tables: Sequence[TableIds], classes: Sequence[Bytes | None]
     ) -> None:
         own_tables = [np.atleast_1d(t) for t in tables]
+        #: numbers of the tables that are stacked
         self.ids, flat = np.unique(
             np.concatenate([np.empty(0, np.int64), *own_tables]), return_inverse=True
         )
         ends = np.cumsum([0, *(t.size for t in own_tables)])
+        #: of each stream, the row of its first table
         self.first = flat[ends[:-1]]
-        self.lines: NDArray[np.int64] | None = None
+        #: the row for each symbol, of shape (streams, groups, lanes, steps), where classes differ
+        self.of_symbols: NDArray[np.int64] | None = None
         if any(c is not None for c in classes):
             most = -(-max(sizes) // GROUP)
-            self.lines = np.repeat(self.first[:, None], most * GROUP, axis=1)
-            for line, own, a, b in zip(self.lines, classes, ends[:-1], ends[1:], strict=True):
+            self.of_symbols = np.repeat(self.first[:, None], most * GROUP, axis=1)
+            for row_of, own, a, b in zip(
+                self.of_symbols, classes, ends[:-1], ends[1:], strict=True
+            ):
                 if own is not None:
-                    line[: own.size] = flat[a:b][own]
-            self.lines = self.lines.reshape(-1, most, LANES, STEPS)
+                    row_of[: own.size] = flat[a:b][own]
+            self.of_symbols = self.of_symbols.reshape(-1, most, LANES, STEPS)
 
     @classmethod
     def ordered(
@@ -69,7 +74,9 @@ class _Rows:
 
     def of(self, n: int, group: int, step: int) -> NDArray[np.int64]:
         """Rows of the first `n` streams for a step: of shape (n, 1), or (n, lanes)."""
-        return self.first[:n, None] if self.lines is None else self.lines[:n, group, :, step]
+        return (
+            self.first[:n, None] if self.of_symbols is None else self.of_symbols[:n, group, :, step]
+        )
 
 
 def _filled(symbols: Sequence[Bytes], padding: Sequence[int], n_groups: int) -> Bytes:

@@ -126,6 +126,7 @@ def write_tensor(t: TensorRecord) -> bytes:
 
 # ---- reading -------------------------------------------------------------------------------------
 def fail(code: str, message: str, **where: Any) -> DecodeError:
+    """An error to raise."""
     return DecodeError(code, message, **where)
 
 
@@ -165,6 +166,7 @@ class Cursor:
 
 
 def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord:
+    """The body of a TENSOR record, checked (R4.30 to R4.39)."""
     (
         offset, nbytes, crc, dtype_id, rank, row_rank, order, s_rows, s_cols, t_rows, t_cols, flags,
         n_name, n_dtype, reserved,
@@ -174,7 +176,7 @@ def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord
     shape = tuple(int(d) for d in body.unpack(f"<{rank}Q"))
     name, dtype_name = body.text(n_name), body.text(n_dtype)
     with within(tensor=name):
-        if flags & ~3 or reserved:
+        if flags & ~3 or reserved:  # R4.31
             raise fail("bad_value", "reserved bits of the tensor record are set")
         if flags > max(Difference) or (flags and not has_base):
             raise fail(
@@ -188,7 +190,7 @@ def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord
         dtype = BY_ID[dtype_id]
         rows, cols = matrix_view(shape, row_rank, dtype.words_per_element)
         largest = math.prod(max(d, 1) for d in shape) * dtype.nbytes
-        if largest > MAX_DATA_NBYTES:
+        if largest > MAX_DATA_NBYTES:  # R4.35
             raise fail(
                 "bad_range",
                 "the tensor has more than 2^63 - 1 bytes, or would if no dimension were 0",
@@ -241,8 +243,8 @@ def _read_columns(body: Cursor, n: int, n_planes: int) -> SegmentTable:
         out[:] = values
 
     s = SegmentTable.zeros(n, n_planes)
-    for one in (s.layout, s.base, s.n_patches):
-        column((1 << 8 * one.itemsize) - 1, one)
+    for values in (s.layout, s.base, s.n_patches):
+        column((1 << 8 * values.itemsize) - 1, values)
     for p in range(n_planes):
         for of_planes in (s.coder, s.table, s.prediction, s.n_units):
             column((1 << 8 * of_planes.itemsize) - 1, of_planes[p])
@@ -344,6 +346,7 @@ def write_metadata(metadata: dict[str, str]) -> bytes:
 
 
 def read_tables_record(body: Cursor, read: TableReader) -> TablePool:
+    """The body of a TABLES record (R4.20)."""
     (n,) = body.unpack("<H")
     data = body.take(body.left)
     tables, at = read(data, 0, n)
@@ -353,6 +356,7 @@ def read_tables_record(body: Cursor, read: TableReader) -> TablePool:
 
 
 def read_contexts(body: Cursor, tables: TablePool) -> list[ContextMap]:
+    """The body of a CONTEXTS record (R4.25)."""
     (n,) = body.unpack("<H")
     maps: list[ContextMap] = []
     for number in range(n):
@@ -374,6 +378,7 @@ def read_contexts(body: Cursor, tables: TablePool) -> list[ContextMap]:
 
 
 def read_metadata(body: Cursor) -> dict[str, str]:
+    """The body of a METADATA record (R4.23)."""
     (n,) = body.unpack("<I")
     pairs: dict[str, str] = {}
     for _ in range(n):

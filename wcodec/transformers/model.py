@@ -84,7 +84,8 @@ class WCodecModel:
             kwargs["quantization_config"] = coding
         elif coding is not None and coding.preset != "default":
             raise ValueError(
-                "preset says how to compress, and of a plain model nothing is in mode 'decoded'"
+                "preset says how to compress, but in mode 'decoded' nothing of a plain model is: "
+                "give mode='resident' or 'fused'"
             )
         return model_class.from_pretrained(directory, *model_args, config=config, **kwargs)
 

@@ -18,8 +18,8 @@ from wcodec.backends.numba.job_records import JOB, Columns, Sizes, fill_jobs
 from wcodec.backends.numba.kinds import common_kinds
 from wcodec.backends.protocol import DType, Geometry, SegmentPlan
 from wcodec.reference.planes import BY_ID, Bytes, WordMap
-from wcodec.reference.rans import GROUP, max_stream_nbytes
-from wcodec.reference.segments import Coder, padded
+from wcodec.reference.rans import GROUP
+from wcodec.reference.segments import Coder
 from wcodec.reference.tables import MAX_CLASSES, ContextMap, Table
 
 Ints = NDArray[np.int64]
@@ -200,20 +200,3 @@ def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32]
         raise _missing(plan)
     table[context] = [numbers[i] for i in named]
     return coder, table, maps
-
-
-def used_modes(plan: SegmentPlan) -> set[int]:
-    """All that stands in the column of modes."""
-    modes = plan.segments.prediction
-    return set(np.flatnonzero(np.bincount(modes.reshape(-1))).tolist()) if modes.any() else set()
-
-
-def worst_nbytes(plan: SegmentPlan) -> Ints:
-    """The most bytes that each segment's record can take."""
-    s, size = plan.segments, plan.plane_nbytes
-    raw = s.coder == Coder.RAW.value
-    streams = np.where(plan.is_stream, max_stream_nbytes(size), padded(size) * raw)
-    patches = padded(4 * plan.n_elements) * (plan.is_pairs & (plan.dtype.word_nbytes > 1))
-    return np.asarray(
-        plan.words_nbytes + plan.head_nbytes + streams.sum(axis=0) + patches, np.int64
-    )

@@ -41,7 +41,6 @@ from wcodec.reference.segments import Coder, Status
 
 # Rooms after those of the byte planes: two for packed planes, and one for residuals.
 RESIDUALS: Final = 2
-N_ROOMS: Final = 3
 
 
 @jit
@@ -286,7 +285,7 @@ def encode_range(
         Jobs from `first` to `last`.
     matrix, heads, tables, rooms, streams, crcs, encoded
         Elements of `Matrix`, `Heads`, `EncodingTables`, `Rooms`, `rans.Streams`, `checksums.Crcs`,
-        `Encoded`. Rooms are `N_ROOMS` more than a word has bytes.
+        `Encoded`. Rooms are 3 more than a word has bytes.
 
     Returns
     -------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from wcodec.torch import dtypes
 from wcodec.torch.loading.decoding import decode_into, empty
 
 Device: TypeAlias = str | int | torch.device
-T = TypeVar("T")
 
 
 # ---- devices -------------------------------------------------------------------------------------

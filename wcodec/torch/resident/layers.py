@@ -224,6 +224,10 @@ class WCodecLinear(torch.nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+#: pickles name it so, wherever it lies
+WCodecLinear.__module__ = "wcodec.torch"
+
+
 def _check_quantized(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Refuse what makes no layer.
 
