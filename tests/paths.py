@@ -12,4 +12,4 @@ SPEC: Final = ROOT / "spec" / "wcodec.md"
 VECTORS: Final = ROOT / "conformance_vectors"
 TOOLS: Final = ROOT / "tools"
 #: for processes that tests start: the package, and the modules beside this one
-PYTHONPATH: Final = os.pathsep.join([str(ROOT), str(TESTS)])
+PYTHONPATH: Final = os.pathsep.join(map(str, (ROOT, TESTS, TESTS / "backends")))

@@ -6,7 +6,6 @@ import ctypes
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,7 +56,7 @@ def test_a_backend_that_does_not_survive(how: str, name: str, due: str) -> None:
     """With "auto" another one takes its place; one that was named is not available.
     The parent goes on with it.
     """
-    env = {**os.environ, "PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{Path(__file__).parent}"}
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, how, name],
         env=env,
