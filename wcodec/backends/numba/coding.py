@@ -131,10 +131,8 @@ class Counting:
         self.matrix = jobs.matrix_of(data, geometry, dtype, native)
         self.n_rooms = common_encoding.SHARE + word_nbytes
         self.room, self.side = jobs.plane_room(geometry), _side_nbytes(geometry, dtype)
-        n_words = geometry.rows * geometry.cols
-        if ids is not None:
-            n_words = int((self.records["height"] * self.records["width"]).sum())
-        self.nbytes = n_words * word_nbytes
+        n_words = min(len(self.records) * height * width, geometry.rows * geometry.cols)
+        self.nbytes = n_words * word_nbytes  # at most
 
     def run(self, first: int, last: int, scratch: Scratch) -> None:
         """Count the segments of a range."""

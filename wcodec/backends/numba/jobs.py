@@ -77,7 +77,7 @@ def rectangles(geometry: Geometry, segments: Ints | None = None) -> NDArray[Any]
     kept = geometry.n_segments <= KEPT_SEGMENTS
     jobs = (_blank_jobs if kept else _blank_jobs.__wrapped__)(geometry)
     if segments is not None:
-        return jobs[segments]
+        return jobs.take(segments)  # half the time of an index, with records
     return jobs.copy() if kept else jobs
 
 

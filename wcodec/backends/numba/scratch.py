@@ -41,8 +41,12 @@ class Scratch:
     @property
     def nbytes(self) -> int:
         """Bytes that grow."""
-        grown = self.rooms, self.words, self.stream_words, self.streams.spare
-        return sum(array.nbytes for array in grown)
+        return (
+            self.rooms.nbytes
+            + self.words.nbytes
+            + self.stream_words.nbytes
+            + self.streams.spare.nbytes
+        )
 
     def take_rooms(
         self, n: int, nbytes: int, words_nbytes: int = 0, encoding: bool = False
