@@ -78,7 +78,9 @@ def rectangles(geometry: Geometry, segments: Ints | None = None) -> NDArray[Any]
     jobs = (_blank_jobs if kept else _blank_jobs.__wrapped__)(geometry)
     if segments is not None:
         return jobs.take(segments)  # half the time of an index, with records
-    return jobs.copy() if kept else jobs
+    if not kept:
+        return jobs
+    return jobs.view(np.uint8).copy().view(JOB)  # records are copied field by field otherwise
 
 
 # ---- plans -------------------------------------------------------------------------------------
