@@ -70,6 +70,21 @@ def places(record: np.dtype[Any]) -> dict[str, int]:
     return {name: offset // 8 for name, (_, offset, *_) in (record.fields or {}).items()}
 
 
+class Kernel:
+    """The body of a kernel, whose parameters are a record of int64."""
+
+    def __init__(self, b: Any, params: Any, record: np.dtype[Any]) -> None:
+        self.b, self._params, self._places = b, params, places(record)
+
+    def place(self, name: str, i: int = 0) -> Any:
+        """Where a parameter is, or element `i` of it."""
+        return element(self.b, self._params, I64, I64(self._places[name] + i))
+
+    def param(self, name: str, i: int = 0) -> Any:
+        """A parameter, or element `i` of it."""
+        return load(self.b, self.place(name, i), I64)
+
+
 def vector(element: Any, n: int) -> Any:
     """Type of a vector."""
     return ir.VectorType(element, n)

@@ -37,15 +37,15 @@ MERGE: Final = np.dtype(
         ("ahead", np.int64),  # how many bytes ahead of the stores cache lines are asked for
     ]
 )
-_PLACE: Final = ir.places(MERGE)
 AHEAD_NBYTES: Final = 512  #: how far ahead of the loads cache lines are asked for
 
 
-class _Merger:
+class _Merger(ir.Kernel):
     """The body of a kernel of one kind; see `KINDS`."""
 
     def __init__(self, b: Any, params: Any, kind: Kind, crc: bool) -> None:
-        self.b, self.params, self.crc = b, params, crc
+        super().__init__(b, params, MERGE)
+        self.crc = crc
         self.pairs, self.word_nbytes, self.map = kind
         self.n_lower = kind.n_lower
         self.base = ir.broadcast(b, b.trunc(self.param("base"), I8), _N)
@@ -56,14 +56,6 @@ class _Merger:
                 factors_for(b, lanes, _N),
                 ir.shuffle(b, two, two, [0, 1] * lanes),
             )
-
-    def place(self, name: str, i: int = 0) -> Any:
-        """Where a parameter is, or element `i` of it."""
-        return ir.element(self.b, self.params, I64, I64(_PLACE[name] + i))
-
-    def param(self, name: str, i: int = 0) -> Any:
-        """A parameter, or element `i` of it."""
-        return ir.load(self.b, self.place(name, i), I64)
 
     def load(self, address: Any, offset: int, of: Any) -> Any:
         """Load from an address."""

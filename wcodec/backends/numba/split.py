@@ -35,27 +35,19 @@ SPLIT: Final = np.dtype(
         ("spill", np.int64, (8,)),  # room for a vector
     ]
 )
-_PLACE: Final = ir.places(SPLIT)
 
 
-class _Splitter:
+class _Splitter(ir.Kernel):
     """The body of a kernel of one kind; see `KINDS`."""
 
     def __init__(self, b: Any, params: Any, kind: Kind, lower: bool) -> None:
-        self.b, self.params, self.lower = b, params, lower
+        super().__init__(b, params, SPLIT)
+        self.lower = lower
         self.pairs, self.word_nbytes, self.map = kind
         self.window = self.pairs and self.word_nbytes > 1
         self.base = ir.broadcast(b, b.trunc(self.param("base"), I8), _N)
         self.fill = ir.broadcast(b, b.trunc(self.param("fill"), I8), _N)
         self.patches = ir.pointer(b, self.param("patches"))
-
-    def place(self, name: str, i: int = 0) -> Any:
-        """Where a parameter is, or element `i` of it."""
-        return ir.element(self.b, self.params, I64, I64(_PLACE[name] + i))
-
-    def param(self, name: str, i: int = 0) -> Any:
-        """A parameter, or element `i` of it."""
-        return ir.load(self.b, self.place(name, i), I64)
 
     def put(self, address: Any, at: Any, vectors: list[Any]) -> None:
         """Store vectors from byte `at` of an output."""
