@@ -37,7 +37,7 @@ from wcodec.directories.resumable import (
     FileTask,
     Report,
     copying,
-    writing,
+    text_task,
 )
 from wcodec.directories.tree import Tree, check_places
 from wcodec.errors import DecodeError, within
@@ -170,19 +170,13 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
             text = rename_shards(raw, CODED.encode(), PLAIN.encode())
             if text is None:
                 raise bad_value(f"the index names files that end in {PLAIN}")
-        return FileTask(
-            (path,),
-            with_ending(name, CODED, PLAIN),
-            name,
-            len(text),
-            False,
-            writing(text, len(text), len(raw)),
-        )
+        renamed = with_ending(name, CODED, PLAIN)
+        return text_task(text, len(raw), (path,), renamed, name, encodes=False)
     if is_config(name) and any(c.is_hub and parent(c.name) == parent(name) for c in coded.values()):
         with within(name):
             raw = path.read_bytes()
             text = remove_entry(raw)
-        return FileTask((path,), name, name, len(text), False, writing(text, len(text), len(raw)))
+        return text_task(text, len(raw), (path,), name, name, encodes=False)
     return FileTask((path,), name, name, path.stat().st_size, False, copying(path))
 
 

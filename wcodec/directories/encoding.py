@@ -44,7 +44,7 @@ from wcodec.directories.resumable import (
     FileTask,
     Report,
     copying,
-    writing,
+    text_task,
 )
 from wcodec.directories.tree import check_places
 from wcodec.errors import DecodeError, EncodeError, within
@@ -217,14 +217,8 @@ class _Encoding:
                 text = rename_shards(raw, PLAIN.encode(), CODED.encode())
                 if text is None:
                     raise bad_source(f"the index names files that end in {CODED} already")
-            return FileTask(
-                (path,),
-                with_ending(name, PLAIN, CODED),
-                name,
-                len(raw),
-                False,
-                writing(text, len(raw), len(text)),
-            )
+            renamed = with_ending(name, PLAIN, CODED)
+            return text_task(text, len(raw), (path,), renamed, name, encodes=True)
         if self.form == "hub" and is_config(name) and self._has_coded(parent(name)):
             with within(name):
                 raw = path.read_bytes()
@@ -233,9 +227,7 @@ class _Encoding:
             weights = [
                 p for n, p in self.files.items() if n.endswith(PLAIN) and parent(n) == parent(name)
             ]
-            return FileTask(
-                (path, *weights), name, name, len(raw), False, writing(text, len(raw), len(text))
-            )
+            return text_task(text, len(raw), (path, *weights), name, name, encodes=True)
         return FileTask((path,), name, name, nbytes, False, copying(path))
 
     def _weights(self, name: str, path: Path) -> FileTask:

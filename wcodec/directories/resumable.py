@@ -113,8 +113,13 @@ def copying(source: Path) -> Work:
     return copy
 
 
-def writing(text: bytes, nbytes: int, stored_nbytes: int) -> Work:
-    """Write a text; sizes as `Work` returns them."""
+def text_task(
+    text: bytes, old_nbytes: int, sources: tuple[Path, ...], name: str, label: str, encodes: bool
+) -> FileTask:
+    """Write a text that an encoding or decoding run has changed, in place of one of `old_nbytes`
+    bytes.
+    """
+    nbytes, stored_nbytes = (old_nbytes, len(text)) if encodes else (len(text), old_nbytes)
 
     def write(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
         with atomic_output(target, overwrite=overwrite) as out:
@@ -122,7 +127,7 @@ def writing(text: bytes, nbytes: int, stored_nbytes: int) -> Work:
         progress(nbytes)
         return nbytes, stored_nbytes
 
-    return write
+    return FileTask(sources, name, label, nbytes, False, write)
 
 
 def linking(text: str) -> Work:
