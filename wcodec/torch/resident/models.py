@@ -100,29 +100,31 @@ def compress_model(
             progress(nbytes)
         return new
 
-    _replace_weights(model, compressed, skip)
+    def wanted(name: str, parameter: torch.nn.Parameter) -> bool:
+        dense = not isinstance(parameter, CompressedTensor) and parameter.dim() >= 2
+        return dense and not (skip is not None and skip(name, parameter))
+
+    _replace_weights(model, wanted, compressed)
+    return_freed_memory()
     return model
 
 
 def _replace_weights(
     model: torch.nn.Module,
+    wanted: Callable[[str, torch.nn.Parameter], bool],
     make: Callable[[str, torch.nn.Parameter], torch.nn.Parameter],
-    skip: Callable[[str, torch.nn.Parameter], bool] | None = None,
 ) -> None:
-    """Put what `make` makes of each dense weight of two or more dimensions in its place; of tied
-    ones it is called once.
+    """Put what `make` makes of each weight that is wanted in its place; of tied ones it is called
+    once.
     """
     done: dict[int, torch.nn.Parameter] = {}
     for name, module, leaf, parameter in _weights(model):
         if id(parameter) not in done:
-            if isinstance(parameter, CompressedTensor) or parameter.dim() < 2:
-                continue
-            if skip is not None and skip(name, parameter):
+            if not wanted(name, parameter):
                 continue
             done[id(parameter)] = make(name, parameter)
         if done[id(parameter)] is not parameter:
             setattr(module, leaf, done[id(parameter)])
-    return_freed_memory()
 
 
 def compressed_parameter(
@@ -315,14 +317,14 @@ def decompress_model(model: torch.nn.Module) -> torch.nn.Module:
     ------
     DecodeError
     """
-    done: dict[int, torch.nn.Parameter] = {}
-    for _, module, leaf, parameter in _weights(model):
-        if isinstance(parameter, CompressedTensor):
-            if id(parameter) not in done:
-                dense = parameter.decode().contiguous()
-                new = torch.nn.Parameter(dense, requires_grad=parameter.requires_grad)
-                done[id(parameter)] = with_attributes_of(new, parameter)
-            setattr(module, leaf, done[id(parameter)])
+
+    def dense(_: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        assert isinstance(parameter, CompressedTensor)
+        values = parameter.decode().contiguous()
+        new = torch.nn.Parameter(values, requires_grad=parameter.requires_grad)
+        return with_attributes_of(new, parameter)
+
+    _replace_weights(model, lambda _, p: isinstance(p, CompressedTensor), dense)
     return model
 
 
