@@ -299,34 +299,15 @@ class Checker:
 
     def speed(self) -> Result:
         """The benchmark, which keeps what it has found when its time is up."""
-        command = [
-            sys.executable,
-            "benchmarks/gpu/gpu.py",
-            "--out",
-            str(self.out),
-            "--seconds",
-            f"{self.for_benchmark():.0f}",
-        ]
-        command += ["--emulated"] * self.emulated
-        start = time.time()
-        run = self.run(command, show=True)
-        # one, if it has come so far
-        written = [p for p in self.out.glob("*-gpu-*.json") if p.stat().st_mtime >= start - 1]
-        report = (
-            json.loads(written[0].read_text())
-            if written
-            else {"marks": [], "failures": [], "left_out": []}
-        )
+        run, command, report = self.benchmark("gpu")
+        if report is None:
+            return Result("speed", _failed(run), run.last, command=command)
         met = [m["met"] for m in report["marks"]]
         detail = (
             f"{met.count(True)} marks met, {met.count(False)} missed, "
-            f"{met.count(None)} not measured"
+            f"{met.count(None)} not measured{_unfinished(report)}"
         )
-        if report["left_out"]:
-            detail += f"; left out for lack of time: {', '.join(report['left_out'])}"
-        if report["failures"]:
-            detail += f"; FAILED: {'; '.join(f['step'] for f in report['failures'])}"
-        return Result("speed", _failed(run), detail if written else run.last, command=command)
+        return Result("speed", _failed(run), detail, command=command)
 
     def fused(self) -> Result:
         """Products straight from operands, if PyTorch is there;
@@ -334,9 +315,20 @@ class Checker:
         """
         if importlib.util.find_spec("torch") is None:
             return Result("fused", "not there", "torch not installed: no product was measured")
+        run, command, report = self.benchmark("fused")
+        if report is None:
+            return Result("fused", _failed(run), run.last, command=command)
+        detail = "; ".join(
+            f"{m['what']}: {'not measured' if m['value'] is None else format(m['value'], '.2f')}"
+            for m in report["marks"]
+        )
+        return Result("fused", _failed(run), detail + _unfinished(report), command=command)
+
+    def benchmark(self, name: str) -> tuple[Run, list[str], dict[str, Any] | None]:
+        """Run ``benchmarks/gpu/<name>.py``. The report is none if it has not come so far."""
         command = [
             sys.executable,
-            "benchmarks/gpu/fused.py",
+            f"benchmarks/gpu/{name}.py",
             "--out",
             str(self.out),
             "--seconds",
@@ -345,19 +337,8 @@ class Checker:
         command += ["--emulated"] * self.emulated
         start = time.time()
         run = self.run(command, show=True)
-        written = [p for p in self.out.glob("*-fused-*.json") if p.stat().st_mtime >= start - 1]
-        if not written:
-            return Result("fused", _failed(run), run.last, command=command)
-        report = json.loads(written[0].read_text())
-        detail = "; ".join(
-            f"{m['what']}: {'not measured' if m['value'] is None else format(m['value'], '.2f')}"
-            for m in report["marks"]
-        )
-        if report["left_out"]:
-            detail += f"; left out: {', '.join(report['left_out'])}"
-        if report["failures"]:
-            detail += f"; FAILED: {'; '.join(f['step'] for f in report['failures'])}"
-        return Result("fused", _failed(run), detail, command=command)
+        written = [p for p in self.out.glob(f"*-{name}-*.json") if p.stat().st_mtime >= start - 1]
+        return run, command, json.loads(written[0].read_text()) if written else None
 
     def models(self) -> Result:
         """A large model, compressed and not, and multiplied as it is,
@@ -438,6 +419,13 @@ class Checker:
         if outcome == "passed" and not any(line.startswith("reduced: ") for line in found):
             outcome = "failed"
         return Result(name, outcome, "; ".join(found) or run.last, command=command)
+
+
+def _unfinished(report: dict[str, Any]) -> str:
+    """What a benchmark has left out, and what has failed."""
+    left_out = f"; left out for lack of time: {', '.join(report['left_out'])}"
+    failures = f"; FAILED: {'; '.join(f['step'] for f in report['failures'])}"
+    return left_out * bool(report["left_out"]) + failures * bool(report["failures"])
 
 
 def _interruptible() -> None:
