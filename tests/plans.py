@@ -7,6 +7,7 @@ against.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from wcodec.backends.protocol import SegmentPlan
 from wcodec.planner.costs import quantise
 from wcodec.reference import contexts, decoding, encoding
-from wcodec.reference.planes import DType, Layout, WordMap
+from wcodec.reference.planes import BY_NAME, DType, Layout, WordMap
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.records import check_geometry, check_plan
 from wcodec.reference.segments import Coder, SegmentTable
@@ -217,6 +218,35 @@ def complete(plan: SegmentPlan, words: np.ndarray[Any, Any]) -> Case:
     check_plan(decoding)
     assert payload.size == decoding.offsets[-1]
     return Case(plan, words, aligned(payload), decoding)
+
+
+def two_symbol_cases(
+    n_rows: int, n_cols: int, prob_bits: int, rare: int, shares: Iterable[float]
+) -> Iterator[Case]:
+    """Cases of uint8 of two symbols, of frequencies at both ends of a table; `shares` say how many
+    of the words are the rare one.
+    """
+    rng, dtype = np.random.default_rng(3), BY_NAME["uint8"]
+    geometry = Geometry(n_rows, n_cols, n_rows, n_cols, n_rows, n_cols)
+    tables = TablePool([two_symbols(prob_bits, rare)])
+    plan = only(dtype, geometry, tables, Layout.BYTES, coder=[Coder.RANS, Coder.RAW])
+    for share in shares:
+        words = np.where(rng.random((n_rows, n_cols)) < share, 3, 200)
+        yield complete(plan, words.astype(np.uint8))
+
+
+def per_tile_case(rng: np.random.Generator, geometry: Geometry) -> Case:
+    """A case of int16 whose tiles have each a mode of its own, drawn by chance."""
+    plan = only(
+        BY_NAME["int16"],
+        geometry,
+        random_tables(rng),
+        Layout.BYTES,
+        coder=[Coder.RANS, Coder.RANS],
+        prediction=[PER_TILE, PER_TILE],
+    )
+    plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
+    return complete(plan, random_words(rng, geometry, BY_NAME["int16"]))
 
 
 def only(

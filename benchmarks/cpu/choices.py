@@ -8,7 +8,6 @@ spec/rationale.md come from here.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Iterator
@@ -16,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from bench_files import machine
+from sizes import encode
 
 import wcodec
-from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
 from wcodec.files.atomic import map_file
-from wcodec.files.safetensors_header import SafetensorsHeader, read_safetensors_header
+from wcodec.files.safetensors_header import read_safetensors_header
 from wcodec.reference import container
-from wcodec.reference.container import Index
 
 CHOICES = {
     "default": {},
@@ -46,36 +44,19 @@ CHOICES = {
 }
 
 
-def encode(
-    header: SafetensorsHeader, data: memoryview, options: wcodec.EncodeOptions
-) -> tuple[int, Index]:
-    """Bytes of the encoded file, and its index."""
-    stream = io.BytesIO()
-    writer = Encoder(options).start(stream)
-    for t in header.tensors:
-        writer.add_words(
-            t.name,
-            np.frombuffer(data[t.start : t.stop], t.dtype.word_type),
-            t.dtype,
-            t.shape,
-            t.dtype_name,
-        )
-    writer.finish(header.metadata, header.raw)
-    return len(stream.getvalue()), container.read_index(BufferSource(stream.getvalue()))
-
-
 def measure(path: str) -> Iterator[dict[str, object]]:
     """All choices on one file."""
     data = memoryview(map_file(path))
     header = read_safetensors_header(data)
     for name, kwargs in CHOICES.items():
-        nbytes, index = encode(header, data, wcodec.EncodeOptions(**kwargs))
+        encoded = encode(header, data, wcodec.EncodeOptions(**kwargs))
+        index = container.read_index(BufferSource(encoded))
         tables = [len(t.serialised) for t in index.tables.tables]
         yield {
             "file": Path(path).name,
             "choice": name,
-            "percent": round(100 * nbytes / len(data), 3),
-            "nbytes": nbytes,
+            "percent": round(100 * len(encoded) / len(data), 3),
+            "nbytes": len(encoded),
             "index_nbytes": index.index_nbytes,
             "n_segments": sum(t.geometry.n_segments for t in index.tensors),
             "n_tables": len(tables),

@@ -65,10 +65,15 @@ class Parts(list[Any]):
     write = list.append
 
 
-def encode(header: SafetensorsHeader, data: memoryview, preset: str, backend: Backend) -> bytes:
+def encode(
+    header: SafetensorsHeader,
+    data: memoryview,
+    options: wcodec.EncodeOptions,
+    backend: Backend | None = None,
+) -> bytes:
     """The file of all tensors, put together once it is known."""
     parts = Parts()
-    writer = Encoder(wcodec.EncodeOptions(preset=preset), backend).start(parts)
+    writer = Encoder(options, backend).start(parts)
     for t in header.tensors:
         writer.add_words(
             t.name,
@@ -86,9 +91,10 @@ def measure(
 ) -> dict[str, Any]:
     """One preset on one file."""
     nbytes = sum(t.stop - t.start for t in header.tensors)
-    blob, decoder = encode(header, data, preset, backend), Decoder(backend)
+    options = wcodec.EncodeOptions(preset=preset)
+    blob, decoder = encode(header, data, options, backend), Decoder(backend)
     runs = [
-        timed(lambda: len(encode(header, data, preset, backend)))
+        timed(lambda: len(encode(header, data, options, backend)))
         for _ in range(1 if preset == "max" else rounds)
     ]
     source = BufferSource(blob)

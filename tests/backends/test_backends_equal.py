@@ -19,10 +19,12 @@ from plans import (
     complete,
     make_case,
     only,
+    per_tile_case,
     random_geometry,
     random_scales,
     random_tables,
     random_words,
+    two_symbol_cases,
     two_symbols,
 )
 from sampling import exhaustive, sampled
@@ -277,19 +279,7 @@ def test_patches(backend: Backend) -> None:
 
 def test_tile_modes(backend: Backend) -> None:
     """Bytes that are no modes, and that a bad stream goes before them."""
-    rng = np.random.default_rng(2)
-    dtype = BY_NAME["int16"]
-    geometry = Geometry(48, 40, 32, 32, 16, 16)
-    plan = only(
-        dtype,
-        geometry,
-        random_tables(rng),
-        Layout.BYTES,
-        coder=[Coder.RANS, Coder.RANS],
-        prediction=[PER_TILE, PER_TILE],
-    )
-    plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
-    case = complete(plan, random_words(rng, geometry, dtype))
+    case = per_tile_case(np.random.default_rng(2), Geometry(48, 40, 32, 32, 16, 16))
     check_encode(backend, case)
     check_decode(backend, case)
     for i, value in enumerate(np.flatnonzero(~IS_MODE)):
@@ -403,18 +393,7 @@ def test_extreme_tables(backend: Backend, prob_bits: int, rare: int) -> None:
     """Two symbols, of frequencies at both ends:
     where a reciprocal would be inexact, were it ever so.
     """
-    rng = np.random.default_rng(3)
-    dtype = BY_NAME["uint8"]
-    geometry = Geometry(61, 67, 61, 67, 61, 67)
-    plan = only(
-        dtype,
-        geometry,
-        TablePool([two_symbols(prob_bits, rare)]),
-        Layout.BYTES,
-        coder=[Coder.RANS, Coder.RAW],
-    )
-    for share in (0.0, 0.001, 0.5, 1.0):
-        case = complete(plan, np.where(rng.random((61, 67)) < share, 3, 200).astype(np.uint8))
+    for case in two_symbol_cases(61, 67, prob_bits, rare, (0.0, 0.001, 0.5, 1.0)):
         check_encode(backend, case)
         check_decode(backend, case)
 

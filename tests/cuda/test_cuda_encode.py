@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,11 @@ from plans import (
     complete,
     make_case,
     only,
+    per_tile_case,
     random_geometry,
     random_tables,
     random_words,
+    two_symbol_cases,
     two_symbols,
 )
 from sampling import exhaustive
@@ -31,7 +32,7 @@ from wcodec.backends.cuda.layout import BATCH, PLANE, SEGMENT, TABLE, TENSOR
 from wcodec.backends.cuda.worklist import TableRows
 from wcodec.reference import contexts, encoding, segments
 from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
-from wcodec.reference.prediction import MODES, PER_TILE, Mode, residuals
+from wcodec.reference.prediction import Mode, residuals
 from wcodec.reference.rans import GROUP, HEAD_NBYTES, UNIT, max_stream_nbytes
 from wcodec.reference.segments import Coder
 from wcodec.reference.tables import MAX_PROB_BITS, MIN_PROB_BITS, Table, TablePool
@@ -447,21 +448,8 @@ def test_division_is_exact(prob_bits: int) -> None:
 @pytest.mark.parametrize("rare", [1, 2, 3, 255])
 def test_extreme_tables(shuffled: Device, prob_bits: int, rare: int) -> None:
     """Two symbols, of frequencies at both ends."""
-    rng = np.random.default_rng(3)
-    dtype = BY_NAME["uint8"]
-    geometry = Geometry(31, 37, 31, 37, 31, 37)
-    plan = only(
-        dtype,
-        geometry,
-        TablePool([two_symbols(prob_bits, rare)]),
-        Layout.BYTES,
-        coder=[Coder.RANS, Coder.RAW],
-    )
-    for share in (0.0, 0.01, 0.5, 1.0):
-        check_encode(
-            shuffled,
-            complete(plan, np.where(rng.random((31, 37)) < share, 3, 200).astype(np.uint8)),
-        )
+    for case in two_symbol_cases(31, 37, prob_bits, rare, (0.0, 0.01, 0.5, 1.0)):
+        check_encode(shuffled, case)
 
 
 @pytest.mark.parametrize(
@@ -532,18 +520,8 @@ def test_raw_words(shuffled: Device, name: str, at_end: bool) -> None:
 
 
 def test_tile_modes_and_patches(device: Device) -> None:
-    rng, dtype = np.random.default_rng(6), BY_NAME["int16"]
-    geometry = Geometry(70, 50, 48, 32, 16, 16)
-    plan = only(
-        dtype,
-        geometry,
-        random_tables(rng),
-        Layout.BYTES,
-        coder=[Coder.RANS, Coder.RANS],
-        prediction=[PER_TILE, PER_TILE],
-    )
-    plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
-    check_encode(device, complete(plan, random_words(rng, geometry, dtype)))
+    rng = np.random.default_rng(6)
+    check_encode(device, per_tile_case(rng, Geometry(70, 50, 48, 32, 16, 16)))
     dtype, geometry = BY_NAME["bfloat16"], Geometry(40, 41, 20, 20, 20, 20)
     plan = only(
         dtype, geometry, random_tables(rng), Layout.PAIRS, base=118, coder=[Coder.RANS, Coder.RAW]
