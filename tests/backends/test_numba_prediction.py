@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import test_numba_transform
 from fences import Fence
+from numba import njit
 from sampling import exhaustive
 from variants import VARIANTS, check_tests
 
-from wcodec.backends.numba import contexts, prediction
-from wcodec.backends.numba.compiling import kernel
+from wcodec.backends.numba import compiling, contexts, prediction
 from wcodec.reference.prediction import IS_MODE, Mode, predict
 from wcodec.reference.tables import ContextKind
 
@@ -35,17 +35,20 @@ MOST = max(h * w for h, w in SHAPES)
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-@kernel
+assert compiling  # which tells numba what parts of kernels are
+
+
+@njit
 def predict_tile(tile: Any, out: Any, height: int, width: int, mode: int) -> None:
     prediction.predict_tile(tile, out, height, width, mode)
 
 
-@kernel
+@njit
 def reconstruct_tile(tile: Any, height: int, width: int, mode: int) -> None:
     prediction.reconstruct_tile(tile, height, width, mode)
 
 
-@kernel
+@njit
 def are_modes(modes: Any) -> Any:
     return prediction.are_modes(modes)
 

@@ -26,7 +26,7 @@ SHAPES = [*product((1, 7, 8, 17), range(1, 73)), (64, 250), (40, 8)]
 
 def kernel(transform: int, inverse: bool) -> Any:
     """A native function, to be called from Python."""
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(transformer(transform, inverse))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(transformer(transform, inverse).address)
 
 
 @pytest.mark.parametrize("at_end", [True, False])
@@ -80,7 +80,7 @@ def test_only_what_a_plan_needs_is_compiled(modes: set[int], compiled: str) -> N
     for transform in KINDS:
         at = TRANSFORMS + 2 * (transform - 1)
         there = (
-            [transformer(transform, inverse) for inverse in (False, True)]
+            [transformer(transform, inverse).address for inverse in (False, True)]
             if transform.name in compiled.split()
             else [0, 0]
         )

@@ -17,20 +17,15 @@ from wcodec.cli import main
 CALL = """
 import sys
 import numpy as np
-from numba.core import event
 import wcodec
+from wcodec.backends.numba import machine_code
 from wcodec.reference.planes import DTYPES
 
-class Compiled(event.Listener):
-    def on_start(self, e):
-        print(e.data["dispatcher"])
-    def on_end(self, e):
-        pass
-
+compiled = machine_code._compiled
+machine_code._compiled = lambda one: (print(one.name), compiled(one))[1]
 (dtype,) = (d for d in DTYPES if d.name == sys.argv[1])
 array = (np.random.default_rng(1).standard_normal((300, 700)) * 0.1).astype(dtype.numpy)
-with event.install_listener("numba:compile", Compiled()):
-    assert wcodec.decode(wcodec.encode(array)).tobytes() == array.tobytes()
+assert wcodec.decode(wcodec.encode(array)).tobytes() == array.tobytes()
 """
 
 
@@ -45,7 +40,6 @@ def test_each_dtype_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["seconds"] >= sum(s["seconds"] for s in report["steps"]) > 0
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_nothing_is_left_to_compile(dtype: str, tmp_path: Path) -> None:
     def run(*args: str) -> str:

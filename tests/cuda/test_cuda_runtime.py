@@ -31,7 +31,6 @@ SOURCE = "difference"  #: the smallest
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cubins, "_warned", False)
     return tmp_path / "wcodec" / "cuda"
 
 

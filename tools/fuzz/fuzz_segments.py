@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -71,17 +71,27 @@ class _FencedNumpy:
 
 def _fenced(base: Any, heap: Heap) -> Any:
     """A class whose attributes that are arrays stand behind fences,
-    and with them all else that its `arrays` hands out.
+    and with them all else that its `arrays` or `packed` hands out.
     """
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
         object.__setattr__(self, name, heap.copy(value) if isinstance(value, np.ndarray) else value)
 
-    def arrays(self: Any) -> tuple[Any, ...]:
+    def fenced(self: Any, values: Iterable[Any]) -> Iterator[Any]:
         own = {id(value) for value in vars(self).values()}
-        return tuple(a if id(a) in own else heap.copy(a) for a in base.arrays(self))
+        for value in values:
+            array = getattr(value, "value", value)  # of what is packed
+            yield array if id(array) in own else heap.copy(array)
 
-    return type(base.__name__, (base,), {"__setattr__": set_attribute, "arrays": arrays})
+    def arrays(self: Any, rest: Any) -> tuple[Any, ...]:
+        return tuple(fenced(self, base.arrays(self, rest)))
+
+    def packed(self: Any) -> Any:
+        streams = base.packed(self).value
+        return tuple(fenced(self, streams))
+
+    methods = {"arrays": arrays, "packed": packed}
+    return type(base.__name__, (base,), {"__setattr__": set_attribute, **methods})
 
 
 @contextmanager

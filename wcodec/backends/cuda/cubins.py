@@ -7,17 +7,15 @@ CuPy's own compiler adds options after ours:
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Final, NamedTuple
 
+from wcodec.backends.code_cache import CodeCache, cache_folder
 from wcodec.backends.cuda.compiler import OPTIONS, compile_cubin, load_nvrtc
 from wcodec.backends.cuda.runtime import LINEARS, read_source
 from wcodec.errors import BackendUnavailable
@@ -28,14 +26,7 @@ TOGETHER: Final[dict[str, tuple[str, ...]]] = {
     "histogram": ("words", "encode", "checksum"),
     **dict.fromkeys(LINEARS, ("operand",)),
 }
-_DIGEST_NBYTES: Final = 32  #: of SHA-256, before the code in a file
-_log = logging.getLogger("wcodec")
 _compile_log = logging.getLogger("wcodec.compile")
-
-
-def cache_folder() -> Path:
-    """Where machine code is kept: ``wcodec/cuda`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wcodec" / "cuda"
 
 
 def architecture_for(capability: int) -> int:
@@ -79,22 +70,19 @@ def cubin_of(source: str, arch: int) -> bytes:
 def _cubin(source: str, arch: int) -> tuple[bytes, bool]:
     """Machine code, and whether it had to be compiled."""
     text = read_source(source)
-    key = hashlib.sha256(
-        repr((text, OPTIONS, arch, load_nvrtc().getVersion())).encode()
-    ).hexdigest()
-    path = cache_folder() / f"{source}-sm_{arch}-{key[:32]}.cubin"
-    try:
-        kept = path.read_bytes()
-    except OSError:
-        kept = b""
-    digest, code = kept[:_DIGEST_NBYTES], kept[_DIGEST_NBYTES:]
-    if code and hashlib.sha256(code).digest() == digest:
-        return code, False
+    cache, name = (
+        CodeCache(cache_folder("cuda"), "machine code of CUDA kernels"),
+        f"{source}-sm_{arch}",
+    )
+    key = text, OPTIONS, arch, load_nvrtc().getVersion()
+    kept = cache.load(name, key)
+    if kept is not None:
+        return kept, False
     _compile_log.info(
         "cuda: compiling %s for sm_%d; the machine code is kept for later runs", source, arch
     )
     code = compile_cubin(text, arch)
-    _keep(path, hashlib.sha256(code).digest() + code)
+    cache.keep(name, key, code)
     return code, True
 
 
@@ -144,29 +132,3 @@ class Cubins:
                 self._coming |= {name: pool.submit(cubin_of, name, self.arch) for name in new}
                 pool.shutdown(wait=False)
         return self._coming[source].result()
-
-
-_warned = False
-
-
-def _keep(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    global _warned
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix="unfinished-")
-        try:
-            with open(handle, "wb") as f:
-                f.write(data)
-            os.replace(unfinished, path)
-        except BaseException:
-            os.unlink(unfinished)
-            raise
-    except OSError as e:
-        if not _warned:
-            _log.warning(
-                "machine code of CUDA kernels is not kept, and compiled in each process: %s: %s",
-                path.parent,
-                e,
-            )
-        _warned = True

@@ -1,5 +1,6 @@
-"""The CPU backend: loops compiled by numba, named as the modules of `wcodec.reference` that say the
-same in NumPy.
+"""The CPU backend: loops compiled for the CPU at hand, out of LLVM IR that numba has made.
+
+Modules are named as those of `wcodec.reference` that say the same in NumPy.
 
 From the outside in:
 
@@ -11,5 +12,6 @@ From the outside in:
   `arrays`.
 - Native functions, in LLVM IR: `words`, `split`, `merge`, `rans_vectors`, `prediction_vectors`,
   `transforms`; `ir` has their instructions.
-- `compiling` says how all this is compiled.
+- `kernels` says what these are. `machine_code` compiles and loads them, out of the LLVM IR in
+  ``kernels.xz``, which `compiling` makes by numba, of all in `catalogue`.
 """

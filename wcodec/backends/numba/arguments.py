@@ -6,7 +6,19 @@ names their elements first: ``matrix = Matrix(*matrix)``.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from wcodec.backends.numba.kernels import (
+    Bytes,
+    Bytes2,
+    Int,
+    Ints,
+    UInts16,
+    UInts32,
+    UInts32x2,
+    UInts64,
+    UInts64x2,
+)
 
 
 class Matrix(NamedTuple):
@@ -26,13 +38,13 @@ class Matrix(NamedTuple):
         Address of the native function that splits words into planes or merges them.
     """
 
-    data: Any
-    cols: Any
-    tile_rows: Any
-    tile_cols: Any
-    word_nbytes: Any
-    word_map: Any
-    native: Any
+    data: Bytes
+    cols: Int
+    tile_rows: Int
+    tile_cols: Int
+    word_nbytes: Int
+    word_map: UInts64
+    native: Int
 
 
 class Counted(NamedTuple):
@@ -50,17 +62,17 @@ class Counted(NamedTuple):
         The code of words outside of it.
     """
 
-    planes: Any
-    mode: Any
-    base: Any
-    fill: Any
+    planes: Ints
+    mode: Int
+    base: Int
+    fill: Int
 
 
 class Heads(NamedTuple):
     """What a plan has for the heads of records, uint8; see `SegmentPlan`."""
 
-    modes: Any
-    scales: Any
+    modes: Bytes
+    scales: Bytes
 
 
 class Rooms(NamedTuple):
@@ -80,11 +92,11 @@ class Rooms(NamedTuple):
         uint16: room for the words of two streams that are encoded.
     """
 
-    bytes: Any
-    size: Any
-    words: Any
-    addresses: Any
-    stream_words: Any
+    bytes: Bytes
+    size: Int
+    words: Bytes
+    addresses: Ints
+    stream_words: UInts16
 
 
 class EncodingTables(NamedTuple):
@@ -93,17 +105,17 @@ class EncodingTables(NamedTuple):
     Attributes
     ----------
     codes
-        uint64 of shape (n, 256, 2), for plain loops.
+        uint64 of shape (256 * n, 2), for plain loops.
     entries
         uint8 of shape (n, bytes of a table), for vectors.
     prob_bits, padding
         int64 of shape (n,): log2 of the sum of frequencies, and the symbol that fills a last group.
     """
 
-    codes: Any
-    entries: Any
-    prob_bits: Any
-    padding: Any
+    codes: UInts64x2
+    entries: Bytes2
+    prob_bits: Ints
+    padding: Ints
 
 
 class DecodingTables(NamedTuple):
@@ -112,13 +124,13 @@ class DecodingTables(NamedTuple):
     Attributes
     ----------
     luts
-        uint32 of shape (n, 4096); see `tables.fill_luts`.
+        uint32, 4096 for each table; see `tables.fill_luts`.
     prob_bits
         int64 of shape (n,): log2 of the sum of frequencies.
     """
 
-    luts: Any
-    prob_bits: Any
+    luts: UInts32
+    prob_bits: Ints
 
 
 class ContextMaps(NamedTuple):
@@ -136,11 +148,11 @@ class ContextMaps(NamedTuple):
         int64 of shape (n,): those of the tables of a map, of which the first one fills.
     """
 
-    kind: Any
-    class_of: Any
-    parts: Any
-    prob_bits: Any
-    padding: Any
+    kind: Ints
+    class_of: Bytes2
+    parts: UInts32x2
+    prob_bits: Ints
+    padding: Ints
 
 
 class Encoded(NamedTuple):
@@ -156,6 +168,6 @@ class Encoded(NamedTuple):
         uint32 of shape (n,).
     """
 
-    records: Any
-    n_units: Any
-    n_patches: Any
+    records: Bytes
+    n_units: UInts32x2
+    n_patches: UInts32

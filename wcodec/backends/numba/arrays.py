@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wcodec.backends.numba.compiling import jit
+from wcodec.backends.numba.kernels import jit
 
 
 @jit

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
-from numba.core import event
 from numpy.typing import NDArray
 
+from wcodec.backends.numba import machine_code
 from wcodec.backends.numba import threads as sharing
 from wcodec.backends.numba.checksums import Sums
 from wcodec.backends.numba.coding import (
@@ -25,10 +23,11 @@ from wcodec.backends.numba.coding import (
     no_sums,
 )
 from wcodec.backends.numba.crc32 import crc32_range
-from wcodec.backends.numba.differences import add_range, subtract_range, xor_range
+from wcodec.backends.numba.differences import ADD, SUBTRACT, XOR
 from wcodec.backends.numba.ir import VARIANT
+from wcodec.backends.numba.kernels import Kernel, Native
 from wcodec.backends.numba.scratch import Loans, Scratch
-from wcodec.backends.numba.tables import read_tables
+from wcodec.backends.numba.tables import fill_luts, read_tables
 from wcodec.backends.protocol import (
     Backend,
     Checksums,
@@ -38,53 +37,42 @@ from wcodec.backends.protocol import (
     Geometry,
     SegmentPlan,
 )
+from wcodec.errors import BackendUnavailable
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.tables import Table
+from wcodec.reference.tables import MAX_PROB_BITS, Table
 from wcodec.reference.tables import read_tables as reference_read_tables
 
 
-class _Announcement(event.Listener):
-    """Says once that kernels are being compiled, which takes seconds: on a logger that the command
-    line shows on a terminal.
+def _bitcode_of(one: Kernel | Native) -> bytes:
+    """Imports numba, which takes longer than all else."""
+    from wcodec.backends.numba import compiling
 
-    Numba tells of all that it compiles, a user's own functions too.
-    """
-
-    said = False
-
-    def on_start(self, event: Any) -> None:
-        module = (
-            getattr(getattr(event.data.get("dispatcher"), "py_func", None), "__module__", None)
-            or ""
-        )
-        if not self.said and module.startswith(__name__.rpartition(".")[0] + "."):
-            _compile_log.info(
-                "numba: compiling for this CPU; the machine code is kept for later runs"
-            )
-            self.said = True
-
-    def on_end(self, event: Any) -> None:
-        """Nothing to say."""
+    return compiling.bitcode_of(one)
 
 
-_compile_log = logging.getLogger("wcodec.compile")
-_register: Any = event.register
-_register("numba:compile", _Announcement())
+machine_code.use_compiler(_bitcode_of)
 
 
 class NumbaBackend(Backend):
-    """Compiled loops on the CPU. Needs ``numba``."""
+    """Compiled loops on the CPU. Needs ``numba``.
+
+    Raises
+    ------
+    BackendUnavailable
+        Its kernels cannot be run here.
+    """
 
     name = "numba"
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(threads)
+        _check_kernels()
         self._threads = sharing.Threads(threads or len(os.sched_getaffinity(0)))
         self._loans = Loans()
 
     def info(self) -> dict[str, str]:
         return {
-            "numba": numba.__version__, "llvmlite": version("llvmlite"), "numpy": np.__version__,
+            "llvmlite": version("llvmlite"), "numpy": np.__version__,
             "variant": VARIANT, "threads": str(self._threads.n), "cpu": _cpu_name(),
         }  # fmt: skip
 
@@ -155,16 +143,17 @@ class NumbaBackend(Backend):
         flat, others, coded = (bytes_of(a).view(words.dtype) for a in (words, base, out))
 
         def step(first: int, last: int, _: Scratch) -> None:
+            three = flat[first:last], others[first:last], coded[first:last]
             if difference == Difference.XOR:
-                xor_range(flat[first:last], others[first:last], coded[first:last])
+                XOR[words.itemsize](*three)
             else:
-                subtract_range(flat[first:last], others[first:last], coded[first:last], top)
+                SUBTRACT[words.itemsize](*three, top)
 
         self._threads.map(step, out.size, out.nbytes)
         return out
 
     def add_base(self, coded: Any, base: Any, difference: Difference) -> int:
-        work = xor_range if difference == Difference.XOR else add_range
+        work = (XOR if difference == Difference.XOR else ADD)[coded.itemsize]
         words, others = (bytes_of(a).view(coded.dtype) for a in (coded, base))
 
         def step(first: int, last: int, _: Scratch) -> None:
@@ -208,6 +197,23 @@ class NumbaBackend(Backend):
         for part, nbytes in zip(others, np.diff(offsets)[1:].tolist(), strict=True):
             crc = crc32_combine(crc, part, nbytes)
         return int(crc)
+
+
+def _check_kernels() -> None:
+    """Run a kernel, to be sure that they can be loaded."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise BackendUnavailable(
+            "NUMBA_DISABLE_JIT is set, which forbids compiled code: unset it, or use the backend "
+            "reference"
+        )
+    freq, luts = np.zeros((1, 256), np.int64), np.empty((1, 1 << MAX_PROB_BITS), np.uint32)
+    freq[0, 7] = 1 << MAX_PROB_BITS
+    try:
+        fill_luts(freq, luts)
+    except Exception as e:  # of LLVM, numba or the machine code
+        raise BackendUnavailable(f"kernels of the numba backend cannot be run here: {e}") from e
+    if luts[0, 1] != freq[0, 7] << 20 & 0xFFFFFFFF | 1 << 8 | 7:
+        raise BackendUnavailable("a kernel of the numba backend has given a wrong result")
 
 
 def _cpu_name() -> str:

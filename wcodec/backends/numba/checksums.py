@@ -6,14 +6,13 @@ with zeros around it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba.core import types
 from numpy.typing import NDArray
 
 from wcodec.backends.numba import ir
-from wcodec.backends.numba.compiling import jit, kernel
 from wcodec.backends.numba.crc32 import (
     BLOCK_NBYTES,
     LANES,
@@ -26,7 +25,21 @@ from wcodec.backends.numba.crc32 import (
     power_of_x,
     times,
 )
-from wcodec.backends.numba.ir import I8, I32, I64, intrinsic, vector
+from wcodec.backends.numba.ir import I8, I32, I64, vector
+from wcodec.backends.numba.kernels import (
+    Bytes,
+    Int,
+    Ints,
+    Packed,
+    UInt,
+    UInts32,
+    UInts32x2,
+    UInts64x2,
+    UInts64x3,
+    intrinsic,
+    jit,
+    kernel,
+)
 
 LINE_NBYTES: Final = 256  #: rows of a rectangle are whole lines
 
@@ -35,6 +48,8 @@ LINE_NBYTES: Final = 256  #: rows of a rectangle are whole lines
 @intrinsic
 def _multiply(typing: Any, a: Any, b_: Any) -> Any:
     """Carry-less product of two numbers of 32 bits, as eight bytes of a message."""
+
+    from numba.core import types
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         of = vector(I64, 2)
@@ -113,6 +128,8 @@ def _fold_rows(
     ``x ** (8 * n - 32)`` with n being ``LINE_NBYTES + jump``.
     """
 
+    from numba.core import types
+
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         source, across, target = (
             context.make_array(signature.args[i])(context, b, args[i]).data for i in (0, 4, 5)
@@ -146,7 +163,9 @@ def _fold_lines(
 
 
 @kernel
-def _fill_row_factors(distances: Any, slices: Any, shifts: Any, out: Any) -> None:
+def _fill_row_factors(
+    distances: Ints, slices: UInts32x2, shifts: UInts32x2, out: UInts64x2
+) -> None:
     """As `factors_for`, of distances in bytes that are known at run time."""
     for i in range(distances.size):
         for k in range(2):
@@ -174,15 +193,18 @@ class Crcs(NamedTuple):
         The same of the share of its words in the CRC-32 of the matrix without initial state.
     """
 
-    slices: Any
-    shifts: Any
-    row_factors: Any
-    rest: Any
-    records: Any
-    words: Any
+    slices: UInts32x2
+    shifts: UInts32x2
+    row_factors: UInts64x3
+    rest: Bytes
+    records: UInts32
+    words: UInts32
 
 
 OF_LINES, OF_VECTORS = 0, 1
+REST_NBYTES: Final = max(BLOCK_NBYTES, LINE_NBYTES)
+_SLICES, _SHIFTS = Packed(SLICES), Packed(SHIFTS)
+_NO_FACTORS: Final = Packed(np.zeros((2, 2, 2), np.uint64))
 _STEPS: Final = (LINE_NBYTES, 4 * ir.WIDTH)  #: bytes that are folded at once
 
 
@@ -209,26 +231,31 @@ class Sums:
         self.of_words = self.made and whole_lines
         self.records = np.empty(n if self.made else 0, np.uint32)
         self.words = np.empty(n if self.of_words else 0, np.uint32)
-        self.row_factors = np.zeros((2, 2, 2), np.uint64)
-        if self.of_words:
-            distances = np.array(
-                [(cols - w) * word_nbytes + step for step in _STEPS for w in (width, last)],
-                np.int64,
-            )
-            _fill_row_factors(distances, SLICES, SHIFTS, self.row_factors.reshape(4, 2))
+        jumps = (cols - width) * word_nbytes, (cols - last) * word_nbytes
+        self._row_factors = _row_factors(*jumps) if self.of_words else _NO_FACTORS
 
-    def arrays(self) -> tuple[Any, ...]:
-        """Elements of `Crcs`; for one thread."""
-        rest = np.empty(max(BLOCK_NBYTES, LINE_NBYTES), np.uint8)
-        return SLICES, SHIFTS, self.row_factors, rest, self.records, self.words
+    def arrays(self, rest: Packed) -> tuple[Any, ...]:
+        """Elements of `Crcs`; `rest` is of one thread, of `REST_NBYTES`."""
+        return _SLICES, _SHIFTS, self._row_factors, rest, self.records, self.words
 
     def crc32(self) -> int:
         """CRC-32 of all words."""
-        return int(_crc32_of_shares(self.words, self.nbytes, SLICES, SHIFTS))
+        return int(_crc32_of_shares(self.words, self.nbytes, _SLICES, _SHIFTS))
+
+
+@lru_cache(maxsize=64)
+def _row_factors(jump: int, last_jump: int) -> Packed:
+    """`Crcs.row_factors`: `jump` is the bytes between rows of a segment, `last_jump` between those
+    of a last one.
+    """
+    out = np.zeros((2, 2, 2), np.uint64)
+    distances = np.array([j + step for step in _STEPS for j in (jump, last_jump)], np.int64)
+    _fill_row_factors(distances, _SLICES, _SHIFTS, out.reshape(4, 2))
+    return Packed(out)
 
 
 @kernel
-def _crc32_of_shares(shares: Any, nbytes: Any, slices: Any, shifts: Any) -> Any:
+def _crc32_of_shares(shares: UInts32, nbytes: Int, slices: UInts32x2, shifts: UInts32x2) -> UInt:
     """CRC-32 of a matrix of `nbytes` bytes from the shares of its rectangles."""
     crc = after_zeros(np.uint32(0xFFFFFFFF), nbytes, slices, shifts) ^ np.uint32(0xFFFFFFFF)
     for i in range(shares.size):

@@ -23,6 +23,7 @@ from wcodec.backends.numba import (
 from wcodec.backends.numba.arguments import Counted, DecodingTables, Heads
 from wcodec.backends.numba.checksums import Sums
 from wcodec.backends.numba.jobs import Ints, Jobs
+from wcodec.backends.numba.kernels import Native, Packed
 from wcodec.backends.numba.kinds import GENERAL, WITH_CONTEXTS, common_kinds
 from wcodec.backends.numba.rans import VECTOR_BITS
 from wcodec.backends.numba.scratch import Memory, Scratch
@@ -128,7 +129,7 @@ class Counting:
         else:
             native = split.splitter(self.kind, nibbles or bool((which > 0).any()))
         data = bytes_of(_checked(matrix, geometry, dtype))
-        self.matrix = jobs.matrix_of(data, geometry, dtype, native)
+        self.matrix = jobs.matrix_of(Packed(data), geometry, dtype, native)
         self.n_rooms = common_encoding.SHARE + word_nbytes
         self.room, self.side = jobs.plane_room(geometry), _side_nbytes(geometry, dtype)
         n_words = min(len(self.records) * height * width, geometry.rows * geometry.cols)
@@ -164,6 +165,7 @@ class Encoding:
         )
         self.heads = tuple(Heads(modes, scales))
         self.data = bytes_of(_checked(matrix, plan.geometry, plan.dtype))
+        self._packed = Packed(self.data)
         self.n_units = np.zeros((plan.dtype.n_planes, plan.geometry.n_segments), np.uint32)
         self.n_patches = np.zeros(plan.geometry.n_segments, np.uint32)
         self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(_worst_nbytes(plan))])
@@ -177,8 +179,8 @@ class Encoding:
         """The most bytes that all records can take."""
         return int(self.starts[-1])
 
-    def _matrix(self, native: int) -> tuple[Any, ...]:
-        return jobs.matrix_of(self.data, self.geometry, self.dtype, native)
+    def _matrix(self, native: Native) -> tuple[Any, ...]:
+        return jobs.matrix_of(self._packed, self.geometry, self.dtype, native)
 
     def run(self, first: int, last: int, payload: Bytes, scratch: Scratch) -> tuple[int, int]:
         """Encode a range of segments, from where it would start in the payload at worst.
@@ -188,7 +190,7 @@ class Encoding:
         n_rooms, start = 2 * common_encoding.SHARE + self.dtype.word_nbytes, int(self.starts[first])
         rooms = scratch.take_rooms(n_rooms, self.room, self.side, encoding=True)
         scratch.streams.need_transforms(self.modes)
-        shared, end = (scratch.streams.arrays(), self.sums.arrays()), start
+        shared, end = (scratch.streams.packed(), self.sums.arrays(scratch.rest)), start
         for a, b, kind in _runs(self.kinds, first, last):
             encoded = payload[end:], self.n_units, self.n_patches
             what = a, b, self.records
@@ -237,10 +239,11 @@ class Decoding:
         luts = np.empty((len(used), size), np.uint32)
         fill_luts(frequencies(used), luts)
         prob_bits = np.array([t.prob_bits for t in used], np.int64)
-        self.tables = tuple(DecodingTables(luts, prob_bits))
+        self.tables = tuple(DecodingTables(luts.reshape(-1), prob_bits))
         self.maps, self.modes, self.sums = of_plan.context_maps(size), _used_modes(plan), sums
         self.payload = bytes_of(payload)
         self.data = _checked(out, plan.geometry, plan.dtype).reshape(-1).view(np.uint8)
+        self._packed = Packed(self.data)
         self.status = np.empty(plan.geometry.n_segments, np.uint8)
         self.longest = int(plan.stream_nbytes.max(initial=0))
         self.n_rooms = plan.dtype.word_nbytes + 1
@@ -253,15 +256,15 @@ class Decoding:
             _side_nbytes(plan.geometry, plan.dtype),
         )
 
-    def _matrix(self, native: int) -> tuple[Any, ...]:
-        return jobs.matrix_of(self.data, self.geometry, self.dtype, native)
+    def _matrix(self, native: Native) -> tuple[Any, ...]:
+        return jobs.matrix_of(self._packed, self.geometry, self.dtype, native)
 
     def run(self, first: int, last: int, scratch: Scratch) -> None:
         """Decode a range of segments."""
         rooms = scratch.take_rooms(self.n_rooms, self.room, self.side)
         scratch.streams.grow(self.longest)
         scratch.streams.need_transforms(self.modes)
-        shared = scratch.streams.arrays(), self.sums.arrays(), self.status
+        shared = scratch.streams.packed(), self.sums.arrays(scratch.rest), self.status
         for a, b, kind in _runs(self.kinds, first, last):
             what = a, b, self.records
             if kind == GENERAL:

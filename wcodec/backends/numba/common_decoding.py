@@ -21,7 +21,9 @@ from wcodec.backends.numba.checksums import (
     sum_record,
     sum_words,
 )
-from wcodec.backends.numba.compiling import call_native, jit, kernel
+from wcodec.backends.numba.job_records import Jobs
+from wcodec.backends.numba.kernels import Bytes, Bytes2, Int, call_native, jit, kernel
+from wcodec.backends.numba.merge import Merges
 from wcodec.backends.numba.planes import patches_of
 from wcodec.backends.numba.rans import (
     DECODE_1,
@@ -32,7 +34,7 @@ from wcodec.backends.numba.rans import (
     decode_stream,
     ended_well,
 )
-from wcodec.backends.numba.segments import n_stored_planes, plane_nbytes, room_of
+from wcodec.backends.numba.segments import lut_of, n_stored_planes, plane_nbytes, room_of
 from wcodec.reference.planes import Layout
 from wcodec.reference.rans import GROUP
 from wcodec.reference.segments import Coder, Status
@@ -59,9 +61,9 @@ class Merging(NamedTuple):
         uint8 of shape (2, `merge.LANES_NBYTES`): what has been folded for the CRC-32.
     """
 
-    params: Any
-    symbols: Any
-    lanes: Any
+    params: Merges
+    symbols: Bytes2
+    lanes: Bytes2
 
 
 # ---- lower planes ------------------------------------------------------------------------------
@@ -86,7 +88,9 @@ def _decode_lower_planes(
             fill(room[:size], np.uint8(t))
         elif plane.coder == Coder.RANS:
             stream = payload[plane.offset : plane.offset + plane.nbytes]
-            if not decode_stream(stream, size, tables.luts[t], tables.prob_bits[t], room, streams):
+            if not decode_stream(
+                stream, size, lut_of(tables, t), tables.prob_bits[t], room, streams
+            ):
                 return False
         lower = _lower_plane(job, matrix.word_nbytes, s, p, payload, rooms)
         params.lower[p - 1] = lower.ctypes.data
@@ -137,7 +141,7 @@ def _begin_segment(
     if not _decode_lower_planes(s, job, matrix, payload, tables, rooms, params, streams):
         return -1
     stream = payload[plane.offset : plane.offset + plane.nbytes]
-    begin_decoding(streams, s, stream, tables.luts[t], tables.prob_bits[t])
+    begin_decoding(streams, s, stream, lut_of(tables, t), tables.prob_bits[t])
     fill(lanes, 0)
     params.lanes = lanes.ctypes.data
     params.row_factors = row_factors_of(job, matrix, crcs, OF_VECTORS).ctypes.data
@@ -281,17 +285,17 @@ def _end_segment(
 
 @kernel
 def decode_range(
-    first: Any,
-    last: Any,
-    jobs: Any,
-    matrix: Any,
-    payload: Any,
-    tables: Any,
-    rooms: Any,
-    merging: Any,
-    streams: Any,
-    crcs: Any,
-    status: Any,
+    first: Int,
+    last: Int,
+    jobs: Jobs,
+    matrix: Matrix,
+    payload: Bytes,
+    tables: DecodingTables,
+    rooms: Rooms,
+    merging: Merging,
+    streams: Streams,
+    crcs: Crcs,
+    status: Bytes,
 ) -> None:
     """As `segments.decode_range`, for segments of one common kind.
 

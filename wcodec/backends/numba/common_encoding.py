@@ -13,7 +13,8 @@ import numpy as np
 from wcodec.backends.numba.arguments import Counted, Encoded, EncodingTables, Matrix, Rooms
 from wcodec.backends.numba.arrays import copy, fill, put
 from wcodec.backends.numba.checksums import Crcs, sum_record, sum_words
-from wcodec.backends.numba.compiling import call_native, jit, kernel
+from wcodec.backends.numba.job_records import Jobs
+from wcodec.backends.numba.kernels import Int, Ints, Ints3, UInts32, call_native, jit, kernel
 from wcodec.backends.numba.rans import (
     ENCODE_1,
     ENCODE_2,
@@ -30,7 +31,7 @@ from wcodec.backends.numba.segments import (
     plane_nbytes,
     room_of,
 )
-from wcodec.backends.numba.split import STEP
+from wcodec.backends.numba.split import STEP, Splitting
 from wcodec.reference.planes import Layout
 from wcodec.reference.rans import GROUP, UNIT
 from wcodec.reference.segments import Coder
@@ -118,16 +119,16 @@ def _count_tops(pairs: Any, n: Any, base: Any, code: Any, patches: Any, tops: An
 
 @kernel
 def histogram_range(
-    first: Any,
-    last: Any,
-    jobs: Any,
-    matrix: Any,
-    counted: Any,
-    rooms: Any,
-    splitting: Any,
-    four: Any,
-    natives: Any,
-    counts: Any,
+    first: Int,
+    last: Int,
+    jobs: Jobs,
+    matrix: Matrix,
+    counted: Counted,
+    rooms: Rooms,
+    splitting: Splitting,
+    four: UInts32,
+    natives: Ints,
+    counts: Ints3,
 ) -> None:
     """As `segments.histogram_range`, for segments of a single tile.
 
@@ -209,17 +210,17 @@ def _end_segment(
 
 @kernel
 def encode_range(
-    first: Any,
-    last: Any,
-    jobs: Any,
-    matrix: Any,
-    tables: Any,
-    rooms: Any,
-    splitting: Any,
-    streams: Any,
-    crcs: Any,
-    encoded: Any,
-) -> Any:
+    first: Int,
+    last: Int,
+    jobs: Jobs,
+    matrix: Matrix,
+    tables: EncodingTables,
+    rooms: Rooms,
+    splitting: Splitting,
+    streams: Streams,
+    crcs: Crcs,
+    encoded: Encoded,
+) -> Int:
     """As `segments.encode_range`, for segments of one common kind.
 
     `splitting` is one record of type `split.SPLIT`. Rooms are ``2 * SHARE`` more than a word has

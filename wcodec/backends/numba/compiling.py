@@ -1,30 +1,31 @@
-"""How the numba backend's code is compiled, and kept on disk.
+"""Kernels and native functions made into LLVM IR: kernels by numba. Runs where the package is made.
 
-Three kinds of code: functions that become a part of their callers, kernels that Python calls, and
-native functions, which kernels call by address. Native is what is large and fixed, so that it is
-compiled once and not in each of its callers.
+Also where its sources were changed. A kernel becomes a function ``int32 name(int64 *words)``:
+`words` are the result and, from the second on, integers, and addresses and shapes of arrays. It
+returns 0, or whatever numba returns for an exception.
 """
 
 from __future__ import annotations
 
-import functools
-import zlib
-from collections.abc import Callable
-from pathlib import Path
-from types import FunctionType
-from typing import Any, Final, TypeVar
+import re
+from collections.abc import Iterator
+from typing import Any, Final
 
-from llvmlite import ir as llvm
-from numba import cfunc, njit
-from numba.core import types
+import numba
+import numpy as np
+from llvmlite import binding as llvm
+from llvmlite import ir
+from numba.core import cgutils, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import FunctionPass, register_pass
+from numba.core.registry import cpu_target
 from numba.core.typed_passes import NopythonTypeInference
+from numba.extending import intrinsic, typeof_impl
 
-from wcodec.backends.numba.ir import I64, intrinsic
-
-F = TypeVar("F", bound=Callable[..., Any])
+from wcodec.backends.numba.ir import I32, I64, POINTER, load
+from wcodec.backends.numba.kernels import ArrayOf, Kernel, Native, Part, types_of
+from wcodec.backends.numba.machine_code import symbol_of, target_machine
 
 
 def _anything(function: Any) -> Any:
@@ -32,20 +33,7 @@ def _anything(function: Any) -> Any:
     return function
 
 
-def stamp_of(folder: Path) -> str:
-    """Checksum of the sources that kernels are made of.
-
-    Numba itself looks at the file of the kernel alone.
-    """
-    crc = 0
-    for path in sorted(folder.glob("*.py")):
-        crc = zlib.crc32(path.read_bytes(), crc)
-    return f"{crc:08x}"
-
-
-STAMP: Final = stamp_of(Path(__file__).parent)
-
-
+# ---- parts ---------------------------------------------------------------------------------------
 class _PartLibrary(JITCodeLibrary):
     """LLVM IR that becomes a part of a kernel's.
 
@@ -96,118 +84,166 @@ class _PartCompiler(Compiler):
         return compiled
 
 
-def jit(function: F) -> F:
-    """Compile as a part of the kernels that call it.
+#: what would let Python and C call a function is not compiled: a third of the time
+_OPTIONS: Final[dict[str, Any]] = {
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "error_model": "numpy",
+}
+_parts: Final[dict[Part, Any]] = {}  # numba holds them by weak references
 
-    It is compiled once, where numba would compile anew for each constant that is passed.
 
-    What would let Python and C call it is not compiled: a third of the time that compiling takes.
-    Nor are references counted; see `_NoReferenceCounts`.
+def _type_of_part(part: Part, _: Any) -> Any:
+    """Numba's type of a part of kernels.
+
+    It is compiled once, where numba would compile anew for each constant that is passed. References
+    are not counted; see `_NoReferenceCounts`.
     """
-    compile_with: Any = njit
-    no_wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": True}
-    compiled: Any = compile_with(**no_wrappers, error_model="numpy", pipeline_class=_PartCompiler)(
-        function
-    )
+    if part not in _parts:
+        _parts[part] = _anything(intrinsic)(part.function) if part.is_intrinsic else _jitted(part)
+        cpu_target.typing_context.refresh()
+    if part.is_intrinsic:
+        return _anything(cpu_target.typing_context).resolve_value_type(_parts[part])
+    return _anything(types.Dispatcher)(_parts[part])
+
+
+_anything(typeof_impl.register)(Part, _type_of_part)
+
+
+def _jitted(part: Part) -> Any:
+    jit = _anything(numba.njit)(**_OPTIONS, _nrt=True, pipeline_class=_PartCompiler)
+    compiled = jit(part.function)
     template = compiled.get_call_template
     compiled.get_call_template = lambda args, kws: template(tuple(map(types.unliteral, args)), kws)
-    # nothing is there that a call by Python could find, which without a wrapper would crash
+    # nothing is there that a call by Python could find
     compiled._insert = lambda *_: None
-    compiled._compile_for_args = functools.partial(_refuse, function.__name__)
-    same: F = compiled
-    return same
-
-
-def _refuse(name: str, *args: Any, **kwargs: Any) -> Any:
-    raise TypeError(f"{name} is a part of kernels: Python cannot call it")
-
-
-def kernel(function: F) -> F:
-    """Compile at the first call, and keep the machine code on disk if there is a place for it."""
-    compile_with: Any = njit
-    function.__qualname__ += f"-{STAMP}"  # becomes a part of the name of the file on disk
-    try:
-        compiled: F = compile_with(
-            cache=True, nogil=True, no_cfunc_wrapper=True, error_model="numpy", _nrt=False
-        )(function)
-    except RuntimeError:  # numba finds no directory that it may write to
-        compiled = compile_with(nogil=True, no_cfunc_wrapper=True, error_model="numpy", _nrt=False)(
-            function
-        )
     return compiled
 
 
-# ---- native functions --------------------------------------------------------------------------
-_natives: Final[dict[str, Any]] = {}
+# ---- kernels -------------------------------------------------------------------------------------
+def _type_of(of: Any) -> Any:
+    """Numba's type of a parameter; see `kernels.types_of`."""
+    if isinstance(of, ArrayOf):
+        return _anything(numba.typeof)(np.empty((0,) * of.ndim, of.dtype))
+    if isinstance(of, tuple):
+        return _anything(types.Tuple)([_type_of(part) for part in of])
+    return numba.from_dtype(np.dtype(of))
 
 
-def native(name: str, emit: Callable[..., None], n_args: int) -> int:
-    """Address of a native function, which is compiled once.
-
-    Parameters
-    ----------
-    name
-        Of the function; a part of the name of its file on disk.
-    emit
-        ``emit(builder, *args)`` emits its code.
-    n_args
-        How many int64 it takes.
-    """
-    if name not in _natives:
-
-        def typed(typing: Any, args: Any) -> Any:
-            def codegen(context: Any, b: Any, signature: Any, values: Any) -> Any:
-                emit(b, *_unpacked(b, values[0]))
-                return context.get_dummy_value()
-
-            return types.void(args), codegen
-
-        _natives[name] = _compiled(name, intrinsic(typed), n_args)
-    address: int = _natives[name].address
-    return address
+def _numbers(b: Any, words: Any) -> Iterator[Any]:
+    """Parameters from the second word on."""
+    i = 1
+    while True:
+        yield load(b, b.gep(words, [I64(i)]), I64)
+        i += 1
 
 
-# numba looks at the names of a function's parameters
-def _body_2(a: Any, b: Any) -> None:
-    emitted((a, b))  # type: ignore[name-defined]  # noqa: F821
+def _built(context: Any, b: Any, of: Any, numbers: Iterator[Any]) -> Any:
+    """A value of a type out of words."""
+    if isinstance(of, types.BaseTuple):
+        return context.make_tuple(b, of, [_built(context, b, t, numbers) for t in _anything(of)])
+    value = next(numbers)
+    if not isinstance(of, types.Array):
+        wide = context.get_value_type(of)
+        return b.trunc(value, wide) if wide.width < I64.width else value
+    element = context.get_data_type(of.dtype)
+    shape, stride = [next(numbers) for _ in range(of.ndim)], I64(context.get_abi_sizeof(element))
+    array, strides = context.make_array(of)(context, b), list[Any]()
+    for length in reversed(shape):
+        strides.insert(0, stride)
+        stride = b.mul(stride, length, flags=["nsw"])
+    context.populate_array(
+        array,
+        data=b.inttoptr(value, element.as_pointer()),
+        shape=_anything(cgutils.pack_array)(b, shape),
+        strides=_anything(cgutils.pack_array)(b, strides),
+        itemsize=I64(context.get_abi_sizeof(element)),
+        meminfo=None,
+    )
+    return array._getvalue()
 
 
-def _body_4(a: Any, b: Any, c: Any, d: Any) -> None:
-    emitted((a, b, c, d))  # type: ignore[name-defined]  # noqa: F821
+def bitcode_of(one: Kernel | Native) -> bytes:
+    """LLVM IR of a kernel or native function, as bitcode."""
+    return _of_kernel(one) if isinstance(one, Kernel) else _of_native(one)
 
 
-def _body_5(a: Any, b: Any, c: Any, d: Any, e: Any) -> None:
-    emitted((a, b, c, d, e))  # type: ignore[name-defined]  # noqa: F821
+def _of_kernel(kernel: Kernel) -> bytes:
+    of = _type_of(types_of(kernel.function, kernel.word))
+
+    def built(typing: Any, words: Any) -> Any:
+        def codegen(context: Any, b: Any, signature: Any, values: Any) -> Any:
+            return _built(context, b, of, _numbers(b, b.inttoptr(values[0], I64.as_pointer())))
+
+        return of(types.int64), codegen
+
+    part, arguments = kernel.part, _anything(intrinsic)(built)
+
+    def entry(words: Any) -> Any:
+        return part(*arguments(words))
+
+    jitted = _anything(numba.njit)("(int64,)", **_OPTIONS, _nrt=False)(entry)
+    (compiled,) = jitted.overloads.values()
+    inner = ir.Module()
+    function = _function(inner, symbol_of(kernel.name), I32, [I64.as_pointer()])
+    b = ir.IRBuilder(function.append_basic_block())
+    name = compiled.fndesc.llvm_func_name
+    call = ir.Function(inner, ir.FunctionType(I32, [POINTER, POINTER, I64]), name)
+    result, exception = b.alloca(I64), b.alloca(POINTER)
+    b.store(I64(0), result)
+    status = b.call(call, [result, exception, b.ptrtoint(function.args[0], I64)])
+    b.store(b.load(result), function.args[0])
+    b.ret(status)
+    module: Any = llvm.parse_assembly(compiled.library.get_llvm_str())
+    module.link_in(llvm.parse_assembly(str(inner)))
+    return _finished(module, function.name)
 
 
-def _compiled(name: str, emitted: Any, n_args: int) -> Any:
-    """A C function.
-
-    What it calls is a global of it: numba does not find a function on disk that has a closure.
-    """
-    body = {2: _body_2, 4: _body_4, 5: _body_5}[n_args]
-    function = FunctionType(body.__code__, {**globals(), "emitted": emitted}, name)
-    function.__qualname__ = f"{name}-{STAMP}"
-    signature, compile_with = types.void(*[types.int64] * n_args), _anything(cfunc)
-    try:
-        return compile_with(signature, cache=True)(function)
-    except RuntimeError:  # as in `kernel`
-        return compile_with(signature)(function)
+def _of_native(native: Native) -> bytes:
+    module = ir.Module()
+    function = _function(module, symbol_of(native.name), ir.VoidType(), [I64] * native.n_args)
+    b = ir.IRBuilder(function.append_basic_block())
+    native.emit(b, *function.args)
+    b.ret_void()
+    return _finished(llvm.parse_assembly(str(module)), function.name)
 
 
-def _unpacked(b: Any, values: Any) -> list[Any]:
-    """Elements of a tuple."""
-    return [b.extract_value(values, i) for i in range(len(values.type.elements))]
+def _function(module: Any, name: str, result: Any, args: list[Any]) -> Any:
+    module.triple = llvm.get_process_triple()
+    return ir.Function(module, ir.FunctionType(result, args), name)
 
 
-@intrinsic
-def call_native(typing: Any, function: Any, args: Any) -> Any:
-    """Call a native function by its address, with a tuple of integers."""
+# ---- modules -------------------------------------------------------------------------------------
+def _finished(module: Any, name: str) -> bytes:
+    """Bitcode of a module whose only function is `name`, optimised, without what is of no use."""
+    machine: Any = target_machine()
+    module.data_layout = str(machine.target_data)
+    for value in [*module.functions, *module.global_variables]:
+        if not value.is_declaration and value.name != name:
+            value.linkage = "internal"
+    builder: Any = llvm.create_pass_builder(
+        machine, llvm.create_pipeline_tuning_options(speed_level=3)
+    )
+    passes = builder.getModulePassManager()
+    passes.run(module, builder)
+    # which memory does not overlap: that was for optimisation, and takes half of the space
+    text = re.sub(r", !(noalias|alias\.scope) !\d+", "", str(module))
+    module = llvm.parse_assembly(text)
+    module.verify()
+    for i, function in enumerate(module.functions):
+        if not function.is_declaration:
+            _forget_names(function)
+            if function.name != name:
+                function.name = f"part_{i}"
+    bitcode: bytes = module.as_bitcode()
+    return bitcode
 
-    def call(context: Any, b: Any, signature: Any, values: Any) -> Any:
-        numbers = _unpacked(b, values[1])
-        of = llvm.FunctionType(llvm.VoidType(), [I64] * len(numbers))
-        b.call(b.inttoptr(values[0], of.as_pointer()), numbers)
-        return context.get_dummy_value()
 
-    return types.void(types.int64, _anything(types.UniTuple)(types.int64, len(args))), call
+def _forget_names(function: Any) -> None:
+    """Take their names from the values of a function: half of its bitcode."""
+    for argument in function.arguments:
+        argument.name = ""
+    for block in function.blocks:
+        block.name = ""
+        for instruction in block.instructions:
+            instruction.name = ""

@@ -22,7 +22,8 @@ from wcodec.backends.numba.arguments import (
 )
 from wcodec.backends.numba.arrays import copy, fill, padded
 from wcodec.backends.numba.checksums import Crcs, sum_record, sum_words
-from wcodec.backends.numba.compiling import call_native, jit, kernel
+from wcodec.backends.numba.job_records import Jobs
+from wcodec.backends.numba.kernels import Bytes, Int, call_native, jit, kernel
 from wcodec.backends.numba.planes import apply_patches, merge_words, patches_of, unpack_plane
 from wcodec.backends.numba.prediction import are_modes
 from wcodec.backends.numba.rans import (
@@ -188,18 +189,18 @@ _encode_segments = range_encoder(_put_stream)
 
 @kernel
 def encode_range(
-    first: Any,
-    last: Any,
-    jobs: Any,
-    matrix: Any,
-    heads: Any,
-    tables: Any,
-    maps: Any,
-    rooms: Any,
-    streams: Any,
-    crcs: Any,
-    encoded: Any,
-) -> Any:
+    first: Int,
+    last: Int,
+    jobs: Jobs,
+    matrix: Matrix,
+    heads: Heads,
+    tables: EncodingTables,
+    maps: ContextMaps,
+    rooms: Rooms,
+    streams: Streams,
+    crcs: Crcs,
+    encoded: Encoded,
+) -> Int:
     """As `segments.encode_range`, for segments of layout BYTES or PAIRS.
 
     `maps` are elements of `ContextMaps`, the entries of `tables` are words. Rooms are `N_ROOMS`
@@ -323,17 +324,17 @@ def _merge_planes(job: Any, matrix: Any, payload: Any, rooms: Any) -> Any:
 
 @kernel
 def decode_range(
-    first: Any,
-    last: Any,
-    jobs: Any,
-    matrix: Any,
-    payload: Any,
-    tables: Any,
-    maps: Any,
-    rooms: Any,
-    streams: Any,
-    crcs: Any,
-    status: Any,
+    first: Int,
+    last: Int,
+    jobs: Jobs,
+    matrix: Matrix,
+    payload: Bytes,
+    tables: DecodingTables,
+    maps: ContextMaps,
+    rooms: Rooms,
+    streams: Streams,
+    crcs: Crcs,
+    status: Bytes,
 ) -> None:
     """As `segments.decode_range`, for segments of layout BYTES or PAIRS.
 

@@ -15,12 +15,21 @@ import zlib
 from typing import Any, Final
 
 import numpy as np
-from numba.core import types
 from numpy.typing import NDArray
 
 from wcodec.backends.numba import ir
-from wcodec.backends.numba.compiling import jit, kernel
-from wcodec.backends.numba.ir import I8, I32, I64, intrinsic, vector
+from wcodec.backends.numba.ir import I8, I32, I64, vector
+from wcodec.backends.numba.kernels import (
+    Bytes,
+    Int,
+    Ints,
+    UInt,
+    UInts32,
+    UInts32x2,
+    intrinsic,
+    jit,
+    kernel,
+)
 
 _POLYNOMIAL: Final = 0x104C11DB7
 REFLECTED: Final = 0xEDB88320  #: the polynomial without x^32, bits reflected
@@ -117,6 +126,8 @@ def _fold(b: Any, data: Any, n_blocks: Any, state: Any) -> list[Any]:
 def _fold_blocks(typing: Any, data: Any, n_blocks: Any, state: Any, rest: Any) -> Any:
     """Fold `n_blocks` blocks into `rest`."""
 
+    from numba.core import types
+
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         source, target = (
             context.make_array(signature.args[i])(context, b, args[i]).data for i in (0, 3)
@@ -155,7 +166,14 @@ def crc32_of(data: Any, start: Any, slices: Any, rest: Any) -> Any:
 
 @kernel
 def _crc_each(
-    data: Any, offsets: Any, first: Any, last: Any, start: Any, slices: Any, rest: Any, out: Any
+    data: Bytes,
+    offsets: Ints,
+    first: Int,
+    last: Int,
+    start: UInt,
+    slices: UInts32x2,
+    rest: Bytes,
+    out: UInts32,
 ) -> None:
     """CRC-32 of pieces `first` to `last`; `start` is that of what stands before each."""
     for k in range(first, last):

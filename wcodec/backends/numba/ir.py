@@ -5,63 +5,76 @@ See `rans_vectors`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import llvmlite.binding
-import numba
 import numpy as np
+from llvmlite import binding as llvm
 from llvmlite import ir
-from numba.core import cgutils
-from numba.extending import intrinsic as _intrinsic
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32: Final = ir.FloatType()
 POINTER: Final = ir.PointerType()
 
 
-def intrinsic(function: Any) -> Any:
-    """``numba.extending.intrinsic``, whose callers do not see the typing context that the function
-    takes.
+# ---- the CPU -------------------------------------------------------------------------------------
+def cpu_name() -> str:
+    """Name of the CPU that is compiled for: that at hand, or a lesser one of the environment
+    variable ``NUMBA_CPU_NAME``.
     """
-    return _intrinsic(function)
+    return os.environ.get("NUMBA_CPU_NAME") or str(llvm.get_host_cpu_name())
 
 
-def _features() -> set[str]:
-    """Features of the CPU that numba compiles for.
+def cpu_features() -> str:
+    """What that CPU has, in LLVM's words. ``NUMBA_CPU_FEATURES`` can say so too."""
+    named = os.environ.get("NUMBA_CPU_FEATURES")
+    if named is not None:
+        return named
+    if cpu_name() != llvm.get_host_cpu_name():
+        return ""
+    return str(llvm.get_host_cpu_features().flatten())
 
-    Its environment variables can name a lesser one.
+
+class Target(NamedTuple):
+    """A class of CPUs that the same code is for.
+
+    Attributes
+    ----------
+    needs
+        LLVM's names of what the CPU has.
+    variant
+        ``"avx512"``, ``"avx2"``, or ``"plain"`` for any other CPU.
+    carryless
+        Widest carry-less multiplication: ``"avx512"``, ``"avx2"``, ``"sse"``, or none.
+    byte_lookup
+        Whether tables of 256 bytes are looked up in registers.
     """
-    config: Any = numba.config
-    if config.CPU_FEATURES is not None:
-        return {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
-    if config.CPU_NAME is not None and llvmlite.binding.get_host_cpu_name() != config.CPU_NAME:
-        return set()
-    return {name for name, there in llvmlite.binding.get_host_cpu_features().items() if there}
+
+    needs: frozenset[str]
+    variant: str
+    carryless: str
+    byte_lookup: bool
 
 
-def choose_variant() -> str:
-    """``"avx512"``, ``"avx2"``, or ``"plain"`` for any other CPU."""
-    features = _features()
-    if {"avx512f", "avx512bw", "avx512vl"} <= features:
-        return "avx512"
-    return "avx2" if "avx2" in features else "plain"
+_AVX512: Final = frozenset({"avx512f", "avx512bw", "avx512vl", "pclmul"})
+#: from the best to the least; Ice Lake and Zen 4, Skylake, Alder Lake and Zen 3, Haswell, any
+TARGETS: Final = {
+    "avx512": Target(_AVX512 | {"avx512vbmi", "vpclmulqdq"}, "avx512", "avx512", True),
+    "avx512-narrow": Target(_AVX512, "avx512", "sse", False),
+    "avx2": Target(frozenset({"avx2", "pclmul", "vpclmulqdq"}), "avx2", "avx2", False),
+    "avx2-narrow": Target(frozenset({"avx2", "pclmul"}), "avx2", "sse", False),
+    "plain": Target(frozenset(), "plain", "", False),
+}
 
 
-VARIANT: Final = choose_variant()
+def _choose_target() -> str:
+    has = {f[1:] for f in cpu_features().split(",") if f.startswith("+")}
+    return next(name for name, target in TARGETS.items() if target.needs <= has)
 
 
-def _choose_carryless() -> str:
-    """Widest carry-less multiplication: ``"avx512"``, ``"avx2"``, ``"sse"``, or none."""
-    features = _features()
-    if "vpclmulqdq" in features:
-        return VARIANT if VARIANT != "plain" else "sse"
-    return "sse" if "pclmul" in features else ""
-
-
-CARRYLESS: Final = _choose_carryless()
-#: tables of 256 bytes in registers
-BYTE_LOOKUP: Final = VARIANT == "avx512" and "avx512vbmi" in _features()
+TARGET: Final = _choose_target()  #: name in `TARGETS`
+_, VARIANT, CARRYLESS, BYTE_LOOKUP = TARGETS[TARGET]
 WIDTH: Final = 16 if VARIANT == "avx512" else 8  #: u32 in a vector
 
 
@@ -70,8 +83,8 @@ def places(record: np.dtype[Any]) -> dict[str, int]:
     return {name: offset // 8 for name, (_, offset, *_) in (record.fields or {}).items()}
 
 
-class Kernel:
-    """The body of a kernel, whose parameters are a record of int64."""
+class Emitter:
+    """The body of a native function, whose parameters are a record of int64."""
 
     def __init__(self, b: Any, params: Any, record: np.dtype[Any]) -> None:
         self.b, self._params, self._places = b, params, places(record)
@@ -107,8 +120,8 @@ def zero(of: Any) -> Any:
 
 def declare(b: Any, name: str, result: Any, args: list[Any]) -> Any:
     """An LLVM function by name."""
-    insert: Any = cgutils.get_or_insert_function
-    return insert(b.module, ir.FunctionType(result, args), name)
+    found = b.module.globals.get(name)
+    return found or ir.Function(b.module, ir.FunctionType(result, args), name)
 
 
 def pointer(b: Any, address: Any) -> Any:

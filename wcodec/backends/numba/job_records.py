@@ -5,12 +5,23 @@ A structured array of NumPy, whose records kernels read by the names of their fi
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 
 from wcodec.backends.numba.arrays import padded
-from wcodec.backends.numba.compiling import jit, kernel
+from wcodec.backends.numba.kernels import (
+    ArrayOf,
+    Bytes,
+    Bytes2,
+    Int,
+    Ints,
+    Ints2,
+    UInts32,
+    UInts32x2,
+    jit,
+    kernel,
+)
 from wcodec.backends.numba.kinds import GENERAL, WITH_CONTEXTS
 from wcodec.reference.planes import WORD_TYPES, Layout
 from wcodec.reference.segments import Coder
@@ -51,28 +62,38 @@ JOB: Final = np.dtype(
 )
 
 
+Jobs = Annotated[Any, ArrayOf(JOB)]
+
+
 class Columns(NamedTuple):
     """Columns of a segment table, an entry a segment; of shape (n_planes, n) those of planes.
 
     `fill` is the plan's, or empty.
     """
 
-    layout: Any
-    base: Any
-    fill: Any
-    n_patches: Any
-    coder: Any
-    table: Any
-    prediction: Any
+    layout: Bytes
+    base: Bytes
+    fill: Bytes
+    n_patches: UInts32
+    coder: Bytes2
+    table: UInts32x2
+    prediction: Bytes2
+
+
+class Pair(NamedTuple):
+    """Two integers."""
+
+    first: Int
+    second: Int
 
 
 class Sizes(NamedTuple):
     """Bytes of the parts of each record; `offsets` of records is empty for encoding."""
 
-    modes_nbytes: Any
-    scales_nbytes: Any
-    stream_nbytes: Any
-    offsets: Any
+    modes_nbytes: Ints
+    scales_nbytes: Ints
+    stream_nbytes: Ints2
+    offsets: Ints
 
 
 @jit
@@ -114,15 +135,15 @@ def _fill_planes(job: Any, k: Any, columns: Any, sizes: Any, numbers: Any) -> An
 
 @kernel
 def fill_jobs(
-    jobs: Any,
-    tile_shape: Any,
-    columns: Any,
-    sizes: Any,
-    numbers: Any,
-    ids: Any,
-    kinds: Any,
-    common_kinds: Any,
-) -> Any:
+    jobs: Jobs,
+    tile_shape: Pair,
+    columns: Columns,
+    sizes: Sizes,
+    numbers: Ints,
+    ids: Ints,
+    kinds: Ints,
+    common_kinds: Pair,
+) -> Int:
     """Fill in jobs of which only the rectangles are.
 
     Parameters

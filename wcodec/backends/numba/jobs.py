@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from wcodec.backends.numba import contexts
 from wcodec.backends.numba.arguments import ContextMaps, Matrix
 from wcodec.backends.numba.job_records import JOB, Columns, Sizes, fill_jobs
+from wcodec.backends.numba.kernels import Native, Packed
 from wcodec.backends.numba.kinds import common_kinds
 from wcodec.backends.protocol import DType, Geometry, SegmentPlan
-from wcodec.reference.planes import BY_ID, Bytes, WordMap
+from wcodec.reference.planes import BY_ID, WordMap
 from wcodec.reference.rans import GROUP
 from wcodec.reference.segments import Coder
 from wcodec.reference.tables import MAX_CLASSES, ContextMap, Table
@@ -32,7 +33,7 @@ _NO_PLANES: Final = np.empty((0, 0), np.int64)
 
 # ---- words and geometry ------------------------------------------------------------------------
 @lru_cache(maxsize=64)
-def _word_map(dtype_id: int) -> NDArray[np.uint64]:
+def _word_map(dtype_id: int) -> Packed:
     """Parameters of a dtype's word map; see `words`."""
     dtype = BY_ID[dtype_id]
     bits = 8 * dtype.word_nbytes
@@ -42,14 +43,20 @@ def _word_map(dtype_id: int) -> NDArray[np.uint64]:
     elif dtype.word_map is WordMap.EXPONENT_FIRST:
         m, down = bits - 1 - dtype.exponent_bits, dtype.exponent_bits
         up, stay, sign = ((1 << dtype.exponent_bits) - 1) << m, (1 << m) - 1, 1 << m
-    return np.array([up, stay, sign, flip, down], np.uint64)
+    return Packed(np.array([up, stay, sign, flip, down], np.uint64))
 
 
-def matrix_of(data: Bytes, geometry: Geometry, dtype: DType, native: int) -> tuple[Any, ...]:
-    """Elements of `Matrix`; `native` is the address of what splits words, or merges them."""
+def matrix_of(data: Packed, geometry: Geometry, dtype: DType, native: Native) -> tuple[Any, ...]:
+    """Elements of `Matrix`; `native` splits words, or merges them."""
     g = geometry
     matrix = Matrix(
-        data, g.cols, g.tile_rows, g.tile_cols, dtype.word_nbytes, _word_map(dtype.id), native
+        data,
+        g.cols,
+        g.tile_rows,
+        g.tile_cols,
+        dtype.word_nbytes,
+        _word_map(dtype.id),
+        native.address,
     )
     return tuple(matrix)
 

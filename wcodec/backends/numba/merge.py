@@ -6,14 +6,15 @@ planes from wherever they are. Words can be folded into their CRC-32 before they
 
 from __future__ import annotations
 
-from typing import Any, Final
+from functools import cache
+from typing import Annotated, Any, Final
 
 import numpy as np
 
 from wcodec.backends.numba import ir
-from wcodec.backends.numba.compiling import native
 from wcodec.backends.numba.crc32 import factors_for, folded
 from wcodec.backends.numba.ir import I8, I16, I64, WIDTH, splat, vector
+from wcodec.backends.numba.kernels import ArrayOf, Native
 from wcodec.backends.numba.kinds import KINDS, Kind
 from wcodec.backends.numba.rans_vectors import VECTORS
 from wcodec.reference.rans import GROUP
@@ -37,10 +38,11 @@ MERGE: Final = np.dtype(
         ("ahead", np.int64),  # how many bytes ahead of the stores cache lines are asked for
     ]
 )
+Merges = Annotated[Any, ArrayOf(MERGE)]
 AHEAD_NBYTES: Final = 512  #: how far ahead of the loads cache lines are asked for
 
 
-class _Merger(ir.Kernel):
+class _Merger(ir.Emitter):
     """The body of a kernel of one kind; see `KINDS`."""
 
     def __init__(self, b: Any, params: Any, kind: Kind, crc: bool) -> None:
@@ -168,7 +170,8 @@ class _Merger(ir.Kernel):
         return [b.or_(b.or_(sign, b.and_(b.lshr(p[0], c(1)), c(0x7F >> f << f))), mantissa)]
 
 
-def merger(number: int, crc: bool) -> int:
+@cache
+def merger(number: int, crc: bool) -> Native:
     """Native function that merges groups of symbols with lower planes: ``(params, n_groups)``; with
     or without the CRC-32.
 
@@ -178,4 +181,4 @@ def merger(number: int, crc: bool) -> int:
     def emit_merger(b: Any, params: Any, n_groups: Any) -> None:
         _Merger(b, ir.pointer(b, params), KINDS[number - 1], crc).run(n_groups)
 
-    return native(f"merge_{number}_crc" if crc else f"merge_{number}", emit_merger, 2)
+    return Native(f"merge_{number}_crc" if crc else f"merge_{number}", emit_merger, 2)

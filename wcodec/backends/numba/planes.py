@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wcodec.backends.numba.arrays import copy, fill, padded
-from wcodec.backends.numba.compiling import call_native, jit
+from wcodec.backends.numba.kernels import call_native, jit
 
 
 # ---- words -------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import numpy as np
 
 from wcodec.backends.numba import prediction_vectors as vectors
 from wcodec.backends.numba.arrays import copy
-from wcodec.backends.numba.compiling import call_native, jit
 from wcodec.backends.numba.ir import VARIANT
+from wcodec.backends.numba.kernels import call_native, jit
 from wcodec.backends.numba.prediction_vectors import LANE
 from wcodec.backends.numba.rans import TRANSFORMS
 from wcodec.reference.prediction import CENTRE, N_MODES, PER_TILE, Mode

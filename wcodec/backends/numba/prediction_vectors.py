@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from numba.core import types
-
 from wcodec.backends.numba import ir
-from wcodec.backends.numba.ir import I1, I8, I16, I32, I64, intrinsic, vector
+from wcodec.backends.numba.ir import I1, I8, I16, I32, I64, vector
+from wcodec.backends.numba.kernels import intrinsic
 from wcodec.reference.prediction import Mode
 
 LANE: Final = 16  #: bytes that one instruction shifts together
@@ -22,6 +21,8 @@ BLOCK: Final = 128  #: bytes of a few vectors, where these do not wait for each 
 
 def _pointers(context: Any, b: Any, signature: Any, args: Any) -> list[Any]:
     """Pointers of array arguments, other arguments as they are."""
+    from numba.core import types
+
     return [
         context.make_array(t)(context, b, value).data if isinstance(t, types.Array) else value
         for t, value in zip(signature.args, args, strict=True)
@@ -94,6 +95,8 @@ def residuals(mode: int) -> Any:
     ) -> Any:
         """Residuals of the bytes from `first` to `last`."""
 
+        from numba.core import types
+
         def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
             data, to, begin, end, cols = _pointers(context, b, signature, args)
             for size, count, start, _ in _pieces(b, b.sub(end, begin), (BLOCK, VECTOR, LANE)):
@@ -164,6 +167,8 @@ def sum_along(whole: bool) -> Any:
     def sum_row(typing: Any, tile: Any, at: Any, width: Any, carry: Any) -> Any:
         """Each of `width` bytes at `at` becomes the sum of `carry`, those before it, and itself."""
 
+        from numba.core import types
+
         def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
             data, place, n, first = _pointers(context, b, signature, args)
             pieces = _pieces(b, n, (VECTOR, LANE))
@@ -189,6 +194,8 @@ def _sum_columns(b: Any, column: Any, height: Any, width: Any, size: int, new: A
 @intrinsic
 def sum_down(typing: Any, tile: Any, height: Any, width: Any) -> Any:
     """Each byte of a tile becomes the sum of those above it and itself."""
+
+    from numba.core import types
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         data, rows, cols = _pointers(context, b, signature, args)
@@ -329,6 +336,8 @@ def average_rows(typing: Any, tile: Any, top: Any, n_rows: Any, width: Any) -> A
 
     If there are less than 15, the last one stands in for the missing ones.
     """
+
+    from numba.core import types
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         data, first, n, w = _pointers(context, b, signature, args)

@@ -7,14 +7,23 @@ for symbols under the tables of their classes.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 
 from wcodec.backends.numba import rans_loops, rans_vectors
 from wcodec.backends.numba.arrays import copy, fill
-from wcodec.backends.numba.compiling import call_native, jit
 from wcodec.backends.numba.ir import VARIANT
+from wcodec.backends.numba.kernels import (
+    ArrayOf,
+    Bytes2,
+    Ints,
+    Packed,
+    UInts16,
+    UInts32x2,
+    call_native,
+    jit,
+)
 from wcodec.backends.numba.rans_vectors import REVERSED, SLACK_NBYTES
 from wcodec.backends.numba.transforms import transformer
 from wcodec.reference.prediction import MODES, PER_TILE
@@ -40,6 +49,9 @@ N_ROWS: Final = 3
 ) = range(10)
 
 
+StreamRows = Annotated[Any, ArrayOf(rans_vectors.STREAM)]
+
+
 class Streams(NamedTuple):
     """What coding streams needs besides their bytes and symbols, for one thread.
 
@@ -59,13 +71,13 @@ class Streams(NamedTuple):
         int64: addresses of native functions, 0 for those that nothing has needed.
     """
 
-    params: Any
-    states: Any
-    spare: Any
-    tail: Any
-    expansion: Any
-    compression: Any
-    natives: Any
+    params: StreamRows
+    states: UInts32x2
+    spare: Bytes2
+    tail: UInts16
+    expansion: Bytes2
+    compression: Bytes2
+    natives: Ints
 
 
 # ---- decoding ----------------------------------------------------------------------------------
@@ -159,7 +171,7 @@ def _plain_begin_by_class(
 ) -> None:
     """Decodes the stream at once; `limit` says whether it has ended well."""
     streams.params[row].n_groups = (n + GROUP - 1) // GROUP
-    table = luts.reshape(-1), maps.parts[m], classes
+    table = luts, maps.parts[m], classes
     streams.params[row].limit = rans_loops.decode_with_classes(
         stream, n, table, maps.prob_bits[m], out, streams
     )
@@ -220,7 +232,8 @@ def _plain_encode(
     symbols: Any, n: Any, tables: Any, t: Any, words: Any, record: Any, at: Any, streams: Any
 ) -> Any:
     bits, padding = tables.prob_bits[t], tables.padding[t]
-    return rans_loops.encode(symbols, n, tables.codes[t], bits, padding, words, record, at, streams)
+    codes = tables.codes[256 * t : 256 * (t + 1)]
+    return rans_loops.encode(symbols, n, codes, bits, padding, words, record, at, streams)
 
 
 @jit
@@ -248,7 +261,7 @@ def _plain_encode_by_class(
     at: Any,
     streams: Any,
 ) -> Any:
-    codes, bits, padding = tables.codes.reshape(-1, 2), maps.prob_bits[m], maps.padding[m]
+    codes, bits, padding = tables.codes, maps.prob_bits[m], maps.padding[m]
     return rans_loops.encode_with_classes(
         symbols, n, (codes, maps.parts[m], classes), bits, padding, words, record, at, streams
     )
@@ -311,23 +324,24 @@ class StreamScratch:
         self.spare = np.zeros((N_ROWS, SLACK_NBYTES), np.uint8)
         self.tail = np.zeros(2 * GROUP, np.uint16)
         self.natives = np.zeros(TRANSFORMS + 4, np.int64)
+        self._packed: Packed | None = None
         if not _PLAIN:
             self.natives[: REVERSE + 1] = (
-                rans_vectors.decoder(1),
-                rans_vectors.decoder(2),
-                rans_vectors.encoder(1),
-                rans_vectors.encoder(2),
-                rans_vectors.reverser(),
+                rans_vectors.decoder(1).address,
+                rans_vectors.decoder(2).address,
+                rans_vectors.encoder(1).address,
+                rans_vectors.encoder(2).address,
+                rans_vectors.reverser().address,
             )
 
     def need_contexts(self) -> None:
         """Compile what codes streams whose symbols have classes."""
         if not _PLAIN:
             self.natives[DECODE_CONTEXT_1:TRANSFORMS] = (
-                rans_vectors.decoder(1, True),
-                rans_vectors.decoder(2, True),
-                rans_vectors.encoder(1, True),
-                rans_vectors.mapper(),
+                rans_vectors.decoder(1, True).address,
+                rans_vectors.decoder(2, True).address,
+                rans_vectors.encoder(1, True).address,
+                mapper.address if (mapper := rans_vectors.mapper()) else 0,
             )
 
     def need_transforms(self, modes: set[int]) -> None:
@@ -336,18 +350,22 @@ class StreamScratch:
         for transform in used - {Transform.NONE}:
             at = TRANSFORMS + 2 * (transform - 1)
             self.natives[at : at + 2] = [
-                transformer(transform, inverse) for inverse in (False, True)
+                transformer(transform, inverse).address for inverse in (False, True)
             ]
 
     def grow(self, stream_nbytes: int) -> None:
         """Make room for copies of streams of that many bytes."""
         if self.spare.shape[1] < stream_nbytes + SLACK_NBYTES:
             self.spare = np.zeros((N_ROWS, stream_nbytes + SLACK_NBYTES), np.uint8)
+            self._packed = None
 
-    def arrays(self) -> tuple[Any, ...]:
-        """Elements of `Streams`."""
-        states, spare, tail = self.states, self.spare, self.tail
-        return self.params, states, spare, tail, EXPANSION, COMPRESSION, self.natives
+    def packed(self) -> Packed:
+        """`Streams`."""
+        if self._packed is None:
+            states, spare, tail = self.states, self.spare, self.tail
+            all_of_it = self.params, states, spare, tail, EXPANSION, COMPRESSION, self.natives
+            self._packed = Packed(Streams(*all_of_it))
+        return self._packed
 
 
 def _permutations() -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from wcodec.backends.numba.arrays import copy, fill, padded
-from wcodec.backends.numba.compiling import jit
+from wcodec.backends.numba.kernels import jit
 from wcodec.reference.rans import GROUP, HEAD_NBYTES, LANES, STATE_LOW, STEPS
 
 

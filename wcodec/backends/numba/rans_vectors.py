@@ -11,13 +11,14 @@ vector of bytes in order.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 
 from wcodec.backends.numba import ir
-from wcodec.backends.numba.compiling import native
 from wcodec.backends.numba.ir import F32, I8, I16, I32, I64, WIDTH, splat, vector
+from wcodec.backends.numba.kernels import Native
 from wcodec.reference.rans import GROUP, LANES, STEPS
 
 VECTORS: Final = LANES // WIDTH
@@ -345,7 +346,8 @@ def _map_bytes(b: Any, source: Any, target: Any, table: Any, count: Any) -> None
 
 
 # ---- native functions: parameters, states and permutations are given by their addresses --------
-def decoder(n_streams: int, contexts: bool = False) -> int:
+@cache
+def decoder(n_streams: int, contexts: bool = False) -> Native:
     """Native function ``(params, states, permutations, n_groups)`` that decodes groups.
 
     Of each of `n_streams` streams it goes on from states and position.
@@ -356,10 +358,11 @@ def decoder(n_streams: int, contexts: bool = False) -> int:
         streams = _Streams(b, records, lanes, n_streams, contexts)
         _Decoder(b, streams, orders, contexts).run(n_groups)
 
-    return native(f"decode_{'context' if contexts else 'groups'}_{n_streams}", emit_decoder, 4)
+    return Native(f"decode_{'context' if contexts else 'groups'}_{n_streams}", emit_decoder, 4)
 
 
-def encoder(n_streams: int, contexts: bool = False) -> int:
+@cache
+def encoder(n_streams: int, contexts: bool = False) -> Native:
     """Native function that encodes groups, the last one first: arguments as for `decoder`.
 
     Words come in the same order.
@@ -369,10 +372,11 @@ def encoder(n_streams: int, contexts: bool = False) -> int:
         records, lanes, orders = (ir.pointer(b, a) for a in (params, states, permutations))
         _Encoder(b, _Streams(b, records, lanes, n_streams, contexts), orders).run(n_groups)
 
-    return native(f"encode_{'context' if contexts else 'groups'}_{n_streams}", emit_encoder, 4)
+    return Native(f"encode_{'context' if contexts else 'groups'}_{n_streams}", emit_encoder, 4)
 
 
-def reverser() -> int:
+@cache
+def reverser() -> Native:
     """Native function ``(params, n_vectors)`` that copies words in reverse order.
 
     A vector has `REVERSED` words.
@@ -381,10 +385,11 @@ def reverser() -> int:
     def emit_reverser(b: Any, params: Any, n_vectors: Any) -> None:
         _reverse(b, ir.pointer(b, params), n_vectors)
 
-    return native("reverse_words", emit_reverser, 2)
+    return Native("reverse_words", emit_reverser, 2)
 
 
-def mapper() -> int:
+@cache
+def mapper() -> Native | None:
     """Native function ``(source, target, table, n_vectors)`` that looks bytes up in a table.
 
     A vector has `MAPPED` bytes. The address is 0 where that is not faster than a loop.
@@ -393,4 +398,4 @@ def mapper() -> int:
     def emit_mapper(b: Any, source: Any, target: Any, table: Any, n_vectors: Any) -> None:
         _map_bytes(b, ir.pointer(b, source), ir.pointer(b, target), ir.pointer(b, table), n_vectors)
 
-    return native("map_bytes", emit_mapper, 4) if ir.BYTE_LOOKUP else 0
+    return Native("map_bytes", emit_mapper, 4) if ir.BYTE_LOOKUP else None

@@ -8,12 +8,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from wcodec.backends.numba import common_decoding, merge, split
+from wcodec.backends.numba import checksums, common_decoding, merge, split
 from wcodec.backends.numba.arguments import Rooms
+from wcodec.backends.numba.kernels import Packed
 from wcodec.backends.numba.rans import StreamScratch
 from wcodec.reference.planes import Bytes
 from wcodec.reference.rans import GROUP
@@ -30,13 +31,17 @@ class Scratch:
         self.rooms, self.words = np.empty(0, np.uint8), np.empty(0, np.uint8)
         self.stream_words, self.addresses = np.empty(0, np.uint16), np.empty(16, np.int64)
         self.streams = StreamScratch()
-        self.four = np.empty(4 * 256, np.uint32)  # counts
-        self.splitting = np.zeros(1, split.SPLIT)
-        self.merging = (
-            np.zeros(2, merge.MERGE),
-            np.zeros((2, common_decoding.BLOCK * GROUP), np.uint8),
-            np.zeros((2, merge.LANES_NBYTES), np.uint8),
+        self.four = Packed(np.empty(4 * 256, np.uint32))  # counts
+        self.splitting = Packed(np.zeros(1, split.SPLIT))
+        self.merging = Packed(
+            common_decoding.Merging(
+                np.zeros(2, merge.MERGE),
+                np.zeros((2, common_decoding.BLOCK * GROUP), np.uint8),
+                np.zeros((2, merge.LANES_NBYTES), np.uint8),
+            )
         )
+        self.rest = Packed(np.empty(checksums.REST_NBYTES, np.uint8))
+        self._rooms: tuple[tuple[int, ...], Packed] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -50,8 +55,8 @@ class Scratch:
 
     def take_rooms(
         self, n: int, nbytes: int, words_nbytes: int = 0, encoding: bool = False
-    ) -> tuple[Any, ...]:
-        """Elements of `Rooms`.
+    ) -> Packed:
+        """The rooms (`Rooms`).
 
         Parameters
         ----------
@@ -68,7 +73,11 @@ class Scratch:
             self.words = np.empty(words_nbytes, np.uint8)
         if encoding and self.stream_words.size < 2 * (nbytes + 16):
             self.stream_words = np.empty(2 * (nbytes + 16), np.uint16)
-        return tuple(Rooms(self.rooms, nbytes, self.words, self.addresses, self.stream_words))
+        key = self.rooms.size, nbytes, self.words.size, self.stream_words.size
+        if self._rooms is None or key != self._rooms[0]:
+            rooms = Rooms(self.rooms, nbytes, self.words, self.addresses, self.stream_words)
+            self._rooms = key, Packed(rooms)
+        return self._rooms[1]
 
 
 @contextmanager

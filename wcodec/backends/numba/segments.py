@@ -22,7 +22,8 @@ from wcodec.backends.numba.arguments import (
 )
 from wcodec.backends.numba.arrays import copy, fill, padded, put
 from wcodec.backends.numba.checksums import Crcs, sum_record, sum_words
-from wcodec.backends.numba.compiling import jit, kernel
+from wcodec.backends.numba.job_records import Jobs
+from wcodec.backends.numba.kernels import Bytes, Int, Ints, Ints3, UInts32, jit, kernel
 from wcodec.backends.numba.planes import (
     apply_patches,
     merge_words,
@@ -38,6 +39,7 @@ from wcodec.reference.planes import Layout
 from wcodec.reference.prediction import PER_TILE
 from wcodec.reference.rans import UNIT
 from wcodec.reference.segments import Coder, Status
+from wcodec.reference.tables import MAX_PROB_BITS
 
 # Rooms after those of the byte planes: two for packed planes, and one for residuals.
 RESIDUALS: Final = 2
@@ -66,6 +68,12 @@ def plane_nbytes(job: Any, word_nbytes: Any, p: Any) -> Any:
     """Bytes of a plane, which are its symbols (R10.3)."""
     n = job.height * job.width
     return (n + 1) // 2 if is_packed(job, word_nbytes, p) else n
+
+
+@jit
+def lut_of(tables: Any, t: Any) -> Any:
+    """The decoding table of number `t`."""
+    return tables.luts[t << MAX_PROB_BITS : (t + 1) << MAX_PROB_BITS]
 
 
 # ---- histograms --------------------------------------------------------------------------------
@@ -98,15 +106,15 @@ def count_plane(
 
 @kernel
 def histogram_range(
-    first: Any,
-    last: Any,
-    jobs: Any,
-    matrix: Any,
-    counted: Any,
-    rooms: Any,
-    four: Any,
-    natives: Any,
-    counts: Any,
+    first: Int,
+    last: Int,
+    jobs: Jobs,
+    matrix: Matrix,
+    counted: Counted,
+    rooms: Rooms,
+    four: UInts32,
+    natives: Ints,
+    counts: Ints3,
 ) -> None:
     """Count the symbols of segments.
 
@@ -266,17 +274,17 @@ _encode_segments = range_encoder(_put_stream)
 
 @kernel
 def encode_range(
-    first: Any,
-    last: Any,
-    jobs: Any,
-    matrix: Any,
-    heads: Any,
-    tables: Any,
-    rooms: Any,
-    streams: Any,
-    crcs: Any,
-    encoded: Any,
-) -> Any:
+    first: Int,
+    last: Int,
+    jobs: Jobs,
+    matrix: Matrix,
+    heads: Heads,
+    tables: EncodingTables,
+    rooms: Rooms,
+    streams: Streams,
+    crcs: Crcs,
+    encoded: Encoded,
+) -> Int:
     """Encode segments without contexts, one after another.
 
     Parameters
@@ -351,7 +359,7 @@ def _decode_planes(
         if plane.coder == Coder.RANS:
             stream, t = payload[plane.offset : plane.offset + plane.nbytes], plane.table
             if not decode_stream(
-                stream, size, tables.luts[t], tables.prob_bits[t], target, streams
+                stream, size, lut_of(tables, t), tables.prob_bits[t], target, streams
             ):
                 return False
         else:
@@ -402,16 +410,16 @@ def _decode_segment(
 
 @kernel
 def decode_range(
-    first: Any,
-    last: Any,
-    jobs: Any,
-    matrix: Any,
-    payload: Any,
-    tables: Any,
-    rooms: Any,
-    streams: Any,
-    crcs: Any,
-    status: Any,
+    first: Int,
+    last: Int,
+    jobs: Jobs,
+    matrix: Matrix,
+    payload: Bytes,
+    tables: DecodingTables,
+    rooms: Rooms,
+    streams: Streams,
+    crcs: Crcs,
+    status: Bytes,
 ) -> None:
     """Decode segments without contexts.
 

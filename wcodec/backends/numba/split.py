@@ -6,14 +6,15 @@ steps wide.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from functools import cache
+from typing import Annotated, Any, Final
 
 import numpy as np
 from llvmlite.ir import IntType
 
 from wcodec.backends.numba import ir
-from wcodec.backends.numba.compiling import native
 from wcodec.backends.numba.ir import I8, I32, I64, WIDTH, splat, vector
+from wcodec.backends.numba.kernels import ArrayOf, Native
 from wcodec.backends.numba.kinds import KINDS, Kind
 
 _N: Final = 4 * WIDTH  #: bytes of a vector
@@ -35,9 +36,10 @@ SPLIT: Final = np.dtype(
         ("spill", np.int64, (8,)),  # room for a vector
     ]
 )
+Splitting = Annotated[Any, ArrayOf(SPLIT)]
 
 
-class _Splitter(ir.Kernel):
+class _Splitter(ir.Emitter):
     """The body of a kernel of one kind; see `KINDS`."""
 
     def __init__(self, b: Any, params: Any, kind: Kind, lower: bool) -> None:
@@ -181,7 +183,8 @@ def _emit(b: Any, params: Any, n_steps: Any, kind: Kind, lower: bool) -> None:
     ir.store(b, n_patches, s.place("n_patches"))
 
 
-def splitter(number: int, lower: bool) -> int:
+@cache
+def splitter(number: int, lower: bool) -> Native:
     """Native function that splits steps of words: ``(params, n_steps)``; with or without lower
     planes.
 
@@ -191,4 +194,4 @@ def splitter(number: int, lower: bool) -> int:
     def emit_splitter(b: Any, params: Any, n_steps: Any) -> None:
         _emit(b, ir.pointer(b, params), n_steps, KINDS[number - 1], lower)
 
-    return native(f"split_{'all' if lower else 'symbols'}_{number}", emit_splitter, 2)
+    return Native(f"split_{'all' if lower else 'symbols'}_{number}", emit_splitter, 2)

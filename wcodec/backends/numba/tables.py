@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from wcodec.backends.numba.arguments import EncodingTables
 from wcodec.backends.numba.arrays import fill
-from wcodec.backends.numba.compiling import jit, kernel
 from wcodec.backends.numba.ir import BYTE_LOOKUP
-from wcodec.reference.planes import Bytes
+from wcodec.backends.numba.kernels import Bytes, Int, Ints, Ints2, UInts32x2, jit, kernel
 from wcodec.reference.tables import MAX_PROB_BITS, MIN_PROB_BITS, Table
 
 
@@ -21,7 +20,7 @@ def _bit(data: Any, at: Any) -> Any:
 
 
 @kernel
-def read_tables(data: Any, offset: Any, freq: Any, prob_bits: Any) -> Any:
+def read_tables(data: Bytes, offset: Int, freq: Ints2, prob_bits: Ints) -> Int:
     """Read as many tables as `freq` has rows, which are 0.
 
     Returns the offset after the last one, or -1 if one breaks a rule of the codes;
@@ -59,7 +58,7 @@ def read_tables(data: Any, offset: Any, freq: Any, prob_bits: Any) -> Any:
 
 
 @kernel
-def fill_luts(freq: Any, luts: Any) -> None:
+def fill_luts(freq: Ints2, luts: UInts32x2) -> None:
     """Make decoding tables, as `wcodec.reference.tables.Table.lut`; shorter ones end in 0.
 
     Parameters
@@ -88,7 +87,7 @@ def frequencies(tables: list[Table]) -> NDArray[np.int64]:
     return out
 
 
-def encoding_tables(tables: list[Table]) -> tuple[EncodingTables, Bytes]:
+def encoding_tables(tables: list[Table]) -> tuple[EncodingTables, NDArray[np.uint8]]:
     """What encodes by some tables.
 
     Codes of a symbol, for plain loops, are ``ceil(2 ** (32 + prob_bits) / freq)`` and ``freq << 32
@@ -106,7 +105,7 @@ def encoding_tables(tables: list[Table]) -> tuple[EncodingTables, Bytes]:
     one = np.uint64(1) << (np.uint64(32) + prob_bits.astype(np.uint64).reshape(-1, 1))
     some = np.maximum(freq, np.uint64(1))
     reciprocals = (one + some - np.uint64(1)) // some
-    codes = np.stack([reciprocals, freq << np.uint64(32) | start], axis=-1)
+    codes = np.stack([reciprocals, freq << np.uint64(32) | start], axis=-1).reshape(-1, 2)
     packed = (freq << np.uint64(20) | start << np.uint64(8)).astype("<u4")
     words = packed.view(np.uint8).reshape(len(tables), 1024)
     entries = words

@@ -11,11 +11,12 @@ the caller has them there.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 from wcodec.backends.numba import ir
-from wcodec.backends.numba.compiling import native
 from wcodec.backends.numba.ir import I8, I16, I64, VARIANT, splat, vector
+from wcodec.backends.numba.kernels import Native
 from wcodec.reference.transforms import FRACTION, ORDER, SIZE, Transform, steps
 
 #: bytes of a row that are transformed together
@@ -156,7 +157,8 @@ def _emit(
     strips.close([])
 
 
-def transformer(transform: int, inverse: bool) -> int:
+@cache
+def transformer(transform: int, inverse: bool) -> Native:
     """Native function that transforms a tile in place: ``(tile, height, width, centre)``.
 
     `centre` is what the prediction in front of the transform says of every byte, if it says the
@@ -166,6 +168,6 @@ def transformer(transform: int, inverse: bool) -> int:
     def emit(b: Any, tile: Any, height: Any, width: Any, centre: Any) -> None:
         _emit(b, tile, height, width, centre, transform, inverse)
 
-    return native(
+    return Native(
         f"{'inverse' if inverse else 'forward'}_{Transform(transform).name.lower()}", emit, 4
     )

@@ -9,13 +9,14 @@ how far down that is, and the bits to flip.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from llvmlite.ir import IntType
 
 from wcodec.backends.numba import ir
-from wcodec.backends.numba.compiling import native
 from wcodec.backends.numba.ir import I8, I64
+from wcodec.backends.numba.kernels import Native
 
 
 def _map_of(b: Any, address: Any, word: Any) -> list[Any]:
@@ -35,7 +36,8 @@ def _planes(b: Any, addresses: Any, numbers: range, at: Any) -> list[Any]:
     ]
 
 
-def splitter(word_nbytes: int) -> int:
+@cache
+def splitter(word_nbytes: int) -> Native:
     """Native function ``(words, planes, at, n, word_map)`` that cuts `n` words into bytes, from
     byte `at` of each plane on.
 
@@ -63,10 +65,11 @@ def splitter(word_nbytes: int) -> int:
                 )
             loop.close([])
 
-    return native(f"split_words_{word_nbytes}", emit_splitter, 5)
+    return Native(f"split_words_{word_nbytes}", emit_splitter, 5)
 
 
-def merger(word_nbytes: int) -> int:
+@cache
+def merger(word_nbytes: int) -> Native:
     """Inverse of `splitter`, with the same parameters."""
     word = IntType(8 * word_nbytes)
 
@@ -83,4 +86,4 @@ def merger(word_nbytes: int) -> int:
         ir.store(b, b.xor(w, flip), ir.element(b, ir.pointer(b, words), word, loop.index))
         loop.close([])
 
-    return native(f"merge_words_{word_nbytes}", emit_merger, 5)
+    return Native(f"merge_words_{word_nbytes}", emit_merger, 5)

@@ -1,0 +1,66 @@
+"""Write the LLVM IR of the numba backend's kernels into the package: ``python tools/kernels.py``.
+
+It is made for each target of `wcodec.backends.numba.ir.TARGETS`, by a process that is told to
+compile for such a CPU. ``--check`` says whether it fits the sources, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from wcodec.backends.numba import ir, machine_code
+
+#: CPUs whose costs LLVM weighs when it optimises for a target
+CPUS = {
+    "avx512": "icelake-server",
+    "avx512-narrow": "skylake-avx512",
+    "avx2": "znver3",
+    "avx2-narrow": "haswell",
+    "plain": "x86-64",
+}
+
+
+def bitcode_for(target: str) -> dict[str, bytes]:
+    """Bitcode of all kernels and native functions for a target, by name."""
+    features = ",".join(f"+{f}" for f in sorted({"sse2", *ir.TARGETS[target].needs}))
+    env = {**os.environ, "NUMBA_CPU_NAME": CPUS[target], "NUMBA_CPU_FEATURES": features}
+    command = [sys.executable, __file__, "--one"]
+    run = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE)
+    print(target, flush=True)
+    bitcode: dict[str, bytes] = pickle.loads(run.stdout)
+    return bitcode
+
+
+def main() -> int:
+    """Write or check the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        from wcodec.backends.numba.catalogue import everything
+        from wcodec.backends.numba.compiling import bitcode_of
+
+        made = {one.name: bitcode_of(one) for one in everything()}
+        sys.stdout.buffer.write(pickle.dumps(made))
+        return 0
+    if machine_code.is_current():
+        print("kernels.xz is of these sources")
+        return 0
+    if args.check:
+        print("kernels.xz is not of these sources: run make kernels", file=sys.stderr)
+        return 1
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        bitcode = dict(zip(ir.TARGETS, pool.map(bitcode_for, ir.TARGETS), strict=True))
+    machine_code.write_archive(machine_code.ARCHIVE, bitcode)
+    print(f"{machine_code.ARCHIVE.name}: {machine_code.ARCHIVE.stat().st_size} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

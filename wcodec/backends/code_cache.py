@@ -1,0 +1,78 @@
+"""Machine code that is kept on disk, for later runs.
+
+Files are not trusted: each begins with a checksum of the rest. Where none can be written, code is
+compiled in each process, and that is said once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+_DIGEST_NBYTES: Final = 32  #: of SHA-256, before the code in a file
+_log = logging.getLogger("wcodec")
+_warned: Final = set[Path]()  #: folders that were complained of
+
+
+class CodeCache:
+    """A folder of machine code.
+
+    Parameters
+    ----------
+    folder
+        It is made when something is kept.
+    what
+        What is kept there, in words.
+    """
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.folder, self._what = folder, what
+
+    def load(self, name: str, key: object) -> bytes | None:
+        """The code that was kept under a name and a key; none if it is not there, or damaged."""
+        path = self._path(name, key)
+        try:
+            kept = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            self._warn("cannot be read", e)
+            return None
+        digest, code = kept[:_DIGEST_NBYTES], kept[_DIGEST_NBYTES:]
+        if code and hashlib.sha256(code).digest() == digest:
+            return code
+        self._warn("is damaged, and made anew", path.name)
+        return None
+
+    def keep(self, name: str, key: object, code: bytes) -> None:
+        """Write a file whole or not at all."""
+        path = self._path(name, key)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix="unfinished-")
+            try:
+                with open(handle, "wb") as f:
+                    f.write(hashlib.sha256(code).digest() + code)
+                os.replace(unfinished, path)
+            except BaseException:
+                os.unlink(unfinished)
+                raise
+        except OSError as e:
+            self._warn("is not kept, and compiled in each process", e)
+
+    def _path(self, name: str, key: object) -> Path:
+        return self.folder / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
+
+    def _warn(self, what: str, why: object) -> None:
+        if self.folder not in _warned:
+            _log.warning("%s %s: %s: %s", self._what, what, self.folder, why)
+        _warned.add(self.folder)
+
+
+def cache_folder(name: str) -> Path:
+    """``wcodec/<name>`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wcodec" / name
