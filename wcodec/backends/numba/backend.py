@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 import numpy as np
 from numba.core import event
@@ -84,7 +84,7 @@ class NumbaBackend(Backend):
 
     def info(self) -> dict[str, str]:
         return {
-            "numba": numba.__version__, "llvmlite": version("llvmlite"), "numpy": np.__version__,
+            "numba": numba.__version__, "llvmlite": llvmlite.__version__, "numpy": np.__version__,
             "variant": VARIANT, "threads": str(self._threads.n), "cpu": _cpu_name(),
         }  # fmt: skip
 
