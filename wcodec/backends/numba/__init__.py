@@ -11,5 +11,6 @@ From the outside in:
   `arrays`.
 - Native functions, in LLVM IR: `words`, `split`, `merge`, `rans_vectors`, `prediction_vectors`,
   `transforms`; `ir` has their instructions.
-- `compiling` says how all this is compiled.
+- `compiling` says how all this is compiled, `cache` where that is kept, `cpu` what the CPU is
+  called.
 """

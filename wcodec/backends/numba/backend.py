@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import llvmlite
@@ -24,6 +22,7 @@ from wcodec.backends.numba.coding import (
     bytes_of,
     no_sums,
 )
+from wcodec.backends.numba.cpu import cpu_name
 from wcodec.backends.numba.crc32 import crc32_range
 from wcodec.backends.numba.differences import add_range, subtract_range, xor_range
 from wcodec.backends.numba.ir import VARIANT
@@ -85,7 +84,7 @@ class NumbaBackend(Backend):
     def info(self) -> dict[str, str]:
         return {
             "numba": numba.__version__, "llvmlite": llvmlite.__version__, "numpy": np.__version__,
-            "variant": VARIANT, "threads": str(self._threads.n), "cpu": _cpu_name(),
+            "variant": VARIANT, "threads": str(self._threads.n), "cpu": cpu_name(),
         }  # fmt: skip
 
     def close(self) -> None:
@@ -208,12 +207,3 @@ class NumbaBackend(Backend):
         for part, nbytes in zip(others, np.diff(offsets)[1:].tolist(), strict=True):
             crc = crc32_combine(crc, part, nbytes)
         return int(crc)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
