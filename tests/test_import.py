@@ -1,10 +1,12 @@
-"""`import wcodec` brings in nothing that only backends or integrations need
-(`benchmarks/cpu/bench_import.py` says how long it takes), and modules import one way.
+"""`import wcodec` brings in nothing, and what is used nothing that only backends or integrations
+need (`benchmarks/cpu/bench_import.py` says how long that takes); modules import one way.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,15 +16,97 @@ import pytest
 import wcodec
 
 HEAVY = ("numba", "llvmlite", "cupy", "torch", "tqdm", "onnx", "safetensors", "hypothesis")
+#: of Python, and not needed to encode and decode an array: each takes milliseconds
+LATER = (
+    "argparse",
+    "concurrent.futures",
+    "hashlib",
+    "importlib.metadata",
+    "json",
+    "pathlib",
+    "tempfile",
+)
+
+
+def imported_by(code: str) -> set[str]:
+    """Modules that a line of Python imports, in a process of its own, beyond NumPy's."""
+    script = (
+        "import sys, numpy\nbefore = set(sys.modules)\n"
+        f"{code}\nprint(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
 
 
 def test_nothing_heavy_is_imported() -> None:
-    script = f"import sys, wcodec; print([m for m in {HEAVY} if m in sys.modules])"
-    for code in (script, script.replace("wcodec", "wcodec.cli", 1)):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        assert done.stdout == "[]\n"
+    every_name = f"import wcodec; {'; '.join(f'wcodec.{n}' for n in wcodec.__all__)}"
+    for code in (every_name, "import wcodec.cli"):
+        assert not imported_by(code) & set(HEAVY)
+        assert "wcodec.codec.encoder" in imported_by(code), "or the test sees nothing"
+
+
+def test_the_package_alone_is_imported() -> None:
+    found = imported_by("import wcodec")
+    assert {m for m in found if m.split(".")[0] == "wcodec"} == {"wcodec"}
+    assert not found & {*HEAVY, *LATER, "ml_dtypes"}
+    script = "import sys, wcodec; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_call_imports_what_it_needs() -> None:
+    found = imported_by(
+        "import wcodec; wcodec.set_backend('reference')\n"
+        "assert wcodec.decode(wcodec.encode(numpy.arange(9.0))).tolist() == list(range(9))"
+    )
+    assert not found & {*HEAVY, *LATER}
+    rooms = {m.split(".")[1] for m in found if m.startswith("wcodec.")}
+    assert rooms == {"errors", "reference", "planner", "backends", "codec"}
+
+
+# ---- names that are imported when they are used -------------------------------------------------
+def test_names_are_those_that_type_checkers_see() -> None:
+    tree = ast.parse(Path(wcodec.__file__).read_text())
+    (block,) = (
+        n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+    )
+    seen = {
+        alias.name: str(node.module)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    rooms = {name for name, module in seen.items() if module == "wcodec"}
+    assert {n: m for n, m in seen.items() if n not in rooms} == {
+        n: f"wcodec.{m}" for n, m in wcodec._MODULE_OF.items()
+    }
+    assert rooms == set(wcodec._ROOMS)
+    assert sorted(seen.keys() - rooms) == wcodec.__all__
+
+
+@pytest.mark.parametrize("name", wcodec.__all__)
+def test_each_name_is_the_one_of_its_module(name: str) -> None:
+    module = importlib.import_module(f"wcodec.{wcodec._MODULE_OF[name]}")
+    assert getattr(wcodec, name) is getattr(module, name)
+    assert pickle.loads(pickle.dumps(getattr(wcodec, name))) is getattr(module, name)
+    assert name in dir(wcodec)
+
+
+@pytest.mark.parametrize("room", wcodec._ROOMS)
+def test_rooms_are_there(room: str) -> None:
+    script = f"import sys, wcodec; print(wcodec.{room} is sys.modules['wcodec.{room}'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "True\n"
+    assert room in dir(wcodec)
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'wcodec' has no attribute 'encoder'"):
+        _ = wcodec.encoder
+    with pytest.raises(ImportError, match="cannot import name 'encoder'"):
+        exec("from wcodec import encoder")
 
 
 # ---- which way imports go ------------------------------------------------------------------------

@@ -1,19 +1,29 @@
-"""wcodec: a bit-exact codec for neural-network weights."""
+"""wcodec: a bit-exact codec for neural-network weights.
 
-from typing import TYPE_CHECKING, Any
+`import wcodec` takes a few milliseconds: what it offers is imported when it is first used.
+"""
 
-from wcodec.backends import Backend, available_backends, get_backend, set_backend, use_backend
-from wcodec.codec import decode, encode
-from wcodec.codec.decoder import Decoder
-from wcodec.codec.encoder import Encoder
-from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
-from wcodec.files.file import File, load_file, open
-from wcodec.files.saving import save_file
-from wcodec.inspect.explain import explain
-from wcodec.planner.options import EncodeOptions
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from wcodec import backends as backends
+    from wcodec import codec as codec
+    from wcodec import errors as errors
+    from wcodec import files as files
+    from wcodec import inspect as inspect
+    from wcodec import planner as planner
+    from wcodec import reference as reference
+    from wcodec.backends import Backend, available_backends, get_backend, set_backend, use_backend
+    from wcodec.codec import decode, encode
+    from wcodec.codec.decoder import Decoder
+    from wcodec.codec.encoder import Encoder
     from wcodec.directories.encoding import encode_safetensors_to_wcodec
+    from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
+    from wcodec.files.file import File, load_file, open
+    from wcodec.files.saving import save_file
+    from wcodec.inspect.explain import explain
+    from wcodec.planner.options import EncodeOptions
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,11 +49,37 @@ __all__ = [
     "use_backend",
 ]
 
+#: Names by the module that they are in: as above, for type checkers.
+_NAMES: Final[dict[str, str]] = {
+    "backends": "Backend available_backends get_backend set_backend use_backend",
+    "codec": "decode encode",
+    "codec.decoder": "Decoder",
+    "codec.encoder": "Encoder",
+    "directories.encoding": "encode_safetensors_to_wcodec",
+    "errors": "BackendUnavailable DecodeError EncodeError WcodecError",
+    "files.file": "File load_file open",
+    "files.saving": "save_file",
+    "inspect.explain": "explain",
+    "planner.options": "EncodeOptions",
+}
+_MODULE_OF: Final = {name: module for module, names in _NAMES.items() for name in names.split()}
+#: modules that can be used without being imported by name
+_ROOMS: Final = ("backends", "codec", "errors", "files", "inspect", "planner", "reference")
 
-def __getattr__(name: str) -> Any:
-    """What is imported when it is used: directories of models take a fifth of the time of all."""
-    if name != "encode_safetensors_to_wcodec":
-        raise AttributeError(f"module 'wcodec' has no attribute {name!r}")
-    from wcodec.directories.encoding import encode_safetensors_to_wcodec
 
-    return encode_safetensors_to_wcodec
+if not TYPE_CHECKING:  # so that a type checker sees names that are not there
+
+    def __getattr__(name: str) -> Any:
+        """What is used for the first time: imported now, and from then on found without this."""
+        if name in _ROOMS:
+            return import_module(f"wcodec.{name}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'wcodec' has no attribute {name!r}")
+        found = getattr(import_module(f"wcodec.{_MODULE_OF[name]}"), name)
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    """All names, imported or not."""
+    return sorted({*globals(), *_MODULE_OF, *_ROOMS})

@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
-from importlib.metadata import entry_points
 from typing import Final, NamedTuple
 
 from wcodec.backends.protocol import Backend
@@ -56,6 +55,8 @@ def backend_names() -> list[str]:
 
 
 def _targets() -> dict[str, str]:
+    from importlib.metadata import entry_points  # takes as long as half of the package
+
     plugged = {e.name: e.value for e in entry_points(group=GROUP) if e.name not in _BUILT_IN}
     return {**_BUILT_IN, **plugged}
 

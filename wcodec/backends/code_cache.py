@@ -11,11 +11,37 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _DIGEST_NBYTES: Final = 32  #: of SHA-256, before the code in a file
 _log = logging.getLogger("wcodec")
 _warned: Final = set[Path]()  #: folders that were complained of
+
+
+class CacheState(NamedTuple):
+    """What is known of the machine code on disk.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    nbytes
+        Of all code there, that for other CPUs and of other versions too.
+    n_functions
+        Pieces of code there that can be used now.
+    is_writeable
+        Whether more can be kept.
+    """
+
+    folder: str
+    nbytes: int
+    n_functions: int
+    is_writeable: bool
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether any code is there that can be used now."""
+        return self.n_functions > 0
 
 
 class CodeCache:
@@ -64,13 +90,36 @@ class CodeCache:
         except OSError as e:
             self._warn("is not kept, and compiled in each process", e)
 
+    def state(self, key: object) -> CacheState:
+        """What is there, and of that under a key. Tries whether a file can be made."""
+        files = [p for p in self.folder.glob("*-*") if p.is_file()]
+        return CacheState(
+            str(self.folder),
+            sum(p.stat().st_size for p in files),
+            sum(p.name.endswith(_suffix(key)) for p in files),
+            self._is_writeable(),
+        )
+
+    def _is_writeable(self) -> bool:
+        """Permissions alone do not say: a disk can be read-only."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                return True
+        except OSError:
+            return False
+
     def _path(self, name: str, key: object) -> Path:
-        return self.folder / f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
+        return self.folder / f"{name}{_suffix(key)}"
 
     def _warn(self, what: str, why: object) -> None:
         if self.folder not in _warned:
             _log.warning("%s %s: %s: %s", self._what, what, self.folder, why)
         _warned.add(self.folder)
+
+
+def _suffix(key: object) -> str:
+    return f"-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}"
 
 
 def cache_folder(name: str) -> Path:

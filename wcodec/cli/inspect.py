@@ -221,9 +221,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 # ---- backends ------------------------------------------------------------------------------------
-def backends(args: argparse.Namespace) -> int:
-    """`wcodec backends`."""
-    used = backend_of(args)
+def backend_rows(args: argparse.Namespace, used: Backend | None) -> list[dict[str, Any]]:
+    """What is known of each backend, and of one that ``--backend`` names by its class."""
     rows: list[dict[str, Any]] = []
     for name in dict.fromkeys(
         [*backend_names(), *([args.backend] if args.backend and ":" in args.backend else [])]
@@ -243,6 +242,12 @@ def backends(args: argparse.Namespace) -> int:
             rows.append(
                 {"name": name, "usable": False, "used": False, "reason": str(e), "info": {}}
             )
+    return rows
+
+
+def backends(args: argparse.Namespace) -> int:
+    """`wcodec backends`."""
+    rows = backend_rows(args, backend_of(args))
     if args.json:
         print(json.dumps(rows, indent=1))
         return DONE

@@ -325,6 +325,11 @@ SUBCOMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None
         _add_json,
         "list the backends: usable or why not, and which one is used",
     ),
+    "doctor": (
+        "doctor",
+        _add_json,
+        "show what wcodec finds on this machine, and test that each backend works here",
+    ),
     "conformance": (
         "measure",
         _add_conformance,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+
+if TYPE_CHECKING:  # small arrays need no threads
+    from concurrent.futures import Future
 
 #: buffers that `Decoder.chunks` uses in turn: one is filled while others are written
 CHUNK_BUFFERS: Final = 3
@@ -33,6 +35,8 @@ def map_ahead(
     if n_threads < 1:
         yield from map(function, items)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(n_threads, "wcodec-ahead") as threads:
         under_way: deque[Future[T]] = deque()
         try:
@@ -55,7 +59,10 @@ class WriteBehind:
     """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._pending = stream, deque[Future[int]]()
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._stream = stream
+        self._pending: deque[Future[int]] = deque()
         self._thread = ThreadPoolExecutor(1, "wcodec-write")
 
     def write(self, data: Any) -> int:

@@ -4,7 +4,6 @@ checkpoint is called. Spec: R12.5, R11.4.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterable
 from enum import IntEnum
@@ -96,6 +95,8 @@ def content_hash(tensors: Iterable[tuple[str, DType, tuple[int, ...], int]]) -> 
     """SHA-256 of what a checkpoint holds, however it is coded (R11.4), from name, dtype,
     shape and CRC-32 of each tensor.
     """
+    import hashlib  # only differences need it, and it loads OpenSSL
+
     sha = hashlib.sha256()
     for name, dtype, shape, crc in sorted(tensors, key=lambda t: t[0].encode()):
         text = name.encode()

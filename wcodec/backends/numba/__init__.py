@@ -14,4 +14,5 @@ From the outside in:
   `transforms`; `ir` has their instructions.
 - `kernels` says what these are. `machine_code` compiles and loads them, out of the LLVM IR in
   ``kernels.xz``, which `compiling` makes by numba, of all in `catalogue`.
+- `cpu` says what the CPU is called.
 """

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +20,7 @@ from wcodec.backends.numba.coding import (
     bytes_of,
     no_sums,
 )
+from wcodec.backends.numba.cpu import cpu_name
 from wcodec.backends.numba.crc32 import crc32_range
 from wcodec.backends.numba.differences import ADD, SUBTRACT, XOR
 from wcodec.backends.numba.ir import VARIANT
@@ -72,8 +71,8 @@ class NumbaBackend(Backend):
 
     def info(self) -> dict[str, str]:
         return {
-            "llvmlite": version("llvmlite"), "numpy": np.__version__,
-            "variant": VARIANT, "threads": str(self._threads.n), "cpu": _cpu_name(),
+            "llvmlite": llvmlite.__version__, "numpy": np.__version__,
+            "variant": VARIANT, "threads": str(self._threads.n), "cpu": cpu_name(),
         }  # fmt: skip
 
     def close(self) -> None:
@@ -214,12 +213,3 @@ def _check_kernels() -> None:
         raise BackendUnavailable(f"kernels of the numba backend cannot be run here: {e}") from e
     if luts[0, 1] != freq[0, 7] << 20 & 0xFFFFFFFF | 1 << 8 | 7:
         raise BackendUnavailable("a kernel of the numba backend has given a wrong result")
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -21,9 +21,10 @@ from typing import Any, Final, Protocol
 import llvmlite
 from llvmlite import binding as llvm
 
-from wcodec.backends.code_cache import CodeCache, cache_folder
+from wcodec.backends.code_cache import CacheState, CodeCache, cache_folder
 from wcodec.backends.numba import ir
 
+SETTING: Final = "NUMBA_CACHE_DIR"  #: the environment variable that names another folder
 SYMBOL: Final = "wcodec"  #: name of each function in its module
 ARCHIVE: Final = Path(__file__).parent / "kernels.xz"
 #: sources of which kernels are not made
@@ -32,6 +33,7 @@ _CALLERS: Final = (
     "backend",
     "catalogue",
     "coding",
+    "cpu",
     "jobs",
     "kernels",
     "machine_code",
@@ -60,7 +62,7 @@ def code_cache() -> CodeCache:
     """Where machine code is kept: in ``$NUMBA_CACHE_DIR``, or ``wcodec/numba`` in the user's
     cache.
     """
-    folder = os.environ.get("NUMBA_CACHE_DIR")
+    folder = os.environ.get(SETTING)
     where = Path(folder) / "wcodec" if folder else cache_folder("numba")
     return CodeCache(where, "machine code of the numba backend")
 
@@ -153,10 +155,20 @@ def _compiled(one: Named) -> bytes:
     return code
 
 
+def _key() -> tuple[object, ...]:
+    """What machine code depends on besides its name."""
+    versions = llvmlite.__version__, llvm.llvm_version_info
+    return STAMP, *versions, ir.TARGET, ir.cpu_name(), ir.cpu_features()
+
+
+def cache_state() -> CacheState:
+    """What is known of the machine code on disk."""
+    return code_cache().state(_key())
+
+
 def address_of(one: Named) -> int:
     """Address of a kernel or native function in machine code."""
-    key = (STAMP, llvmlite.__version__, llvm.llvm_version_info, ir.TARGET, ir.cpu_name(),
-           ir.cpu_features())  # fmt: skip
+    key = _key()
     name, symbol = one.name, symbol_of(one.name)
     with _lock:
         code = code_cache().load(name, key)
