@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
-from variants import compile_for_all
 
 from wcodec.backends import Backend, load_backend, use_backend
 
@@ -32,17 +31,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Before workers begin with all of the tests,
-    compile what each of them would compile for itself.
-    """
-    with_workers = getattr(config.option, "numprocesses", None) and not hasattr(
-        config, "workerinput"
-    )
-    if with_workers and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
-        compile_for_all()
 
 
 @pytest.fixture(params=BACKENDS)

@@ -1,11 +1,10 @@
-"""The numba backend on lesser CPUs: what numba is told of each, and how to run something there."""
+"""The numba backend on lesser CPUs: what it is told of each, and how to run something there."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from paths import TESTS
@@ -52,12 +51,3 @@ def check_variant(variant: str, *args: str) -> str:
 def check_tests(variant: str, names: str, marks: str, *files: str) -> None:
     """Tests of some files pass, as another CPU runs them."""
     check_variant(variant, "pytest", "-p", "no:cacheprovider", "-k", names, "-m", marks, *files)
-
-
-def compile_for_all() -> None:
-    """Let numba compile every kernel for this CPU and the lesser ones, and keep them on disk:
-    a minute, the first time.
-    """
-    some = [{}, *(env for name, env in VARIANTS.items() if name == "plain" or host_has("avx2"))]
-    with ThreadPoolExecutor(len(some)) as pool:
-        list(pool.map(lambda env: run_module(env, "conformance_sample", "numba", "kernels/"), some))

@@ -4,7 +4,7 @@
 python benchmarks/cpu/bench_import.py [ROUNDS]
 
 Modules are read as bytecode, as they are after pip has installed them. A backend's own imports are
-in the last line: numba, where it is installed.
+in the last line: llvmlite, where it is installed.
 """
 
 from __future__ import annotations

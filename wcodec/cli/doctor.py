@@ -156,7 +156,7 @@ def _problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     ):
         yield (
             f"numba is installed, but its backend is not usable ({numba['reason']})",
-            "install versions that fit: pip install --upgrade 'wcodec[numba]'",
+            "do what it says, or install versions that fit: pip install --upgrade 'wcodec[numba]'",
         )
     if report["gpu"]["found"] and not report["gpu"]["usable"]:
         yield (
