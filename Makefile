@@ -75,7 +75,7 @@ $(VENV)/.stamp-test: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)-kernels/.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-kernels
-	$(VENV)-kernels/bin/pip install -q -e '.[kernels]'
+	$(VENV)-kernels/bin/python -m pip install --quiet --disable-pip-version-check -e . numba==0.62.0
 	@touch $@
 
 $(VENV)/.stamp-gpu: $(VENV)/.stamp-test

@@ -16,6 +16,19 @@ VARIANTS = {
     },
     "plain": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"},
 }
+_AVX2 = VARIANTS["avx2"]["NUMBA_CPU_FEATURES"]
+#: and CPUs between these: with a wider carry-less multiplication, or without one and byte tables
+ALL_VARIANTS = {
+    **VARIANTS,
+    "avx2 vpclmulqdq": {
+        "NUMBA_CPU_NAME": "znver3",
+        "NUMBA_CPU_FEATURES": f"{_AVX2},+vpclmulqdq",
+    },
+    "avx512": {
+        "NUMBA_CPU_NAME": "skylake-avx512",
+        "NUMBA_CPU_FEATURES": f"{_AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
+    },
+}
 
 
 def host_has(feature: str) -> bool:
@@ -27,8 +40,10 @@ def host_has(feature: str) -> bool:
 
 def skip_unless_it_runs(variant: str) -> None:
     """Skip the test, if this machine cannot run code for a variant."""
-    if variant == "avx2" and not host_has("avx2"):
-        pytest.skip("this CPU has no AVX2")
+    needed = ALL_VARIANTS.get(variant, {}).get("NUMBA_CPU_FEATURES", "")
+    lacking = [f[1:] for f in needed.split(",") if f and not host_has(f[1:])]
+    if lacking:
+        pytest.skip(f"this CPU lacks {', '.join(lacking)}")
 
 
 def run_module(env: dict[str, str], *args: str) -> str:
@@ -45,7 +60,7 @@ def run_module(env: dict[str, str], *args: str) -> str:
 def check_variant(variant: str, *args: str) -> str:
     """A module, run as another CPU runs it, ends well. Returns what it prints."""
     skip_unless_it_runs(variant)
-    return run_module(VARIANTS[variant], *args)
+    return run_module(ALL_VARIANTS[variant], *args)
 
 
 def check_tests(variant: str, names: str, marks: str, *files: str) -> None:

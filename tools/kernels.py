@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from llvmlite import binding as llvm
 
-from wcodec.backends.numba import ir, machine_code
+from wcodec.backends.numba import archive, ir
 
 #: CPUs whose costs LLVM weighs when it optimises for a target
 CPUS = {
@@ -52,19 +52,19 @@ def main() -> int:
         made = {one.name: bitcode_of(one) for one in everything()}
         sys.stdout.buffer.write(pickle.dumps(made))
         return 0
-    if machine_code.is_current():
+    if archive.is_current():
         print("kernels.xz is of these sources")
         return 0
     if args.check:
         print("kernels.xz is not of these sources: run make kernels", file=sys.stderr)
         return 1
-    if llvm.llvm_version_info[0] != machine_code.OLDEST_LLVM:
+    if llvm.llvm_version_info[0] != archive.OLDEST_LLVM:
         print("this is not the oldest numba that is supported: run make kernels", file=sys.stderr)
         return 1
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         bitcode = dict(zip(ir.TARGETS, pool.map(bitcode_for, ir.TARGETS), strict=True))
-    machine_code.write_archive(machine_code.ARCHIVE, bitcode)
-    print(f"{machine_code.ARCHIVE.name}: {machine_code.ARCHIVE.stat().st_size} bytes")
+    archive.write(archive.PATH, bitcode)
+    print(f"{archive.PATH.name}: {archive.PATH.stat().st_size} bytes")
     return 0
 
 

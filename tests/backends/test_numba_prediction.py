@@ -13,7 +13,11 @@ from numba import njit
 from sampling import exhaustive
 from variants import VARIANTS, check_tests
 
-from wcodec.backends.numba import compiling, contexts, prediction
+from wcodec.backends.numba import (
+    compiling,  # noqa: F401 (it tells numba what parts of kernels are)
+    contexts,
+    prediction,
+)
 from wcodec.reference.prediction import IS_MODE, Mode, predict
 from wcodec.reference.tables import ContextKind
 
@@ -33,9 +37,6 @@ FEW = [*((h, w) for h, w in SHAPES if (h + w) % 5 == 0 or w % 32 in (31, 0, 1)),
 MOST = max(h * w for h, w in SHAPES)
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-assert compiling  # which tells numba what parts of kernels are
 
 
 @njit

@@ -247,7 +247,7 @@ def test_what_is_installed_and_not_usable() -> None:
 
     report: dict[str, Any] = {
         "backend": {"name": "reference", "reason": ""},
-        "packages": {"numba": "0.61.2"},
+        "packages": {"llvmlite": "0.44.0"},
         "backends": rows("it is old"),
         "gpu": {"found": True, "usable": False, "reason": "no CuPy"},
         "cache": None,
@@ -255,10 +255,10 @@ def test_what_is_installed_and_not_usable() -> None:
     }
     found = [p["what"] for p in doctor.problems(report)]
     assert found == [
-        "numba is installed, but its backend is not usable (it is old)",
+        "llvmlite is installed, but the numba backend is not usable (it is old)",
         "there is a GPU, but its backend is not usable (no CuPy)",
     ]
-    report["packages"]["numba"], report["gpu"]["found"] = None, False
+    report["packages"]["llvmlite"], report["gpu"]["found"] = None, False
     assert doctor.problems(report) == []
 
 

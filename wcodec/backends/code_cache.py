@@ -1,21 +1,25 @@
 """Machine code that is kept on disk, for later runs.
 
-Files are not trusted: each begins with a checksum of the rest. Where none can be written, code is
-compiled in each process, and that is said once.
+Files may be damaged: each begins with a checksum of the rest. Those of other users, but for root,
+are not run. Where none can be written, code is compiled in each process, and that is said once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import secrets
 import tempfile
 from pathlib import Path
 from typing import Final, NamedTuple
 
 _DIGEST_NBYTES: Final = 32  #: of SHA-256, before the code in a file
 _log = logging.getLogger("wcodec")
-_warned: Final = set[Path]()  #: folders that were complained of
+#: folders that were complained of, for damage or for what the system says
+_warned: Final = set[tuple[Path, bool]]()
+_UNFINISHED: Final = "unfinished-"
 
 
 class CacheState(NamedTuple):
@@ -62,11 +66,14 @@ class CodeCache:
         """The code that was kept under a name and a key; none if it is not there, or damaged."""
         path = self._path(name, key)
         try:
-            kept = path.read_bytes()
+            with open(path, "rb") as f:
+                if os.fstat(f.fileno()).st_uid not in (0, os.geteuid()):
+                    raise PermissionError(f"{path.name} is another user's")
+                kept = f.read()
         except FileNotFoundError:
             return None
         except OSError as e:
-            self._warn("cannot be read", e)
+            self._warn("cannot be used", e)
             return None
         digest, code = kept[:_DIGEST_NBYTES], kept[_DIGEST_NBYTES:]
         if code and hashlib.sha256(code).digest() == digest:
@@ -78,32 +85,31 @@ class CodeCache:
         """Write a file whole or not at all."""
         path = self._path(name, key)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix="unfinished-")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f"{_UNFINISHED}{os.getpid()}-{secrets.token_hex(8)}")
             try:
-                with open(handle, "wb") as f:
+                with open(unfinished, "xb") as f:
                     f.write(hashlib.sha256(code).digest() + code)
                 os.replace(unfinished, path)
             except BaseException:
-                os.unlink(unfinished)
+                unfinished.unlink(missing_ok=True)
                 raise
         except OSError as e:
             self._warn("is not kept, and compiled in each process", e)
 
     def state(self, key: object) -> CacheState:
         """What is there, and of that under a key. Tries whether a file can be made."""
-        files = [p for p in self.folder.glob("*-*") if p.is_file()]
-        return CacheState(
-            str(self.folder),
-            sum(p.stat().st_size for p in files),
-            sum(p.name.endswith(_suffix(key)) for p in files),
-            self._is_writeable(),
-        )
+        nbytes = n_functions = 0
+        for path in self.folder.glob("*-*"):
+            with contextlib.suppress(FileNotFoundError):  # another process may be writing
+                nbytes += path.stat().st_size
+                n_functions += path.name.endswith(_suffix(key))
+        return CacheState(str(self.folder), nbytes, n_functions, self._is_writeable())
 
     def _is_writeable(self) -> bool:
         """Permissions alone do not say: a disk can be read-only."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 return True
         except OSError:
@@ -113,9 +119,10 @@ class CodeCache:
         return self.folder / f"{name}{_suffix(key)}"
 
     def _warn(self, what: str, why: object) -> None:
-        if self.folder not in _warned:
+        about = self.folder, isinstance(why, OSError)
+        if about not in _warned:
             _log.warning("%s %s: %s: %s", self._what, what, self.folder, why)
-        _warned.add(self.folder)
+        _warned.add(about)
 
 
 def _suffix(key: object) -> str:
@@ -123,5 +130,11 @@ def _suffix(key: object) -> str:
 
 
 def cache_folder(name: str) -> Path:
-    """``wcodec/<name>`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wcodec" / name
+    """``wcodec/<name>`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; of a user without a home in the
+    folder for temporary files.
+    """
+    try:
+        parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        parent = Path(tempfile.gettempdir()) / f"cache-{os.geteuid()}"
+    return parent / "wcodec" / name

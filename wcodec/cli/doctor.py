@@ -29,6 +29,7 @@ from wcodec.errors import BackendUnavailable
 from wcodec.inspect.report import size_text, table_text
 from wcodec.reference.container import VERSION
 
+_compile_log = logging.getLogger("wcodec.compile")
 _REPORT_IT: Final = "use another backend (WCODEC_BACKEND), and report this with `doctor --json`"
 _LIMIT: Final = "/sys/fs/cgroup/memory.max"  #: of a container
 
@@ -122,7 +123,8 @@ def gpu(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Whether the system has an NVIDIA GPU, and whether the cuda backend can use it."""
     (cuda,) = (row for row in rows if row["name"] == "cuda")
     return {
-        "found": bool(glob.glob("/dev/nvidia[0-9]*")),
+        "found": os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+        and bool(glob.glob("/dev/nvidia[0-9]*")),
         **{key: cuda[key] for key in ("usable", "reason", "info")},
     }
 
@@ -150,12 +152,12 @@ def _problems(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
     numba = rows["numba"]
     if (
-        report["packages"]["numba"] is not None
+        report["packages"]["llvmlite"] is not None
         and not numba["usable"]
         and numba["reason"] != report["backend"]["reason"]  # or it is said
     ):
         yield (
-            f"numba is installed, but its backend is not usable ({numba['reason']})",
+            f"llvmlite is installed, but the numba backend is not usable ({numba['reason']})",
             "do what it says, or install versions that fit: pip install --upgrade 'wcodec[numba]'",
         )
     if report["gpu"]["found"] and not report["gpu"]["usable"]:
@@ -265,13 +267,15 @@ class _progress:  # noqa: N801 (a context, used as a function)
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._shown = sys.stderr.isatty() and not args.verbose
+        self._level = _compile_log.level
 
     def __enter__(self) -> Callable[[str], None]:
         if self._shown:  # the line says it
-            logging.getLogger("wcodec.compile").setLevel(logging.WARNING)
+            _compile_log.setLevel(logging.WARNING)
         return self._show
 
     def __exit__(self, *_: object) -> None:
+        _compile_log.setLevel(self._level)
         self._write("")
 
     def _show(self, text: str) -> None:

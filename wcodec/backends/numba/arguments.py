@@ -1,7 +1,6 @@
 """Arguments of kernels that belong together, as named tuples.
 
-Python passes plain tuples, whose types numba finds faster than those of named ones, and each kernel
-names their elements first: ``matrix = Matrix(*matrix)``.
+Kernels get plain tuples, and name their elements first: ``matrix = Matrix(*matrix)``.
 """
 
 from __future__ import annotations

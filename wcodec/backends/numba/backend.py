@@ -44,8 +44,12 @@ from wcodec.reference.tables import read_tables as reference_read_tables
 
 def _bitcode_of(one: Kernel | Native) -> bytes:
     """Imports numba, which takes longer than all else."""
-    from wcodec.backends.numba import compiling
-
+    try:
+        from wcodec.backends.numba import compiling
+    except ImportError as e:
+        raise ImportError(
+            f"kernels.xz cannot be used, and without numba it cannot be made anew ({e})"
+        ) from e
     return compiling.bitcode_of(one)
 
 
@@ -53,7 +57,7 @@ machine_code.use_compiler(_bitcode_of)
 
 
 class NumbaBackend(Backend):
-    """Compiled loops on the CPU. Needs ``numba``.
+    """Compiled loops on the CPU. Needs ``llvmlite``, which numba brings along.
 
     Raises
     ------

@@ -26,7 +26,7 @@ from wcodec.backends.numba.jobs import Ints, Jobs
 from wcodec.backends.numba.kernels import Native, Packed
 from wcodec.backends.numba.kinds import GENERAL, WITH_CONTEXTS, common_kinds
 from wcodec.backends.numba.rans import VECTOR_BITS
-from wcodec.backends.numba.scratch import Memory, Scratch
+from wcodec.backends.numba.scratch import Scratch
 from wcodec.backends.numba.tables import encoding_tables, fill_luts, frequencies
 from wcodec.backends.protocol import DType, EncodedSegments, Geometry, SegmentPlan
 from wcodec.reference.planes import Bytes, Words
@@ -38,13 +38,8 @@ _NO_BYTES: Final = np.empty(0, np.uint8)
 
 
 def bytes_of(array: NDArray[Any]) -> Bytes:
-    """The bytes of a contiguous array.
-
-    Read-only memory (a mapped file) has another type in numba, for which it would compile all anew.
-    Kernels do not write to their inputs, so inputs may all pass for writeable.
-    """
-    flat = array.reshape(-1).view(np.uint8)
-    return flat if flat.flags.writeable else np.asarray(Memory(flat))
+    """The bytes of a contiguous array."""
+    return array.reshape(-1).view(np.uint8)
 
 
 def _checked(matrix: Words, geometry: Geometry, dtype: DType) -> Words:
@@ -117,7 +112,7 @@ class Counting:
         nibbles = pairs and word_nbytes == 1
         numbers = range(2 if nibbles else word_nbytes) if planes is None else planes
         which, window = np.array(numbers, np.int64), -1 if base is None else base
-        self.counted = tuple(Counted(which, mode, window, fill))
+        self.counted = Counted(which, mode, window, fill)
         self.records, self.mode = jobs.rectangles(geometry, ids), mode
         n_each = which.size + (pairs and not nibbles)
         self.counts = np.empty((len(self.records), n_each, 256), np.int64)
@@ -157,13 +152,13 @@ class Encoding:
         common = np.flatnonzero(self.kinds > 0)
         numbers = self.records["planes"]["table"][common, 0]
         self.kinds[common[tables.prob_bits[numbers] < VECTOR_BITS]] = GENERAL
-        self.tables = tuple(tables)
-        self.context_tables = tuple(tables._replace(entries=words_of_entries))
+        self.tables = tables
+        self.context_tables = tables._replace(entries=words_of_entries)
         self.maps, self.modes, self.sums = of_plan.context_maps(256), _used_modes(plan), sums
         modes, scales = (
             _NO_BYTES if part is None else bytes_of(part) for part in (plan.modes, plan.scales)
         )
-        self.heads = tuple(Heads(modes, scales))
+        self.heads = Heads(modes, scales)
         self.data = bytes_of(_checked(matrix, plan.geometry, plan.dtype))
         self._packed = Packed(self.data)
         self.n_units = np.zeros((plan.dtype.n_planes, plan.geometry.n_segments), np.uint32)
@@ -239,7 +234,7 @@ class Decoding:
         luts = np.empty((len(used), size), np.uint32)
         fill_luts(frequencies(used), luts)
         prob_bits = np.array([t.prob_bits for t in used], np.int64)
-        self.tables = tuple(DecodingTables(luts.reshape(-1), prob_bits))
+        self.tables = DecodingTables(luts.reshape(-1), prob_bits)
         self.maps, self.modes, self.sums = of_plan.context_maps(size), _used_modes(plan), sums
         self.payload = bytes_of(payload)
         self.data = _checked(out, plan.geometry, plan.dtype).reshape(-1).view(np.uint8)

@@ -58,7 +58,8 @@ class Target(NamedTuple):
 
 
 _AVX512: Final = frozenset({"avx512f", "avx512bw", "avx512vl", "pclmul"})
-#: from the best to the least; Ice Lake and Zen 4, Skylake, Alder Lake and Zen 3, Haswell, any
+#: From the best to the least: Ice Lake and Zen 4, Skylake, Alder Lake and Zen 3, Haswell, any.
+#: A CPU that lacks one thing of a class takes the next one that it has all of.
 TARGETS: Final = {
     "avx512": Target(_AVX512 | {"avx512vbmi", "vpclmulqdq"}, "avx512", "avx512", True),
     "avx512-narrow": Target(_AVX512, "avx512", "sse", False),

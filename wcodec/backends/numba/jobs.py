@@ -49,7 +49,7 @@ def _word_map(dtype_id: int) -> Packed:
 def matrix_of(data: Packed, geometry: Geometry, dtype: DType, native: Native) -> tuple[Any, ...]:
     """Elements of `Matrix`; `native` splits words, or merges them."""
     g = geometry
-    matrix = Matrix(
+    return Matrix(
         data,
         g.cols,
         g.tile_rows,
@@ -58,7 +58,6 @@ def matrix_of(data: Packed, geometry: Geometry, dtype: DType, native: Native) ->
         _word_map(dtype.id),
         native.address,
     )
-    return tuple(matrix)
 
 
 def largest(geometry: Geometry) -> tuple[int, int]:
@@ -137,8 +136,8 @@ class Jobs(NamedTuple):
         n_used = fill_jobs(
             records,
             (g.tile_rows, g.tile_cols),
-            tuple(columns),
-            tuple(sizes),
+            columns,
+            sizes,
             numbers,
             ids,
             kinds,
@@ -162,14 +161,13 @@ class Jobs(NamedTuple):
             class_of[i, : len(m.class_of)] = np.frombuffer(m.class_of, np.uint8)
             parts[i, : len(m.tables)] = np.array(m.tables) * size
         first = [self.tables[m.tables[0]] for m in self.maps]
-        maps = ContextMaps(
+        return ContextMaps(
             np.array([m.kind for m in self.maps], np.int64),
             class_of,
             parts,
             np.array([t.prob_bits for t in first], np.int64),
             np.array([t.padding for t in first], np.int64),
         )
-        return tuple(maps)
 
 
 def _missing(plan: SegmentPlan) -> ValueError:

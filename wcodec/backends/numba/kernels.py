@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache
 from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -93,17 +93,20 @@ class Kernel:
         module = function.__module__.rpartition(".")[2]
         self.name = f"{module}.{function.__name__}" + (f".{np.dtype(word)}" if word else "")
         self.__doc__ = function.__doc__
+        self._entry: Callable[[int], int] | None = None
+        self._types: tuple[Any, ...] = ()
         KERNELS[self.name] = self
 
-    @cached_property
-    def _entry(self) -> Callable[[int], int]:
-        return _Entry(machine_code.address_of(self))
-
-    @cached_property
-    def _types(self) -> tuple[Any, ...]:
-        return types_of(self.function, self.word)
+    def _load(self) -> None:
+        with machine_code.lock:
+            if self._entry is None:
+                self._types = types_of(self.function, self.word)
+                self._entry = _Entry(machine_code.address_of(self))
 
     def __call__(self, *args: Any) -> int:
+        if self._entry is None:
+            self._load()
+        assert self._entry is not None
         words = [0]  # the result comes first
         for value, of in zip(args, self._types, strict=True):
             _append(words, value, of)
@@ -119,7 +122,7 @@ def kernel(function: Callable[..., Any]) -> Kernel:
 
 
 @cache
-def types_of(annotated: Any, word: Any = None) -> tuple[Any, ...]:
+def types_of(annotated: Any, word: Any) -> tuple[Any, ...]:
     """Types of the parameters of a kernel, or of the fields of a named tuple: a type of NumPy for
     an integer, `ArrayOf`, or a tuple of these for a tuple.
     """
@@ -152,7 +155,11 @@ def _append(words: list[int], value: Any, of: Any) -> None:
             words.append(value.ctypes.data)
         words += value.shape
     elif kind is Packed:
+        if value.of is not of and value.of != of:
+            raise TypeError(f"{value.of} where {of} is due")
         words += value.words
+    elif isinstance(value, np.ndarray):  # a memory map, or another subclass
+        _append(words, np.asarray(value), of)
     elif isinstance(value, tuple):
         for part, part_of in zip(value, of, strict=True):
             _append(words, part, part_of)
@@ -166,8 +173,8 @@ class Packed:
     def __init__(self, value: Any) -> None:
         is_array = isinstance(value, np.ndarray)
         kind: Any = type(value)
-        of = ArrayOf(value.dtype, value.ndim) if is_array else types_of(kind)
-        self.value, self.words = value, list[int]()
+        of = ArrayOf(value.dtype, value.ndim) if is_array else types_of(kind, None)
+        self.value, self.of, self.words = value, of, list[int]()
         _append(self.words, value, of)
 
 
@@ -189,13 +196,15 @@ class Native:
     """
 
     def __init__(self, name: str, emit: Callable[..., None], n_args: int) -> None:
-        self.name, self.emit, self.n_args = name, emit, n_args
+        self.name, self.emit, self.n_args, self._address = name, emit, n_args, 0
         NATIVES[name] = self
 
-    @cached_property
+    @property
     def address(self) -> int:
         """Where its machine code is. It is loaded, and compiled if need be, when it is asked."""
-        return machine_code.address_of(self)
+        with machine_code.lock:
+            self._address = self._address or machine_code.address_of(self)
+        return self._address
 
 
 @intrinsic
