@@ -67,6 +67,38 @@ def test_a_backend_that_does_not_survive(how: str, name: str, due: str) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, due), done.stderr
 
 
+WHILE_IT_IS_LOADED = """
+import os, threading, time
+import numpy as np
+import wcodec.backends as b
+from wcodec.backends.numba.backend import NumbaBackend
+loading, make = threading.Event(), NumbaBackend.__init__
+def slow(self, threads=None):
+    loading.set()
+    time.sleep(0.3)
+    make(self, threads)
+NumbaBackend.__init__ = slow
+thread = threading.Thread(target=b.load_backend, args=("numba",))
+thread.start()
+loading.wait()
+child = os.fork()
+if not child:
+    import wcodec
+    b.set_backend("numba")
+    os._exit(7 if wcodec.decode(wcodec.encode(np.arange(9))).sum() == 36 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+thread.join()
+"""
+
+
+def test_a_fork_while_a_thread_loads_a_backend() -> None:
+    """The child does not wait for a thread that it does not have."""
+    done = subprocess.run(
+        [sys.executable, "-c", WHILE_IT_IS_LOADED], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
+
+
 def test_a_runtime_of_the_parent() -> None:
     runtime: Any = CupyRuntime.__new__(CupyRuntime)
     runtime._pid = os.getpid() + 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,14 +13,11 @@ from typing import Any, Final, Protocol
 import llvmlite
 from llvmlite import binding as llvm
 
+from wcodec.backends import lock as lock
 from wcodec.backends.code_cache import CacheState, CodeCache, cache_folder
 from wcodec.backends.numba import archive, ir
 
 SETTING: Final = "NUMBA_CACHE_DIR"  #: the environment variable that names another folder
-#: Held while anything is compiled or loaded, and while the process forks: a child has no other
-#: thread that could let go of it.
-lock: Final = threading.RLock()
-os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 _compile_log = logging.getLogger("wcodec.compile")
 _announced = False
 
