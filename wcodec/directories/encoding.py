@@ -53,7 +53,7 @@ from wcodec.files.checkpoint import encode_file
 from wcodec.files.file import File
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.files.shard_index import CODED, INDEX, PLAIN
-from wcodec.planner.options import EncodeOptions
+from wcodec.planner.options import EncodeOptions, chosen_options
 
 
 def plan_encode(
@@ -378,11 +378,7 @@ def encode_safetensors_to_wcodec(
     --------
     >>> wcodec.encode_safetensors_to_wcodec("all-MiniLM-L6-v2", "minilm-hub", form="hub")
     """
-    if options is not None and preset != "default":
-        raise EncodeError(
-            "bad_option", "preset and options: give the preset as EncodeOptions(preset=...)"
-        )
-    chosen = options or EncodeOptions(preset=preset)
+    chosen = chosen_options(preset, options)
     used = load_backend(backend) if isinstance(backend, str) else backend or get_backend()
     told: Callable[[int], Any] = progress or ignore_progress
     if kind_of(src) is InputKind.DIRECTORY:

@@ -213,3 +213,20 @@ def _require(holds: bool, message: str) -> None:
 
 
 # ---- geometry ------------------------------------------------------------------------------------
+
+
+def chosen_options(preset: str, options: EncodeOptions | None) -> EncodeOptions:
+    """What a caller has chosen by a preset or by options.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_option``: by both.
+    """
+    if options is None:
+        return EncodeOptions(preset=preset)
+    if preset != "default":
+        raise EncodeError(
+            "bad_option", "preset and options: give the preset as EncodeOptions(preset=...)"
+        )
+    return options

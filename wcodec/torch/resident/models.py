@@ -8,11 +8,11 @@ from typing import Final, NamedTuple
 
 import torch
 
+from wcodec.codec.pipelining import ignore_progress
 from wcodec.codec.sources import FileSource
-from wcodec.errors import EncodeError
 from wcodec.files.atomic import AnyPath
 from wcodec.files.extract import extract
-from wcodec.planner.options import EncodeOptions
+from wcodec.planner.options import EncodeOptions, chosen_options
 from wcodec.torch.loading.checkpoint import WCodecCheckpoint
 from wcodec.torch.loading.reader import Device, Reader
 from wcodec.torch.resident.compressed import OWN, CompressedTensor
@@ -86,45 +86,54 @@ def compress_model(
     EncodeError
         ``unsupported_dtype``; ``bad_option``: choices that are none, or do not go together.
     """
-    if options is not None and preset != "default":
-        raise EncodeError("bad_option", "preset and options are two ways to say the same: give one")
+    chosen = chosen_options(preset, options)
     check_mode(mode, operand, options)
-    options = options or EncodeOptions(preset=preset)
 
-    def compressed(name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    def compressed(name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter | None:
+        dense = parameter.dim() >= 2 and not isinstance(parameter, CompressedTensor)
+        if not dense or (skip is not None and skip(name, parameter)):
+            return None
         new, nbytes = parameter, parameter.numel() * parameter.element_size()
         if nbytes >= min_nbytes:
-            small = compressed_parameter(parameter, options, name, mode, operand)
-            new = small if small.stream.numel() < nbytes else parameter
-        if progress is not None:
-            progress(nbytes)
+            new = _if_smaller(parameter, chosen, name, mode, operand)
+        (progress or ignore_progress)(nbytes)
         return new
 
-    def wanted(name: str, parameter: torch.nn.Parameter) -> bool:
-        dense = not isinstance(parameter, CompressedTensor) and parameter.dim() >= 2
-        return dense and not (skip is not None and skip(name, parameter))
-
-    _replace_weights(model, wanted, compressed)
+    _replace_weights(model, compressed)
     return_freed_memory()
     return model
 
 
+def _if_smaller(
+    parameter: torch.nn.Parameter,
+    options: EncodeOptions,
+    name: str,
+    mode: str,
+    operand: str | None,
+) -> torch.nn.Parameter:
+    """A weight compressed, or as it is where that takes no more memory."""
+    small = compressed_parameter(parameter, options, name, mode, operand)
+    nbytes = parameter.numel() * parameter.element_size()
+    return small if small.stream.numel() < nbytes else parameter
+
+
 def _replace_weights(
     model: torch.nn.Module,
-    wanted: Callable[[str, torch.nn.Parameter], bool],
-    make: Callable[[str, torch.nn.Parameter], torch.nn.Parameter],
+    make: Callable[[str, torch.nn.Parameter], torch.nn.Parameter | None],
 ) -> None:
-    """Put what `make` makes of each weight that is wanted in its place; of tied ones it is called
-    once.
+    """Put what `make` makes of each weight in its place, or leave it alone if that is None. Of tied
+    ones `make` is called once.
     """
     done: dict[int, torch.nn.Parameter] = {}
     for name, module, leaf, parameter in _weights(model):
-        if id(parameter) not in done:
-            if not wanted(name, parameter):
+        new = done.get(id(parameter))
+        if new is None:
+            new = make(name, parameter)
+            if new is None:
                 continue
-            done[id(parameter)] = make(name, parameter)
-        if done[id(parameter)] is not parameter:
-            setattr(module, leaf, done[id(parameter)])
+            done[id(parameter)] = new
+        if new is not parameter:
+            setattr(module, leaf, new)
 
 
 def compressed_parameter(
@@ -318,13 +327,14 @@ def decompress_model(model: torch.nn.Module) -> torch.nn.Module:
     DecodeError
     """
 
-    def dense(_: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
-        assert isinstance(parameter, CompressedTensor)
+    def dense(_: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter | None:
+        if not isinstance(parameter, CompressedTensor):
+            return None
         values = parameter.decode().contiguous()
         new = torch.nn.Parameter(values, requires_grad=parameter.requires_grad)
         return with_attributes_of(new, parameter)
 
-    _replace_weights(model, lambda _, p: isinstance(p, CompressedTensor), dense)
+    _replace_weights(model, dense)
     return model
 
 
