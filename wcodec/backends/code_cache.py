@@ -101,6 +101,8 @@ class CodeCache:
         """What is there, and of that under a key. Tries whether a file can be made."""
         nbytes = n_functions = 0
         for path in self.folder.glob("*-*"):
+            if path.name.startswith(_UNFINISHED):
+                continue
             with contextlib.suppress(FileNotFoundError):  # another process may be writing
                 nbytes += path.stat().st_size
                 n_functions += path.name.endswith(_suffix(key))

@@ -70,11 +70,8 @@ def cubin_of(source: str, arch: int) -> bytes:
 def _cubin(source: str, arch: int) -> tuple[bytes, bool]:
     """Machine code, and whether it had to be compiled."""
     text = read_source(source)
-    cache, name = (
-        CodeCache(cache_folder("cuda"), "machine code of CUDA kernels"),
-        f"{source}-sm_{arch}",
-    )
-    key = text, OPTIONS, arch, load_nvrtc().getVersion()
+    cache = CodeCache(cache_folder("cuda"), "machine code of CUDA kernels")
+    name, key = f"{source}-sm_{arch}", (text, OPTIONS, arch, load_nvrtc().getVersion())
     kept = cache.load(name, key)
     if kept is not None:
         return kept, False
