@@ -91,6 +91,14 @@ def main() -> None:
     print(out)
 
 
+def show_report(report: dict[str, Any], path: str | None) -> None:
+    """Print a report as JSON, and write it if a path is given."""
+    text = json.dumps(report, indent=1)
+    print(text)
+    if path:
+        Path(path).write_text(text + "\n")
+
+
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from bench_files import machine
+from bench_files import machine, show_report
 
 import wcodec
 
@@ -126,10 +125,7 @@ def main() -> int:
         "GB_per_s": arrays(args.rounds),
         "many": many(args.tensors),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.json:
-        Path(args.json).write_text(text + "\n")
+    show_report(report, args.json)
     return 0
 
 

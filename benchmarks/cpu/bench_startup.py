@@ -8,7 +8,6 @@ process to a decoded array. All on one core if it is run under ``taskset``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from bench_files import machine
+from bench_files import machine, show_report
 
 import wcodec
 
@@ -124,10 +123,7 @@ def main() -> int:
             "second_process_s": second_process(folder, args.rounds),
             "file_of_100_MB_s": large_file(folder, args.rounds),
         }
-    text = json.dumps(report, indent=1)
-    print(text)
-    if args.json:
-        Path(args.json).write_text(text + "\n")
+    show_report(report, args.json)
     return 0
 
 

@@ -36,7 +36,7 @@ from bench_files import RESULTS, machine
 import wcodec
 from wcodec.backends import Backend, load_backend
 from wcodec.codec.decoder import Decoder
-from wcodec.codec.encoder import Encoder
+from wcodec.codec.encoder import Encoder, Parts
 from wcodec.codec.sources import BufferSource
 from wcodec.files.atomic import map_file
 from wcodec.files.safetensors_header import SafetensorsHeader, read_safetensors_header
@@ -57,12 +57,6 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
     result = call()
     wall = time.perf_counter() - wall
     return result, wall, (time.process_time() - cpu) / wall
-
-
-class Parts(list[Any]):
-    """A stream that keeps what is written."""
-
-    write = list.append
 
 
 def encode(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend
 from wcodec.cli.bench import seconds
 from wcodec.codec.decoder import Decoder
-from wcodec.codec.encoder import Encoder
+from wcodec.codec.encoder import Encoder, Parts
 from wcodec.codec.sources import BufferSource
 from wcodec.reference.planes import DTYPES, DType, Words
 
@@ -27,12 +27,6 @@ _COLS: Final = 1024
 _FAST_S: Final = 0.025  #: a backend is fast if it takes less for a small matrix, there and back
 _NO_SPEEDS: Final = dict.fromkeys(("nbytes", "memcpy_gb_s", "encode_gb_s", "decode_gb_s"))
 _OTHER: Final = "other bytes came back"
-
-
-class _Parts(list[Any]):
-    """What was written."""
-
-    write = list.append
 
 
 class Trip:
@@ -52,7 +46,7 @@ class Trip:
 
     def encode(self) -> None:
         """The matrix into bytes."""
-        parts = _Parts()
+        parts = Parts()
         writer = Encoder(None, self.backend).start(parts)
         writer.add_words("", self.words, self.dtype, self.shape)
         writer.finish()

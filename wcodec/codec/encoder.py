@@ -89,14 +89,14 @@ class Encoder:
 
     def encode(self, array: NDArray[Any]) -> bytes:
         """One array as a file of one tensor with an empty name. See `encode`."""
-        parts = _Parts()
+        parts = Parts()
         writer = self.start(parts)
         writer.add("", array)
         writer.finish()
         return b"".join(parts)
 
 
-class _Parts(list[Any]):
+class Parts(list[Any]):
     """What was written, to be put together once:
     backends do not write again to a payload that someone holds.
     """
