@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from wcodec.codec.encoder import Encoder
     from wcodec.directories.encoding import encode_safetensors_to_wcodec
     from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
-    from wcodec.files.file import File, load_file, open
+    from wcodec.files.file import File, open
+    from wcodec.files.loading import load_file
     from wcodec.files.saving import save_file
     from wcodec.inspect.explain import explain
     from wcodec.planner.options import EncodeOptions
@@ -57,7 +58,8 @@ _NAMES: Final[dict[str, str]] = {
     "codec.encoder": "Encoder",
     "directories.encoding": "encode_safetensors_to_wcodec",
     "errors": "BackendUnavailable DecodeError EncodeError WcodecError",
-    "files.file": "File load_file open",
+    "files.file": "File open",
+    "files.loading": "load_file",
     "files.saving": "save_file",
     "inspect.explain": "explain",
     "planner.options": "EncodeOptions",

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ from plans import (
     only,
     per_tile_case,
     random_geometry,
+    random_plan,
     random_scales,
     random_tables,
     random_words,
     two_symbol_cases,
     two_symbols,
+    with_maps,
 )
 from sampling import exhaustive, sampled
 
@@ -37,9 +39,12 @@ from wcodec.errors import DecodeError
 from wcodec.planner.costs import quantise
 from wcodec.reference import decoding, encoding
 from wcodec.reference.checksums import crc32_each
+from wcodec.reference.columns import Stored, StoredTable, write_columns
 from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
 from wcodec.reference.prediction import IS_MODE, MODES, PER_TILE
-from wcodec.reference.segments import Coder
+from wcodec.reference.rans import UNIT, max_stream_nbytes
+from wcodec.reference.records import check_plan
+from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tables import (
     MAX_PROB_BITS,
     MIN_PROB_BITS,
@@ -561,3 +566,75 @@ def test_tables_that_are_not_there_are_refused(coder: Coder, where: str) -> None
     words = np.zeros((32, 32), np.uint16)
     with pytest.raises(ValueError, match="not among its 2 tables and 1 maps"):
         backend.encode_segments(plan, words)
+
+
+def _spoilt(rng: np.random.Generator, plan: SegmentPlan) -> SegmentPlan:
+    """A plan with one number of one column changed."""
+    columns = {f.name: getattr(plan.segments, f.name).copy() for f in fields(SegmentTable)}
+    column = columns[str(rng.choice(list(columns)))]
+    at = tuple(int(rng.integers(0, n)) for n in column.shape)
+    most = np.iinfo(column.dtype).max
+    near = [int(column[at]) + d for d in (-1, 1, 2, 9, 240)]
+    column[at] = rng.choice([v for v in (0, 1, 4, 255, 256, most, *near) if 0 <= v <= most])
+    return replace(plan, segments=SegmentTable(**columns))
+
+
+def _stored(plan: SegmentPlan) -> SegmentPlan:
+    """A plan as it comes from an index, other bytes around its columns."""
+    columns = np.frombuffer(b"\x05\x00" + write_columns(plan.segments) + b"\x01", np.uint8)
+    n, n_planes = plan.geometry.n_segments, plan.dtype.n_planes
+    stored = Stored(columns, 2, columns.size - 1, n, n_planes)
+    return replace(plan, segments=StoredTable.at(stored))
+
+
+def test_plans_are_checked_as_the_reference_checks_them() -> None:
+    """What a kernel takes, the reference takes; what it refuses, the reference explains."""
+    rng, backend, refused = np.random.default_rng(21), NumbaBackend(1), 0
+    for i in range(1500):
+        dtype = DTYPES[i % len(DTYPES)]
+        geometry = random_geometry(rng)
+        plan = random_plan(rng, geometry, dtype, with_maps(rng, random_tables(rng)))
+        units = np.where(plan.is_stream, max_stream_nbytes(plan.plane_nbytes) // UNIT, 0)
+        plan = plan.encoded(units.astype(np.uint32), plan.segments.n_patches)
+        for one in (plan, _spoilt(rng, plan)):
+            try:
+                check_plan(replace(one))
+                due: str | int = replace(one).payload_nbytes
+            except DecodeError as e:
+                due = str(e)
+                refused += 1
+            for form in (replace(one), _stored(one)):
+                try:
+                    backend.check_plan(form)
+                    got: str | int = form.payload_nbytes
+                except DecodeError as e:
+                    got = str(e)
+                assert got == due
+    assert 500 < refused < 1400
+
+
+def test_cut_columns_are_refused() -> None:
+    """At every byte, and with one too many."""
+    rng, backend = np.random.default_rng(22), NumbaBackend(1)
+    plan = complete_plan(rng)
+    data = np.frombuffer(write_columns(plan.segments) + b"\0", np.uint8)
+    n, n_planes = plan.geometry.n_segments, plan.dtype.n_planes
+    for end in range(data.size + 1):
+        stored = Stored(data, 0, end, n, n_planes)
+        cut = replace(plan, segments=StoredTable.at(stored))
+        if end == data.size - 1:
+            backend.check_plan(cut)
+        else:
+            with pytest.raises(DecodeError, match=r"more bytes where|left over"):
+                backend.check_plan(cut)
+    for width in (3, 5, 255):
+        wrong = data[:-1].copy()
+        wrong[0] = width
+        stored = Stored(wrong, 0, wrong.size, n, n_planes)
+        with pytest.raises(DecodeError, match="width"):
+            backend.check_plan(replace(plan, segments=StoredTable.at(stored)))
+
+
+def complete_plan(rng: np.random.Generator) -> SegmentPlan:
+    """A plan as a decoder reads it."""
+    return make_case(rng, BY_NAME["bfloat16"], Geometry(40, 50, 16, 16, 16, 16)).decoding

@@ -21,7 +21,16 @@ from wcodec.backends import load_backend
 from wcodec.backends.code_cache import CodeCache, cache_folder
 from wcodec.backends.numba import archive, ir, machine_code
 from wcodec.backends.numba.archive import STAMP
-from wcodec.backends.numba.kernels import KERNELS, Bytes, Int, Packed, jit, kernel
+from wcodec.backends.numba.kernels import (
+    KERNELS,
+    Bytes,
+    Int,
+    Packed,
+    address_of,
+    flat,
+    jit,
+    kernel,
+)
 from wcodec.backends.numba.machine_code import symbol_of
 
 PACKAGE = Path(wcodec.__file__).parent
@@ -307,6 +316,9 @@ def test_what_kernels_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     mapped[:] = 3
     assert total(mapped, 2) == 24
     assert total(Packed(values), 1) == 45
+    assert total(flat(values[1:]), 1) == 45
+    with pytest.raises(TypeError, match="3 words where 4 are due"):
+        total([address_of(values)], 1)
     with pytest.raises(TypeError):
         total(Packed(values.astype(np.int64)), 1)
     for wrong in (values.astype(np.int64), values[::2], values.reshape(2, 5)):

@@ -25,6 +25,7 @@ Register a class under the entry point group ``wcodec.backends``, or name it as
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from wcodec.reference import differences
 from wcodec.reference.checksums import crc32, crc32_each
 from wcodec.reference.differences import Difference
 from wcodec.reference.planes import DType
+from wcodec.reference.records import check_plan
 from wcodec.reference.segments import SegmentPlan, Status
 from wcodec.reference.tables import Table, read_tables
 from wcodec.reference.tiles import Geometry
@@ -106,6 +108,9 @@ class Backend(ABC):
     #: computes
     at_once: ClassVar[int] = 0
 
+    #: whether geometries of its plans, and of `histogram`, may be `Spans`
+    takes_spans: ClassVar[bool] = False
+
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
 
@@ -176,6 +181,22 @@ class Backend(ABC):
         int64 of shape (number of segments, number of histograms of each, 256), on the host.
         """
 
+    def histograms(
+        self,
+        words: Any,
+        geometry: Geometry,
+        dtype: DType,
+        modes: Sequence[int],
+        *,
+        segments: NDArray[np.int64] | None = None,
+        planes: tuple[int, ...] | None = None,
+    ) -> NDArray[np.int64]:
+        """As `histogram`, of bytes, for several modes: of shape (number of modes, of segments, of
+        planes, 256). This will do; a backend may look at the words once.
+        """
+        what: dict[str, Any] = {"segments": segments, "planes": planes}
+        return np.stack([self.histogram(words, geometry, dtype, mode=m, **what) for m in modes])
+
     @abstractmethod
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
         """Encode all segments of a plan; `words` as for `histogram`. Spec: chapter 10."""
@@ -215,6 +236,12 @@ class Backend(ABC):
         a backend may have a faster one.
         """
         return read_tables(data, offset, n)
+
+    def check_plan(self, plan: SegmentPlan) -> None:
+        """As `wcodec.reference.records.check_plan`, which will do; a backend may have a faster one,
+        and set ``plan.payload_nbytes``.
+        """
+        check_plan(plan)
 
     # ---- checksums: these will do where the device is the host
     def encode_with_checksums(

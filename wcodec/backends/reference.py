@@ -15,6 +15,7 @@ class ReferenceBackend(Backend):
     """Runs `wcodec.reference.segments`. Needs nothing but NumPy."""
 
     name = "reference"
+    takes_spans = True
 
     def info(self) -> dict[str, str]:
         return {"numpy": np.__version__}

@@ -97,7 +97,7 @@ def info(args: argparse.Namespace) -> int:
         args.error("--plot needs --explain")
     if args.plot and len(args.inputs) > 1:
         args.error("--plot is of one file")
-    if args.explain and not args.bound:
+    if args.explain and args.bound is False:
         args.error("--explain decodes all tensors; it has no --no-bound")
     check_hub_options(args)
     backend = backend_of(args)
@@ -127,7 +127,7 @@ def _describe_file(args: argparse.Namespace, source: str, backend: Backend) -> i
 
     with (
         File(source, backend, base=args.base) as f,
-        progress_of(args, f.index.data_nbytes if args.bound else 0) as progress,
+        progress_of(args, 0 if args.bound is False else f.index.data_nbytes) as progress,
     ):
         report = {"file": source, **describe(f, args.bound, progress)}
     heading = [f"{typed(source)}:"] if len(args.inputs) > 1 else []

@@ -121,12 +121,16 @@ def _add_repack(s: argparse.ArgumentParser) -> None:
 def _add_info(s: argparse.ArgumentParser) -> None:
     _add_inputs(s, "a .wcodec file, a safetensors file in hub form, or a directory of them")
     _add_base(s)
-    s.add_argument(
+    bound = s.add_mutually_exclusive_group()
+    bound.add_argument(
         "--no-bound",
         dest="bound",
         action="store_false",
+        default=None,
         help="leave out the order-0 bound, for which all tensors are decoded",
     )
+    text = "give it of small tensors too, where there are more than 1000 of them"
+    bound.add_argument("--bound", action="store_true", default=None, help=text)
     s.add_argument(
         "--explain", action="store_true", help="show what each tensor would have cost otherwise"
     )

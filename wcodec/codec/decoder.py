@@ -68,7 +68,8 @@ class Decoder:
         DecodeError
             As `wcodec.reference.container.read_index`; ``resource_limit`` above `max_nbytes`.
         """
-        index = container.read_index(source, self.backend.read_tables)
+        backend = self.backend
+        index = container.read_index(source, backend.read_tables, backend.check_plan)
         if self.max_nbytes is not None and index.data_nbytes > self.max_nbytes:
             raise DecodeError(
                 "resource_limit",
@@ -131,6 +132,9 @@ class Decoder:
             .reshape(t.geometry.rows, t.geometry.cols)
         )
         plan = t.plan(tables)
+        if t.nbytes <= _TENSOR_NBYTES:
+            check_tensor(t, self.whole(source, t, plan, matrix, base))
+            return out
 
         def decode_in_place(piece: Rectangle) -> tuple[int, int]:
             chunk = matrix[piece.rows, piece.cols]
@@ -202,6 +206,29 @@ class Decoder:
         if down.size == 0 or across.size == 0:
             return 0
         return self.part(source, t, part_of(t, whole, down, across), out, base)
+
+    def whole(
+        self,
+        source: ByteSource,
+        t: TensorRecord,
+        plan: SegmentPlan,
+        out: Words,
+        base: BaseTensor | None = None,
+    ) -> int:
+        """As `grid`, of all segments at once."""
+        if t.difference != Difference.NONE or out.size == 0:
+            down, across = (np.arange(n) for n in t.geometry.grid)
+            return self.grid(source, t, plan, down, across, out, base)
+        payload, backend = aligned(source.read(t.payload_offset, t.payload_nbytes)), self.backend
+        device = backend.target(out)
+        status, sums = backend.decode_with_checksums(plan, backend.to_device(payload), device)
+        right = sums.records.tobytes() == t.segment_crc32.tobytes()
+        if not right or any(status.tobytes()):
+            starts = plan.offsets[:-1] + t.payload_offset
+            check_segments(t, np.arange(status.size), starts, status, sums.records)
+        if device is not out:
+            backend.to_host(device, out)
+        return sums.words
 
     def part(
         self,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
 from wcodec.backends.protocol import Checksums
+from wcodec.codec.batches import MOST, MOST_NBYTES, Small, as_small, encode_batch
 from wcodec.codec.parts import Ids, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
 from wcodec.errors import EncodeError
@@ -124,6 +125,7 @@ class Writer:
         self.base = base
         self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
         self.offset = self._write(container.write_header())
+        self._batch, self._batch_nbytes = list[Small](), 0
 
     def _write(self, data: Any) -> int:
         self.stream.write(data)
@@ -156,6 +158,7 @@ class Writer:
 
         `dtype_name` is kept in the file for dtypes that the format stores as opaque bytes.
         """
+        self._flush()
         self._check_name(name)
         row_rank, geometry = choose_geometry(shape, dtype, self.options)
         if words.size != math.prod(shape) * dtype.words_per_element:
@@ -180,7 +183,7 @@ class Writer:
             geometry = enlarged(geometry)
         coded = coded_dtype(dtype, difference)
         crc, start = 0, self.offset
-        tables, crcs = [SegmentTable.zeros(0, coded.n_planes)], [np.empty(0, np.uint32)]
+        tables, crcs = list[SegmentTable](), list[NDArray[np.uint32]]()
         grid = list(chunks(geometry, dtype.word_nbytes))
         self.planner.start_tensor()
         plans = self._plans(matrix, geometry, coded, grid, base, difference)
@@ -194,11 +197,40 @@ class Writer:
             crc = crc32_combine(crc, sums.words, nbytes)
             self.progress(nbytes)
         record = TensorRecord(
-            name, dtype, shape, row_rank, geometry, SegmentTable.concatenate(tables),
-            np.concatenate(crcs), start, self.offset - start, crc, dtype_name, difference,
+            name, dtype, shape, row_rank, geometry,
+            SegmentTable.concatenate(tables) if tables else SegmentTable.zeros(0, coded.n_planes),
+            np.concatenate(crcs) if crcs else np.empty(0, np.uint32),
+            start, self.offset - start, crc, dtype_name, difference,
         )  # fmt: skip
         self.tensors.append(record)
         return record
+
+    def add_later(
+        self, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str = ""
+    ) -> None:
+        """As `add_words`, but a small tensor waits for others, to be coded with them. Its words are
+        copied.
+        """
+        small = None
+        if self.base is None:
+            small = as_small(name, words, dtype, shape, dtype_name, self.options)
+        if small is None:
+            self.add_words(name, words, dtype, shape, dtype_name)
+            return
+        self._check_name(name)
+        self._batch.append(small)
+        self._batch_nbytes += len(small.words)
+        if len(self._batch) == MOST or self._batch_nbytes >= MOST_NBYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Encode and write what waits."""
+        batch, nbytes, self._batch, self._batch_nbytes = self._batch, self._batch_nbytes, [], 0
+        if batch:
+            payload, records = encode_batch(batch, self.planner, self.backend, self.offset)
+            self.tensors += records
+            self.offset += self._write(payload)
+            self.progress(nbytes)
 
     def add_duplicate(self, name: str, of: int) -> TensorRecord:
         """Add a tensor that is in all but its name the one of that number, counted from 0.
@@ -209,6 +241,7 @@ class Writer:
         EncodeError
             ``bad_name``
         """
+        self._flush()
         self._check_name(name)
         first = self.tensors[of]
         of = of if first.duplicate_of is None else first.duplicate_of
@@ -257,10 +290,11 @@ class Writer:
             coded, sums, done = encode(stored_raw(plan, grown))
         sums = sums if crc is None else sums._replace(words=crc)
         payload = backend.to_host(coded)
-        if payload.nbytes != int(done.offsets[-1]):
+        backend.check_plan(done)
+        if payload.nbytes != done.payload_nbytes:
             raise AssertionError(
                 f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say "
-                f"{done.offsets[-1]}"
+                f"{done.payload_nbytes}"
             )
         self.offset += self._write(payload.data)
         return done.segments, sums, geometry.rows * geometry.cols * plan.dtype.word_nbytes
@@ -296,6 +330,7 @@ class Writer:
         EncodeError
             ``bad_name``: a metadata text is not UTF-8.
         """
+        self._flush()
         for text in (t for pair in (metadata or {}).items() for t in pair):
             try:
                 text.encode()

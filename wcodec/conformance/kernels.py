@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.protocol import Backend
+from wcodec.backends.reference import ReferenceBackend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.sources import BufferSource
 from wcodec.conformance.cases import (
@@ -34,6 +35,8 @@ from wcodec.conformance.guarded import CANARY, Guarded, check_checksums, decode_
 from wcodec.conformance.recipes import splitmix64
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.planner import Planner
 from wcodec.reference import encoding
 from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import DTYPES, Words
@@ -41,7 +44,7 @@ from wcodec.reference.prediction import MODES, N_MODES
 from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan, SegmentTable, Status, padded
 from wcodec.reference.tables import TablePool
-from wcodec.reference.tiles import Geometry
+from wcodec.reference.tiles import Geometry, Spans
 
 Bytes = NDArray[np.uint8]
 
@@ -211,6 +214,46 @@ def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Wor
                 f"{segment} with {call}"
             )
             raise Mismatch(what, str(got[segment, plane, symbol]))
+    modes = (*_modes(case), DCT_TOP)
+    many = backend.histograms(device, g, dtype, modes, segments=some, planes=(0, last))
+    one_by_one = [
+        encoding.histogram(matrix, g, dtype, segments=some, planes=(0, last), mode=m) for m in modes
+    ]
+    require(
+        np.array_equal(many, np.stack(one_by_one)),
+        f"histograms of modes {modes} as of one at a time",
+        "others",
+    )
+
+
+def check_spans(backend: Backend) -> None:
+    """Kernels on tensors of one row each, coded at once (`Spans`)."""
+    spans = Spans.of(np.array([1, 300, 2, 4096, 127, 128, 129, 1, 513], np.int64))
+    for dtype in DTYPES:
+        nbytes = spans.cols * dtype.word_nbytes
+        raw = splitmix64(dtype.id, -(-nbytes // 8)).view(np.uint8)[:nbytes] & np.uint8(0x1F)
+        words = raw.view(dtype.word_type)[None]
+        plan = Planner(EncodeOptions()).plan(words, spans, dtype, ReferenceBackend())
+        room = Guarded(backend, raw, shift=dtype.word_nbytes)
+        device = room.array.view(dtype.word_type).reshape(words.shape)
+        counts = backend.histogram(device, spans, dtype)
+        due = encoding.histogram(words, spans, dtype)
+        require(np.array_equal(counts, due), f"histograms of {dtype.name}", "others")
+        encoded = backend.encode_segments(plan, device)
+        payload, n_units, n_patches = encoding.encode_segments(plan, words)
+        same = (
+            backend.to_host(encoded.payload).tobytes() == payload.tobytes()
+            and np.array_equal(encoded.n_units, n_units)
+            and np.array_equal(encoded.n_patches, n_patches)
+        )
+        require(same, f"the records of {dtype.name}", "others")
+        room.unchanged("the words")
+        for checksums in (False, True):
+            status, out = decode_guarded(
+                backend, plan.encoded(n_units, n_patches), payload, checksums=checksums
+            )
+            require(not status.any(), "status OK of all segments", str(status.tolist()))
+            require(np.array_equal(out, words), f"the words of {dtype.name}", "others")
 
 
 def check_empty(backend: Backend) -> None:
@@ -354,6 +397,8 @@ def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
         if case.expect == "accept":
             yield Check(f"kernels/{case.name}", case.rules, partial(check_kernels, case, backend))
     yield Check("duty/empty_input", ("R6.4",), partial(check_empty, backend))
+    if backend.takes_spans:
+        yield Check("duty/spans", (), partial(check_spans, backend))
     yield Check("duty/threads", (), partial(check_threads, vectors, backend))
     yield Check("duty/faults", ("R13.1",), partial(check_faults, vectors, backend))
     yield Check("duty/differences", ("R12.5",), partial(check_differences, backend))

@@ -1,7 +1,8 @@
 """Files and checkpoints: read, written, converted, each output whole or not there."""
 
 from wcodec.files.checkpoint import decode_file, encode_file, verify_file
-from wcodec.files.file import File, load_file, open
+from wcodec.files.file import File, open
+from wcodec.files.loading import load_file
 from wcodec.files.saving import save_file
 
 __all__ = [

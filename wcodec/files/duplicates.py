@@ -16,6 +16,8 @@ ReadWords = Callable[[], Words]  #: reads the words of a tensor once more
 LEAST_NBYTES: Final = 512  #: smaller tensors cost less than to look for them
 _PIECES: Final = 8  #: of a tensor that are compared before all of it
 _PIECE_WORDS: Final = 16
+_SMALL_NBYTES: Final = 1 << 16  #: of smaller ones, words all over them are
+_FEW_WORDS: Final = 64
 _MOST_ALIKE: Final = 8  #: tensors alike in these pieces that one is compared with
 _COMPARED_NBYTES: Final = 1 << 20  #: at once
 
@@ -49,8 +51,11 @@ class Duplicates:
         number, self._n = self._n, self._n + 1
         if words.nbytes < LEAST_NBYTES:
             return None
-        starts = np.arange(_PIECES) * (words.size - _PIECE_WORDS) // (_PIECES - 1)
-        pieces = b"".join(words[i : i + _PIECE_WORDS].tobytes() for i in starts.tolist())
+        if words.nbytes <= _SMALL_NBYTES:
+            pieces = words[:: words.size // _FEW_WORDS].tobytes()
+        else:
+            starts = np.arange(_PIECES) * (words.size - _PIECE_WORDS) // (_PIECES - 1)
+            pieces = b"".join(words[i : i + _PIECE_WORDS].tobytes() for i in starts.tolist())
         alike = self._known.setdefault((dtype.id, shape, dtype_name, pieces), [])
         for earlier, read in alike:
             if _same(words, read()):

@@ -1,4 +1,4 @@
-"""`open` and `load_file`, as in safetensors: a ``.wcodec`` file, read as far as it is asked for."""
+"""`open`, as in safetensors: a ``.wcodec`` file, read as far as it is asked for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
+from wcodec.codec.batches import decode_batch, in_batches
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, ignore_progress
@@ -37,22 +38,6 @@ from wcodec.reference.tiles import Geometry
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
-
-
-def load_file(path: AnyPath, base: AnyPath | None = None) -> dict[str, NDArray[Any]]:
-    """All arrays of a ``.wcodec`` file by name, in the file's order.
-
-    Parameters
-    ----------
-    base
-        See `open`.
-
-    Raises
-    ------
-    DecodeError
-    """
-    with open(path, base=base) as f:
-        return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
 
 
 def open(
@@ -271,9 +256,18 @@ class File:
             if made
             else self.index.source_header
         )
-        for t in self.index.tensors:
-            for chunk in self.chunks(t):
+        for batch in in_batches(self.index.tensors):
+            if len(batch) > 1:
+                yield b"".join(a.tobytes() for a in self.small_tensors(batch))
+                continue
+            for chunk in self.chunks(batch[0]):
                 yield chunk.reshape(-1).view(np.uint8).data
+
+    def small_tensors(self, batch: list[TensorRecord]) -> list[NDArray[Any]]:
+        """Decode small tensors together; see `batches.in_batches` and `get_tensor`."""
+        originals = [self.original(t) for t in batch]
+        with within(self.path):
+            return decode_batch(self.decoder, self.source, originals, self.index.tables)
 
     def chunks(self, t: TensorRecord) -> Iterator[Words]:
         """The words of a tensor in order; see `Decoder.chunks`."""

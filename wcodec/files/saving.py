@@ -141,6 +141,6 @@ def add_tensor(
     """Write a tensor, or that it is an earlier one again; see `Duplicates.find`."""
     of = seen.find(words, dtype, shape, dtype_name, read_again)
     if of is None:
-        writer.add_words(name, words, dtype, shape, dtype_name)
+        writer.add_later(name, words, dtype, shape, dtype_name)
     else:
         writer.add_duplicate(name, of)

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
+from wcodec.codec.batches import decode_batch, in_batches, is_small
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
+from wcodec.reference.columns import joined_columns
 from wcodec.reference.operands import operand_form
-from wcodec.reference.planes import DType, Layout
+from wcodec.reference.planes import DType, Layout, Words
 from wcodec.reference.prediction import MODES, PER_TILE, mode_name
 from wcodec.reference.records import TensorRecord, write_tables
 from wcodec.reference.segments import Coder, SegmentTable
@@ -24,17 +26,20 @@ from wcodec.reference.tiles import Geometry
 
 #: words of one histogram: independent of the file's segments, which may be tiny
 _COUNT_WORDS: Final = 1 << 20
+MANY: Final = 1000  #: small tensors of which bounds are not found out unasked
+_FEW: Final = 64  #: integers that are counted one by one
 
 
 def describe(
-    file: File, bound: bool = True, progress: Progress = ignore_progress
+    file: File, bound: bool | None = None, progress: Progress = ignore_progress
 ) -> dict[str, Any]:
     """All that `wcodec info --json` prints.
 
     Parameters
     ----------
     bound
-        Also give the order-0 bound, for which every tensor is decoded (and so checked).
+        Also give the order-0 bound, for which every tensor is decoded (and so checked). With
+        ``None``, that of small tensors is left out where there are more than `MANY` of them.
     progress
         Called with the decoded bytes of each tensor.
 
@@ -43,25 +48,25 @@ def describe(
     DecodeError
     """
     index, base = file.index, file.index.base
+    of_small = bound or (bound is None and sum(map(is_small, index.tensors)) <= MANY)
+    bound = bound is not False
     there = not bound or not file.needs_base or base_error(file.base) is None
-    tensors = list[dict[str, Any]]()
-    for t in index.tensors:
-        if t.duplicate_of is None:
-            tensors.append(
-                describe_tensor(file, t, bound and (there or not t.difference), progress)
-            )
+    tensors: list[Any] = []
+    for batch in in_batches(index.tensors):
+        first = batch[0]
+        if len(batch) > 1:
+            tensors += _describe_batch(file, batch, of_small)
+            progress(sum(t.nbytes for t in batch) if bound else 0)
+        elif first.duplicate_of is None:
+            wanted = of_small if is_small(first) else bound and (there or not first.difference)
+            tensors.append(describe_tensor(file, first, wanted, progress))
+            progress(first.nbytes if bound and not wanted else 0)
         else:
-            original = tensors[t.duplicate_of]
-            tensors.append(
-                {
-                    **original,
-                    "name": t.name,
-                    "stored_nbytes": 0,
-                    "bits_per_weight": 0.0,
-                    "duplicate_of": original["name"],
-                }
-            )
-            progress(t.nbytes if bound else 0)
+            tensors.append(None)  # until all others are there
+            progress(first.nbytes if bound else 0)
+    for i, t in enumerate(index.tensors):
+        if t.duplicate_of is not None:
+            tensors[i] = _duplicate(t, tensors[t.duplicate_of])
     return {
         "format": "{}.{}".format(*index.version),
         "backend": file.decoder.backend.name,
@@ -82,6 +87,17 @@ def describe(
     }
 
 
+def _duplicate(t: TensorRecord, original: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a tensor that is another one again."""
+    return {
+        **original,
+        "name": t.name,
+        "stored_nbytes": 0,
+        "bits_per_weight": 0.0,
+        "duplicate_of": original["name"],
+    }
+
+
 def base_error(look: Callable[[], object]) -> str | None:
     """Why there is no base to be had; ``None`` if `look` finds one."""
     try:
@@ -96,9 +112,11 @@ def base_error(look: Callable[[], object]) -> str | None:
 def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
     tensors = [t for t in tensors if t["duplicate_of"] is None]
     keys = ("layouts", "coders", "predictions", "contexts", "tile_modes")
-    totals: dict[str, Any] = {
-        k: dict(sum((Counter(t[k]) for t in tensors), Counter())) for k in keys
-    }
+    totals: dict[str, Any] = {k: {} for k in keys}
+    for k, total in totals.items():
+        for t in tensors:
+            for name, count in t[k].items():
+                total[name] = total.get(name, 0) + count
     operands = dict(Counter(t["operand"] for t in tensors if t["operand"] is not None))
     return {**totals, "n_patches": sum(t["n_patches"] for t in tensors), "operands": operands}
 
@@ -124,9 +142,9 @@ def describe_tensor(
         "n_segments": t.geometry.n_segments,
         "segment": [t.geometry.segment_rows, t.geometry.segment_cols],
         "tile": [t.geometry.tile_rows, t.geometry.tile_cols],
-        "layouts": _names(segments.layout, Layout),
-        "coders": _names(segments.coder[there], Coder),
-        "predictions": _modes(np.bincount(segments.prediction[coded], minlength=256)),
+        "layouts": _counted(segments.layout, _LAYOUTS),
+        "coders": _counted(segments.coder[there], _CODERS),
+        "predictions": _counted(segments.prediction[coded], _MODES),
         "contexts": _contexts(file, segments),
         "tile_modes": _tile_modes(file, t),
         "n_patches": int(segments.n_patches.sum()),
@@ -134,38 +152,105 @@ def describe_tensor(
     }
 
 
-def _names(values: NDArray[np.uint8], names: Any) -> dict[str, int]:
-    """How often each value occurs, by name in lower case; values without a name included."""
-    known = {int(m): m.name.lower() for m in names}
-    found, counts = np.unique(values, return_counts=True)
+def _describe_batch(file: File, batch: list[TensorRecord], bound: bool) -> list[dict[str, Any]]:
+    """Entries of small tensors; for duplicates any."""
+    index, known = file.index, {}
+    by_dtype: dict[int, list[int]] = {}
+    for i, t in enumerate(batch):
+        by_dtype.setdefault(t.dtype.id, []).append(i)
+    for ids in by_dtype.values():
+        columns = joined_columns([batch[i].segments for i in ids])
+        if columns is None or (columns.prediction == PER_TILE).any():
+            continue
+        planes = (c.T.tolist() for c in (columns.coder, columns.table, columns.prediction))
+        rows = zip(columns.layout.tolist(), columns.n_patches.tolist(), *planes, strict=True)
+        for i, row in zip(ids, rows, strict=True):
+            known[i] = _describe_single(file, batch[i], *row)
+    if bound:
+        arrays = decode_batch(file.decoder, file.source, batch, index.tables)
+        for i, (t, array) in enumerate(zip(batch, arrays, strict=True)):
+            if i in known:
+                words = array.reshape(-1).view(np.uint8).view(t.dtype.word_type)
+                known[i]["order0_bits_per_weight"] = _bits_of(file, t, words) / math.prod(t.shape)
+    return [
+        known[i] if i in known else describe_tensor(file, t, bound) for i, t in enumerate(batch)
+    ]
+
+
+def _describe_single(
+    file: File,
+    t: TensorRecord,
+    layout: int,
+    n_patches: int,
+    coder: list[int],
+    table: list[int],
+    prediction: list[int],
+) -> dict[str, Any]:
+    """An entry without a bound, of a tensor of one row and one segment, given its columns."""
+    g, n, nbytes = t.geometry, math.prod(t.shape), t.payload_nbytes
+    there = 0 if layout == Layout.RAW else t.dtype.word_nbytes
+    if layout == Layout.PAIRS:
+        there = t.dtype.n_planes
+    streams = [p for p in range(there) if coder[p] in (Coder.RANS, Coder.CONTEXT)]
+    maps = [file.index.tables.maps[table[p]].kind for p in streams if coder[p] == Coder.CONTEXT]
     return {
-        known.get(v, f"reserved_{v}"): c
-        for v, c in zip(found.tolist(), counts.tolist(), strict=True)
+        "name": t.name,
+        "dtype": t.dtype_name or t.dtype.safetensors or t.dtype.name,
+        "shape": list(t.shape),
+        "nbytes": t.nbytes,
+        "stored_nbytes": nbytes,
+        "bits_per_weight": 8 * nbytes / n,
+        "duplicate_of": None,
+        "difference": "none",
+        "order0_bits_per_weight": None,
+        "n_segments": 1,
+        "segment": [g.segment_rows, g.segment_cols],
+        "tile": [g.tile_rows, g.tile_cols],
+        "layouts": {_LAYOUTS[layout]: 1},
+        "coders": _counted(coder[:there], _CODERS),
+        "predictions": _counted([prediction[p] for p in streams], _MODES),
+        "contexts": _counted(maps, _CONTEXTS),
+        "tile_modes": {},
+        "n_patches": n_patches,
+        "operand": None,
     }
 
 
-def _modes(counts: NDArray[np.int64]) -> dict[str, int]:
-    """How often each mode occurs, by name; `PER_TILE` and bytes that are no mode included."""
-    known = {m: mode_name(m) for m in MODES} | {PER_TILE: "per_tile"}
-    return {known.get(m, f"reserved_{m}"): int(counts[m]) for m in np.flatnonzero(counts).tolist()}
+def _lower(names: Any) -> dict[int, str]:
+    return {int(m): m.name.lower() for m in names}
+
+
+_LAYOUTS: Final = _lower(Layout)
+_CODERS: Final = _lower(Coder)
+_CONTEXTS: Final = _lower(ContextKind)
+_MODES: Final = {m: mode_name(m) for m in MODES} | {PER_TILE: "per_tile"}
+
+
+def _counted(values: Any, names: dict[int, str]) -> dict[str, int]:
+    """How often each of some integers occurs, by name; integers without a name included."""
+    if len(values) > _FEW:
+        found, counts = (a.tolist() for a in np.unique(values, return_counts=True))
+    else:
+        values = list(values)
+        found = sorted(set(values))
+        counts = [values.count(v) for v in found]
+    return {names.get(v) or f"reserved_{v}": c for v, c in zip(found, counts, strict=True)}
 
 
 def _contexts(file: File, segments: SegmentTable) -> dict[str, int]:
     """How many planes have context maps of each kind."""
     numbers = segments.table[segments.coder == Coder.CONTEXT].tolist()
-    return dict(Counter(ContextKind(file.index.tables.maps[i].kind).name.lower() for i in numbers))
+    return _counted([file.index.tables.maps[i].kind for i in numbers], _CONTEXTS)
 
 
 def _tile_modes(file: File, t: TensorRecord) -> dict[str, int]:
     """Modes of the tiles of planes with prediction `PER_TILE`, which only the payload holds."""
     plan = t.plan(file.index.tables)
-    counts = np.zeros(256, np.int64)
-    for k in np.flatnonzero(plan.modes_nbytes).tolist():
-        stored = file.source.read(
-            t.payload_offset + int(plan.offsets[k]), int(plan.modes_nbytes[k])
-        )
-        counts += np.bincount(stored, minlength=256)
-    return _modes(counts)
+    stored = [
+        file.source.read(t.payload_offset + int(plan.offsets[k]), int(plan.modes_nbytes[k]))
+        for k in np.flatnonzero(plan.modes_nbytes).tolist()
+    ]
+    return _counted(np.concatenate(stored) if stored else [], _MODES)
 
 
 def _order0_bits(file: File, t: TensorRecord, progress: Progress) -> float:
@@ -173,11 +258,20 @@ def _order0_bits(file: File, t: TensorRecord, progress: Progress) -> float:
     each as one whole.
     """
     counts = np.zeros((t.dtype.word_nbytes, 256), np.int64)
-    backend = file.decoder.backend
     for chunk in file.chunks(t):
-        counts += plane_counts(backend, backend.to_device(chunk), chunk.size, t.dtype)
+        counts += _counts_of(file, t, chunk)
         progress(chunk.nbytes)
     return float(entropies(counts).sum())
+
+
+def _counts_of(file: File, t: TensorRecord, words: Words) -> NDArray[np.int64]:
+    backend = file.decoder.backend
+    return plane_counts(backend, backend.to_device(words), words.size, t.dtype)
+
+
+def _bits_of(file: File, t: TensorRecord, words: Words) -> float:
+    """Order-0 entropy of all words of a tensor, in bits."""
+    return float(entropies(_counts_of(file, t, words)).sum())
 
 
 def plane_counts(backend: Backend, words: Any, n: int, dtype: DType) -> NDArray[np.int64]:
@@ -216,6 +310,8 @@ def percent_text(part: int, whole: int) -> str:
 
 def printable(text: str) -> str:
     """A name out of a file, without control characters that a terminal would obey."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

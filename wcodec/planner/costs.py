@@ -8,6 +8,7 @@ below 2^53, so that every machine finds the same.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -105,7 +106,7 @@ MAX_PATCHES: Final = 100
 
 class Histograms(Protocol):
     """The one kernel that planning needs, and the way to the host for contexts; see
-    `wcodec.backends.protocol.Backend`.
+    `wcodec.backends.protocol.Backend`, whose `histograms` is used where it is.
     """
 
     def histogram(
@@ -196,12 +197,20 @@ class Chunk:
         """See `wcodec.backends.protocol.Backend.histogram`."""
         return self.backend.histogram(self.words, self.geometry, self.dtype, **what)
 
-    def top_rows(self) -> Chunk:
-        """The first sixteenth of the rows of each segment, as segments of a single tile; of flat
-        ones and the last row of segments none.
+    def histograms(self, modes: Sequence[int], **what: Any) -> Counts:
+        """See `wcodec.backends.protocol.Backend.histograms`, which will do."""
+        at_once = getattr(self.backend, "histograms", None)
+        if at_once is None:
+            return np.stack([self.histogram(mode=m, **what) for m in modes])
+        return np.asarray(at_once(self.words, self.geometry, self.dtype, modes, **what), np.int64)
+
+    def top_rows(self, least: int = 0) -> Chunk:
+        """The first sixteenth of the rows of each segment, or `least` if that is more, as segments
+        of a single tile; of flat ones and the last row of segments none.
         """
         g = self.geometry
-        height, n_down = g.segment_rows // 16, g.rows // g.segment_rows
+        height, n_down = max(g.segment_rows // 16, least), g.rows // g.segment_rows
+        height = min(height, g.segment_rows if g.segment_rows >= 16 else 0)
         if height == 0 or n_down == 0:
             return self
         words = self.words[: n_down * g.segment_rows].reshape(n_down, g.segment_rows * g.cols)[
@@ -221,7 +230,8 @@ class Chunk:
 class Sample:
     """What is looked at first: a part of the chunk and some of its segments, and their histograms;
     byte planes worth counting, and nibble planes of one-byte words; whether pairs and bytes come
-    into question.
+    into question; what `planes` cost in each mode without a transform, of shape (modes, planes), if
+    that is known.
     """
 
     part: Chunk
@@ -230,6 +240,7 @@ class Sample:
     planes: tuple[int, ...]
     pairs: bool
     bytes: bool
+    predicted: Counts | None = None
     nibbles: tuple[int, ...] = (0, 1)
 
     def window(self) -> tuple[int, int]:

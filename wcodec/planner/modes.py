@@ -18,6 +18,7 @@ from wcodec.reference.segments import Coder, padded
 TileModes = dict[int, list[NDArray[np.uint8]]]
 
 TRIED: Final = 64  #: parts of segments that predictions are tried on, about
+LEAST_TRIED: Final = 8  #: if there are so many; otherwise a quarter of them is enough
 GLANCED: Final = 4  #: of these, parts that a transform is tried on before any other
 PREDICTED: Final = range(1, N_MODES)  #: modes without a transform
 TRANSFORMED: Final = tuple(m for m in MODES if m >= 16)
@@ -55,17 +56,21 @@ class Modes:
             return [[] for _ in range(n)]
         if self.options.forces_mode:
             return [list(allowed or ()) for _ in range(n)]
-        some = np.arange(0, sample.ids.size, max(1, sample.ids.size // TRIED))
+        n_tried = min(TRIED, max(LEAST_TRIED, sample.ids.size // 4))
+        some = np.arange(0, sample.ids.size, max(1, sample.ids.size // n_tried))
+        if sample.predicted is not None:
+            some = np.arange(sample.ids.size)
+        look = self.look if sample.predicted is None else 99  # a first row is not predicted
         before = self._before(sample, some)
         costs = self._costs(sample, some, PREDICTED)
-        won = self._won(before, costs, PREDICTED)
+        won = self._won(before, costs, PREDICTED, look)
         if allowed is None and (
             any(won) or (chunk.dtype.numpy.kind in "iu" and self._glance(sample, some[:GLANCED]))
         ):
             best = np.minimum(before, costs.min(axis=0))
             for mine, more in zip(
                 won,
-                self._won(best, self._costs(sample, some, TRANSFORMED), TRANSFORMED),
+                self._won(best, self._costs(sample, some, TRANSFORMED), TRANSFORMED, look),
                 strict=True,
             ):
                 mine += more[:MAX_TRANSFORMED]
@@ -79,7 +84,8 @@ class Modes:
         exponent that is smooth is predicted well.
         """
         first = TRANSFORMED[:1]
-        return any(self._won(self._before(sample, some), self._costs(sample, some, first), first))
+        costs = self._costs(sample, some, first)
+        return any(self._won(self._before(sample, some), costs, first, self.look))
 
     def _before(self, sample: Sample, some: Counts) -> Counts:
         """What each plane of some parts costs without a mode."""
@@ -88,20 +94,20 @@ class Modes:
 
     def _costs(self, sample: Sample, some: Counts, modes: Sequence[int]) -> Counts:
         """What each plane of some parts costs in each mode: of shape (modes, planes)."""
+        if sample.predicted is not None and modes is PREDICTED:
+            return sample.predicted
         ids = sample.ids[some]
-        counts = [
-            sample.part.histogram(segments=ids, planes=sample.planes, mode=m).sum(axis=0)
-            for m in modes
-        ]
-        return ideal_cost(np.stack(counts))
+        counts = sample.part.histograms(modes, segments=ids, planes=sample.planes)
+        return ideal_cost(counts.sum(axis=1))
 
-    def _won(self, before: Counts, after: Counts, modes: Sequence[int]) -> list[list[int]]:
-        """Modes with costs `after`, of shape (modes, planes), that save enough of `before`,
+    @staticmethod
+    def _won(before: Counts, after: Counts, modes: Sequence[int], look: int) -> list[list[int]]:
+        """Modes with costs `after`, of shape (modes, planes), below `look` hundredths of `before`,
         the best first.
         """
         order, of = np.argsort(after, axis=0, kind="stable"), np.array(modes)
         return [
-            of[o[a[o] * 100 < b * self.look]].tolist()
+            of[o[a[o] * 100 < b * look]].tolist()
             for o, a, b in zip(order.T, after.T, before, strict=True)
         ]
 
@@ -123,7 +129,8 @@ class Modes:
         if not chunk.geometry.one_tile:
             return self._predict_tiles(chunk, plain, winners, tile_modes)
         out = [c.copy() for c in plain]
-        by_mode = {m: chunk.histogram(mode=m) for m in sorted(set().union(*winners))}
+        tried = sorted(set().union(*winners))
+        by_mode = dict(zip(tried, chunk.histograms(tried), strict=True))
         for p, modes in enumerate(winners):
             if not modes:
                 continue

@@ -29,16 +29,16 @@ from wcodec.planner.costs import (
 )
 from wcodec.planner.fast import Fast
 from wcodec.planner.geometry import choose_geometry
-from wcodec.planner.modes import Modes, TileModes
+from wcodec.planner.modes import PREDICTED, Modes, TileModes
 from wcodec.planner.operands import Operands
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.tables import Tables
 from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import Bytes, DType, Layout, Words
-from wcodec.reference.prediction import PER_TILE
+from wcodec.reference.prediction import PER_TILE, Mode
 from wcodec.reference.segments import SegmentPlan, SegmentTable, padded
 from wcodec.reference.tables import TablePool
-from wcodec.reference.tiles import CHUNK_NBYTES, Geometry, chunks
+from wcodec.reference.tiles import CHUNK_NBYTES, Geometry, Spans, chunks
 
 __all__ = [
     "CHUNK_NBYTES",
@@ -51,6 +51,9 @@ __all__ = [
 ]
 
 FEW: Final = 16  #: of no more segments than that, all planes are counted, in all
+
+
+SAMPLED_WORDS: Final = 1 << 15  #: of no fewer words in few segments, a part is looked at first
 
 
 def spread(n: int, most: int) -> Counts:
@@ -183,6 +186,7 @@ class Planner:
             np.zeros(n, np.uint8),
             padded(size * dtype.word_nbytes),
         )
+        self.tables.unlike = isinstance(geometry, Spans)
         if self.options.layout != "raw" and n > 0:
             chunk = Chunk(words, geometry, dtype, backend, size)
             if self.options.operand and is_of_operand(geometry):
@@ -290,17 +294,25 @@ class Planner:
         and whether pairs or bytes can be left out.
         """
         n, one_byte = chunk.size.size, chunk.dtype.word_nbytes == 1
-        part = chunk if n <= FEW else chunk.top_rows()
-        ids = spread(n, FEW) if part is chunk else np.arange(part.size.size)
-        counts = part.histogram(segments=ids)
+        tensors = isinstance(chunk.geometry, Spans)  # which need not be alike
+        few = self._has_few(chunk)
+        part = chunk if tensors or (n <= FEW and not few) else chunk.top_rows(FEW if few else 0)
+        ids = spread(n, FEW) if part is chunk and not tensors else np.arange(part.size.size)
+        modes = (Mode.NONE, *PREDICTED) if few else (Mode.NONE,)
+        looked = part.histograms(modes, segments=ids)
+        counts = looked[0]
         cost, bits = ideal_cost(counts.sum(axis=0)), int(part.size[ids].sum()) * BYTE
         worth = cost * 100 < bits * 99
         worth[~worth] = (
             ideal_cost(counts[:, ~worth]) * 20 < part.size[ids, None] * (BYTE * 19)
         ).any(axis=0)
+        predicted = None
+        if few:
+            predicted = ideal_cost(looked[1:].sum(axis=1))
+            worth |= (predicted * 100 < bits * 98).any(axis=0)
         planes = (
             range(counts.shape[1])
-            if n <= FEW or self.forced
+            if (n <= FEW and not few) or self.forced or tensors
             else sorted({0, *np.flatnonzero(worth).tolist()})
         )
         pairs = (
@@ -308,8 +320,17 @@ class Planner:
             and self.options.layout in ("auto", "pairs")
             and not self.options.forces_mode
         )
-        sample = Sample(part, ids, counts, tuple(planes), pairs, True)
-        if pairs and one_byte and n > FEW and self.options.layout == "auto" and not self.forced:
+        if predicted is not None:
+            predicted = predicted[:, list(planes)]
+        sample = Sample(part, ids, counts, tuple(planes), pairs, True, predicted)
+        if (
+            pairs
+            and one_byte
+            and not tensors
+            and n > FEW
+            and self.options.layout == "auto"
+            and not self.forced
+        ):
             halves = part.histogram(segments=ids, base=0, fill=sample.window()[1])
             of_both, low = ideal_cost(halves.sum(axis=0)), ideal_cost(halves[:, 1])
             nibbles, whole = int(np.minimum(of_both, bits // 2).sum()), min(int(cost[0]), bits)
@@ -320,6 +341,19 @@ class Planner:
             sample.pairs, sample.bytes = nibbles * 99 < whole * 100, nibbles * 400 >= whole * 401
             sample.bytes = sample.bytes or _bytes_suit_some(halves, counts[:, 0], part.size[ids])
         return sample
+
+    def _has_few(self, chunk: Chunk) -> bool:
+        """Whether there are few segments, but a part of each says enough of all: a closer look
+        would take as long as to code them.
+        """
+        return (
+            chunk.size.size <= FEW
+            and int(chunk.size.sum()) >= SAMPLED_WORDS
+            and self.options.preset == "default"
+            and not self.forced
+            and chunk.geometry.one_tile
+            and not isinstance(chunk.geometry, Spans)
+        )
 
     def _pairs(self, chunk: Chunk, sample: Sample) -> _Pairs:
         """Choices of the planes, if coded in nibble pairs;

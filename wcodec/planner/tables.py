@@ -28,6 +28,7 @@ MAX_RARE: Final = 4  #: symbols of which a table keeps one slot each though they
 MAX_TABLES: Final = (1 << 16) - 1
 RECENT_TABLES: Final = 256  #: how far back an encoder looks for a table that fits
 NEW_TABLES: Final = 16  #: most tables that one plane of a chunk adds for segments unlike the others
+GROUPS: Final = 32  #: of segments that are not alike, each of which a table is made for
 NEGLIGIBLE: Final = 4096  #: a new table must save that part of what it codes, besides its own bytes
 
 
@@ -55,6 +56,8 @@ class Tables:
         # coded bytes may be this many 1024ths of the raw ones
         self.keep = 1024 - round(options.saving * 1024)
         self.forced = options.force
+        #: whether segments are those of many tensors, which need not be alike
+        self.unlike = False
 
     def choose(self, counts: Counts, size: Counts, mode: int = 0) -> Choice:
         """Coder and table of a plane of all segments,
@@ -80,7 +83,10 @@ class Tables:
         if not left.any():
             return out
         table, cost = np.zeros(n, np.int64), np.full(n, IMPOSSIBLE)
-        self._fit(counts, left, table, cost)
+        if self.unlike:
+            self._share(counts, left, table, cost)
+        else:
+            self._fit(counts, left, table, cost)
         # segments unlike the others: a table for the worst of them, for all that like it better
         for _ in range(NEW_TABLES):
             gain = np.where(left, cost - ideal, 0)
@@ -98,6 +104,40 @@ class Tables:
         out.nbytes[coded] = nbytes[coded]
         out.prediction[coded] = mode
         return out
+
+    def _share(self, counts: Counts, of: NDArray[np.bool_], table: Counts, cost: Costs) -> None:
+        """Give segments `of` that are not alike the tables that suit them: earlier ones, and as
+        many new ones as pay, each made of segments whose symbols are of similar size.
+        """
+        mine = counts[of].astype(np.float64)
+        first = max(0, len(self.pool) - RECENT_TABLES)
+        recent = self.pool.tables[first:]
+        if len(self.pool) + GROUPS >= MAX_TABLES:
+            self._fit(counts, of, table, cost)
+            return
+        order = np.argsort(mine @ np.arange(256) // mine.sum(axis=1), kind="stable")
+        groups = [g for g in np.array_split(order, GROUPS) if g.size]
+        totals = [counts[of][g].sum(axis=0) for g in groups] + [counts[of].sum(axis=0)]
+        made = [quantise(t, self.options.prob_bits) for t in totals if np.count_nonzero(t) > 1]
+        tables = [*recent, *made]
+        costs = mine @ np.stack([symbol_costs(t) for t in tables], axis=1)
+        price = np.array(
+            [0] * len(recent) + [8 * t.serialised_nbytes << 16 for t in made], np.float64
+        )
+        best, number = np.full(len(mine), IMPOSSIBLE), np.zeros(len(mine), np.int64)
+        chosen: dict[int, int] = {}
+        while True:
+            saved = np.maximum(best[:, None] - costs, 0).sum(axis=0) - price
+            i = int(np.argmax(saved))
+            if saved[i] <= 0:
+                break
+            if i >= len(recent):
+                chosen[i] = len(self.pool)
+                self.pool.tables.append(tables[i])
+            price[i] = 0
+            number = np.where(costs[:, i] < best, chosen.get(i, first + i), number)
+            best = np.minimum(best, costs[:, i])
+        table[of], cost[of] = number, best
 
     def _fit(
         self,
@@ -131,10 +171,10 @@ class Tables:
             # they have occurred: later chunks may want them
             rare = (total == 0) & (recent[best].freq > 0) if recent else total < 0
             new = quantise(total + (rare & (int(rare.sum()) <= MAX_RARE)), self.options.prob_bits)
-            price = float(symbol_costs(new) @ total)
-            if not recent or costs[best] > price + price // NEGLIGIBLE + (
-                8 * new.serialised_nbytes << 16
-            ):
+            if recent:
+                price = float(symbol_costs(new) @ total)
+                price += price // NEGLIGIBLE + (8 * new.serialised_nbytes << 16)
+            if not recent or costs[best] > price:
                 self.pool.tables.append(new)
                 best = len(recent)
         return first + best
@@ -145,7 +185,12 @@ class Tables:
         """
         if len(self.pool) == n_tables and len(self.pool.maps) == n_maps:
             return
-        by_map, rans = s.coder == Coder.CONTEXT.value, s.coder == Coder.RANS.value
+        rans = s.coder == Coder.RANS.value
+        if len(self.pool.maps) == n_maps:  # all tables may be in use
+            in_use = set(s.table[rans].tolist())
+            if in_use.issuperset(range(n_tables, len(self.pool))):
+                return
+        by_map = s.coder == Coder.CONTEXT.value
         s.table[by_map], used_maps = _renumbered(s.table[by_map], len(self.pool.maps), n_maps)
         maps = [self.pool.maps[i] for i in used_maps]
         of_maps = np.array([t for m in maps for t in m.tables], np.int64)

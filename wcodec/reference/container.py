@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32
+from wcodec.reference.cursor import Cursor, fail
 from wcodec.reference.records import (
-    Cursor,
+    PlanChecker,
     TensorRecord,
-    fail,
+    check_plan,
     read_contexts,
     read_metadata,
     read_tables_record,
@@ -269,13 +270,18 @@ def _inflate(stored: bytes, raw_nbytes: int) -> bytes:
     return raw
 
 
-def read_index(source: ByteSource, read_tables: TableReader = read_tables) -> Index:
+def read_index(
+    source: ByteSource,
+    read_tables: TableReader = read_tables,
+    check_plan: PlanChecker = check_plan,
+) -> Index:
     """Read and check all of a file but its payload.
 
     Parameters
     ----------
-    read_tables
-        What does the same as `wcodec.reference.tables.read_tables`, perhaps faster.
+    read_tables, check_plan
+        What does the same as `wcodec.reference.tables.read_tables` and
+        `wcodec.reference.records.check_plan`, perhaps faster.
 
     Raises
     ------
@@ -297,7 +303,7 @@ def read_index(source: ByteSource, read_tables: TableReader = read_tables) -> In
             "bad_checksum", "the CRC-32 of the index does not match", offset=foot.index_offset
         )
     raw = _inflate(stored, foot.index_raw_nbytes) if foot.index_coding else stored
-    index = _Reader(raw, foot.index_offset, read_tables).read()
+    index = _Reader(raw, foot.index_offset, read_tables, check_plan).read()
     if len(index.tensors) != foot.n_tensors:
         raise fail("bad_range", f"{len(index.tensors)} tensors; the footer says {foot.n_tensors}")
     if index.data_nbytes != foot.data_nbytes:
@@ -314,8 +320,11 @@ def read_index(source: ByteSource, read_tables: TableReader = read_tables) -> In
 class _Reader:
     """Reads the index records, in order."""
 
-    def __init__(self, raw: bytes, index_offset: int, read_tables: TableReader) -> None:
+    def __init__(
+        self, raw: bytes, index_offset: int, read_tables: TableReader, check_plan: PlanChecker
+    ) -> None:
         self.raw, self.index_offset, self.read_tables = raw, index_offset, read_tables
+        self.array, self.check_plan = np.frombuffer(raw, np.uint8).copy(), check_plan
         self.tensors: list[TensorRecord] = []
         self.names: set[str] = set()
         self.seen: set[int] = set()
@@ -396,7 +405,8 @@ class _Reader:
 
     def _add(self, body: Cursor, tables: TablePool) -> None:
         try:
-            t = read_tensor(body, tables, self.base is not None)
+            has_base = self.base is not None
+            t = read_tensor(body, self.array, tables, has_base, self.check_plan)
         except DecodeError as e:
             name = e.tensor or f"number {len(self.tensors)}"
             raise fail(e.code, e.message, tensor=name) from None
@@ -411,7 +421,7 @@ class _Reader:
                 "the payload does not follow on that of the tensor before",
                 tensor=t.name,
             )
-        if int(t.plan(tables).offsets[-1]) != t.payload_nbytes:
+        if t.plan(tables).payload_nbytes != t.payload_nbytes:
             raise fail(
                 "bad_range", "the segments' sizes do not sum to the payload's", tensor=t.name
             )

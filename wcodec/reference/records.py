@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.errors import DecodeError, within
+from wcodec.errors import within
 from wcodec.reference import rans
+from wcodec.reference.columns import Stored, StoredTable, write_columns
+from wcodec.reference.cursor import Cursor, fail
 from wcodec.reference.differences import Difference, coded_dtype
-from wcodec.reference.planes import BY_ID, DType, Layout
+from wcodec.reference.planes import BY_ID, Bytes, DType
 from wcodec.reference.prediction import IS_MODE, PER_TILE
-from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
+from wcodec.reference.segments import (
+    LAST_LAYOUT,
+    MAX_WINDOW_BASE,
+    Coder,
+    SegmentPlan,
+    SegmentTable,
+)
 from wcodec.reference.tables import (
     MAX_CLASSES,
     N_CONTEXTS,
@@ -28,13 +37,12 @@ from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, MIN_TILE, Geo
 
 TENSOR: Final = struct.Struct("<QQIBBBBIIIIHHHH")
 
-MAX_WINDOW_BASE: Final = 240  #: R10.9
-
 MAX_DATA_NBYTES: Final = (1 << 63) - 1
 
 _IS_CODER: Final = np.isin(np.arange(256), list(Coder))
 
-_LAST_LAYOUT: Final = int(max(Layout))
+_SHAPES: Final = [struct.Struct(f"<{rank}Q") for rank in range(MAX_RANK + 1)]
+_LAST_DIFFERENCE: Final = int(max(Difference))
 
 _HEAD_UNITS: Final = rans.HEAD_NBYTES // rans.UNIT
 
@@ -90,18 +98,6 @@ class TensorRecord:
         return plan
 
 
-def _column(values: NDArray[Any]) -> bytes:
-    """A column of the segment table (R4.37): one value for all,
-    or the narrowest width that holds them.
-    """
-    first = int(values[0])
-    if (values == first).all():
-        return struct.pack("<BI", 0, first)
-    most = int(values.max())
-    width = 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4
-    return bytes([width]) + values.astype(f"<u{width}").tobytes()
-
-
 def write_tensor(t: TensorRecord) -> bytes:
     """The body of a TENSOR record (R4.30)."""
     name, dtype_name, g = t.name.encode(), t.dtype_name.encode(), t.geometry
@@ -112,73 +108,31 @@ def write_tensor(t: TensorRecord) -> bytes:
     )  # fmt: skip
     parts = [fixed, struct.pack(f"<{len(t.shape)}Q", *t.shape), name, dtype_name]
     if g.n_segments:
-        s = t.segments
-        parts += [
-            t.segment_crc32.astype("<u4").tobytes(),
-            _column(s.layout),
-            _column(s.base),
-            _column(s.n_patches),
-        ]
-        for p in range(t.coded_dtype.n_planes):
-            parts += [_column(c[p]) for c in (s.coder, s.table, s.prediction, s.n_units)]
+        parts += [t.segment_crc32.astype("<u4").tobytes(), write_columns(t.segments)]
     return b"".join(parts)
 
 
 # ---- reading -------------------------------------------------------------------------------------
-def fail(code: str, message: str, **where: Any) -> DecodeError:
-    """An error to raise."""
-    return DecodeError(code, message, **where)
+#: `check_plan`, or what does the same
+PlanChecker = Callable[[SegmentPlan], None]
 
 
-class Cursor:
-    """Reads a record's body from front to back; what is not there is `bad_range`."""
-
-    def __init__(self, data: bytes, start: int = 0, end: int | None = None) -> None:
-        self.data, self.at, self.end = data, start, len(data) if end is None else end
-
-    @property
-    def left(self) -> int:
-        return self.end - self.at
-
-    def take(self, nbytes: int) -> bytes:
-        start, end = self.at, self.at + nbytes
-        if end > self.end:
-            raise fail("bad_range", f"a record holds {self.left} more bytes where {nbytes} are due")
-        self.at = end
-        return self.data[start:end]
-
-    def unpack(self, layout: struct.Struct | str) -> tuple[Any, ...]:
-        s = struct.Struct(layout) if isinstance(layout, str) else layout
-        return s.unpack(self.take(s.size))
-
-    def array(self, dtype: str, n: int) -> NDArray[Any]:
-        return np.frombuffer(self.take(n * np.dtype(dtype).itemsize), dtype)
-
-    def text(self, nbytes: int) -> str:
-        try:
-            return self.take(nbytes).decode()
-        except UnicodeDecodeError:
-            raise fail("bad_name", "a text is not UTF-8") from None
-
-    def done(self, what: str) -> None:
-        if self.left:
-            raise fail("bad_range", f"{self.left} bytes are left over after {what}")
-
-
-def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord:
-    """The body of a TENSOR record, checked (R4.30 to R4.39)."""
+def read_tensor(
+    body: Cursor, index: Bytes, tables: TablePool, has_base: bool, check_plan: PlanChecker
+) -> TensorRecord:
+    """The body of a TENSOR record, checked (R4.30 to R4.39). `index` is what it is a part of."""
     (
         offset, nbytes, crc, dtype_id, rank, row_rank, order, s_rows, s_cols, t_rows, t_cols, flags,
         n_name, n_dtype, reserved,
     ) = body.unpack(TENSOR)  # fmt: skip
     if rank > MAX_RANK or row_rank > rank:
         raise fail("bad_range", f"rank {rank}, row_rank {row_rank}")
-    shape = tuple(int(d) for d in body.unpack(f"<{rank}Q"))
-    name, dtype_name = body.text(n_name), body.text(n_dtype)
+    shape: tuple[int, ...] = body.unpack(_SHAPES[rank])
+    name, dtype_name = body.text(n_name), body.text(n_dtype) if n_dtype else ""
     with within(tensor=name):
         if flags & ~3 or reserved:  # R4.31
             raise fail("bad_value", "reserved bits of the tensor record are set")
-        if flags > max(Difference) or (flags and not has_base):
+        if flags > _LAST_DIFFERENCE or (flags and not has_base):
             raise fail(
                 "bad_value",
                 f"difference {flags}" + ("" if has_base else ", in a file that has no base"),
@@ -189,7 +143,9 @@ def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord
             raise fail("unsupported_coder", f"element order {order}")
         dtype = BY_ID[dtype_id]
         rows, cols = matrix_view(shape, row_rank, dtype.words_per_element)
-        largest = math.prod(max(d, 1) for d in shape) * dtype.nbytes
+        largest = rows * cols * dtype.word_nbytes
+        if 0 in shape:
+            largest = math.prod(max(d, 1) for d in shape) * dtype.nbytes
         if largest > MAX_DATA_NBYTES:  # R4.35
             raise fail(
                 "bad_range",
@@ -203,12 +159,15 @@ def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord
                 "bad_range", f"{n} segments; the record has room for {body.left // 4} checksums"
             )
         crcs = body.array("<u4", n).astype(np.uint32)
-        difference = Difference(flags)
+        difference = Difference(flags) if flags else Difference.NONE
         coded = coded_dtype(dtype, difference)
-        segments = (
-            _read_columns(body, n, coded.n_planes) if n else SegmentTable.zeros(0, coded.n_planes)
-        )
-        body.done("the segment table")
+        if n:
+            segments: SegmentTable = StoredTable.at(
+                Stored(index, body.at, body.end, n, coded.n_planes)
+            )
+        else:
+            body.done("the segment table")
+            segments = SegmentTable.zeros(0, coded.n_planes)
         t = TensorRecord(
             name,
             dtype,
@@ -225,30 +184,6 @@ def read_tensor(body: Cursor, tables: TablePool, has_base: bool) -> TensorRecord
         )
         check_plan(t.plan(tables))
     return t
-
-
-def _read_columns(body: Cursor, n: int, n_planes: int) -> SegmentTable:
-    def column(limit: int, out: NDArray[Any]) -> None:
-        width = body.take(1)[0]
-        if width not in (0, 1, 2, 4):
-            raise fail("bad_value", f"a column of the segment table has width {width}")
-        values: Any = (
-            int.from_bytes(body.take(4), "little") if width == 0 else body.array(f"<u{width}", n)
-        )
-        most = values if width == 0 else int(values.max())
-        if most > limit:
-            raise fail(
-                "bad_value", f"a column of the segment table holds {most}, more than {limit}"
-            )
-        out[:] = values
-
-    s = SegmentTable.zeros(n, n_planes)
-    for values in (s.layout, s.base, s.n_patches):
-        column((1 << 8 * values.itemsize) - 1, values)
-    for p in range(n_planes):
-        for of_planes in (s.coder, s.table, s.prediction, s.n_units):
-            column((1 << 8 * of_planes.itemsize) - 1, of_planes[p])
-    return s
 
 
 def check_geometry(g: Geometry) -> None:
@@ -286,7 +221,7 @@ def check_plan(plan: SegmentPlan) -> None:
         if not holds.all():
             raise fail(code, f"segment {int(np.argwhere(~holds)[0][-1])}: {message}")
 
-    require(s.layout <= _LAST_LAYOUT, "unsupported_coder", "reserved layout")
+    require(s.layout <= LAST_LAYOUT, "unsupported_coder", "reserved layout")
     require(_IS_CODER[s.coder], "unsupported_coder", "reserved coder")
     require(
         IS_MODE[s.prediction] | (s.prediction == PER_TILE), "unsupported_coder", "reserved mode"

@@ -26,6 +26,10 @@ from wcodec.reference.tiles import Geometry, tiles
 ALIGN: Final = 16  #: bytes; every part of a segment record starts at a multiple of it (R10.2)
 
 
+LAST_LAYOUT: Final = int(max(Layout))
+MAX_WINDOW_BASE: Final = 240  #: R10.9
+
+
 class Coder(IntEnum):
     """How a plane is stored (R10.5)."""
 
@@ -77,7 +81,9 @@ class SegmentTable:
 
     @staticmethod
     def concatenate(parts: list[SegmentTable]) -> SegmentTable:
-        """Tables one after another."""
+        """Tables one after another, at least one."""
+        if len(parts) == 1:
+            return parts[0]
         return SegmentTable(
             *(
                 np.concatenate([getattr(p, f.name) for p in parts], axis=-1)
@@ -226,6 +232,11 @@ class SegmentPlan:
     def patch_offsets(self) -> NDArray[np.int64]:
         """Where each segment's patches start in the payload."""
         return self.offsets[1:] - self.patches_nbytes
+
+    @cached_property
+    def payload_nbytes(self) -> int:
+        """Bytes of all records."""
+        return int(self.offsets[-1])
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:

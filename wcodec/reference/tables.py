@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property, lru_cache
-from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -49,6 +48,13 @@ class Table:
         if self.freq.max() >= 1 << prob_bits:
             raise DecodeError("bad_table", "a table holds one symbol alone")
 
+    @classmethod
+    def checked(cls, freq: Counts, prob_bits: int) -> Table:
+        """A table of frequencies that keep the rules."""
+        table = cls.__new__(cls)
+        table.freq, table.prob_bits = freq, prob_bits
+        return table
+
     @cached_property
     def start(self) -> Counts:
         """First slot of each symbol: the sum of the frequencies before it."""
@@ -89,20 +95,25 @@ class Table:
         """The table as the TABLES record holds it (R9.7): the shortest of all `k`."""
         first, values = self._range
         last, k = first + values.size - 1, int(np.argmin(self._code_bits))
-        bits = "".join(map(_exp_golomb, values.tolist(), repeat(k)))
+        codes = _exp_golomb_codes(k)
+        bits = "".join([codes[value] for value in values.tolist()])
         bits += "0" * (-len(bits) % 8)
         return bytes([self.prob_bits, first, last, k]) + int(bits, 2).to_bytes(
             len(bits) // 8, "big"
         )
 
 
-@lru_cache(maxsize=1 << 12)
-def _exp_golomb(value: int, k: int) -> str:
-    """Exp-Golomb code of order k: as many zeros as the quotient has bits after its first,
-    the quotient, k low bits.
+@lru_cache(maxsize=MAX_PROB_BITS)
+def _exp_golomb_codes(k: int) -> list[str]:
+    """Exp-Golomb codes of order k of all frequencies: as many zeros as the quotient has bits after
+    its first, the quotient, k low bits.
     """
-    quotient, low = (value >> k) + 1, value & ((1 << k) - 1)
-    return "0" * (quotient.bit_length() - 1) + f"{quotient:b}" + (f"{low:0{k}b}" if k else "")
+    codes = list[str]()
+    for value in range((1 << MAX_PROB_BITS) + 1):
+        quotient, low = (value >> k) + 1, value & ((1 << k) - 1)
+        zeros = "0" * (quotient.bit_length() - 1)
+        codes.append(zeros + f"{quotient:b}" + (f"{low:0{k}b}" if k else ""))
+    return codes
 
 
 #: `read_tables`, or what does the same

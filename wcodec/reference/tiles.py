@@ -106,6 +106,45 @@ class Geometry:
         return replace(self, rows=int(heights.sum()), cols=int(widths.sum())), ids
 
 
+@dataclass(frozen=True, slots=True)
+class Spans(Geometry):
+    """Segments of a single row of words, of any widths and a tile each: small tensors, one after
+    another, that are coded at once.
+
+    Attributes
+    ----------
+    bounds
+        int64: where each segment starts, and at the end where the last one stops.
+    """
+
+    bounds: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, widths: NDArray[np.int64]) -> Spans:
+        """Segments of these widths, none of them 0."""
+        bounds = np.zeros(widths.size + 1, np.int64)
+        np.cumsum(widths, out=bounds[1:])
+        widest = int(widths.max())
+        return cls(1, int(bounds[-1]), 1, widest, 1, widest, bounds)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """A row of all segments."""
+        return 1, self.bounds.size - 1
+
+    def _sizes(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        widths = np.diff(self.bounds)
+        return np.ones_like(widths), widths, widths
+
+    def corners(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `Geometry.corners`."""
+        return np.zeros(self.bounds.size - 1, np.int64), self.bounds[:-1]
+
+    def rectangle(self, k: int) -> tuple[slice, slice]:
+        """As `Geometry.rectangle`."""
+        return slice(0, 1), slice(int(self.bounds[k]), int(self.bounds[k + 1]))
+
+
 _KEPT_SEGMENTS: Final = 1 << 14  #: sizes of larger grids are not kept
 
 

@@ -31,6 +31,9 @@ class Transform(IntEnum):
     ADST = 2
 
 
+N_TRANSFORMS: Final = len(Transform)
+
+
 #: Rows of five integers ``a, b, p, u, r``, each three lifting steps: ``y[a] += p y[b]``,
 #: ``y[b] += u y[a]``, ``y[a] += r y[b]``, in 128ths. A rotation by t has ``p = r = -tan(t / 2)``,
 #: ``u = sin(t)``; ``-128, 64, 0`` makes a difference and a mean.

@@ -53,8 +53,8 @@ class Counted(NamedTuple):
     ----------
     planes
         int64: byte planes, or nibble planes where words are of one byte and `base` is not -1.
-    mode
-        Counts are of what it makes of the bytes.
+    modes
+        int64: counts are of what each makes of the bytes.
     base
         Start of the window of which pairs of codes are counted too, or -1 for none.
     fill
@@ -62,7 +62,7 @@ class Counted(NamedTuple):
     """
 
     planes: Ints
-    mode: Int
+    modes: Ints
     base: Int
     fill: Int
 

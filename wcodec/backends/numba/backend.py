@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite
@@ -24,6 +25,7 @@ from wcodec.backends.numba.cpu import cpu_name
 from wcodec.backends.numba.crc32 import crc32_range
 from wcodec.backends.numba.differences import ADD, SUBTRACT, XOR
 from wcodec.backends.numba.ir import VARIANT
+from wcodec.backends.numba.jobs import payload_nbytes
 from wcodec.backends.numba.kernels import Kernel, Native
 from wcodec.backends.numba.scratch import Loans, Scratch
 from wcodec.backends.numba.tables import fill_luts, read_tables
@@ -38,6 +40,7 @@ from wcodec.backends.protocol import (
 )
 from wcodec.errors import BackendUnavailable
 from wcodec.reference.checksums import crc32_combine
+from wcodec.reference.records import check_plan
 from wcodec.reference.tables import MAX_PROB_BITS, Table
 from wcodec.reference.tables import read_tables as reference_read_tables
 
@@ -66,6 +69,7 @@ class NumbaBackend(Backend):
     """
 
     name = "numba"
+    takes_spans = True
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(threads)
@@ -96,9 +100,23 @@ class NumbaBackend(Backend):
         base: int | None = None,
         fill: int = 0,
     ) -> NDArray[np.int64]:
-        call = Counting(words, geometry, dtype, segments, planes, mode, base, fill)
-        self._threads.map(call.run, len(call.records), call.nbytes)
+        call = Counting(words, geometry, dtype, segments, planes, (mode,), base, fill)
+        self._threads.map(call.run, call.n, call.nbytes)
         return call.counts
+
+    def histograms(
+        self,
+        words: Any,
+        geometry: Geometry,
+        dtype: DType,
+        modes: Sequence[int],
+        *,
+        segments: NDArray[np.int64] | None = None,
+        planes: tuple[int, ...] | None = None,
+    ) -> NDArray[np.int64]:
+        call = Counting(words, geometry, dtype, segments, planes, modes, None, 0)
+        self._threads.map(call.run, call.n, call.nbytes)
+        return call.counts.reshape(len(modes), call.n, *call.counts.shape[1:])
 
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
         return self._encode(plan, words, no_sums())
@@ -173,8 +191,15 @@ class NumbaBackend(Backend):
             at = read_tables(raw, at, freq, prob_bits)
             if at < 0:
                 return reference_read_tables(data, offset, n)  # which says what is wrong
-            tables += map(Table, freq, prob_bits.tolist())
+            tables += map(Table.checked, freq, prob_bits.tolist())
         return tables, at
+
+    def check_plan(self, plan: SegmentPlan) -> None:
+        nbytes = payload_nbytes(plan)
+        if nbytes < 0:
+            check_plan(plan)  # says what is wrong
+            raise AssertionError("a segment table is wrong, and all right")
+        vars(plan)["payload_nbytes"] = nbytes
 
     def checksums(self, payload: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
         data, offsets = bytes_of(payload), np.ascontiguousarray(offsets, np.int64)

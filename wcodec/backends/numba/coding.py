@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -20,19 +20,19 @@ from wcodec.backends.numba import (
     split,
     words,
 )
-from wcodec.backends.numba.arguments import Counted, DecodingTables, Heads
+from wcodec.backends.numba.arguments import Heads
 from wcodec.backends.numba.checksums import Sums
+from wcodec.backends.numba.job_records import JOB, MIXED
 from wcodec.backends.numba.jobs import Ints, Jobs
-from wcodec.backends.numba.kernels import Native, Packed
+from wcodec.backends.numba.kernels import Native, address_of, flat
 from wcodec.backends.numba.kinds import GENERAL, WITH_CONTEXTS, common_kinds
 from wcodec.backends.numba.rans import VECTOR_BITS
 from wcodec.backends.numba.scratch import Scratch
 from wcodec.backends.numba.tables import encoding_tables, fill_luts, frequencies
 from wcodec.backends.protocol import DType, EncodedSegments, Geometry, SegmentPlan
 from wcodec.reference.planes import Bytes, Words
-from wcodec.reference.rans import max_stream_nbytes
-from wcodec.reference.segments import Coder, padded
 from wcodec.reference.tables import MAX_PROB_BITS
+from wcodec.reference.tiles import Spans
 
 _NO_BYTES: Final = np.empty(0, np.uint8)
 
@@ -52,11 +52,14 @@ def _checked(matrix: Words, geometry: Geometry, dtype: DType) -> Words:
     return matrix
 
 
-def _runs(kinds: Ints, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+def _runs(of: Jobs, first: int, last: int) -> Iterator[tuple[int, int, int]]:
     """Ranges of segments of the same kind: first, last, kind."""
-    cuts = first + 1 + np.flatnonzero(np.diff(kinds[first:last]))
+    if of.kind != MIXED:
+        yield first, last, of.kind
+        return
+    cuts = first + 1 + np.flatnonzero(np.diff(of.kinds[first:last]))
     for start, end in pairwise([first, *cuts.tolist(), last]):
-        yield start, end, int(kinds[start])
+        yield start, end, int(of.kinds[start])
 
 
 def _side_nbytes(geometry: Geometry, dtype: DType) -> int:
@@ -65,27 +68,10 @@ def _side_nbytes(geometry: Geometry, dtype: DType) -> int:
     return jobs.plane_room(geometry) * dtype.word_nbytes if narrow else 0
 
 
-def _used_modes(plan: SegmentPlan) -> set[int]:
-    """All that is in the column of modes."""
-    modes = plan.segments.prediction
-    return set(np.flatnonzero(np.bincount(modes.reshape(-1))).tolist()) if modes.any() else set()
-
-
-def _worst_nbytes(plan: SegmentPlan) -> Ints:
-    """The most bytes that each segment's record can take."""
-    s, size = plan.segments, plan.plane_nbytes
-    raw = padded(size) * (s.coder == Coder.RAW.value)
-    streams = np.where(plan.is_stream, max_stream_nbytes(size), raw)
-    patches = padded(4 * plan.n_elements) * (plan.is_pairs & (plan.dtype.word_nbytes > 1))
-    return np.asarray(
-        plan.words_nbytes + plan.head_nbytes + streams.sum(axis=0) + patches, np.int64
-    )
-
-
 def all_sums(plan: SegmentPlan) -> Sums:
     """For all checksums."""
     g = plan.geometry
-    width = max(1, min(g.segment_cols, g.cols))
+    width = 1 if type(g) is Spans else max(1, min(g.segment_cols, g.cols))
     return Sums(g.n_segments, (g.rows, g.cols, width, plan.dtype.word_nbytes), True)
 
 
@@ -95,7 +81,9 @@ def no_sums() -> Sums:
 
 
 class Counting:
-    """A call of `Backend.histogram`, whose parameters it takes. Fills `counts`."""
+    """A call of `Backend.histogram` or `Backend.histograms`, whose parameters it takes. Fills
+    `counts`, of shape (modes * segments, histograms of each, 256).
+    """
 
     def __init__(
         self,
@@ -104,7 +92,7 @@ class Counting:
         dtype: DType,
         ids: Ints | None,
         planes: tuple[int, ...] | None,
-        mode: int,
+        modes: Sequence[int],
         base: int | None,
         fill: int,
     ) -> None:
@@ -112,10 +100,13 @@ class Counting:
         nibbles = pairs and word_nbytes == 1
         numbers = range(2 if nibbles else word_nbytes) if planes is None else planes
         which, window = np.array(numbers, np.int64), -1 if base is None else base
-        self.counted = Counted(which, mode, window, fill)
-        self.records, self.mode = jobs.rectangles(geometry, ids), mode
+        self.counted = which, np.array(modes, np.int64), window, fill
+        self.records, self.transforms = jobs.rectangles(geometry, dtype, ids), 0
+        for mode in modes:
+            self.transforms |= 1 << (mode >> 4)
+        self.n = geometry.n_segments if ids is None else ids.size
         n_each = which.size + (pairs and not nibbles)
-        self.counts = np.empty((len(self.records), n_each, 256), np.int64)
+        self.counts = np.empty((len(modes) * self.n, n_each, 256), np.int64)
         height, width = jobs.largest(geometry)
         one_tile = height <= geometry.tile_rows and width <= geometry.tile_cols
         self.kind = common_kinds(dtype.id)[pairs] if one_tile else GENERAL
@@ -123,18 +114,19 @@ class Counting:
             native = words.splitter(word_nbytes)
         else:
             native = split.splitter(self.kind, nibbles or bool((which > 0).any()))
-        data = bytes_of(_checked(matrix, geometry, dtype))
-        self.matrix = jobs.matrix_of(Packed(data), geometry, dtype, native)
+        self.data = bytes_of(_checked(matrix, geometry, dtype))
+        self.matrix = jobs.matrix_of(flat(self.data), geometry, dtype, native)
         self.n_rooms = common_encoding.SHARE + word_nbytes
         self.room, self.side = jobs.plane_room(geometry), _side_nbytes(geometry, dtype)
-        n_words = min(len(self.records) * height * width, geometry.rows * geometry.cols)
+        n_words = min(self.n * height * width, geometry.rows * geometry.cols)
         self.nbytes = n_words * word_nbytes  # at most
 
     def run(self, first: int, last: int, scratch: Scratch) -> None:
         """Count the segments of a range."""
-        scratch.streams.need_transforms({self.mode})
+        scratch.streams.need_transforms(self.transforms)
         rooms = scratch.take_rooms(self.n_rooms, self.room, self.side)
-        what = first, last, self.records, self.matrix, self.counted, rooms
+        records = [address_of(self.records), self.n]
+        what = first, last, records, self.matrix, self.counted, rooms
         into = scratch.four, scratch.streams.natives, self.counts
         if self.kind == GENERAL:
             segments.histogram_range(*what, *into)
@@ -146,49 +138,45 @@ class Encoding:
     """A call of `Backend.encode_segments`."""
 
     def __init__(self, plan: SegmentPlan, matrix: Words, sums: Sums) -> None:
-        of_plan, self.geometry, self.dtype = Jobs.of(plan, encoding=True), plan.geometry, plan.dtype
-        self.records, self.kinds, used, _ = of_plan
-        tables, words_of_entries = encoding_tables(used)
-        common = np.flatnonzero(self.kinds > 0)
-        numbers = self.records["planes"]["table"][common, 0]
-        self.kinds[common[tables.prob_bits[numbers] < VECTOR_BITS]] = GENERAL
+        self.jobs, self.geometry, self.dtype = Jobs.of(plan, True), plan.geometry, plan.dtype
+        tables, words_of_entries = encoding_tables(self.jobs.tables)
+        if (tables.prob_bits < VECTOR_BITS).any():  # quotients of vectors need more
+            self.jobs.kinds[self.jobs.kinds > 0] = GENERAL
+            self.jobs = self.jobs._replace(kind=MIXED)
         self.tables = tables
         self.context_tables = tables._replace(entries=words_of_entries)
-        self.maps, self.modes, self.sums = of_plan.context_maps(256), _used_modes(plan), sums
+        self.maps, self.sums = self.jobs.context_maps(256), sums
         modes, scales = (
             _NO_BYTES if part is None else bytes_of(part) for part in (plan.modes, plan.scales)
         )
         self.heads = Heads(modes, scales)
         self.data = bytes_of(_checked(matrix, plan.geometry, plan.dtype))
-        self._packed = Packed(self.data)
         self.n_units = np.zeros((plan.dtype.n_planes, plan.geometry.n_segments), np.uint32)
         self.n_patches = np.zeros(plan.geometry.n_segments, np.uint32)
-        self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(_worst_nbytes(plan))])
-        self.room, self.side = (
-            jobs.plane_room(plan.geometry),
-            _side_nbytes(plan.geometry, plan.dtype),
-        )
+        self.room = jobs.plane_room(plan.geometry)
+        self.side = _side_nbytes(plan.geometry, plan.dtype)
 
     @property
     def worst_nbytes(self) -> int:
         """The most bytes that all records can take."""
-        return int(self.starts[-1])
+        return self.jobs.nbytes
 
-    def _matrix(self, native: Native) -> tuple[Any, ...]:
-        return jobs.matrix_of(self._packed, self.geometry, self.dtype, native)
+    def _matrix(self, native: Native) -> list[int]:
+        return jobs.matrix_of(flat(self.data), self.geometry, self.dtype, native)
 
     def run(self, first: int, last: int, payload: Bytes, scratch: Scratch) -> tuple[int, int]:
         """Encode a range of segments, from where it would start in the payload at worst.
 
         Returns where its records start and end.
         """
-        n_rooms, start = 2 * common_encoding.SHARE + self.dtype.word_nbytes, int(self.starts[first])
+        n_rooms = 2 * common_encoding.SHARE + self.dtype.word_nbytes
+        start = int(self.jobs.records.view(JOB)[first]["start"]) if first else 0
         rooms = scratch.take_rooms(n_rooms, self.room, self.side, encoding=True)
-        scratch.streams.need_transforms(self.modes)
+        scratch.streams.need_transforms(self.jobs.transforms)
         shared, end = (scratch.streams.packed(), self.sums.arrays(scratch.rest)), start
-        for a, b, kind in _runs(self.kinds, first, last):
+        for a, b, kind in _runs(self.jobs, first, last):
             encoded = payload[end:], self.n_units, self.n_patches
-            what = a, b, self.records
+            what = a, b, self.jobs.words()
             if kind == GENERAL:
                 matrix = self._matrix(words.splitter(self.dtype.word_nbytes))
                 end += segments.encode_range(
@@ -224,44 +212,39 @@ class Decoding:
     """A call of `Backend.decode_segments`. Fills `status` and the matrix."""
 
     def __init__(self, plan: SegmentPlan, payload: Bytes, out: Words, sums: Sums) -> None:
-        of_plan, self.geometry, self.dtype = Jobs.of(plan), plan.geometry, plan.dtype
-        self.records, self.kinds, used, _ = of_plan
-        if payload.size < plan.offsets[-1]:
+        self.jobs, self.geometry, self.dtype = Jobs.of(plan), plan.geometry, plan.dtype
+        if payload.size < self.jobs.nbytes:
             raise ValueError(
-                f"the payload has {payload.size} bytes; the plan says {plan.offsets[-1]}"
+                f"the payload has {payload.size} bytes; the plan says {self.jobs.nbytes}"
             )
-        size = 1 << MAX_PROB_BITS
+        used, size = self.jobs.tables, 1 << MAX_PROB_BITS
         luts = np.empty((len(used), size), np.uint32)
         fill_luts(frequencies(used), luts)
         prob_bits = np.array([t.prob_bits for t in used], np.int64)
-        self.tables = DecodingTables(luts.reshape(-1), prob_bits)
-        self.maps, self.modes, self.sums = of_plan.context_maps(size), _used_modes(plan), sums
+        self.tables = luts.reshape(-1), prob_bits
+        self.maps, self.sums = self.jobs.context_maps(size), sums
         self.payload = bytes_of(payload)
         self.data = _checked(out, plan.geometry, plan.dtype).reshape(-1).view(np.uint8)
-        self._packed = Packed(self.data)
         self.status = np.empty(plan.geometry.n_segments, np.uint8)
-        self.longest = int(plan.stream_nbytes.max(initial=0))
         self.n_rooms = plan.dtype.word_nbytes + 1
-        if self.kinds.any():
+        if self.jobs.kind != GENERAL:
             self.n_rooms = common_decoding.N_ROOMS + 2 * plan.dtype.word_nbytes
         if self.maps:
             self.n_rooms = 2 * (contexts.N_ROOMS + plan.dtype.word_nbytes)
-        self.room, self.side = (
-            jobs.plane_room(plan.geometry),
-            _side_nbytes(plan.geometry, plan.dtype),
-        )
+        self.room = jobs.plane_room(plan.geometry)
+        self.side = _side_nbytes(plan.geometry, plan.dtype)
 
-    def _matrix(self, native: Native) -> tuple[Any, ...]:
-        return jobs.matrix_of(self._packed, self.geometry, self.dtype, native)
+    def _matrix(self, native: Native) -> list[int]:
+        return jobs.matrix_of(flat(self.data), self.geometry, self.dtype, native)
 
     def run(self, first: int, last: int, scratch: Scratch) -> None:
         """Decode a range of segments."""
         rooms = scratch.take_rooms(self.n_rooms, self.room, self.side)
-        scratch.streams.grow(self.longest)
-        scratch.streams.need_transforms(self.modes)
+        scratch.streams.grow(self.jobs.longest)
+        scratch.streams.need_transforms(self.jobs.transforms)
         shared = scratch.streams.packed(), self.sums.arrays(scratch.rest), self.status
-        for a, b, kind in _runs(self.kinds, first, last):
-            what = a, b, self.records
+        for a, b, kind in _runs(self.jobs, first, last):
+            what = a, b, self.jobs.words()
             if kind == GENERAL:
                 matrix = self._matrix(words.merger(self.dtype.word_nbytes))
                 segments.decode_range(*what, matrix, self.payload, self.tables, rooms, *shared)

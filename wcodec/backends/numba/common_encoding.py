@@ -155,7 +155,10 @@ def histogram_range(
                 patches = _patch_room(rooms)[:n_patches]
                 _count_tops(counts[k, 0], n, base, counted.fill, patches, own[i])
             else:
-                count_plane(job, matrix, counted.mode, plane, work, four, natives, own[i])
+                for m in range(counted.modes.size):
+                    own = counts[m * len(jobs) + k]
+                    mode, to = counted.modes[m], own[own.shape[0] - counted.planes.size + i]
+                    count_plane(job, matrix, mode, plane, work, four, natives, to)
 
 
 # ---- encoding ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ NumPy, no loops. Arrays that are kept are not to be changed.
 from __future__ import annotations
 
 import math
+import threading
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -13,22 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.numba import contexts
-from wcodec.backends.numba.arguments import ContextMaps, Matrix
-from wcodec.backends.numba.job_records import JOB, Columns, Sizes, fill_jobs
-from wcodec.backends.numba.kernels import Native, Packed
+from wcodec.backends.numba.job_records import (
+    COLUMNS,
+    JOB,
+    N_FOUND,
+    check_table,
+    fill_jobs,
+    fill_rectangles,
+)
+from wcodec.backends.numba.kernels import Native, Packed, address_of
 from wcodec.backends.numba.kinds import common_kinds
 from wcodec.backends.protocol import DType, Geometry, SegmentPlan
-from wcodec.reference.planes import BY_ID, WordMap
+from wcodec.reference.columns import StoredTable
+from wcodec.reference.planes import BY_ID, Bytes, WordMap
 from wcodec.reference.rans import GROUP
-from wcodec.reference.segments import Coder
+from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tables import MAX_CLASSES, ContextMap, Table
+from wcodec.reference.tiles import Spans
 
 Ints = NDArray[np.int64]
 
-KEPT_SEGMENTS: Final = 1024  #: grids of more are not kept
 _NO_BYTES: Final = np.empty(0, np.uint8)
-_NO_OFFSETS: Final = np.empty(0, np.int64)
-_NO_PLANES: Final = np.empty((0, 0), np.int64)
+_NO_INTS: Final = np.empty(0, np.int64)
 
 
 # ---- words and geometry ------------------------------------------------------------------------
@@ -46,18 +53,11 @@ def _word_map(dtype_id: int) -> Packed:
     return Packed(np.array([up, stay, sign, flip, down], np.uint64))
 
 
-def matrix_of(data: Packed, geometry: Geometry, dtype: DType, native: Native) -> tuple[Any, ...]:
-    """Elements of `Matrix`; `native` splits words, or merges them."""
-    g = geometry
-    return Matrix(
-        data,
-        g.cols,
-        g.tile_rows,
-        g.tile_cols,
-        dtype.word_nbytes,
-        _word_map(dtype.id),
-        native.address,
-    )
+def matrix_of(data: list[int], geometry: Geometry, dtype: DType, native: Native) -> list[int]:
+    """Words of `Matrix`; `data` are those of its bytes, `native` splits words or merges them."""
+    g, word_map = geometry, _word_map(dtype.id).words
+    shape = g.cols, g.tile_rows, g.tile_cols, dtype.word_nbytes
+    return [*data, *shape, *word_map, native.address]
 
 
 def largest(geometry: Geometry) -> tuple[int, int]:
@@ -70,23 +70,61 @@ def plane_room(geometry: Geometry) -> int:
     return (math.prod(largest(geometry)) // GROUP + 2) * GROUP
 
 
-@lru_cache(maxsize=16)
-def _blank_jobs(geometry: Geometry) -> NDArray[Any]:
-    jobs = np.zeros(geometry.n_segments, JOB)
-    jobs["row"], jobs["col"] = geometry.corners()
-    jobs["height"], jobs["width"] = geometry.sizes()
-    return jobs
+class _Room(threading.local):
+    """What kernels that look at segment tables need, for one thread: their words."""
+
+    def __init__(self) -> None:
+        self._kept = np.empty(COLUMNS.itemsize, np.uint8), np.empty(JOB.itemsize, np.uint8)
+        self.columns, self.job = ([address_of(room), 1] for room in self._kept)
 
 
-def rectangles(geometry: Geometry, segments: Ints | None = None) -> NDArray[Any]:
+_room: Final = _Room()
+
+
+def _table(
+    columns: tuple[Bytes, int, int], geometry: Geometry, dtype: DType, map_kinds: Ints
+) -> list[int]:
+    """Words of `job_records.Table`."""
+    g, (data, start, end) = geometry, columns
+    bounds = g.bounds if type(g) is Spans else _NO_INTS
+    return [
+        address_of(data), data.size, start, end, dtype.n_planes, g.rows, g.cols, g.segment_rows,
+        g.segment_cols, g.tile_rows, g.tile_cols, dtype.word_nbytes, dtype.has_pairs,
+        address_of(bounds), bounds.size, address_of(map_kinds), map_kinds.size, *_room.columns,
+    ]  # fmt: skip
+
+
+def _kinds_of(maps: list[ContextMap]) -> Ints:
+    return np.array([m.kind for m in maps], np.int64) if maps else _NO_INTS
+
+
+def rectangles(geometry: Geometry, dtype: DType, segments: Ints | None = None) -> Bytes:
     """Jobs of all segments, or of some, of which only the rectangles are filled in."""
-    kept = geometry.n_segments <= KEPT_SEGMENTS
-    jobs = (_blank_jobs if kept else _blank_jobs.__wrapped__)(geometry)
-    if segments is not None:
-        return jobs.take(segments)  # half the time of an index, with records
-    if not kept:
-        return jobs
-    return jobs.view(np.uint8).copy().view(JOB)  # records are copied field by field otherwise
+    ids = _NO_INTS if segments is None else np.ascontiguousarray(segments, np.int64)
+    n = geometry.n_segments if segments is None else ids.size
+    records = np.empty(n * JOB.itemsize, np.uint8)
+    table = _table((_NO_BYTES, 0, 0), geometry, dtype, _NO_INTS)
+    fill_rectangles([address_of(records), n], table, ids)
+    return records
+
+
+def payload_nbytes(plan: SegmentPlan) -> int:
+    """Bytes of all records of a plan, or -1 if it breaks a rule."""
+    columns, kinds = _stored_columns(plan.segments), _kinds_of(plan.tables.maps)
+    table = _table(columns, plan.geometry, plan.dtype, kinds)
+    return check_table(_room.job, table, len(plan.tables))
+
+
+def _stored_columns(s: SegmentTable) -> tuple[Bytes, int, int]:
+    """Columns as a tensor record holds them: they are in an array, from where to where."""
+    if type(s) is StoredTable and s.stored is not None:
+        return s.stored.array, s.stored.start, s.stored.end
+    columns: list[NDArray[Any]] = [s.layout, s.base, s.n_patches]
+    for planes in zip(s.coder, s.table, s.prediction, s.n_units, strict=True):
+        columns += planes
+    parts = [part for c in columns for part in (bytes([c.itemsize]), c.tobytes())]
+    data = np.frombuffer(b"".join(parts if s.layout.size else []), np.uint8)
+    return data, 0, data.size
 
 
 # ---- plans -------------------------------------------------------------------------------------
@@ -96,8 +134,7 @@ class Jobs(NamedTuple):
     Attributes
     ----------
     records
-        Of type `job_records.JOB`, one a segment. For encoding they do not say where anything is in
-        the payload.
+        Bytes of type `job_records.JOB`, one a segment.
     kinds
         int64: which kernels suit each segment; see `kinds`.
     tables
@@ -105,53 +142,60 @@ class Jobs(NamedTuple):
     maps
         The context maps that are used, whose tables have these numbers too; jobs number them from
         0.
+    kind
+        The kind of all segments, or `MIXED`.
+    nbytes
+        Bytes of all records.
+    longest
+        Bytes of the longest stream.
+    transforms
+        A bit for each transform that is used.
     """
 
-    records: NDArray[Any]
+    records: Bytes
     kinds: Ints
     tables: list[Table]
     maps: list[ContextMap]
+    kind: int
+    nbytes: int
+    longest: int
+    transforms: int
 
     @classmethod
     def of(cls, plan: SegmentPlan, encoding: bool = False) -> Jobs:
-        """Those of a plan.
+        """Those of a plan; to encode, sizes are what records take at worst.
 
         Raises
         ------
         ValueError
             The plan names a table or context map that is not there.
         """
-        s, g, n_tables = plan.segments, plan.geometry, len(plan.tables)
-        coder, table, maps = _with_maps(plan)
-        records, kinds = rectangles(g), np.empty(g.n_segments, np.int64)
-        ids, numbers = np.empty(n_tables, np.int64), np.zeros(n_tables, np.int64)
+        n, (columns, maps) = plan.geometry.n_segments, _columns_of(plan)
+        records, numbers = np.empty(n * JOB.itemsize, np.uint8), np.empty(n + N_FOUND, np.int64)
+        tables = np.zeros((2, len(plan.tables)), np.int64)
         for m in maps:
-            numbers[list(m.tables)] = 1
-        fill = _NO_BYTES if plan.fill is None else plan.fill
-        columns = Columns(s.layout, s.base, fill, s.n_patches, coder, table, s.prediction)
-        stream_nbytes, offsets = (
-            (_NO_PLANES, _NO_OFFSETS) if encoding else (plan.stream_nbytes, plan.offsets)
-        )
-        sizes = Sizes(plan.modes_nbytes, plan.scale_nbytes, stream_nbytes, offsets)
-        n_used = fill_jobs(
-            records,
-            (g.tile_rows, g.tile_cols),
-            columns,
-            sizes,
-            numbers,
-            ids,
-            kinds,
-            common_kinds(plan.dtype.id),
-        )
+            tables[0, list(m.tables)] = 1
+        of_maps = _kinds_of(maps)
+        table = _table(columns, plan.geometry, plan.dtype, of_maps)
+        fill, found = _NO_BYTES if plan.fill is None else plan.fill, address_of(numbers)
+        of, kinds = common_kinds(plan.dtype.id), [found + 8 * N_FOUND, n]
+        jobs = [address_of(records), n]
+        fill_jobs(jobs, kinds, table, fill, of, tables, int(encoding), [found, N_FOUND])
+        n_used, nbytes, longest, transforms, kind = numbers[:N_FOUND].tolist()
         if n_used < 0:
             raise _missing(plan)
         maps = [
-            ContextMap(m.kind, m.class_of, tuple(numbers[list(m.tables)].tolist())) for m in maps
+            ContextMap(m.kind, m.class_of, tuple(tables[0, list(m.tables)].tolist())) for m in maps
         ]
-        return cls(records, kinds, [plan.tables[i] for i in ids[:n_used].tolist()], maps)
+        used = [plan.tables[i] for i in tables[1, :n_used].tolist()]
+        return cls(records, numbers[N_FOUND:], used, maps, kind, nbytes, longest, transforms)
 
-    def context_maps(self, size: int) -> tuple[Any, ...]:
-        """Elements of `ContextMaps`, for tables of `size` entries; empty if there are no maps."""
+    def words(self) -> list[int]:
+        """Words of `records`."""
+        return [address_of(self.records), self.kinds.size]
+
+    def context_maps(self, size: int) -> tuple[NDArray[Any], ...]:
+        """Elements of `ContextMaps`, for tables of `size` entries; none if there are no maps."""
         if not self.maps:
             return ()
         n = len(self.maps)
@@ -161,13 +205,10 @@ class Jobs(NamedTuple):
             class_of[i, : len(m.class_of)] = np.frombuffer(m.class_of, np.uint8)
             parts[i, : len(m.tables)] = np.array(m.tables) * size
         first = [self.tables[m.tables[0]] for m in self.maps]
-        return ContextMaps(
-            np.array([m.kind for m in self.maps], np.int64),
-            class_of,
-            parts,
-            np.array([t.prob_bits for t in first], np.int64),
-            np.array([t.padding for t in first], np.int64),
-        )
+        numbers = [m.kind for m in self.maps], [t.prob_bits for t in first]
+        kind, prob_bits = (np.array(x, np.int64) for x in numbers)
+        padding = np.array([t.padding for t in first], np.int64)
+        return kind, class_of, parts, prob_bits, padding
 
 
 def _missing(plan: SegmentPlan) -> ValueError:
@@ -178,16 +219,17 @@ def _missing(plan: SegmentPlan) -> ValueError:
     )
 
 
-def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32], list[ContextMap]]:
-    """Columns `coder` and `table`, and the context maps that are used, by whose places `table`
-    names them.
+def _columns_of(plan: SegmentPlan) -> tuple[tuple[Bytes, int, int], list[ContextMap]]:
+    """As `_stored_columns`, and the context maps that are used, by whose places they name them.
 
     In a segment with contexts RANS becomes CONTEXT, with a map of one class (`contexts.SINGLE`).
     """
+    if not plan.tables.maps:
+        return _stored_columns(plan.segments), []
     coder, table, pool = plan.segments.coder, plan.segments.table, plan.tables
     context = coder == Coder.CONTEXT.value
     if not context.any():
-        return coder, table, []
+        return _stored_columns(plan.segments), []
     single, n_maps = (coder == Coder.RANS.value) & context.any(axis=0), len(pool.maps)
     table = table.copy()
     if single.any():
@@ -206,4 +248,6 @@ def _with_maps(plan: SegmentPlan) -> tuple[NDArray[np.uint8], NDArray[np.uint32]
     if max(max(m.tables) for m in maps) >= len(pool):
         raise _missing(plan)
     table[context] = [numbers[i] for i in named]
-    return coder, table, maps
+    s = plan.segments
+    changed = SegmentTable(s.layout, s.base, s.n_patches, coder, table, s.prediction, s.n_units)
+    return _stored_columns(changed), maps

@@ -19,9 +19,8 @@ from wcodec.backends.numba.kernels import call_native, jit
 from wcodec.backends.numba.prediction_vectors import LANE
 from wcodec.backends.numba.rans import TRANSFORMS
 from wcodec.reference.prediction import CENTRE, N_MODES, PER_TILE, Mode
-from wcodec.reference.transforms import Transform
+from wcodec.reference.transforms import N_TRANSFORMS
 
-N_TRANSFORMS: Final = len(Transform)
 _PLAIN: Final = VARIANT == "plain"
 
 

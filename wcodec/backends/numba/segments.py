@@ -129,7 +129,7 @@ def histogram_range(
     natives
         `rans.Streams.natives`.
     counts
-        int64 of shape (jobs, histograms of each, 256).
+        int64 of shape (modes * jobs, histograms of each, 256): of all jobs for each mode.
     """
     matrix, counted, rooms = Matrix(*matrix), Counted(*counted), Rooms(*rooms)
     word_nbytes, pairs = matrix.word_nbytes, counted.base >= 0
@@ -149,8 +149,10 @@ def histogram_range(
                 pack_plane(job, word_nbytes, p, rooms.bytes, work)
                 count(work[:half], four, own[i])
             else:
-                plane = room_of(rooms, p)
-                count_plane(job, matrix, counted.mode, plane, work, four, natives, own[i])
+                for m in range(counted.modes.size):
+                    own, plane = counts[m * len(jobs) + k], room_of(rooms, p)
+                    mode, to = counted.modes[m], own[own.shape[0] - counted.planes.size + i]
+                    count_plane(job, matrix, mode, plane, work, four, natives, to)
 
 
 # ---- encoding ----------------------------------------------------------------------------------

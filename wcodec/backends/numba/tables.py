@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 from wcodec.backends.numba.arguments import EncodingTables
 from wcodec.backends.numba.arrays import fill
 from wcodec.backends.numba.ir import BYTE_LOOKUP
-from wcodec.backends.numba.kernels import Bytes, Int, Ints, Ints2, UInts32x2, jit, kernel
+from wcodec.backends.numba.kernels import (
+    Bytes,
+    Bytes2,
+    Int,
+    Ints,
+    Ints2,
+    UInts32x2,
+    UInts64x2,
+    jit,
+    kernel,
+)
 from wcodec.reference.tables import MAX_PROB_BITS, MIN_PROB_BITS, Table
 
 
@@ -23,8 +33,7 @@ def _bit(data: Any, at: Any) -> Any:
 def read_tables(data: Bytes, offset: Int, freq: Ints2, prob_bits: Ints) -> Int:
     """Read as many tables as `freq` has rows, which are 0.
 
-    Returns the offset after the last one, or -1 if one breaks a rule of the codes;
-    `wcodec.reference.tables.Table` checks the others.
+    Returns the offset after the last one, or -1 if one breaks a rule.
     """
     end = 8 * data.size
     for t in range(len(freq)):
@@ -51,7 +60,11 @@ def read_tables(data: Bytes, offset: Int, freq: Ints2, prob_bits: Ints) -> Int:
             if _bit(data, at):
                 return -1
             at += 1
-        if freq[t, first] == 0 or freq[t, last] == 0:
+        total, most = np.int64(0), np.int64(0)
+        for symbol in range(first, last + 1):
+            total, most = total + freq[t, symbol], max(most, freq[t, symbol])
+        whole = np.int64(1) << prob_bits[t]
+        if freq[t, first] == 0 or freq[t, last] == 0 or total != whole or most == whole:
             return -1
         offset = at >> 3
     return offset
@@ -79,6 +92,32 @@ def fill_luts(freq: Ints2, luts: UInts32x2) -> None:
         fill(lut[slot:], 0)
 
 
+@kernel
+def fill_entries(
+    freq: Ints2, prob_bits: Ints, codes: UInts64x2, words: Bytes2, entries: Bytes2, padding: Ints
+) -> None:
+    """Make encoding tables; see `encoding_tables`. All but the first two are filled."""
+    for t in range(freq.shape[0]):
+        start, most = np.int64(0), np.int64(0)
+        for symbol in range(256):
+            f, i = freq[t, symbol], 256 * t + symbol
+            some = max(f, np.int64(1))
+            one = np.int64(1) << (32 + prob_bits[t])
+            codes[i, 0], codes[i, 1] = (
+                np.uint64((one + some - 1) // some),
+                np.uint64(f << 32 | start),
+            )
+            packed = f << 20 | start << 8
+            for byte in range(4):
+                words[t, 4 * symbol + byte] = np.uint8(packed >> (8 * byte) & 255)
+            if entries.shape[1] == 768:
+                for byte in range(3):
+                    entries[t, 256 * byte + symbol] = np.uint8(packed >> (8 * byte + 8) & 255)
+            if f > most:
+                most, padding[t] = f, symbol
+            start += f
+
+
 def frequencies(tables: list[Table]) -> NDArray[np.int64]:
     """Of all symbols of some tables, one row each."""
     out = np.empty((len(tables), 256), np.int64)
@@ -98,18 +137,9 @@ def encoding_tables(tables: list[Table]) -> tuple[EncodingTables, NDArray[np.uin
     -------
     The tables, and their entries as words, which symbols with contexts need.
     """
-    freq = frequencies(tables).astype(np.uint64)
-    prob_bits = np.array([t.prob_bits for t in tables], np.int64)
-    padding = np.array([t.padding for t in tables], np.int64)
-    start = np.cumsum(freq, axis=1) - freq
-    one = np.uint64(1) << (np.uint64(32) + prob_bits.astype(np.uint64).reshape(-1, 1))
-    some = np.maximum(freq, np.uint64(1))
-    reciprocals = (one + some - np.uint64(1)) // some
-    codes = np.stack([reciprocals, freq << np.uint64(32) | start], axis=-1).reshape(-1, 2)
-    packed = (freq << np.uint64(20) | start << np.uint64(8)).astype("<u4")
-    words = packed.view(np.uint8).reshape(len(tables), 1024)
-    entries = words
-    if BYTE_LOOKUP:
-        planes = words.reshape(-1, 256, 4)[:, :, 1:].transpose(0, 2, 1)
-        entries = np.ascontiguousarray(planes).reshape(len(tables), 768)
+    n, prob_bits = len(tables), np.array([t.prob_bits for t in tables], np.int64)
+    codes, words = np.empty((256 * n, 2), np.uint64), np.empty((n, 1024), np.uint8)
+    entries = np.empty((n, 768), np.uint8) if BYTE_LOOKUP else words
+    padding = np.empty(n, np.int64)
+    fill_entries(frequencies(tables), prob_bits, codes, words, entries, padding)
     return EncodingTables(codes, entries, prob_bits, padding), words

@@ -45,7 +45,9 @@ class Threads:
         size = n
         if self.n > 1 and nbytes >= INLINE_NBYTES:
             size = max(1, min(-(-n // self.n), n * TASK_NBYTES // nbytes))
-
+        if size == n:
+            with borrow_scratch(self._free) as scratch:
+                return [step(0, n, scratch)]
         firsts, turns, out = range(0, n, size), count(), list[Any]([None] * -(-n // size))
 
         def work() -> None:
@@ -53,9 +55,6 @@ class Threads:
                 while (i := next(turns)) < len(firsts):
                     out[i] = step(firsts[i], min(firsts[i] + size, n), scratch)
 
-        if len(firsts) == 1:
-            work()
-            return out
         with self._lock:  # so that `close` finds all helpers, or none
             executor = self._started()
             helpers = [executor.submit(work) for _ in range(min(self.n, len(firsts)) - 1)]

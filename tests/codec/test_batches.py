@@ -1,0 +1,190 @@
+"""Small tensors are planned, coded and described many at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from inputs import ARRAY_DTYPES, KINDS, bits, make_array, safetensors_bytes
+from numpy.typing import NDArray
+
+import wcodec
+from wcodec.backends import Backend, use_backend
+from wcodec.backends.numba.backend import NumbaBackend
+from wcodec.codec import batches, encoder
+from wcodec.codec.batches import MOST, SMALL_NBYTES, in_batches, is_small
+from wcodec.files.checkpoint import decode_file, encode_file
+from wcodec.inspect import report
+from wcodec.inspect.report import as_text, describe
+from wcodec.reference.planes import BY_NAME
+
+FLOAT32 = BY_NAME["float32"]
+
+
+def many(n: int, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Scalars, vectors and small matrices of all dtypes, with some that are coded alone."""
+    rng, tensors = np.random.default_rng(seed), dict[str, NDArray[Any]]()
+    shapes: list[tuple[int, ...]] = [(), (1,), (0,), (3, 5), (200,), (4096,), (70, 3), (1, 1, 900)]
+    for i in range(n):
+        shape = shapes[i % len(shapes)] if i % 3 else (int(rng.integers(1, 4097)),)
+        dtype = ARRAY_DTYPES[int(rng.integers(len(ARRAY_DTYPES)))]
+        tensors[f"t{i}"] = make_array(dtype, shape, KINDS[i % len(KINDS)], seed + i)
+    tensors["large"] = make_array(FLOAT32, (300, 200), "gaussian")
+    tensors["longer"] = make_array(FLOAT32, (SMALL_NBYTES // 4 + 1,), "gaussian")
+    tensors["one"] = tensors["two"] = make_array(FLOAT32, (300,), "gaussian")
+    tensors["large again"] = tensors["large"]
+    tensors["last"] = make_array(FLOAT32, (77,), "gaussian")
+    return tensors
+
+
+def same(a: dict[str, NDArray[Any]], b: dict[str, NDArray[Any]]) -> bool:
+    def of(t: dict[str, NDArray[Any]]) -> list[Any]:
+        return [(name, x.dtype, x.shape, bits(x)) for name, x in t.items()]
+
+    return of(a) == of(b)
+
+
+def test_they_come_back(tmp_path: Path, backend: Backend) -> None:
+    tensors = many(150)
+    wcodec.save_file(tensors, tmp_path / "m.wcodec")
+    assert same(wcodec.load_file(tmp_path / "m.wcodec"), tensors)
+    with wcodec.open(tmp_path / "m.wcodec") as f:
+        assert same({name: f.get_tensor(name) for name in f.keys()}, tensors)  # noqa: SIM118
+        shared = [t.name for t in f.index.tensors if t.duplicate_of is not None]
+        assert {"two", "large again"} <= set(shared)
+        sizes = [len(b) for b in in_batches(f.index.tensors)]
+    assert max(sizes) > 10
+    assert sum(sizes) == len(tensors)
+
+
+class TakesNoSpans(NumbaBackend):
+    """As a backend is that knows nothing of them."""
+
+    name = "takes_none"
+    takes_spans = False
+
+
+def test_every_backend_writes_the_same(tmp_path: Path) -> None:
+    tensors, files = many(80, seed=7), []
+    for name in ("reference", "numba", f"{__name__}:TakesNoSpans"):
+        with use_backend(name):
+            wcodec.save_file(tensors, tmp_path / "m.wcodec")
+            assert same(wcodec.load_file(tmp_path / "m.wcodec"), tensors)
+        files.append((tmp_path / "m.wcodec").read_bytes())
+    assert len(set(files)) == 1
+
+
+def test_more_than_are_coded_at_once(tmp_path: Path) -> None:
+    tensors = {f"{i}": np.full(1 + i % 3, i, np.float32) for i in range(2 * MOST + 5)}
+    wcodec.save_file(tensors, tmp_path / "m.wcodec")
+    assert same(wcodec.load_file(tmp_path / "m.wcodec"), tensors)
+    with wcodec.open(tmp_path / "m.wcodec") as f:
+        assert [len(b) for b in in_batches(f.index.tensors)] == [MOST, MOST, 5]
+
+
+def test_a_safetensors_file_is_restored(tmp_path: Path, backend: Backend) -> None:
+    tensors = [
+        (f"t{i}", "F32", [n], bits(make_array(FLOAT32, (n,), "gaussian", i)))
+        for i, n in enumerate([1, 500, 20_000, 3, 4096, 1, 77])
+    ]
+    data, seen = safetensors_bytes(tensors, {"format": "pt"}), list[int]()
+    (tmp_path / "in").write_bytes(data)
+    encode_file(tmp_path / "in", tmp_path / "coded", progress=seen.append)
+    assert sum(seen) == sum(len(raw) for *_, raw in tensors)
+    decode_file(tmp_path / "coded", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+
+
+def test_tensors_unlike_each_other_get_tables_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together they take no more than if each chooses its table in turn."""
+    rng, tensors = np.random.default_rng(3), {}
+    for i in range(120):
+        values = rng.standard_normal(3000) * 2.0 ** int(rng.integers(-9, 9))
+        tensors[f"t{i}"] = (values + (i % 2)).astype(np.float32)
+    nbytes = wcodec.save_file(tensors, tmp_path / "m.wcodec")
+    with wcodec.open(tmp_path / "m.wcodec") as f:
+        assert len(f.index.tables) > 10
+    monkeypatch.setattr(encoder, "MOST", 1)
+    assert nbytes <= 1.001 * wcodec.save_file(tensors, tmp_path / "m.wcodec")
+
+
+def test_a_damaged_one_is_named(tmp_path: Path, backend: Backend) -> None:
+    tensors = {f"t{i}": make_array(FLOAT32, (900,), "gaussian", i) for i in range(30)}
+    wcodec.save_file(tensors, tmp_path / "m.wcodec")
+    with wcodec.open(tmp_path / "m.wcodec") as f:
+        t = f.record("t17")
+        assert is_small(t)
+    data = bytearray((tmp_path / "m.wcodec").read_bytes())
+    data[t.payload_offset + t.payload_nbytes // 2] ^= 1
+    (tmp_path / "m.wcodec").write_bytes(data)
+    for read in (
+        lambda: wcodec.load_file(tmp_path / "m.wcodec"),
+        lambda: decode_file(tmp_path / "m.wcodec", tmp_path / "back"),
+    ):
+        with pytest.raises(wcodec.DecodeError, match="segment 0") as e:
+            read()
+        assert (e.value.code, e.value.tensor) == ("bad_checksum", "t17")
+        assert e.value.file == str(tmp_path / "m.wcodec")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("preset", ["fast", "default", "max"])
+def test_they_are_described_as_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    wcodec.save_file(many(90), tmp_path / "m.wcodec", options=wcodec.EncodeOptions(preset=preset))
+    with wcodec.open(tmp_path / "m.wcodec") as f:
+        for bound in (True, False):
+            together, seen = describe(f, bound), list[int]()
+            describe(f, bound, seen.append)
+            assert sum(seen) == (f.index.data_nbytes if bound else 0)
+            monkeypatch.setattr(report, "in_batches", lambda tensors: ([t] for t in tensors))
+            alone = describe(f, bound)
+            monkeypatch.undo()
+            assert list(as_text(together)) == list(as_text(alone))
+            for a, b in zip(together.pop("tensors"), alone.pop("tensors"), strict=True):
+                bits_a, bits_b = (x.pop("order0_bits_per_weight") for x in (a, b))
+                assert bits_a == (None if bits_b is None else pytest.approx(bits_b))
+                assert a == b
+            assert together == alone
+
+
+def test_bounds_of_many_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = many(20)
+    wcodec.save_file(tensors, tmp_path / "m.wcodec")
+    with wcodec.open(tmp_path / "m.wcodec") as f:
+        assert describe(f)["tensors"] == describe(f, bound=True)["tensors"]
+        monkeypatch.setattr(report, "MANY", 3)
+        by_name = {t["name"]: t["order0_bits_per_weight"] for t in describe(f)["tensors"]}
+        assert by_name["large"] is not None
+        assert by_name["last"] is None
+        assert describe(f, bound=True)["tensors"][-1]["order0_bits_per_weight"] is not None
+
+
+def test_words_are_copied() -> None:
+    """A tensor that waits for others may be overwritten meanwhile."""
+    parts, array = wcodec.codec.encoder.Parts(), np.arange(600, dtype=np.float32)
+    writer = wcodec.codec.Encoder().start(parts)
+    for i in range(3):
+        array += 1
+        words = array.view(np.uint32)
+        writer.add_later(f"t{i}", words, FLOAT32, (600,))
+    writer.finish()
+    with wcodec.open(b"".join(parts)) as f:
+        for i in range(3):
+            assert (f.get_tensor(f"t{i}") == np.arange(600) + i + 1).all()
+
+
+def test_wrong_ones_are_refused() -> None:
+    writer = wcodec.codec.Encoder().start(wcodec.codec.encoder.Parts())
+    words = np.zeros(5, np.uint32)
+    writer.add_later("a", words, FLOAT32, (5,))
+    with pytest.raises(wcodec.EncodeError, match="two tensors have this name"):
+        writer.add_later("a", words, FLOAT32, (5,))
+    with pytest.raises(wcodec.EncodeError, match="5 words for shape"):
+        writer.add_later("b", words, FLOAT32, (6,))
+    assert batches.as_small("c", words, FLOAT32, (5,), "", wcodec.EncodeOptions()) is not None

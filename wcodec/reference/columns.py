@@ -1,0 +1,173 @@
+"""Columns of segment tables, as an index holds them: read and written. Spec: R4.36, R4.37."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wcodec.reference.cursor import Cursor, fail
+from wcodec.reference.planes import Bytes
+from wcodec.reference.segments import SegmentTable
+
+_FEW: Final = 16  #: numbers that are looked at one by one
+_ONE_VALUE: Final = struct.Struct("<BI")
+#: a column of one value (R4.37)
+_COLUMN: Final = np.dtype([("width", "u1"), ("value", "<u4")])
+
+
+# ---- writing -----------------------------------------------------------------------------------
+def _column(values: NDArray[Any]) -> bytes:
+    """A column of the segment table (R4.37): one value for all,
+    or the narrowest width that holds them.
+    """
+    if values.size <= _FEW:
+        numbers = values.tolist()
+        first, most = numbers[0], max(numbers)
+        same = numbers.count(first) == len(numbers)
+    else:
+        first, most = int(values[0]), int(values.max())
+        same = bool((values == first).all())
+    if same:
+        return _ONE_VALUE.pack(0, first)
+    width = 1 if most < 1 << 8 else 2 if most < 1 << 16 else 4
+    return bytes([width]) + values.astype(f"<u{width}").tobytes()
+
+
+def write_columns(s: SegmentTable) -> bytes:
+    """The columns of a segment table that is not empty (R4.36)."""
+    if isinstance(s, StoredTable) and s.stored is not None:
+        return s.stored.bytes()
+    parts = [_column(s.layout), _column(s.base), _column(s.n_patches)]
+    for planes in zip(s.coder, s.table, s.prediction, s.n_units, strict=True):
+        parts += map(_column, planes)
+    return b"".join(parts)
+
+
+def single_columns(s: SegmentTable) -> list[StoredTable]:
+    """The tables of tensors of one segment each, given the columns of all of them."""
+    parts = [s.layout, s.base, s.n_patches]
+    for planes in zip(s.coder, s.table, s.prediction, s.n_units, strict=True):
+        parts += planes
+    columns = np.zeros((s.layout.size, len(parts)), _COLUMN)
+    for column, values in zip(columns.T, parts, strict=True):
+        column["value"] = values
+    index, nbytes, n_planes = columns.reshape(-1).view(np.uint8), 5 * len(parts), len(s.coder)
+    return [
+        StoredTable.at(Stored(index, k * nbytes, (k + 1) * nbytes, 1, n_planes))
+        for k in range(s.layout.size)
+    ]
+
+
+# ---- reading -----------------------------------------------------------------------------------
+class Stored(NamedTuple):
+    """Where an index holds the columns of a segment table (R4.36).
+
+    Attributes
+    ----------
+    array
+        All records of the index, uint8.
+    start, end
+        Where the columns are in it.
+    n, n_planes
+        Segments, and planes of each.
+    """
+
+    array: Bytes
+    start: int
+    end: int
+    n: int
+    n_planes: int
+
+    def bytes(self) -> bytes:
+        """They themselves."""
+        return self.array[self.start : self.end].tobytes()
+
+    def read(self) -> SegmentTable:
+        """The columns."""
+        body = Cursor(self.bytes())
+        columns = _read_columns(body, self.n, self.n_planes)
+        body.done("the segment table")
+        return columns
+
+
+class StoredTable(SegmentTable):
+    """A segment table as an index holds it, whose columns are read when one is asked for.
+
+    Attributes
+    ----------
+    stored
+        Where it is; ``None`` of a table with other columns that was made of this one.
+    """
+
+    __slots__ = ("stored",)
+    stored: Stored | None
+
+    @classmethod
+    def at(cls, stored: Stored) -> StoredTable:
+        """The table there."""
+        table = cls.__new__(cls)
+        object.__setattr__(table, "stored", stored)  # it is frozen
+        return table
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "stored":
+            return None
+        if name not in SegmentTable.__slots__:
+            raise AttributeError(name)
+        assert self.stored is not None
+        columns = self.stored.read()
+        for column in SegmentTable.__slots__:
+            object.__setattr__(self, column, getattr(columns, column))
+        return getattr(self, name)
+
+
+def joined_columns(tables: list[SegmentTable]) -> SegmentTable | None:
+    """The columns of tensors of one segment each, as those of one table; ``None`` if they are not
+    stored as `single_columns` does.
+    """
+    stored = [t.stored if isinstance(t, StoredTable) else None for t in tables]
+    first = stored[0]
+    if first is None:
+        return None
+    starts = [s.start for s in stored if s is not None and s.array is first.array]
+    nbytes = 5 * (3 + 4 * first.n_planes)
+    if len(starts) < len(tables) or any(s and s.end - s.start != nbytes for s in stored):
+        return None
+    rows = first.array[np.array(starts)[:, None] + np.arange(nbytes)].view(_COLUMN)
+    if rows["width"].any():
+        return None
+    of = np.ascontiguousarray(rows["value"].T)
+    planes = of[3:].reshape(first.n_planes, 4, -1)
+    u1 = np.uint8
+    return SegmentTable(
+        of[0].astype(u1), of[1].astype(u1), of[2], planes[:, 0].astype(u1),
+        np.ascontiguousarray(planes[:, 1]), planes[:, 2].astype(u1),
+        np.ascontiguousarray(planes[:, 3]),
+    )  # fmt: skip
+
+
+def _read_columns(body: Cursor, n: int, n_planes: int) -> SegmentTable:
+    def column(limit: int, out: NDArray[Any]) -> None:
+        width = body.take(1)[0]
+        if width not in (0, 1, 2, 4):
+            raise fail("bad_value", f"a column of the segment table has width {width}")
+        values: Any = (
+            int.from_bytes(body.take(4), "little") if width == 0 else body.array(f"<u{width}", n)
+        )
+        most = values if width == 0 else int(values.max())
+        if most > limit:
+            raise fail(
+                "bad_value", f"a column of the segment table holds {most}, more than {limit}"
+            )
+        out[:] = values
+
+    s = SegmentTable.zeros(n, n_planes)
+    for values in (s.layout, s.base, s.n_patches):
+        column((1 << 8 * values.itemsize) - 1, values)
+    for p in range(n_planes):
+        for of_planes in (s.coder, s.table, s.prediction, s.n_units):
+            column((1 << 8 * of_planes.itemsize) - 1, of_planes[p])
+    return s
