@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         which then also cleans up when it is told to end.
     """
     if argv is None:
+        gc.set_threshold(100_000, 50, 100)  # an index is many objects, none of which is garbage
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, _leave)

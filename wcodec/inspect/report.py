@@ -162,10 +162,15 @@ def _describe_batch(file: File, batch: list[TensorRecord], bound: bool) -> list[
         columns = joined_columns([batch[i].segments for i in ids])
         if columns is None or (columns.prediction == PER_TILE).any():
             continue
-        planes = (c.T.tolist() for c in (columns.coder, columns.table, columns.prediction))
-        rows = zip(columns.layout.tolist(), columns.n_patches.tolist(), *planes, strict=True)
-        for i, row in zip(ids, rows, strict=True):
-            known[i] = _describe_single(file, batch[i], *row)
+        n_patches = columns.n_patches.tolist()
+        # layout, coders, tables, modes of each: few are different, but for tables of streams
+        is_table = (columns.coder == Coder.RANS) | (columns.coder == Coder.CONSTANT)
+        tables = np.where(is_table, 0, columns.table)
+        parts = [columns.layout[None], columns.coder, tables, columns.prediction]
+        rows, of = np.unique(np.concatenate(parts).T, axis=0, return_inverse=True)
+        chosen = [_chosen(file, batch[ids[0]], row) for row in rows.tolist()]
+        for i, k, n in zip(ids, of.reshape(-1).tolist(), n_patches, strict=True):
+            known[i] = _single_entry(batch[i], chosen[k], n)
     if bound:
         arrays = decode_batch(file.decoder, file.source, batch, index.tables)
         for i, (t, array) in enumerate(zip(batch, arrays, strict=True)):
@@ -177,40 +182,41 @@ def _describe_batch(file: File, batch: list[TensorRecord], bound: bool) -> list[
     ]
 
 
-def _describe_single(
-    file: File,
-    t: TensorRecord,
-    layout: int,
-    n_patches: int,
-    coder: list[int],
-    table: list[int],
-    prediction: list[int],
-) -> dict[str, Any]:
-    """An entry without a bound, of a tensor of one row and one segment, given its columns."""
-    g, n, nbytes = t.geometry, math.prod(t.shape), t.payload_nbytes
-    there = 0 if layout == Layout.RAW else t.dtype.word_nbytes
-    if layout == Layout.PAIRS:
-        there = t.dtype.n_planes
+def _chosen(file: File, t: TensorRecord, row: list[int]) -> dict[str, Any]:
+    """What a tensor of one segment has chosen, as a tensor's entry says it: of its dtype, given its
+    layout, and coders, context maps and modes of its planes.
+    """
+    layout, n = row[0], t.dtype.n_planes
+    coder, maps, modes = row[1 : n + 1], row[n + 1 : 2 * n + 1], row[2 * n + 1 :]
+    there = 0 if layout == Layout.RAW else n if layout == Layout.PAIRS else t.dtype.word_nbytes
     streams = [p for p in range(there) if coder[p] in (Coder.RANS, Coder.CONTEXT)]
-    maps = [file.index.tables.maps[table[p]].kind for p in streams if coder[p] == Coder.CONTEXT]
+    named = [maps[p] for p in streams if coder[p] == Coder.CONTEXT]
+    return {
+        "layouts": _counted([layout], _LAYOUTS),
+        "coders": _counted(coder[:there], _CODERS),
+        "predictions": _counted([modes[p] for p in streams], _MODES),
+        "contexts": _counted([file.index.tables.maps[i].kind for i in named], _CONTEXTS),
+        "tile_modes": {},
+    }
+
+
+def _single_entry(t: TensorRecord, chosen: dict[str, Any], n_patches: int) -> dict[str, Any]:
+    """An entry without a bound, of a tensor of one row and one segment."""
+    g, nbytes = t.geometry, t.payload_nbytes
     return {
         "name": t.name,
         "dtype": t.dtype_name or t.dtype.safetensors or t.dtype.name,
         "shape": list(t.shape),
         "nbytes": t.nbytes,
         "stored_nbytes": nbytes,
-        "bits_per_weight": 8 * nbytes / n,
+        "bits_per_weight": 8 * nbytes / math.prod(t.shape),
         "duplicate_of": None,
         "difference": "none",
         "order0_bits_per_weight": None,
         "n_segments": 1,
         "segment": [g.segment_rows, g.segment_cols],
         "tile": [g.tile_rows, g.tile_cols],
-        "layouts": {_LAYOUTS[layout]: 1},
-        "coders": _counted(coder[:there], _CODERS),
-        "predictions": _counted([prediction[p] for p in streams], _MODES),
-        "contexts": _counted(maps, _CONTEXTS),
-        "tile_modes": {},
+        **chosen,
         "n_patches": n_patches,
         "operand": None,
     }
@@ -317,17 +323,14 @@ def printable(text: str) -> str:
 
 def table_text(rows: list[list[str]], left: int = 1) -> Iterator[str]:
     """Lines of a table; the first `left` columns are flush left, the others right."""
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = "  ".join(f"{{:{'<' if i < left else '>'}{w}}}" for i, w in enumerate(widths))
     for row in rows:
-        cells = [
-            c.ljust(w) if i < left else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+        yield line.format(*row).rstrip()
 
 
 def _counts_text(counts: dict[str, int]) -> str:
-    return " ".join(f"{k}:{v}" for k, v in counts.items()) or "-"
+    return " ".join([f"{k}:{v}" for k, v in counts.items()]) or "-"
 
 
 def as_text(report: dict[str, Any]) -> Iterator[str]:

@@ -421,10 +421,6 @@ class _Reader:
                 "the payload does not follow on that of the tensor before",
                 tensor=t.name,
             )
-        if t.plan(tables).payload_nbytes != t.payload_nbytes:
-            raise fail(
-                "bad_range", "the segments' sizes do not sum to the payload's", tensor=t.name
-            )
         self.names.add(t.name)
         self.tensors.append(t)
         self.payload_end += t.payload_nbytes

@@ -42,14 +42,15 @@ MAX_DATA_NBYTES: Final = (1 << 63) - 1
 _IS_CODER: Final = np.isin(np.arange(256), list(Coder))
 
 _SHAPES: Final = [struct.Struct(f"<{rank}Q") for rank in range(MAX_RANK + 1)]
+_FEW_SEGMENTS: Final = 4  #: of which a plan takes no time, but many of them take memory
 _LAST_DIFFERENCE: Final = int(max(Difference))
 
 _HEAD_UNITS: Final = rans.HEAD_NBYTES // rans.UNIT
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class TensorRecord:
-    """What the index says of one tensor (R4.30)."""
+    """What the index says of one tensor (R4.30). Not to be changed."""
 
     name: str
     dtype: DType
@@ -64,7 +65,7 @@ class TensorRecord:
     dtype_name: str = ""
     difference: Difference = Difference.NONE
     duplicate_of: int | None = None
-    _plans: list[SegmentPlan] = field(default_factory=list, init=False, repr=False, compare=False)
+    _plan: SegmentPlan | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
@@ -74,7 +75,7 @@ class TensorRecord:
     def duplicate(self, name: str, of: int) -> TensorRecord:
         """The record of a duplicate of this tensor, which is number `of`; both have one plan."""
         record = replace(self, name=name, duplicate_of=of)
-        record._plans.extend(self._plans)
+        record._plan = self._plan
         return record
 
     @property
@@ -90,12 +91,9 @@ class TensorRecord:
 
     def plan(self, tables: TablePool) -> SegmentPlan:
         """The plan of all segments; the same each time, with what it has found out."""
-        for plan in self._plans:
-            if plan.tables is tables:
-                return plan
-        plan = SegmentPlan(self.coded_dtype, self.geometry, self.segments, tables)
-        self._plans[:] = [plan]
-        return plan
+        if self._plan is None or self._plan.tables is not tables:
+            self._plan = SegmentPlan(self.coded_dtype, self.geometry, self.segments, tables)
+        return self._plan
 
 
 def write_tensor(t: TensorRecord) -> bytes:
@@ -182,7 +180,12 @@ def read_tensor(
             dtype_name,
             difference,
         )
-        check_plan(t.plan(tables))
+        plan = SegmentPlan(coded, geometry, segments, tables)
+        check_plan(plan)
+        if plan.payload_nbytes != nbytes:
+            raise fail("bad_range", "the segments' sizes do not sum to the payload's")
+        if n > _FEW_SEGMENTS:  # who wants it needs not make it again
+            t._plan = plan
     return t
 
 
