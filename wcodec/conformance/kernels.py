@@ -215,10 +215,9 @@ def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Wor
             )
             raise Mismatch(what, str(got[segment, plane, symbol]))
     modes = (*_modes(case), DCT_TOP)
-    many = backend.histograms(device, g, dtype, modes, segments=some, planes=(0, last))
-    one_by_one = [
-        encoding.histogram(matrix, g, dtype, segments=some, planes=(0, last), mode=m) for m in modes
-    ]
+    of: dict[str, Any] = {"segments": some, "planes": tuple(sorted({0, last}))}
+    many = backend.histograms(device, g, dtype, modes, **of)
+    one_by_one = [encoding.histogram(matrix, g, dtype, mode=m, **of) for m in modes]
     require(
         np.array_equal(many, np.stack(one_by_one)),
         f"histograms of modes {modes} as of one at a time",
