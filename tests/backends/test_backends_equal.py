@@ -587,7 +587,7 @@ def _stored(plan: SegmentPlan) -> SegmentPlan:
     return replace(plan, segments=StoredTable.at(stored))
 
 
-def test_plans_are_checked_as_the_reference_checks_them() -> None:
+def test_tables_of_plans_are_checked_as_the_reference_checks_them() -> None:
     """What a kernel takes, the reference takes; what it refuses, the reference explains."""
     rng, backend, refused = np.random.default_rng(21), NumbaBackend(1), 0
     for i in range(1500):
@@ -613,7 +613,7 @@ def test_plans_are_checked_as_the_reference_checks_them() -> None:
     assert 500 < refused < 1400
 
 
-def test_cut_columns_are_refused() -> None:
+def test_tables_with_cut_columns_are_refused() -> None:
     """At every byte, and with one too many."""
     rng, backend = np.random.default_rng(22), NumbaBackend(1)
     plan = complete_plan(rng)

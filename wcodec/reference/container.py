@@ -10,7 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,8 +199,7 @@ def check_header(head: bytes) -> tuple[int, int]:
     return major, minor
 
 
-@dataclass(frozen=True)
-class _Footer:
+class _Footer(NamedTuple):
     index_offset: int
     index_nbytes: int
     index_raw_nbytes: int
@@ -303,18 +302,15 @@ def read_index(
             "bad_checksum", "the CRC-32 of the index does not match", offset=foot.index_offset
         )
     raw = _inflate(stored, foot.index_raw_nbytes) if foot.index_coding else stored
-    index = _Reader(raw, foot.index_offset, read_tables, check_plan).read()
+    reader = _Reader(raw, foot.index_offset, read_tables, check_plan)
+    index = reader.read(foot.index_offset, foot.index_nbytes, n, version)
     if len(index.tensors) != foot.n_tensors:
         raise fail("bad_range", f"{len(index.tensors)} tensors; the footer says {foot.n_tensors}")
     if index.data_nbytes != foot.data_nbytes:
         raise fail(
             "bad_range", f"{index.data_nbytes} bytes of tensors; the footer says {foot.data_nbytes}"
         )
-    tables, tensors = index.tables, index.tensors
-    return Index(
-        tensors, tables, index.metadata, index.source_kind, index.source_header, index.base,
-        index.unknown_records, foot.index_offset, foot.index_nbytes, n, version,
-    )  # fmt: skip
+    return index
 
 
 class _Reader:
@@ -331,7 +327,8 @@ class _Reader:
         self.base: Base | None = None
         self.payload_end = HEADER.size
 
-    def read(self) -> Index:
+    def read(self, *more: Any) -> Index:
+        """All records; `more` are the last fields of the index."""
         tables, metadata, kind, header, unknown = TablePool(), {}, None, b"", 0
         cursor = Cursor(self.raw)
         while cursor.left:
@@ -374,7 +371,7 @@ class _Reader:
                 "the tensors' payloads do not end where the index starts",
                 offset=self.payload_end,
             )
-        return Index(self.tensors, tables, metadata, kind, header, self.base, unknown)
+        return Index(self.tensors, tables, metadata, kind, header, self.base, unknown, *more)
 
     def _check_place(self, record: int) -> None:
         """Rules R4.19 on how often and where a record may stand."""

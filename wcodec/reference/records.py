@@ -48,7 +48,7 @@ _LAST_DIFFERENCE: Final = int(max(Difference))
 _HEAD_UNITS: Final = rans.HEAD_NBYTES // rans.UNIT
 
 
-@dataclass(slots=True)
+@dataclass
 class TensorRecord:
     """What the index says of one tensor (R4.30). Not to be changed."""
 

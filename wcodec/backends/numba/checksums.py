@@ -36,7 +36,6 @@ from wcodec.backends.numba.kernels import (
     UInts32x2,
     UInts64x2,
     UInts64x3,
-    flat,
     intrinsic,
     jit,
     kernel,
@@ -205,7 +204,6 @@ class Crcs(NamedTuple):
 OF_LINES, OF_VECTORS = 0, 1
 REST_NBYTES: Final = max(BLOCK_NBYTES, LINE_NBYTES)
 _SLICES, _SHIFTS = Packed(SLICES), Packed(SHIFTS)
-_CONSTANTS: Final = [*_SLICES.words, *_SHIFTS.words]
 _NO_FACTORS: Final = Packed(np.zeros((2, 2, 2), np.uint64))
 _STEPS: Final = (LINE_NBYTES, 4 * ir.WIDTH)  #: bytes that are folded at once
 
@@ -236,10 +234,9 @@ class Sums:
         jumps = (cols - width) * word_nbytes, (cols - last) * word_nbytes
         self._row_factors = _row_factors(*jumps) if self.of_words else _NO_FACTORS
 
-    def arrays(self, rest: Packed) -> list[int]:
-        """Words of `Crcs`; `rest` is of one thread, of `REST_NBYTES`."""
-        factors, records, words = self._row_factors.words, flat(self.records), flat(self.words)
-        return [*_CONSTANTS, *factors, *rest.words, *records, *words]
+    def arrays(self, rest: Packed) -> tuple[Any, ...]:
+        """Elements of `Crcs`; `rest` is of one thread, of `REST_NBYTES`."""
+        return _SLICES, _SHIFTS, self._row_factors, rest, self.records, self.words
 
     def crc32(self) -> int:
         """CRC-32 of all words."""

@@ -101,9 +101,7 @@ class Counting:
         numbers = range(2 if nibbles else word_nbytes) if planes is None else planes
         which, window = np.array(numbers, np.int64), -1 if base is None else base
         self.counted = which, np.array(modes, np.int64), window, fill
-        self.records, self.transforms = jobs.rectangles(geometry, dtype, ids), 0
-        for mode in modes:
-            self.transforms |= 1 << (mode >> 4)
+        self.records, self.modes = jobs.rectangles(geometry, dtype, ids), set(modes)
         self.n = geometry.n_segments if ids is None else ids.size
         n_each = which.size + (pairs and not nibbles)
         self.counts = np.empty((len(modes) * self.n, n_each, 256), np.int64)
@@ -123,7 +121,7 @@ class Counting:
 
     def run(self, first: int, last: int, scratch: Scratch) -> None:
         """Count the segments of a range."""
-        scratch.streams.need_transforms(self.transforms)
+        scratch.streams.need_transforms(self.modes)
         rooms = scratch.take_rooms(self.n_rooms, self.room, self.side)
         records = [address_of(self.records), self.n]
         what = first, last, records, self.matrix, self.counted, rooms
@@ -172,7 +170,7 @@ class Encoding:
         n_rooms = 2 * common_encoding.SHARE + self.dtype.word_nbytes
         start = int(self.jobs.records.view(JOB)[first]["start"]) if first else 0
         rooms = scratch.take_rooms(n_rooms, self.room, self.side, encoding=True)
-        scratch.streams.need_transforms(self.jobs.transforms)
+        scratch.streams.need_transforms(self.jobs.modes)
         shared, end = (scratch.streams.packed(), self.sums.arrays(scratch.rest)), start
         for a, b, kind in _runs(self.jobs, first, last):
             encoded = payload[end:], self.n_units, self.n_patches
@@ -241,7 +239,7 @@ class Decoding:
         """Decode a range of segments."""
         rooms = scratch.take_rooms(self.n_rooms, self.room, self.side)
         scratch.streams.grow(self.jobs.longest)
-        scratch.streams.need_transforms(self.jobs.transforms)
+        scratch.streams.need_transforms(self.jobs.modes)
         shared = scratch.streams.packed(), self.sums.arrays(scratch.rest), self.status
         for a, b, kind in _runs(self.jobs, first, last):
             what = a, b, self.jobs.words()

@@ -31,6 +31,7 @@ from wcodec.reference.rans import GROUP
 from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tables import MAX_CLASSES, ContextMap, Table
 from wcodec.reference.tiles import Spans
+from wcodec.reference.transforms import Transform
 
 Ints = NDArray[np.int64]
 
@@ -148,8 +149,8 @@ class Jobs(NamedTuple):
         Bytes of all records.
     longest
         Bytes of the longest stream.
-    transforms
-        A bit for each transform that is used.
+    modes
+        For each transform that is used, a mode with it.
     """
 
     records: Bytes
@@ -159,7 +160,7 @@ class Jobs(NamedTuple):
     kind: int
     nbytes: int
     longest: int
-    transforms: int
+    modes: set[int]
 
     @classmethod
     def of(cls, plan: SegmentPlan, encoding: bool = False) -> Jobs:
@@ -182,13 +183,14 @@ class Jobs(NamedTuple):
         jobs = [address_of(records), n]
         fill_jobs(jobs, kinds, table, fill, of, tables, int(encoding), [found, N_FOUND])
         n_used, nbytes, longest, transforms, kind = numbers[:N_FOUND].tolist()
+        modes = {t << 4 for t in Transform if transforms >> t & 1} if transforms > 1 else set[int]()
         if n_used < 0:
             raise _missing(plan)
         maps = [
             ContextMap(m.kind, m.class_of, tuple(tables[0, list(m.tables)].tolist())) for m in maps
         ]
         used = [plan.tables[i] for i in tables[1, :n_used].tolist()]
-        return cls(records, numbers[N_FOUND:], used, maps, kind, nbytes, longest, transforms)
+        return cls(records, numbers[N_FOUND:], used, maps, kind, nbytes, longest, modes)
 
     def words(self) -> list[int]:
         """Words of `records`."""

@@ -26,6 +26,7 @@ from wcodec.backends.numba.kernels import (
 )
 from wcodec.backends.numba.rans_vectors import REVERSED, SLACK_NBYTES
 from wcodec.backends.numba.transforms import transformer
+from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.rans import GROUP, HEAD_NBYTES, LANES, STATE_LOW
 from wcodec.reference.transforms import Transform
 
@@ -343,11 +344,10 @@ class StreamScratch:
                 mapper.address if (mapper := rans_vectors.mapper()) else 0,
             )
 
-    def need_transforms(self, used: int) -> None:
-        """Compile transforms; each that is used is a bit."""
-        for transform in Transform if used > 1 else ():
-            if transform == Transform.NONE or not used >> transform & 1:
-                continue
+    def need_transforms(self, modes: set[int]) -> None:
+        """Compile the transforms of some modes."""
+        used = {Transform(m >> 4) for m in ({*MODES} if PER_TILE in modes else modes)}
+        for transform in used - {Transform.NONE}:
             at = TRANSFORMS + 2 * (transform - 1)
             self.natives[at : at + 2] = [
                 transformer(transform, inverse).address for inverse in (False, True)
