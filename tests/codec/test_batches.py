@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 import wcodec
 from wcodec.backends import Backend, use_backend
 from wcodec.backends.numba.backend import NumbaBackend
+from wcodec.backends.protocol import Checksums, EncodedSegments, SegmentPlan
+from wcodec.backends.reference import ReferenceBackend
 from wcodec.codec import batches, encoder
 from wcodec.codec.batches import MOST, SMALL_NBYTES, in_batches, is_small
 from wcodec.files.checkpoint import decode_file, encode_file
+from wcodec.files.repack import repack_file
 from wcodec.inspect import report
 from wcodec.inspect.report import as_text, describe
 from wcodec.reference.planes import BY_NAME
@@ -76,6 +79,129 @@ def test_every_backend_writes_the_same(tmp_path: Path) -> None:
     assert len(set(files)) == 1
 
 
+class OnDevice(ReferenceBackend):
+    """Has memory of its own, and takes spans."""
+
+    name = "on_device"
+    takes_spans = True
+
+    def to_device(self, array: NDArray[Any]) -> Any:
+        return Device(array.copy())
+
+    def to_host(self, array: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        if out is None:
+            return np.asarray(array.content)
+        np.copyto(out, array.content)
+        return out
+
+    def target(self, out: NDArray[Any]) -> Any:
+        return Device(np.empty_like(out))
+
+    def histogram(self, words: Any, *args: Any, **what: Any) -> NDArray[np.int64]:
+        return super().histogram(words.content, *args, **what)
+
+    def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
+        encoded = super().encode_segments(plan, words.content)
+        return encoded._replace(payload=Device(encoded.payload))
+
+    def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> NDArray[np.uint8]:
+        return super().decode_segments(plan, payload.content, out.content)
+
+
+class Device:
+    """An array that is not one of NumPy."""
+
+    def __init__(self, content: NDArray[Any]) -> None:
+        self.content = content
+
+
+def test_memory_of_a_device(tmp_path: Path) -> None:
+    tensors = {name: t for name, t in many(40).items() if t.nbytes <= SMALL_NBYTES}
+    with use_backend(f"{__name__}:OnDevice"):
+        wcodec.save_file(tensors, tmp_path / "device")
+        assert same(wcodec.load_file(tmp_path / "device"), tensors)
+    wcodec.save_file(tensors, tmp_path / "host")
+    assert (tmp_path / "device").read_bytes() == (tmp_path / "host").read_bytes()
+
+
+class FailsOnce(NumbaBackend):
+    """There is no memory the first time."""
+
+    name = "fails_once"
+    failed = False
+
+    def encode_with_checksums(
+        self, plan: SegmentPlan, words: Any
+    ) -> tuple[EncodedSegments, Checksums]:
+        if not self.failed:
+            self.failed = True
+            raise MemoryError
+        return super().encode_with_checksums(plan, words)
+
+
+def test_after_an_error_they_still_wait() -> None:
+    parts = encoder.Parts()
+    writer = wcodec.codec.Encoder(backend=FailsOnce(1)).start(parts)
+    words = np.arange(300, dtype=np.uint32)
+    writer.add_later("a", words, FLOAT32, (300,))
+    with pytest.raises(MemoryError):
+        writer.add_words("b", words, FLOAT32, (300,))
+    writer.finish()
+    with wcodec.open(b"".join(parts)) as f:
+        assert f.keys() == ["a"]
+        assert bits(f.get_tensor("a")) == bits(words)
+
+
+class Short(ReferenceBackend):
+    """Loses the end of a payload."""
+
+    name = "short"
+
+    def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
+        encoded = super().encode_segments(plan, words)
+        return encoded._replace(payload=encoded.payload[:-16])
+
+
+def test_payloads_are_as_long_as_said() -> None:
+    writer = wcodec.codec.Encoder(backend=Short()).start(encoder.Parts())
+    for name in ("a", "b"):
+        writer.add_later(name, np.arange(300, dtype=np.uint32), FLOAT32, (300,))
+    with pytest.raises(AssertionError, match="where its sizes say"):
+        writer.finish()
+
+
+@pytest.mark.parametrize("n", [15, 20, 24, 1000])
+def test_one_that_is_predicted_among_others(tmp_path: Path, n: int) -> None:
+    """Positions beside counters, as checkpoints have them."""
+    tensors = {f"n{i}": np.array(i * 7, np.int64) for i in range(n)}
+    tensors["positions"] = np.arange(4096, dtype=np.int64)
+    wcodec.save_file(tensors, tmp_path / "m.wcodec")
+    with wcodec.open(tmp_path / "m.wcodec") as f:
+        assert f.record("positions").payload_nbytes < 1000
+    assert same(wcodec.load_file(tmp_path / "m.wcodec"), tensors)
+
+
+def test_repacked_they_are_as_small(tmp_path: Path) -> None:
+    wcodec.save_file(many(100), tmp_path / "m.wcodec")
+    repack_file(tmp_path / "m.wcodec", tmp_path / "again.wcodec")
+    assert (tmp_path / "again.wcodec").read_bytes() == (tmp_path / "m.wcodec").read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["auto", "pairs"])
+def test_scales_far_apart(tmp_path: Path, layout: str) -> None:
+    """No window has all of them."""
+    rng, options = np.random.default_rng(4), wcodec.EncodeOptions(layout=layout)
+    tensors = {
+        f"t{i}": (rng.standard_normal(1000) * 2.0 ** (i - 25)).astype(np.float32) for i in range(50)
+    }
+    together = wcodec.save_file(tensors, tmp_path / "m.wcodec", options=options)
+    alone = sum(
+        wcodec.save_file({"": t}, tmp_path / "one", options=options) for t in tensors.values()
+    )
+    assert together < alone
+    assert same(wcodec.load_file(tmp_path / "m.wcodec"), tensors)
+
+
 def test_more_than_are_coded_at_once(tmp_path: Path) -> None:
     tensors = {f"{i}": np.full(1 + i % 3, i, np.float32) for i in range(2 * MOST + 5)}
     wcodec.save_file(tensors, tmp_path / "m.wcodec")
@@ -121,7 +247,13 @@ def test_a_damaged_one_is_named(tmp_path: Path, backend: Backend) -> None:
     data = bytearray((tmp_path / "m.wcodec").read_bytes())
     data[t.payload_offset + t.payload_nbytes // 2] ^= 1
     (tmp_path / "m.wcodec").write_bytes(data)
+
+    def describe_it() -> None:
+        with wcodec.open(tmp_path / "m.wcodec") as f:
+            describe(f)
+
     for read in (
+        describe_it,
         lambda: wcodec.load_file(tmp_path / "m.wcodec"),
         lambda: decode_file(tmp_path / "m.wcodec", tmp_path / "back"),
     ):

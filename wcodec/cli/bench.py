@@ -64,7 +64,7 @@ class _Candidate:
         stream = io.BytesIO()
         writer = self.encoder.start(stream)
         for t, words in self.tensors:
-            writer.add_words(t.name, words, t.dtype, t.shape, t.dtype_name)
+            writer.add_later(t.name, words, t.dtype, t.shape, t.dtype_name)
         writer.finish()
         self.stored = stream.getvalue()
 

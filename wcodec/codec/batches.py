@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from wcodec.codec.decoder import Decoder
 
 SMALL_NBYTES: Final = 1 << 15  #: larger tensors are coded by themselves
-MOST: Final = 1024  #: tensors that are coded at once
-MOST_NBYTES: Final = 1 << 22  #: words that are coded at once
+MOST: Final = 2048  #: tensors that are coded at once
+MOST_PLANES: Final = 1 << 12  #: whose histograms are held at once, for each mode
+MOST_NBYTES: Final = 1 << 23  #: words that are coded at once
 
 
 class Small(NamedTuple):
@@ -57,6 +58,8 @@ def as_small(
     """A tensor that can wait for others, to be coded with them; ``None`` of another one."""
     if not 0 < words.nbytes <= SMALL_NBYTES or options.contexts:
         return None
+    if options.force or options.layout == "pairs":  # each as asked, in a window of its own
+        return None
     if words.size != math.prod(shape) * dtype.words_per_element:
         return None
     row_rank, geometry = choose_geometry(shape, dtype, options)
@@ -78,12 +81,14 @@ def encode_batch(
     for i, small in enumerate(batch):
         by_dtype.setdefault(small.dtype.id, []).append(i)
     done: list[Any] = [None] * len(batch)
-    for ids in by_dtype.values():
-        ids.sort(key=lambda i: len(batch[i].words))  # alike ones are coded in fewer calls
-        for i, one in zip(
-            ids, _encode_dtype([batch[i] for i in ids], planner, backend), strict=True
-        ):
-            done[i] = one
+    for all_ids in by_dtype.values():
+        all_ids.sort(key=lambda i: len(batch[i].words))  # alike ones are coded in fewer calls
+        step = MOST_PLANES // batch[all_ids[0]].dtype.n_planes
+        for start in range(0, len(all_ids), step):
+            ids = all_ids[start : start + step]
+            coded = _encode_dtype([batch[i] for i in ids], planner, backend)
+            for i, one in zip(ids, coded, strict=True):
+                done[i] = one
     records, payloads = list[TensorRecord](), list[bytes]()
     for small, (payload, table, record_crc, words_crc) in zip(batch, done, strict=True):
         payloads.append(payload)
@@ -102,13 +107,18 @@ def _encode_dtype(batch: list[Small], planner: Planner, backend: Backend) -> lis
     dtype, host = batch[0].dtype, b"".join(small.words for small in batch)
     spans = Spans.of(np.array([small.geometry.cols for small in batch], np.int64))
     words = np.frombuffer(host, dtype.word_type).reshape(1, -1)
-    coder: Any = backend if backend.takes_spans else OneByOne(backend)
+    coder: Any = backend if backend.takes_spans else OneByOne(backend, spans)
     coder_words = coder.to_device(words)
     plan = planner.plan(coder_words, spans, dtype, coder)
     encoded, sums = coder.encode_with_checksums(plan, coder_words)
     segments = plan.encoded(encoded.n_units, encoded.n_patches)
-    payload, ends = backend.to_host(encoded.payload).tobytes(), segments.offsets.tolist()
-    of_words = coder.checksums(words.reshape(-1).view(np.uint8), spans.bounds * dtype.word_nbytes)
+    payload, ends = coder.to_host(encoded.payload).tobytes(), segments.offsets.tolist()
+    backend.check_plan(segments)
+    if len(payload) != ends[-1]:
+        raise AssertionError(
+            f"backend {backend.name!r} wrote {len(payload)} bytes where its sizes say {ends[-1]}"
+        )
+    of_words = crc32_each(np.frombuffer(host, np.uint8), spans.bounds * dtype.word_nbytes)
     return [
         (payload[a:b], table, sums.records[k : k + 1], crc)
         for k, (a, b, table, crc) in enumerate(
@@ -120,13 +130,7 @@ def _encode_dtype(batch: list[Small], planner: Planner, backend: Backend) -> lis
 # ---- decoding ------------------------------------------------------------------------------------
 def is_small(t: TensorRecord) -> bool:
     """Whether a tensor is decoded with others."""
-    g = t.geometry
-    return (
-        g.rows == 1
-        and 0 < t.nbytes <= SMALL_NBYTES
-        and g.cols <= min(g.segment_cols, g.tile_cols)
-        and t.difference == Difference.NONE
-    )
+    return t.is_single and t.nbytes <= SMALL_NBYTES and t.difference == Difference.NONE
 
 
 def in_batches(tensors: Iterable[TensorRecord]) -> Iterator[list[TensorRecord]]:
@@ -184,11 +188,14 @@ def _decode_dtype(
     spans = Spans.of(np.array([t.geometry.cols for t in batch], np.int64))
     plan = SegmentPlan(dtype, spans, columns, tables)
     starts = np.array([t.payload_offset for t in batch], np.int64)
-    payload = aligned(gather(source, starts, plan.offsets))
+    payload = backend.to_device(aligned(gather(source, starts, plan.offsets)))
     words = np.empty((1, spans.cols), dtype.word_type)
-    status, sums = backend.decode_with_checksums(plan, payload, words)
+    device = backend.target(words)
+    status, sums = backend.decode_with_checksums(plan, payload, device)
+    if device is not words:
+        backend.to_host(device, words)
     flat, ends = words.reshape(-1), spans.bounds
-    crcs = backend.checksums(flat.view(np.uint8), ends * dtype.word_nbytes)
+    crcs = crc32_each(flat.view(np.uint8), ends * dtype.word_nbytes)
     if (
         status.any()
         or sums.records.tolist() != [int(t.segment_crc32[0]) for t in batch]
@@ -201,49 +208,45 @@ def _decode_dtype(
 
 # ---- other backends ------------------------------------------------------------------------------
 class OneByOne:
-    """A backend that takes no `Spans`, with kernels that take them: a call for each segment."""
+    """A backend that takes no `Spans`, with kernels that do: a call for each segment.
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+    Its words are a list: those of each segment, on the device.
+    """
 
-    def to_device(self, words: Words) -> Words:
-        """They stay on the host until their turn."""
-        return words
+    def __init__(self, backend: Backend, spans: Spans) -> None:
+        self.backend, self.spans = backend, spans
 
-    def to_host(self, words: Words, out: Words | None = None) -> Words:
-        """See `Backend.to_host`."""
-        return words
+    def to_device(self, words: Words) -> list[Any]:
+        """The words of each segment."""
+        parts = (words[self.spans.rectangle(k)] for k in range(self.spans.n_segments))
+        return [self.backend.to_device(np.ascontiguousarray(part)) for part in parts]
 
-    def _each(self, words: Words, geometry: Geometry) -> list[tuple[Any, Geometry]]:
-        parts = [words[geometry.rectangle(k)] for k in range(geometry.n_segments)]
-        return [
-            (
-                self.backend.to_device(np.ascontiguousarray(p)),
-                Geometry(1, p.size, 1, p.size, 1, p.size),
-            )
-            for p in parts
-        ]
+    def to_host(self, array: NDArray[Any]) -> NDArray[Any]:
+        """What `encode_with_checksums` gives is there."""
+        return array
+
+    def _geometry(self, k: int) -> Geometry:
+        n = int(self.spans.bounds[k + 1] - self.spans.bounds[k])
+        return Geometry(1, n, 1, n, 1, n)
 
     def histogram(
-        self, words: Words, geometry: Geometry, dtype: DType, *,
+        self, words: list[Any], geometry: Geometry, dtype: DType, *,
         segments: NDArray[np.int64] | None = None, **what: Any,
     ) -> NDArray[np.int64]:  # fmt: skip
         """See `Backend.histogram`."""
-        each = self._each(words, geometry)
-        ids = range(len(each)) if segments is None else segments.tolist()
-        counts = [self.backend.histogram(*each[k], dtype, **what) for k in ids]
-        return np.concatenate(counts)
+        ids = range(len(words)) if segments is None else segments.tolist()
+        of_each = self.backend.histogram
+        return np.concatenate([of_each(words[k], self._geometry(k), dtype, **what) for k in ids])
 
     def encode_with_checksums(
-        self, plan: SegmentPlan, words: Words
+        self, plan: SegmentPlan, words: list[Any]
     ) -> tuple[EncodedSegments, Checksums]:
         """See `Backend.encode_with_checksums`; without the checksum of all words."""
         done = list[tuple[EncodedSegments, Checksums]]()
-        for k, (part, geometry) in enumerate(self._each(words, plan.geometry)):
-            one = SegmentPlan(
-                plan.dtype, geometry, plan.segments.take(np.array([k])), plan.tables,
-                None if plan.fill is None else plan.fill[k : k + 1],
-            )  # fmt: skip
+        for k, part in enumerate(words):
+            fill = None if plan.fill is None else plan.fill[k : k + 1]
+            columns = plan.segments.take(np.array([k]))
+            one = SegmentPlan(plan.dtype, self._geometry(k), columns, plan.tables, fill)
             encoded, sums = self.backend.encode_with_checksums(one, part)
             payload = self.backend.to_host(encoded.payload).copy()
             done.append((encoded._replace(payload=payload), sums))
@@ -252,9 +255,3 @@ class OneByOne:
             np.concatenate([e.n_units for e, _ in done], axis=1),
             np.concatenate([e.n_patches for e, _ in done]),
         ), Checksums(np.concatenate([s.records for _, s in done]), 0)
-
-    def checksums(
-        self, payload: NDArray[np.uint8], offsets: NDArray[np.int64]
-    ) -> NDArray[np.uint32]:
-        """See `Backend.checksums`."""
-        return crc32_each(payload, offsets)

@@ -107,7 +107,7 @@ class Parts(list[Any]):
 
 class Writer:
     """A file being written: `add` each tensor, then `finish`.
-    Holds one chunk of words and the index in memory.
+    Holds one chunk of words, small tensors that wait for others, and the index in memory.
     """
 
     def __init__(
@@ -224,12 +224,12 @@ class Writer:
             self._flush()
 
     def _flush(self) -> None:
-        """Encode and write what waits."""
-        batch, nbytes, self._batch, self._batch_nbytes = self._batch, self._batch_nbytes, [], 0
-        if batch:
-            payload, records = encode_batch(batch, self.planner, self.backend, self.offset)
-            self.tensors += records
-            self.offset += self._write(payload)
+        """Encode and write what waits. After an error it still waits: nothing is left out."""
+        if self._batch:
+            batch = encode_batch(self._batch, self.planner, self.backend, self.offset)
+            self.offset += self._write(batch[0])
+            self.tensors += batch[1]
+            nbytes, self._batch, self._batch_nbytes = self._batch_nbytes, [], 0
             self.progress(nbytes)
 
     def add_duplicate(self, name: str, of: int) -> TensorRecord:

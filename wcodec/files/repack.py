@@ -73,7 +73,7 @@ def repack_file(
                     writer.add_duplicate(t.name, t.duplicate_of)
                     continue
                 with _words(f, t, Path(target).absolute().parent) as words:
-                    writer.add_words(t.name, words, t.dtype, t.shape, t.dtype_name)
+                    writer.add_later(t.name, words, t.dtype, t.shape, t.dtype_name)
             return index.file_nbytes, writer.finish(
                 index.metadata, index.source_header if index.source_kind is not None else None
             )

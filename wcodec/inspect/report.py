@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec.batches import decode_batch, in_batches, is_small
+from wcodec.codec.batches import in_batches, is_small
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
@@ -154,7 +154,7 @@ def describe_tensor(
 
 def _describe_batch(file: File, batch: list[TensorRecord], bound: bool) -> list[dict[str, Any]]:
     """Entries of small tensors; for duplicates any."""
-    index, known = file.index, {}
+    known = dict[int, dict[str, Any]]()
     by_dtype: dict[int, list[int]] = {}
     for i, t in enumerate(batch):
         by_dtype.setdefault(t.dtype.id, []).append(i)
@@ -172,8 +172,7 @@ def _describe_batch(file: File, batch: list[TensorRecord], bound: bool) -> list[
         for i, k, n in zip(ids, of.reshape(-1).tolist(), n_patches, strict=True):
             known[i] = _single_entry(batch[i], chosen[k], n)
     if bound:
-        arrays = decode_batch(file.decoder, file.source, batch, index.tables)
-        for i, (t, array) in enumerate(zip(batch, arrays, strict=True)):
+        for i, (t, array) in enumerate(zip(batch, file.small_tensors(batch), strict=True)):
             if i in known:
                 words = array.reshape(-1).view(np.uint8).view(t.dtype.word_type)
                 known[i]["order0_bits_per_weight"] = _bits_of(file, t, words) / math.prod(t.shape)

@@ -13,12 +13,15 @@ from wcodec.planner.costs import BYTE, Choice, Chunk, Counts, Sample, ideal_cost
 from wcodec.planner.tables import Tables
 from wcodec.reference.prediction import MODES, N_MODES, PER_TILE
 from wcodec.reference.segments import Coder, padded
+from wcodec.reference.tiles import Spans
 
 #: of planes, for each segment the modes of its tiles
 TileModes = dict[int, list[NDArray[np.uint8]]]
 
 TRIED: Final = 64  #: parts of segments that predictions are tried on, about
-LEAST_TRIED: Final = 8  #: if there are so many; otherwise a quarter of them is enough
+LEAST_TRIED: Final = 8  #: but no more than a quarter of all, if that is not below this
+LARGEST: Final = 256  #: of many tensors, those that predictions are tried on
+LEAST_SAVED: Final = 32 * BYTE  #: of one of many tensors: less may be by chance
 GLANCED: Final = 4  #: of these, parts that a transform is tried on before any other
 PREDICTED: Final = range(1, N_MODES)  #: modes without a transform
 TRANSFORMED: Final = tuple(m for m in MODES if m >= 16)
@@ -45,7 +48,7 @@ class Modes:
 
     def winners(self, chunk: Chunk, sample: Sample) -> list[list[int]]:
         """For each plane modes that save it at least 2 % in a part of the sample, 1 % in preset
-        ``max``: a closer look may pay.
+        ``max`` or of few segments; of many tensors in any of them. A closer look may pay.
         """
         allowed, n = self.options.modes, chunk.dtype.word_nbytes
         if (
@@ -56,6 +59,8 @@ class Modes:
             return [[] for _ in range(n)]
         if self.options.forces_mode:
             return [list(allowed or ()) for _ in range(n)]
+        if isinstance(chunk.geometry, Spans):
+            return self._of_tensors(chunk, sample)
         n_tried = min(TRIED, max(LEAST_TRIED, sample.ids.size // 4))
         some = np.arange(0, sample.ids.size, max(1, sample.ids.size // n_tried))
         if sample.predicted is not None:
@@ -78,6 +83,26 @@ class Modes:
         for p, modes in zip(sample.planes, won, strict=True):
             winners[p] = sorted(modes)
         return winners
+
+    def _of_tensors(self, chunk: Chunk, sample: Sample) -> list[list[int]]:
+        """`winners` of many tensors, tried on the largest of them."""
+        ids = np.sort(np.argsort(chunk.size, kind="stable")[-LARGEST:])
+        best = np.minimum(ideal_cost(sample.counts[ids]), chunk.size[ids, None] * BYTE)
+        won: list[list[int]] = [[] for _ in sample.planes]
+        for modes in (PREDICTED, TRANSFORMED):
+            if modes is TRANSFORMED:
+                if not any(won) and chunk.dtype.numpy.kind not in "iu":
+                    break
+                ids, best = ids[-TRIED:], best[-TRIED:]
+            after = ideal_cost(chunk.histograms(modes, segments=ids, planes=sample.planes))
+            saved = best - after
+            pays = (after * 100 < best * self.look) & (saved >= LEAST_SAVED)
+            total = np.where(pays, saved, 0).sum(axis=1)
+            for p, mine in enumerate(won):
+                order = np.argsort(-total[:, p], kind="stable")[:MAX_TRANSFORMED]
+                mine += [modes[m] for m in order.tolist() if total[m, p] > 0]
+            best = np.minimum(best, after.min(axis=0))
+        return [sorted(mine) for mine in won]
 
     def _glance(self, sample: Sample, some: Counts) -> bool:
         """Whether a transform saves enough in a few parts; floats are not looked at, for an

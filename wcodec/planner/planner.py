@@ -50,10 +50,11 @@ __all__ = [
     "ideal_cost",
 ]
 
-FEW: Final = 16  #: of no more segments than that, all planes are counted, in all
+FEW: Final = 16  #: of no more segments than that, all planes are counted
 
 
-SAMPLED_WORDS: Final = 1 << 15  #: of no fewer words in few segments, a part is looked at first
+#: of no fewer words in few segments, a part is looked at to begin with
+SAMPLED_WORDS: Final = 1 << 15
 
 
 def spread(n: int, most: int) -> Counts:
@@ -306,13 +307,10 @@ class Planner:
         worth[~worth] = (
             ideal_cost(counts[:, ~worth]) * 20 < part.size[ids, None] * (BYTE * 19)
         ).any(axis=0)
-        predicted = None
-        if few:
-            predicted = ideal_cost(looked[1:].sum(axis=1))
-            worth |= (predicted * 100 < bits * 98).any(axis=0)
+        predicted = ideal_cost(looked[1:].sum(axis=1)) if few else None
         planes = (
             range(counts.shape[1])
-            if (n <= FEW and not few) or self.forced or tensors
+            if n <= FEW or self.forced or tensors
             else sorted({0, *np.flatnonzero(worth).tolist()})
         )
         pairs = (
@@ -320,8 +318,6 @@ class Planner:
             and self.options.layout in ("auto", "pairs")
             and not self.options.forces_mode
         )
-        if predicted is not None:
-            predicted = predicted[:, list(planes)]
         sample = Sample(part, ids, counts, tuple(planes), pairs, True, predicted)
         if (
             pairs
@@ -343,8 +339,8 @@ class Planner:
         return sample
 
     def _has_few(self, chunk: Chunk) -> bool:
-        """Whether there are few segments, but a part of each says enough of all: a closer look
-        would take as long as to code them.
+        """Whether there are few segments, but predictions are tried on a part of each: a look at
+        all of them would take as long as to code them.
         """
         return (
             chunk.size.size <= FEW

@@ -109,7 +109,8 @@ class Tables:
         """Give segments `of` that are not alike the tables that suit them: earlier ones, and as
         many new ones as pay, each made of segments whose symbols are of similar size.
         """
-        mine = counts[of].astype(np.float64)
+        own = counts[of]
+        mine = own.astype(np.float64)
         first = max(0, len(self.pool) - RECENT_TABLES)
         recent = self.pool.tables[first:]
         if len(self.pool) + GROUPS >= MAX_TABLES:
@@ -117,14 +118,15 @@ class Tables:
             return
         order = np.argsort(mine @ np.arange(256) // mine.sum(axis=1), kind="stable")
         groups = [g for g in np.array_split(order, GROUPS) if g.size]
-        totals = [counts[of][g].sum(axis=0) for g in groups] + [counts[of].sum(axis=0)]
+        totals = [own[g].sum(axis=0) for g in groups] + [own.sum(axis=0)]
         made = [quantise(t, self.options.prob_bits) for t in totals if np.count_nonzero(t) > 1]
         tables = [*recent, *made]
         costs = mine @ np.stack([symbol_costs(t) for t in tables], axis=1)
         price = np.array(
             [0] * len(recent) + [8 * t.serialised_nbytes << 16 for t in made], np.float64
         )
-        best, number = np.full(len(mine), IMPOSSIBLE), np.zeros(len(mine), np.int64)
+        raw = mine.sum(axis=1) * BYTE
+        best, number = raw, np.zeros(len(mine), np.int64)
         chosen: dict[int, int] = {}
         while True:
             saved = np.maximum(best[:, None] - costs, 0).sum(axis=0) - price
@@ -137,7 +139,7 @@ class Tables:
             price[i] = 0
             number = np.where(costs[:, i] < best, chosen.get(i, first + i), number)
             best = np.minimum(best, costs[:, i])
-        table[of], cost[of] = number, best
+        table[of], cost[of] = number, np.where(best < raw, best, IMPOSSIBLE)
 
     def _fit(
         self,

@@ -22,6 +22,8 @@ from wcodec.reference.records import (
     PlanChecker,
     TensorRecord,
     check_plan,
+    check_tensor,
+    check_tensors,
     read_contexts,
     read_metadata,
     read_tables_record,
@@ -45,6 +47,7 @@ HEADER: Final = struct.Struct("<8sHHIQII")
 FOOTER: Final = struct.Struct("<QQQQQIB3sII8s")
 RECORD: Final = struct.Struct("<HHQ")  # type, flags, nbytes
 MUST_UNDERSTAND: Final = 1
+_MANY: Final = 64  #: tensors of which those of one segment are checked together
 MAX_INDEX_RATIO: Final = 64  #: R4.14: an index inflates at most this much
 
 
@@ -302,7 +305,7 @@ def read_index(
             "bad_checksum", "the CRC-32 of the index does not match", offset=foot.index_offset
         )
     raw = _inflate(stored, foot.index_raw_nbytes) if foot.index_coding else stored
-    reader = _Reader(raw, foot.index_offset, read_tables, check_plan)
+    reader = _Reader(raw, foot, read_tables, check_plan)
     index = reader.read(foot.index_offset, foot.index_nbytes, n, version)
     if len(index.tensors) != foot.n_tensors:
         raise fail("bad_range", f"{len(index.tensors)} tensors; the footer says {foot.n_tensors}")
@@ -317,9 +320,10 @@ class _Reader:
     """Reads the index records, in order."""
 
     def __init__(
-        self, raw: bytes, index_offset: int, read_tables: TableReader, check_plan: PlanChecker
+        self, raw: bytes, foot: _Footer, read_tables: TableReader, check_plan: PlanChecker
     ) -> None:
-        self.raw, self.index_offset, self.read_tables = raw, index_offset, read_tables
+        self.raw, self.index_offset, self.read_tables = raw, foot.index_offset, read_tables
+        self.has_many, self.singles = foot.n_tensors > _MANY, list[TensorRecord]()
         self.array, self.check_plan = np.frombuffer(raw, np.uint8).copy(), check_plan
         self.tensors: list[TensorRecord] = []
         self.names: set[str] = set()
@@ -365,6 +369,7 @@ class _Reader:
                 raise fail("unsupported_record", f"a must-understand index record of type {record}")
             else:
                 unknown += 1
+        check_tensors(self.singles, tables, self.check_plan)
         if self.payload_end != self.index_offset:
             raise fail(
                 "bad_range",
@@ -403,7 +408,11 @@ class _Reader:
     def _add(self, body: Cursor, tables: TablePool) -> None:
         try:
             has_base = self.base is not None
-            t = read_tensor(body, self.array, tables, has_base, self.check_plan)
+            t = read_tensor(body, self.array, has_base)
+            if self.has_many and t.is_single:
+                self.singles.append(t)
+            else:
+                check_tensor(t, tables, self.check_plan)
         except DecodeError as e:
             name = e.tensor or f"number {len(self.tensors)}"
             raise fail(e.code, e.message, tensor=name) from None

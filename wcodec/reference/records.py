@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.errors import within
+from wcodec.errors import DecodeError, within
 from wcodec.reference import rans
-from wcodec.reference.columns import Stored, StoredTable, write_columns
+from wcodec.reference.columns import Stored, StoredTable, joined_columns, write_columns
 from wcodec.reference.cursor import Cursor, fail
 from wcodec.reference.differences import Difference, coded_dtype
 from wcodec.reference.planes import BY_ID, Bytes, DType
@@ -33,7 +34,14 @@ from wcodec.reference.tables import (
     TablePool,
     TableReader,
 )
-from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, MIN_TILE, Geometry, matrix_view
+from wcodec.reference.tiles import (
+    MAX_RANK,
+    MAX_SEGMENT_ELEMENTS,
+    MIN_TILE,
+    Geometry,
+    Spans,
+    matrix_view,
+)
 
 TENSOR: Final = struct.Struct("<QQIBBBBIIIIHHHH")
 
@@ -79,6 +87,12 @@ class TensorRecord:
         return record
 
     @property
+    def is_single(self) -> bool:
+        """Whether it is a single row, and that a segment of one tile, and not empty."""
+        g = self.geometry
+        return g.rows == 1 and 0 < g.cols <= min(g.segment_cols, g.tile_cols)
+
+    @property
     def coded_dtype(self) -> DType:
         """As the function `coded_dtype`, of this tensor."""
         return coded_dtype(self.dtype, self.difference)
@@ -115,10 +129,10 @@ def write_tensor(t: TensorRecord) -> bytes:
 PlanChecker = Callable[[SegmentPlan], None]
 
 
-def read_tensor(
-    body: Cursor, index: Bytes, tables: TablePool, has_base: bool, check_plan: PlanChecker
-) -> TensorRecord:
-    """The body of a TENSOR record, checked (R4.30 to R4.39). `index` is what it is a part of."""
+def read_tensor(body: Cursor, index: Bytes, has_base: bool) -> TensorRecord:
+    """The body of a TENSOR record, checked (R4.30 to R4.39) but for its plan: see `check_tensor`.
+    `index` is what it is a part of.
+    """
     (
         offset, nbytes, crc, dtype_id, rank, row_rank, order, s_rows, s_cols, t_rows, t_cols, flags,
         n_name, n_dtype, reserved,
@@ -166,27 +180,41 @@ def read_tensor(
         else:
             body.done("the segment table")
             segments = SegmentTable.zeros(0, coded.n_planes)
-        t = TensorRecord(
-            name,
-            dtype,
-            shape,
-            row_rank,
-            geometry,
-            segments,
-            crcs,
-            offset,
-            nbytes,
-            crc,
-            dtype_name,
-            difference,
-        )
-        plan = SegmentPlan(coded, geometry, segments, tables)
+    return TensorRecord(
+        name, dtype, shape, row_rank, geometry, segments, crcs, offset, nbytes, crc, dtype_name,
+        difference,
+    )  # fmt: skip
+
+
+def check_tensor(t: TensorRecord, tables: TablePool, check_plan: PlanChecker) -> None:
+    """Check the plan of a tensor and the size of its payload (R4.34)."""
+    with within(tensor=t.name):
+        plan = SegmentPlan(t.coded_dtype, t.geometry, t.segments, tables)
         check_plan(plan)
-        if plan.payload_nbytes != nbytes:
+        if plan.payload_nbytes != t.payload_nbytes:
             raise fail("bad_range", "the segments' sizes do not sum to the payload's")
-        if n > _FEW_SEGMENTS:  # who wants it needs not make it again
-            t._plan = plan
-    return t
+    if t.segment_crc32.size > _FEW_SEGMENTS:  # who wants it needs not make it again
+        t._plan = plan
+
+
+def check_tensors(tensors: list[TensorRecord], tables: TablePool, check_plan: PlanChecker) -> None:
+    """As `check_tensor`, of tensors of a single row and segment of one tile: of all of a dtype at
+    once.
+    """
+    of_dtype: dict[int, list[TensorRecord]] = {}
+    for t in tensors:
+        of_dtype.setdefault(t.coded_dtype.id, []).append(t)
+    for some in of_dtype.values():
+        columns = joined_columns([t.segments for t in some])
+        if columns is not None:
+            spans = Spans.of(np.array([t.geometry.cols for t in some], np.int64))
+            plan = SegmentPlan(some[0].coded_dtype, spans, columns, tables)
+            with suppress(DecodeError):  # each will say what is wrong with it
+                check_plan(plan)
+                if np.diff(plan.offsets).tolist() == [t.payload_nbytes for t in some]:
+                    continue
+        for t in some:
+            check_tensor(t, tables, check_plan)
 
 
 def check_geometry(g: Geometry) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,7 @@ class Geometry:
         return replace(self, rows=int(heights.sum()), cols=int(widths.sum())), ids
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Spans(Geometry):
     """Segments of a single row of words, of any widths and a tile each: small tensors, one after
     another, that are coded at once.
@@ -118,6 +118,9 @@ class Spans(Geometry):
     """
 
     bounds: NDArray[np.int64]
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @classmethod
     def of(cls, widths: NDArray[np.int64]) -> Spans:
@@ -139,6 +142,10 @@ class Spans(Geometry):
     def corners(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """As `Geometry.corners`."""
         return np.zeros(self.bounds.size - 1, np.int64), self.bounds[:-1]
+
+    def select(self, down: NDArray[np.int64], across: NDArray[np.int64]) -> NoReturn:
+        """They are coded in all."""
+        raise NotImplementedError
 
     def rectangle(self, k: int) -> tuple[slice, slice]:
         """As `Geometry.rectangle`."""

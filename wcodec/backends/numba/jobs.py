@@ -1,6 +1,6 @@
 """Plans as kernels take them: a job for each segment, and the tables and context maps in use.
 
-NumPy, no loops. Arrays that are kept are not to be changed.
+Kernels fill in the jobs, from segment tables as an index holds them.
 """
 
 from __future__ import annotations
