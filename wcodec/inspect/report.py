@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +32,11 @@ MANY: Final = 1000  #: small tensors of which bounds are not found out unasked
 _FEW: Final = 64  #: integers that are counted one by one
 
 
+#: entries of a tensor that say how often something was chosen
+_CHOICES: Final = ("layouts", "coders", "predictions", "contexts", "tile_modes")
+_choices_of: Final[Callable[[dict[str, Any]], Any]] = itemgetter(*_CHOICES)
+
+
 def describe(
     file: File, bound: bool | None = None, progress: Progress = ignore_progress
 ) -> dict[str, Any]:
@@ -48,7 +55,8 @@ def describe(
     DecodeError
     """
     index, base = file.index, file.index.base
-    of_small = bound or (bound is None and sum(map(is_small, index.tensors)) <= MANY)
+    some = islice(filter(is_small, index.tensors), MANY + 1)
+    of_small = bound or (bound is None and len(list(some)) <= MANY)
     bound = bound is not False
     there = not bound or not file.needs_base or base_error(file.base) is None
     tensors: list[Any] = []
@@ -111,12 +119,15 @@ def base_error(look: Callable[[], object]) -> str | None:
 
 def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
     tensors = [t for t in tensors if t["duplicate_of"] is None]
-    keys = ("layouts", "coders", "predictions", "contexts", "tile_modes")
-    totals: dict[str, Any] = {k: {} for k in keys}
-    for k, total in totals.items():
-        for t in tensors:
-            for name, count in t[k].items():
-                total[name] = total.get(name, 0) + count
+    alike = dict[tuple[int, ...], tuple[list[int], tuple[dict[str, int], ...]]]()
+    for t in tensors:  # many small tensors have the same dictionaries
+        choices = _choices_of(t)
+        alike.setdefault(tuple(map(id, choices)), ([0], choices))[0][0] += 1
+    totals: dict[str, Any] = {k: {} for k in _CHOICES}
+    for (times,), choices in alike.values():
+        for total, counts in zip(totals.values(), choices, strict=True):
+            for name, count in counts.items():
+                total[name] = total.get(name, 0) + times * count
     operands = dict(Counter(t["operand"] for t in tensors if t["operand"] is not None))
     return {**totals, "n_patches": sum(t["n_patches"] for t in tensors), "operands": operands}
 
@@ -358,7 +369,9 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
         )
     if report["tensors"]:
         yield ""
-        yield from table_text([_HEAD, *map(_row, report["tensors"])], left=2)
+        texts = dict[tuple[int, ...], list[str]]()
+        rows = [_row(t, texts) for t in report["tensors"]]
+        yield from table_text([_HEAD, *rows], left=2)
 
 
 _HEAD: Final = [
@@ -380,16 +393,21 @@ _HEAD: Final = [
 ]
 
 
-def _row(t: dict[str, Any]) -> list[str]:
+def _row(t: dict[str, Any], texts: dict[tuple[int, ...], list[str]]) -> list[str]:
+    """Cells of a tensor. `texts` are those of choices, which many small tensors share."""
+
     def bits(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
 
+    choices = _choices_of(t)
+    key = tuple(map(id, choices))
+    if key not in texts:
+        texts[key] = [*map(_counts_text, choices)]
     return [
         printable(t["name"]), printable(t["dtype"]), "x".join(map(str, t["shape"])) or "scalar",
         size_text(t["nbytes"]), percent_text(t["stored_nbytes"], t["nbytes"]),
-        bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]), _counts_text(t["layouts"]),
-        _counts_text(t["coders"]), _counts_text(t["predictions"]), _counts_text(t["contexts"]),
-        _counts_text(t["tile_modes"]), str(t["n_patches"]), t["operand"] or "-", _instead(t),
+        bits(t["bits_per_weight"]), bits(t["order0_bits_per_weight"]), *texts[key],
+        str(t["n_patches"]), t["operand"] or "-", _instead(t),
     ]  # fmt: skip
 
 

@@ -63,6 +63,10 @@ class RecordType(IntEnum):
     DUPLICATE = 7
 
 
+_FIRST: Final = {RecordType.TABLES, RecordType.CONTEXTS, RecordType.BASE}
+_ONCE: Final = {*_FIRST, RecordType.SOURCE, RecordType.METADATA}
+
+
 class SourceKind(IntEnum):
     """What a SOURCE record restores."""
 
@@ -380,9 +384,8 @@ class _Reader:
 
     def _check_place(self, record: int) -> None:
         """Rules R4.19 on how often and where a record may stand."""
-        first = (RecordType.TABLES, RecordType.CONTEXTS, RecordType.BASE)
-        if record in (*first, RecordType.SOURCE, RecordType.METADATA):
-            late = bool(self.tensors) and record in first
+        if record in _ONCE:
+            late = bool(self.tensors) and record in _FIRST
             if (
                 record in self.seen
                 or late

@@ -141,7 +141,7 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool) -> TensorRecord:
         raise fail("bad_range", f"rank {rank}, row_rank {row_rank}")
     shape: tuple[int, ...] = body.unpack(_SHAPES[rank])
     name, dtype_name = body.text(n_name), body.text(n_dtype) if n_dtype else ""
-    with within(tensor=name):
+    try:
         if flags & ~3 or reserved:  # R4.31
             raise fail("bad_value", "reserved bits of the tensor record are set")
         if flags > _LAST_DIFFERENCE or (flags and not has_base):
@@ -180,10 +180,13 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool) -> TensorRecord:
         else:
             body.done("the segment table")
             segments = SegmentTable.zeros(0, coded.n_planes)
-    return TensorRecord(
-        name, dtype, shape, row_rank, geometry, segments, crcs, offset, nbytes, crc, dtype_name,
-        difference,
-    )  # fmt: skip
+        return TensorRecord(
+            name, dtype, shape, row_rank, geometry, segments, crcs, offset, nbytes, crc, dtype_name,
+            difference,
+        )  # fmt: skip
+    except DecodeError as e:
+        e.tensor = name
+        raise
 
 
 def check_tensor(t: TensorRecord, tables: TablePool, check_plan: PlanChecker) -> None:
