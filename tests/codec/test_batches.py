@@ -319,4 +319,4 @@ def test_wrong_ones_are_refused() -> None:
         writer.add_later("a", words, FLOAT32, (5,))
     with pytest.raises(wcodec.EncodeError, match="5 words for shape"):
         writer.add_later("b", words, FLOAT32, (6,))
-    assert batches.as_small("c", words, FLOAT32, (5,), "", wcodec.EncodeOptions()) is not None
+    assert batches.as_small("c", words, FLOAT32, (5,), "", wcodec.EncodeOptions(), {}) is not None

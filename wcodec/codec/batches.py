@@ -54,15 +54,21 @@ def as_small(
     shape: tuple[int, ...],
     dtype_name: str,
     options: EncodeOptions,
+    geometries: dict[Any, tuple[int, Geometry]],
 ) -> Small | None:
-    """A tensor that can wait for others, to be coded with them; ``None`` of another one."""
+    """A tensor that can wait for others, to be coded with them; ``None`` of another one.
+    `geometries` are those that were chosen with these options, by shape and dtype.
+    """
     if not 0 < words.nbytes <= SMALL_NBYTES or options.contexts:
         return None
     if options.force or options.layout == "pairs":  # each as asked, in a window of its own
         return None
     if words.size != math.prod(shape) * dtype.words_per_element:
         return None
-    row_rank, geometry = choose_geometry(shape, dtype, options)
+    key = shape, dtype.id
+    if key not in geometries:
+        geometries[key] = choose_geometry(shape, dtype, options)
+    row_rank, geometry = geometries[key]
     if geometry.rows != 1 or geometry.n_segments != 1 or not geometry.one_tile:
         return None
     return Small(name, dtype, shape, dtype_name, row_rank, geometry, words.tobytes())

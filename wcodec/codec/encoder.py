@@ -126,6 +126,7 @@ class Writer:
         self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
         self.offset = self._write(container.write_header())
         self._batch, self._batch_nbytes = list[Small](), 0
+        self._geometries = dict[Any, tuple[int, Geometry]]()
 
     def _write(self, data: Any) -> int:
         self.stream.write(data)
@@ -213,7 +214,7 @@ class Writer:
         """
         small = None
         if self.base is None:
-            small = as_small(name, words, dtype, shape, dtype_name, self.options)
+            small = as_small(name, words, dtype, shape, dtype_name, self.options, self._geometries)
         if small is None:
             self.add_words(name, words, dtype, shape, dtype_name)
             return

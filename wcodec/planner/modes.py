@@ -20,7 +20,7 @@ TileModes = dict[int, list[NDArray[np.uint8]]]
 
 TRIED: Final = 64  #: parts of segments that predictions are tried on, about
 LEAST_TRIED: Final = 8  #: but no more than a quarter of all, if that is not below this
-LARGEST: Final = 256  #: of many tensors, those that predictions are tried on
+LARGEST: Final = 256  #: of many tensors of integers, those that predictions are tried on
 LEAST_SAVED: Final = 32 * BYTE  #: of one of many tensors: less may be by chance
 GLANCED: Final = 4  #: of these, parts that a transform is tried on before any other
 PREDICTED: Final = range(1, N_MODES)  #: modes without a transform
@@ -86,7 +86,8 @@ class Modes:
 
     def _of_tensors(self, chunk: Chunk, sample: Sample) -> list[list[int]]:
         """`winners` of many tensors, tried on the largest of them."""
-        ids = np.sort(np.argsort(chunk.size, kind="stable")[-LARGEST:])
+        tried = LARGEST if chunk.dtype.numpy.kind in "iu" else TRIED
+        ids = np.sort(np.argsort(chunk.size, kind="stable")[-tried:])
         best = np.minimum(ideal_cost(sample.counts[ids]), chunk.size[ids, None] * BYTE)
         won: list[list[int]] = [[] for _ in sample.planes]
         for modes in (PREDICTED, TRANSFORMED):

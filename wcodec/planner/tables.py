@@ -117,8 +117,8 @@ class Tables:
             self._fit(counts, of, table, cost)
             return
         order = np.argsort(mine @ np.arange(256) // mine.sum(axis=1), kind="stable")
-        groups = [g for g in np.array_split(order, GROUPS) if g.size]
-        totals = [own[g].sum(axis=0) for g in groups] + [own.sum(axis=0)]
+        starts = np.unique(np.arange(GROUPS) * order.size // GROUPS)
+        totals = [*np.add.reduceat(own[order], starts, axis=0), own.sum(axis=0)]
         made = [quantise(t, self.options.prob_bits) for t in totals if np.count_nonzero(t) > 1]
         tables = [*recent, *made]
         costs = mine @ np.stack([symbol_costs(t) for t in tables], axis=1)
