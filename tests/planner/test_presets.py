@@ -518,3 +518,32 @@ def test_classes_without_symbols(array: Any, options: dict[str, Any]) -> None:
     """Pairs of classes that no word has need no table."""
     data = wcodec.encode(array, wcodec.EncodeOptions(coder="context", **options))
     assert wcodec.decode(data).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("preset", ["fast", "default", "max"])
+@pytest.mark.parametrize("mode", [{"transform": "dct"}, {"predictor": "left"}])
+def test_modes_that_are_asked_for_are_taken_by_all_presets(
+    preset: str, mode: dict[str, str]
+) -> None:
+    for array in (np.array(True), np.arange(70_000, dtype=np.int32)):
+        options = EncodeOptions(preset=preset, **mode)  # type: ignore[arg-type]
+        assert bits(wcodec.decode(wcodec.encode(array, options))) == bits(array)
+
+
+def test_no_transform_is_looked_for_unless_it_may_be() -> None:
+    waves = np.sin(np.arange(64)[:, None] * np.arange(1, 65) / 9) * 9000
+    tensors = {str(i): np.tile(row, 8).astype(np.int16) for i, row in enumerate(waves)}
+    used = {}
+    for transform in ("auto", "none"):
+        parts = wcodec.codec.encoder.Parts()
+        writer = wcodec.codec.Encoder(EncodeOptions(transform=transform)).start(parts)
+        for name, array in tensors.items():
+            dtype, words = wcodec.codec.encoder.words_of(array)
+            writer.add_later(name, words, dtype, array.shape)
+        writer.finish()
+        with wcodec.open(b"".join(parts)) as f:
+            used[transform] = {
+                int(m) >> 4 for t in f.index.tensors for m in t.segments.prediction.reshape(-1)
+            }
+    assert used["none"] == {0}
+    assert used["auto"] - {0}

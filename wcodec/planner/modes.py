@@ -92,7 +92,8 @@ class Modes:
         won: list[list[int]] = [[] for _ in sample.planes]
         for modes in (PREDICTED, TRANSFORMED):
             if modes is TRANSFORMED:
-                if not any(won) and chunk.dtype.numpy.kind not in "iu":
+                pay_perhaps = any(won) or chunk.dtype.numpy.kind in "iu"
+                if self.options.modes is not None or not pay_perhaps:
                     break
                 ids, best = ids[-TRIED:], best[-TRIED:]
             after = ideal_cost(chunk.histograms(modes, segments=ids, planes=sample.planes))
@@ -156,7 +157,7 @@ class Modes:
             return self._predict_tiles(chunk, plain, winners, tile_modes)
         out = [c.copy() for c in plain]
         tried = sorted(set().union(*winners))
-        by_mode = dict(zip(tried, chunk.histograms(tried), strict=True))
+        by_mode = dict(zip(tried, chunk.histograms(tried) if tried else (), strict=True))
         for p, modes in enumerate(winners):
             if not modes:
                 continue
