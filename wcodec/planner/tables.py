@@ -111,7 +111,7 @@ class Tables:
         """
         own = counts[of]
         mine = own.astype(np.float64)
-        first = max(0, len(self.pool) - RECENT_TABLES)
+        first = max(0, len(self.pool) - 2 * GROUPS)
         recent = self.pool.tables[first:]
         if len(self.pool) + GROUPS >= MAX_TABLES:
             self._fit(counts, of, table, cost)
