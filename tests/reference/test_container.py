@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import wcodec
+from wcodec.backends import Backend
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError
@@ -226,3 +227,31 @@ def write_records(index: wcodec.reference.container.Index) -> bytes:
     data = write_index(index, index.index_offset)
     stored = data[:-64]
     return zlib.decompress(stored) if data[-64 + 44] else stored
+
+
+@pytest.mark.parametrize("n", [1, 100])
+def test_a_number_too_large_for_its_column_is_refused(backend: Backend, n: int) -> None:
+    """In a file of one tensor, and among many, whose columns are checked together."""
+    parts = wcodec.codec.encoder.Parts()
+    writer = Encoder().start(parts)
+    for i in range(n):
+        writer.add(f"t{i:02}", np.arange(5 + i, dtype=np.uint8))
+    writer.finish()
+    data = b"".join(parts)
+    index = read_index(BufferSource(data))
+    raw = write_records(index)
+    start = len(raw) - 5 * (3 + 4 * 2)  # of the columns of the last tensor, each of one value
+    of_four_bytes = {2, 4, 6, 8, 10}  # patches, tables, units
+    for column in range(11):
+        patched_raw = bytearray(raw)
+        assert patched_raw[start + 5 * column] == 0
+        patched_raw[start + 5 * column + 2] = 1  # 256 more
+        file = data[: index.index_offset] + seal_index(
+            bytes(patched_raw), index.index_offset, index.data_nbytes, n
+        )
+        with pytest.raises(DecodeError) as e:
+            read_index(BufferSource(file), backend.read_tables, backend.check_plan)
+        assert e.value.tensor == f"t{n - 1:02}"
+        if column not in of_four_bytes:
+            assert e.value.code == "bad_value"
+            assert "more than 255" in e.value.message

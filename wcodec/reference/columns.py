@@ -40,17 +40,20 @@ def write_columns(s: SegmentTable) -> bytes:
     """The columns of a segment table that is not empty (R4.36)."""
     if isinstance(s, StoredTable) and s.stored is not None:
         return s.stored.bytes()
-    parts = [_column(s.layout), _column(s.base), _column(s.n_patches)]
+    return b"".join(map(_column, in_order(s)))
+
+
+def in_order(s: SegmentTable) -> list[NDArray[Any]]:
+    """The columns in the order of the index (R4.36)."""
+    columns: list[NDArray[Any]] = [s.layout, s.base, s.n_patches]
     for planes in zip(s.coder, s.table, s.prediction, s.n_units, strict=True):
-        parts += map(_column, planes)
-    return b"".join(parts)
+        columns += planes
+    return columns
 
 
 def single_columns(s: SegmentTable) -> list[StoredTable]:
     """The tables of tensors of one segment each, given the columns of all of them."""
-    parts = [s.layout, s.base, s.n_patches]
-    for planes in zip(s.coder, s.table, s.prediction, s.n_units, strict=True):
-        parts += planes
+    parts = in_order(s)
     columns = np.zeros((s.layout.size, len(parts)), _COLUMN)
     for column, values in zip(columns.T, parts, strict=True):
         column["value"] = values
@@ -140,6 +143,10 @@ def joined_columns(tables: list[SegmentTable]) -> SegmentTable | None:
     if rows["width"].any():
         return None
     of = np.ascontiguousarray(rows["value"].T)
+    # in the order of the index; by themselves, larger numbers are refused
+    most = [255, 255, None, *[255, None, 255, None] * first.n_planes]
+    if any(m is not None and (c > m).any() for c, m in zip(of, most, strict=True)):
+        return None
     planes = of[3:].reshape(first.n_planes, 4, -1)
     u1 = np.uint8
     return SegmentTable(

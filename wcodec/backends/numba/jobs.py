@@ -25,7 +25,7 @@ from wcodec.backends.numba.job_records import (
 from wcodec.backends.numba.kernels import Native, Packed, address_of
 from wcodec.backends.numba.kinds import common_kinds
 from wcodec.backends.protocol import DType, Geometry, SegmentPlan
-from wcodec.reference.columns import StoredTable
+from wcodec.reference.columns import StoredTable, in_order
 from wcodec.reference.planes import BY_ID, Bytes, WordMap
 from wcodec.reference.rans import GROUP
 from wcodec.reference.segments import Coder, SegmentTable
@@ -120,10 +120,7 @@ def _stored_columns(s: SegmentTable) -> tuple[Bytes, int, int]:
     """Columns as a tensor record holds them: they are in an array, from where to where."""
     if type(s) is StoredTable and s.stored is not None:
         return s.stored.array, s.stored.start, s.stored.end
-    columns: list[NDArray[Any]] = [s.layout, s.base, s.n_patches]
-    for planes in zip(s.coder, s.table, s.prediction, s.n_units, strict=True):
-        columns += planes
-    parts = [part for c in columns for part in (bytes([c.itemsize]), c.tobytes())]
+    parts = [part for c in in_order(s) for part in (bytes([c.itemsize]), c.tobytes())]
     data = np.frombuffer(b"".join(parts if s.layout.size else []), np.uint8)
     return data, 0, data.size
 
