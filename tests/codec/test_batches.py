@@ -22,6 +22,7 @@ from wcodec.files.repack import repack_file
 from wcodec.inspect import report
 from wcodec.inspect.report import as_text, describe
 from wcodec.reference.planes import BY_NAME
+from wcodec.reference.tiles import Spans
 
 FLOAT32 = BY_NAME["float32"]
 
@@ -295,6 +296,18 @@ def test_bounds_of_many_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert by_name["large"] is not None
         assert by_name["last"] is None
         assert describe(f, bound=True)["tensors"][-1]["order0_bits_per_weight"] is not None
+
+
+def test_spans_are_a_geometry() -> None:
+    spans = Spans.of(np.array([3, 1, 4]))
+    assert (spans.grid, spans.n_segments, spans.one_tile) == ((1, 3), 3, True)
+    assert [a.tolist() for a in spans.sizes()] == [[1, 1, 1], [3, 1, 4]]
+    assert [a.tolist() for a in spans.corners()] == [[0, 0, 0], [0, 3, 4]]
+    assert [spans.rectangle(k)[1] for k in range(3)] == [slice(0, 3), slice(3, 4), slice(4, 8)]
+    assert spans.tile_counts().tolist() == [1, 1, 1]
+    some, ids = spans.select(np.array([0]), np.array([0, 2]))
+    assert (some.sizes()[1].tolist(), some.cols, ids.tolist()) == ([3, 4], 7, [0, 2])
+    assert spans != Spans.of(np.array([4, 1, 3]))
 
 
 def test_words_are_copied() -> None:

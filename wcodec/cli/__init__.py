@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, _leave)
-    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115 (one may be closed)
+    streams = sys.stdout, sys.stderr  # one may be closed
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in streams)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # names in files may not fit the terminal's encoding

@@ -21,7 +21,7 @@ from wcodec.reference.columns import joined_columns, single_columns
 from wcodec.reference.container import ByteSource
 from wcodec.reference.differences import Difference
 from wcodec.reference.planes import DType, Words
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.records import TensorRecord, by_dtype
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import Geometry, Spans
@@ -83,11 +83,8 @@ def encode_batch(
     -------
     Their payloads, the first of which starts at `offset` in the file, and their records.
     """
-    by_dtype: dict[int, list[int]] = {}
-    for i, small in enumerate(batch):
-        by_dtype.setdefault(small.dtype.id, []).append(i)
     done: list[Any] = [None] * len(batch)
-    for all_ids in by_dtype.values():
+    for all_ids in by_dtype(small.dtype for small in batch):
         all_ids.sort(key=lambda i: len(batch[i].words))  # alike ones are coded in fewer calls
         step = MOST_PLANES // batch[all_ids[0]].dtype.n_planes
         for start in range(0, len(all_ids), step):
@@ -119,11 +116,7 @@ def _encode_dtype(batch: list[Small], planner: Planner, backend: Backend) -> lis
     encoded, sums = coder.encode_with_checksums(plan, coder_words)
     segments = plan.encoded(encoded.n_units, encoded.n_patches)
     payload, ends = coder.to_host(encoded.payload).tobytes(), segments.offsets.tolist()
-    backend.check_plan(segments)
-    if len(payload) != ends[-1]:
-        raise AssertionError(
-            f"backend {backend.name!r} wrote {len(payload)} bytes where its sizes say {ends[-1]}"
-        )
+    check_encoded(backend, segments, len(payload))
     of_words = crc32_each(np.frombuffer(host, np.uint8), spans.bounds * dtype.word_nbytes)
     return [
         (payload[a:b], table, sums.records[k : k + 1], crc)
@@ -131,6 +124,22 @@ def _encode_dtype(batch: list[Small], planner: Planner, backend: Backend) -> lis
             zip(ends, ends[1:], single_columns(segments.segments), of_words.tolist(), strict=False)
         )
     ]
+
+
+def check_encoded(backend: Backend, plan: SegmentPlan, nbytes: int) -> None:
+    """Check what a backend has encoded: its sizes keep the rules, and the payload is of them.
+
+    Raises
+    ------
+    AssertionError, DecodeError
+        The backend is wrong.
+    """
+    backend.check_plan(plan)
+    if nbytes != plan.payload_nbytes:
+        raise AssertionError(
+            f"backend {backend.name!r} wrote {nbytes} bytes where its sizes say "
+            f"{plan.payload_nbytes}"
+        )
 
 
 # ---- decoding ------------------------------------------------------------------------------------
@@ -166,11 +175,8 @@ def decode_batch(
     DecodeError
     """
     out: list[Any] = [None] * len(batch)
-    by_dtype: dict[int, list[int]] = {}
-    if decoder.backend.takes_spans and len(batch) > 1:
-        for i, t in enumerate(batch):
-            by_dtype.setdefault(t.dtype.id, []).append(i)
-    for ids in by_dtype.values():
+    together = batch if decoder.backend.takes_spans and len(batch) > 1 else []
+    for ids in by_dtype(t.dtype for t in together):
         ids.sort(key=lambda i: batch[i].nbytes)
         some = [batch[i] for i in ids]
         for i, t, words in zip(

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
 from wcodec.backends.protocol import Checksums
-from wcodec.codec.batches import MOST, MOST_NBYTES, Small, as_small, encode_batch
+from wcodec.codec.batches import (
+    MOST,
+    MOST_NBYTES,
+    Small,
+    as_small,
+    check_encoded,
+    encode_batch,
+)
 from wcodec.codec.parts import Ids, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
 from wcodec.errors import EncodeError
@@ -291,12 +298,7 @@ class Writer:
             coded, sums, done = encode(stored_raw(plan, grown))
         sums = sums if crc is None else sums._replace(words=crc)
         payload = backend.to_host(coded)
-        backend.check_plan(done)
-        if payload.nbytes != done.payload_nbytes:
-            raise AssertionError(
-                f"backend {backend.name!r} wrote {payload.nbytes} bytes where its sizes say "
-                f"{done.payload_nbytes}"
-            )
+        check_encoded(backend, done, payload.nbytes)
         self.offset += self._write(payload.data)
         return done.segments, sums, geometry.rows * geometry.cols * plan.dtype.word_nbytes
 

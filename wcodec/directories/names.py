@@ -48,7 +48,8 @@ def with_ending(name: str, old: str, new: str) -> str:
 #: What is in a cache of Hugging Face, and in a repository of it.
 #: A directory with anything else is no cache.
 _CACHE: Final = re.compile(
-    r"(models|datasets|spaces)--.*|blobs|refs|snapshots|hub|xet|assets|datasets|modules|accelerate|\.no_exist|\.locks|\.DS_Store"
+    r"(models|datasets|spaces)--.*|blobs|refs|snapshots|hub|xet|assets|datasets|modules|accelerate"
+    r"|\.no_exist|\.locks|\.DS_Store"
     r"|token|stored_tokens|version(_diffusers_cache)?\.txt|CACHEDIR\.TAG|\.gitignore"
 )
 

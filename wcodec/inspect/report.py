@@ -21,7 +21,7 @@ from wcodec.reference.columns import joined_columns
 from wcodec.reference.operands import operand_form
 from wcodec.reference.planes import DType, Layout, Words
 from wcodec.reference.prediction import MODES, PER_TILE, mode_name
-from wcodec.reference.records import TensorRecord, write_tables
+from wcodec.reference.records import TensorRecord, by_dtype, write_tables
 from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tables import ContextKind
 from wcodec.reference.tiles import Geometry
@@ -132,27 +132,36 @@ def _totals(tensors: list[dict[str, Any]]) -> dict[str, Any]:
     return {**totals, "n_patches": sum(t["n_patches"] for t in tensors), "operands": operands}
 
 
-def describe_tensor(
-    file: File, t: TensorRecord, bound: bool, progress: Progress = ignore_progress
-) -> dict[str, Any]:
-    """One entry of the list ``tensors`` of `describe`."""
-    n, plan, segments = math.prod(t.shape), t.plan(file.index.tables), t.segments
-    stored_nbytes = t.payload_nbytes
-    there = plan.plane_nbytes > 0  # planes that the layout has
-    coded = there & plan.is_stream
+def _of_record(t: TensorRecord) -> dict[str, Any]:
+    """What the record alone says of a tensor, without a bound."""
+    g, n = t.geometry, math.prod(t.shape)
     return {
         "name": t.name,
         "dtype": t.dtype_name or t.dtype.safetensors or t.dtype.name,
         "shape": list(t.shape),
         "nbytes": t.nbytes,
-        "stored_nbytes": stored_nbytes,
-        "bits_per_weight": 8 * stored_nbytes / n if n else None,
+        "stored_nbytes": t.payload_nbytes,
+        "bits_per_weight": 8 * t.payload_nbytes / n if n else None,
         "duplicate_of": None,
         "difference": t.difference.name.lower(),
-        "order0_bits_per_weight": _order0_bits(file, t, progress) / n if bound and n else None,
-        "n_segments": t.geometry.n_segments,
-        "segment": [t.geometry.segment_rows, t.geometry.segment_cols],
-        "tile": [t.geometry.tile_rows, t.geometry.tile_cols],
+        "order0_bits_per_weight": None,
+        "n_segments": g.n_segments,
+        "segment": [g.segment_rows, g.segment_cols],
+        "tile": [g.tile_rows, g.tile_cols],
+    }
+
+
+def describe_tensor(
+    file: File, t: TensorRecord, bound: bool, progress: Progress = ignore_progress
+) -> dict[str, Any]:
+    """One entry of the list ``tensors`` of `describe`."""
+    n, plan, segments = math.prod(t.shape), t.plan(file.index.tables), t.segments
+    there = plan.plane_nbytes > 0  # planes that the layout has
+    coded = there & plan.is_stream
+    order0 = _order0_bits(file, t, progress) / n if bound and n else None
+    return {
+        **_of_record(t),
+        "order0_bits_per_weight": order0,
         "layouts": _counted(segments.layout, _LAYOUTS),
         "coders": _counted(segments.coder[there], _CODERS),
         "predictions": _counted(segments.prediction[coded], _MODES),
@@ -166,10 +175,7 @@ def describe_tensor(
 def _describe_batch(file: File, batch: list[TensorRecord], bound: bool) -> list[dict[str, Any]]:
     """Entries of small tensors; for duplicates any."""
     known = dict[int, dict[str, Any]]()
-    by_dtype: dict[int, list[int]] = {}
-    for i, t in enumerate(batch):
-        by_dtype.setdefault(t.dtype.id, []).append(i)
-    for ids in by_dtype.values():
+    for ids in by_dtype(t.dtype for t in batch):
         columns = joined_columns([batch[i].segments for i in ids])
         if columns is None or (columns.prediction == PER_TILE).any():
             continue
@@ -212,24 +218,7 @@ def _chosen(file: File, t: TensorRecord, row: list[int]) -> dict[str, Any]:
 
 def _single_entry(t: TensorRecord, chosen: dict[str, Any], n_patches: int) -> dict[str, Any]:
     """An entry without a bound, of a tensor of one row and one segment."""
-    g, nbytes = t.geometry, t.payload_nbytes
-    return {
-        "name": t.name,
-        "dtype": t.dtype_name or t.dtype.safetensors or t.dtype.name,
-        "shape": list(t.shape),
-        "nbytes": t.nbytes,
-        "stored_nbytes": nbytes,
-        "bits_per_weight": 8 * nbytes / math.prod(t.shape),
-        "duplicate_of": None,
-        "difference": "none",
-        "order0_bits_per_weight": None,
-        "n_segments": 1,
-        "segment": [g.segment_rows, g.segment_cols],
-        "tile": [g.tile_rows, g.tile_cols],
-        **chosen,
-        "n_patches": n_patches,
-        "operand": None,
-    }
+    return {**_of_record(t), **chosen, "n_patches": n_patches, "operand": None}
 
 
 def _lower(names: Any) -> dict[int, str]:

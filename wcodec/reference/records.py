@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -200,14 +200,20 @@ def check_tensor(t: TensorRecord, tables: TablePool, check_plan: PlanChecker) ->
         t._plan = plan
 
 
+def by_dtype(dtypes: Iterable[DType]) -> list[list[int]]:
+    """Numbers of those that are the same, in order."""
+    ids: dict[int, list[int]] = {}
+    for i, dtype in enumerate(dtypes):
+        ids.setdefault(dtype.id, []).append(i)
+    return [*ids.values()]
+
+
 def check_tensors(tensors: list[TensorRecord], tables: TablePool, check_plan: PlanChecker) -> None:
     """As `check_tensor`, of tensors of a single row and segment of one tile: of all of a dtype at
     once.
     """
-    of_dtype: dict[int, list[TensorRecord]] = {}
-    for t in tensors:
-        of_dtype.setdefault(t.coded_dtype.id, []).append(t)
-    for some in of_dtype.values():
+    for ids in by_dtype(t.coded_dtype for t in tensors):
+        some = [tensors[i] for i in ids]
         columns = joined_columns([t.segments for t in some])
         if columns is not None:
             spans = Spans.of(np.array([t.geometry.cols for t in some], np.int64))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final, NoReturn
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,9 +143,11 @@ class Spans(Geometry):
         """As `Geometry.corners`."""
         return np.zeros(self.bounds.size - 1, np.int64), self.bounds[:-1]
 
-    def select(self, down: NDArray[np.int64], across: NDArray[np.int64]) -> NoReturn:
-        """They are coded in all."""
-        raise NotImplementedError
+    def select(
+        self, down: NDArray[np.int64], across: NDArray[np.int64]
+    ) -> tuple[Geometry, NDArray[np.int64]]:
+        """As `Geometry.select`; `down` is the only row."""
+        return Spans.of(np.diff(self.bounds)[across]), across
 
     def rectangle(self, k: int) -> tuple[slice, slice]:
         """As `Geometry.rectangle`."""
