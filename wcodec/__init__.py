@@ -73,12 +73,14 @@ if not TYPE_CHECKING:  # so that a type checker sees names that are not there
 
     def __getattr__(name: str) -> Any:
         """What is used for the first time: imported now, and from then on found without this."""
-        if name in _ROOMS:
-            return import_module(f"wcodec.{name}")
-        if name not in _MODULE_OF:
+        if name not in _ROOMS and name not in _MODULE_OF:
             raise AttributeError(f"module 'wcodec' has no attribute {name!r}")
-        found = getattr(import_module(f"wcodec.{_MODULE_OF[name]}"), name)
-        globals()[name] = found
+        from wcodec.processes import loading
+
+        with loading:  # not by half, if the process forks meanwhile
+            if name in _ROOMS:
+                return import_module(f"wcodec.{name}")
+            found = globals()[name] = getattr(import_module(f"wcodec.{_MODULE_OF[name]}"), name)
         return found
 
 

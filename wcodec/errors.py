@@ -40,6 +40,12 @@ DECODE_CODES: Final[dict[str, str]] = {
     "resource_limit": "limit: decoding needs more memory than the machine has or the caller allows",
 }
 
+#: What may come to light while a file is read, whatever it holds.
+INPUT_CODES: Final[dict[str, str]] = {
+    "truncated": "input: the file was cut while it was read",
+    "changed": "input: the file was written to, or another one took its place, while it was read",
+}
+
 #: What an encoder may say of its input.
 ENCODE_CODES: Final[dict[str, str]] = {
     "unsupported_dtype": "the array's dtype has no id in the format",
@@ -162,15 +168,15 @@ class within:  # noqa: N801 (a context, used as a function)
 
 
 class DecodeError(CodecError):
-    """The file cannot be decoded. `code` is a key of `DECODE_CODES`."""
+    """The file cannot be decoded. `code` is a key of `DECODE_CODES` or `INPUT_CODES`."""
 
-    codes = DECODE_CODES
+    codes = INPUT_CODES | DECODE_CODES
 
 
 class EncodeError(CodecError):
-    """The input cannot be encoded. `code` is a key of `ENCODE_CODES`."""
+    """The input cannot be encoded. `code` is a key of `ENCODE_CODES` or `INPUT_CODES`."""
 
-    codes = ENCODE_CODES
+    codes = INPUT_CODES | ENCODE_CODES
 
 
 class BackendUnavailable(WcodecError):

@@ -6,13 +6,13 @@ import contextlib
 import importlib
 import logging
 import os
-import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
 from wcodec.backends.protocol import Backend
 from wcodec.errors import BackendUnavailable
+from wcodec.processes import call_in_child, loading
 
 __all__ = [
     "Backend",
@@ -33,9 +33,6 @@ _BUILT_IN: Final = {
 _AUTO: Final = ("cuda", "numba", "reference")  #: what "auto" tries, fastest first
 
 _log = logging.getLogger("wcodec")
-#: Held while a backend or its code is loaded, and while the process forks: a child has no other
-#: thread that could let go of it.
-lock: Final = threading.RLock()
 _loaded: dict[tuple[str, int | None], Backend] = {}
 _default: _Choice | None = None
 _scoped: ContextVar[_Choice | None] = ContextVar("wcodec_backend", default=None)
@@ -88,7 +85,7 @@ def load_backend(name: str, threads: int | None = None) -> Backend:
         raise BackendUnavailable(
             f"there is no backend {name!r}; there are {', '.join(backend_names())}"
         )
-    with lock:
+    with loading:
         if (target, threads) not in _loaded:
             _loaded[target, threads] = _construct(name, target, threads)
         return _loaded[target, threads]
@@ -174,16 +171,12 @@ def use_backend(name: str, threads: int | None = None) -> Iterator[Backend]:
 _left_behind: set[Backend] = set()
 
 
-def _after_fork() -> None:
+def _leave_behind() -> None:
     """In a child: a backend that does not survive is loaded anew, or says that it can't be."""
     for key, backend in list(_loaded.items()):
         if not backend.survives_fork:
             _left_behind.add(backend)
             del _loaded[key]
-    lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=lock.acquire, after_in_parent=lock.release, after_in_child=_after_fork
-    )
+call_in_child(_leave_behind)

@@ -16,9 +16,9 @@ from wcodec.backends import Backend
 from wcodec.cli.demo import usable_backends
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
-from wcodec.codec.sources import BufferSource
+from wcodec.codec.sources import BufferSource, FileSource
 from wcodec.errors import EncodeError, within
-from wcodec.files.atomic import AnyPath, map_file
+from wcodec.files.atomic import AnyPath
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
 from wcodec.inspect.report import percent_text, size_text, table_text
 
@@ -159,12 +159,12 @@ def bench_file(
 
 def _sample(path: AnyPath, sample_nbytes: int) -> Iterator[tuple[SourceTensor, NDArray[Any]]]:
     """Tensors from the start of a file, copied to memory, and their words."""
-    view, taken = memoryview(map_file(path)), 0
-    for t in read_safetensors_header(view).tensors:
+    source, taken = FileSource(path, EncodeError), 0
+    for t in read_safetensors_header(source).tensors:
         if taken >= sample_nbytes:
             return
         taken += t.stop - t.start
-        yield t, np.frombuffer(view[t.start : t.stop], t.dtype.word_type).copy()
+        yield t, source.read(t.start, t.nbytes).view(t.dtype.word_type)
 
 
 def as_text(report: dict[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from wcodec.backends import Backend
 from wcodec.cli.common import (
@@ -23,19 +23,21 @@ from wcodec.cli.common import (
     say,
     typed,
 )
+from wcodec.codec.sources import FileSource
 from wcodec.directories.decoding import check_plan_room, plan_decode
 from wcodec.directories.encoding import encode_one, plan_encode
 from wcodec.directories.hub_header import InputKind, is_coded, kind_of
 from wcodec.directories.hub_reading import HubFile, decode_hub_file
 from wcodec.directories.resumable import Report
 from wcodec.errors import DecodeError, EncodeError, within
-from wcodec.files.atomic import check_output, map_file
+from wcodec.files.atomic import check_output
 from wcodec.files.checkpoint import decode_file, is_same_stream
 from wcodec.files.file import File, open_base
 from wcodec.files.shard_index import CODED, PLAIN
 from wcodec.inspect.report import percent_text, size_text
 from wcodec.planner.options import EncodeOptions
 
+_PIECE_NBYTES: Final = 1 << 23  #: bytes of a plain file that are compared at once
 #: the pieces of a plain file, by path, backend and base
 Contents = Callable[[str, Backend, str | None], Iterator[Any]]
 
@@ -182,7 +184,9 @@ def _sync(path: str) -> None:
 
 
 def _plain(path: str, *_: object) -> Iterator[Any]:
-    yield memoryview(map_file(path))
+    source = FileSource(path, EncodeError, is_checked=True)
+    for at in range(0, source.nbytes, _PIECE_NBYTES):
+        yield source.read(at, min(_PIECE_NBYTES, source.nbytes - at)).data
 
 
 def _coded(path: str, backend: Backend, base: str | None) -> Iterator[Any]:

@@ -44,6 +44,21 @@ def _memory(nbytes: int, tensor: str) -> Iterator[None]:
         ) from None
 
 
+class _Ring:
+    """Buffers that are handed out in turn."""
+
+    def __init__(self, n: int) -> None:
+        self._buffers, self._turn = [np.empty(0, np.uint8)] * n, 0
+
+    def next(self, nbytes: int, tensor: str) -> Bytes:
+        """Memory that is handed out again when all others have been."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        if self._buffers[self._turn].size < nbytes:
+            with _memory(nbytes, tensor):
+                self._buffers[self._turn] = np.empty(nbytes, np.uint8)
+        return self._buffers[self._turn][:nbytes]
+
+
 class Decoder:
     """Decodes tensors of any number of files with the same backend and buffers.
 
@@ -57,8 +72,7 @@ class Decoder:
 
     def __init__(self, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
         self.backend, self.max_nbytes = backend or get_backend(), max_nbytes
-        self._buffers = [np.empty(0, np.uint8)] * (CHUNK_BUFFERS + max(0, self.backend.at_once - 1))
-        self._turn, self._spares = 0, list[Bytes]()
+        self._rings, self._spares = list[_Ring](), list[Bytes]()
 
     def read_index(self, source: ByteSource) -> Index:
         """Read and check all of a file but the payload.
@@ -156,6 +170,10 @@ class Decoder:
         """
         _check_base(t, base)
         crc, plan = 0, t.plan(tables)
+        try:
+            ring = self._rings.pop()  # nobody else's meanwhile
+        except IndexError:
+            ring = _Ring(CHUNK_BUFFERS + max(0, self.backend.at_once - 1))
 
         def decode_chunk(piece: tuple[Rectangle, Bytes]) -> tuple[int, Words]:
             place, buffer = piece
@@ -163,21 +181,14 @@ class Decoder:
             return self.grid(source, t, plan, place.down, place.across, chunk, base), chunk
 
         pieces = (
-            (r, self._buffer(math.prod(r.shape) * t.dtype.word_nbytes, t.name))
+            (r, ring.next(math.prod(r.shape) * t.dtype.word_nbytes, t.name))
             for r in rectangles(t, _STREAM_NBYTES)
         )
         for part, chunk in map_ahead(decode_chunk, pieces, self.backend.at_once):
             crc = crc32_combine(crc, part, chunk.nbytes)
             yield chunk
         check_tensor(t, crc)
-
-    def _buffer(self, nbytes: int, tensor: str) -> Bytes:
-        """Memory that is handed out again when as many others have been."""
-        self._turn = (self._turn + 1) % len(self._buffers)
-        if self._buffers[self._turn].size < nbytes:
-            with _memory(nbytes, tensor):
-                self._buffers[self._turn] = np.empty(nbytes, np.uint8)
-        return self._buffers[self._turn][:nbytes]
+        self._rings.append(ring)
 
     def grid(
         self,

@@ -21,6 +21,7 @@ from wcodec.codec.batches import (
 )
 from wcodec.codec.parts import Ids, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
+from wcodec.codec.sources import FileWords
 from wcodec.errors import EncodeError
 from wcodec.planner.differences import choose_difference, enlarged
 from wcodec.planner.fast import has_grown, stored_raw
@@ -159,10 +160,14 @@ class Writer:
         return self.add_words(name, words, dtype, array.shape)
 
     def add_words(
-        self, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str = ""
+        self,
+        name: str,
+        words: Words | FileWords,
+        dtype: DType,
+        shape: tuple[int, ...],
+        dtype_name: str = "",
     ) -> TensorRecord:
-        """Encode and write a tensor given as words,
-        a flat unsigned array that may be a mapped file's.
+        """Encode and write a tensor given as words: a flat unsigned array, or words of a file.
 
         `dtype_name` is kept in the file for dtypes that the format stores as opaque bytes.
         """
@@ -171,7 +176,7 @@ class Writer:
         row_rank, geometry = choose_geometry(shape, dtype, self.options)
         if words.size != math.prod(shape) * dtype.words_per_element:
             raise EncodeError("bad_source", f"{words.size} words for shape {shape}", tensor=name)
-        matrix = words.reshape(geometry.rows, geometry.cols)
+        matrix: Any = words.reshape(geometry.rows, geometry.cols)
         operand = self.options.operand is not None and is_of_operand(geometry)
         base = (
             None
@@ -214,13 +219,18 @@ class Writer:
         return record
 
     def add_later(
-        self, name: str, words: Words, dtype: DType, shape: tuple[int, ...], dtype_name: str = ""
+        self,
+        name: str,
+        words: Words | FileWords,
+        dtype: DType,
+        shape: tuple[int, ...],
+        dtype_name: str = "",
     ) -> None:
         """As `add_words`, but a small tensor waits for others, to be coded with them. Its words are
         copied.
         """
         small = None
-        if self.base is None:
+        if self.base is None and isinstance(words, np.ndarray):
             small = as_small(name, words, dtype, shape, dtype_name, self.options, self._geometries)
         if small is None:
             self.add_words(name, words, dtype, shape, dtype_name)
@@ -260,7 +270,7 @@ class Writer:
 
     def _plans(
         self,
-        matrix: Words,
+        matrix: Any,
         geometry: Geometry,
         dtype: DType,
         grid: list[tuple[Ids, Ids]],

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, BinaryIO, Final, TypeVar
 
-if TYPE_CHECKING:  # small arrays need no threads
-    from concurrent.futures import Future
+from wcodec.processes import Lock, Task, Workers
 
 #: buffers that `Decoder.chunks` uses in turn: one is filled while others are written
 CHUNK_BUFFERS: Final = 3
@@ -22,7 +21,7 @@ def ignore_progress(_: int) -> None:
 
 def map_ahead(
     function: Callable[[S], T], items: Iterable[S], n_threads: int, n_waiting: int = 0
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """``map(function, items)``, done ahead of who wants it.
 
     Parameters
@@ -35,20 +34,18 @@ def map_ahead(
     if n_threads < 1:
         yield from map(function, items)
         return
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(n_threads, "wcodec-ahead") as threads:
-        under_way: deque[Future[T]] = deque()
+    with Workers(n_threads, "wcodec-ahead") as workers:
+        under_way = deque[Task[T]]()
         try:
             for item in items:
                 if len(under_way) == n_threads + n_waiting:
                     yield under_way.popleft().result()
-                under_way.append(threads.submit(function, item))
+                under_way.append(workers.begin(function, item))
             while under_way:
                 yield under_way.popleft().result()
         finally:
-            for call in under_way:
-                call.cancel()
+            for task in under_way:
+                task.settle()
 
 
 class WriteBehind:
@@ -56,21 +53,32 @@ class WriteBehind:
 
     Use as a context; it ends when all is written. What is given to `write` must not change before
     `CHUNK_BUFFERS` more writes.
+
+    Parameters
+    ----------
+    stream
+        The file.
+    threads
+        Threads of the backend that is used: with 1, all is written in the caller's.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        self._stream = stream
-        self._pending: deque[Future[int]] = deque()
-        self._thread = ThreadPoolExecutor(1, "wcodec-write")
+    def __init__(self, stream: BinaryIO, threads: int | None = None) -> None:
+        n_threads = 0 if threads == 1 else 1
+        self._stream, self._most_pending = stream, CHUNK_BUFFERS - 1 if n_threads else 0
+        self._data, self._pending = deque[Any](), deque[Task[None]]()
+        self._workers, self._lock = Workers(n_threads, "wcodec-write"), Lock()
 
     def write(self, data: Any) -> int:
         """Write later. Raises what an earlier write has raised."""
-        while len(self._pending) >= CHUNK_BUFFERS - 1:
+        self._data.append(data)
+        self._pending.append(self._workers.begin(self._write_next))
+        while len(self._pending) > self._most_pending:
             self._pending.popleft().result()
-        self._pending.append(self._thread.submit(self._stream.write, data))
         return len(data)
+
+    def _write_next(self) -> None:
+        with self._lock:  # whoever does it: in order
+            self._stream.write(self._data.popleft())
 
     def __enter__(self) -> WriteBehind:
         return self
@@ -80,4 +88,6 @@ class WriteBehind:
             while kind is None and self._pending:
                 self._pending.popleft().result()
         finally:
-            self._thread.shutdown(cancel_futures=True)
+            for task in self._pending:
+                task.settle()
+            self._workers.close()

@@ -1,21 +1,31 @@
-"""Where bytes of a file come from."""
+"""Where bytes of a file come from: memory, a file, or a file object.
+
+Files are read by calls at offsets. Unlike a map, that works on every mount, a file that is cut does
+not end the process, and unlike a position, threads and forked processes do not disturb each other.
+"""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
-import threading
-from typing import Any, BinaryIO
+import stat
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from wcodec.errors import DecodeError
+from wcodec.errors import CodecError, DecodeError
+from wcodec.processes import Lock
 from wcodec.reference.container import ByteSource
-from wcodec.reference.planes import Bytes
+from wcodec.reference.planes import Bytes, Words
+
+Path = str | os.PathLike[str]
+
+_WHOLE_NBYTES: Final = 1 << 23  #: words of larger tensors are read where they are looked at
 
 
 class BufferSource:
-    """A buffer, or a mapped file."""
+    """A buffer in memory."""
 
     def __init__(self, data: Any) -> None:
         self.view = np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
@@ -30,52 +40,212 @@ class BufferSource:
         np.copyto(target, self.read(offset, target.size))
 
 
-class FileSource(BufferSource):
-    """A mapped file that can also be read by calls, into the place where bytes are wanted: a map
-    would fault at every page.
+class Identity(NamedTuple):
+    """Which file it is, and in which state."""
+
+    device: int
+    inode: int
+    nbytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Identity:
+        """From what the system says."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+class _Descriptor:
+    """A file descriptor that is open as long as someone reads from it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+class FileSource:
+    """A regular file.
 
     Parameters
     ----------
-    mapped
-        The file as it is mapped.
     file
-        The same file, open for reading.
+        A path, or a file object of the system, whose descriptor is duplicated.
+    error
+        What is raised where its bytes are not there.
+    is_checked
+        Whether each read makes sure that the file has not changed. Not needed where what is read
+        has a CRC-32.
+
+    Attributes
+    ----------
+    name
+        What it is called in errors.
+    identity
+        Which file it was when it was opened.
+
+    Raises
+    ------
+    OSError
+        ``ESPIPE`` of a pipe, a socket or a device, which are not waited for.
     """
 
-    def __init__(self, mapped: ByteSource, file: BinaryIO) -> None:
-        super().__init__(mapped.read(0, mapped.nbytes))
-        self._descriptor, self._name = file.fileno(), file.name
+    def __init__(
+        self,
+        file: Path | BinaryIO,
+        error: type[CodecError] = DecodeError,
+        is_checked: bool = False,
+    ) -> None:
+        self._error, self._is_checked = error, is_checked
+        if isinstance(file, str | os.PathLike):
+            self.name = os.fspath(file)
+            flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC
+            number = os.open(file, os.O_RDONLY | flags)  # of a pipe, without waiting for a writer
+        else:
+            self.name, number = str(getattr(file, "name", "")), os.dup(file.fileno())
+        self._descriptor: _Descriptor | None = _Descriptor(number)
+        found = os.fstat(number)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.name)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(
+                errno.ESPIPE,
+                "a pipe or device; wcodec needs a file that it can seek in",
+                self.name,
+            )
+        self.identity = Identity.of(found)
+        self.nbytes = self.identity.nbytes
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """`nbytes` bytes from `offset`. Raises as `read_into`."""
+        out = np.empty(nbytes, np.uint8)
+        self.read_into(offset, out)
+        return out
 
     def read_into(self, offset: int, target: Bytes) -> None:
-        """As `BufferSource.read_into`.
+        """Fill `target` with bytes from `offset`.
 
         Raises
         ------
-        DecodeError
-            ``truncated``: the file has become shorter than it was.
+        CodecError
+            ``truncated``: the file has become shorter than it was. ``changed``, if it `is_checked`.
         OSError
+        ValueError
+            It is closed.
         """
-        done = 0
+        descriptor = self._open()
+        view, done = target.data, 0
         while done < target.size:
             try:
-                n = os.preadv(self._descriptor, [target.data[done:]], offset + done)
+                n = _read_at(descriptor.number, view[done:], offset + done)
             except OSError as e:
-                e.filename = self._name  # the system does not say
-                raise
+                raise OSError(e.errno, e.strerror or str(e), self.name) from None
             if n == 0:
-                raise DecodeError(
+                raise self._error(
                     "truncated",
-                    f"the file ends {target.size - done} bytes early",
+                    f"the file ends {target.size - done} bytes early: it was cut meanwhile",
                     offset=offset + done,
                 )
             done += n
+        if self._is_checked:
+            self.check()
+
+    def _open(self) -> _Descriptor:
+        if self._descriptor is None:
+            raise ValueError(f"the file {self.name!r} is closed")
+        return self._descriptor
+
+    def check(self) -> None:
+        """Make sure that the file is in the state in which it was opened.
+
+        Raises
+        ------
+        CodecError
+            ``changed``
+        """
+        if Identity.of(os.fstat(self._open().number)) != self.identity:
+            raise self._error(
+                "changed", "the file was written to while it was read; read it again from the start"
+            )
+
+    def will_need(self, offset: int, nbytes: int) -> None:
+        """Tell the system what will be read next."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._open().number, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+    def words(self, offset: int, nbytes: int, dtype: np.dtype[Any]) -> Words | FileWords:
+        """Words of the file, flat: in memory, or, of many, as `FileWords`. Raises as `read`."""
+        if nbytes <= _WHOLE_NBYTES:
+            return self.read(offset, nbytes).view(dtype)
+        return FileWords(self, offset, np.dtype(dtype), (nbytes // np.dtype(dtype).itemsize,))
+
+    def close(self) -> None:
+        """Let go of the file. Threads that read from it finish that."""
+        self._descriptor = None
+
+
+if hasattr(os, "preadv"):
+
+    def _read_at(number: int, target: memoryview, offset: int) -> int:
+        return os.preadv(number, [target], offset)
+else:
+
+    def _read_at(number: int, target: memoryview, offset: int) -> int:
+        piece = os.pread(number, len(target), offset)
+        target[: len(piece)] = piece
+        return len(piece)
+
+
+class FileWords:
+    """Words of a file that are read where they are looked at: an array of one or two dimensions, as
+    far as encoders need one.
+    """
+
+    def __init__(
+        self, source: FileSource, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+    ) -> None:
+        self._source, self._offset, self.dtype, self.shape = source, offset, dtype, shape
+        self.size, self.itemsize = int(np.prod(shape)), dtype.itemsize
+        self.nbytes = self.size * self.itemsize
+
+    def reshape(self, *shape: int) -> FileWords:
+        """The same words as an array of another shape."""
+        return FileWords(self._source, self._offset, self.dtype, shape)
+
+    def __getitem__(self, index: slice | tuple[slice, slice]) -> Words:
+        """Some words by a slice, or by one of rows and one of columns. Raises as `FileSource`."""
+        if isinstance(index, slice):
+            first, stop, step = index.indices(self.size)
+            out = np.empty(max(stop - first, 0), self.dtype)
+            self._read(first, out)
+            return out[::step]
+        (r0, r1, _), (c0, c1, _) = (s.indices(n) for s, n in zip(index, self.shape, strict=True))
+        out = np.empty((r1 - r0, c1 - c0), self.dtype)
+        self.read_into(index, out)
+        return out
+
+    def read_into(self, index: tuple[slice, slice], out: Words) -> None:
+        """Fill a C-contiguous array with some rows and columns."""
+        rows, width = range(*index[0].indices(self.shape[0])), self.shape[1]
+        first = index[1].indices(width)[0]
+        if out.shape[1] == width:
+            self._read(rows.start * width, out)
+            return
+        for r, row in zip(rows, out, strict=True):
+            self._read(r * width + first, row)
+
+    def _read(self, first: int, out: Words) -> None:
+        place = self._offset + first * self.itemsize
+        self._source.read_into(place, out.reshape(-1).view(np.uint8))
 
 
 class StreamSource:
-    """A seekable binary file object: a local file, or one of ``fsspec``."""
+    """A seekable binary file object that is not a file of the system's, such as one of ``fsspec``.
+    Its position is its process's own.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.lock = stream, threading.Lock()
+        self.stream, self.lock = stream, Lock()
         self.nbytes = stream.seek(0, io.SEEK_END)
 
     def read(self, offset: int, nbytes: int) -> Bytes:
@@ -101,3 +271,51 @@ class StreamSource:
                     )
                 done += len(pieces[-1])
         return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), np.uint8)
+
+
+def read_into(source: ByteSource, offset: int, target: Bytes) -> None:
+    """Fill `target` with bytes of a source; without a copy, where it can do that."""
+    fill = getattr(source, "read_into", None)
+    if fill is None:
+        np.copyto(target, source.read(offset, target.size))
+    else:
+        fill(offset, target)
+
+
+class PartSource:
+    """A part of another source that is a file itself."""
+
+    def __init__(self, source: ByteSource, start: int, nbytes: int) -> None:
+        self._source, self._start, self.nbytes = source, start, nbytes
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """As of the other source. Raises as that."""
+        return self._source.read(self._start + offset, nbytes)
+
+
+def source_of(file: Any) -> ByteSource:
+    """What to read a path, a binary file object or a buffer by.
+
+    Raises
+    ------
+    OSError
+    """
+    if isinstance(file, str | os.PathLike):
+        return FileSource(file)
+    if not hasattr(file, "read"):
+        return BufferSource(file)
+    plain = _system_file(file)
+    return StreamSource(file) if plain is None else FileSource(plain)
+
+
+def _system_file(stream: Any) -> BinaryIO | None:
+    """The file of the system that a file object shows as it is."""
+    if type(stream).__module__ in ("tempfile", "fsspec.implementations.local"):
+        stream = getattr(stream, "file", None) or getattr(stream, "f", None)
+    if type(stream) not in (io.BufferedReader, io.BufferedRandom, io.FileIO):
+        return None
+    if type(getattr(stream, "raw", stream)) is not io.FileIO:
+        return None
+    stream.flush()  # what was written by it
+    found: BinaryIO = stream
+    return found if stat.S_ISREG(os.fstat(found.fileno()).st_mode) else None

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from wcodec.conformance.recipes import make
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
+from wcodec.processes import cached_property
 from wcodec.reference.container import Index
 from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import DTYPES, DType

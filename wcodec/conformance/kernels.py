@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -37,6 +36,7 @@ from wcodec.errors import DecodeError
 from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
+from wcodec.processes import Workers
 from wcodec.reference import encoding
 from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import DTYPES, Words
@@ -295,9 +295,9 @@ def check_empty(backend: Backend) -> None:
 def check_threads(vectors: Vectors, backend: Backend) -> None:
     """Cases at once in several threads, each several times."""
     cases = [vectors[f"accept/{name}"] for name in THREADED] * 3
-    with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(check_decode, c, backend) for c in cases]
-        jobs += [pool.submit(check_encode, c, backend) for c in cases if "encode" in c.row]
+    with Workers(4, "wcodec-checks") as workers:
+        jobs = [workers.begin(check_decode, c, backend) for c in cases]
+        jobs += [workers.begin(check_encode, c, backend) for c in cases if "encode" in c.row]
         for job in jobs:
             job.result()
 

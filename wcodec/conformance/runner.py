@@ -7,12 +7,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wcodec.backends import Backend
+from wcodec.codec.pipelining import map_ahead
 from wcodec.conformance import cases, kernels, sweeps
 from wcodec.conformance.cases import Check, Mismatch, Vectors, load, sha256
 from wcodec.conformance.command import Command, command_checks, command_sweeps
@@ -111,14 +112,12 @@ def _run_all(
     """Run checks until Ctrl-C. Threads are for programs, whose start is slow; a backend has threads
     of its own.
     """
-    with ThreadPoolExecutor(n_threads or 1) as pool:
-        outcomes = pool.map(_run_one, checks) if n_threads else map(_run_one, checks)
+    with closing(map_ahead(_run_one, checks, n_threads or 0, n_threads or 0)) as outcomes:
         try:
             for outcome in progress(outcomes, len(checks)):
                 report.outcomes.append(outcome)
         except KeyboardInterrupt:
             report.interrupted = True
-            pool.shutdown(cancel_futures=True)
 
 
 def run(

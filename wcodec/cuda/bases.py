@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from wcodec.codec.sources import FileSource
 from wcodec.cuda.pipeline import Pipeline
 from wcodec.errors import DecodeError, within
 from wcodec.files.bases import SafetensorsBase
@@ -61,11 +60,8 @@ def _decoded(
     records = [_there(file.find(t.name, t.dtype, t.shape), file.name, t) for t in wanted]
     with (
         within(base=file.name),
-        file.reopen() as raw,
         closing(base_memory(pipeline, file, records)) as bases,
-        closing(
-            pipeline.tensors(FileSource(file.source, raw), records, file.index.tables, bases)
-        ) as tensors,
+        closing(pipeline.tensors(file.source, records, file.index.tables, bases)) as tensors,
     ):
         for _, memory in tensors:
             yield memory

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,14 +13,16 @@ from numpy.typing import NDArray
 
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.codec.decoder import Decoder
-from wcodec.codec.sources import BufferSource, FileSource
+from wcodec.codec.pipelining import map_ahead
+from wcodec.codec.sources import BufferSource
 from wcodec.cuda import dlpack
 from wcodec.cuda.bases import base_memory, n_coded_bases
 from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Allocate, Pipeline
 from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath
 from wcodec.files.file import File
-from wcodec.reference.container import Index
+from wcodec.processes import Lock, Workers
+from wcodec.reference.container import ByteSource, Index
 from wcodec.reference.planes import DType
 from wcodec.reference.records import TensorRecord
 
@@ -135,9 +136,8 @@ class Loader:
         self.streams, self.max_device_bytes, self.verify = streams, max_device_bytes, verify
         self.runtimes = [runtime_of(n) for n in numbers]
         self._pipelines: list[Pipeline | None] = [None] * len(self.runtimes)
-        self._lock, self._decoder = threading.Lock(), Decoder(_host())
-        self._thread: ThreadPoolExecutor | None = None
-        self._thread_lock = threading.Lock()
+        self._lock, self._decoder = Lock(), Decoder(_host())
+        self._workers = Workers(1, "wcodec-load")
 
     # ---- files
     def load_file(
@@ -168,8 +168,8 @@ class Loader:
         KeyError
             The file has no tensor of a name.
         """
-        with File(path, self._decoder.backend, base=base) as f, f.reopen() as raw:
-            return self._load(FileSource(f.source, raw), f, f.index, names, allocate)
+        with File(path, self._decoder.backend, base=base) as f, f.checked():
+            return self._load(f.source, f, f.index, names, allocate)
 
     def decode(self, data: Any) -> DeviceTensor:
         """The tensor of the bytes that `wcodec.encode` makes. Raises as `load_file`."""
@@ -186,7 +186,7 @@ class Loader:
         """`decode` in a thread of its own, calls in order;
         `data` must not change before the result is there.
         """
-        return self._later(self.decode, data)
+        return self._workers.submit(self.decode, data)
 
     def iterate(
         self,
@@ -202,21 +202,18 @@ class Loader:
         On the first device, with buffers of its own: meanwhile the loader may be used for other
         things. Raises as `load_file`.
         """
-        with File(path, self._decoder.backend, base=base) as f, f.reopen() as raw:
+        with File(path, self._decoder.backend, base=base) as f, f.checked():
             records = _chosen(f.index, names)
             size = self._fit(records, f, lambda streams, slot: _most_alive(records, streams, slot))
             pipeline = Pipeline(self.runtimes[0], *size, self.verify)
             with closing(
-                self._tensors(pipeline, FileSource(f.source, raw), f, f.index, records, allocate)
+                self._tensors(pipeline, f.source, f, f.index, records, allocate)
             ) as tensors:
                 yield from tensors
 
     def close(self) -> None:
         """Give back buffers and threads."""
-        with self._thread_lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.shutdown()
+        self._workers.close()
         with self._lock:
             self._pipelines = [None] * len(self.runtimes)
         for runtime in self.runtimes:
@@ -229,15 +226,9 @@ class Loader:
         self.close()
 
     # ---- how
-    def _later(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        with self._thread_lock:  # not the other one, which is taken while files are decoded
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, "wcodec-load")
-            return self._thread.submit(function, *args)
-
     def _load(
         self,
-        source: BufferSource,
+        source: ByteSource,
         file: File | None,
         index: Index,
         names: Sequence[str] | None,
@@ -253,15 +244,12 @@ class Loader:
                     for t in self._tensors(pipelines[0], source, file, index, shares[0], allocate)
                 }
             else:
-                with ThreadPoolExecutor(len(shares), "wcodec-device") as threads:
-                    parts = threads.map(
-                        lambda p, share: list(
-                            self._tensors(p, source, file, index, share, allocate)
-                        ),
-                        pipelines,
-                        shares,
-                    )
-                    done = {t.name: t for part in parts for t in part}
+                parts = map_ahead(
+                    lambda one: list(self._tensors(one[0], source, file, index, one[1], allocate)),
+                    zip(pipelines, shares, strict=True),
+                    len(shares),
+                )
+                done = {t.name: t for part in parts for t in part}
         return {t.name: done[t.name] for t in records}
 
     def _pipeline(self, i: int, share: list[TensorRecord], file: File | None) -> Pipeline:
@@ -310,7 +298,7 @@ class Loader:
     def _tensors(
         self,
         pipeline: Pipeline,
-        source: BufferSource,
+        source: ByteSource,
         file: File | None,
         index: Index,
         records: list[TensorRecord],
@@ -381,7 +369,7 @@ def _most_alive(records: list[TensorRecord], streams: int, slot_nbytes: int) -> 
 
 # ---- with a loader of one's own ------------------------------------------------------------------
 _loaders: dict[int | None, Loader] = {}
-_loaders_lock = threading.Lock()
+_loaders_lock = Lock()
 
 
 def shared_loader(device: int | None) -> Loader:

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -20,9 +18,11 @@ from wcodec.backends.cuda.differences import add_base
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import ALIGN, WorkItem
 from wcodec.codec.decoder import check_segments, check_tensor
-from wcodec.codec.sources import BufferSource
+from wcodec.codec.sources import read_into
 from wcodec.errors import DecodeError
+from wcodec.processes import Workers, cached_property
 from wcodec.reference.checksums import crc32_combine
+from wcodec.reference.container import ByteSource
 from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tables import TablePool
@@ -152,7 +152,7 @@ class Pipeline:
 
     def tensors(
         self,
-        source: BufferSource,
+        source: ByteSource,
         records: Iterable[TensorRecord],
         tables: TablePool,
         bases: Iterator[Any] | None = None,
@@ -173,7 +173,7 @@ class Pipeline:
             As `wcodec.codec.decoder.Decoder.tensor`.
         """
         under_way: deque[_Slot] = deque()
-        with ThreadPoolExecutor(self.n_streams, "wcodec-read") as readers:
+        with Workers(self.n_streams, "wcodec-read") as readers:
             try:
                 for some in self._sets(records, tables, bases, allocate or _allocate):
                     if len(under_way) == self.n_streams:
@@ -239,7 +239,7 @@ class Pipeline:
         slot.pieces, slot.decoding, slot.crcs = [], None, []
         self._free.append(slot)
 
-    def _start(self, source: BufferSource, slot: _Slot, readers: ThreadPoolExecutor) -> None:
+    def _start(self, source: ByteSource, slot: _Slot, readers: Workers) -> None:
         """Read a set, and queue all that is to be done with it."""
         runtime, some, jobs, at = self.runtime, slot.pieces, list[WorkItem](), 0
         nbytes = sum(_room(p) for p, _ in some)
@@ -267,9 +267,9 @@ class Pipeline:
                     n = min(READ_NBYTES, piece.nbytes - a)
                     reads.append((piece.start + a, slot.pinned[at + a : at + a + n]))
                 at += _room(piece)
-            others = [readers.submit(source.read_into, *read) for read in reads[1:]]
+            others = [readers.begin(read_into, source, *read) for read in reads[1:]]
             for read in reads[:1]:  # this thread has nothing else to do
-                source.read_into(*read)
+                read_into(source, *read)
             for other in others:
                 other.result()
             runtime.copy_in(slot.payload[:nbytes], slot.pinned[:nbytes])

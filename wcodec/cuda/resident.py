@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Final
 
 import numpy as np
@@ -13,6 +12,7 @@ from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import WorkItem
 from wcodec.codec.decoder import check_segments, check_tensor
+from wcodec.processes import Lock
 from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tables import TablePool
@@ -37,7 +37,7 @@ class ResidentTensor:
 
     def __init__(self, runtime: Runtime, t: TensorRecord, tables: TablePool, payload: int) -> None:
         self.runtime, self.t, self.tables, self.payload = runtime, t, tables, payload
-        self._checked, self._lock = False, threading.Lock()
+        self._checked, self._lock = False, Lock()
         self._prepared: dict[int, Decoding] = {}
 
     def decode(self, words: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from wcodec.backends import Backend, get_backend, load_backend
 from wcodec.codec.pipelining import Progress, ignore_progress
+from wcodec.codec.sources import FileSource
 from wcodec.directories.configs import (
     add_entry,
     is_of_transformers,
@@ -48,7 +49,7 @@ from wcodec.directories.resumable import (
 )
 from wcodec.directories.tree import check_places
 from wcodec.errors import DecodeError, EncodeError, within
-from wcodec.files.atomic import AnyPath, map_file
+from wcodec.files.atomic import AnyPath
 from wcodec.files.checkpoint import encode_file
 from wcodec.files.file import File
 from wcodec.files.kinds import HEAD_NBYTES, described
@@ -95,7 +96,7 @@ def plan_encode(
             raise bad_source(e.message) from None
     for name in weights:
         with within(name):
-            read_plain_header(memoryview(map_file(files[name])))
+            read_plain_header(FileSource(files[name], EncodeError))
     options = options or EncodeOptions()
     maker = _Encoding(files, form, options, backend, check_base(base, weights))
     jobs = [maker.job(name) for name in files]
@@ -150,7 +151,7 @@ def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
         with within(plain):
             wanted = {
                 (t.name, t.dtype, t.shape)
-                for t in read_plain_header(memoryview(map_file(files[plain]))).tensors
+                for t in read_plain_header(FileSource(files[plain], EncodeError)).tensors
             }
         same = False
         with contextlib.suppress(DecodeError), File(files[name], backend) as f:
@@ -260,7 +261,7 @@ class _Encoding:
             n for n in self.files if n.endswith(PLAIN) and parent(n) == folder and self._is_coded(n)
         ):
             with within(name):
-                header = read_plain_header(memoryview(map_file(self.files[name])))
+                header = read_plain_header(FileSource(self.files[name], EncodeError))
             for t in sorted(header.tensors, key=lambda t: t.name):
                 if t.dtype.safetensors in ("F16", "BF16", "F32", "F64"):
                     return t.dtype.name
@@ -404,7 +405,7 @@ def encode_one(
         raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
     if form == "wcodec":
         with within(source):
-            read_plain_header(memoryview(map_file(source)))
+            read_plain_header(FileSource(source, EncodeError))
         return encode_file(source, target, options, backend, progress, base, overwrite=overwrite)
     if base is not None:
         raise EncodeError("bad_option", "there is no hub form of differences from a base")

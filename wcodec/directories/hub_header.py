@@ -11,11 +11,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.codec.sources import FileSource
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.files.atomic import (
-    AnyPath,
-    map_file,
-)
+from wcodec.files.atomic import AnyPath
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.files.safetensors_header import (
     MAX_HEADER_NBYTES,
@@ -25,7 +23,7 @@ from wcodec.files.safetensors_header import (
     read_safetensors_header,
 )
 from wcodec.files.shard_index import PLAIN
-from wcodec.reference.container import MAGIC, VERSION
+from wcodec.reference.container import MAGIC, VERSION, ByteSource
 
 VERSION_KEY: Final = "wcodec"  #: in ``__metadata__``: the format version
 HEADER_KEY: Final = "wcodec_header"  #: the JSON text of the original's header, its padding included
@@ -74,9 +72,9 @@ def has_hub_form(path: AnyPath) -> bool:
         ``bad_magic``, ``truncated``, ``bad_value``, ``bad_range``
     OSError
     """
-    view = memoryview(map_file(path))
-    header = read_hub_header(view)
-    return is_hub(header) or any(looks_like_stream(t, view) for t in header.tensors)
+    source = FileSource(path)
+    header = read_hub_header(source)
+    return is_hub(header) or any(looks_like_stream(t, source) for t in header.tensors)
 
 
 def is_coded(path: AnyPath) -> bool:
@@ -108,11 +106,12 @@ def kind_of(path: AnyPath) -> InputKind:
     return InputKind.SAFETENSORS if named or is_hub(path) else InputKind.WCODEC
 
 
-def looks_like_stream(t: SourceTensor, view: memoryview) -> bool:
+def looks_like_stream(t: SourceTensor, source: ByteSource) -> bool:
+    """Whether a tensor of a safetensors file is a stream, by its entry and its first bytes."""
     return (
         t.stated_dtype == "U8"
         and len(t.stated_shape) == 1
-        and bytes(view[t.start : min(t.stop, t.start + len(MAGIC))]) == MAGIC
+        and source.read(t.start, min(t.nbytes, len(MAGIC))).tobytes() == MAGIC
     )
 
 
@@ -140,7 +139,7 @@ def parse_version(text: Any) -> tuple[int, int]:
     return version
 
 
-def read_plain_header(data: memoryview) -> SafetensorsHeader:
+def read_plain_header(source: ByteSource) -> SafetensorsHeader:
     """As `read_safetensors_header`, of a file that is to be brought into hub form.
 
     Raises
@@ -148,7 +147,7 @@ def read_plain_header(data: memoryview) -> SafetensorsHeader:
     EncodeError
         ``bad_source``: also if it is in hub form.
     """
-    header = read_safetensors_header(data)
+    header = read_safetensors_header(source)
     taken = next((key for key in KEYS if key in header.metadata), None)
     if taken is not None:
         raise EncodeError(
@@ -157,34 +156,36 @@ def read_plain_header(data: memoryview) -> SafetensorsHeader:
     return header
 
 
-def read_hub_header(view: memoryview) -> SafetensorsHeader:
+def read_hub_header(source: ByteSource) -> SafetensorsHeader:
     """As `read_safetensors_header`, for a decoder."""
-    nbytes = struct.unpack("<Q", view[:8])[0] if len(view) > 8 else 0
-    if len(view) == 0:
+    n = source.nbytes
+    head = source.read(0, min(n, HEAD_NBYTES)).tobytes()
+    nbytes = struct.unpack_from("<Q", head)[0] if n > 8 else 0
+    if n == 0:
         raise DecodeError("truncated", "the file is empty")
-    if not 2 <= nbytes <= MAX_HEADER_NBYTES or bytes(view[8:9]) != b"{":
-        what = described(bytes(view[:HEAD_NBYTES]))
+    if not 2 <= nbytes <= MAX_HEADER_NBYTES or head[8:9] != b"{":
+        what = described(head)
         message = "this is neither a .wcodec file nor a safetensors file in hub form" + (
             f" but {what}" if what else ""
         )
         raise DecodeError("bad_magic", message, offset=0)
-    if nbytes > len(view) - 8:
+    if nbytes > n - 8:
         raise DecodeError(
-            "truncated", f"the header has {nbytes} bytes; the file ends before", offset=len(view)
+            "truncated", f"the header has {nbytes} bytes; the file ends before", offset=n
         )
     try:
-        header = parse_safetensors_header(bytes(view[: 8 + nbytes]))
+        header = parse_safetensors_header(source.read(0, 8 + nbytes).tobytes())
     except EncodeError as e:
         raise DecodeError("bad_value", e.message, tensor=e.tensor) from None
-    if header.end != len(view):
+    if header.end != n:
         code, more = (
             ("truncated", "it names tensors up to there")
-            if header.end > len(view)
+            if header.end > n
             else ("bad_range", "the tensors end before")
         )
         raise DecodeError(
             code,
-            f"the header describes {header.end} bytes, the file has {len(view)}: {more}",
-            offset=len(view),
+            f"the header describes {header.end} bytes, the file has {n}: {more}",
+            offset=n,
         )
     return header

@@ -17,7 +17,7 @@ import numpy as np
 from wcodec.backends import Backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
-from wcodec.codec.sources import BufferSource
+from wcodec.codec.sources import FileSource, PartSource
 from wcodec.directories.hub_header import (
     CRC_KEY,
     HEADER_KEY,
@@ -33,7 +33,6 @@ from wcodec.files.atomic import (
     atomic_output,
     check_output,
     check_room,
-    map_file,
 )
 from wcodec.files.safetensors_header import (
     SourceTensor,
@@ -105,18 +104,18 @@ class HubFile:
     def __init__(
         self, path: AnyPath, backend: Backend | None = None, max_nbytes: int | None = None
     ) -> None:
-        self.path, self._view = path, memoryview(map_file(path))
-        self.stored_nbytes = len(self._view)
+        self.path, self._file = path, FileSource(path, is_checked=True)
+        self.stored_nbytes = self._file.nbytes
         self.decoder = Decoder(backend, max_nbytes)
         with within(path):
             self._read(max_nbytes)
 
     def _read(self, max_nbytes: int | None) -> None:
-        header = read_hub_header(self._view)
+        header = read_hub_header(self._file)
         if VERSION_KEY in header.metadata:
             parse_version(header.metadata[VERSION_KEY])
         self.tensors = {
-            t.name: HubTensor(t, self._index(t) if looks_like_stream(t, self._view) else None)
+            t.name: HubTensor(t, self._index(t) if looks_like_stream(t, self._file) else None)
             for t in header.tensors
         }
         self.data_nbytes = sum(t.nbytes for t in self.tensors.values())
@@ -133,8 +132,8 @@ class HubFile:
         self._order, self._header, self._crcs = self._original(header.metadata)
         self.nbytes = len(self._header) + self.data_nbytes
 
-    def _source(self, t: SourceTensor) -> BufferSource:
-        return BufferSource(self._view[t.start : t.stop])
+    def _source(self, t: SourceTensor) -> PartSource:
+        return PartSource(self._file, t.start, t.nbytes)
 
     def _index(self, t: SourceTensor) -> Index:
         with within(tensor=t.name, offset=t.start):
@@ -252,9 +251,9 @@ class HubFile:
     def _plain_pieces(self, t: SourceTensor, crc: int | None) -> Iterator[Any]:
         found = 0
         for at in range(t.start, t.stop, _PIECE_NBYTES):
-            piece = self._view[at : min(at + _PIECE_NBYTES, t.stop)]
-            found = self.decoder.backend.crc32(np.frombuffer(piece, np.uint8), found)
-            yield piece
+            piece = self._file.read(at, min(_PIECE_NBYTES, t.stop - at))
+            found = self.decoder.backend.crc32(piece, found)
+            yield piece.data
         if crc is not None and found != crc:
             raise DecodeError(
                 "bad_checksum",
@@ -312,7 +311,7 @@ def decode_hub_file(
         atomic_output(
             target, f.nbytes, overwrite=overwrite, inputs=[source], like=source
         ) as stream,
-        WriteBehind(stream) as out,
+        WriteBehind(stream, f.decoder.backend.threads) as out,
     ):
         for piece in f.restored():
             progress(out.write(piece))

@@ -14,6 +14,7 @@ import numpy as np
 from wcodec.backends import Backend
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
+from wcodec.codec.sources import FileSource
 from wcodec.directories.hub_header import (
     CRC_KEY,
     HEADER_KEY,
@@ -23,12 +24,9 @@ from wcodec.directories.hub_header import (
     looks_like_stream,
     read_plain_header,
 )
-from wcodec.errors import within
-from wcodec.files.atomic import (
-    AnyPath,
-    atomic_output,
-    map_file,
-)
+from wcodec.errors import EncodeError, within
+from wcodec.files.atomic import AnyPath, atomic_output
+from wcodec.files.bases import crc32_of
 from wcodec.files.safetensors_header import (
     Entry,
     SafetensorsHeader,
@@ -79,15 +77,14 @@ def encode_hub_file(
         its header would be too large for safetensors. ``output_exists``; ``bad_option``: the target
         is the source. Nothing is left behind.
     """
-    data = map_file(source)
-    view = memoryview(data)
+    file = FileSource(source, EncodeError, is_checked=True)
     with within(source):
-        header = read_plain_header(view)
+        header = read_plain_header(file)
     with (
         atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as f,
         within(source),
     ):
-        return len(data), _HubWriter(f, view, header, Encoder(options, backend), progress).write()
+        return file.nbytes, _HubWriter(f, file, header, Encoder(options, backend), progress).write()
 
 
 class _HubWriter:
@@ -98,13 +95,13 @@ class _HubWriter:
     def __init__(
         self,
         f: BinaryIO,
-        view: memoryview,
+        source: FileSource,
         header: SafetensorsHeader,
         encoder: Encoder,
         progress: Progress,
     ) -> None:
         self.f = f
-        self.view = view
+        self.source = source
         self.header = header
         self.encoder = encoder
         self.progress = progress
@@ -113,7 +110,7 @@ class _HubWriter:
         self.crcs = dict[str, int]()
 
     def _is_candidate(self, t: SourceTensor) -> bool:
-        return looks_like_stream(t, self.view) or (
+        return looks_like_stream(t, self.source) or (
             t.nbytes >= LEAST_NBYTES and not t.dtype_name and len(t.shape) <= MAX_RANK
         )
 
@@ -122,11 +119,7 @@ class _HubWriter:
         small = {t.name for t in self.plain}
         candidates = [t for t in self.header.tensors if t.name not in small]
         for t in self.plain:
-            self.crcs[t.name] = (
-                self.encoder.backend.crc32(np.frombuffer(self.view[t.start : t.stop], np.uint8))
-                if t.nbytes
-                else 0
-            )
+            self.crcs[t.name] = crc32_of(self.source, t, self.encoder.backend)
         # streams are hardly larger than their tensors:
         # numbers in this header have no fewer digits than in the one to come
         guess = self._header([(t, t.nbytes + t.nbytes // 500 + LEAST_NBYTES) for t in candidates])
@@ -142,17 +135,19 @@ class _HubWriter:
         self.f.write(raw)
         for t in _sorted(self.plain):
             for at in range(t.start, t.stop, _PIECE_NBYTES):
-                n = self.f.write(self.view[at : min(at + _PIECE_NBYTES, t.stop)])
-                self.progress(n if t.name in small else 0)
+                piece = self.source.read(at, min(_PIECE_NBYTES, t.stop - at))
+                self.f.write(piece.data)
+                self.progress(piece.size if t.name in small else 0)
         return self.f.seek(end + shift)
 
     def _write_stream(self, t: SourceTensor) -> None:
-        start, words = self.f.tell(), np.frombuffer(self.view[t.start : t.stop], t.dtype.word_type)
-        with WriteBehind(self.f) as sink:
+        start = self.f.tell()
+        words = self.source.words(t.start, t.nbytes, t.dtype.word_type)
+        with WriteBehind(self.f, self.encoder.backend.threads) as sink:
             writer = self.encoder.start(sink, self.progress)
             self.crcs[t.name] = writer.add_words("", words, t.dtype, t.shape).crc32
             nbytes = writer.finish()
-        if nbytes < t.nbytes or looks_like_stream(t, self.view):
+        if nbytes < t.nbytes or looks_like_stream(t, self.source):
             self.streams.append((t, nbytes))
         else:
             self.plain.append(t)

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
@@ -25,6 +24,7 @@ from wcodec.files.atomic import (
     temporary_of,
 )
 from wcodec.files.shard_index import CODED, PLAIN
+from wcodec.processes import cached_property
 
 STATE: Final = ".wcodec-resume.json"  #: in an unfinished directory: which files are done
 

@@ -1,5 +1,4 @@
-"""Files as bytes: inputs that are mapped, and outputs that appear when they are whole or not at
-all.
+"""Outputs that appear when they are whole or not at all.
 
 An output is written under a temporary name beside the target, and renamed.
 """
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import mmap
 import os
 import secrets
 import shutil
@@ -203,24 +201,3 @@ def remove_unfinished() -> None:
     for temporary in tuple(_unfinished):
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def map_file(path: AnyPath) -> Any:
-    """The bytes of a file, mapped for reading; ``b""`` for an empty one, which cannot be mapped.
-
-    Raises
-    ------
-    OSError
-        Also of a pipe, which is not opened: that would wait for who writes to it.
-    """
-    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-        raise OSError(
-            errno.ESPIPE,
-            "a pipe or device; wcodec needs a file that it can seek in",
-            os.fspath(path),
-        )
-    with open(path, "rb") as f:
-        if os.fstat(f.fileno()).st_size == 0:
-            return b""
-        with named(path):
-            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)

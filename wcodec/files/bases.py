@@ -14,6 +14,7 @@ from wcodec.backends import Backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.parts import rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress
+from wcodec.codec.sources import FileSource, FileWords
 from wcodec.errors import within
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
 from wcodec.reference.container import ByteSource
@@ -23,7 +24,7 @@ from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import Geometry
 
-BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that is coded as another matrix, decoded at once
+BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that are read, or decoded as another matrix, at once
 
 
 class OpenBase(BaseCheckpoint, Protocol):
@@ -41,8 +42,8 @@ class SafetensorsBase(OpenBase):
 
     Parameters
     ----------
-    data
-        The file, mapped.
+    source
+        The file.
     progress
         Told of the bytes that are read for the content hash.
 
@@ -53,42 +54,43 @@ class SafetensorsBase(OpenBase):
     """
 
     def __init__(
-        self, path: Path, data: Any, backend: Backend, progress: Progress = ignore_progress
+        self, path: Path, source: FileSource, backend: Backend, progress: Progress = ignore_progress
     ) -> None:
-        self.path, self._view = path, memoryview(data)
+        self.path, self._source = path, source
         self._backend, self._progress = backend, progress
-        self._tensors = {t.name: t for t in read_safetensors_header(self._view).tensors}
+        self._tensors = {t.name: t for t in read_safetensors_header(source).tensors}
 
     @property
     def name(self) -> str:
         """As `BaseCheckpoint.name`."""
         return self.path.name
 
-    def _words(self, t: SourceTensor) -> Words:
-        return (
-            np.frombuffer(self._view[t.start : t.stop], t.dtype.word_type)
-            if t.stop > t.start
-            else np.empty(0, t.dtype.word_type)
-        )
-
     def base_tensor(
         self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
     ) -> BaseTensor | None:
         """As `BaseCheckpoint.base_tensor`."""
-        words = self.flat_words(name, dtype, shape)
-        return None if words is None else _Mapped(words.reshape(geometry.rows, geometry.cols))
+        t = self._find(name, dtype, shape)
+        if t is None:
+            return None
+        matrix = geometry.rows, geometry.cols
+        words = FileWords(self._source, t.start, np.dtype(dtype.word_type), matrix)
+        return _InFile(self.name, words)
+
+    def _find(self, name: str, dtype: DType, shape: tuple[int, ...]) -> SourceTensor | None:
+        t = self._tensors.get(name)
+        return None if t is None or (t.dtype, t.shape) != (dtype, shape) else t
 
     def flat_words(self, name: str, dtype: DType, shape: tuple[int, ...]) -> Words | None:
-        """All words of a tensor, mapped."""
-        t = self._tensors.get(name)
-        return None if t is None or (t.dtype, t.shape) != (dtype, shape) else self._words(t)
+        """All words of a tensor."""
+        t = self._find(name, dtype, shape)
+        with within(base=self.name):
+            return None if t is None else self._source.read(t.start, t.nbytes).view(dtype.word_type)
 
     def content_hash(self) -> bytes:
         """As `BaseCheckpoint.content_hash`; all of the file is read for it."""
 
         def crc32(t: SourceTensor) -> int:
-            self._progress(t.stop - t.start)
-            return self._backend.crc32(self._words(t))
+            return crc32_of(self._source, t, self._backend, self._progress)
 
         return content_hash((t.name, t.dtype, t.shape, crc32(t)) for t in self._tensors.values())
 
@@ -97,22 +99,33 @@ class SafetensorsBase(OpenBase):
         yield self.path
 
     def close(self) -> None:
-        """As `OpenBase.close`: the last one to look at the file unmaps it."""
-        self._view, self._tensors = memoryview(b""), {}
+        """As `OpenBase.close`."""
+        self._source.close()
+        self._tensors = {}
 
 
-class _Mapped(BaseTensor):
-    """Words in memory."""
+def crc32_of(
+    source: ByteSource, t: SourceTensor, backend: Backend, progress: Progress = ignore_progress
+) -> int:
+    """CRC-32 of a tensor of a safetensors file, read a piece at a time."""
+    crc = 0
+    for at in range(t.start, t.stop, BLOCK_NBYTES):
+        piece = source.read(at, min(BLOCK_NBYTES, t.stop - at))
+        crc = backend.crc32(piece, crc)
+        progress(piece.size)
+    return crc
 
-    def __init__(self, matrix: Words) -> None:
-        self._matrix = matrix
+
+class _InFile(BaseTensor):
+    """Words of a safetensors file."""
+
+    def __init__(self, name: str, matrix: FileWords) -> None:
+        self._name, self._matrix = name, matrix
 
     def words(self, rows: slice, cols: slice, room: Words) -> Words:
         """As `BaseTensor.words`."""
-        piece = self._matrix[rows, cols]
-        if piece.flags.c_contiguous and piece.flags.aligned:
-            return piece
-        np.copyto(room, piece)
+        with within(base=self._name):
+            self._matrix.read_into((rows, cols), room)
         return room
 
 

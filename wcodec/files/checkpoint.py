@@ -12,13 +12,13 @@ import numpy as np
 from wcodec.backends import Backend
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
-from wcodec.errors import within
+from wcodec.codec.sources import FileSource
+from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import (
     AnyPath,
     atomic_output,
     check_output,
     check_room,
-    map_file,
 )
 from wcodec.files.duplicates import Duplicates
 from wcodec.files.file import File, base_for, paths_of
@@ -58,25 +58,23 @@ def encode_file(
     DecodeError
         The base is not well-formed.
     """
-    data = map_file(source)
-    view = memoryview(data)
+    file = FileSource(source, EncodeError, is_checked=True)
     with within(source):
-        header = read_safetensors_header(view)
+        header = read_safetensors_header(file)
     encoder, seen = Encoder(options, backend), Duplicates()
     with (
         base_for(base, encoder.backend, progress) as other,
         atomic_output(
             target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
         ) as stream,
-        WriteBehind(stream) as f,
+        WriteBehind(stream, encoder.backend.threads) as f,
         within(source),
     ):
         writer = encoder.start(f, progress, other)
         for t in header.tensors:
-            words = np.frombuffer(view[t.start : t.stop], t.dtype.word_type)
-            read_again = partial(np.frombuffer, view[t.start : t.stop], t.dtype.word_type)
-            add_tensor(writer, seen, t.name, words, t.dtype, t.shape, t.dtype_name, read_again)
-        return len(data), writer.finish(header.metadata, header.raw)
+            read = partial(file.words, t.start, t.nbytes, t.dtype.word_type)
+            add_tensor(writer, seen, t.name, read(), t.dtype, t.shape, t.dtype_name, read)
+        return file.nbytes, writer.finish(header.metadata, header.raw)
 
 
 def decode_file(
@@ -124,7 +122,7 @@ def decode_file(
             atomic_output(
                 target, f.index.data_nbytes, overwrite=overwrite, inputs=inputs, like=source
             ) as stream,
-            WriteBehind(stream) as out,
+            WriteBehind(stream, f.decoder.backend.threads) as out,
         ):
             for piece in f.restored(raw):
                 out.write(piece)

@@ -9,9 +9,10 @@ from typing import Final
 
 import numpy as np
 
+from wcodec.codec.sources import FileWords
 from wcodec.reference.planes import DType, Words
 
-ReadWords = Callable[[], Words]  #: reads the words of a tensor once more
+ReadWords = Callable[[], Words | FileWords]  #: reads the words of a tensor once more
 
 LEAST_NBYTES: Final = 512  #: smaller tensors cost less than to look for them
 _PIECES: Final = 8  #: of a tensor that are compared before all of it
@@ -31,7 +32,7 @@ class Duplicates:
 
     def find(
         self,
-        words: Words,
+        words: Words | FileWords,
         dtype: DType,
         shape: tuple[int, ...],
         dtype_name: str,
@@ -65,6 +66,6 @@ class Duplicates:
         return None
 
 
-def _same(a: Words, b: Words) -> bool:
+def _same(a: Words | FileWords, b: Words | FileWords) -> bool:
     step = _COMPARED_NBYTES // a.itemsize
     return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, a.size, step))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.codec.sources import read_into
 from wcodec.reference import container
 from wcodec.reference.container import HEADER, ByteSource, Index
 from wcodec.reference.planes import Bytes
@@ -40,11 +41,7 @@ def extract(source: ByteSource, t: TensorRecord, tables: TablePool) -> Bytes:
     out = np.empty(len(head) + t.payload_nbytes + len(index), np.uint8)
     out[: len(head)] = np.frombuffer(head, np.uint8)
     payload = out[len(head) : len(head) + t.payload_nbytes]
-    read_into = getattr(source, "read_into", None)
-    if read_into is not None:
-        read_into(t.payload_offset, payload)
-    else:
-        np.copyto(payload, source.read(t.payload_offset, t.payload_nbytes))
+    read_into(source, t.payload_offset, payload)
     out[len(head) + t.payload_nbytes :] = np.frombuffer(index, np.uint8)
     return out
 

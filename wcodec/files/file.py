@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import builtins
 import contextlib
-import mmap
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends import Backend
+from wcodec.backends import Backend, load_backend
 from wcodec.codec.batches import decode_batch, in_batches
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.codec.sources import BufferSource, StreamSource
+from wcodec.codec.sources import FileSource, source_of
 from wcodec.errors import DecodeError, EncodeError, within
-from wcodec.files.atomic import (
-    AnyPath,
-    map_file,
-)
+from wcodec.files.atomic import AnyPath
 from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase
 from wcodec.files.extract import extract
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.files.safetensors_header import entry_of, restored_header
 from wcodec.files.slices import Slice
+from wcodec.processes import Lock
 from wcodec.reference.container import MAGIC, ByteSource, Index
 from wcodec.reference.differences import BaseTensor, Difference, content_hash
 from wcodec.reference.planes import Bytes, DType, Words
@@ -38,6 +33,8 @@ from wcodec.reference.tiles import Geometry
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
+#: what is wrong with a file, or with one that was written to while it was read
+_OF_CONTENT: Final = {"bad_checksum", "bad_stream", "bad_patch", "unsupported_coder"}
 
 
 def open(
@@ -48,7 +45,7 @@ def open(
     Parameters
     ----------
     file
-        A path, which is mapped, a seekable binary file object, or the bytes of a file.
+        A path, a seekable binary file object, or the bytes of a file.
     backend
         ``None`` for the one of `wcodec.get_backend`.
     base
@@ -88,22 +85,20 @@ class File:
         depth: int = 0,
     ) -> None:
         self.path = Path(file) if isinstance(file, str | os.PathLike) else None
-        self._base_path, self._lock, self._depth = base, threading.Lock(), depth
+        self._base_path, self._lock, self._depth = base, Lock(), depth
         self._base: OpenBase | None = None
         self._closed = False
-        self._mapped = None if self.path is None else map_file(self.path)
-        self.source: ByteSource
-        if self._mapped is None and hasattr(file, "read"):
-            self.source = StreamSource(file)  # type: ignore[arg-type]
-        else:
-            self.source = BufferSource(file if self._mapped is None else self._mapped)
+        self.source = source_of(file)
         self.decoder = Decoder(backend, max_nbytes)
-        try:
-            with within(self.path):
-                self.index: Index = self._read_index()
-        except BaseException:
-            self.close()
-            raise
+        self._opened = _Opened(
+            None if self.path is None else os.path.abspath(self.path),
+            backend,
+            max_nbytes,
+            base,
+            depth,
+        )
+        with self.guarded():
+            self.index: Index = self._read_index()
         self._by_name = {t.name: t for t in self.index.tensors}
         self._originals = dict[str, TensorRecord]()
         for t in self.index.tensors:
@@ -135,6 +130,21 @@ class File:
             f"bytes in {self.index.file_nbytes}>"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An open file of a path, for another process, which opens it again."""
+        if self._closed or self._opened.path is None:
+            what = "a closed file" if self._closed else "an open file that has no path"
+            raise TypeError(f"{what} cannot be pickled: open it in the process that needs it")
+        how, backend = self._opened, self._opened.backend
+        if isinstance(backend, Backend):
+            kind = type(backend)
+            how = how._replace(backend=(f"{kind.__module__}:{kind.__qualname__}", backend.threads))
+        return _opened_again, (how, self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        """What tells whether a file holds the same."""
+        return self.index.file_nbytes, self.content_hash(), self.index.metadata
+
     def __enter__(self) -> File:
         return self
 
@@ -147,12 +157,9 @@ class File:
         if self._base is not None:
             self._base.close()
             self._base = None
-        self.source = BufferSource(b"")
-        if isinstance(self._mapped, mmap.mmap):
-            # something still looks at it: the last one to go unmaps it
-            with contextlib.suppress(BufferError):
-                self._mapped.close()
-        self._mapped = None
+        if isinstance(self.source, FileSource):
+            self.source.close()
+        self.source = _Closed()
 
     def keys(self) -> list[str]:
         """Names of the tensors, in the file's order."""
@@ -167,16 +174,22 @@ class File:
         """What the file is called; empty of a file object."""
         return "" if self.path is None else self.path.name
 
-    def reopen(self) -> BinaryIO:
-        """The file, open for reading by calls; of a file object, none.
+    @contextlib.contextmanager
+    def checked(self) -> Iterator[None]:
+        """Of what is wrong because the file was written to since it was opened, errors say that."""
+        try:
+            yield
+        except DecodeError as e:
+            if e.code in _OF_CONTENT and isinstance(self.source, FileSource):
+                with within(self.path):
+                    self.source.check()
+            raise
 
-        Raises
-        ------
-        OSError
-        """
-        if self.path is None:
-            raise FileNotFoundError("the file has no path")
-        return builtins.open(self.path, "rb", buffering=0)
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """As `checked`, and errors name the file."""
+        with within(self.path), self.checked():
+            yield
 
     def find(self, name: str, dtype: DType, shape: tuple[int, ...]) -> TensorRecord | None:
         """The tensor of this name, dtype and shape, or the one that it duplicates."""
@@ -200,7 +213,7 @@ class File:
         KeyError, DecodeError
         """
         t = self.original(self._by_name[name])
-        with within(self.path):
+        with self.guarded():
             return self.decoder.tensor(self.source, t, self.index.tables, out, self.base_of(t))
 
     def get_slice(self, name: str) -> Slice:
@@ -215,7 +228,7 @@ class File:
     def _read_segments(
         self, t: TensorRecord, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
     ) -> None:
-        with within(self.path):
+        with self.guarded():
             plan, base = t.plan(self.index.tables), self.base_of(t)
             self.decoder.grid(self.source, t, plan, down, across, out, base)
 
@@ -234,7 +247,8 @@ class File:
             return np.frombuffer(
                 Encoder(backend=self.decoder.backend).encode(self.get_tensor(name)), np.uint8
             )
-        return extract(self.source, t, self.index.tables)
+        with self.guarded():
+            return extract(self.source, t, self.index.tables)
 
     def restored(self, raw: bool = False) -> Iterator[Any]:
         """The original file, a piece at a time: its header, then the tensors (spec: R4.22).
@@ -266,13 +280,13 @@ class File:
     def small_tensors(self, batch: list[TensorRecord]) -> list[NDArray[Any]]:
         """Decode small tensors together; see `batches.in_batches` and `get_tensor`."""
         originals = [self.original(t) for t in batch]
-        with within(self.path):
+        with self.guarded():
             return decode_batch(self.decoder, self.source, originals, self.index.tables)
 
     def chunks(self, t: TensorRecord) -> Iterator[Words]:
         """The words of a tensor in order; see `Decoder.chunks`."""
         t = self.original(t)
-        with within(self.path):
+        with self.guarded():
             yield from self.decoder.chunks(self.source, t, self.index.tables, self.base_of(t))
 
     # ---- duplicates and differences
@@ -401,6 +415,43 @@ class File:
         return found
 
 
+class _Opened(NamedTuple):
+    """How a file was opened; pickled, a backend is its name and threads."""
+
+    path: str | None
+    backend: Backend | tuple[str, int | None] | None
+    max_nbytes: int | None
+    base: AnyPath | None
+    depth: int
+
+
+def _opened_again(how: _Opened, identity: tuple[Any, ...]) -> File:
+    """A file that was pickled, in the process that got it.
+
+    Raises
+    ------
+    DecodeError
+        ``changed``: another file has its name by now.
+    """
+    assert how.path is not None
+    backend = load_backend(*how.backend) if isinstance(how.backend, tuple) else None
+    file = File(how.path, backend, how.max_nbytes, how.base, how.depth)
+    if file._identity() != identity:
+        file.close()
+        with within(how.path):
+            raise DecodeError("changed", "this is not the file that was open when it was pickled")
+    return file
+
+
+class _Closed(ByteSource):
+    """What is read once a file is closed."""
+
+    nbytes = 0
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        raise ValueError("the file is closed")
+
+
 def open_base(
     path: AnyPath, backend: Backend, progress: Progress = ignore_progress, depth: int = 1
 ) -> OpenBase:
@@ -412,12 +463,12 @@ def open_base(
         ``bad_base``: neither a ``.wcodec`` nor a safetensors file.
     OSError
     """
-    data = map_file(path)
     with within(base=path):
-        if data[: len(MAGIC)] == MAGIC:
+        source = FileSource(path, is_checked=True)
+        if source.read(0, min(len(MAGIC), source.nbytes)).tobytes() == MAGIC:
             return File(path, backend, depth=depth)
         try:
-            return SafetensorsBase(Path(path), data, backend, progress)
+            return SafetensorsBase(Path(path), source, backend, progress)
         except EncodeError as e:
             raise DecodeError(
                 "bad_base", f"it is no .wcodec file, and {e.message}", tensor=e.tensor

@@ -65,7 +65,7 @@ def repack_file(
             atomic_output(
                 target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
             ) as stream,
-            WriteBehind(stream) as out,
+            WriteBehind(stream, f.decoder.backend.threads) as out,
         ):
             writer = encoder.start(out, progress, other)
             for t in index.tensors:

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.kinds import HEAD_NBYTES, described
+from wcodec.reference.container import ByteSource
 from wcodec.reference.planes import BY_SAFETENSORS, OPAQUE, DType
 from wcodec.reference.records import TensorRecord
 
@@ -81,12 +83,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def read_safetensors_header(data: memoryview) -> SafetensorsHeader:
+def read_safetensors_header(file: ByteSource | memoryview) -> SafetensorsHeader:
     """Read and check the header of a safetensors file.
 
     Parameters
     ----------
-    data
+    file
         The whole file.
 
     Raises
@@ -95,31 +97,49 @@ def read_safetensors_header(data: memoryview) -> SafetensorsHeader:
         ``bad_source``: not a safetensors file, or one whose tensors overlap,
         leave gaps or end elsewhere than the file.
     """
+    source = BufferSource(file) if isinstance(file, memoryview) else file
+    head = source.read(0, min(HEAD_NBYTES, source.nbytes)).tobytes()
     try:
-        return _read_header(data)
-    except EncodeError:
-        what = described(bytes(data[:HEAD_NBYTES]))
-        if what is None or bytes(data[8:9]) == b"{":
+        return _read_header(source, head)
+    except EncodeError as e:
+        what = described(head)
+        if what is None or head[8:9] == b"{" or e.code != "bad_source":
             raise
         raise _bad(f"not a safetensors file but {what}") from None
 
 
-def _read_header(data: memoryview) -> SafetensorsHeader:
-    if len(data) < 8:
+def header_nbytes(head: bytes, file_nbytes: int) -> int:
+    """Bytes of the header of a safetensors file, the 8 before it included.
+
+    Parameters
+    ----------
+    head
+        The first 8 bytes of the file, or all of a smaller one.
+
+    Raises
+    ------
+    EncodeError
+        ``bad_source``
+    """
+    if len(head) < 8:
         raise _bad("not a safetensors file: it has fewer than 8 bytes")
-    (nbytes,) = struct.unpack("<Q", data[:8])
-    if nbytes > min(MAX_HEADER_NBYTES, len(data) - 8):
+    (nbytes,) = struct.unpack_from("<Q", head)
+    if nbytes > min(MAX_HEADER_NBYTES, file_nbytes - 8):
         raise _bad(f"not a safetensors file: its first 8 bytes announce a header of {nbytes} bytes")
-    raw = bytes(data[: 8 + nbytes])
+    return 8 + int(nbytes)
+
+
+def _read_header(source: ByteSource, head: bytes) -> SafetensorsHeader:
+    raw = source.read(0, header_nbytes(head, source.nbytes)).tobytes()
     header = parse_safetensors_header(raw)
-    if header.end > len(data):
-        late = next(t for t in header.tensors if t.stop > len(data))
+    if header.end > source.nbytes:
+        late = next(t for t in header.tensors if t.stop > source.nbytes)
         raise _bad(
             f"data_offsets {late.start - len(raw)} and {late.stop - len(raw)} leave the file",
             late.name,
         )
-    if header.end != len(data):
-        raise _bad(f"{len(data) - header.end} bytes follow the last tensor")
+    if header.end != source.nbytes:
+        raise _bad(f"{source.nbytes - header.end} bytes follow the last tensor")
     return header
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.codec.encoder import Encoder, Writer, words_of
+from wcodec.codec.sources import FileWords
 from wcodec.files.atomic import (
     AnyPath,
     atomic_output,
@@ -132,7 +133,7 @@ def add_tensor(
     writer: Writer,
     seen: Duplicates,
     name: str,
-    words: Words,
+    words: Words | FileWords,
     dtype: DType,
     shape: tuple[int, ...],
     dtype_name: str,

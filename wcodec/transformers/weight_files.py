@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from wcodec.codec.decoder import Decoder
-from wcodec.codec.sources import BufferSource
-from wcodec.directories import hub_header as hub
-from wcodec.files.atomic import map_file
+from wcodec.codec.sources import FileSource, PartSource
+from wcodec.directories.hub_header import looks_like_stream
 from wcodec.files.file import File
 from wcodec.files.safetensors_header import read_safetensors_header
 from wcodec.files.shard_index import CODED, PLAIN, read_weight_map
@@ -112,14 +111,10 @@ def _wcodec_rows(path: Path) -> Iterator[DType]:
 
 
 def _hub_rows(path: Path) -> Iterator[DType]:
-    view, decoder = memoryview(map_file(path)), Decoder()
-    for t in sorted(read_safetensors_header(view).tensors, key=lambda t: t.name):
-        data = (
-            np.frombuffer(view[t.start : t.stop], np.uint8) if t.nbytes else np.empty(0, np.uint8)
-        )
-        is_stream = t.stated_dtype == "U8" and len(t.stated_shape) == 1 and hub.is_stream(data)
-        yield from (
-            (r.dtype for r in decoder.read_index(BufferSource(data)).tensors)
-            if is_stream
-            else [t.dtype]
-        )
+    source, decoder = FileSource(path), Decoder()
+    for t in sorted(read_safetensors_header(source).tensors, key=lambda t: t.name):
+        if looks_like_stream(t, source):
+            stream = PartSource(source, t.start, t.nbytes)
+            yield from (r.dtype for r in decoder.read_index(stream).tensors)
+        else:
+            yield t.dtype

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Final, NamedTuple
 
 from wcodec.backends.code_cache import CodeCache, cache_folder
 from wcodec.backends.cuda.compiler import OPTIONS, compile_cubin, load_nvrtc
 from wcodec.backends.cuda.runtime import LINEARS, read_source
 from wcodec.errors import BackendUnavailable
+from wcodec.processes import Lock, Task, Workers
 
 #: What is used soon after a source is.
 TOGETHER: Final[dict[str, tuple[str, ...]]] = {
@@ -95,7 +94,7 @@ def compile_all(
     sources: Iterable[str], arch: int, n_threads: int | None = None
 ) -> Iterator[Compiled]:
     """Compile what is not there yet, in threads, and keep it on disk;
-    each source as soon as it is there.
+    in their order.
 
     Raises
     ------
@@ -108,9 +107,9 @@ def compile_all(
         is_new = _cubin(source, arch)[1]
         return Compiled(source, time.perf_counter() - start, is_new)
 
-    with ThreadPoolExecutor(n_threads or len(os.sched_getaffinity(0)), "wcodec-compile") as pool:
-        for done in as_completed([pool.submit(compile_one, source) for source in sources]):
-            yield done.result()
+    with Workers(n_threads or len(os.sched_getaffinity(0)), "wcodec-compile") as workers:
+        for task in [workers.begin(compile_one, source) for source in sources]:
+            yield task.result()
 
 
 class Cubins:
@@ -119,13 +118,11 @@ class Cubins:
     """
 
     def __init__(self, arch: int) -> None:
-        self.arch, self._coming, self._lock = arch, dict[str, Future[bytes]](), threading.Lock()
+        self.arch, self._coming, self._lock = arch, dict[str, Task[bytes]](), Lock()
+        self._workers = Workers(len(os.sched_getaffinity(0)), "wcodec-compile")
 
     def __getitem__(self, source: str) -> bytes:
         with self._lock:
             new = [name for name in (source, *TOGETHER.get(source, ())) if name not in self._coming]
-            if new:
-                pool = ThreadPoolExecutor(len(new), "wcodec-compile")
-                self._coming |= {name: pool.submit(cubin_of, name, self.arch) for name in new}
-                pool.shutdown(wait=False)
+            self._coming |= {name: self._workers.begin(cubin_of, name, self.arch) for name in new}
         return self._coming[source].result()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from wcodec.backends.cuda.compiler import load_nvrtc
 from wcodec.backends.cuda.cubins import Cubins, architecture_for
 from wcodec.backends.cuda.runtime import SOURCES, Runtime
 from wcodec.errors import BackendUnavailable
+from wcodec.processes import Lock
 
 LEAST_CAPABILITY: Final = 75  #: of what NVRTC 13 compiles for
 #: from here on, copies go through pinned memory, which the device reads and writes by itself
@@ -145,7 +145,7 @@ class CupyRuntime(Runtime):
         self._modules: dict[str, Any] = {}
         self._cubins = Cubins(architecture_for(self.capability()))
         self._streams: dict[int, Any] = {}  #: of other libraries, by handle
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._lock, self._pid = Lock(), os.getpid()
 
     def info(self) -> dict[str, str]:
         cuda, p = self.cupy.cuda.runtime, self.properties

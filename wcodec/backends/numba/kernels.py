@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeVar, get_args, get_typ
 import numpy as np
 
 from wcodec.backends.numba import machine_code
+from wcodec.processes import loading
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -107,7 +108,7 @@ class Kernel:
         KERNELS[self.name] = self
 
     def _load(self) -> Callable[[int], int]:
-        with machine_code.lock:
+        with loading:
             if self._entry is None:
                 self._types = types_of(self.function, self.word)
                 self._n_words = 1 + _n_words(self._types)
@@ -241,7 +242,7 @@ class Native:
     def address(self) -> int:
         """Where its machine code is. It is loaded, and compiled if need be, when it is asked."""
         if not self._address:
-            with machine_code.lock:
+            with loading:
                 self._address = self._address or machine_code.address_of(self)
         return self._address
 

@@ -13,9 +13,9 @@ from typing import Any, Final, Protocol
 import llvmlite
 from llvmlite import binding as llvm
 
-from wcodec.backends import lock as lock
 from wcodec.backends.code_cache import CacheState, CodeCache, cache_folder
 from wcodec.backends.numba import archive, ir
+from wcodec.processes import loading
 
 SETTING: Final = "NUMBA_CACHE_DIR"  #: the environment variable that names another folder
 _compile_log = logging.getLogger("wcodec.compile")
@@ -108,7 +108,7 @@ def _compiled(one: Named) -> bytes:
 
 def address_of(one: Named) -> int:
     """Address of a kernel or native function in machine code."""
-    with lock:
+    with loading:
         code = code_cache().load(one.name, _key())
         if code is None:
             code = _compiled(one)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import count
 from typing import Any, Final, TypeVar
 
 from wcodec.backends.numba.scratch import Scratch, borrow_scratch
+from wcodec.processes import Workers
 
 T = TypeVar("T")
 
@@ -29,9 +27,7 @@ class Threads:
     """
 
     def __init__(self, n: int) -> None:
-        self.n = n
-        self._lock, self._pid = threading.Lock(), os.getpid()
-        self._executor: ThreadPoolExecutor | None = None
+        self.n, self._workers = n, Workers(n - 1, "wcodec")
         self._free: list[Scratch] = []
 
     def map(self, step: Callable[[int, int, Scratch], T], n: int, nbytes: int) -> list[T]:
@@ -55,29 +51,18 @@ class Threads:
                 while (i := next(turns)) < len(firsts):
                     out[i] = step(firsts[i], min(firsts[i] + size, n), scratch)
 
-        with self._lock:  # so that `close` finds all helpers, or none
-            executor = self._started()
-            helpers = [executor.submit(work) for _ in range(min(self.n, len(firsts)) - 1)]
+        n_helpers = min(self.n, len(firsts)) - 1
+        helpers = [self._workers.begin(work) for _ in range(n_helpers)]
         try:
             work()
         finally:  # after an error or an interrupt, none may go on to write to the caller's arrays
             turns = count(len(firsts))
-            wait([h for h in helpers if not h.cancel()])
-        for helper in helpers:
-            if not helper.cancelled():
-                helper.result()
+            helped = [h for h in helpers if h.settle()]
+        for helper in helped:
+            helper.result()
         return out
-
-    def _started(self) -> ThreadPoolExecutor:
-        # a forked child has none of its parent's threads
-        if self._executor is None or self._pid != os.getpid():
-            self._executor = ThreadPoolExecutor(self.n - 1, "wcodec")
-            self._pid = os.getpid()
-        return self._executor
 
     def close(self) -> None:
         """End all threads, and give back their scratch. `map` takes new ones."""
-        with self._lock:
-            executor, self._executor, self._free = self._executor, None, []
-        if executor is not None:
-            executor.shutdown()
+        self._workers.close()
+        self._free = []

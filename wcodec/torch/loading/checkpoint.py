@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,7 +61,7 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
     def __init__(
         self, path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None
     ) -> None:
-        self.path, self._closing = Path(path), contextlib.ExitStack()
+        self.path = Path(path)
         device, self._relocate = _located(map_location)
         self._where = dict[str, Reader]()
         with contextlib.ExitStack() as opened:
@@ -77,7 +78,7 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
                         f"the index says that the tensor is in {shard}, which does not hold it",
                         tensor=name,
                     )
-            self._closing = opened.pop_all()
+            opened.pop_all()  # they stay open
 
     def _add(self, reader: Reader, wanted: dict[str, str]) -> None:
         for name in reader.keys():  # noqa: SIM118
@@ -93,7 +94,8 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
 
     def close(self) -> None:
         """Let go of the files. Tensors that were read stay."""
-        self._closing.close()
+        for reader in self._readers:
+            reader.close()
 
     def __enter__(self) -> WCodecCheckpoint:
         return self
@@ -259,16 +261,22 @@ def _located(
     if isinstance(map_location, Mapping):
         map_location = map_location.get("cpu", "cpu")
     if map_location is None or isinstance(map_location, str | int | torch.device):
-        return torch.device("cpu" if map_location is None else map_location), lambda tensor: tensor
-    function = map_location
+        return torch.device("cpu" if map_location is None else map_location), _as_it_is
+    return torch.device("cpu"), partial(_relocated, map_location)
 
-    def relocate(tensor: torch.Tensor) -> torch.Tensor:
-        storage: Storage | None = function(tensor.untyped_storage(), "cpu")
-        if storage is None:
-            return tensor
-        untyped: torch.UntypedStorage = getattr(storage, "_untyped_storage", storage)
-        return torch.empty(0, dtype=tensor.dtype, device=untyped.device).set_(
-            untyped, 0, tensor.shape, tensor.stride()
-        )
 
-    return torch.device("cpu"), relocate
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _relocated(
+    function: Callable[[Storage, str], Storage | None], tensor: torch.Tensor
+) -> torch.Tensor:
+    """A tensor in the storage that a `map_location` returns for its own."""
+    storage = function(tensor.untyped_storage(), "cpu")
+    if storage is None:
+        return tensor
+    untyped: torch.UntypedStorage = getattr(storage, "_untyped_storage", storage)
+    return torch.empty(0, dtype=tensor.dtype, device=untyped.device).set_(
+        untyped, 0, tensor.shape, tensor.stride()
+    )

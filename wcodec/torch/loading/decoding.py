@@ -8,14 +8,12 @@ import ctypes
 import mmap
 import os
 import sys
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import lru_cache
 from itertools import count
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +22,10 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend
 from wcodec.codec.decoder import Decoder, check_tensor
 from wcodec.codec.parts import Rectangle, rectangle
+from wcodec.codec.sources import FileSource, StreamSource
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
+from wcodec.processes import Lock, Task, Workers
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource
 from wcodec.reference.differences import BaseTensor
@@ -117,6 +117,11 @@ def decode_into(file: File, targets: Iterable[Target]) -> None:
     """
     backend = file.decoder.backend
     n_threads = (backend.threads or _n_cores()) if backend.at_once == 0 else 1
+    with file.checked():
+        _decode_into(file, targets, n_threads)
+
+
+def _decode_into(file: File, targets: Iterable[Target], n_threads: int) -> None:
     if n_threads == 1:
         for t, out in targets:
             file.decoder.tensor(file.source, t, file.index.tables, out, file.base_of(t))
@@ -179,14 +184,16 @@ def _decode(file: File, pieces: list[_Piece], n_threads: int) -> list[tuple[int,
             except BaseException as e:
                 failed[i], turns = e, count(len(pieces))  # nobody begins another piece
 
-    ahead = (_ThreadReadAhead if file.path is None else _SystemReadAhead)(file, pieces)
-    with closing(ahead), ThreadPoolExecutor(max(n_threads - 1, 1), "wcodec-load") as threads:
-        helpers = [threads.submit(work) for _ in range(n_threads - 1)]
+    is_stream = isinstance(file.source, StreamSource)
+    ahead = (_ThreadReadAhead if is_stream else _SystemReadAhead)(file, pieces)
+    with closing(ahead), Workers(n_threads - 1, "wcodec-load") as workers:
+        helpers = [workers.begin(work) for _ in range(n_threads - 1)]
         try:
             work()  # the caller's thread takes part
         finally:
             turns = count(len(pieces))
-            wait(helpers)
+            for helper in helpers:
+                helper.settle()
     if failed:
         raise failed[min(failed)]
     return sums
@@ -197,7 +204,7 @@ class _ReadAhead(ABC):
     """Reads a file before threads want it: they would wait for the disk, and the disk for them."""
 
     def __init__(self, file: File, pieces: list[_Piece]) -> None:
-        self._file, self._pieces, self._next, self._lock = file, pieces, 0, threading.Lock()
+        self._file, self._pieces, self._next, self._lock = file, pieces, 0, Lock()
 
     def source(self, i: int) -> ByteSource:
         """What to read piece `i` from; begins to read what follows it."""
@@ -223,27 +230,15 @@ class _ReadAhead(ABC):
 
 
 class _SystemReadAhead(_ReadAhead):
-    """The system reads a mapped file: it is told what will be wanted."""
-
-    def __init__(self, file: File, pieces: list[_Piece]) -> None:
-        super().__init__(file, pieces)
-        self._raw: BinaryIO | None = None
-        if hasattr(os, "posix_fadvise"):
-            # it may have another name by now; it is mapped, and all goes on without advice
-            with suppress(OSError):
-                self._raw = file.reopen()
+    """The system reads a file: it is told what will be wanted."""
 
     def _begin(self, i: int) -> None:
-        if self._raw is not None:
-            start, stop = self._pieces[i].start, self._pieces[i].stop
-            os.posix_fadvise(self._raw.fileno(), start, stop - start, os.POSIX_FADV_WILLNEED)
+        source = self._file.source
+        if isinstance(source, FileSource):
+            source.will_need(self._pieces[i].start, self._pieces[i].stop - self._pieces[i].start)
 
     def _source(self, i: int) -> ByteSource:
         return self._file.source
-
-    def close(self) -> None:
-        if self._raw is not None:
-            self._raw.close()
 
 
 class _ThreadReadAhead(_ReadAhead):
@@ -251,24 +246,26 @@ class _ThreadReadAhead(_ReadAhead):
 
     def __init__(self, file: File, pieces: list[_Piece]) -> None:
         super().__init__(file, pieces)
-        self._thread = ThreadPoolExecutor(1, "wcodec-read")
-        self._coming = dict[int, Future[Bytes]]()
+        self._worker = Workers(1, "wcodec-read")
+        self._coming = dict[int, Task[Bytes]]()
 
     def _begin(self, i: int) -> None:
         start, stop = self._pieces[i].start, self._pieces[i].stop
-        self._coming[i] = self._thread.submit(self._file.source.read, start, stop - start)
+        self._coming[i] = self._worker.begin(self._file.source.read, start, stop - start)
 
     def _source(self, i: int) -> ByteSource:
         return _Coming(self._pieces[i], self._coming.pop(i))
 
     def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        for task in self._coming.values():
+            task.settle()
+        self._worker.close()
 
 
 class _Coming(ByteSource):
     """The bytes of one piece, as soon as they are there."""
 
-    def __init__(self, piece: _Piece, data: Future[Bytes]) -> None:
+    def __init__(self, piece: _Piece, data: Task[Bytes]) -> None:
         self._start, self._data, self.nbytes = piece.start, data, piece.stop
 
     def read(self, offset: int, nbytes: int) -> Bytes:

@@ -186,7 +186,8 @@ class Reader:
                 yield from self._iterate_device(names)
         else:
             # one is made while the caller has the one before
-            yield from zip(names, map_ahead(self.tensor, names, 1, 1), strict=True)
+            n_threads = 0 if self.file.decoder.backend.threads == 1 else 1
+            yield from zip(names, map_ahead(self.tensor, names, n_threads, 1), strict=True)
 
     def _iterate_device(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         import wcodec.cuda

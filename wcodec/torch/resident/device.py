@@ -4,9 +4,7 @@ the next one on a stream of its own while this one is used.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -21,6 +19,7 @@ from wcodec.cuda.resident import ResidentTensor
 from wcodec.errors import DecodeError, within
 from wcodec.files.slices import entries_of, touched
 from wcodec.planner.options import EncodeOptions
+from wcodec.processes import Lock, Workers
 from wcodec.reference.planes import Bytes
 from wcodec.reference.records import TensorRecord
 from wcodec.torch.loading.device_memory import current_stream
@@ -72,7 +71,7 @@ def runtime_of(device: torch.device) -> Runtime:
 
 
 _runtimes: Final[dict[int, Runtime]] = {}
-_runtimes_lock: Final = threading.Lock()
+_runtimes_lock: Final = Lock()
 
 
 class DeviceHeld(Held):
@@ -88,7 +87,7 @@ class DeviceHeld(Held):
         #: and the stream that it decodes, which may change
         self._resident: tuple[torch.Tensor, ResidentTensor] | None = None
         self._prepared: tuple[ResidentTensor, Prepared] | None = None
-        self._first = threading.Lock()
+        self._first = Lock()
         super().__init__(stream.clone() if stream.data_ptr() % ALIGNED else stream, name, options)
 
     def record(self) -> TensorRecord:
@@ -278,7 +277,7 @@ class DeviceBuffers(Buffers):
             with torch.cuda.stream(stream):
                 return new(nbytes)
 
-        with ThreadPoolExecutor(1) as thread:
+        with Workers(1, "wcodec-memory") as thread:
             return thread.submit(there).result()
 
     def give(self, buffer: torch.Tensor) -> None:

@@ -9,9 +9,7 @@ from typing import Final, NamedTuple
 import torch
 
 from wcodec.codec.pipelining import ignore_progress
-from wcodec.codec.sources import FileSource
 from wcodec.files.atomic import AnyPath
-from wcodec.files.extract import extract
 from wcodec.planner.options import EncodeOptions, chosen_options
 from wcodec.torch.loading.checkpoint import WCodecCheckpoint
 from wcodec.torch.loading.reader import Device, Reader
@@ -210,16 +208,14 @@ def load_compressed(
         if strict and (wrong := sorted(set(checkpoint) - set(places))):
             raise RuntimeError(f"tensors that the model does not have: {_some(wrong)}")
         for reader, names in checkpoint.readers():
-            with reader.file.reopen() as raw:
-                source = FileSource(reader.file.source, raw)
-                unexpected += [name for name in names if name not in places]
-                for name in filter(places.__contains__, names):
-                    place = places[name]
-                    original = (reader.name, reader.file.original(reader.record(name)).name)
-                    if place.loaded != original:  # not only tied, but stored once
-                        _load(place, reader, source, name, device, min_nbytes, mode, operand)
-                        place.loaded = original
-                    missing -= {name for name, _, _ in place.where}
+            unexpected += [name for name in names if name not in places]
+            for name in filter(places.__contains__, names):
+                place = places[name]
+                original = (reader.name, reader.file.original(reader.record(name)).name)
+                if place.loaded != original:  # not only tied, but stored once
+                    _load(place, reader, name, device, min_nbytes, mode, operand)
+                    place.loaded = original
+                missing -= {name for name, _, _ in place.where}
     if strict:
         _check_complete(model, missing)
     return Keys(sorted(missing), unexpected)
@@ -266,7 +262,6 @@ def _places(model: torch.nn.Module) -> dict[str, _Place]:
 def _load(
     place: _Place,
     reader: Reader,
-    source: FileSource,
     name: str,
     device: Device | None,
     min_nbytes: int,
@@ -306,9 +301,7 @@ def _load(
             )
         )
     else:
-        stream = torch.from_numpy(
-            extract(source, reader.file.original(t), reader.file.index.tables)
-        )
+        stream = torch.from_numpy(reader.file.extract(name))
         held = moved(hold(stream, name), goes_to, mode, operand)
         new = torch.nn.Parameter(CompressedTensor(held, mode=mode), requires_grad=False)
     for _, module, leaf in place.where:

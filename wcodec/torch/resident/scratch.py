@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import ctypes
-import os
-import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from typing import Any, Final, Protocol
 
 import torch
+
+from wcodec.processes import Lock, Workers, call_in_child
 
 KEPT: Final = 2  #: buffers that are kept for the next weights: one in use, one being decoded ahead
 ROUND: Final = 1 << 16  #: buffers are a multiple of that
@@ -33,7 +33,7 @@ class Buffers:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self._free, self._lock = device, list[torch.Tensor](), threading.Lock()
+        self.device, self._free, self._lock = device, list[torch.Tensor](), Lock()
 
     def take(self, nbytes: int) -> torch.Tensor:
         """A buffer of at least so many bytes that nobody else has."""
@@ -91,10 +91,10 @@ class Prefetcher:
     """
 
     def __init__(self, buffers: Buffers) -> None:
-        self.buffers, self._lock = buffers, threading.Lock()
+        self.buffers, self._lock = buffers, Lock()
         self._last: weakref.ref[Any] | None = None
         self._pending: tuple[weakref.ref[Any], int, Future[torch.Tensor]] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._workers = Workers(1, "wcodec-next")
 
     def decoded(self, held: Decodable) -> torch.Tensor:
         """A buffer that starts with the decoded weight; to be given back.
@@ -138,24 +138,20 @@ class Prefetcher:
             return
         with self._lock:
             if self._pending is None:
-                if self._thread is None:
-                    self._thread = ThreadPoolExecutor(1, "wcodec-next")
                 scope = contextvars.copy_context()  # which backend the caller has chosen
                 self._pending = (
                     weakref.ref(following),
                     following.version,
-                    self._thread.submit(scope.run, self._decode, following),
+                    self._workers.submit(scope.run, self._decode, following),
                 )
 
     def clear(self) -> None:
         """Let go of what was decoded ahead, and of the thread."""
         with self._lock:
             pending, self._pending, self._last = self._pending, None, None
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.shutdown(cancel_futures=True)
         if pending is not None:
             _when_done(pending[2], self.buffers.give)
+        self._workers.close()
 
 
 def _when_done(future: Future[torch.Tensor], give: Callable[[torch.Tensor], None]) -> None:
@@ -177,17 +173,16 @@ PREFETCHER_OF_TYPE: Final[dict[str, Callable[[torch.device], Prefetcher]]] = {}
 
 _prefetchers: Final[dict[torch.device, Prefetcher]] = {}
 _tiles: Final[dict[torch.device, Buffers]] = {}
-_lock: Final = threading.Lock()
+_lock: Final = Lock()
 
 
 def _forget() -> None:
     """In a process that was forked: threads stayed behind, and what they had under way."""
     _prefetchers.clear()
     _tiles.clear()
-    _lock.release()
 
 
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget)
+call_in_child(_forget)
 
 
 def prefetcher_of(device: torch.device) -> Prefetcher:
