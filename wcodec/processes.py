@@ -11,6 +11,7 @@ wants the result of a task does the work.
 
 from __future__ import annotations
 
+import logging  # noqa: F401 (it has a lock for forks: of these, the last registered is taken first)
 import os
 import sys
 import threading
@@ -24,13 +25,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Held while modules or kernels are loaded, and while the process forks: what is loaded by half in
-#: another thread would stay so in the child.
-loading: Final = threading.RLock()
+_LONGEST_WAIT_S: Final = 300.0  #: for what is loaded, such as for all kernels to be compiled
 
 _to_renew: Final = weakref.WeakSet["Lock | Task[Any] | Workers"]()
 _in_child: Final = list[Callable[[], object]]()
-_held: Final = list[Any]()  #: locks of other packages, while the process forks
+_held: Final = list[Any]()  #: locks that are held while the process forks
 
 
 def call_in_child(function: Callable[[], object]) -> None:
@@ -49,6 +48,14 @@ class Lock:
         self._lock = threading.RLock()
         _to_renew.add(self)
 
+    def acquire(self, timeout: float = -1) -> bool:
+        """As of `threading.Lock`."""
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        """As of `threading.Lock`."""
+        self._lock.release()
+
     def __enter__(self) -> None:
         self._lock.acquire()
 
@@ -61,6 +68,11 @@ class Lock:
             self._lock.release()
         else:
             self._lock = threading.RLock()
+
+
+#: Held while modules or kernels are loaded, and while the process forks: what is loaded by half in
+#: another thread would stay so in the child.
+loading: Final = Lock()
 
 
 class Task(Generic[T]):
@@ -229,23 +241,24 @@ class cached_property(Generic[T]):  # noqa: N801 (its name in functools)
 
 # ---- forks ---------------------------------------------------------------------------------------
 def _before_fork() -> None:
-    loading.acquire()
+    locks: list[Any] = [loading]
     for name, path in (
         ("numba.core.compiler_lock", "global_compiler_lock._lock"),
         ("llvmlite.binding.ffi", "lib._lock._lock"),
     ):
         lock: Any = sys.modules.get(name)
         for part in path.split("."):
-            lock = getattr(lock, part, None)
-        if lock is not None:  # it may be called otherwise in a later version
-            lock.acquire()
+            lock = getattr(lock, part, None)  # it may be called otherwise in a later version
+        locks += [] if lock is None else [lock]
+    for lock in locks:
+        # whoever holds it may wait for a lock that another module has taken before forking
+        if lock.acquire(timeout=_LONGEST_WAIT_S):
             _held.append(lock)
 
 
 def _after_fork() -> None:
     while _held:
         _held.pop().release()
-    loading.release()
 
 
 def _after_fork_in_child() -> None:

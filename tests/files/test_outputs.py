@@ -682,13 +682,7 @@ def test_a_file_system_without_maps(
         raise OSError(19, "No such device")
 
     monkeypatch.setattr("mmap.mmap", fail)
-    status, _, err = call(*args)
-    assert (
-        status,
-        err.endswith(
-            (f"{args[1]}: No such device\n", "model-1-hub/model.safetensors: No such device\n")
-        ),
-    ) == (1, True), err
+    assert call(*args)[0] == 0
 
 
 def test_errors_of_the_system_name_what_the_user_knows(here: Path) -> None:

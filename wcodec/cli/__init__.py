@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
-from wcodec.cli.common import BAD_USAGE, INTERRUPTED, PIPE_CLOSED, described, fail
+from wcodec.cli.common import BAD_USAGE, INTERRUPTED, PIPE_CLOSED, fail, failed
 from wcodec.cli.parser import parse, parser
 from wcodec.errors import WcodecError
 from wcodec.files.atomic import remove_unfinished
@@ -74,7 +74,7 @@ def _guarded(args: argparse.Namespace) -> int:
     except MemoryError:
         return fail("resource_limit: there is not enough memory")
     except (WcodecError, OSError) as e:
-        return fail(described(e))
+        return failed(e)
     except KeyboardInterrupt:
         print("wcodec: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import json
 import os
 import shlex
@@ -24,6 +25,7 @@ from wcodec.directories.tree import check_places
 from wcodec.errors import BackendUnavailable, CodecError, EncodeError, WcodecError
 from wcodec.files.atomic import AnyPath, check_output, named
 from wcodec.files.file import File
+from wcodec.files.plain import is_pipe
 from wcodec.inspect.report import printable, size_text
 
 DONE: Final = 0
@@ -53,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def path_argument(text: str) -> str:
-    """A path of the command line. ``-``, which elsewhere means a pipe, is none."""
+    """A path of the command line. ``-``, which elsewhere means a pipe, is none, but to encode."""
     if text == "-":
         raise argparse.ArgumentTypeError(
             "wcodec needs files that it can seek in, not pipes; a file that is called - is ./-"
@@ -61,6 +63,11 @@ def path_argument(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
     return text
+
+
+def stream_argument(text: str) -> str:
+    """A path of the command line, or ``-`` for standard input."""
+    return "/dev/stdin" if text == "-" else path_argument(text)
 
 
 # ---- how a subcommand ends -----------------------------------------------------------------------
@@ -86,10 +93,17 @@ def each(sources: Iterable[str], work: Callable[[str], int]) -> int:
         except (BackendUnavailable, BrokenPipeError):
             raise
         except MemoryError:
-            status = fail(f"resource_limit: in {source!r}: there is not enough memory")
+            fail(f"resource_limit: in {source!r}: there is not enough memory")
+            status = max(status, BAD_INPUT)
         except (WcodecError, OSError) as e:
-            status = fail(described(e))
+            status = max(status, failed(e))
     return status
+
+
+def failed(e: WcodecError | OSError) -> int:
+    """Say what went wrong, in one line. Returns the exit status."""
+    fail(described(e))
+    return BAD_USAGE if isinstance(e, io.UnsupportedOperation) else BAD_INPUT
 
 
 def described(e: WcodecError | OSError) -> str:
@@ -207,6 +221,8 @@ def plan_outputs(args: argparse.Namespace, name_of: Callable[[str], str]) -> Out
 def _target(args: argparse.Namespace, source: str, name_of: Callable[[str], str]) -> str:
     if args.output is not None:
         return str(args.output)
+    if is_pipe(source):
+        args.error(f"name the output of {source}, which has no name of its own: -o OUT")
     own = os.path.basename(os.path.abspath(source))
     name = own if os.path.isdir(source) else name_of(own)
     if args.output_dir is not None:

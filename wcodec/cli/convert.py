@@ -33,6 +33,7 @@ from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import check_output
 from wcodec.files.checkpoint import decode_file, is_same_stream
 from wcodec.files.file import File, open_base
+from wcodec.files.plain import is_pipe
 from wcodec.files.shard_index import CODED, PLAIN
 from wcodec.inspect.report import percent_text, size_text
 from wcodec.planner.options import EncodeOptions
@@ -68,6 +69,8 @@ def _check_removal(args: argparse.Namespace) -> None:
         needed = list(base.paths())
         base.close()
     for path in args.inputs:
+        if is_pipe(path):
+            args.error(f"--rm is for files, not for {path}")
         if os.path.isdir(path):
             args.error(
                 f"--rm is for files: {path} may hold more than what goes into the output; `wcodec "

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
-from wcodec.cli.common import STATUSES, Parser, path_argument
+from wcodec.cli.common import STATUSES, Parser, path_argument, stream_argument
 from wcodec.planner.options import CODERS, LAYOUTS, OPERANDS, PREDICTORS, PRESETS, TRANSFORMS
 from wcodec.reference.container import VERSION
 from wcodec.reference.planes import DTYPES
@@ -79,8 +79,9 @@ def parser() -> Parser:
 def _add_encode(s: argparse.ArgumentParser) -> None:
     _add_inputs(
         s,
-        "a safetensors file, or the directory of a model; "
+        "a safetensors file, - for one from standard input, or the directory of a model; "
         "of a cache of Hugging Face, its only snapshot",
+        stream_argument,
     )
     _add_outputs(s, "default of IN.safetensors: IN.wcodec beside it")
     text = (
@@ -179,12 +180,14 @@ def _add_warmup(s: argparse.ArgumentParser) -> None:
 
 
 # ---- what several have ---------------------------------------------------------------------------
-def _add_inputs(s: argparse.ArgumentParser, text: str) -> None:
+def _add_inputs(
+    s: argparse.ArgumentParser, text: str, kind: Callable[[str], str] = path_argument
+) -> None:
     s.add_argument(
         "inputs",
         metavar="IN",
         nargs="+",
-        type=path_argument,
+        type=kind,
         help=f"{text}; several are done one after another",
     )
 

@@ -87,7 +87,7 @@ class FileSource:
     Raises
     ------
     OSError
-        ``ESPIPE`` of a pipe, a socket or a device, which are not waited for.
+        `io.UnsupportedOperation` of a pipe, a socket or a device, which are not waited for.
     """
 
     def __init__(
@@ -100,7 +100,12 @@ class FileSource:
         if isinstance(file, str | os.PathLike):
             self.name = os.fspath(file)
             flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC
-            number = os.open(file, os.O_RDONLY | flags)  # of a pipe, without waiting for a writer
+            try:
+                number = os.open(file, os.O_RDONLY | flags)  # of a pipe, not waiting for a writer
+            except OSError as e:
+                if e.errno == errno.ENXIO:
+                    raise _not_seekable(self.name) from None
+                raise
         else:
             self.name, number = str(getattr(file, "name", "")), os.dup(file.fileno())
         self._descriptor: _Descriptor | None = _Descriptor(number)
@@ -108,11 +113,7 @@ class FileSource:
         if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.name)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(
-                errno.ESPIPE,
-                "a pipe or device; wcodec needs a file that it can seek in",
-                self.name,
-            )
+            raise _not_seekable(self.name)
         self.identity = Identity.of(found)
         self.nbytes = self.identity.nbytes
 
@@ -182,6 +183,12 @@ class FileSource:
     def close(self) -> None:
         """Let go of the file. Threads that read from it finish that."""
         self._descriptor = None
+
+
+def _not_seekable(name: str) -> io.UnsupportedOperation:
+    return io.UnsupportedOperation(
+        errno.ESPIPE, "a pipe or device; wcodec needs a file that it can seek in", name
+    )
 
 
 if hasattr(os, "preadv"):

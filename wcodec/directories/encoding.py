@@ -20,6 +20,7 @@ from wcodec.directories.configs import (
 from wcodec.directories.hub_header import (
     VERSION_TEXT,
     InputKind,
+    check_plain,
     is_hub,
     kind_of,
     read_plain_header,
@@ -404,9 +405,10 @@ def encode_one(
     if form not in FORMS:
         raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
     if form == "wcodec":
-        with within(source):
-            read_plain_header(FileSource(source, EncodeError))
-        return encode_file(source, target, options, backend, progress, base, overwrite=overwrite)
+        return encode_file(
+            source, target, options, backend, progress, base,
+            overwrite=overwrite, check_header=check_plain,
+        )  # fmt: skip
     if base is not None:
         raise EncodeError("bad_option", "there is no hub form of differences from a base")
     return encode_hub_file(source, target, options, backend, progress, overwrite=overwrite)

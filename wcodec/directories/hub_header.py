@@ -148,12 +148,17 @@ def read_plain_header(source: ByteSource) -> SafetensorsHeader:
         ``bad_source``: also if it is in hub form.
     """
     header = read_safetensors_header(source)
+    check_plain(header)
+    return header
+
+
+def check_plain(header: SafetensorsHeader) -> None:
+    """Refuse a file that is in hub form. Raises as `read_plain_header`."""
     taken = next((key for key in KEYS if key in header.metadata), None)
     if taken is not None:
         raise EncodeError(
             "bad_source", f"the file is in hub form already: its metadata have the key {taken!r}"
         )
-    return header
 
 
 def read_hub_header(source: ByteSource) -> SafetensorsHeader:

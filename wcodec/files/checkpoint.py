@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import numpy as np
 from wcodec.backends import Backend
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
-from wcodec.codec.sources import FileSource
-from wcodec.errors import EncodeError, within
+from wcodec.errors import within
 from wcodec.files.atomic import (
     AnyPath,
     atomic_output,
@@ -22,7 +20,8 @@ from wcodec.files.atomic import (
 )
 from wcodec.files.duplicates import Duplicates
 from wcodec.files.file import File, base_for, paths_of
-from wcodec.files.safetensors_header import read_safetensors_header
+from wcodec.files.plain import PipedFile, open_plain
+from wcodec.files.safetensors_header import SafetensorsHeader
 from wcodec.files.saving import add_tensor
 from wcodec.planner.options import EncodeOptions
 
@@ -36,15 +35,20 @@ def encode_file(
     base: AnyPath | None = None,
     *,
     overwrite: bool = False,
+    check_header: Callable[[SafetensorsHeader], object] | None = None,
 ) -> tuple[int, int]:
     """Encode a safetensors file; `decode_file` restores it byte for byte.
 
     Parameters
     ----------
+    source
+        A file, or a pipe, which is read from front to back.
     base
         As of `save_file`.
     overwrite
         Whether a target that is there may be replaced, if it is neither the source nor the base.
+    check_header
+        Called with the source's header before anything is written; may refuse it.
 
     Returns
     -------
@@ -53,28 +57,31 @@ def encode_file(
     Raises
     ------
     EncodeError
+        ``truncated``, ``changed``: the source was cut or written to meanwhile.
         ``bad_source``: not a well-formed safetensors file. ``output_exists``; ``bad_option``:
         `target` is the source or the base. Nothing is left behind.
     DecodeError
         The base is not well-formed.
     """
-    file = FileSource(source, EncodeError, is_checked=True)
+    check_output(target, overwrite, [source])
     with within(source):
-        header = read_safetensors_header(file)
+        plain = open_plain(source)
+        if check_header is not None:
+            check_header(plain.header)
+    like, header = None if isinstance(plain, PipedFile) else source, plain.header
     encoder, seen = Encoder(options, backend), Duplicates()
     with (
         base_for(base, encoder.backend, progress) as other,
         atomic_output(
-            target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
+            target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=like
         ) as stream,
         WriteBehind(stream, encoder.backend.threads) as f,
         within(source),
     ):
         writer = encoder.start(f, progress, other)
-        for t in header.tensors:
-            read = partial(file.words, t.start, t.nbytes, t.dtype.word_type)
-            add_tensor(writer, seen, t.name, read(), t.dtype, t.shape, t.dtype_name, read)
-        return file.nbytes, writer.finish(header.metadata, header.raw)
+        for t, words, again in plain.tensors(Path(target).absolute().parent):
+            add_tensor(writer, seen, t.name, words, t.dtype, t.shape, t.dtype_name, again)
+        return header.end, writer.finish(header.metadata, header.raw)
 
 
 def decode_file(

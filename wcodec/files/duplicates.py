@@ -4,7 +4,7 @@ Spec: R12.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from wcodec.codec.sources import FileWords
 from wcodec.reference.planes import DType, Words
 
-ReadWords = Callable[[], Words | FileWords]  #: reads the words of a tensor once more
+#: reads the words of a tensor once more; ``None`` where that cannot be done
+ReadWords = Callable[[], Words | FileWords] | None
 
 LEAST_NBYTES: Final = 512  #: smaller tensors cost less than to look for them
 _PIECES: Final = 8  #: of a tensor that are compared before all of it
@@ -46,20 +47,23 @@ class Duplicates:
         words
             Flat.
         read_again
-            Gives the words once more, to compare them with those of later tensors:
-            they must still be the same.
+            Gives the words once more, to compare them with those of later tensors: they must
+            still be the same. ``None`` for all tensors if they cannot be read again: then their
+            SHA-256 is compared.
         """
         number, self._n = self._n, self._n + 1
         if words.nbytes < LEAST_NBYTES:
             return None
-        if words.nbytes <= _SMALL_NBYTES:
+        if read_again is None:
+            pieces = _digest(words)
+        elif words.nbytes <= _SMALL_NBYTES:
             pieces = words[:: words.size // _FEW_WORDS].tobytes()
         else:
             starts = np.arange(_PIECES) * (words.size - _PIECE_WORDS) // (_PIECES - 1)
             pieces = b"".join(words[i : i + _PIECE_WORDS].tobytes() for i in starts.tolist())
         alike = self._known.setdefault((dtype.id, shape, dtype_name, pieces), [])
         for earlier, read in alike:
-            if _same(words, read()):
+            if read is None or _same(words, read()):
                 return earlier
         if len(alike) < _MOST_ALIKE:
             alike.append((number, read_again))
@@ -67,5 +71,18 @@ class Duplicates:
 
 
 def _same(a: Words | FileWords, b: Words | FileWords) -> bool:
-    step = _COMPARED_NBYTES // a.itemsize
-    return all(np.array_equal(a[i : i + step], b[i : i + step]) for i in range(0, a.size, step))
+    return all(np.array_equal(x, y) for x, y in zip(_parts(a), _parts(b), strict=True))
+
+
+def _digest(words: Words | FileWords) -> bytes:
+    import hashlib  # which loads OpenSSL
+
+    sha256 = hashlib.sha256()
+    for part in _parts(words):
+        sha256.update(part.data)
+    return sha256.digest()
+
+
+def _parts(words: Words | FileWords) -> Iterator[Words]:
+    step = _COMPARED_NBYTES // words.itemsize
+    return (words[i : i + step] for i in range(0, words.size, step))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -14,13 +11,12 @@ from wcodec.backends import Backend
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
 from wcodec.errors import DecodeError
-from wcodec.files.atomic import AnyPath, atomic_output, check_output, named, reserve
+from wcodec.files.atomic import AnyPath, atomic_output, check_output
 from wcodec.files.file import File, base_for, paths_of
+from wcodec.files.plain import spooled
 from wcodec.planner.options import EncodeOptions
-from wcodec.reference.planes import Words
+from wcodec.reference.planes import Bytes
 from wcodec.reference.records import TensorRecord
-
-IN_MEMORY: Final = 1 << 26  #: bytes of a decoded tensor from which on it goes by way of a file
 
 
 def repack_file(
@@ -72,7 +68,8 @@ def repack_file(
                 if t.duplicate_of is not None:
                     writer.add_duplicate(t.name, t.duplicate_of)
                     continue
-                with _words(f, t, Path(target).absolute().parent) as words:
+                folder = Path(target).absolute().parent
+                with spooled(_pieces(f, t), t.nbytes, t.dtype.word_type, folder) as words:
                     writer.add_later(t.name, words, t.dtype, t.shape, t.dtype_name)
             return index.file_nbytes, writer.finish(
                 index.metadata, index.source_header if index.source_kind is not None else None
@@ -95,28 +92,5 @@ def _base_path(f: File, given: AnyPath | None) -> Path:
     return f.path.parent / f.index.base.name
 
 
-@contextmanager
-def _words(f: File, t: TensorRecord, folder: Path) -> Iterator[Words]:
-    """The words of a tensor, flat: in memory, or in a file that is gone afterwards."""
-    if t.nbytes < IN_MEMORY:
-        words = np.empty(t.nbytes // t.dtype.word_nbytes, t.dtype.word_type)
-        _fill(f, t, words)
-        yield words
-        return
-    with tempfile.TemporaryFile(dir=folder) as room:
-        with named(folder):
-            room.truncate(t.nbytes)
-            reserve(room, t.nbytes)  # a map of what the disk has no room for would end the process
-            words = np.memmap(
-                room, t.dtype.word_type, "r+", shape=(t.nbytes // t.dtype.word_nbytes,)
-            )
-        _fill(f, t, words)
-        yield np.asarray(words)
-        del words
-
-
-def _fill(f: File, t: TensorRecord, words: Words) -> None:
-    at = 0
-    for chunk in f.chunks(t):
-        words[at : at + chunk.size] = chunk.reshape(-1)
-        at += chunk.size
+def _pieces(f: File, t: TensorRecord) -> Iterator[Bytes]:
+    return (chunk.reshape(-1).view(np.uint8) for chunk in f.chunks(t))
