@@ -162,9 +162,13 @@ class FileSource:
         Raises
         ------
         CodecError
-            ``changed``
+                ``changed``, or ``truncated`` if it has become shorter.
         """
-        if Identity.of(os.fstat(self._open().number)) != self.identity:
+        now = Identity.of(os.fstat(self._open().number))
+        if now.nbytes < self.nbytes:
+            n = self.nbytes - now.nbytes
+            raise self._error("truncated", f"{n} bytes were cut off its end while it was read")
+        if now != self.identity:
             raise self._error(
                 "changed", "the file was written to while it was read; read it again from the start"
             )
@@ -287,6 +291,16 @@ def read_into(source: ByteSource, offset: int, target: Bytes) -> None:
         np.copyto(target, source.read(offset, target.size))
     else:
         fill(offset, target)
+
+
+class ClosedSource:
+    """What was closed."""
+
+    nbytes = 0
+
+    def read(self, offset: int, nbytes: int) -> Bytes:
+        """Raises `ValueError`."""
+        raise ValueError("the file is closed")
 
 
 class PartSource:

@@ -4,6 +4,7 @@ Spec: R12.5, R12.6.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -15,7 +16,7 @@ from wcodec.codec.decoder import Decoder
 from wcodec.codec.parts import rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.codec.sources import FileSource, FileWords
-from wcodec.errors import within
+from wcodec.errors import DecodeError, within
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
 from wcodec.reference.container import ByteSource
 from wcodec.reference.differences import BaseCheckpoint, BaseTensor, content_hash
@@ -195,3 +196,38 @@ class CodedBaseTensor(BaseTensor):
             self._decode(slice(r, r + n_rows), cols, parts[-1])
             first += parts[-1].size
         return np.concatenate([p.reshape(-1) for p in parts])
+
+
+def hinted_base(path: Path | None, name: str, depth: int) -> Path:
+    """The file that is called as the base was, beside the one that needs it. The name is a
+    stranger's: no path.
+
+    Parameters
+    ----------
+    path
+        The file that needs it, if it has one.
+    depth
+        How many files have that one as their base, or as its base, and so on.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_base``: there is none.
+    """
+    if path is not None and Path(name).name == name and not set("/\\\0") & set(name):
+        with contextlib.suppress(OSError):  # such as of a name that is too long
+            if (found := path.parent / name).is_file() and not found.samefile(path):
+                return found
+    to_do = (
+        "put it there, or name a restored safetensors file as the base"
+        if depth
+        else "name the base (--base)"
+    )
+    raise DecodeError(
+        "bad_base", f"the file holds differences from {name!r}, which is not beside it: {to_do}"
+    )
+
+
+def paths_of(base: OpenBase | None) -> list[Path]:
+    """The files of a base, which no output may replace."""
+    return [] if base is None else list(base.paths())

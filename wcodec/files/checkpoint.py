@@ -18,8 +18,9 @@ from wcodec.files.atomic import (
     check_output,
     check_room,
 )
+from wcodec.files.bases import paths_of
 from wcodec.files.duplicates import Duplicates
-from wcodec.files.file import File, base_for, paths_of
+from wcodec.files.file import File, base_for
 from wcodec.files.plain import PipedFile, open_plain
 from wcodec.files.safetensors_header import SafetensorsHeader
 from wcodec.files.saving import add_tensor

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,16 @@ from wcodec.codec.batches import decode_batch, in_batches
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.codec.sources import FileSource, source_of
+from wcodec.codec.sources import ClosedSource, FileSource, source_of
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath
-from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase
+from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase, hinted_base, paths_of
 from wcodec.files.extract import extract
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.files.safetensors_header import entry_of, restored_header
 from wcodec.files.slices import Slice
 from wcodec.processes import Lock
-from wcodec.reference.container import MAGIC, ByteSource, Index
+from wcodec.reference.container import MAGIC, Index
 from wcodec.reference.differences import BaseTensor, Difference, content_hash
 from wcodec.reference.planes import Bytes, DType, Words
 from wcodec.reference.records import TensorRecord
@@ -90,13 +90,9 @@ class File:
         self._closed = False
         self.source = source_of(file)
         self.decoder = Decoder(backend, max_nbytes)
-        self._opened = _Opened(
-            None if self.path is None else os.path.abspath(self.path),
-            backend,
-            max_nbytes,
-            base,
-            depth,
-        )
+        #: for who pickles it: the working directory may be another one then
+        self._where = None if self.path is None else os.path.abspath(self.path)
+        self._has_backend = backend is not None
         with self.guarded():
             self.index: Index = self._read_index()
         self._by_name = {t.name: t for t in self.index.tensors}
@@ -132,14 +128,14 @@ class File:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """An open file of a path, for another process, which opens it again."""
-        if self._closed or self._opened.path is None:
+        if self._closed or self.path is None:
             what = "a closed file" if self._closed else "an open file that has no path"
             raise TypeError(f"{what} cannot be pickled: open it in the process that needs it")
-        how, backend = self._opened, self._opened.backend
-        if isinstance(backend, Backend):
-            kind = type(backend)
-            how = how._replace(backend=(f"{kind.__module__}:{kind.__qualname__}", backend.threads))
-        return _opened_again, (how, self._identity())
+        kind, backend = type(self.decoder.backend), None
+        if self._has_backend:
+            backend = f"{kind.__module__}:{kind.__qualname__}", self.decoder.backend.threads
+        how = self._where, backend, self.decoder.max_nbytes, self._base_path, self._depth
+        return _opened_again, (*how, self._identity())
 
     def _identity(self) -> tuple[Any, ...]:
         """What tells whether a file holds the same."""
@@ -159,7 +155,7 @@ class File:
             self._base = None
         if isinstance(self.source, FileSource):
             self.source.close()
-        self.source = _Closed()
+        self.source = ClosedSource()
 
     def keys(self) -> list[str]:
         """Names of the tensors, in the file's order."""
@@ -321,7 +317,11 @@ class File:
             raise DecodeError(
                 "bad_base", f"more than {MAX_BASES} checkpoints, each a difference from the next"
             )
-        path = self._hinted(wanted.name) if self._base_path is None else Path(self._base_path)
+        path = (
+            hinted_base(self.path, wanted.name, self._depth)
+            if self._base_path is None
+            else Path(self._base_path)
+        )
         base = open_base(path, self.decoder.backend, progress, self._depth + 1)
         found = base.content_hash()
         if found != wanted.sha256:
@@ -334,23 +334,6 @@ class File:
                 f"{path} has the content hash {found.hex()[:16]}; {wants}: name that one (--base)",
             )
         return base
-
-    def _hinted(self, name: str) -> Path:
-        """The file that is called as the base was, beside this one.
-        The name is a stranger's: no path.
-        """
-        if self.path is not None and Path(name).name == name and not set("/\\\0") & set(name):
-            with contextlib.suppress(OSError):  # such as of a name that is too long
-                if (path := self.path.parent / name).is_file() and not path.samefile(self.path):
-                    return path
-        to_do = (
-            "put it there, or name a restored safetensors file as the base"
-            if self._depth
-            else "name the base (--base)"
-        )
-        raise DecodeError(
-            "bad_base", f"the file holds differences from {name!r}, which is not beside it: {to_do}"
-        )
 
     def base_paths(self) -> list[Path]:
         """The files that this one is read with, which no output may replace: of a base that cannot
@@ -415,17 +398,7 @@ class File:
         return found
 
 
-class _Opened(NamedTuple):
-    """How a file was opened; pickled, a backend is its name and threads."""
-
-    path: str | None
-    backend: Backend | tuple[str, int | None] | None
-    max_nbytes: int | None
-    base: AnyPath | None
-    depth: int
-
-
-def _opened_again(how: _Opened, identity: tuple[Any, ...]) -> File:
+def _opened_again(path: str, backend: tuple[str, int | None] | None, *how: Any) -> File:
     """A file that was pickled, in the process that got it.
 
     Raises
@@ -433,23 +406,13 @@ def _opened_again(how: _Opened, identity: tuple[Any, ...]) -> File:
     DecodeError
         ``changed``: another file has its name by now.
     """
-    assert how.path is not None
-    backend = load_backend(*how.backend) if isinstance(how.backend, tuple) else None
-    file = File(how.path, backend, how.max_nbytes, how.base, how.depth)
+    *options, identity = how
+    file = File(path, None if backend is None else load_backend(*backend), *options)
     if file._identity() != identity:
         file.close()
-        with within(how.path):
+        with within(path):
             raise DecodeError("changed", "this is not the file that was open when it was pickled")
     return file
-
-
-class _Closed(ByteSource):
-    """What is read once a file is closed."""
-
-    nbytes = 0
-
-    def read(self, offset: int, nbytes: int) -> Bytes:
-        raise ValueError("the file is closed")
 
 
 def open_base(
@@ -488,8 +451,3 @@ def base_for(
         yield base
     finally:
         base.close()
-
-
-def paths_of(base: OpenBase | None) -> list[Path]:
-    """The files of a base, which no output may replace."""
-    return [] if base is None else list(base.paths())

@@ -12,7 +12,8 @@ from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath, atomic_output, check_output
-from wcodec.files.file import File, base_for, paths_of
+from wcodec.files.bases import paths_of
+from wcodec.files.file import File, base_for
 from wcodec.files.plain import spooled
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import Bytes

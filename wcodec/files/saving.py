@@ -15,8 +15,9 @@ from wcodec.files.atomic import (
     AnyPath,
     atomic_output,
 )
+from wcodec.files.bases import paths_of
 from wcodec.files.duplicates import Duplicates, ReadWords
-from wcodec.files.file import base_for, paths_of
+from wcodec.files.file import base_for
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import DType, Words
 
