@@ -361,31 +361,30 @@ def start(thread):
     raise RuntimeError("can't start new thread")
 threading.Thread.start = start
 from wcodec.cli import main
-status = main(sys.argv[2:])
-if sys.argv[1] == "none":
-    assert not started, started
-sys.exit(status)
+for args in (
+    "decode x.wcodec -o x.safetensors",
+    "encode x.safetensors -o y.wcodec",
+    "encode --form hub x.safetensors -o hub.safetensors",
+    "decode hub.safetensors -o z.safetensors",
+    "repack --preset fast x.wcodec -o z.wcodec",
+    "verify y.wcodec z.wcodec hub.safetensors",
+    "info y.wcodec",
+):
+    assert main(["--backend", "numba", "--threads", sys.argv[1], *args.split()]) == 0, args
+import wcodec.torch
+with wcodec.use_backend("numba", int(sys.argv[1])), wcodec.torch.safe_open("x.wcodec") as f:
+    assert len(list(f._reader.iterate())) == len(f.get_tensors()) == 2
+assert bool(started) == (sys.argv[1] != "1"), started
 """
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_commands_where_no_thread_can_be_started(file: Path, threads: int) -> None:
+def test_where_no_thread_can_be_started(file: Path, threads: int) -> None:
     """With one, none is tried either."""
-    for args in (
-        ["decode", "x.wcodec", "-o", "x.safetensors"],
-        ["encode", "x.safetensors", "-o", "y.wcodec"],
-        ["encode", "--form", "hub", "x.safetensors", "-o", "hub.safetensors"],
-        ["decode", "hub.safetensors", "-o", "z.safetensors"],
-        ["repack", "--preset", "fast", "x.wcodec", "-o", "z.wcodec"],
-        ["verify", "y.wcodec", "z.wcodec", "hub.safetensors"],
-        ["info", "y.wcodec"],
-    ):
-        program = [sys.executable, "-c", THREADLESS, "none" if threads == 1 else "some"]
-        done = subprocess.run(
-            [*program, "--backend", "numba", "--threads", str(threads), *args],
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert (done.returncode, done.stderr) == (0, ""), args
+    done = subprocess.run(
+        [sys.executable, "-c", THREADLESS, str(threads)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
     right(wcodec.load_file("y.wcodec"))
     right(wcodec.load_file("z.wcodec"))
 
@@ -413,11 +412,13 @@ def test_an_open_file_goes_to_a_worker(
     got = _read(again)
     for name in want:
         assert np.array_equal(np.asarray(want[name]), np.asarray(got[name])), name
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        got = pool.apply(_read, (f,))
-    assert np.array_equal(np.asarray(want["small"]), np.asarray(got["small"]))
     for each in (f, again):
         (each._reader if hasattr(each, "_reader") else each).close()
+
+
+def test_an_open_file_goes_to_a_spawned_process(file: Path) -> None:
+    with wcodec.open("x.wcodec") as f, multiprocessing.get_context("spawn").Pool(1) as pool:
+        right(pool.apply(_read, (f,)))
 
 
 def test_how_a_file_was_opened_goes_along(file: Path) -> None:

@@ -54,7 +54,7 @@ class Identity(NamedTuple):
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-class _Descriptor:
+class Descriptor:
     """A file descriptor that is open as long as someone reads from it."""
 
     def __init__(self, number: int) -> None:
@@ -108,7 +108,7 @@ class FileSource:
                 raise
         else:
             self.name, number = str(getattr(file, "name", "")), os.dup(file.fileno())
-        self._descriptor: _Descriptor | None = _Descriptor(number)
+        self._descriptor: Descriptor | None = Descriptor(number)
         found = os.fstat(number)
         if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.name)
@@ -151,7 +151,7 @@ class FileSource:
         if self._is_checked:
             self.check()
 
-    def _open(self) -> _Descriptor:
+    def _open(self) -> Descriptor:
         if self._descriptor is None:
             raise ValueError(f"the file {self.name!r} is closed")
         return self._descriptor

@@ -91,7 +91,8 @@ class SafetensorsBase(OpenBase):
         """As `BaseCheckpoint.content_hash`; all of the file is read for it."""
 
         def crc32(t: SourceTensor) -> int:
-            return crc32_of(self._source, t, self._backend, self._progress)
+            with within(base=self.name):
+                return crc32_of(self._source, t, self._backend, self._progress)
 
         return content_hash((t.name, t.dtype, t.shape, crc32(t)) for t in self._tensors.values())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import stat
@@ -15,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from wcodec.codec.sources import FileSource, FileWords
+from wcodec.codec.sources import Descriptor, FileSource, FileWords
 from wcodec.errors import EncodeError
 from wcodec.files.atomic import AnyPath, named, reserve
 from wcodec.files.safetensors_header import (
@@ -59,8 +58,7 @@ class PipedFile:
     """A safetensors file out of a pipe. Raises as `PlainFile`."""
 
     def __init__(self, path: AnyPath) -> None:
-        self._stream = io.FileIO(_open_pipe(path))
-        self._name = os.fspath(path)
+        self._pipe, self._name = Descriptor(_open_pipe(path)), os.fspath(path)
         head = self._read(8, short=True)
         nbytes = header_nbytes(head, 1 << 63)
         self.header: SafetensorsHeader = parse_safetensors_header(head + self._read(nbytes - 8))
@@ -73,12 +71,11 @@ class PipedFile:
         folder
             Where a large tensor is kept meanwhile.
         """
-        with self._stream:
-            for t in self.header.tensors:
-                with spooled(self._pieces(t), t.nbytes, t.dtype.word_type, folder) as words:
-                    yield t, words, None
-            if self._read(1, short=True):
-                raise EncodeError("bad_source", "more bytes follow the last tensor")
+        for t in self.header.tensors:
+            with spooled(self._pieces(t), t.nbytes, t.dtype.word_type, folder) as words:
+                yield t, words, None
+        if self._read(1, short=True):
+            raise EncodeError("bad_source", "more bytes follow the last tensor")
 
     def _pieces(self, t: SourceTensor) -> Iterator[Bytes]:
         for at in range(0, t.nbytes, _PIECE_NBYTES):
@@ -89,7 +86,7 @@ class PipedFile:
         """So many bytes; `short` for fewer, if it ends."""
         pieces, left = list[bytes](), nbytes
         with named(self._name):
-            while left and (piece := self._stream.read(left)):
+            while left and (piece := os.read(self._pipe.number, left)):
                 pieces.append(piece)
                 left -= len(piece)
         if left and not short:
