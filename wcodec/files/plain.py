@@ -72,7 +72,8 @@ class PipedFile:
             Where a large tensor is kept meanwhile.
         """
         for t in self.header.tensors:
-            with spooled(self._pieces(t), t.nbytes, t.dtype.word_type, folder) as words:
+            spool = spooled(self._pieces(t), t.nbytes, t.dtype.word_type, folder, IN_MEMORY)
+            with spool as words:
                 yield t, words, None
         if self._read(1, short=True):
             raise EncodeError("bad_source", "more bytes follow the last tensor")
@@ -119,7 +120,7 @@ def _open_pipe(path: AnyPath) -> int:
 
 @contextmanager
 def spooled(
-    pieces: Iterable[Bytes], nbytes: int, dtype: Any, folder: Path
+    pieces: Iterable[Bytes], nbytes: int, dtype: Any, folder: Path, in_memory: int
 ) -> Iterator[Words | FileWords]:
     """Words that come once, flat: in memory, or of many in a file that is gone afterwards.
 
@@ -131,13 +132,15 @@ def spooled(
         Of the words.
     folder
         Where the file goes.
+    in_memory
+        Bytes from which on there is a file.
 
     Raises
     ------
     OSError
         There is no room for it.
     """
-    if nbytes < IN_MEMORY:
+    if nbytes < in_memory:
         room, at = np.empty(nbytes, np.uint8), 0
         for piece in pieces:
             room[at : at + piece.size] = piece

@@ -14,7 +14,7 @@ from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath, atomic_output, check_output
 from wcodec.files.bases import paths_of
 from wcodec.files.file import File, base_for
-from wcodec.files.plain import spooled
+from wcodec.files.plain import IN_MEMORY, spooled
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import Bytes
 from wcodec.reference.records import TensorRecord
@@ -70,7 +70,8 @@ def repack_file(
                     writer.add_duplicate(t.name, t.duplicate_of)
                     continue
                 folder = Path(target).absolute().parent
-                with spooled(_pieces(f, t), t.nbytes, t.dtype.word_type, folder) as words:
+                spool = spooled(_pieces(f, t), t.nbytes, t.dtype.word_type, folder, IN_MEMORY)
+                with spool as words:
                     writer.add_later(t.name, words, t.dtype, t.shape, t.dtype_name)
             return index.file_nbytes, writer.finish(
                 index.metadata, index.source_header if index.source_kind is not None else None
