@@ -115,7 +115,8 @@ def test_all_is_well_here(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("few")
-def test_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wcodec.cli.self_test.BUDGET_S", 1e6)  # on a machine under load too
     assert main(["doctor", "--backend", "numba", "--threads", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("wcodec 0.1.0 (format 0.2), Python 3.")
