@@ -21,6 +21,7 @@ import torch
 from cuda_emulator.streams import LazyRuntime
 from inputs import ARRAY_DTYPES, bits, make_array, safetensors_bytes
 from sampling import exhaustive
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import wcodec
 import wcodec.cuda
@@ -155,8 +156,78 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     assert all(same(t, overlapping[name]) for name, t in load_file(tmp_path / "c").items())
 
 
-class Sub(torch.Tensor):
-    """A subclass, which may hold its values in any way."""
+class Wrapper(torch.Tensor):
+    """A subclass that holds its values in another tensor."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Wrapper:
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner: torch.Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError
+
+
+class Weight(torch.nn.Parameter):
+    """A parameter that knows more than its values, as those of vLLM and bitsandbytes."""
+
+
+class Watched(torch.Tensor):
+    """A subclass that sees to its functions itself, and lets none through."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: Weight(t),
+        lambda t: Weight(t, requires_grad=False),
+        lambda t: t.as_subclass(Watched),
+        lambda t: torch.nn.Buffer(t),
+        lambda t: Weight(t).t(),
+    ],
+    ids=["parameter", "frozen", "as_subclass", "buffer", "view"],
+)
+def test_subclasses_with_memory_of_their_own_are_stored_as_plain_tensors(
+    tmp_path: Path, make: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    w = weights(130, 70)
+    given = make(w)
+    assert save_file({"w": given, "again": w}, tmp_path / "a") < 2 * w.nbytes
+    found = load_file(tmp_path / "a")["w"]
+    assert type(found) is torch.Tensor
+    assert same(found, w.t() if found.shape != w.shape else w)
+
+
+def test_zeros_without_memory_are_stored_as_zeros(tmp_path: Path) -> None:
+    save_file({"w": torch._efficientzerotensor((3, 4))}, tmp_path / "a")
+    assert same(load_file(tmp_path / "a")["w"], torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad], ids=["vmap", "grad"])
+def test_tensors_inside_of_transforms_are_refused(tmp_path: Path, transform: Any) -> None:
+    def inside(x: torch.Tensor) -> torch.Tensor:
+        with pytest.raises(EncodeError, match=r"torch\.func.*tensor 'x'"):
+            save_file({"x": x}, tmp_path / "a")
+        return x.sum()
+
+    transform(inside)(torch.ones(3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_dimensions_are_not_lost_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch 2.13 has none any more."""
+    monkeypatch.setattr(torch.Tensor, "has_names", lambda _: True, raising=False)
+    with pytest.raises(EncodeError, match=r"rename\(None\).*tensor 'x'"):
+        save_file({"x": torch.ones(3)}, tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -165,16 +236,48 @@ class Sub(torch.Tensor):
         (lambda: torch.zeros(3, device="meta"), "'meta'"),
         (lambda: torch.eye(3).to_sparse(), "to_dense"),
         (lambda: torch.eye(3).to_sparse_csr(), "to_dense"),
-        (lambda: torch.zeros(3).as_subclass(Sub), "a Sub"),
+        (lambda: Wrapper(torch.zeros(3)), r"a Wrapper .*full_tensor"),
+        (lambda: FakeTensorMode().from_tensor(torch.zeros(3)), "a FakeTensor"),
+        (lambda: torch.nn.UninitializedParameter(), "run the model once"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), r"\.unbind\(\)"),
+        (
+            lambda: torch.nested.nested_tensor(
+                [torch.zeros(2), torch.zeros(3)], layout=torch.jagged
+            ),
+            r"\.unbind\(\)",
+        ),
+        (lambda: torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8), "int_repr"),
+        (
+            lambda: torch.zeros(3, dtype=torch.uint8).view(torch.uint4),
+            r"uint4 .*view\(torch.uint8\)",
+        ),
         (lambda: torch.zeros(3, dtype=torch.complex32), r"torch.complex32 .*view\(torch.uint8\)"),
         (lambda: np.zeros(3), "wcodec.save_file takes NumPy"),
     ],
-    ids=["meta", "sparse", "csr", "subclass", "complex32", "array"],
+    ids=[
+        "meta",
+        "sparse",
+        "csr",
+        "wrapper",
+        "fake",
+        "lazy",
+        "nested",
+        "jagged",
+        "quantised",
+        "uint4",
+        "complex32",
+        "array",
+    ],
 )
 @pytest.mark.filterwarnings(
     "ignore:Sparse CSR tensor support:UserWarning", "ignore:.*invariant checks:UserWarning"
 )
-@pytest.mark.filterwarnings("ignore:ComplexHalf support:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:ComplexHalf support:UserWarning",
+    "ignore:Lazy modules:UserWarning",
+    "ignore:The PyTorch API of nested tensors:UserWarning",
+    "ignore:.*quantize:UserWarning",
+)
 def test_what_has_no_values_to_store_is_refused(
     tmp_path: Path, make: Callable[[], Any], what: str
 ) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.codec.decoder import Decoder
@@ -25,7 +24,9 @@ def encode(array: NDArray[Any], options: EncodeOptions | None = None) -> bytes:
     ----------
     array
         Any shape; bool, int8 to int64, uint8 to uint64, float16/32/64, complex64/128, and bfloat16
-        and float8 of ``ml_dtypes``.
+        and float8 of ``ml_dtypes``, in any byte order. Numbers, lists of them, buffers, and what
+        speaks DLPack are taken as NumPy takes them. What holds more than values is refused, such as
+        masked arrays, quantities with units, and tables with labels: the rest would be lost.
 
     Raises
     ------
@@ -36,7 +37,7 @@ def encode(array: NDArray[Any], options: EncodeOptions | None = None) -> bytes:
     --------
     spec/wcodec.md, chapter 3
     """
-    return Encoder(options).encode(np.asarray(array))
+    return Encoder(options).encode(array)
 
 
 def decode(data: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -135,6 +135,7 @@ class Decoder:
             or out.dtype != t.dtype.numpy
             or not out.flags.c_contiguous
             or not out.flags.writeable
+            or isinstance(out, np.ma.MaskedArray)  # whose mask would hide what is decoded
         ):
             raise ValueError(
                 f"out must be a writeable C-contiguous {t.dtype.name} array of shape {t.shape}"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
 from wcodec.backends.protocol import Checksums
+from wcodec.codec.arrays import as_array
 from wcodec.codec.batches import (
     MOST,
     MOST_NBYTES,
@@ -22,7 +23,7 @@ from wcodec.codec.batches import (
 from wcodec.codec.parts import Ids, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
 from wcodec.codec.sources import FileWords
-from wcodec.errors import EncodeError
+from wcodec.errors import EncodeError, within
 from wcodec.planner.differences import choose_difference, enlarged
 from wcodec.planner.fast import has_grown, stored_raw
 from wcodec.planner.geometry import choose_geometry
@@ -148,15 +149,16 @@ class Writer:
         name
             UTF-8, unlike the others, at most 65535 bytes.
         array
-            Any shape; a dtype of the registry.
+            Any shape; a dtype of the registry. See `encode` on what is no plain array.
 
         Raises
         ------
         EncodeError
             ``unsupported_dtype``, ``bad_name``, ``resource_limit``
         """
-        array = np.asarray(array)
-        dtype, words = words_of(array)
+        with within(tensor=name):
+            array = as_array(array)
+            dtype, words = words_of(array)
         return self.add_words(name, words, dtype, array.shape)
 
     def add_words(

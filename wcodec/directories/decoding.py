@@ -29,7 +29,6 @@ from wcodec.directories.names import (
     link_jobs,
     parent,
     scan_directory,
-    with_ending,
 )
 from wcodec.directories.resumable import (
     STATE,
@@ -44,7 +43,7 @@ from wcodec.errors import DecodeError, within
 from wcodec.files.atomic import AnyPath, check_room
 from wcodec.files.checkpoint import decode_file, verify_file
 from wcodec.files.file import File
-from wcodec.files.shard_index import CODED, INDEX, PLAIN
+from wcodec.files.shard_index import CODED, PLAIN, is_index, with_ending
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
     """What becomes of a file."""
     if name in coded:
         return _weights(coded[name], backend)
-    if name.endswith(CODED + INDEX):
+    if is_index(name, CODED):
         with within(name):
             raw = path.read_bytes()
             text = rename_shards(raw, CODED.encode(), PLAIN.encode())

@@ -39,7 +39,6 @@ from wcodec.directories.names import (
     link_jobs,
     parent,
     scan_directory,
-    with_ending,
 )
 from wcodec.directories.resumable import (
     DirectoryPlan,
@@ -54,7 +53,7 @@ from wcodec.files.atomic import AnyPath
 from wcodec.files.checkpoint import encode_file
 from wcodec.files.file import File
 from wcodec.files.kinds import HEAD_NBYTES, described
-from wcodec.files.shard_index import CODED, INDEX, PLAIN
+from wcodec.files.shard_index import CODED, PLAIN, is_index, is_variant_of, with_ending
 from wcodec.planner.options import EncodeOptions, chosen_options
 
 
@@ -213,7 +212,7 @@ class _Encoding:
                 f"{name!r} has a tensor that looks like a stream, and is not for transformers"
             )
         nbytes = path.stat().st_size
-        if self.form == "wcodec" and name.endswith(PLAIN + INDEX):
+        if self.form == "wcodec" and is_index(name, PLAIN):
             with within(name):
                 raw = path.read_bytes()
                 text = rename_shards(raw, PLAIN.encode(), CODED.encode())
@@ -256,11 +255,12 @@ class _Encoding:
 
     def _dtype(self, folder: str) -> str | None:
         """Dtype of the first of the weights of a folder, by names of files and tensors, in which a
-        model can be: as transformers asks.
+        model can be: as transformers asks. Of variants of others only where there is nothing else.
         """
-        for name in sorted(
+        names = [
             n for n in self.files if n.endswith(PLAIN) and parent(n) == folder and self._is_coded(n)
-        ):
+        ]
+        for name in sorted(names, key=lambda n: (any(is_variant_of(n, of) for of in names), n)):
             with within(name):
                 header = read_plain_header(FileSource(self.files[name], EncodeError))
             for t in sorted(header.tensors, key=lambda t: t.name):

@@ -14,7 +14,7 @@ from wcodec.directories.resumable import STATE, FileTask, linking
 from wcodec.directories.tree import Tree, scan_tree
 from wcodec.errors import CodecError, DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath
-from wcodec.files.shard_index import CODED, INDEX, PLAIN, parse_weight_map
+from wcodec.files.shard_index import CODED, PLAIN, is_index, parse_weight_map, with_ending
 
 FORMS: Final = ("wcodec", "hub")
 
@@ -33,16 +33,6 @@ def parent(name: str) -> str:
 
 def is_config(name: str) -> bool:
     return PurePosixPath(name).name == "config.json"
-
-
-def with_ending(name: str, old: str, new: str) -> str:
-    """A name of weights, or of an index of shards, with its other ending;
-    other names as they are.
-    """
-    for ending in ("", INDEX):
-        if name.endswith(old + ending):
-            return name[: -len(old + ending)] + new + ending
-    return name
 
 
 #: What is in a cache of Hugging Face, and in a repository of it.
@@ -167,7 +157,7 @@ def check_indexes(tree: Tree, strict: bool = False) -> None:
         ``truncated``; ``bad_value``: not an index.
     """
     for name, path in tree.files.items():
-        if name.endswith((PLAIN + INDEX, CODED + INDEX)):
+        if is_index(name, PLAIN) or is_index(name, CODED):
             with within(name):
                 here = {
                     PurePosixPath(n).name

@@ -22,8 +22,8 @@ from wcodec.files.atomic import AnyPath
 from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase, hinted_base, paths_of
 from wcodec.files.extract import extract
 from wcodec.files.kinds import HEAD_NBYTES, described
-from wcodec.files.safetensors_header import entry_of, restored_header
-from wcodec.files.slices import Slice
+from wcodec.files.safetensors_header import entry_of, restored_header, stated_tensors
+from wcodec.files.slices import Slice, slice_of
 from wcodec.processes import Lock
 from wcodec.reference.container import MAGIC, Index
 from wcodec.reference.differences import BaseTensor, Difference, content_hash
@@ -95,6 +95,8 @@ class File:
         self._has_backend = backend is not None
         with self.guarded():
             self.index: Index = self._read_index()
+        #: of tensors that the format has no dtype for: what the header says that the file keeps
+        self.stated = stated_tensors(self.index)
         self._by_name = {t.name: t for t in self.index.tensors}
         self._originals = dict[str, TensorRecord]()
         for t in self.index.tensors:
@@ -219,7 +221,8 @@ class File:
         ------
         KeyError
         """
-        return Slice(self.original(self._by_name[name]), self.__repr__, self._read_segments)
+        t = self.original(self._by_name[name])
+        return slice_of(t, self.__repr__, self._read_segments, self.stated.get(name))
 
     def _read_segments(
         self, t: TensorRecord, down: NDArray[np.int64], across: NDArray[np.int64], out: Words

@@ -10,17 +10,52 @@ import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from wcodec.codec.sources import BufferSource
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.kinds import HEAD_NBYTES, described
-from wcodec.reference.container import ByteSource
+from wcodec.reference.container import ByteSource, Index
 from wcodec.reference.planes import BY_SAFETENSORS, OPAQUE, DType
 from wcodec.reference.records import TensorRecord
 
 MAX_HEADER_NBYTES: Final = 100_000_000  #: what safetensors itself accepts
 Entry = tuple[str, str, tuple[int, ...], int]  #: name, dtype and shape as in a header, bytes
+#: bits of an element of the dtypes of safetensors that the format has no id for; those of others
+#: follow from the sizes of their tensors
+_BITS: Final = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+
+class Stated(NamedTuple):
+    """What a header says of a tensor whose dtype the format has no id for.
+
+    Attributes
+    ----------
+    dtype, shape
+        As in the header.
+    bits
+        Of an element; 0 if they are not known.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    bits: int
+
+    @property
+    def packed_shape(self) -> tuple[int, ...]:
+        """Shape of the tensor as bytes: that of the header, but bytes in the last dimension.
+
+        Raises
+        ------
+        ValueError
+            There is no last dimension, it does not end with a byte, or `bits` are not known.
+        """
+        if not self.bits or not self.shape or self.shape[-1] * self.bits % 8:
+            raise ValueError(
+                f"rows of {self.dtype} of shape {list(self.shape)} are no whole bytes: "
+                "wcodec.open(path).get_tensor gives all bytes"
+            )
+        return *self.shape[:-1], self.shape[-1] * self.bits // 8
 
 
 @dataclass(frozen=True)
@@ -249,6 +284,29 @@ def restored_header(entries: Iterable[Entry], metadata: dict[str, str]) -> bytes
         raise DecodeError(e.code, e.message) from None
 
 
+def stated_tensors(index: Index) -> dict[str, Stated]:
+    """What the header that a ``.wcodec`` file keeps says of its opaque tensors, by their names.
+    Those that it does not describe as they are, are left out: nobody has checked it (spec: R4.21).
+    """
+    opaque = {t.name: t.nbytes for t in index.tensors if t.dtype is OPAQUE}
+    if not opaque or len(index.source_header) - 8 > MAX_HEADER_NBYTES:
+        return {}
+    try:
+        header = parse_safetensors_header(index.source_header)
+    except EncodeError:
+        return {}
+    found = dict[str, Stated]()
+    for t in header.tensors:
+        if t.dtype is OPAQUE and opaque.get(t.name) == t.nbytes:
+            n, dtype = math.prod(t.stated_shape), t.stated_dtype
+            bits = _BITS.get(dtype) or (8 * t.nbytes // n if n else 0)
+            is_right = n * bits == 8 * t.nbytes
+            found[t.name] = Stated(dtype, t.stated_shape, bits if is_right else 0)
+    return found
+
+
 def entry_of(t: TensorRecord) -> Entry:
-    """The entry of a tensor of a ``.wcodec`` file; opaque bytes become ``U8``."""
+    """The entry of a tensor of a ``.wcodec`` file that keeps no header; opaque bytes become
+    ``U8``.
+    """
     return t.name, t.dtype.safetensors or "U8", t.shape, t.nbytes

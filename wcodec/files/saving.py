@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.codec.arrays import as_array
 from wcodec.codec.encoder import Encoder, Writer, words_of
 from wcodec.codec.sources import FileWords
+from wcodec.errors import within
 from wcodec.files.atomic import (
     AnyPath,
     atomic_output,
@@ -18,6 +19,7 @@ from wcodec.files.atomic import (
 from wcodec.files.bases import paths_of
 from wcodec.files.duplicates import Duplicates, ReadWords
 from wcodec.files.file import base_for
+from wcodec.files.safetensors_header import Entry, Stated, write_safetensors_header
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import DType, Words
 
@@ -36,7 +38,7 @@ def save_file(
     Parameters
     ----------
     tensors
-        Arrays by name; any shape, dtypes as in `wcodec.encode`.
+        Arrays by name; any shape, dtypes as in `wcodec.encode`, which says what is refused.
     path
         A file that is there is replaced, once the new one is whole.
     metadata
@@ -62,19 +64,50 @@ def save_file(
     TypeError
         `tensors` or `metadata` are of another type.
     """
-    return write_arrays(tensors, lambda array, _: np.asarray(array), path, metadata, options, base)
+    return write_tensors(tensors, _taken, path, metadata, options, base)
 
 
-def write_arrays(
+class Taken(NamedTuple):
+    """A tensor of any library as the format takes it.
+
+    Attributes
+    ----------
+    words
+        Flat.
+    stated
+        Of opaque bytes, what they are; ``None`` of other dtypes.
+    """
+
+    words: Words
+    dtype: DType
+    shape: tuple[int, ...]
+    stated: Stated | None = None
+
+
+def taken(array: NDArray[Any]) -> Taken:
+    """An array as the format takes it. Raises as `words_of`."""
+    dtype, words = words_of(array)
+    return Taken(words, dtype, array.shape)
+
+
+def _taken(given: Any, name: str) -> Taken:
+    with within(tensor=name):
+        return taken(as_array(given))
+
+
+def write_tensors(
     tensors: Mapping[str, T],
-    array_of: Callable[[T, str], NDArray[Any]],
+    take: Callable[[T, str], Taken],
     path: AnyPath,
     metadata: dict[str, str] | None,
     options: EncodeOptions | None,
     base: AnyPath | None,
 ) -> int:
-    """`save_file` for tensors of any library: `array_of` is called with one and its name, and again
+    """`save_file` for tensors of any library: `take` is called with one and its name, and again
     where it may have a twin.
+
+    Where there are opaque bytes, the file keeps the header of a safetensors file of all tensors:
+    there it stands what the bytes are.
     """
     _check_types(tensors, metadata)
     encoder = Encoder(options)
@@ -82,21 +115,18 @@ def write_arrays(
         base_for(base, encoder.backend) as other,
         atomic_output(path, overwrite=True, inputs=paths_of(other)) as f,
     ):
-        writer, seen = encoder.start(f, base=other), Duplicates()
+        writer, seen, entries = encoder.start(f, base=other), Duplicates(), list[Entry]()
+        is_stated = False
         for name, tensor in tensors.items():
-            array = array_of(tensor, name)
-            dtype, words = words_of(array)
-            add_tensor(
-                writer,
-                seen,
-                name,
-                words,
-                dtype,
-                array.shape,
-                "",
-                partial(_words, array_of, tensor, name),
-            )
-        return writer.finish(metadata)
+            t = take(tensor, name)
+            stated = t.stated or Stated(t.dtype.safetensors, t.shape, 8 * t.dtype.nbytes)
+            is_stated |= t.stated is not None
+            entries.append((name, stated.dtype, stated.shape, t.words.nbytes))
+            dtype_name = stated.dtype if t.stated else ""
+            read_again = partial(_words, take, tensor, name)
+            add_tensor(writer, seen, name, t.words, t.dtype, t.shape, dtype_name, read_again)
+        header = write_safetensors_header(entries, dict(metadata or {})) if is_stated else None
+        return writer.finish(metadata, header)
 
 
 def _check_types(tensors: Any, metadata: Any) -> None:
@@ -126,8 +156,8 @@ def _type(value: object) -> str:
     return type(value).__name__
 
 
-def _words(array_of: Callable[[T, str], NDArray[Any]], tensor: T, name: str) -> Words:
-    return words_of(array_of(tensor, name))[1]
+def _words(take: Callable[[T, str], Taken], tensor: T, name: str) -> Words:
+    return take(tensor, name).words
 
 
 def add_tensor(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.files.safetensors_header import Stated
 from wcodec.reference.planes import Words
 from wcodec.reference.records import TensorRecord
 
@@ -43,8 +44,8 @@ class Slice:
         return list(self._record.shape)
 
     def get_dtype(self) -> str:
-        """Name of the dtype as in safetensors."""
-        return self._record.dtype.safetensors or self._record.dtype_name or "U8"
+        """Name of the dtype as in safetensors; bytes of which no more is known are ``U8``."""
+        return self._record.dtype.safetensors or "U8"
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         """Part of the tensor by integers, slices and ``...``, as NumPy takes them.
@@ -90,6 +91,98 @@ class Slice:
         self._read(t, down, across, grid)
         words = np.ascontiguousarray(grid[row_at][:, col_at])
         return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
+
+
+class PackedSlice(Slice):
+    """A `Slice` of a tensor whose dtype NumPy and the format do not know, such as float4: bytes.
+
+    Indices count elements as the header does. Parts come as uint8, with bytes in the last
+    dimension, in which an index is a slice of whole bytes.
+
+    Parameters
+    ----------
+    record
+        Of the tensor: opaque, of one dimension.
+    stated
+        What the header says of it.
+    """
+
+    def __init__(
+        self, record: TensorRecord, what: Callable[[], str], read: ReadSegments, stated: Stated
+    ) -> None:
+        super().__init__(record, what, read)
+        self._stated = stated
+
+    def get_shape(self) -> list[int]:
+        """Shape of the whole tensor in its elements, as in the header."""
+        return list(self._stated.shape)
+
+    def get_dtype(self) -> str:
+        """Name of the dtype in the header."""
+        return self._stated.dtype
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Part of the tensor by integers, slices and ``...``, as bytes.
+
+        Raises
+        ------
+        IndexError, TypeError
+            As NumPy does; a part of the last dimension that is no slice of whole bytes.
+        ValueError
+            The last dimension does not end with a byte.
+        DecodeError
+        """
+        s, packed = self._stated, self._stated.packed_shape
+        picks = picks_of(index, s.shape)
+        last = picks[-1]
+        if (
+            not isinstance(last, range)
+            or last.step != 1
+            or (last.start * s.bits | len(last) * s.bits) % 8
+        ):
+            raise IndexError(
+                f"the last dimension of {s.dtype} is taken by slices of whole bytes, "
+                f"of {8 // math.gcd(s.bits, 8)} elements or a multiple"
+            )
+        first = last.start * s.bits // 8
+        picks[-1] = range(first, first + len(last) * s.bits // 8)
+        rows = picks[0] if isinstance(picks[0], range) else range(picks[0], picks[0] + 1)
+        low, high = (min(rows[0], rows[-1]), max(rows[0], rows[-1]) + 1) if rows else (0, 0)
+        nbytes = math.prod(packed[1:])
+        part = self._bytes(low * nbytes, high * nbytes).reshape(high - low, *packed[1:])
+        before = (low, *[0] * len(packed[1:]))
+        return np.ascontiguousarray(part[tuple(map(_relative, picks, before))])
+
+    def _bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes of the tensor."""
+        t, one = self._record, np.zeros(1, np.int64)
+        if start == stop:
+            return np.empty(0, np.uint8)
+        size = t.geometry.segment_rows if t.row_rank else t.geometry.segment_cols
+        ids = np.arange(start // size, -(-stop // size), dtype=np.int64)
+        down, across = (ids, one) if t.row_rank else (one, ids)
+        part, _ = t.geometry.select(down, across)
+        grid = np.empty((part.rows, part.cols), np.uint8)
+        self._read(t, down, across, grid)
+        first = start - int(ids[0]) * size
+        return grid.reshape(-1)[first : first + stop - start]
+
+
+def slice_of(
+    record: TensorRecord, what: Callable[[], str], read: ReadSegments, stated: Stated | None
+) -> Slice:
+    """A tensor to take parts of; `stated` of one that a header describes."""
+    return Slice(record, what, read) if stated is None else PackedSlice(record, what, read, stated)
+
+
+def _relative(pick: range | int, first: int) -> slice | int:
+    """What a pick takes of an array that begins with entry `first`."""
+    if isinstance(pick, int):
+        return pick - first
+    if not pick:
+        return slice(0, 0)
+    stop = pick.stop - first
+    return slice(pick.start - first, stop if stop >= 0 else None, pick.step)
 
 
 def picks_of(index: Any, shape: tuple[int, ...]) -> list[range | int]:

@@ -17,6 +17,7 @@ from wcodec.codec.batches import in_batches, is_small
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
+from wcodec.files.safetensors_header import Stated
 from wcodec.reference.columns import joined_columns
 from wcodec.reference.operands import operand_form
 from wcodec.reference.planes import DType, Layout, Words
@@ -75,6 +76,9 @@ def describe(
     for i, t in enumerate(index.tensors):
         if t.duplicate_of is not None:
             tensors[i] = _duplicate(t, tensors[t.duplicate_of])
+    for entry in tensors if file.stated else ():
+        if (stated := file.stated.get(entry["name"])) is not None:
+            _restate(entry, stated)
     return {
         "format": "{}.{}".format(*index.version),
         "backend": file.decoder.backend.name,
@@ -104,6 +108,15 @@ def _duplicate(t: TensorRecord, original: dict[str, Any]) -> dict[str, Any]:
         "bits_per_weight": 0.0,
         "duplicate_of": original["name"],
     }
+
+
+def _restate(entry: dict[str, Any], stated: Stated) -> None:
+    """Have an entry of opaque bytes say what they are, where the file keeps a header that does."""
+    n, n_bytes = math.prod(stated.shape), entry["nbytes"]
+    entry |= {"dtype": stated.dtype, "shape": list(stated.shape)}
+    for key in ("bits_per_weight", "order0_bits_per_weight"):
+        if entry[key] is not None:
+            entry[key] *= n_bytes / n
 
 
 def base_error(look: Callable[[], object]) -> str | None:

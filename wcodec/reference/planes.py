@@ -155,15 +155,23 @@ def dtype_of(array: NDArray[Any]) -> DType:
     dtype = array.dtype.newbyteorder("<") if array.dtype.kind in "iufc" else array.dtype
     row = _BY_NUMPY.get(dtype)
     if row is None:
-        hint = (
-            "; pack 4-bit values two to a uint8"
-            if "4" in array.dtype.name and array.dtype.kind == "V"
-            else ""
-        )
         raise EncodeError(
-            "unsupported_dtype", f"dtype {array.dtype.name!r} has no id in the format{hint}"
+            "unsupported_dtype", f"dtype {array.dtype.name!r} has no id in the format{_hint(array)}"
         )
     return row
+
+
+def _hint(array: NDArray[Any]) -> str:
+    """What to do about an array of another dtype."""
+    if array.dtype.names is not None:
+        return "; store each field by itself"
+    if array.dtype.kind == "V" and "4" in array.dtype.name:
+        return "; pack 4-bit values two to a uint8"
+    if array.dtype.kind in "mM":
+        return "; store array.view('int64'), and keep the unit beside it"
+    if array.dtype.kind == "O":
+        return "; store numbers that are all of one dtype"
+    return "; store its bytes: array.view('uint8')" if array.dtype.kind in "SUVfc" else ""
 
 
 def map_words(words: Words, dtype: DType) -> Words:

@@ -19,6 +19,7 @@ from transformers.models.auto.auto_factory import _get_model_class
 from wcodec.directories.configs import METHOD
 from wcodec.errors import DecodeError
 from wcodec.files.shard_index import CODED
+from wcodec.reference.planes import OPAQUE
 from wcodec.torch.loading.reader import Reader
 from wcodec.transformers.config import WCodecConfig
 from wcodec.transformers.weight_files import StreamSlice, stored_dtype, weight_files
@@ -77,11 +78,16 @@ class WCodecModel:
         config, kwargs = _config(directory, kwargs)
         coding = _coding(kwargs, WCodecConfig(mode, operand, preset))
         model_class = _model_class(config, auto_class, directory, kwargs)
-        files = weight_files(_folder(directory, kwargs), CODED, kwargs.get("variant"))
+        of_config = kwargs.get("variant"), getattr(config, "transformers_weights", None)
+        files = weight_files(_folder(directory, kwargs), CODED, *of_config)
         if files:
             return _from_wcodec(model_class, directory, files, config, coding, model_args, kwargs)
         if coding is not None and (_method(config) == METHOD or coding.stays_compressed):
             kwargs["quantization_config"] = coding
+            if kwargs.get("variant") and getattr(config, "dtype", None) is None:
+                # the quantizer is not told of the variant, which may have a dtype of its own
+                config = copy.deepcopy(config)
+                config.dtype = stored_dtype(_folder(directory, kwargs), *of_config)
         elif coding is not None and coding.preset != "default":
             raise ValueError(
                 "preset says how to compress, but in mode 'decoded' nothing of a plain model is: "
@@ -238,13 +244,16 @@ def _from_wcodec(
             " in parts"
         )
     if getattr(config, "dtype", None) is None:
-        config.dtype = stored_dtype(_folder(directory, kwargs), kwargs.get("variant"))
+        named = getattr(config, "transformers_weights", None)
+        config.dtype = stored_dtype(_folder(directory, kwargs), kwargs.get("variant"), named)
     with ExitStack() as open_files:
         state = dict[str, Any]()
         for path, named in files.items():
             reader = open_files.enter_context(Reader(path))
             for name in _names_in(reader, named):
-                state[name] = StreamSlice(reader.file, name) if streams else reader.slice(name)
+                # a stream of opaque bytes would not say of which dtype they are
+                as_stream = streams and reader.record(name).dtype is not OPAQUE
+                state[name] = StreamSlice(reader.file, name) if as_stream else reader.slice(name)
         elsewhere = {k: v for k, v in kwargs.items() if k not in ("variant", "subfolder")}
         out = model_class.from_pretrained(
             None, *model_args, config=config, state_dict=state, **elsewhere

@@ -27,6 +27,7 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.torch.resident.compressed import CompressedTensor
 from wcodec.torch.resident.holding import hold
 from wcodec.torch.resident.models import decompress_model
+from wcodec.torch.resident.operands import INSTEAD
 from wcodec.transformers.config import WCodecConfig
 from wcodec.transformers.conversion import (
     LOADER_ASKS,
@@ -83,8 +84,7 @@ class WCodecHfQuantizer(HfQuantizer):
         if config.stays_compressed and ("disk" in places or ("cpu" in places and len(places) > 1)):
             raise ValueError(
                 f"mode {config.mode!r} holds all weights compressed on the devices that compute;"
-                f" this device_map puts some on others ({', '.join(sorted(places))}): take mode"
-                " 'decoded', or give a device_map or max_memory without offloading"
+                f" this device_map puts some on others ({', '.join(sorted(places))}): {INSTEAD}"
             )
 
     def update_attn_implementation(self, config: Any) -> Any:
@@ -94,7 +94,9 @@ class WCodecHfQuantizer(HfQuantizer):
         if self.pre_quantized and getattr(config, "dtype", None) is None:
             path = config.name_or_path
             config.dtype = self.quantization_config.dtype or (
-                stored_dtype(Path(path)) if path and Path(path).is_dir() else None
+                stored_dtype(Path(path), named=getattr(config, "transformers_weights", None))
+                if path and Path(path).is_dir()
+                else None
             )
         return config
 

@@ -16,7 +16,15 @@ from wcodec.codec.sources import FileSource, PartSource
 from wcodec.directories.hub_header import looks_like_stream
 from wcodec.files.file import File
 from wcodec.files.safetensors_header import read_safetensors_header
-from wcodec.files.shard_index import CODED, PLAIN, read_weight_map
+from wcodec.files.shard_index import (
+    CODED,
+    PLAIN,
+    file_names,
+    is_index,
+    is_plain_name,
+    read_weight_map,
+    with_ending,
+)
 from wcodec.reference.planes import DType
 from wcodec.torch import dtypes
 
@@ -57,11 +65,17 @@ class StreamSlice:
 
 
 def weight_files(
-    directory: Path, suffix: str, variant: str | None = None
+    directory: Path, suffix: str, variant: str | None = None, named: str | None = None
 ) -> dict[Path, set[str] | None]:
     """The files of a suffix that hold a model's weights, in the order of their names, and the
     tensors that the index says are in each; ``None`` for all, of a single file. None if there are
     none.
+
+    Parameters
+    ----------
+    named
+        The safetensors file, or the index of such, that the configuration names in their place
+        (``transformers_weights``).
 
     Raises
     ------
@@ -70,34 +84,39 @@ def weight_files(
     FileNotFoundError
         One that the index names is missing.
     """
-    tail = f".{variant}" if variant else ""
-    if (whole := directory / f"{_STEM}{tail}{suffix}").is_file():
-        return {whole: None}
-    index = directory / f"{_STEM}{suffix}.index{tail}.json"
-    if not index.is_file():
+    names = file_names(_STEM, suffix, variant or None)
+    if named is not None:
+        names = [with_ending(named, PLAIN, suffix)] if is_plain_name(named) else []
+    found = next((path for name in names if (path := directory / name).is_file()), None)
+    if found is None:
         return {}
+    if not is_index(found.name, suffix):
+        return {found: None}
     files: dict[Path, set[str] | None] = {}
-    for name, file in sorted(read_weight_map(index, suffix).items(), key=lambda pair: pair[1]):
-        names = files.setdefault(directory / file, set())
-        assert names is not None
-        names.add(name)
+    for name, file in sorted(read_weight_map(found, suffix).items(), key=lambda pair: pair[1]):
+        tensors = files.setdefault(directory / file, set())
+        assert tensors is not None
+        tensors.add(name)
     missing = [f.name for f in files if not f.is_file()]
     if missing:
-        raise FileNotFoundError(f"{index} names files that are not there: {', '.join(missing)}")
+        raise FileNotFoundError(f"{found} names files that are not there: {', '.join(missing)}")
     return files
 
 
-def stored_dtype(directory: Path, variant: str | None = None) -> torch.dtype | None:
+def stored_dtype(
+    directory: Path, variant: str | None = None, named: str | None = None
+) -> torch.dtype | None:
     """What transformers would take for the dtype of a plain model whose ``config.json`` names none:
     that of the first weight of the first file, by their names, that has one in which a model can be
-    made. ``None`` if there is no such weight, or no file.
+    made. ``None`` if there is no such weight, or no file. `variant` and `named` are as of
+    `weight_files`.
 
     Raises
     ------
     DecodeError
     """
     for suffix, rows in ((CODED, _wcodec_rows), (PLAIN, _hub_rows)):
-        for path in list(weight_files(directory, suffix, variant))[:1]:
+        for path in list(weight_files(directory, suffix, variant, named))[:1]:
             for row in rows(path):
                 dtype = dtypes.torch_dtype(row)
                 if dtype.is_floating_point and dtype.itemsize > 1:

@@ -15,8 +15,7 @@ import torch
 
 from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath
-from wcodec.files.shard_index import CODED, INDEX, PLAIN, read_weight_map
-from wcodec.torch import dtypes
+from wcodec.files.shard_index import CODED, PLAIN, is_variant_of, weights_in
 from wcodec.torch.loading.reader import Device, Reader
 
 Storage: TypeAlias = Any  #: torch.UntypedStorage, or one of the older typed ones
@@ -37,7 +36,7 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
     ----------
     path
         A file, or a folder: of the shards that its ``*.wcodec.index.json`` names,
-        or of all its ``*.wcodec``.
+        or of all its ``*.wcodec`` but variants of others.
     map_location
         Where tensors go, as in `torch.load`: a device; ``None`` for the CPU; a dict with a device
         for ``"cpu"``, where all tensors come from; or a function that is called with a storage on
@@ -45,6 +44,10 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
     base
         The file that the file, or each of the shards, holds differences from; or a folder with one
         that is called as each of them.
+    variant
+        Of a folder, which variant of the model, such as ``"fp16"``, named as transformers,
+        diffusers or huggingface_hub name them; ``None`` for the weights that are no variant, or for
+        the only one.
 
     Raises
     ------
@@ -59,16 +62,20 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
     """
 
     def __init__(
-        self, path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None
+        self,
+        path: AnyPath,
+        map_location: MapLocation = "cpu",
+        base: AnyPath | None = None,
+        variant: str | None = None,
     ) -> None:
         self.path = Path(path)
         device, self._relocate = _located(map_location)
         self._where = dict[str, Reader]()
         with contextlib.ExitStack() as opened:
-            self._readers = [
-                opened.enter_context(_open(shard, device, base)) for shard in _shards(self.path)
-            ]
-            wanted = _weight_map(self.path)
+            shards, wanted = _weights(self.path, variant)
+            self._readers = [opened.enter_context(_open(s, device, base)) for s in shards]
+            if not wanted and variant is None:
+                self._readers = _without_variants(self._readers)
             for reader in self._readers:
                 self._add(reader, wanted)
             for name, shard in wanted.items():
@@ -87,7 +94,8 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
             if name in self._where:
                 raise DecodeError(
                     "bad_name",
-                    f"{self._where[name].name} and {reader.name} both have this tensor",
+                    f"{self._where[name].name} and {reader.name} both have this tensor; name the "
+                    "variant, if one of them is of one",
                     tensor=name,
                 )
             self._where[name] = reader
@@ -115,11 +123,11 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
 
     def shapes(self) -> dict[str, torch.Size]:
         """Shapes by name. Nothing is decoded."""
-        return {name: torch.Size(r.record(name).shape) for name, r in self._where.items()}
+        return {name: r.form(name).shape for name, r in self._where.items()}
 
     def dtypes(self) -> dict[str, torch.dtype]:
         """PyTorch's dtypes by name. Nothing is decoded."""
-        return {name: dtypes.torch_dtype(r.record(name).dtype) for name, r in self._where.items()}
+        return {name: r.form(name).dtype for name, r in self._where.items()}
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -198,7 +206,10 @@ class _Values(ValuesView[torch.Tensor]):
 
 
 def load_wcodec_checkpoint(
-    path: AnyPath, map_location: MapLocation = "cpu", base: AnyPath | None = None
+    path: AnyPath,
+    map_location: MapLocation = "cpu",
+    base: AnyPath | None = None,
+    variant: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """All tensors of a ``.wcodec`` file, or of a folder of them, by name: as `torch.load` gives a
     state dict that was saved.
@@ -209,39 +220,30 @@ def load_wcodec_checkpoint(
     --------
     >>> model.load_state_dict(load_wcodec_checkpoint("model.wcodec", map_location="cuda"))
     """
-    with WCodecCheckpoint(path, map_location, base) as checkpoint:
+    with WCodecCheckpoint(path, map_location, base, variant) as checkpoint:
         return checkpoint.state_dict()
 
 
 # ---- files of a folder ---------------------------------------------------------------------------
-def _shards(path: Path) -> list[Path]:
-    """The files of a checkpoint, in the order of their names."""
-    if not path.is_dir():
-        return [path]
-    names = set(_weight_map(path).values()) or {p.name for p in path.glob(f"*{CODED}")}
-    if not names:
-        others = any(path.glob(f"*{PLAIN}"))
-        to_do = (
-            "; wcodec.transformers loads directories with safetensors files, in hub form or plain"
-            if others
-            else ""
-        )
-        raise FileNotFoundError(f"the folder {path} holds no {CODED} file{to_do}")
-    return [path / name for name in sorted(names)]
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    """Names of files by those of their tensors, as the index of a folder says; empty without one.
-    The index is a stranger's.
+def _weights(path: Path, variant: str | None) -> tuple[list[Path], dict[str, str]]:
+    """The files of a checkpoint in the order of their names, and in which of them the index of a
+    folder says that each tensor is. The index is a stranger's.
     """
-    found = sorted(path.glob(f"*{CODED}{INDEX}")) if path.is_dir() else []
-    if len(found) > 1:
-        raise DecodeError(
-            "bad_value", f"{path.name} holds two indexes: {found[0].name} and {found[1].name}"
+    if not path.is_dir():
+        return [path], {}
+    names, weight_map = weights_in(path, variant)
+    return [path / name for name in names], weight_map
+
+
+def _without_variants(readers: list[Reader]) -> list[Reader]:
+    """Files that are no variant of another one: called so, and with tensors of the same names."""
+    return [
+        r
+        for r in readers
+        if not any(
+            is_variant_of(r.name, of.name) and set(r.keys()) == set(of.keys()) for of in readers
         )
-    if not found:
-        return {}
-    return read_weight_map(found[0], CODED)
+    ]
 
 
 def _open(shard: Path, device: torch.device, base: AnyPath | None) -> Reader:

@@ -10,9 +10,9 @@ from typing import BinaryIO
 import torch
 
 from wcodec.files.atomic import AnyPath
-from wcodec.files.saving import write_arrays
+from wcodec.files.saving import write_tensors
 from wcodec.planner.options import EncodeOptions
-from wcodec.torch.dtypes import to_array
+from wcodec.torch.dtypes import take
 from wcodec.torch.loading.reader import Device, Reader, TensorSlice
 
 
@@ -32,7 +32,9 @@ def save_file(
     Parameters
     ----------
     tensors
-        By name. Gradients are not kept.
+        By name. Gradients are not kept, nor what subclasses add to the values: a subclass with
+        memory of its own, such as one of ``torch.nn.Parameter``, is stored as the plain tensor.
+        float4 is stored with a safetensors header that says so.
     metadata, options, base
         As of `wcodec.save_file`.
 
@@ -43,12 +45,13 @@ def save_file(
     Raises
     ------
     EncodeError
-        ``unsupported_dtype``: also of sparse, quantised and ``meta`` tensors, and those of
-        subclasses; and as `wcodec.save_file`. Nothing is left behind.
+        ``unsupported_dtype``: also of sparse, nested, quantised and ``meta`` tensors, and those of
+        subclasses that wrap others (``__torch_dispatch__``); and as `wcodec.save_file`. Nothing is
+        left behind.
     DecodeError
         The base is not well-formed.
     """
-    return write_arrays(tensors, to_array, path, metadata, options, base)
+    return write_tensors(tensors, take, path, metadata, options, base)
 
 
 def load_file(
@@ -79,7 +82,8 @@ def load_file(
     BackendUnavailable
         The device is a GPU, and PyTorch for CUDA, CuPy or a driver is missing.
     DecodeError
-        With the file's name and the tensor's.
+        With the file's name and the tensor's; ``unsupported_coder`` also of a dtype that PyTorch
+        does not have, such as float6.
     KeyError
         The file has no tensor of a name.
     """

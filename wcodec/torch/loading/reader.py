@@ -123,6 +123,19 @@ class Reader:
         except KeyError:
             raise KeyError(f"{self.name or 'the file'} has no tensor {name!r}") from None
 
+    def form(self, name: str) -> dtypes.Form:
+        """Dtype and shape of a tensor.
+
+        Raises
+        ------
+        KeyError
+        DecodeError
+            ``unsupported_coder``: PyTorch has no such dtype.
+        """
+        t = self.record(name)
+        with within(self.name or None):
+            return dtypes.form_of(t, self.file.stated.get(name))
+
     # ---- tensors
     def tensors(self, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Tensors by name, in the order of `names`, or all in that of the file.
@@ -132,18 +145,16 @@ class Reader:
         KeyError, DecodeError
         """
         names = self.keys() if names is None else list(names)
-        records = {name: self.record(name) for name in names}
+        forms = {name: self.form(name) for name in names}
         if self.device.type == "meta":
-            return {
-                n: torch.empty(t.shape, dtype=dtypes.torch_dtype(t.dtype), device="meta")
-                for n, t in records.items()
-            }
+            return {n: torch.empty(f.shape, dtype=f.dtype, device="meta") for n, f in forms.items()}
         with within(self.name or None):
-            return (
-                self._from_device(list(records))
+            found = (
+                self._from_device(list(forms))
                 if self.decodes_itself
-                else self._from_host(records)
+                else self._from_host({name: self.record(name) for name in forms})
             )
+        return {name: dtypes.formed(t, forms[name]) for name, t in found.items()}
 
     def _from_device(self, names: list[str]) -> dict[str, torch.Tensor]:
         import wcodec.cuda
@@ -194,7 +205,7 @@ class Reader:
         from wcodec.torch.loading.device_memory import DeviceMemory
 
         assert self.path is not None
-        memory = DeviceMemory(self.device)
+        memory, forms = DeviceMemory(self.device), {name: self.form(name) for name in names}
         with (
             wcodec.cuda.Loader(_number(self.device)) as loader,
             contextlib.closing(
@@ -206,7 +217,7 @@ class Reader:
                     t = next(tensors, None)
                 if t is None:
                     return
-                yield t.name, memory.tensor(t)
+                yield t.name, dtypes.formed(memory.tensor(t), forms[t.name])
 
     def slice(self, name: str) -> TensorSlice:
         """A tensor to take parts of.
@@ -231,7 +242,7 @@ class TensorSlice:
         self._slice: Slice = reader.file.get_slice(name)
 
     def get_shape(self) -> list[int]:
-        """Shape of the whole tensor."""
+        """Shape of the whole tensor, as in safetensors: of float4, in elements of half a byte."""
         return self._slice.get_shape()
 
     def get_dtype(self) -> str:
@@ -239,18 +250,20 @@ class TensorSlice:
         return self._slice.get_dtype()
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """Part of the tensor by integers, slices and ``...``.
+        """Part of the tensor by integers, slices and ``...``, which count as `get_shape` does. Of
+        float4, that has two elements in a byte, parts of rows are slices of whole bytes.
 
         Raises
         ------
         IndexError, TypeError, DecodeError
         """
+        dtype = self._reader.form(self._name).dtype
         with within(self._reader.name or None):
             array = self._slice[index]
         part = dtypes.from_array(
             np.ascontiguousarray(array).reshape(array.shape), self._reader.record(self._name).dtype
         )
-        return part.to(self._reader.device)
+        return part.to(self._reader.device).view(dtype)
 
 
 def _start(path: AnyPath) -> bytes:

@@ -19,6 +19,7 @@ import torch
 from wcodec.files.atomic import AnyPath
 from wcodec.reference.container import ByteSource
 from wcodec.reference.planes import Bytes
+from wcodec.torch import dtypes
 from wcodec.torch.loading.checkpoint import WCodecCheckpoint
 from wcodec.torch.loading.reader import Device, Reader
 
@@ -144,6 +145,7 @@ def load_shard(
     plan: Mapping[str, str],
     device: Device = "cpu",
     base: AnyPath | None = None,
+    variant: str | None = None,
 ) -> Shard:
     """The state dict of one rank under tensor parallelism: parts of tensors that the plan splits.
 
@@ -162,6 +164,8 @@ def load_shard(
         style of its own name, else that of its module.
     device, base
         As of `load_file`; parts of tensors are decoded on the host in any case.
+    variant
+        As of `WCodecCheckpoint`.
 
     Raises
     ------
@@ -178,7 +182,7 @@ def load_shard(
     """
     _check(rank, world_size, plan)
     out, used = Shard(), set[str]()
-    with WCodecCheckpoint(path, device, base) as checkpoint:
+    with WCodecCheckpoint(path, device, base, variant) as checkpoint:
         for name in checkpoint:
             rule = _rule(name, plan)
             out.report.styles[name] = "" if rule is None else plan[rule]
@@ -255,7 +259,7 @@ def intervals_of(n: int, n_groups: int, rank: int, world_size: int) -> Intervals
 def _read(
     reader: Reader, styles: dict[str, str], rank: int, world_size: int, counting: _Counting
 ) -> dict[str, torch.Tensor]:
-    shapes = {name: reader.record(name).shape for name in styles}
+    shapes = {name: tuple(reader.slice(name).get_shape()) for name in styles}
     splits = {
         name: split_of(name, shapes[name], style, world_size) for name, style in styles.items()
     }
@@ -278,7 +282,7 @@ def _part(reader: Reader, name: str, dim: int, intervals: Intervals) -> torch.Te
     whole = reader.slice(name)
     before = (slice(None),) * dim
     parts = [whole[(*before, slice(first, end))] for first, end in intervals or [(0, 0)]]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    return parts[0] if len(parts) == 1 else dtypes.joined(parts, dim)
 
 
 # ---- what is read --------------------------------------------------------------------------------

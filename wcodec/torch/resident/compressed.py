@@ -33,7 +33,7 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.torch.resident.dispatch import HANDLERS
 from wcodec.torch.resident.held import Held, compress
 from wcodec.torch.resident.holding import held_of, hold, moved, name_stream
-from wcodec.torch.resident.operands import check_mode
+from wcodec.torch.resident.operands import INSTEAD, check_mode
 from wcodec.torch.resident.scratch import ROUND
 
 
@@ -67,7 +67,10 @@ class CompressedTensor(torch.Tensor):
         shape: tuple[int, ...] | None = None,
         dtype: torch.dtype | None = None,
         mode: str = "resident",
-    ) -> CompressedTensor:
+        requires_grad: bool | None = None,
+    ) -> Any:
+        if requires_grad is not None:  # so accelerate makes parameters of the class of others
+            return torch.nn.Parameter(held, requires_grad)
         check_mode(mode)
         stream = held.stream if isinstance(held, Held) else held
         if isinstance(held, Held):
@@ -210,8 +213,8 @@ class CompressedTensor(torch.Tensor):
 
     def data_ptr(self) -> int:
         raise NotImplementedError(
-            "a compressed tensor has no memory to point at: "
-            "use .decode(), or .stream for what is held"
+            "a compressed tensor has no memory to point at, as kernels and accelerate's "
+            f"dispatch_model ask for: use .decode(), or .stream for what is held, or {INSTEAD}"
         )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:

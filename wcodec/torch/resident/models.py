@@ -9,8 +9,11 @@ from typing import Final, NamedTuple
 import torch
 
 from wcodec.codec.pipelining import ignore_progress
+from wcodec.errors import EncodeError
 from wcodec.files.atomic import AnyPath
 from wcodec.planner.options import EncodeOptions, chosen_options
+from wcodec.reference.planes import OPAQUE
+from wcodec.torch import dtypes
 from wcodec.torch.loading.checkpoint import WCodecCheckpoint
 from wcodec.torch.loading.reader import Device, Reader
 from wcodec.torch.resident.compressed import OWN, CompressedTensor
@@ -63,7 +66,8 @@ def compress_model(
     preset
         ``"fast"``, ``"default"`` or ``"max"``; `options` says more.
     min_nbytes
-        Smaller weights are left alone, and those that do not get smaller.
+        Smaller weights are left alone, and those that do not get smaller; so are those of dtypes
+        that the format has no id for, such as float4.
     skip
         Called with name and parameter; true for those to leave alone.
     progress
@@ -89,7 +93,7 @@ def compress_model(
 
     def compressed(name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter | None:
         dense = parameter.dim() >= 2 and not isinstance(parameter, CompressedTensor)
-        if not dense or (skip is not None and skip(name, parameter)):
+        if not (dense and dtypes.has_row(parameter.dtype)) or (skip and skip(name, parameter)):
             return None
         new, nbytes = parameter, parameter.numel() * parameter.element_size()
         if nbytes >= min_nbytes:
@@ -109,7 +113,20 @@ def _if_smaller(
     mode: str,
     operand: str | None,
 ) -> torch.nn.Parameter:
-    """A weight compressed, or as it is where that takes no more memory."""
+    """A weight compressed, or as it is where that takes no more memory.
+
+    Raises
+    ------
+    EncodeError
+        ``unsupported_dtype``: also of a subclass, which would be a plain parameter afterwards.
+    """
+    if type(parameter) is not torch.nn.Parameter:
+        raise EncodeError(
+            "unsupported_dtype",
+            f"a {type(parameter).__name__} cannot be held compressed, for it would be a plain "
+            "parameter afterwards: leave it alone (skip=)",
+            tensor=name,
+        )
     small = compressed_parameter(parameter, options, name, mode, operand)
     nbytes = parameter.numel() * parameter.element_size()
     return small if small.stream.numel() < nbytes else parameter
@@ -171,6 +188,7 @@ def load_compressed(
     base: AnyPath | None = None,
     mode: str = "resident",
     operand: str | None = None,
+    variant: str | None = None,
 ) -> Keys:
     """Put the weights of a ``.wcodec`` checkpoint into a model as they are, compressed.
 
@@ -179,7 +197,7 @@ def load_compressed(
 
     Parameters
     ----------
-    path, base
+    path, base, variant
         As of `WCodecCheckpoint`.
     device
         Where to hold them; ``None`` for where each parameter is, the CPU for those on ``meta``.
@@ -204,7 +222,7 @@ def load_compressed(
     check_mode(mode, operand)
     places = _places(model)
     missing, unexpected = set(places), list[str]()
-    with WCodecCheckpoint(path, base=base) as checkpoint, torch.no_grad():
+    with WCodecCheckpoint(path, base=base, variant=variant) as checkpoint, torch.no_grad():
         if strict and (wrong := sorted(set(checkpoint) - set(places))):
             raise RuntimeError(f"tensors that the model does not have: {_some(wrong)}")
         for reader, names in checkpoint.readers():
@@ -269,10 +287,10 @@ def _load(
     operand: str | None,
 ) -> None:
     """Put a tensor into its places."""
-    t, old = reader.record(name), place.tensor
-    if tuple(t.shape) != tuple(old.shape):
+    t, old, shape = reader.record(name), place.tensor, reader.form(name).shape
+    if shape != old.shape:
         raise RuntimeError(
-            f"size mismatch for {name}: {tuple(t.shape)} in the checkpoint, "
+            f"size mismatch for {name}: {tuple(shape)} in the checkpoint, "
             f"{tuple(old.shape)} in the model"
         )
     goes_to = (
@@ -291,6 +309,7 @@ def _load(
         or t.nbytes < min_nbytes
         or t.payload_nbytes >= t.nbytes
         or t.difference
+        or t.dtype is OPAQUE  # a stream would not say of which dtype
     ):
         new = reader.tensor(name).to(goes_to)
         new = (

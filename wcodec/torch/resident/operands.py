@@ -19,6 +19,8 @@ from wcodec.reference.operands import DTYPES
 
 MODES: Final = ("resident", "fused")  #: of weights that are held compressed
 LOADING_MODES: Final = ("decoded", *MODES)  #: of weights that are loaded
+#: what to do where weights that are held compressed cannot be moved to and fro between memories
+INSTEAD: Final = "take mode 'decoded', or give a device_map or max_memory without offloading"
 
 _DTYPES: Final = frozenset(getattr(torch, name) for name in DTYPES)
 
