@@ -97,6 +97,21 @@ def test_parts_of_other_widths(coded: Path) -> None:
         assert f.get_slice("wide")[2, 1:3].tobytes() == data_of("wide")[2, 16:48].tobytes()
 
 
+def test_entries(coded: Path) -> None:
+    with wcodec.open(coded) as f:
+        part = f.get_slice("f4")
+        for ids in ([1, 1, 4], [5], []):
+            picked = np.array(ids, np.int64)
+            found = part.take(picked)
+            assert found.shape == (len(ids), 700, 90)
+            assert found.tobytes() == BYTES[picked].tobytes()
+        for wrong in ([-1, 2], [2, 6], [3, 1]):
+            with pytest.raises(IndexError, match="do not ascend, or one is out of bounds"):
+                part.take(np.array(wrong, np.int64))
+        with pytest.raises(IndexError, match="no whole bytes"):
+            f.get_slice("flat").take(np.array([2]))
+
+
 @pytest.mark.parametrize(
     ("name", "index", "message"),
     [

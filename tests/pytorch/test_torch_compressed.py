@@ -54,6 +54,10 @@ def pair(*shape: int, dtype: torch.dtype = torch.bfloat16) -> tuple[CompressedTe
     return CompressedTensor.from_dense(dense, name="w"), dense
 
 
+class Weight(torch.nn.Parameter):
+    """A parameter that knows more than its values."""
+
+
 class Net(torch.nn.Module):
     """One of each layer whose weights are compressed, and a tied one."""
 
@@ -863,3 +867,13 @@ def test_modes_are_checked() -> None:
             wrong()
     w.mode = "fused"
     assert (w.mode, w.t().mode, w.detach().mode, w.clone().mode) == ("fused",) * 4
+
+
+def test_parameters_of_subclasses_are_not_replaced_in_silence() -> None:
+    model = torch.nn.Linear(96, 96, dtype=torch.bfloat16)
+    model.weight = Weight(weight(96, 96))
+    with pytest.raises(EncodeError, match=r"a Weight .*skip=.*tensor 'weight'") as e:
+        compress_model(model)
+    assert e.value.code == "unsupported_dtype"
+    compress_model(model, skip=lambda _, parameter: isinstance(parameter, Weight))
+    assert type(model.weight) is Weight

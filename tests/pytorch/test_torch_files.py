@@ -589,6 +589,7 @@ def test_device_memory_becomes_tensors(tmp_path: Path, monkeypatch: pytest.Monke
         for i, d in enumerate(ARRAY_DTYPES)
         for shape in SHAPES
     }
+    tensors["float4"] = weights(60, 50).view(torch.float4_e2m1fn_x2)
     save_file(tensors, tmp_path / "a")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     made = list[int | None]()

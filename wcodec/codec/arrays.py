@@ -37,13 +37,7 @@ def as_array(given: Any) -> NDArray[Any]:
     EncodeError
         ``unsupported_dtype``: it holds more than values, such as a masked array, or is no array.
     """
-    if not _is_plain(given):
-        raise _refused(given, "it may hold more than its values, which would be lost")
-    try:
-        found = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError) as e:
-        why = str(e).partition("\n")[0].rstrip(".")
-        raise _refused(given, why) from e
+    found = given if type(given) is np.ndarray else _converted(given)
     if found.dtype.metadata is not None:
         raise EncodeError(
             "unsupported_dtype",
@@ -51,6 +45,16 @@ def as_array(given: Any) -> NDArray[Any]:
             "array.view(array.dtype.str), and keep the metadata beside it",
         )
     return found
+
+
+def _converted(given: Any) -> NDArray[Any]:
+    if not _is_plain(given):
+        raise _refused(given, "it may hold more than its values, which would be lost")
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as e:
+        why = str(e).partition("\n")[0].rstrip(".")
+        raise _refused(given, why) from e
 
 
 def _is_plain(given: Any) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wcodec.codec.arrays import as_array
 from wcodec.codec.encoder import Encoder, Writer, words_of
 from wcodec.codec.sources import FileWords
-from wcodec.errors import within
+from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import (
     AnyPath,
     atomic_output,
@@ -91,8 +91,11 @@ def taken(array: NDArray[Any]) -> Taken:
 
 
 def _taken(given: Any, name: str) -> Taken:
-    with within(tensor=name):
+    try:
         return taken(as_array(given))
+    except EncodeError:
+        with within(tensor=name):
+            raise
 
 
 def write_tensors(
@@ -119,10 +122,10 @@ def write_tensors(
         is_stated = False
         for name, tensor in tensors.items():
             t = take(tensor, name)
-            stated = t.stated or Stated(t.dtype.safetensors, t.shape, 8 * t.dtype.nbytes)
-            is_stated |= t.stated is not None
-            entries.append((name, stated.dtype, stated.shape, t.words.nbytes))
-            dtype_name = stated.dtype if t.stated else ""
+            dtype_name, shape = "", t.shape
+            if t.stated is not None:
+                dtype_name, shape, is_stated = t.stated.dtype, t.stated.shape, True
+            entries.append((name, dtype_name or t.dtype.safetensors, shape, t.words.nbytes))
             read_again = partial(_words, take, tensor, name)
             add_tensor(writer, seen, name, t.words, t.dtype, t.shape, dtype_name, read_again)
         header = write_safetensors_header(entries, dict(metadata or {})) if is_stated else None

@@ -153,6 +153,20 @@ class PackedSlice(Slice):
         before = (low, *[0] * len(packed[1:]))
         return np.ascontiguousarray(part[tuple(map(_relative, picks, before))])
 
+    def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """As `Slice.take`, as bytes; also raises as ``self[...]``."""
+        shape = self._stated.shape
+        if not ids.size:
+            return self[:0]
+        if ids[0] < 0 or ids[-1] >= shape[0] or (np.diff(ids) < 0).any():
+            raise IndexError(
+                f"ids do not ascend, or one is out of bounds for the shape {list(shape)}"
+            )
+        if len(shape) == 1:
+            raise IndexError(f"elements of {self._stated.dtype} are no whole bytes")
+        first = int(ids[0])
+        return np.ascontiguousarray(self[first : int(ids[-1]) + 1][ids - first])
+
     def _bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Bytes of the tensor."""
         t, one = self._record, np.zeros(1, np.int64)

@@ -154,18 +154,15 @@ def load_shard(
 
     Parameters
     ----------
-    path
-        As of `WCodecCheckpoint`, with the names of the model's parameters.
+    path, device, base, variant
+        As of `WCodecCheckpoint`, with the names of the model's parameters. Parts of tensors are
+        decoded on the host in any case.
     rank, world_size
         Number of this rank, and how many there are.
     plan
         Styles, which are the keys of `STYLES`, by names of modules or parameters, as
         ``model.tp_plan`` gives them: ``*`` stands for the number of a layer. A parameter takes the
         style of its own name, else that of its module.
-    device, base
-        As of `load_file`; parts of tensors are decoded on the host in any case.
-    variant
-        As of `WCodecCheckpoint`.
 
     Raises
     ------

@@ -66,8 +66,7 @@ def compress_model(
     preset
         ``"fast"``, ``"default"`` or ``"max"``; `options` says more.
     min_nbytes
-        Smaller weights are left alone, and those that do not get smaller; so are those of dtypes
-        that the format has no id for, such as float4.
+        Smaller weights are left alone, those that do not get smaller, and those of float4.
     skip
         Called with name and parameter; true for those to leave alone.
     progress
