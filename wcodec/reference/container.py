@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from wcodec.errors import DecodeError
 from wcodec.reference.checksums import crc32
 from wcodec.reference.cursor import Cursor, fail
+from wcodec.reference.memory import DUPLICATE_NBYTES, Memory
 from wcodec.reference.records import (
     PlanChecker,
     TensorRecord,
@@ -280,6 +281,7 @@ def read_index(
     source: ByteSource,
     read_tables: TableReader = read_tables,
     check_plan: PlanChecker = check_plan,
+    memory: Memory | None = None,
 ) -> Index:
     """Read and check all of a file but its payload.
 
@@ -288,11 +290,13 @@ def read_index(
     read_tables, check_plan
         What does the same as `wcodec.reference.tables.read_tables` and
         `wcodec.reference.records.check_plan`, perhaps faster.
+    memory
+        Counts what the index takes, before it is taken; ``None`` allows what `Memory` does.
 
     Raises
     ------
     DecodeError
-        Any code but ``bad_patch`` and ``resource_limit``.
+        Any code but ``bad_patch``. ``resource_limit``: `memory` does not allow it.
     """
     n = source.nbytes
     version = check_header(source.read(0, min(n, HEADER.size)).tobytes())
@@ -303,13 +307,15 @@ def read_index(
             offset=n,
         )
     foot = _check_footer(source.read(n - FOOTER.size, FOOTER.size).tobytes(), n)
+    memory = memory or Memory()
+    memory.take_index(foot.index_nbytes, foot.index_raw_nbytes)
     stored = source.read(foot.index_offset, foot.index_nbytes).tobytes()
     if crc32(stored) != foot.index_crc32:
         raise fail(
             "bad_checksum", "the CRC-32 of the index does not match", offset=foot.index_offset
         )
     raw = _inflate(stored, foot.index_raw_nbytes) if foot.index_coding else stored
-    reader = _Reader(raw, foot, read_tables, check_plan)
+    reader = _Reader(raw, foot, read_tables, check_plan, memory)
     index = reader.read(foot.index_offset, foot.index_nbytes, n, version)
     if len(index.tensors) != foot.n_tensors:
         raise fail("bad_range", f"{len(index.tensors)} tensors; the footer says {foot.n_tensors}")
@@ -324,9 +330,15 @@ class _Reader:
     """Reads the index records, in order."""
 
     def __init__(
-        self, raw: bytes, foot: _Footer, read_tables: TableReader, check_plan: PlanChecker
+        self,
+        raw: bytes,
+        foot: _Footer,
+        read_tables: TableReader,
+        check_plan: PlanChecker,
+        memory: Memory,
     ) -> None:
         self.raw, self.index_offset, self.read_tables = raw, foot.index_offset, read_tables
+        self.memory = memory
         self.has_many, self.singles = foot.n_tensors > _MANY, list[TensorRecord]()
         self.array, self.check_plan = np.frombuffer(raw, np.uint8).copy(), check_plan
         self.tensors: list[TensorRecord] = []
@@ -353,16 +365,17 @@ class _Reader:
             cursor.at += nbytes
             self._check_place(record)
             if record == RecordType.TABLES:
-                tables = read_tables_record(body, self.read_tables)
+                tables = read_tables_record(body, self.read_tables, self.memory)
             elif record == RecordType.CONTEXTS:
-                tables.maps += read_contexts(body, tables)
+                tables.maps += read_contexts(body, tables, self.memory)
+                tables.seal()
             elif record == RecordType.SOURCE:
                 (kind,) = body.unpack("<H")
                 if kind != SourceKind.SAFETENSORS:
                     raise fail("unsupported_record", f"source kind {kind}")
                 header = body.take(body.left)
             elif record == RecordType.METADATA:
-                metadata = read_metadata(body)
+                metadata = read_metadata(body, self.memory)
             elif record == RecordType.BASE:
                 self.base = Base(body.take(32), body.text(body.left))
             elif record == RecordType.TENSOR:
@@ -396,6 +409,7 @@ class _Reader:
 
     def _add_duplicate(self, body: Cursor) -> None:
         (of,) = body.unpack("<I")
+        self.memory.take(DUPLICATE_NBYTES, "a duplicate")
         name = body.text(body.left)
         if of >= len(self.tensors):
             raise fail(
@@ -411,7 +425,7 @@ class _Reader:
     def _add(self, body: Cursor, tables: TablePool) -> None:
         try:
             has_base = self.base is not None
-            t = read_tensor(body, self.array, has_base)
+            t = read_tensor(body, self.array, has_base, self.memory)
             if self.has_many and t.is_single:
                 self.singles.append(t)
             else:

@@ -17,6 +17,7 @@ from wcodec.reference import rans
 from wcodec.reference.columns import Stored, StoredTable, joined_columns, write_columns
 from wcodec.reference.cursor import Cursor, fail
 from wcodec.reference.differences import Difference, coded_dtype
+from wcodec.reference.memory import CONTEXT_MAP_NBYTES, PAIR_NBYTES, TABLE_NBYTES, Memory
 from wcodec.reference.planes import BY_ID, Bytes, DType
 from wcodec.reference.prediction import IS_MODE, PER_TILE
 from wcodec.reference.segments import (
@@ -129,7 +130,7 @@ def write_tensor(t: TensorRecord) -> bytes:
 PlanChecker = Callable[[SegmentPlan], None]
 
 
-def read_tensor(body: Cursor, index: Bytes, has_base: bool) -> TensorRecord:
+def read_tensor(body: Cursor, index: Bytes, has_base: bool, memory: Memory) -> TensorRecord:
     """The body of a TENSOR record, checked (R4.30 to R4.39) but for its plan: see `check_tensor`.
     `index` is what it is a part of.
     """
@@ -170,9 +171,10 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool) -> TensorRecord:
             raise fail(
                 "bad_range", f"{n} segments; the record has room for {body.left // 4} checksums"
             )
-        crcs = body.array("<u4", n).astype(np.uint32)
         difference = Difference(flags) if flags else Difference.NONE
         coded = coded_dtype(dtype, difference)
+        memory.take_tensor(n, coded.n_planes)
+        crcs = body.array("<u4", n).astype(np.uint32)
         if n:
             segments: SegmentTable = StoredTable.at(
                 Stored(index, body.at, body.end, n, coded.n_planes)
@@ -193,8 +195,9 @@ def check_tensor(t: TensorRecord, tables: TablePool, check_plan: PlanChecker) ->
     """Check the plan of a tensor and the size of its payload (R4.34)."""
     with within(tensor=t.name):
         plan = SegmentPlan(t.coded_dtype, t.geometry, t.segments, tables)
-        check_plan(plan)
-        if plan.payload_nbytes != t.payload_nbytes:
+        if t.segment_crc32.size:  # a file may have very many tensors without segments
+            check_plan(plan)
+        if t.payload_nbytes != (plan.payload_nbytes if t.segment_crc32.size else 0):
             raise fail("bad_range", "the segments' sizes do not sum to the payload's")
     if t.segment_crc32.size > _FEW_SEGMENTS:  # who wants it needs not make it again
         t._plan = plan
@@ -285,13 +288,14 @@ def check_plan(plan: SegmentPlan) -> None:
     limit = np.where(streams, len(plan.tables), np.where(s.coder == Coder.CONSTANT.value, 256, 1))
     if context.any():
         np.copyto(limit, len(plan.tables.maps), where=context)
-        of_plane_0 = [i for i, m in enumerate(plan.tables.maps) if m.kind == ContextKind.PLANE]
+    require(s.table < limit, "bad_range", "table, context map or constant out of range")
+    if context[0].any():
+        kinds = plan.tables.map_kinds[np.where(context[0], s.table[0], 0)]
         require(
-            ~(context[0] & np.isin(s.table[0], of_plane_0)),
+            ~(context[0] & (kinds == ContextKind.PLANE.value)),
             "bad_value",
             "plane 0 with itself as context",
         )
-    require(s.table < limit, "bad_range", "table, context map or constant out of range")
     most = rans.max_stream_nbytes(plan.plane_nbytes) // rans.UNIT
     require(
         (s.n_units <= most * streams) & (s.n_units >= _HEAD_UNITS * streams),
@@ -320,9 +324,10 @@ def write_metadata(metadata: dict[str, str]) -> bytes:
     return struct.pack("<I", len(metadata)) + b"".join(struct.pack("<I", len(t)) + t for t in texts)
 
 
-def read_tables_record(body: Cursor, read: TableReader) -> TablePool:
+def read_tables_record(body: Cursor, read: TableReader, memory: Memory) -> TablePool:
     """The body of a TABLES record (R4.20)."""
     (n,) = body.unpack("<H")
+    memory.take(n * TABLE_NBYTES, f"{n} tables")
     data = body.take(body.left)
     tables, at = read(data, 0, n)
     if at != len(data):
@@ -330,9 +335,10 @@ def read_tables_record(body: Cursor, read: TableReader) -> TablePool:
     return TablePool(tables)
 
 
-def read_contexts(body: Cursor, tables: TablePool) -> list[ContextMap]:
+def read_contexts(body: Cursor, tables: TablePool, memory: Memory) -> list[ContextMap]:
     """The body of a CONTEXTS record (R4.25)."""
     (n,) = body.unpack("<H")
+    memory.take(n * CONTEXT_MAP_NBYTES, f"{n} context maps")
     maps: list[ContextMap] = []
     for number in range(n):
         kind, n_classes = body.unpack("<BB")
@@ -352,9 +358,12 @@ def read_contexts(body: Cursor, tables: TablePool) -> list[ContextMap]:
     return maps
 
 
-def read_metadata(body: Cursor) -> dict[str, str]:
+def read_metadata(body: Cursor, memory: Memory) -> dict[str, str]:
     """The body of a METADATA record (R4.23)."""
     (n,) = body.unpack("<I")
+    if 8 * n > body.left:
+        raise fail("bad_range", f"{n} pairs; the record has room for {body.left // 8}")
+    memory.take(n * PAIR_NBYTES, f"{n} pairs of metadata")
     pairs: dict[str, str] = {}
     for _ in range(n):
         key = body.text(body.unpack("<I")[0])

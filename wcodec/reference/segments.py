@@ -187,8 +187,8 @@ class SegmentPlan:
         context = self.segments.coder == Coder.CONTEXT.value
         if not self.tables.maps or not context.any():
             return np.zeros(self.geometry.n_segments, np.int64)
-        by_scale = np.array([m.kind == ContextKind.SCALE for m in self.tables.maps])
-        used = (context & by_scale[np.where(context, self.segments.table, 0)]).any(axis=0)
+        kinds = self.tables.map_kinds[np.where(context, self.segments.table, 0)]
+        used = (context & (kinds == ContextKind.SCALE.value)).any(axis=0)
         heights, widths = self.geometry.sizes()
         return np.where(used, (heights + widths + 3) // 4, 0)
 

@@ -203,6 +203,16 @@ class TablePool:
 
     def __init__(self, tables: Iterable[Table] = (), maps: Iterable[ContextMap] = ()) -> None:
         self.tables, self.maps = list(tables), list(maps)
+        self._kinds: NDArray[np.int64] | None = None
+
+    def seal(self) -> None:
+        """No map will be added or changed: a reader asks for their kinds with each tensor."""
+        self._kinds = self.map_kinds
+
+    @property
+    def map_kinds(self) -> NDArray[np.int64]:
+        """The kind of each context map."""
+        return np.array([m.kind for m in self.maps], np.int64) if self._kinds is None else self._kinds
 
     def __len__(self) -> int:
         return len(self.tables)
