@@ -219,6 +219,16 @@ class Backend(ABC):
         Words of a segment that is not OK are unspecified.
         """
 
+    def decoding_nbytes(self, segment: int, piece: int, word_nbytes: int) -> int:
+        """The most bytes of host memory that `decode_segments` takes and does not keep.
+
+        Parameters
+        ----------
+        segment, piece
+            Words of the largest segment, and of all that are decoded at once.
+        """
+        return piece * (16 + 10 * word_nbytes)
+
     # ---- differences from a base: these will do where the device is the host
     def subtract_base(self, words: Any, base: Any, difference: Difference) -> Any:
         """What is coded in place of `words`, a new device array;

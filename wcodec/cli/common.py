@@ -289,6 +289,11 @@ def backend_of(args: argparse.Namespace) -> Backend:
     return load_backend(args.backend or os.environ.get("WCODEC_BACKEND") or "auto", args.threads)
 
 
+def limits_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What files may take, as arguments of the functions that read them."""
+    return {name: getattr(args, name, None) for name in ("max_nbytes", "max_memory")}
+
+
 # ---- progress ------------------------------------------------------------------------------------
 class _Line:
     """Progress as a line that is written over, for want of tqdm."""
@@ -346,11 +351,11 @@ def progress_of(args: argparse.Namespace, total: int) -> Iterator[Progress]:
         yield bar.update
 
 
-def decoded_nbytes(path: str, backend: Backend) -> int:
+def decoded_nbytes(args: argparse.Namespace, path: str, backend: Backend) -> int:
     """What progress counts up to; 0 where none is shown."""
     if not sys.stderr.isatty():
         return 0
-    with File(path, backend) as f:
+    with File(path, backend, **limits_of(args)) as f:
         return f.index.data_nbytes + len(f.index.source_header)
 
 

@@ -18,6 +18,7 @@ from wcodec.cli.common import (
     decoded_nbytes,
     each,
     in_directory,
+    limits_of,
     plan_outputs,
     progress_of,
     say,
@@ -39,8 +40,8 @@ from wcodec.inspect.report import percent_text, size_text
 from wcodec.planner.options import EncodeOptions
 
 _PIECE_NBYTES: Final = 1 << 23  #: bytes of a plain file that are compared at once
-#: the pieces of a plain file, by path, backend and base
-Contents = Callable[[str, Backend, str | None], Iterator[Any]]
+#: the pieces of the plain file that a file holds, by its path and the backend
+Contents = Callable[[argparse.Namespace, str, Backend], Iterator[Any]]
 
 
 def options_of(args: argparse.Namespace) -> EncodeOptions:
@@ -141,7 +142,7 @@ def _convert(
         if not args.rm:
             return say_done(done)
         of_source, of_target = contents
-        pieces = of_source(source, backend, args.base), of_target(target, backend, args.base)
+        pieces = of_source(args, source, backend), of_target(args, target, backend)
         _check_output(source, target, before, *pieces)
         removable[source] = done
         return DONE
@@ -186,19 +187,19 @@ def _sync(path: str) -> None:
             os.close(descriptor)
 
 
-def _plain(path: str, *_: object) -> Iterator[Any]:
+def _plain(_: argparse.Namespace, path: str, __: Backend) -> Iterator[Any]:
     source = FileSource(path, EncodeError, is_checked=True)
     for at in range(0, source.nbytes, _PIECE_NBYTES):
         yield source.read(at, min(_PIECE_NBYTES, source.nbytes - at)).data
 
 
-def _coded(path: str, backend: Backend, base: str | None) -> Iterator[Any]:
+def _coded(args: argparse.Namespace, path: str, backend: Backend) -> Iterator[Any]:
     """What a ``.wcodec`` file, or one in hub form, restores."""
     if is_coded(path):
-        with File(path, backend, base=base) as f:
+        with File(path, backend, base=args.base, **limits_of(args)) as f:
             yield from f.restored()
     else:
-        yield from HubFile(path, backend).restored()
+        yield from HubFile(path, backend, **limits_of(args)).restored()
 
 
 def _of_sizes(nbytes: int, stored_nbytes: int, encoded: bool) -> dict[str, Any]:
@@ -266,29 +267,22 @@ def decode(args: argparse.Namespace) -> int:
     def decode_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
         kind = kind_of(source)
         if kind is InputKind.DIRECTORY:
-            plan = plan_decode(source, target, backend, args.max_nbytes, args.base, args.force)
+            plan = plan_decode(
+                source, target, backend, base=args.base, overwrite=args.force, **limits_of(args)
+            )
             check_plan_room(plan)
             with progress_of(args, plan.nbytes) as progress:
                 return of_files(plan.run(progress), "decoded")
         if kind is InputKind.SAFETENSORS:
-            with progress_of(args, hub_nbytes(source, backend)) as progress:
+            with progress_of(args, hub_nbytes(args, source, backend)) as progress:
                 sizes = decode_hub_file(
-                    source, target, backend, progress, args.max_nbytes, overwrite=args.force
+                    source, target, backend, progress, overwrite=args.force, **limits_of(args)
                 )
         else:
-            with progress_of(
-                args, decoded_nbytes(source, backend) + base_nbytes(args.base)
-            ) as progress:
-                sizes = decode_file(
-                    source,
-                    target,
-                    backend,
-                    progress,
-                    args.max_nbytes,
-                    args.raw,
-                    args.base,
-                    overwrite=args.force,
-                )
+            total = decoded_nbytes(args, source, backend) + base_nbytes(args.base)
+            more: dict[str, Any] = {"raw": args.raw, "base": args.base, "overwrite": args.force}
+            with progress_of(args, total) as progress:
+                sizes = decode_file(source, target, backend, progress, **more, **limits_of(args))
         return _of_sizes(*sizes[::-1], encoded=False)
 
     return _convert(
@@ -313,9 +307,9 @@ def check_hub_options(args: argparse.Namespace) -> None:
             args.error(f"--base is for .wcodec files; {path} is none")
 
 
-def hub_nbytes(path: str, backend: Backend) -> int:
+def hub_nbytes(args: argparse.Namespace, path: str, backend: Backend) -> int:
     """What progress counts up to; 0 where none is shown."""
-    return HubFile(path, backend).nbytes if sys.stderr.isatty() else 0
+    return HubFile(path, backend, **limits_of(args)).nbytes if sys.stderr.isatty() else 0
 
 
 # ---- repack --------------------------------------------------------------------------------------
@@ -326,9 +320,10 @@ def repack(args: argparse.Namespace) -> int:
     options = options_of(args)
 
     def repack_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
-        with progress_of(args, decoded_nbytes(source, backend)) as progress:
+        more: dict[str, Any] = {"overwrite": args.force, **limits_of(args)}
+        with progress_of(args, decoded_nbytes(args, source, backend)) as progress:
             nbytes, stored_nbytes = repack_file(
-                source, target, options, backend, progress, args.base, overwrite=args.force
+                source, target, options, backend, progress, args.base, **more
             )
         line = (
             f"{size_text(nbytes)} -> {size_text(stored_nbytes)} "

@@ -23,6 +23,7 @@ from wcodec.cli.common import (
     each,
     fail,
     in_directory,
+    limits_of,
     progress_of,
     say,
     show,
@@ -68,24 +69,27 @@ def _verified(args: argparse.Namespace, source: str, backend: Backend) -> dict[s
     if kind is InputKind.DIRECTORY:
         total = 0
         if sys.stderr.isatty():
-            coded = coded_files(
-                source, scan_coded(source).files, backend, args.max_nbytes, args.base
-            )
+            files = scan_coded(source).files
+            coded = coded_files(source, files, backend, base=args.base, **limits_of(args))
             total = sum(
                 c.nbytes + (0 if c.base is None else base_nbytes(str(c.base)))
                 for c in coded.values()
             )
         with progress_of(args, total) as progress:
             return of_files(
-                verify_directory(source, backend, progress, args.max_nbytes, args.base), "good"
+                verify_directory(source, backend, progress, base=args.base, **limits_of(args)),
+                "good",
             )
     if kind is InputKind.SAFETENSORS:
-        with progress_of(args, hub_nbytes(source, backend)) as progress:
-            stored_nbytes, nbytes = verify_hub_file(source, backend, progress, args.max_nbytes)
+        with progress_of(args, hub_nbytes(args, source, backend)) as progress:
+            stored_nbytes, nbytes = verify_hub_file(source, backend, progress, **limits_of(args))
         # in the same words as of a directory
         return of_files(Report(1, 0, 0, nbytes, stored_nbytes), "good")
-    with progress_of(args, decoded_nbytes(source, backend) + base_nbytes(args.base)) as progress:
-        stored_nbytes, nbytes = verify_file(source, backend, progress, args.max_nbytes, args.base)
+    total = decoded_nbytes(args, source, backend) + base_nbytes(args.base)
+    with progress_of(args, total) as progress:
+        stored_nbytes, nbytes = verify_file(
+            source, backend, progress, base=args.base, **limits_of(args)
+        )
     line = f"good, {size_text(stored_nbytes)} -> {size_text(nbytes)}"
     return {"line": line, "stored_nbytes": stored_nbytes, "nbytes": nbytes}
 
@@ -106,10 +110,10 @@ def info(args: argparse.Namespace) -> int:
         with in_directory(source):
             kind = kind_of(source)
             if kind is InputKind.DIRECTORY:
-                report = _describe_directory(source, backend, args.base)
+                report = _describe_directory(args, source, backend)
                 show(args, report, _lines(report))
             elif kind is InputKind.SAFETENSORS:
-                report = _describe_hub(source, backend)
+                report = _describe_hub(args, source, backend)
                 show(args, report, _lines(report))
             else:
                 return (
@@ -126,7 +130,7 @@ def _describe_file(args: argparse.Namespace, source: str, backend: Backend) -> i
     from wcodec.inspect.report import as_text, describe
 
     with (
-        File(source, backend, base=args.base) as f,
+        File(source, backend, base=args.base, **limits_of(args)) as f,
         progress_of(args, 0 if args.bound is False else f.index.data_nbytes) as progress,
     ):
         report = {"file": source, **describe(f, args.bound, progress)}
@@ -143,7 +147,7 @@ def _explain(args: argparse.Namespace, source: str, backend: Backend) -> int:
             figure_class()
         except ImportError as e:
             return fail(str(e))
-    with File(source, backend, base=args.base) as f:
+    with File(source, backend, base=args.base, **limits_of(args)) as f:
         if args.plot:
             check_target(args, "the figure", args.plot, [Path(source), *f.base_paths()])
         with progress_of(args, f.index.data_nbytes) as progress:
@@ -154,8 +158,9 @@ def _explain(args: argparse.Namespace, source: str, backend: Backend) -> int:
     return DONE
 
 
-def _describe_directory(source: str, backend: Backend, base: str | None) -> dict[str, Any]:
-    coded = coded_files(source, scan_coded(source).files, backend, base=base).values()
+def _describe_directory(args: argparse.Namespace, source: str, backend: Backend) -> dict[str, Any]:
+    files = scan_coded(source).files
+    coded = coded_files(source, files, backend, base=args.base, **limits_of(args)).values()
     keys = ("nbytes", "stored_nbytes")
     return {
         "directory": source,
@@ -171,8 +176,8 @@ def _describe_directory(source: str, backend: Backend, base: str | None) -> dict
     }
 
 
-def _describe_hub(source: str, backend: Backend) -> dict[str, Any]:
-    f = HubFile(source, backend)
+def _describe_hub(args: argparse.Namespace, source: str, backend: Backend) -> dict[str, Any]:
+    f = HubFile(source, backend, **limits_of(args))
     tensors = [
         {
             "name": name, "dtype": t.dtype, "shape": list(t.shape),

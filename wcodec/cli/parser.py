@@ -10,6 +10,7 @@ from typing import Any, Final
 from wcodec.cli.common import STATUSES, Parser, path_argument, stream_argument
 from wcodec.planner.options import CODERS, LAYOUTS, OPERANDS, PREDICTORS, PRESETS, TRANSFORMS
 from wcodec.reference.container import VERSION
+from wcodec.reference.memory import nbytes_of
 from wcodec.reference.planes import DTYPES
 
 
@@ -108,7 +109,7 @@ def _add_decode(s: argparse.ArgumentParser) -> None:
     )
     _add_base(s)
     _add_report(s)
-    _add_max_nbytes(s)
+    _add_limits(s)
 
 
 def _add_repack(s: argparse.ArgumentParser) -> None:
@@ -117,6 +118,7 @@ def _add_repack(s: argparse.ArgumentParser) -> None:
     _add_base(s)
     _add_report(s)
     _add_choices(s)
+    _add_limits(s)
 
 
 def _add_info(s: argparse.ArgumentParser) -> None:
@@ -139,6 +141,7 @@ def _add_info(s: argparse.ArgumentParser) -> None:
     s.add_argument("--plot", metavar="OUT.png", type=path_argument, help=text)
     s.add_argument("-f", "--force", action="store_true", help="replace the figure, if it exists")
     _add_json(s)
+    _add_limits(s)
 
 
 def _add_conformance(s: argparse.ArgumentParser) -> None:
@@ -270,13 +273,16 @@ def _add_json(s: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_max_nbytes(s: argparse.ArgumentParser) -> None:
-    s.add_argument(
-        "--max-nbytes",
-        metavar="N",
-        type=_positive,
-        help="refuse files whose tensors have more bytes than that",
+def _add_limits(s: argparse.ArgumentParser) -> None:
+    """What `wcodec.cli.common.limits_of` reads."""
+    g = s.add_argument_group("limits, as bytes: 1000000, 500M, 4G")
+    text = "refuse files whose tensors have more bytes than that"
+    g.add_argument("--max-nbytes", metavar="N", type=_nbytes, help=text)
+    text = (
+        "refuse files that take more memory to read, outputs not counted (default: "
+        "$WCODEC_MAX_MEMORY, or 4G for the index alone)"
     )
+    g.add_argument("--max-memory", metavar="N", type=_nbytes, help=text)
 
 
 def _add_base(s: argparse.ArgumentParser) -> None:
@@ -291,7 +297,7 @@ def _add_verify(s: argparse.ArgumentParser) -> None:
     _add_inputs(s, "a .wcodec file, a safetensors file in hub form, or a directory of them")
     _add_base(s)
     _add_report(s)
-    _add_max_nbytes(s)
+    _add_limits(s)
 
 
 def _add_bench(s: argparse.ArgumentParser) -> None:
@@ -371,6 +377,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
+
+
+def _nbytes(text: str) -> int:
+    try:
+        return nbytes_of(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -40,7 +40,13 @@ def encode(array: NDArray[Any], options: EncodeOptions | None = None) -> bytes:
     return Encoder(options).encode(array)
 
 
-def decode(data: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
+def decode(
+    data: Any,
+    out: NDArray[Any] | None = None,
+    *,
+    max_nbytes: int | None = None,
+    max_memory: int | None = None,
+) -> NDArray[Any]:
     """Decode the bytes of `encode`.
 
     Parameters
@@ -49,9 +55,11 @@ def decode(data: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
         bytes, or anything with a contiguous buffer.
     out
         Array of the same shape and dtype to decode into, to spare the allocation.
+    max_nbytes, max_memory
+        As of `Decoder`.
 
     Raises
     ------
     DecodeError
     """
-    return Decoder().decode(data, out)
+    return Decoder(None, max_nbytes, max_memory).decode(data, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -14,19 +15,19 @@ from wcodec.backends import Backend, get_backend
 from wcodec.codec.parts import Ids, Part, Rectangle, aligned, gather, part_of, rectangles, runs
 from wcodec.codec.pipelining import CHUNK_BUFFERS, map_ahead
 from wcodec.codec.sources import BufferSource
+from wcodec.codec.working import PIECE_NBYTES, STREAM_NBYTES, working_nbytes
 from wcodec.errors import DecodeError
 from wcodec.reference import container
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource, Index
 from wcodec.reference.differences import BaseTensor, Difference
+from wcodec.reference.memory import Memory, nbytes_of
 from wcodec.reference.planes import Bytes, Words
 from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan, Status
 from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import Geometry
 
-_TENSOR_NBYTES: Final = 1 << 25  #: words of an array decoded at once
-_STREAM_NBYTES: Final = 1 << 23  #: words decoded at once on their way to a file
 _STATUS_ERRORS: Final = {
     Status.BAD_STREAM: ("bad_stream", "a rANS stream does not end as it must"),
     Status.BAD_PATCH: ("bad_patch", "a patch lies outside the segment, or out of order"),
@@ -59,6 +60,11 @@ class _Ring:
         return self._buffers[self._turn][:nbytes]
 
 
+def _max_memory() -> int | None:
+    text = os.environ.get("WCODEC_MAX_MEMORY")
+    return nbytes_of(text) if text else None
+
+
 class Decoder:
     """Decodes tensors of any number of files with the same backend and buffers.
 
@@ -68,27 +74,46 @@ class Decoder:
         ``None`` for the one of `get_backend`.
     max_nbytes
         Refuse files whose tensors decode to more bytes than that.
+    max_memory
+        Refuse files for whose index and decoding more bytes of memory would be needed, besides the
+        arrays that the caller gets; ``None`` for the environment variable ``WCODEC_MAX_MEMORY``,
+        or 4 GiB for the index alone.
+
+    Raises
+    ------
+    ValueError
+        ``WCODEC_MAX_MEMORY`` is no number.
     """
 
-    def __init__(self, backend: Backend | None = None, max_nbytes: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        max_nbytes: int | None = None,
+        max_memory: int | None = None,
+    ) -> None:
         self.backend, self.max_nbytes = backend or get_backend(), max_nbytes
+        self.max_memory = _max_memory() if max_memory is None else max_memory
         self._rings, self._spares = list[_Ring](), list[Bytes]()
 
-    def read_index(self, source: ByteSource) -> Index:
+    def read_index(self, source: ByteSource, memory: Memory | None = None) -> Index:
         """Read and check all of a file but the payload.
+
+        Parameters
+        ----------
+        memory
+            What was taken before, for other files that are kept open with this one.
 
         Raises
         ------
         DecodeError
-            As `wcodec.reference.container.read_index`; ``resource_limit`` above `max_nbytes`.
+            As `wcodec.reference.container.read_index`; ``resource_limit`` above `max_nbytes` or
+            `max_memory`.
         """
-        backend = self.backend
-        index = container.read_index(source, backend.read_tables, backend.check_plan)
-        if self.max_nbytes is not None and index.data_nbytes > self.max_nbytes:
-            raise DecodeError(
-                "resource_limit",
-                f"the tensors have {index.data_nbytes} bytes; the caller allows {self.max_nbytes}",
-            )
+        backend, memory = self.backend, memory or Memory(self.max_memory)
+        index = container.read_index(source, backend.read_tables, backend.check_plan, memory)
+        check_nbytes(index.data_nbytes, self.max_nbytes)
+        if self.max_memory is not None:
+            memory.check(working_nbytes(index, backend), "the buffers to decode it")
         return index
 
     def decode(self, data: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -147,7 +172,7 @@ class Decoder:
             .reshape(t.geometry.rows, t.geometry.cols)
         )
         plan = t.plan(tables)
-        if t.nbytes <= _TENSOR_NBYTES:
+        if t.nbytes <= PIECE_NBYTES:
             check_tensor(t, self.whole(source, t, plan, matrix, base))
             return out
 
@@ -157,7 +182,7 @@ class Decoder:
 
         crc = 0
         for part, nbytes in map_ahead(
-            decode_in_place, rectangles(t, _TENSOR_NBYTES), self.backend.at_once
+            decode_in_place, rectangles(t, PIECE_NBYTES), self.backend.at_once
         ):
             crc = crc32_combine(crc, part, nbytes)
         check_tensor(t, crc)
@@ -183,7 +208,7 @@ class Decoder:
 
         pieces = (
             (r, ring.next(math.prod(r.shape) * t.dtype.word_nbytes, t.name))
-            for r in rectangles(t, _STREAM_NBYTES)
+            for r in rectangles(t, STREAM_NBYTES)
         )
         for part, chunk in map_ahead(decode_chunk, pieces, self.backend.at_once):
             crc = crc32_combine(crc, part, chunk.nbytes)
@@ -284,8 +309,24 @@ class Decoder:
             with _memory(nbytes, tensor):
                 room = np.empty(nbytes, np.uint8)
         yield room[:nbytes]
-        if room.size <= _TENSOR_NBYTES:
+        if room.size <= PIECE_NBYTES:
             self._spares.append(room)
+
+
+def check_nbytes(nbytes: int, most: int | None) -> None:
+    """Compare the bytes of all tensors with what the caller allows, if that is said.
+
+    Raises
+    ------
+    DecodeError
+        ``resource_limit``
+    """
+    if most is not None and nbytes > most:
+        raise DecodeError(
+            "resource_limit",
+            f"the tensors have {nbytes} bytes; {most} are allowed: max_nbytes (--max-nbytes) "
+            "allows more",
+        )
 
 
 def _check_base(t: TensorRecord, base: BaseTensor | None) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from wcodec.backends import Backend, get_backend
+from wcodec.codec.decoder import check_nbytes
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.directories.configs import (
     remove_entry,
@@ -71,6 +73,7 @@ def coded_files(
     backend: Backend,
     max_nbytes: int | None = None,
     base: AnyPath | None = None,
+    max_memory: int | None = None,
 ) -> dict[str, CodedFile]:
     """Those of the files of a directory that are encoded, by name.
 
@@ -84,7 +87,7 @@ def coded_files(
     folder, found = check_base(base, names) if names else None, dict[str, CodedFile]()
     for name in names:
         with within(name):
-            coded = _open(name, files[name], backend, base_of(folder, name))
+            coded = _open(name, files[name], backend, base_of(folder, name), max_memory)
         if coded is not None:
             found[name] = coded
     if not found:
@@ -93,17 +96,15 @@ def coded_files(
             "there is neither a .wcodec file nor a safetensors file in hub form in "
             f"{str(source)!r}",
         )
-    total = sum(c.data_nbytes for c in found.values())
-    if max_nbytes is not None and total > max_nbytes:
-        raise DecodeError(
-            "resource_limit", f"the tensors have {total} bytes; the caller allows {max_nbytes}"
-        )
+    check_nbytes(sum(c.data_nbytes for c in found.values()), max_nbytes)
     return found
 
 
-def _open(name: str, path: Path, backend: Backend, base: Path | None) -> CodedFile | None:
+def _open(
+    name: str, path: Path, backend: Backend, base: Path | None, max_memory: int | None
+) -> CodedFile | None:
     if name.endswith(CODED):
-        with File(path, backend) as f:
+        with File(path, backend, max_memory=max_memory) as f:
             data_nbytes = f.index.data_nbytes
             return CodedFile(
                 name,
@@ -116,7 +117,7 @@ def _open(name: str, path: Path, backend: Backend, base: Path | None) -> CodedFi
             )
     if not has_hub_form(path):
         return None
-    hub = HubFile(path, backend)
+    hub = HubFile(path, backend, None, max_memory)
     return CodedFile(name, path, True, hub.data_nbytes, hub.nbytes, hub.stored_nbytes, None)
 
 
@@ -139,15 +140,15 @@ def plan_decode(
     max_nbytes: int | None = None,
     base: AnyPath | None = None,
     overwrite: bool = False,
+    max_memory: int | None = None,
 ) -> DirectoryPlan:
     """What `decode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
     check_places(source, target)
     backend = backend or get_backend()
     tree = scan_coded(source)
-    coded = coded_files(source, tree.files, backend, max_nbytes, base)
-    jobs = [_decoding(name, path, coded, backend) for name, path in tree.files.items()] + link_jobs(
-        tree, CODED, PLAIN
-    )
+    coded = coded_files(source, tree.files, backend, max_nbytes, base, max_memory)
+    jobs = [_decoding(name, path, coded, backend, max_memory) for name, path in tree.files.items()]
+    jobs += link_jobs(tree, CODED, PLAIN)
     check_names(jobs, tree.folders, bad_value)
     check_indexes(tree)
     key = {
@@ -159,10 +160,16 @@ def plan_decode(
     return DirectoryPlan(Path(target), jobs, tree.folders, key, overwrite)
 
 
-def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backend) -> FileTask:
+def _decoding(
+    name: str,
+    path: Path,
+    coded: dict[str, CodedFile],
+    backend: Backend,
+    max_memory: int | None = None,
+) -> FileTask:
     """What becomes of a file."""
     if name in coded:
-        return _weights(coded[name], backend)
+        return _weights(coded[name], backend, max_memory)
     if is_index(name, CODED):
         with within(name):
             raw = path.read_bytes()
@@ -179,14 +186,14 @@ def _decoding(name: str, path: Path, coded: dict[str, CodedFile], backend: Backe
     return FileTask((path,), name, name, path.stat().st_size, False, copying(path))
 
 
-def _weights(c: CodedFile, backend: Backend) -> FileTask:
+def _weights(c: CodedFile, backend: Backend, max_memory: int | None) -> FileTask:
     def from_hub(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-        return decode_hub_file(c.path, target, backend, progress, overwrite=overwrite)[::-1]
+        more: Any = {"overwrite": overwrite, "max_memory": max_memory}
+        return decode_hub_file(c.path, target, backend, progress, **more)[::-1]
 
     def decode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-        return decode_file(c.path, target, backend, progress, base=c.base, overwrite=overwrite)[
-            ::-1
-        ]
+        more: Any = {"base": c.base, "overwrite": overwrite, "max_memory": max_memory}
+        return decode_file(c.path, target, backend, progress, **more)[::-1]
 
     if c.is_hub:
         return FileTask((c.path,), c.name, c.name, c.nbytes, True, from_hub)
@@ -209,6 +216,7 @@ def decode_directory(
     max_nbytes: int | None = None,
     base: AnyPath | None = None,
     overwrite: bool = False,
+    max_memory: int | None = None,
 ) -> Report:
     """Give back the directory that `encode_directory` read, of either form; ``.wcodec`` files of
     others become safetensors files too.
@@ -219,6 +227,8 @@ def decode_directory(
     ----------
     max_nbytes
         Refuse a directory whose tensors decode to more bytes than that.
+    max_memory
+        As of `wcodec.Decoder`, for each file.
     base, overwrite
         As of `encode_directory`.
 
@@ -230,7 +240,7 @@ def decode_directory(
     EncodeError
         ``bad_option``: as for the target or the base. ``output_exists``
     """
-    plan = plan_decode(source, target, backend, max_nbytes, base, overwrite)
+    plan = plan_decode(source, target, backend, max_nbytes, base, overwrite, max_memory)
     check_plan_room(plan)
     return plan.run(progress)
 
@@ -251,6 +261,7 @@ def verify_directory(
     progress: Progress = ignore_progress,
     max_nbytes: int | None = None,
     base: AnyPath | None = None,
+    max_memory: int | None = None,
 ) -> Report:
     """Decode all encoded files of a directory, check every checksum and that the shards of indexes
     are there, keeping nothing.
@@ -262,7 +273,7 @@ def verify_directory(
     """
     backend = backend or get_backend()
     tree = scan_coded(source)
-    coded = coded_files(source, tree.files, backend, max_nbytes, base)
+    coded = coded_files(source, tree.files, backend, max_nbytes, base, max_memory)
     check_indexes(tree, strict=True)
     for name, path in tree.files.items():
         if is_config(name):
@@ -273,6 +284,6 @@ def verify_directory(
             verify_hub_file if c.is_hub else partial(verify_file, base=c.base)
         )
         with within(c.name):
-            stored, plain = check(c.path, backend, progress)
+            stored, plain = check(c.path, backend, progress, max_memory=max_memory)
         nbytes, stored_nbytes = nbytes + plain, stored_nbytes + stored
     return Report(len(coded), 0, 0, nbytes, stored_nbytes)

@@ -24,6 +24,7 @@ from wcodec.files.safetensors_header import (
 )
 from wcodec.files.shard_index import PLAIN
 from wcodec.reference.container import MAGIC, VERSION, ByteSource
+from wcodec.reference.memory import Memory
 
 VERSION_KEY: Final = "wcodec"  #: in ``__metadata__``: the format version
 HEADER_KEY: Final = "wcodec_header"  #: the JSON text of the original's header, its padding included
@@ -31,6 +32,7 @@ HEADER_KEY: Final = "wcodec_header"  #: the JSON text of the original's header, 
 CRC_KEY: Final = "wcodec_crc32"
 KEYS: Final = (VERSION_KEY, CRC_KEY, HEADER_KEY)
 VERSION_TEXT: Final = f"{VERSION[0]}.{VERSION[1]}"
+A_HEADER_BYTE: Final = 32  #: bytes of memory, at most, that the objects of a byte of JSON take
 LEAST_NBYTES: Final = 4096  #: smaller tensors are stored as they are
 
 
@@ -161,8 +163,8 @@ def check_plain(header: SafetensorsHeader) -> None:
         )
 
 
-def read_hub_header(source: ByteSource) -> SafetensorsHeader:
-    """As `read_safetensors_header`, for a decoder."""
+def read_hub_header(source: ByteSource, memory: Memory | None = None) -> SafetensorsHeader:
+    """As `read_safetensors_header`, for a decoder; `memory` counts what the header takes."""
     n = source.nbytes
     head = source.read(0, min(n, HEAD_NBYTES)).tobytes()
     nbytes = struct.unpack_from("<Q", head)[0] if n > 8 else 0
@@ -178,6 +180,7 @@ def read_hub_header(source: ByteSource) -> SafetensorsHeader:
         raise DecodeError(
             "truncated", f"the header has {nbytes} bytes; the file ends before", offset=n
         )
+    (memory or Memory()).take(nbytes * A_HEADER_BYTE, f"a header of {nbytes} bytes")
     try:
         header = parse_safetensors_header(source.read(0, 8 + nbytes).tobytes())
     except EncodeError as e:

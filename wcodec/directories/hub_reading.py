@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from wcodec.backends import Backend
-from wcodec.codec.decoder import Decoder
+from wcodec.codec.decoder import Decoder, check_nbytes
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
 from wcodec.codec.sources import FileSource, PartSource
 from wcodec.directories.hub_header import (
@@ -40,6 +40,7 @@ from wcodec.files.safetensors_header import (
     restored_header,
 )
 from wcodec.reference.container import Index
+from wcodec.reference.memory import Memory
 from wcodec.reference.planes import Words
 
 _PIECE_NBYTES: Final = 1 << 23  #: bytes that are copied at once
@@ -91,8 +92,8 @@ class HubFile:
 
     Parameters
     ----------
-    max_nbytes
-        Refuse a file whose tensors decode to more bytes than that.
+    max_nbytes, max_memory
+        As of `wcodec.Decoder`, for all streams together.
 
     Raises
     ------
@@ -102,16 +103,21 @@ class HubFile:
     """
 
     def __init__(
-        self, path: AnyPath, backend: Backend | None = None, max_nbytes: int | None = None
+        self,
+        path: AnyPath,
+        backend: Backend | None = None,
+        max_nbytes: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
         self.path, self._file = path, FileSource(path, is_checked=True)
         self.stored_nbytes = self._file.nbytes
-        self.decoder = Decoder(backend, max_nbytes)
+        self.decoder = Decoder(backend, None, max_memory)
+        self._memory = Memory(self.decoder.max_memory)
         with within(path):
             self._read(max_nbytes)
 
     def _read(self, max_nbytes: int | None) -> None:
-        header = read_hub_header(self._file)
+        header = read_hub_header(self._file, self._memory)
         if VERSION_KEY in header.metadata:
             parse_version(header.metadata[VERSION_KEY])
         self.tensors = {
@@ -119,11 +125,7 @@ class HubFile:
             for t in header.tensors
         }
         self.data_nbytes = sum(t.nbytes for t in self.tensors.values())
-        if max_nbytes is not None and self.data_nbytes > max_nbytes:
-            raise DecodeError(
-                "resource_limit",
-                f"the tensors have {self.data_nbytes} bytes; the caller allows {max_nbytes}",
-            )
+        check_nbytes(self.data_nbytes, max_nbytes)
         if VERSION_KEY not in header.metadata and not any(t.index for t in self.tensors.values()):
             raise DecodeError(
                 "bad_magic",
@@ -137,7 +139,7 @@ class HubFile:
 
     def _index(self, t: SourceTensor) -> Index:
         with within(tensor=t.name, offset=t.start):
-            index = self.decoder.read_index(self._source(t))
+            index = self.decoder.read_index(self._source(t), self._memory)
             if len(index.tensors) != 1 or index.tensors[0].name:
                 raise DecodeError("bad_value", "the stream does not hold one tensor without a name")
             if not index.tensors[0].dtype.safetensors:
@@ -282,14 +284,15 @@ def decode_hub_file(
     max_nbytes: int | None = None,
     *,
     overwrite: bool = False,
+    max_memory: int | None = None,
 ) -> tuple[int, int]:
     """Restore the safetensors file that `encode_hub_file` read; from one that holds no original
     header, make one with all tensors decoded.
 
     Parameters
     ----------
-    max_nbytes
-        Refuse files whose tensors decode to more bytes than that.
+    max_nbytes, max_memory
+        As of `HubFile`.
     overwrite
         Whether a target that is there may be replaced, if it is not the source.
 
@@ -304,7 +307,7 @@ def decode_hub_file(
     EncodeError
         ``output_exists``; ``bad_option``: the target is the source.
     """
-    f = HubFile(source, backend, max_nbytes)
+    f = HubFile(source, backend, max_nbytes, max_memory)
     check_output(target, overwrite, [source])
     check_room(target, f.nbytes)
     with (
@@ -323,11 +326,12 @@ def verify_hub_file(
     backend: Backend | None = None,
     progress: Progress = ignore_progress,
     max_nbytes: int | None = None,
+    max_memory: int | None = None,
 ) -> tuple[int, int]:
     """Decode all of a file in hub form and check every checksum, keeping nothing. Returns and
     raises as `decode_hub_file`.
     """
-    f = HubFile(source, backend, max_nbytes)
+    f = HubFile(source, backend, max_nbytes, max_memory)
     for piece in f.restored():
         progress(len(piece))
     return f.stored_nbytes, f.nbytes

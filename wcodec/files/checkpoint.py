@@ -95,14 +95,15 @@ def decode_file(
     base: AnyPath | None = None,
     *,
     overwrite: bool = False,
+    max_memory: int | None = None,
 ) -> tuple[int, int]:
     """Restore the file that `encode_file` read;
     from one that `save_file` wrote, a safetensors file of its arrays.
 
     Parameters
     ----------
-    max_nbytes
-        Refuse files whose tensors decode to more bytes than that.
+    max_nbytes, max_memory
+        As of `open`.
     raw
         From a file that `save_file` wrote, the bytes of its tensors alone.
     base
@@ -122,7 +123,7 @@ def decode_file(
         ``output_exists``; ``bad_option``: the target is the source or the base.
     """
     check_output(target, overwrite, [source])
-    with File(source, backend, max_nbytes, base) as f:
+    with File(source, backend, max_nbytes, base, max_memory=max_memory) as f:
         inputs = [Path(source), *paths_of(f.base(progress) if f.needs_base else None)]
         check_room(target, f.index.data_nbytes)
         total = 0
@@ -161,6 +162,7 @@ def verify_file(
     progress: Progress = ignore_progress,
     max_nbytes: int | None = None,
     base: AnyPath | None = None,
+    max_memory: int | None = None,
 ) -> tuple[int, int]:
     """Decode all of a file and check every checksum, keeping nothing.
 
@@ -172,7 +174,7 @@ def verify_file(
     ------
     DecodeError
     """
-    with File(source, backend, max_nbytes, base) as f:
+    with File(source, backend, max_nbytes, base, max_memory=max_memory) as f:
         if f.needs_base:
             f.base(progress)
         total = 0

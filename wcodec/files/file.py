@@ -38,7 +38,12 @@ _OF_CONTENT: Final = {"bad_checksum", "bad_stream", "bad_patch", "unsupported_co
 
 
 def open(
-    file: AnyPath | BinaryIO | Buffer, backend: Backend | None = None, base: AnyPath | None = None
+    file: AnyPath | BinaryIO | Buffer,
+    backend: Backend | None = None,
+    base: AnyPath | None = None,
+    *,
+    max_nbytes: int | None = None,
+    max_memory: int | None = None,
 ) -> File:
     """Open a ``.wcodec`` file for reading; only the index is read now.
 
@@ -52,6 +57,8 @@ def open(
         The ``.wcodec`` or safetensors file that the file holds differences from, if it does;
         ``None`` for the one beside it that is called as the base was. It is opened when a tensor
         needs it.
+    max_nbytes, max_memory
+        As of `wcodec.Decoder`; `max_memory` is also that of the base.
 
     Raises
     ------
@@ -62,7 +69,7 @@ def open(
     >>> with wcodec.open("model.wcodec") as f:
     ...     rows = f.get_slice("embed.weight")[:64]
     """
-    return File(file, backend, base=base)
+    return File(file, backend, max_nbytes, base, max_memory=max_memory)
 
 
 class File:
@@ -70,8 +77,8 @@ class File:
 
     Parameters
     ----------
-    max_nbytes
-        Refuse a file whose tensors have more bytes than that.
+    max_nbytes, max_memory
+        As of `open`.
     depth
         How many files have this one as their base, or as its base, and so on.
     """
@@ -83,13 +90,14 @@ class File:
         max_nbytes: int | None = None,
         base: AnyPath | None = None,
         depth: int = 0,
+        max_memory: int | None = None,
     ) -> None:
         self.path = Path(file) if isinstance(file, str | os.PathLike) else None
         self._base_path, self._lock, self._depth = base, Lock(), depth
         self._base: OpenBase | None = None
         self._closed = False
         self.source = source_of(file)
-        self.decoder = Decoder(backend, max_nbytes)
+        self.decoder = Decoder(backend, max_nbytes, max_memory)
         #: for who pickles it: the working directory may be another one then
         self._where = None if self.path is None else os.path.abspath(self.path)
         self._has_backend = backend is not None
@@ -136,7 +144,8 @@ class File:
         kind, backend = type(self.decoder.backend), None
         if self._has_backend:
             backend = f"{kind.__module__}:{kind.__qualname__}", self.decoder.backend.threads
-        how = self._where, backend, self.decoder.max_nbytes, self._base_path, self._depth
+        limits = self.decoder.max_nbytes, self.decoder.max_memory
+        how = self._where, backend, limits[0], self._base_path, self._depth, limits[1]
         return _opened_again, (*how, self._identity())
 
     def _identity(self) -> tuple[Any, ...]:
@@ -419,7 +428,11 @@ def _opened_again(path: str, backend: tuple[str, int | None] | None, *how: Any) 
 
 
 def open_base(
-    path: AnyPath, backend: Backend, progress: Progress = ignore_progress, depth: int = 1
+    path: AnyPath,
+    backend: Backend,
+    progress: Progress = ignore_progress,
+    depth: int = 1,
+    max_memory: int | None = None,
 ) -> OpenBase:
     """Open a checkpoint that others are coded as differences from.
 
@@ -432,7 +445,7 @@ def open_base(
     with within(base=path):
         source = FileSource(path, is_checked=True)
         if source.read(0, min(len(MAGIC), source.nbytes)).tobytes() == MAGIC:
-            return File(path, backend, depth=depth)
+            return File(path, backend, depth=depth, max_memory=max_memory)
         try:
             return SafetensorsBase(Path(path), source, backend, progress)
         except EncodeError as e:
@@ -443,13 +456,16 @@ def open_base(
 
 @contextlib.contextmanager
 def base_for(
-    path: AnyPath | None, backend: Backend, progress: Progress = ignore_progress
+    path: AnyPath | None,
+    backend: Backend,
+    progress: Progress = ignore_progress,
+    max_memory: int | None = None,
 ) -> Iterator[OpenBase | None]:
     """The base of a file that is about to be written."""
     if path is None:
         yield None
         return
-    base = open_base(path, backend, progress)
+    base = open_base(path, backend, progress, max_memory=max_memory)
     try:
         yield base
     finally:

@@ -11,12 +11,18 @@ from wcodec.files.atomic import AnyPath
 from wcodec.files.file import open
 
 
-def load_file(path: AnyPath, base: AnyPath | None = None) -> dict[str, NDArray[Any]]:
+def load_file(
+    path: AnyPath,
+    base: AnyPath | None = None,
+    *,
+    max_nbytes: int | None = None,
+    max_memory: int | None = None,
+) -> dict[str, NDArray[Any]]:
     """All arrays of a ``.wcodec`` file by name, in the file's order.
 
     Parameters
     ----------
-    base
+    base, max_nbytes, max_memory
         See `open`.
 
     Raises
@@ -24,7 +30,7 @@ def load_file(path: AnyPath, base: AnyPath | None = None) -> dict[str, NDArray[A
     DecodeError
     """
     arrays = dict[str, NDArray[Any]]()
-    with open(path, base=base) as f:
+    with open(path, base=base, max_nbytes=max_nbytes, max_memory=max_memory) as f:
         for batch in in_batches(f.index.tensors):
             names = [t.name for t in batch]
             if len(batch) == 1:

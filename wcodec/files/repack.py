@@ -29,6 +29,8 @@ def repack_file(
     base: AnyPath | None = None,
     *,
     overwrite: bool = False,
+    max_nbytes: int | None = None,
+    max_memory: int | None = None,
 ) -> tuple[int, int]:
     """Encode the tensors of a ``.wcodec`` file anew: names, order, metadata, what is restored and
     its base stay as they are.
@@ -41,6 +43,8 @@ def repack_file(
         As of `wcodec.open`, if the file holds differences from one.
     overwrite
         Whether a target that is there may be replaced, if it is neither the source nor the base.
+    max_nbytes, max_memory
+        As of `wcodec.open`.
 
     Returns
     -------
@@ -54,11 +58,11 @@ def repack_file(
         ``output_exists``; ``bad_option``: the target is the source or the base.
     """
     check_output(target, overwrite, [source])
-    with File(source, backend, base=base) as f:
+    with File(source, backend, max_nbytes, base, max_memory=max_memory) as f:
         encoder, index = Encoder(options, f.decoder.backend), f.index
         other_path = _base_path(f, base) if f.needs_base else None
         with (
-            base_for(other_path, encoder.backend) as other,
+            base_for(other_path, encoder.backend, max_memory=max_memory) as other,
             atomic_output(
                 target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
             ) as stream,

@@ -21,6 +21,22 @@ _SEGMENT_NBYTES: Final = 48
 _PLANE_NBYTES: Final = 48  #: of a segment
 
 
+_UNITS: Final = {"K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def nbytes_of(text: str) -> int:
+    """A number of bytes from 1, as people type it: ``4294967296``, ``4096M`` or ``4G``.
+
+    Raises
+    ------
+    ValueError
+    """
+    number = text.rstrip("KMGT")
+    if len(text) - len(number) > 1 or not number.isdecimal() or not int(number):
+        raise ValueError(f"{text!r} is not a number of bytes from 1, such as 4096M or 4G")
+    return int(number) << _UNITS.get(text[len(number) :], 0)
+
+
 class Memory:
     """What reading a file takes, against what the caller allows.
 

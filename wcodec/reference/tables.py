@@ -212,7 +212,9 @@ class TablePool:
     @property
     def map_kinds(self) -> NDArray[np.int64]:
         """The kind of each context map."""
-        return np.array([m.kind for m in self.maps], np.int64) if self._kinds is None else self._kinds
+        if self._kinds is not None:
+            return self._kinds
+        return np.array([m.kind for m in self.maps], np.int64)
 
     def __len__(self) -> int:
         return len(self.tables)

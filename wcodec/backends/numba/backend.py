@@ -87,6 +87,10 @@ class NumbaBackend(Backend):
         self._threads.close()
         self._loans = Loans()
 
+    def decoding_nbytes(self, segment: int, piece: int, word_nbytes: int) -> int:
+        at_once = min(self._threads.n, -(-piece // segment))  # segments
+        return at_once * (segment * (16 + 2 * word_nbytes) + (1 << 20))
+
     # ---- kernels
     def histogram(
         self,

@@ -59,6 +59,9 @@ def load_file(
     device: Device = "cpu",
     base: AnyPath | None = None,
     names: Sequence[str] | None = None,
+    *,
+    max_nbytes: int | None = None,
+    max_memory: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Tensors of a ``.wcodec`` file by name, in the file's order; each in memory of its own.
 
@@ -76,6 +79,8 @@ def load_file(
         The file that this one holds differences from, if it does; see `wcodec.open`.
     names
         Those wanted, in this order; ``None`` for all.
+    max_nbytes, max_memory
+        As of `wcodec.open`: limits of what the file may take.
 
     Raises
     ------
@@ -87,7 +92,8 @@ def load_file(
     KeyError
         The file has no tensor of a name.
     """
-    with Reader(path, device, base) as reader:
+    limits = {"max_nbytes": max_nbytes, "max_memory": max_memory}
+    with Reader(path, device, base, **limits) as reader:
         return reader.tensors(names)
 
 
@@ -97,7 +103,7 @@ class safe_open:  # noqa: N801 (its name in safetensors)
 
     Parameters
     ----------
-    filename, device, base
+    filename, device, base, max_nbytes, max_memory
         As of `load_file`.
     framework
         ``"pt"``; `wcodec.open` gives NumPy arrays.
@@ -121,13 +127,17 @@ class safe_open:  # noqa: N801 (its name in safetensors)
         framework: str = "pt",
         device: Device = "cpu",
         base: AnyPath | None = None,
+        *,
+        max_nbytes: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
         if framework not in ("pt", "torch", "pytorch"):
             raise ValueError(
                 f"framework {framework!r}: wcodec.torch gives tensors of PyTorch ('pt'); "
                 "wcodec.open gives NumPy arrays"
             )
-        self._reader = Reader(filename, device, base)
+        limits = {"max_nbytes": max_nbytes, "max_memory": max_memory}
+        self._reader = Reader(filename, device, base, **limits)
 
     def __enter__(self) -> safe_open:
         return self

@@ -71,7 +71,7 @@ class Reader:
         A path, or a seekable binary file object, whose tensors are decoded on the host.
     device
         Where tensors go.
-    base
+    base, max_nbytes, max_memory
         As of `wcodec.open`.
 
     Attributes
@@ -87,14 +87,20 @@ class Reader:
     """
 
     def __init__(
-        self, path: AnyPath | BinaryIO, device: Device = "cpu", base: AnyPath | None = None
+        self,
+        path: AnyPath | BinaryIO,
+        device: Device = "cpu",
+        base: AnyPath | None = None,
+        *,
+        max_nbytes: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
         self.path = path if isinstance(path, str | os.PathLike) else None
         self.name = "" if self.path is None else os.path.basename(self.path)
         self.device, self._base = torch.device(device), base
         self.decodes_itself = decodes_itself(self.device) and self.path is not None
         with within(self.name or None), _explained(self.path):
-            self.file = File(path, base=base)
+            self.file = File(path, None, max_nbytes, base, max_memory=max_memory)
 
     def __enter__(self) -> Reader:
         return self

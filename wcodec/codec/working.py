@@ -1,0 +1,52 @@
+"""How much memory decoding takes beside the index and what is decoded, before it is taken."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from wcodec.backends import Backend
+from wcodec.codec.batches import MOST_NBYTES
+from wcodec.codec.pipelining import CHUNK_BUFFERS
+from wcodec.reference.container import Index
+from wcodec.reference.records import TensorRecord
+from wcodec.reference.tables import MAX_PROB_BITS
+
+PIECE_NBYTES: Final = 1 << 25  #: words of an array that are decoded at once
+STREAM_NBYTES: Final = 1 << 23  #: words that are decoded at once on their way to a file
+_LUT_NBYTES: Final = 4 << MAX_PROB_BITS  #: what decodes by a table
+
+
+def working_nbytes(index: Index, backend: Backend) -> int:
+    """Bytes that decoding the tensors of a file, one after another, takes at most.
+
+    Not counted are the index (`wcodec.reference.memory.Memory`), arrays that are given to the
+    caller, and what backends keep from call to call whatever they decode.
+    """
+    small = min(index.data_nbytes, MOST_NBYTES)
+    most = max((_of_tensor(t, backend) for t in index.tensors), default=0)
+    return max(most, 4 * small) + len(index.tables) * _LUT_NBYTES
+
+
+def _of_tensor(t: TensorRecord, backend: Backend) -> int:
+    """Buffers for chunks of words and for the records that they come from, what the backend needs,
+    and of a difference the words of the base.
+    """
+    g, size = t.geometry, t.dtype.word_nbytes
+    if not t.nbytes:
+        return 0
+    height, width = min(g.segment_rows, g.rows), min(g.segment_cols, g.cols)
+    segment = height * width
+    band = segment if height == 1 else height * g.cols  # words that are decoded at once at least
+    piece, stream = (min(t.nbytes, max(n, band * size)) for n in (PIECE_NBYTES, STREAM_NBYTES))
+    n_segments = -(-piece // (segment * size))
+    records = min(t.payload_nbytes, n_segments * _record_nbytes(segment, t.coded_dtype.n_planes))
+    n_buffers = CHUNK_BUFFERS + backend.at_once
+    working = backend.decoding_nbytes(segment, piece // size, size)
+    return n_buffers * stream + 2 * records + working + (3 * piece if t.difference else 0)
+
+
+def _record_nbytes(n_words: int, n_planes: int) -> int:
+    """The most bytes that the record of a segment has (chapter 10): streams, modes, classes,
+    patches.
+    """
+    return n_planes * (3 * n_words + 512) + 6 * n_words + 256
