@@ -32,7 +32,7 @@ HEADER_KEY: Final = "wcodec_header"  #: the JSON text of the original's header, 
 CRC_KEY: Final = "wcodec_crc32"
 KEYS: Final = (VERSION_KEY, CRC_KEY, HEADER_KEY)
 VERSION_TEXT: Final = f"{VERSION[0]}.{VERSION[1]}"
-A_HEADER_BYTE: Final = 32  #: bytes of memory, at most, that the objects of a byte of JSON take
+A_HEADER_BYTE: Final = 48  #: bytes of memory, at most, that the objects of a byte of JSON take
 LEAST_NBYTES: Final = 4096  #: smaller tensors are stored as they are
 
 

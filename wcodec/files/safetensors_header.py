@@ -6,7 +6,6 @@ Source: https://github.com/huggingface/safetensors, section "Format".
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -215,6 +214,18 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
+def _n_elements(shape: list[int]) -> int:
+    """Product of all dimensions; of one above 2^63 the first part that is: a stranger's may be of
+    thousands of them, and numbers that large take long.
+    """
+    n = 0 if 0 in shape else 1
+    for size in shape:
+        n *= size
+        if n >= 1 << 63:
+            break
+    return n
+
+
 def _read_entry(name: str, entry: Any, first: int) -> SourceTensor:
     try:
         dtype_name, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -233,7 +244,7 @@ def _read_entry(name: str, entry: Any, first: int) -> SourceTensor:
         return SourceTensor(
             name, OPAQUE, (stop - start,), dtype_name, first + start, first + stop, tuple(shape)
         )
-    if math.prod(shape) * dtype.nbytes != stop - start:
+    if _n_elements(shape) * dtype.nbytes != stop - start:
         raise _bad(f"{stop - start} bytes for a {dtype_name} tensor of shape {shape}", name)
     return SourceTensor(name, dtype, tuple(shape), "", first + start, first + stop, tuple(shape))
 
