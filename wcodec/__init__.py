@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from wcodec.codec import decode, encode
     from wcodec.codec.decoder import Decoder
     from wcodec.codec.encoder import Encoder
+    from wcodec.directories.content import content_sha256
     from wcodec.directories.encoding import encode_safetensors_to_wcodec
     from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
     from wcodec.files.file import File, open
@@ -38,6 +39,7 @@ __all__ = [
     "File",
     "WcodecError",
     "available_backends",
+    "content_sha256",
     "decode",
     "encode",
     "encode_safetensors_to_wcodec",
@@ -56,6 +58,7 @@ _NAMES: Final[dict[str, str]] = {
     "codec": "decode encode",
     "codec.decoder": "Decoder",
     "codec.encoder": "Encoder",
+    "directories.content": "content_sha256",
     "directories.encoding": "encode_safetensors_to_wcodec",
     "errors": "BackendUnavailable DecodeError EncodeError WcodecError",
     "files.file": "File open",

@@ -300,6 +300,21 @@ def _add_verify(s: argparse.ArgumentParser) -> None:
     _add_limits(s)
 
 
+def _add_hash(s: argparse.ArgumentParser) -> None:
+    text = (
+        "a .wcodec file, a safetensors file, in hub form or plain, or a directory of them; there is"
+        " a line for each file"
+    )
+    s.add_argument("inputs", metavar="IN", nargs="*", type=path_argument, help=text)
+    text = "instead of IN: compare the files that such lines name; exit status 1 if one differs"
+    s.add_argument("--check", metavar="FILE", type=path_argument, help=text)
+    _add_base(s)
+    text = "with --check: print nothing of files that hold what they should"
+    s.add_argument("-q", "--quiet", action="store_true", help=text)
+    s.add_argument("--json", action="store_true", help="print JSON: an object for each file")
+    _add_limits(s)
+
+
 def _add_bench(s: argparse.ArgumentParser) -> None:
     text = "the file whose tensors are measured; it is only read"
     s.add_argument("input", metavar="FILE.safetensors", type=path_argument, help=text)
@@ -333,6 +348,11 @@ SUBCOMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None
         "decode all of files or directories, check every checksum, write nothing",
     ),
     "info": ("inspect", _add_info, "show what files or directories hold and how it is coded"),
+    "hash": (
+        "hash",
+        _add_hash,
+        "print a SHA-256 of what files hold, the same however they are encoded, or check it",
+    ),
     "backends": (
         "inspect",
         _add_json,

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from wcodec.backends import Backend
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.directories.hub_header import InputKind, is_hub, kind_of
+from wcodec.codec.sources import FileSource
+from wcodec.directories.hub_header import is_coded, is_hub
 from wcodec.directories.hub_reading import HubFile
-from wcodec.errors import within
-from wcodec.files.atomic import AnyPath, map_file
+from wcodec.errors import EncodeError, within
+from wcodec.files.atomic import AnyPath
 from wcodec.files.content import content_of, content_of_coded
 from wcodec.files.file import File
 from wcodec.files.safetensors_header import read_safetensors_header
@@ -27,8 +28,8 @@ def content_sha256(
     max_nbytes: int | None = None,
     max_memory: int | None = None,
 ) -> str:
-    """The content SHA-256 of a checkpoint: of the names, dtypes, shapes and bytes of its tensors and
-    of its metadata. It does not depend on how these are stored: it is the same of a safetensors
+    """The content SHA-256 of a checkpoint: of the names, dtypes, shapes and bytes of its tensors
+    and of its metadata. It does not depend on how these are stored: it is the same of a safetensors
     file, of a ``.wcodec`` file or one in hub form that was made from it with whatever options, and
     of one that `save_file` wrote of the same tensors and metadata.
 
@@ -56,29 +57,29 @@ def content_sha256(
 
     See also
     --------
-    spec/wcodec.md, chapter 20
+    spec/wcodec.md, 11.1
 
     Examples
     --------
     >>> wcodec.content_sha256("model.wcodec") == wcodec.content_sha256("model.safetensors")
     True
     """
-    if kind_of(path) is not InputKind.SAFETENSORS:
+    if is_coded(path):
         with File(path, backend, max_nbytes, base, max_memory=max_memory) as f:
             if f.needs_base:
                 f.base(progress)
             return content_of_coded(f, progress).hex()
-    if is_hub(path):
-        pieces = HubFile(path, backend, max_nbytes, max_memory).restored()
-    else:
-        pieces = _plain_pieces(path)
     with within(path):
+        if is_hub(path):
+            pieces = HubFile(path, backend, max_nbytes, max_memory).restored()
+        else:
+            pieces = _plain_pieces(path)
         return content_of(pieces, progress)[1].hex()
 
 
 def _plain_pieces(path: AnyPath) -> Iterator[Any]:
-    view = memoryview(map_file(path))
-    header = read_safetensors_header(view)
+    source = FileSource(path, EncodeError, is_checked=True)
+    header = read_safetensors_header(source)
     yield header.raw
-    for at in range(len(header.raw), len(view), _PIECE_NBYTES):
-        yield view[at : at + _PIECE_NBYTES]
+    for at in range(len(header.raw), source.nbytes, _PIECE_NBYTES):
+        yield source.read(at, min(_PIECE_NBYTES, source.nbytes - at)).data

@@ -1,4 +1,4 @@
-"""The content SHA-256 of a checkpoint: what it holds, however it is stored. Spec: chapter 20."""
+"""The content SHA-256 of a checkpoint: what it holds, however it is stored. Spec: 11.1."""
 
 from __future__ import annotations
 
