@@ -17,6 +17,7 @@ import zlib
 from types import SimpleNamespace as Fields  # named values, as of a file or a tensor
 
 MOST_NBYTES = 1 << 32  # of decoded tensors: all of them are held in memory
+MOST_INDEX_NBYTES = 1 << 28  # of index records
 NO_BASE = Fields(names={})
 
 
@@ -144,6 +145,7 @@ def read_footer(data: bytes) -> Fields:
     is_small = foot.index_raw_nbytes <= 64 * foot.index_nbytes
     is_same = foot.index_raw_nbytes == foot.index_nbytes
     require(is_small if foot.index_coding else is_same, "bad_range", "R4.14")
+    require(foot.index_raw_nbytes <= MOST_INDEX_NBYTES, "resource_limit", "chapter 16")
     return foot
 
 

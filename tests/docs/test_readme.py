@@ -32,7 +32,7 @@ from wcodec.errors import DECODE_CODES, ENCODE_CODES
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS]
-ALL = [*PAGES, ROOT / "CONTRIBUTING.md"]
+ALL = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 NOT_RUN = {"needs a GPU"}
 
 

@@ -309,7 +309,7 @@ def stated_tensors(index: Index) -> dict[str, Stated]:
     found = dict[str, Stated]()
     for t in header.tensors:
         if t.dtype is OPAQUE and opaque.get(t.name) == t.nbytes:
-            n, dtype = math.prod(t.stated_shape), t.stated_dtype
+            n, dtype = _n_elements(list(t.stated_shape)), t.stated_dtype
             bits = _BITS.get(dtype) or (8 * t.nbytes // n if n else 0)
             is_right = n * bits == 8 * t.nbytes
             found[t.name] = Stated(dtype, t.stated_shape, bits if is_right else 0)
