@@ -5,6 +5,7 @@ Spec: R12.5, R12.6.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,13 +19,14 @@ from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.codec.sources import FileSource, FileWords
 from wcodec.errors import DecodeError, within
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
-from wcodec.reference.container import ByteSource
+from wcodec.reference.container import Base, ByteSource
 from wcodec.reference.differences import BaseCheckpoint, BaseTensor, content_hash
 from wcodec.reference.planes import DType, Words
 from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import Geometry
 
+MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
 BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that are read, or decoded as another matrix, at once
 
 
@@ -199,14 +201,17 @@ class CodedBaseTensor(BaseTensor):
         return np.concatenate([p.reshape(-1) for p in parts])
 
 
-def hinted_base(path: Path | None, name: str, depth: int) -> Path:
-    """The file that is called as the base was, beside the one that needs it. The name is a
-    stranger's: no path.
+def base_path(
+    path: Path | None, wanted: Base | None, given: str | os.PathLike[str] | None, depth: int
+) -> Path:
+    """Where the base of a file is: as given, or called as it was, beside the file.
 
     Parameters
     ----------
     path
         The file that needs it, if it has one.
+    wanted
+        What the file says of its base. The name is a stranger's: no path.
     depth
         How many files have that one as their base, or as its base, and so on.
 
@@ -215,6 +220,15 @@ def hinted_base(path: Path | None, name: str, depth: int) -> Path:
     DecodeError
         ``bad_base``: there is none.
     """
+    if wanted is None:
+        raise DecodeError("bad_base", "the file has no base")
+    if depth >= MAX_BASES:
+        raise DecodeError(
+            "bad_base", f"more than {MAX_BASES} checkpoints, each a difference from the next"
+        )
+    if given is not None:
+        return Path(given)
+    name = wanted.name
     if path is not None and Path(name).name == name and not set("/\\\0") & set(name):
         with contextlib.suppress(OSError):  # such as of a name that is too long
             if (found := path.parent / name).is_file() and not found.samefile(path):
@@ -227,6 +241,24 @@ def hinted_base(path: Path | None, name: str, depth: int) -> Path:
     raise DecodeError(
         "bad_base", f"the file holds differences from {name!r}, which is not beside it: {to_do}"
     )
+
+
+def check_is_base(base: OpenBase, wanted: Base | None, path: Path) -> None:
+    """Whether a checkpoint is the one that a file holds differences from.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_base``
+    """
+    found = base.content_hash()
+    if wanted is None or found != wanted.sha256:
+        name, want = ("", b"") if wanted is None else (wanted.name, wanted.sha256)
+        raise DecodeError(
+            "bad_base",
+            f"{path} has the content hash {found.hex()[:16]}; the file holds differences from "
+            f"{name!r} with {want.hex()[:16]}: name that one (--base)",
+        )
 
 
 def paths_of(base: OpenBase | None) -> list[Path]:

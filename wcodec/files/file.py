@@ -19,7 +19,14 @@ from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.codec.sources import ClosedSource, FileSource, source_of
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath
-from wcodec.files.bases import CodedBaseTensor, OpenBase, SafetensorsBase, hinted_base, paths_of
+from wcodec.files.bases import (
+    CodedBaseTensor,
+    OpenBase,
+    SafetensorsBase,
+    base_path,
+    check_is_base,
+    paths_of,
+)
 from wcodec.files.extract import extract
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.files.safetensors_header import entry_of, restored_header, stated_tensors
@@ -32,7 +39,6 @@ from wcodec.reference.records import TensorRecord
 from wcodec.reference.tiles import Geometry
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
-MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
 #: what is wrong with a file, or with one that was written to while it was read
 _OF_CONTENT: Final = {"bad_checksum", "bad_stream", "bad_patch", "unsupported_coder"}
 
@@ -322,29 +328,14 @@ class File:
             return self._base
 
     def _open_base(self, progress: Progress) -> OpenBase:
-        wanted = self.index.base
-        if wanted is None:
-            raise DecodeError("bad_base", "the file has no base")
-        if self._depth >= MAX_BASES:
-            raise DecodeError(
-                "bad_base", f"more than {MAX_BASES} checkpoints, each a difference from the next"
-            )
-        path = (
-            hinted_base(self.path, wanted.name, self._depth)
-            if self._base_path is None
-            else Path(self._base_path)
-        )
-        base = open_base(path, self.decoder.backend, progress, self._depth + 1)
-        found = base.content_hash()
-        if found != wanted.sha256:
+        path = base_path(self.path, self.index.base, self._base_path, self._depth)
+        limit = self.decoder.max_memory
+        base = open_base(path, self.decoder.backend, progress, self._depth + 1, limit)
+        try:
+            check_is_base(base, self.index.base, path)
+        except BaseException:
             base.close()
-            wants = (
-                f"the file holds differences from {wanted.name!r} with {wanted.sha256.hex()[:16]}"
-            )
-            raise DecodeError(
-                "bad_base",
-                f"{path} has the content hash {found.hex()[:16]}; {wants}: name that one (--base)",
-            )
+            raise
         return base
 
     def base_paths(self) -> list[Path]:
