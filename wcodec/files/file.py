@@ -20,6 +20,7 @@ from wcodec.codec.sources import ClosedSource, FileSource, source_of
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath
 from wcodec.files.bases import (
+    MAX_BASES,
     CodedBaseTensor,
     OpenBase,
     SafetensorsBase,
@@ -28,7 +29,7 @@ from wcodec.files.bases import (
     paths_of,
 )
 from wcodec.files.extract import extract
-from wcodec.files.kinds import HEAD_NBYTES, described
+from wcodec.files.kinds import named_for_what_it_is
 from wcodec.files.safetensors_header import entry_of, restored_header, stated_tensors
 from wcodec.files.slices import Slice, slice_of
 from wcodec.processes import Lock
@@ -37,6 +38,8 @@ from wcodec.reference.differences import BaseTensor, Difference, content_hash
 from wcodec.reference.planes import Bytes, DType, Words
 from wcodec.reference.records import TensorRecord
 from wcodec.reference.tiles import Geometry
+
+__all__ = ["MAX_BASES", "Buffer", "File", "base_for", "open", "open_base", "paths_of"]
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 #: what is wrong with a file, or with one that was written to while it was read
@@ -107,8 +110,8 @@ class File:
         #: for who pickles it: the working directory may be another one then
         self._where = None if self.path is None else os.path.abspath(self.path)
         self._has_backend = backend is not None
-        with self.guarded():
-            self.index: Index = self._read_index()
+        with self.guarded(), named_for_what_it_is(self.source):
+            self.index: Index = self.decoder.read_index(self.source)
         #: of tensors that the format has no dtype for: what the header says that the file keeps
         self.stated = stated_tensors(self.index)
         self._by_name = {t.name: t for t in self.index.tensors}
@@ -119,19 +122,6 @@ class File:
                 if t.duplicate_of is None
                 else self._originals[self.index.tensors[t.duplicate_of].name]
             )
-
-    def _read_index(self) -> Index:
-        """The index; of what is no ``.wcodec`` file, the error says what it is."""
-        try:
-            return self.decoder.read_index(self.source)
-        except DecodeError as e:
-            head = bytes(self.source.read(0, min(HEAD_NBYTES, self.source.nbytes)))
-            what = None if head.startswith(MAGIC) else described(head)
-            if what is None or e.code not in ("bad_magic", "truncated"):
-                raise
-            raise DecodeError(
-                e.code, f"this is no .wcodec file but {what}", offset=e.offset
-            ) from None
 
     def __repr__(self) -> str:
         name = "" if self.path is None else f" {str(self.path)!r}"

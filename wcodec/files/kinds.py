@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-from wcodec.reference.container import MAGIC
+from wcodec.errors import DecodeError
+from wcodec.reference.container import MAGIC, ByteSource
 
 HEAD_NBYTES: Final = 256  #: so many first bytes tell
 
@@ -82,3 +85,16 @@ def described(head: bytes) -> str | None:
         if re.match(pattern, head, re.DOTALL):
             return f"{what}: {to_do}"
     return None
+
+
+@contextmanager
+def named_for_what_it_is(source: ByteSource) -> Iterator[None]:
+    """Of a file that is no ``.wcodec`` file, errors say what it is."""
+    try:
+        yield
+    except DecodeError as e:
+        head = source.read(0, min(HEAD_NBYTES, source.nbytes)).tobytes()
+        what = None if head.startswith(MAGIC) else described(head)
+        if what is None or e.code not in ("bad_magic", "truncated"):
+            raise
+        raise DecodeError(e.code, f"this is no .wcodec file but {what}", offset=e.offset) from None
