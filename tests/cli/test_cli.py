@@ -706,7 +706,7 @@ def test_a_directory_that_cannot_be_written(folder: Path) -> None:
 
 def test_a_disk_that_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call("encode", "model.safetensors", "-o", "coded", "-q")
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=1, free=1))
     status, _, err = call("decode", "coded", "-o", "out")
     assert status == 1
     assert_one_line_of_error(err, "resource_limit: ")

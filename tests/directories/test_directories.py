@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -470,14 +471,14 @@ def test_a_damaged_state_does_all_again(tmp_path: Path, model: Path, state: byte
 def test_what_a_killed_run_left_is_removed(tmp_path: Path, model: Path) -> None:
     interrupted(tmp_path)
     ours = [
-        f".{STATE}.0123abcd.tmp",
-        ".model-00001-of-00002.wcodec.00000000.tmp",
-        "lora/.adapter_model.wcodec.ffffffff.tmp",
+        f".{STATE}.0123abcd.wcodec-tmp",
+        ".model-00001-of-00002.wcodec.00000000.wcodec-tmp",
+        "lora/.adapter_model.wcodec.ffffffff.wcodec-tmp",
     ]
     others = [
-        ".model-00001-of-00002.wcodec.tmp",
-        ".other.wcodec.00000000.tmp",
-        "lora/.model-00001-of-00002.wcodec.00000000.tmp",
+        ".model-00001-of-00002.wcodec.wcodec-tmp",
+        ".other.wcodec.00000000.wcodec-tmp",
+        "lora/.model-00001-of-00002.wcodec.00000000.wcodec-tmp",
     ]
     fill(tmp_path / "out", dict.fromkeys(ours, b"half"))
     assert plan_encode(model, tmp_path / "out").done
@@ -624,6 +625,13 @@ def test_a_link_in_the_target_is_replaced_not_followed(tmp_path: Path, model: Pa
     encode_directory(model, tmp_path / "out", overwrite=True)
     assert (tmp_path / "precious").read_bytes() == b"x"
     assert (tmp_path / "out" / "config.json").read_bytes() == CONFIG
+    # a link that leads to another file of the plan
+    due = tree(tmp_path / "out")
+    (first, second) = sorted(p.name for p in (tmp_path / "out").glob("model-*.wcodec"))
+    (tmp_path / "out" / first).unlink()
+    link(tmp_path / "out", first, second)
+    encode_directory(model, tmp_path / "out", overwrite=True)
+    assert tree(tmp_path / "out") == due
 
 
 # ---- damage --------------------------------------------------------------------------------------
@@ -783,7 +791,7 @@ def test_limits(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) ->
         with monkeypatch.context() as m:
             m.setattr(
                 "shutil.disk_usage",
-                lambda _: type("Usage", (), {"free": sizes(tmp_path, "model")[0] - 1}),
+                lambda _: SimpleNamespace(total=1 << 40, free=sizes(tmp_path, "model")[0] - 1),
             )
             with pytest.raises(DecodeError, match="resource_limit"):
                 decode_directory(coded, tmp_path / "x")

@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -499,7 +500,7 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         decode_hub_file(tmp_path / "hub", tmp_path / "out", max_nbytes=total - 1)
     decode_hub_file(tmp_path / "hub", tmp_path / "out", max_nbytes=total)
     (tmp_path / "out").unlink()
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": total}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=total, free=total))
     with pytest.raises(
         DecodeError,
         match=r"resource_limit: the tensors have .* bytes; the disk of .*out.* has room for",

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from inputs import BY_NAME, bits, make_array, safetensors_bytes
 from test_cli import call
 
 import wcodec
+from wcodec.backends import use_backend
 from wcodec.directories.decoding import decode_directory
 from wcodec.directories.encoding import encode_directory, encode_one
 from wcodec.directories.hub_reading import decode_hub_file
@@ -39,24 +40,25 @@ def plain(seed: int = 0) -> bytes:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory: two checkpoints, encoded ones in both forms,
     and directories of them.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WCODEC_BACKEND", "reference")
-    for i in (1, 2):
-        Path(f"m-{i}.safetensors").write_bytes(plain(i))
-        Path(f"model-{i}").mkdir()
-        Path(f"model-{i}/model.safetensors").write_bytes(plain(i))
-        Path(f"model-{i}/config.json").write_text(json.dumps({"model_type": f"model {i}"}))
-    Path("coded").mkdir()
-    for i in (1, 2):
-        encode_file(f"m-{i}.safetensors", f"coded/c-{i}.wcodec")
-    encode_hub_file("m-1.safetensors", "coded/hub.safetensors")
-    encode_directory("model-1", "model-1-wcodec")
-    encode_directory("model-1", "model-1-hub", "hub")
-    return tmp_path
+    with use_backend("reference"):  # what would be chosen now would stay so for later tests
+        for i in (1, 2):
+            Path(f"m-{i}.safetensors").write_bytes(plain(i))
+            Path(f"model-{i}").mkdir()
+            Path(f"model-{i}/model.safetensors").write_bytes(plain(i))
+            Path(f"model-{i}/config.json").write_text(json.dumps({"model_type": f"model {i}"}))
+        Path("coded").mkdir()
+        for i in (1, 2):
+            encode_file(f"m-{i}.safetensors", f"coded/c-{i}.wcodec")
+        encode_hub_file("m-1.safetensors", "coded/hub.safetensors")
+        encode_directory("model-1", "model-1-wcodec")
+        encode_directory("model-1", "model-1-hub", "hub")
+        yield tmp_path
 
 
 def all_bytes(root: Path = Path()) -> dict[str, bytes | str]:
@@ -190,7 +192,7 @@ def test_a_file_that_comes_to_be_in_the_meantime_stays(
         with atomic_output("out", overwrite=False) as f:
             f.write(b"ours")
     assert Path("out").read_bytes() == b"ours"
-    assert not [p for p in os.listdir() if p.endswith(".tmp")]
+    assert not [p for p in os.listdir() if p.endswith("-tmp")]
 
 
 # ---- directories ---------------------------------------------------------------------------------

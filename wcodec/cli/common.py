@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import io
 import json
 import os
@@ -161,16 +160,13 @@ class Outputs:
 
 
 def _check_inputs(args: argparse.Namespace) -> None:
-    """Refuse, before anything is done, an input that is not there.
-
-    Raises
-    ------
-    FileNotFoundError
-    """
+    """Refuse, before anything is done, an input that is not there. Raises `OSError`."""
     for path in args.inputs:
-        if not os.path.exists(path):
+        try:
+            os.stat(path)
+        except FileNotFoundError as e:
             hint = "; an output is named by -o" if len(args.inputs) > 1 else ""
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT) + hint, path)
+            raise FileNotFoundError(e.errno, str(e.strerror) + hint, path) from None
 
 
 def plan_outputs(args: argparse.Namespace, name_of: Callable[[str], str]) -> Outputs:

@@ -31,7 +31,7 @@ from wcodec.directories.hub_header import InputKind, is_coded, kind_of
 from wcodec.directories.hub_reading import HubFile, decode_hub_file
 from wcodec.directories.resumable import Report
 from wcodec.errors import DecodeError, EncodeError, within
-from wcodec.files.atomic import check_output
+from wcodec.files.atomic import sync_file
 from wcodec.files.checkpoint import decode_file, is_same_stream
 from wcodec.files.file import File, open_base
 from wcodec.files.plain import is_pipe
@@ -106,7 +106,7 @@ def _check_output(
     if not is_same_stream(one, other):
         with within(target):
             raise DecodeError("bad_value", f"it does not hold what {source!r} does, which stays")
-    _sync(target)
+    sync_file(target)
     now = os.stat(source)
     if not os.path.samestat(before, now) or before.st_mtime_ns != now.st_mtime_ns:
         raise EncodeError("bad_source", f"{source!r} has changed meanwhile, and stays")
@@ -137,7 +137,7 @@ def _convert(
         target, before = outputs.targets[source], os.stat(source)
         start = time.perf_counter()
         with in_directory(source):
-            report = work(source, _followed(args, target), backend)
+            report = work(source, target, backend)
         done = _Done(source, target, report.pop("line"), report, start)
         if not args.rm:
             return say_done(done)
@@ -169,22 +169,9 @@ def _convert(
         return max(status, each(removable, remove))
 
 
-def _followed(args: argparse.Namespace, target: str) -> str:
-    """Where to write: of a link to a file, what it points at is replaced, not the link."""
-    if not os.path.islink(target) or os.path.isdir(target):
-        return target
-    check_output(target, args.force)
-    return os.path.realpath(target)
-
-
-def _sync(path: str) -> None:
-    """Have a file, and its name, on the disk."""
-    for place in (path, os.path.dirname(path) or "."):
-        descriptor = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """How outputs are written."""
+    return {"overwrite": args.force, "fsync": args.fsync}
 
 
 def _plain(_: argparse.Namespace, path: str, __: Backend) -> Iterator[Any]:
@@ -241,12 +228,14 @@ def encode(args: argparse.Namespace) -> int:
         is_folder = kind_of(source) is InputKind.DIRECTORY
         form = {"form": args.form} if is_folder or args.form != "wcodec" else {}
         if is_folder:
-            plan = plan_encode(source, target, args.form, options, backend, args.base, args.force)
+            plan = plan_encode(
+                source, target, args.form, options, backend, args.base, args.force, args.fsync
+            )
             with progress_of(args, plan.nbytes) as progress:
                 return of_files(plan.run(progress), "encoded") | form
         with progress_of(args, os.stat(source).st_size + base_nbytes(args.base)) as progress:
             sizes = encode_one(
-                source, target, args.form, options, backend, progress, args.base, args.force
+                source, target, args.form, options, backend, progress, args.base, **_how(args)
             )
         return _of_sizes(*sizes, encoded=True) | form
 
@@ -268,7 +257,7 @@ def decode(args: argparse.Namespace) -> int:
         kind = kind_of(source)
         if kind is InputKind.DIRECTORY:
             plan = plan_decode(
-                source, target, backend, base=args.base, overwrite=args.force, **limits_of(args)
+                source, target, backend, base=args.base, **_how(args), **limits_of(args)
             )
             check_plan_room(plan)
             with progress_of(args, plan.nbytes) as progress:
@@ -276,11 +265,11 @@ def decode(args: argparse.Namespace) -> int:
         if kind is InputKind.SAFETENSORS:
             with progress_of(args, hub_nbytes(args, source, backend)) as progress:
                 sizes = decode_hub_file(
-                    source, target, backend, progress, overwrite=args.force, **limits_of(args)
+                    source, target, backend, progress, **_how(args), **limits_of(args)
                 )
         else:
             total = decoded_nbytes(args, source, backend) + base_nbytes(args.base)
-            more: dict[str, Any] = {"raw": args.raw, "base": args.base, "overwrite": args.force}
+            more: dict[str, Any] = {"raw": args.raw, "base": args.base, **_how(args)}
             with progress_of(args, total) as progress:
                 sizes = decode_file(source, target, backend, progress, **more, **limits_of(args))
         return _of_sizes(*sizes[::-1], encoded=False)
@@ -320,7 +309,7 @@ def repack(args: argparse.Namespace) -> int:
     options = options_of(args)
 
     def repack_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
-        more: dict[str, Any] = {"overwrite": args.force, **limits_of(args)}
+        more: dict[str, Any] = {**_how(args), **limits_of(args)}
         with progress_of(args, decoded_nbytes(args, source, backend)) as progress:
             nbytes, stored_nbytes = repack_file(
                 source, target, options, backend, progress, args.base, **more

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -151,9 +150,9 @@ def _explain(args: argparse.Namespace, source: str, backend: Backend) -> int:
         if args.plot:
             check_target(args, "the figure", args.plot, [Path(source), *f.base_paths()])
         with progress_of(args, f.index.data_nbytes) as progress:
-            report = {"file": source, **explain_file(f, progress)}
+            report = explain_file(f, progress)
     if args.plot:
-        plot(report, os.path.realpath(args.plot), args.force)
+        plot(report, args.plot, args.force)
     show(args, report, as_text(report))
     return DONE
 

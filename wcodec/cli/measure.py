@@ -39,7 +39,7 @@ def conformance(args: argparse.Namespace) -> int:
     for outcome in report.failed:
         print(f"FAILED {outcome}")
     if args.report:
-        with atomic_output(os.path.realpath(args.report), overwrite=args.force) as f:
+        with atomic_output(args.report, overwrite=args.force) as f:
             f.write((report.as_json() + "\n").encode())
     about = ", ".join(f"{k} {v}" for k, v in report.info.items())
     print(

@@ -212,6 +212,8 @@ def _add_outputs(s: argparse.ArgumentParser, default: str) -> None:
     )
     text = "replace outputs that exist; in a directory, files of the same names, all else stays"
     s.add_argument("-f", "--force", action="store_true", help=text)
+    text = "do not wait until outputs are on the disk: quicker, and lost if the power fails"
+    s.add_argument("--no-fsync", dest="fsync", action="store_false", help=text)
     s.add_argument(
         "--rm",
         action="store_true",

@@ -6,6 +6,7 @@ not end the process, and unlike a position, threads and forked processes do not 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -57,11 +58,19 @@ class Identity(NamedTuple):
 class Descriptor:
     """A file descriptor that is open as long as someone reads from it."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, name: str) -> None:
+        self.number, self._name = number, name
+
+    def stat(self) -> os.stat_result:
+        """What the system says of the file."""
+        try:
+            return os.fstat(self.number)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror or str(e), self._name) from None
 
     def __del__(self) -> None:
-        os.close(self.number)
+        with contextlib.suppress(OSError):  # all that was wanted has been read
+            os.close(self.number)
 
 
 class FileSource:
@@ -108,8 +117,8 @@ class FileSource:
                 raise
         else:
             self.name, number = str(getattr(file, "name", "")), os.dup(file.fileno())
-        self._descriptor: Descriptor | None = Descriptor(number)
-        found = os.fstat(number)
+        self._descriptor: Descriptor | None = Descriptor(number, self.name)
+        found = self._descriptor.stat()
         if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.name)
         if not stat.S_ISREG(found.st_mode):
@@ -164,7 +173,7 @@ class FileSource:
         CodecError
                 ``changed``, or ``truncated`` if it has become shorter.
         """
-        now = Identity.of(os.fstat(self._open().number))
+        now = Identity.of(self._open().stat())
         if now.nbytes < self.nbytes:
             n = self.nbytes - now.nbytes
             raise self._error("truncated", f"{n} bytes were cut off its end while it was read")

@@ -42,7 +42,7 @@ from wcodec.directories.resumable import (
 )
 from wcodec.directories.tree import Tree, check_places
 from wcodec.errors import DecodeError, within
-from wcodec.files.atomic import AnyPath, check_room
+from wcodec.files.atomic import AnyPath, check_room, read_bytes
 from wcodec.files.checkpoint import decode_file, verify_file
 from wcodec.files.file import File
 from wcodec.files.shard_index import CODED, PLAIN, is_index, with_ending
@@ -141,9 +141,10 @@ def plan_decode(
     base: AnyPath | None = None,
     overwrite: bool = False,
     max_memory: int | None = None,
+    fsync: bool = True,
 ) -> DirectoryPlan:
     """What `decode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
-    check_places(source, target)
+    check_places(source, target, base)
     backend = backend or get_backend()
     tree = scan_coded(source)
     coded = coded_files(source, tree.files, backend, max_nbytes, base, max_memory)
@@ -157,7 +158,7 @@ def plan_decode(
         "source": str(Path(source).resolve()),
         "base": base and str(Path(base).resolve()),
     }
-    return DirectoryPlan(Path(target), jobs, tree.folders, key, overwrite)
+    return DirectoryPlan(tree.root, Path(target), jobs, tree.folders, key, overwrite, fsync)
 
 
 def _decoding(
@@ -172,7 +173,7 @@ def _decoding(
         return _weights(coded[name], backend, max_memory)
     if is_index(name, CODED):
         with within(name):
-            raw = path.read_bytes()
+            raw = read_bytes(path)
             text = rename_shards(raw, CODED.encode(), PLAIN.encode())
             if text is None:
                 raise bad_value(f"the index names files that end in {PLAIN}")
@@ -180,20 +181,19 @@ def _decoding(
         return text_task(text, len(raw), (path,), renamed, name, encodes=False)
     if is_config(name) and any(c.is_hub and parent(c.name) == parent(name) for c in coded.values()):
         with within(name):
-            raw = path.read_bytes()
+            raw = read_bytes(path)
             text = remove_entry(raw)
         return text_task(text, len(raw), (path,), name, name, encodes=False)
     return FileTask((path,), name, name, path.stat().st_size, False, copying(path))
 
 
 def _weights(c: CodedFile, backend: Backend, max_memory: int | None) -> FileTask:
-    def from_hub(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-        more: Any = {"overwrite": overwrite, "max_memory": max_memory}
-        return decode_hub_file(c.path, target, backend, progress, **more)[::-1]
+    def from_hub(target: Path, **how: Any) -> tuple[int, int]:
+        return decode_hub_file(c.path, target, backend, max_memory=max_memory, **how)[::-1]
 
-    def decode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-        more: Any = {"base": c.base, "overwrite": overwrite, "max_memory": max_memory}
-        return decode_file(c.path, target, backend, progress, **more)[::-1]
+    def decode(target: Path, **how: Any) -> tuple[int, int]:
+        more: Any = {"base": c.base, "max_memory": max_memory}
+        return decode_file(c.path, target, backend, **more, **how)[::-1]
 
     if c.is_hub:
         return FileTask((c.path,), c.name, c.name, c.nbytes, True, from_hub)
@@ -217,6 +217,7 @@ def decode_directory(
     base: AnyPath | None = None,
     overwrite: bool = False,
     max_memory: int | None = None,
+    fsync: bool = True,
 ) -> Report:
     """Give back the directory that `encode_directory` read, of either form; ``.wcodec`` files of
     others become safetensors files too.
@@ -229,7 +230,7 @@ def decode_directory(
         Refuse a directory whose tensors decode to more bytes than that.
     max_memory
         As of `wcodec.Decoder`, for each file.
-    base, overwrite
+    base, overwrite, fsync
         As of `encode_directory`.
 
     Raises
@@ -240,7 +241,7 @@ def decode_directory(
     EncodeError
         ``bad_option``: as for the target or the base. ``output_exists``
     """
-    plan = plan_decode(source, target, backend, max_nbytes, base, overwrite, max_memory)
+    plan = plan_decode(source, target, backend, max_nbytes, base, overwrite, max_memory, fsync)
     check_plan_room(plan)
     return plan.run(progress)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,7 +50,7 @@ from wcodec.directories.resumable import (
 )
 from wcodec.directories.tree import check_places
 from wcodec.errors import DecodeError, EncodeError, within
-from wcodec.files.atomic import AnyPath
+from wcodec.files.atomic import AnyPath, read_bytes
 from wcodec.files.checkpoint import encode_file
 from wcodec.files.file import File
 from wcodec.files.kinds import HEAD_NBYTES, described
@@ -65,13 +66,14 @@ def plan_encode(
     backend: Backend | None = None,
     base: AnyPath | None = None,
     overwrite: bool = False,
+    fsync: bool = True,
 ) -> DirectoryPlan:
     """What `encode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
     if form not in FORMS:
         raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
     if form == "hub" and base is not None:
         raise EncodeError("bad_option", "there is no hub form of differences from a base")
-    check_places(source, target)
+    check_places(source, target, base)
     tree = scan_directory(
         source, bad_source, bad_source, _hub_apart if form == "hub" else config_apart
     )
@@ -114,9 +116,8 @@ def plan_encode(
         "options": asdict(options),
         "base": base and str(Path(base).resolve()),
     }
-    return DirectoryPlan(
-        Path(target), jobs, tree.folders, {**key, "source": str(Path(source).resolve())}, overwrite
-    )
+    key["source"] = str(Path(source).resolve())
+    return DirectoryPlan(tree.root, Path(target), jobs, tree.folders, key, overwrite, fsync)
 
 
 def _hub_apart(name: str) -> str:
@@ -157,8 +158,8 @@ def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
         with contextlib.suppress(DecodeError), File(files[name], backend) as f:
             same = {(t.name, t.dtype, t.shape) for t in f.index.tensors} == wanted
     else:
-        same = files[name].read_bytes() == rename_shards(
-            files[plain].read_bytes(), PLAIN.encode(), CODED.encode()
+        same = read_bytes(files[name]) == rename_shards(
+            read_bytes(files[plain]), PLAIN.encode(), CODED.encode()
         )
     if not same:
         raise bad_source(
@@ -185,8 +186,7 @@ def _other_weights(files: dict[str, Path]) -> str:
     )
     for name, path in files.items():
         if name.lower().endswith(endings):
-            with open(path, "rb") as f:
-                what = described(f.read(HEAD_NBYTES))
+            what = described(read_bytes(path, HEAD_NBYTES))
             otherwise = "of another format: save the model as safetensors first"
             return f", but {name!r}, {what or otherwise}"
     return ""
@@ -214,7 +214,7 @@ class _Encoding:
         nbytes = path.stat().st_size
         if self.form == "wcodec" and is_index(name, PLAIN):
             with within(name):
-                raw = path.read_bytes()
+                raw = read_bytes(path)
                 text = rename_shards(raw, PLAIN.encode(), CODED.encode())
                 if text is None:
                     raise bad_source(f"the index names files that end in {CODED} already")
@@ -222,7 +222,7 @@ class _Encoding:
             return text_task(text, len(raw), (path,), renamed, name, encodes=True)
         if self.form == "hub" and is_config(name) and self._has_coded(parent(name)):
             with within(name):
-                raw = path.read_bytes()
+                raw = read_bytes(path)
                 text = add_entry(raw, self._dtype(parent(name)))
             # which name the dtype
             weights = [
@@ -233,21 +233,12 @@ class _Encoding:
 
     def _weights(self, name: str, path: Path) -> FileTask:
         nbytes = path.stat().st_size
+        options, backend = self.options, self.backend
         if self.form == "hub":
-
-            def to_hub(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-                return encode_hub_file(
-                    path, target, self.options, self.backend, progress, overwrite=overwrite
-                )
-
+            to_hub = partial(encode_hub_file, path, options=options, backend=backend)
             return FileTask((path,), name, name, nbytes, True, to_hub)
         base = base_of(self.base, name)
-
-        def encode(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-            return encode_file(
-                path, target, self.options, self.backend, progress, base, overwrite=overwrite
-            )
-
+        encode = partial(encode_file, path, options=options, backend=backend, base=base)
         sources = (path,) if base is None else (path, base)
         return FileTask(
             sources, with_ending(name, PLAIN, CODED), name, nbytes + base_nbytes(base), True, encode
@@ -285,7 +276,7 @@ class _Encoding:
         if config not in self.files:
             return True
         with within(config):
-            return is_of_transformers(read_config(self.files[config].read_bytes()))
+            return is_of_transformers(read_config(read_bytes(self.files[config])))
 
 
 def encode_directory(
@@ -297,6 +288,7 @@ def encode_directory(
     progress: Progress = ignore_progress,
     base: AnyPath | None = None,
     overwrite: bool = False,
+    fsync: bool = True,
 ) -> Report:
     """Encode the safetensors files of a directory, and carry all other files along;
     `decode_directory` gives the directory back.
@@ -319,6 +311,8 @@ def encode_directory(
     overwrite
         Whether the target may hold other things than what an interrupted run left: files of the
         same names are replaced then, all else stays.
+    fsync
+        Have each file on the disk before the next one is begun.
 
     Raises
     ------
@@ -328,7 +322,8 @@ def encode_directory(
     DecodeError
         A base is not well-formed.
     """
-    return plan_encode(source, target, form, options, backend, base, overwrite).run(progress)
+    plan = plan_encode(source, target, form, options, backend, base, overwrite, fsync)
+    return plan.run(progress)
 
 
 def encode_safetensors_to_wcodec(
@@ -342,6 +337,7 @@ def encode_safetensors_to_wcodec(
     base: AnyPath | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
+    fsync: bool = True,
 ) -> Report:
     """Encode a safetensors file, or a directory of a model with all that is in it.
 
@@ -363,6 +359,8 @@ def encode_safetensors_to_wcodec(
         Called with the number of bytes that were just done.
     overwrite
         Whether a file may be replaced that is no input; of a directory, see `encode_directory`.
+    fsync
+        As of `wcodec.save_file`.
 
     Returns
     -------
@@ -384,8 +382,8 @@ def encode_safetensors_to_wcodec(
     used = load_backend(backend) if isinstance(backend, str) else backend or get_backend()
     told: Callable[[int], Any] = progress or ignore_progress
     if kind_of(src) is InputKind.DIRECTORY:
-        return encode_directory(src, dst, form, chosen, used, told, base, overwrite)
-    nbytes, stored_nbytes = encode_one(src, dst, form, chosen, used, told, base, overwrite)
+        return encode_directory(src, dst, form, chosen, used, told, base, overwrite, fsync)
+    nbytes, stored_nbytes = encode_one(src, dst, form, chosen, used, told, base, overwrite, fsync)
     return Report(1, 0, 0, nbytes, stored_nbytes)
 
 
@@ -398,17 +396,18 @@ def encode_one(
     progress: Progress = ignore_progress,
     base: AnyPath | None = None,
     overwrite: bool = False,
+    fsync: bool = True,
 ) -> tuple[int, int]:
     """Encode one safetensors file in either form.
     Returns and raises as `encode_file` and `encode_hub_file`.
     """
     if form not in FORMS:
         raise EncodeError("bad_option", f"the form {form!r} is none of {', '.join(FORMS)}")
+    how = {"overwrite": overwrite, "fsync": fsync}
     if form == "wcodec":
         return encode_file(
-            source, target, options, backend, progress, base,
-            overwrite=overwrite, check_header=check_plain,
-        )  # fmt: skip
+            source, target, options, backend, progress, base, check_header=check_plain, **how
+        )
     if base is not None:
         raise EncodeError("bad_option", "there is no hub form of differences from a base")
-    return encode_hub_file(source, target, options, backend, progress, overwrite=overwrite)
+    return encode_hub_file(source, target, options, backend, progress, **how)

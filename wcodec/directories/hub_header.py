@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wcodec.codec.sources import FileSource
 from wcodec.errors import DecodeError, EncodeError
-from wcodec.files.atomic import AnyPath
+from wcodec.files.atomic import AnyPath, read_bytes
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.files.safetensors_header import (
     MAX_HEADER_NBYTES,
@@ -81,8 +81,7 @@ def has_hub_form(path: AnyPath) -> bool:
 
 def is_coded(path: AnyPath) -> bool:
     """Whether a file begins as a ``.wcodec`` file does."""
-    with open(path, "rb") as f:
-        return f.read(len(MAGIC)) == MAGIC
+    return read_bytes(path, len(MAGIC)) == MAGIC
 
 
 class InputKind(Enum):

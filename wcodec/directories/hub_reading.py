@@ -285,6 +285,7 @@ def decode_hub_file(
     *,
     overwrite: bool = False,
     max_memory: int | None = None,
+    fsync: bool = True,
 ) -> tuple[int, int]:
     """Restore the safetensors file that `encode_hub_file` read; from one that holds no original
     header, make one with all tensors decoded.
@@ -295,6 +296,8 @@ def decode_hub_file(
         As of `HubFile`.
     overwrite
         Whether a target that is there may be replaced, if it is not the source.
+    fsync
+        As of `wcodec.save_file`.
 
     Returns
     -------
@@ -307,12 +310,12 @@ def decode_hub_file(
     EncodeError
         ``output_exists``; ``bad_option``: the target is the source.
     """
-    f = HubFile(source, backend, max_nbytes, max_memory)
     check_output(target, overwrite, [source])
+    f = HubFile(source, backend, max_nbytes, max_memory)
     check_room(target, f.nbytes)
     with (
         atomic_output(
-            target, f.nbytes, overwrite=overwrite, inputs=[source], like=source
+            target, f.nbytes, overwrite=overwrite, inputs=[source], like=source, fsync=fsync
         ) as stream,
         WriteBehind(stream, f.decoder.backend.threads) as out,
     ):

@@ -25,7 +25,7 @@ from wcodec.directories.hub_header import (
     read_plain_header,
 )
 from wcodec.errors import EncodeError, within
-from wcodec.files.atomic import AnyPath, atomic_output
+from wcodec.files.atomic import AnyPath, atomic_output, named
 from wcodec.files.bases import crc32_of
 from wcodec.files.safetensors_header import (
     Entry,
@@ -58,6 +58,7 @@ def encode_hub_file(
     progress: Progress = ignore_progress,
     *,
     overwrite: bool = False,
+    fsync: bool = True,
 ) -> tuple[int, int]:
     """Bring a safetensors file into hub form; `decode_hub_file` restores it byte for byte.
 
@@ -65,6 +66,8 @@ def encode_hub_file(
     ----------
     overwrite
         Whether a target that is there may be replaced, if it is not the source.
+    fsync
+        As of `wcodec.save_file`.
 
     Returns
     -------
@@ -81,7 +84,7 @@ def encode_hub_file(
     with within(source):
         header = read_plain_header(file)
     with (
-        atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as f,
+        atomic_output(target, overwrite=overwrite, inputs=[source], like=source, fsync=fsync) as f,
         within(source),
     ):
         return file.nbytes, _HubWriter(f, file, header, Encoder(options, backend), progress).write()
@@ -176,15 +179,13 @@ class _HubWriter:
 def _shift(f: BinaryIO, start: int, end: int, by: int) -> None:
     """Move the bytes from `start` to `end` of a file that is being written towards its end."""
     f.flush()
-    with open(f.name, "rb", buffering=0) as reading:
-        while end > start:
-            nbytes = min(_PIECE_NBYTES, end - start)
-            end -= nbytes
-            piece = os.pread(reading.fileno(), nbytes, end)
+    while end > start:
+        nbytes = min(_PIECE_NBYTES, end - start)
+        end -= nbytes
+        with named(f.name):
+            piece = os.pread(f.fileno(), nbytes, end)
             if len(piece) != nbytes:
-                raise OSError(
-                    errno.EIO, f"{len(piece)} of {nbytes} bytes could be read back", f.name
-                )
-            f.seek(end + by)
-            f.write(piece)
-            f.flush()
+                raise OSError(errno.EIO, f"{len(piece)} of {nbytes} bytes could be read back")
+        f.seek(end + by)
+        f.write(piece)
+        f.flush()

@@ -13,7 +13,7 @@ from typing import Final
 from wcodec.directories.resumable import STATE, FileTask, linking
 from wcodec.directories.tree import Tree, scan_tree
 from wcodec.errors import CodecError, DecodeError, EncodeError, within
-from wcodec.files.atomic import AnyPath
+from wcodec.files.atomic import AnyPath, read_bytes
 from wcodec.files.shard_index import CODED, PLAIN, is_index, parse_weight_map, with_ending
 
 FORMS: Final = ("wcodec", "hub")
@@ -165,7 +165,7 @@ def check_indexes(tree: Tree, strict: bool = False) -> None:
                     if parent(n) == parent(name)
                 }
                 try:
-                    missing = sorted(set(parse_weight_map(path.read_bytes()).values()) - here)
+                    missing = sorted(set(parse_weight_map(read_bytes(path)).values()) - here)
                 except DecodeError:
                     if strict:
                         raise

@@ -12,15 +12,17 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import (
-    NAME_LENGTH,
     atomic_output,
     check_output,
     named,
+    read_bytes,
+    sync_folder,
+    temporary_names,
     temporary_of,
 )
 from wcodec.files.shard_index import CODED, PLAIN
@@ -30,9 +32,9 @@ STATE: Final = ".wcodec-resume.json"  #: in an unfinished directory: which files
 
 _PIECE_NBYTES: Final = 1 << 23
 
-#: Writes the file at a path, telling of progress; the last argument says whether it may replace one
-#: that is there. Returns bytes of the file plain and encoded.
-Work = Callable[[Path, Progress, bool], tuple[int, int]]
+#: Writes the file at a path; ``progress``, ``overwrite`` and ``fsync`` are as of `encode_file`.
+#: Returns bytes of the file plain and encoded.
+Work = Callable[..., tuple[int, int]]
 
 log = logging.getLogger(__name__)
 
@@ -90,21 +92,19 @@ class FileTask:
         return [_identity(p) for p in self.sources]
 
 
-def _read(f: BinaryIO) -> bytes:
-    with named(f.name):
-        return f.read(_PIECE_NBYTES)
+def _pieces(path: Path) -> Iterator[bytes]:
+    with named(path), open(path, "rb") as f:
+        while piece := f.read(_PIECE_NBYTES):
+            yield piece
 
 
 def copying(source: Path) -> Work:
     """Copy a file."""
 
-    def copy(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+    def copy(target: Path, progress: Progress, **how: bool) -> tuple[int, int]:
         nbytes = 0
-        with (
-            open(source, "rb") as f,
-            atomic_output(target, overwrite=overwrite, inputs=[source], like=source) as out,
-        ):
-            while piece := _read(f):
+        with atomic_output(target, inputs=[source], like=source, **how) as out:
+            for piece in _pieces(source):
                 out.write(piece)
                 nbytes += len(piece)
                 progress(len(piece))
@@ -121,8 +121,8 @@ def text_task(
     """
     nbytes, stored_nbytes = (old_nbytes, len(text)) if encodes else (len(text), old_nbytes)
 
-    def write(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
-        with atomic_output(target, overwrite=overwrite) as out:
+    def write(target: Path, progress: Progress, **how: bool) -> tuple[int, int]:
+        with atomic_output(target, inputs=sources, like=sources[0], **how) as out:
             out.write(text)
         progress(nbytes)
         return nbytes, stored_nbytes
@@ -133,14 +133,15 @@ def text_task(
 def linking(text: str) -> Work:
     """Make a link to a file of the same directory; it has no bytes of its own."""
 
-    def link(target: Path, progress: Progress, overwrite: bool) -> tuple[int, int]:
+    def link(target: Path, progress: Progress, *, overwrite: bool, fsync: bool) -> tuple[int, int]:
         check_output(target, overwrite)
-        if overwrite:
-            temporary = temporary_of(target)
+        temporary = temporary_of(target) if target.exists() else target
+        with named(target):
             temporary.symlink_to(text)
-            os.replace(temporary, target)
-        else:
-            target.symlink_to(text)
+            if temporary != target:
+                os.replace(temporary, target)
+        if fsync:
+            sync_folder(target.parent)
         return 0, 0
 
     return link
@@ -152,13 +153,17 @@ class DirectoryPlan:
 
     Parameters
     ----------
+    source
+        The directory that it is made of.
     folders
-        Directories in the target to be made.
+        Directories in it, to be made in the target; new ones get its permissions.
     key
         What must be the same in a run that goes on where another one stopped; JSON.
     overwrite
         Whether the target may hold other things than what an earlier run of this plan left: files
         of the same names are replaced then, all else stays.
+    fsync
+        Have each file on the disk before the next one is begun.
 
     Raises
     ------
@@ -168,16 +173,20 @@ class DirectoryPlan:
         directories, or a file that is one of the sources.
     """
 
+    source: Path
     target: Path
     jobs: list[FileTask]
     folders: list[str]
     key: dict[str, Any]
     overwrite: bool = False
+    fsync: bool = True
     #: what is known of files that this plan has written, now or earlier
     notes: dict[str, dict[str, Any]] = field(init=False)
     done: set[str] = field(init=False)  #: names of those that are as they should be
     #: name of the file that an earlier run of this plan was at; ``None`` if there was no such run
     _writing: str | None = field(init=False)
+    #: name of a file that this run made and could not note
+    _left: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.key = json.loads(json.dumps(self.key))
@@ -255,8 +264,8 @@ class DirectoryPlan:
             raise EncodeError(
                 "bad_option", f"in the output a file stands where the directory {path!r} goes"
             )
-        if self._writing is None:
-            return False
+        if self._writing is None:  # a run may have ended before it could note that it began
+            return not is_folder and re.fullmatch(temporary_names(STATE), path) is not None
         if is_folder:
             return path in self.folders
         ours = path == STATE or (
@@ -272,7 +281,7 @@ class DirectoryPlan:
         paths = [PurePosixPath(name) for name in (STATE, *(j.name for j in self.jobs))]
         return re.compile(
             "|".join(
-                rf"{re.escape(str(p.with_name('.' + p.name[:NAME_LENGTH])))}\.[0-9a-f]{{8}}\.tmp"
+                re.escape(f"{p.parent}/".removeprefix("./")) + temporary_names(p.name)
                 for p in paths
             )
         )
@@ -284,7 +293,7 @@ class DirectoryPlan:
         """
         path = self.target / STATE
         try:
-            state = json.loads(path.read_bytes().decode()) if path.is_file() else {}
+            state = json.loads(read_bytes(path).decode()) if path.is_file() else {}
             if state["run"] == self.key and isinstance(state["files"], dict):
                 return state["files"], str(state["writing"])
         except (OSError, ValueError, RecursionError, KeyError, TypeError):
@@ -308,7 +317,8 @@ class DirectoryPlan:
         )
 
     def _save_state(self, writing: str) -> None:
-        with atomic_output(self.target / STATE, overwrite=True) as f:
+        # what is lost of it, such as by a power failure, is done again
+        with atomic_output(self.target / STATE, overwrite=True, fsync=False) as f:
             f.write(json.dumps({"run": self.key, "files": self.notes, "writing": writing}).encode())
 
     # ---- the run
@@ -322,21 +332,16 @@ class DirectoryPlan:
         OSError
         """
         made, n_skipped = list[Path](), len(self.done)
-        if not self.target.exists():
-            self.target.mkdir(parents=True)
-            made.append(self.target)
         was_unfinished = (self.target / STATE).exists()
-        for path, is_folder in list(self._inside()):
-            if not is_folder and (
-                self._remains.fullmatch(path) or (path == self._writing and path not in self.notes)
-            ):
-                (self.target / path).unlink()
         try:
+            if not self.target.exists():
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+                made.append(self._make_folder(""))
+            self._remove_remains()
             self._save_state("")
             for folder in self.folders:
                 if not (self.target / folder).exists():
-                    (self.target / folder).mkdir()
-                    made.append(self.target / folder)
+                    made.append(self._make_folder(folder))
             for job in self.jobs:
                 if job.name not in self.done:
                     self._run_job(job, progress)
@@ -344,33 +349,58 @@ class DirectoryPlan:
             self._stop(made, was_unfinished)
             raise
         (self.target / STATE).unlink()
+        if self.fsync:
+            for folder_path in (self.target, *(p.parent for p in made)):
+                sync_folder(folder_path)
         coded = sum(j.is_coded for j in self.jobs)
         nbytes, stored_nbytes = (
             sum(self.notes[name][k] for name in self.done) for k in ("nbytes", "stored_nbytes")
         )
         return Report(coded, len(self.jobs) - coded, n_skipped, nbytes, stored_nbytes)
 
+    def _remove_remains(self) -> None:
+        """Remove what a run left that was killed."""
+        for path, is_folder in list(self._inside()):
+            if not is_folder and (
+                self._remains.fullmatch(path) or (path == self._writing and path not in self.notes)
+            ):
+                (self.target / path).unlink()
+
+    def _make_folder(self, name: str) -> Path:
+        """Make a directory that is no more readable than the one that it is made of."""
+        path = self.target / name
+        path.mkdir(mode=(self.source / name).stat().st_mode & 0o777 | 0o700)
+        return path
+
     def _run_job(self, job: FileTask, progress: Progress) -> None:
         sources, path = job.identity(), self.target / job.name
+        overwrite, was_there = self.overwrite or job.name in self.notes, os.path.lexists(path)
         self._save_state(job.name)
-        with within(job.label):
-            nbytes, stored_nbytes = job.work(
-                path, progress, self.overwrite or job.name in self.notes
-            )
+        if overwrite and path.is_symlink():
+            path.unlink()  # a link would lead elsewhere, or to another file of the plan
+        try:
+            with within(job.label):
+                nbytes, stored_nbytes = job.work(
+                    path, progress=progress, overwrite=overwrite, fsync=self.fsync
+                )
+            target = _identity(path)
+        except OSError:  # a disk may fail when the file has its name already
+            self._left = job.name if os.path.lexists(path) and not was_there else ""
+            raise
         self.notes[job.name] = {
             "sources": sources,
             "nbytes": nbytes,
             "stored_nbytes": stored_nbytes,
-            "target": _identity(path),
+            "target": target,
         }
         self.done.add(job.name)
 
     def _stop(self, made: list[Path], was_unfinished: bool) -> None:
         """Note what is done; if nothing is, leave nothing that was not there."""
-        if self.done or was_unfinished:
+        if self.done or was_unfinished or self._left:
             # such as of a full disk, which is what the caller is told of
             with contextlib.suppress(OSError):
-                self._save_state("")
+                self._save_state(self._left)
             return
         (self.target / STATE).unlink(missing_ok=True)
         for folder in reversed(made):

@@ -18,6 +18,8 @@ class Tree(NamedTuple):
 
     Attributes
     ----------
+    root
+        The directory.
     files
         Where each file is.
     links
@@ -27,6 +29,7 @@ class Tree(NamedTuple):
         Directories, each before what is in it.
     """
 
+    root: Path
     files: dict[str, Path]
     links: dict[str, str]
     folders: list[str]
@@ -84,24 +87,32 @@ def scan_tree(
         first.setdefault((inode, ""), name)
     files = {name for name in first.values() if name not in links}
     return Tree(
-        {name: root / name for name in sorted(files)}, dict(sorted(links.items())), sorted(folders)
+        root,
+        {name: root / name for name in sorted(files)},
+        dict(sorted(links.items())),
+        sorted(folders),
     )
 
 
-def check_places(source: AnyPath, target: AnyPath) -> None:
-    """Refuse a target that is the source, lies in it, or holds it.
+def check_places(source: AnyPath, target: AnyPath, base: AnyPath | None = None) -> None:
+    """Refuse a target that is the source or the base, or holds it, or lies in the source.
 
     Raises
     ------
     EncodeError
         ``bad_option``
     """
-    a, b = Path(source).resolve(), Path(target).resolve()
-    if a == b or (b.exists() and a.samefile(b)):
-        raise EncodeError("bad_option", f"input and output are the same directory: {str(source)!r}")
-    for inner, outer, message in (
-        (b, a, "the output lies in the input"),
-        (a, b, "the input lies in the output"),
-    ):
-        if outer in inner.parents:
-            raise EncodeError("bad_option", f"{message}: {str(target)!r}")
+    to = Path(target).resolve()
+    for read, what in ((source, "input"), (base, "base")):
+        if read is None:
+            continue
+        place = Path(read).resolve()
+        if place == to or (to.exists() and place.exists() and place.samefile(to)):
+            message = f"{what} and output are the same directory: {str(read)!r}"
+        elif place in to.parents and what == "input":
+            message = f"the output lies in the input: {str(target)!r}"
+        elif to in place.parents:
+            message = f"the {what} lies in the output: {str(target)!r}"
+        else:
+            continue
+        raise EncodeError("bad_option", message)

@@ -36,6 +36,7 @@ def encode_file(
     base: AnyPath | None = None,
     *,
     overwrite: bool = False,
+    fsync: bool = True,
     check_header: Callable[[SafetensorsHeader], object] | None = None,
 ) -> tuple[int, int]:
     """Encode a safetensors file; `decode_file` restores it byte for byte.
@@ -48,6 +49,8 @@ def encode_file(
         As of `save_file`.
     overwrite
         Whether a target that is there may be replaced, if it is neither the source nor the base.
+    fsync
+        As of `save_file`.
     check_header
         Called with the source's header before anything is written; may refuse it.
 
@@ -74,7 +77,7 @@ def encode_file(
     with (
         base_for(base, encoder.backend, progress) as other,
         atomic_output(
-            target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=like
+            target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=like, fsync=fsync
         ) as stream,
         WriteBehind(stream, encoder.backend.threads) as f,
         within(source),
@@ -96,6 +99,7 @@ def decode_file(
     *,
     overwrite: bool = False,
     max_memory: int | None = None,
+    fsync: bool = True,
 ) -> tuple[int, int]:
     """Restore the file that `encode_file` read;
     from one that `save_file` wrote, a safetensors file of its arrays.
@@ -110,6 +114,8 @@ def decode_file(
         As of `open`.
     overwrite
         Whether a target that is there may be replaced, if it is neither the source nor the base.
+    fsync
+        As of `save_file`.
 
     Returns
     -------
@@ -122,14 +128,15 @@ def decode_file(
     EncodeError
         ``output_exists``; ``bad_option``: the target is the source or the base.
     """
-    check_output(target, overwrite, [source])
+    inputs = [source] if base is None else [source, base]
+    check_output(target, overwrite, inputs)
     with File(source, backend, max_nbytes, base, max_memory=max_memory) as f:
-        inputs = [Path(source), *paths_of(f.base(progress) if f.needs_base else None)]
-        check_room(target, f.index.data_nbytes)
-        total = 0
+        inputs += paths_of(f.base(progress) if f.needs_base else None)
+        total, nbytes = 0, f.index.data_nbytes
+        check_room(target, nbytes)
         with (
             atomic_output(
-                target, f.index.data_nbytes, overwrite=overwrite, inputs=inputs, like=source
+                target, nbytes, overwrite=overwrite, inputs=inputs, like=source, fsync=fsync
             ) as stream,
             WriteBehind(stream, f.decoder.backend.threads) as out,
         ):

@@ -58,7 +58,8 @@ class PipedFile:
     """A safetensors file out of a pipe. Raises as `PlainFile`."""
 
     def __init__(self, path: AnyPath) -> None:
-        self._pipe, self._name = Descriptor(_open_pipe(path)), os.fspath(path)
+        self._name = os.fspath(path)
+        self._pipe = Descriptor(_open_pipe(path), self._name)
         head = self._read(8, short=True)
         nbytes = header_nbytes(head, 1 << 63)
         self.header: SafetensorsHeader = parse_safetensors_header(head + self._read(nbytes - 8))
@@ -147,11 +148,16 @@ def spooled(
             at += piece.size
         yield room.view(dtype)
         return
-    with named(folder), tempfile.TemporaryFile(dir=folder) as file:
-        reserve(file, nbytes)
+    with named(folder):
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    with file:
+        with named(folder):
+            reserve(file, nbytes)
         for piece in pieces:
-            file.write(piece.data)
-        file.flush()
+            with named(folder):
+                file.write(piece.data)
+        with named(folder):
+            file.flush()
         source = FileSource(file)
         yield source.words(0, nbytes, np.dtype(dtype))
         source.close()

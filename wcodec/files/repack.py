@@ -12,7 +12,6 @@ from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath, atomic_output, check_output
-from wcodec.files.bases import paths_of
 from wcodec.files.file import File, base_for
 from wcodec.files.plain import IN_MEMORY, spooled
 from wcodec.planner.options import EncodeOptions
@@ -31,6 +30,7 @@ def repack_file(
     overwrite: bool = False,
     max_nbytes: int | None = None,
     max_memory: int | None = None,
+    fsync: bool = True,
 ) -> tuple[int, int]:
     """Encode the tensors of a ``.wcodec`` file anew: names, order, metadata, what is restored and
     its base stay as they are.
@@ -39,12 +39,10 @@ def repack_file(
 
     Parameters
     ----------
-    base
-        As of `wcodec.open`, if the file holds differences from one.
-    overwrite
-        Whether a target that is there may be replaced, if it is neither the source nor the base.
-    max_nbytes, max_memory
+    base, max_nbytes, max_memory
         As of `wcodec.open`.
+    overwrite, fsync
+        As of `encode_file`.
 
     Returns
     -------
@@ -57,14 +55,16 @@ def repack_file(
     EncodeError
         ``output_exists``; ``bad_option``: the target is the source or the base.
     """
-    check_output(target, overwrite, [source])
+    inputs = [source] if base is None else [source, base]
+    check_output(target, overwrite, inputs)
     with File(source, backend, max_nbytes, base, max_memory=max_memory) as f:
         encoder, index = Encoder(options, f.decoder.backend), f.index
         other_path = _base_path(f, base) if f.needs_base else None
+        inputs += f.base_paths()
         with (
             base_for(other_path, encoder.backend, max_memory=max_memory) as other,
             atomic_output(
-                target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=source
+                target, overwrite=overwrite, inputs=inputs, like=source, fsync=fsync
             ) as stream,
             WriteBehind(stream, f.decoder.backend.threads) as out,
         ):
@@ -77,9 +77,8 @@ def repack_file(
                 spool = spooled(_pieces(f, t), t.nbytes, t.dtype.word_type, folder, IN_MEMORY)
                 with spool as words:
                     writer.add_later(t.name, words, t.dtype, t.shape, t.dtype_name)
-            return index.file_nbytes, writer.finish(
-                index.metadata, index.source_header if index.source_kind is not None else None
-            )
+            header = index.source_header if index.source_kind is not None else None
+            return index.file_nbytes, writer.finish(index.metadata, header)
 
 
 def _base_path(f: File, given: AnyPath | None) -> Path:

@@ -32,6 +32,8 @@ def save_file(
     metadata: dict[str, str] | None = None,
     options: EncodeOptions | None = None,
     base: AnyPath | None = None,
+    *,
+    fsync: bool = True,
 ) -> int:
     """Write arrays to a ``.wcodec`` file. Arrays that are the same are stored once.
 
@@ -40,7 +42,8 @@ def save_file(
     tensors
         Arrays by name; any shape, dtypes as in `wcodec.encode`, which says what is refused.
     path
-        A file that is there is replaced, once the new one is whole.
+        A file that is there is replaced, once the new one is whole; of a symbolic link, the file
+        that it points at.
     metadata
         Texts to keep with them.
     options
@@ -49,6 +52,8 @@ def save_file(
         A ``.wcodec`` or safetensors file: arrays of which it has one of the same name, dtype and
         shape are stored as what they differ in, where that is smaller. To read them, it is needed
         again.
+    fsync
+        Have the file on the disk before this returns, so that it is whole after a power failure.
 
     Returns
     -------
@@ -64,7 +69,7 @@ def save_file(
     TypeError
         `tensors` or `metadata` are of another type.
     """
-    return write_tensors(tensors, _taken, path, metadata, options, base)
+    return write_tensors(tensors, _taken, path, metadata, options, base, fsync)
 
 
 class Taken(NamedTuple):
@@ -105,6 +110,7 @@ def write_tensors(
     metadata: dict[str, str] | None,
     options: EncodeOptions | None,
     base: AnyPath | None,
+    fsync: bool,
 ) -> int:
     """`save_file` for tensors of any library: `take` is called with one and its name, and again
     where it may have a twin.
@@ -116,7 +122,7 @@ def write_tensors(
     encoder = Encoder(options)
     with (
         base_for(base, encoder.backend) as other,
-        atomic_output(path, overwrite=True, inputs=paths_of(other)) as f,
+        atomic_output(path, overwrite=True, inputs=paths_of(other), fsync=fsync) as f,
     ):
         writer, seen, entries = encoder.start(f, base=other), Duplicates(), list[Entry]()
         is_stated = False

@@ -81,7 +81,8 @@ def explain(
 
     Returns
     -------
-    As `wcodec info --explain --json` prints it. All figures of tensors are bits a weight: of
+    As `wcodec info --explain --json` prints it: the file and the bases that it was decoded with, if
+    they have names, and what follows. All figures of tensors are bits a weight: of
     ``planes`` what is stored of each byte plane (``null`` in other layouts) and its order-0
     entropy; ``costs`` are the planner's, the tables that the tensor alone would need included, with
     the segments of the file, or the encoder's own where those have fewer than 4096 words; ``best``
@@ -121,6 +122,8 @@ def explain_file(file: File, progress: Progress = ignore_progress) -> dict[str, 
         errors += [error] if error else []
         tensors.append(explain_tensor(file, t, progress, error is None))
     return {
+        "file": None if file.path is None else str(file.path),
+        "bases": [str(path) for path in file.base_paths()],
         "nbytes": file.index.data_nbytes,
         "stored_nbytes": sum(t["stored_nbytes"] for t in tensors),
         "left_nbytes": sum(t["left_nbytes"] or 0 for t in tensors),
@@ -336,7 +339,7 @@ def plot(report: dict[str, Any], path: AnyPath, overwrite: bool = False) -> None
     ImportError
         As `figure_class`.
     EncodeError
-        ``output_exists``
+        ``output_exists``; ``bad_option``: the figure would replace what the report is about.
     OSError
         Nothing is left behind.
     """
@@ -358,5 +361,6 @@ def plot(report: dict[str, Any], path: AnyPath, overwrite: bool = False) -> None
     axes.set_xlabel("bits a weight")
     if n_planes:
         figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    with atomic_output(path, overwrite=overwrite) as f:
+    inputs = [read for read in (report.get("file"), *report.get("bases", ())) if read]
+    with atomic_output(path, overwrite=overwrite, inputs=inputs) as f:
         figure.savefig(f, format="png", dpi=120)

@@ -22,6 +22,8 @@ def save_file(
     metadata: dict[str, str] | None = None,
     options: EncodeOptions | None = None,
     base: AnyPath | None = None,
+    *,
+    fsync: bool = True,
 ) -> int:
     """Write tensors to a ``.wcodec`` file. Tensors that are the same, such as tied weights,
     are stored once.
@@ -35,7 +37,7 @@ def save_file(
         By name. Gradients are not kept, nor what subclasses add to the values: a subclass with
         memory of its own, such as one of ``torch.nn.Parameter``, is stored as the plain tensor.
         float4 is stored with a safetensors header that says so.
-    metadata, options, base
+    metadata, options, base, fsync
         As of `wcodec.save_file`.
 
     Returns
@@ -51,7 +53,7 @@ def save_file(
     DecodeError
         The base is not well-formed.
     """
-    return write_tensors(tensors, take, path, metadata, options, base)
+    return write_tensors(tensors, take, path, metadata, options, base, fsync)
 
 
 def load_file(
