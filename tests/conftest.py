@@ -6,11 +6,15 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from wcodec.backends import Backend, load_backend, use_backend
+
+if TYPE_CHECKING:
+    from fault_cases import Room
 
 BACKENDS = ("reference", "numba")
 
@@ -46,3 +50,19 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def backends() -> list[Backend]:
     """All backends under test; the reference comes first."""
     return [load_backend(name) for name in BACKENDS]
+
+
+@pytest.fixture(scope="session")
+def shared_room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    """What fault tests work on. Importing and warming up is done once."""
+    from fault_cases import prepared
+
+    with prepared(tmp_path_factory.mktemp("faults")) as room:
+        yield room
+
+
+@pytest.fixture
+def room(shared_room: Room) -> Room:
+    """The inputs of fault tests, and nothing else."""
+    shared_room.clear()
+    return shared_room

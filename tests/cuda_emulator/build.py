@@ -75,7 +75,7 @@ def _content(path: Path) -> str:
     return _digest(path, about.st_mtime_ns, about.st_size)
 
 
-def _make(name: str, inputs: list[Path], command: list[str]) -> Path:
+def make(name: str, inputs: list[Path], command: list[str]) -> Path:
     """Output of a command, which depends on nothing else than its text,
     the inputs and the compiler.
     """
@@ -127,7 +127,7 @@ def build_library(source: Path, kernels: tuple[str, ...], headers: Path, check: 
     define, instrument = CHECKS[check]
     entries = " ".join(f"ENTRY({kernel})" for kernel in kernels)
     objects = [
-        _make(f"{name}.o", ours, [*COMMON, *_ENGINE, *define, "-c", str(HERE / f"{name}.cpp")])
+        make(f"{name}.o", ours, [*COMMON, *_ENGINE, *define, "-c", str(HERE / f"{name}.cpp")])
         for name in ("cuda_host", "races")
     ]
     inputs = [*ours, source, *source.parent.glob("*.cuh"), *headers.glob("*.cuh"), *objects]
@@ -135,7 +135,7 @@ def build_library(source: Path, kernels: tuple[str, ...], headers: Path, check: 
         *COMMON, *define, *instrument, "-fdata-sections", "-I", str(HERE), "-I", str(headers),
         f'-DKERNEL_SOURCE="{source}"', f"-DKERNEL_LIST={entries}", "-c", str(HERE / "kernels.cpp"),
     ]  # fmt: skip
-    kernels_object = _make(f"{source.stem}.o", inputs, compile_kernels)
+    kernels_object = make(f"{source.stem}.o", inputs, compile_kernels)
     sanitizers = [flag for flag in instrument if flag.startswith("-fsanitize=address")]
     link = [
         "-shared",
@@ -143,7 +143,7 @@ def build_library(source: Path, kernels: tuple[str, ...], headers: Path, check: 
         *([] if sanitizers else ["-Wl,-z,defs"]),
         f"-Wl,-T,{HERE / 'shared.ld'}",
     ]
-    return _make(
+    return make(
         f"{source.stem}.so",
         [*inputs, kernels_object],
         [*link, str(kernels_object), *map(str, objects)],
