@@ -20,6 +20,7 @@ import wcodec
 import wcodec.torch
 from wcodec.codec.pipelining import WriteBehind, map_ahead
 from wcodec.errors import DecodeError
+from wcodec.files.checkpoint import decode_file
 from wcodec.processes import Lock, Task, Workers, cached_property, loading
 
 RNG = np.random.default_rng(19)
@@ -317,6 +318,35 @@ def test_a_child_goes_on_with_what_its_parent_iterates(file: Path) -> None:
 
         assert in_child(work) == 0
         assert len(list(tensors)) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_child_that_is_forked_while_a_file_is_written(file: Path, threads: int) -> None:
+    """Whether it gives up or goes on, the file is its parent's."""
+    decode_file(file, "want")
+    children = list[int]()
+
+    def progress(_: int) -> None:
+        if len(children) < 2:
+            child = os.fork()
+            if child == 0:
+                if not children:
+                    raise SystemExit
+                children.extend([0, 0])
+            children.append(child)
+
+    parent = os.getpid()
+    try:
+        decode_file(file, "out", wcodec.backends.load_backend("numba", threads), progress)
+    except (SystemExit, RuntimeError):
+        assert os.getpid() != parent
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
+    for child in children:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert Path("out").read_bytes() == Path("want").read_bytes()
+    assert sorted(os.listdir()) == ["out", "want", "x.wcodec"]
 
 
 # ---- the end of the interpreter, and limits ------------------------------------------------------

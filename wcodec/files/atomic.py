@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Final
 
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.attributes import NOT_HERE, Attributes
+from wcodec.processes import call_in_child
 
 AnyPath = str | os.PathLike[str]
 
@@ -27,7 +28,8 @@ AnyPath = str | os.PathLike[str]
 _NAME_LENGTH: Final = 58
 _BUFFERED: Final = 1 << 20
 _RESERVED: Final = 1 << 24  #: files of fewer bytes take room as they grow
-_unfinished: Final[set[Path]] = set()  #: temporary files of outputs
+_unfinished: Final[set[Path]] = set()  #: temporary files of outputs of this process
+call_in_child(_unfinished.clear)
 
 
 class _Named(io.FileIO):
@@ -43,6 +45,7 @@ class _Named(io.FileIO):
 
     def __init__(self, temporary: Path, target: Path, mode: int, fsync: bool) -> None:
         self._begins_early = fsync and hasattr(os, "posix_fadvise")
+        self._process = os.getpid()
         with named(target):
             super().__init__(
                 temporary, "xb+", opener=lambda path, flags: os.open(path, flags, mode)
@@ -50,6 +53,8 @@ class _Named(io.FileIO):
         self.name = str(target)
 
     def write(self, data: Any) -> int:
+        if os.getpid() != self._process:  # what it had not yet written is its own to write
+            return memoryview(data).nbytes
         with named(self.name):
             n = super().write(data)
             if self._begins_early and n >= _BUFFERED:
@@ -230,7 +235,7 @@ def atomic_output(
     is_replaced = target.exists()
     like = target if is_replaced else like
     attributes = None if like is None else Attributes.of(like, is_replaced=is_replaced)
-    temporary = temporary_of(target)
+    temporary, process = temporary_of(target), os.getpid()
     _unfinished.add(temporary)
     try:
         # with what permissions is decided when it is whole; until then, nobody else may read it
@@ -239,6 +244,8 @@ def atomic_output(
             with named(path):
                 reserve(f, nbytes)
             yield f
+            if os.getpid() != process:
+                raise RuntimeError(f"{str(path)!r} is written by the process that began it")
             f.flush()
             with named(path):
                 if os.fstat(f.fileno()).st_size > f.tell():
@@ -250,8 +257,9 @@ def atomic_output(
         with named(path):
             os.replace(temporary, target) if overwrite else _rename_to_new(temporary, target)
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if os.getpid() == process:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         raise
     finally:
         _unfinished.discard(temporary)
