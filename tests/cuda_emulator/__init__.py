@@ -135,6 +135,8 @@ class EmulatedRuntime(Runtime):
         in a process started by `run_sanitized`.
     races
         Each access is compared with those before: one that no barrier orders is an error.
+    coverage
+        Kernels count where they come by, in ``emulator_counters`` of each library.
     order, seed
         In which order lanes, warps and blocks run: "forward", "reverse", or "shuffled" by the seed,
         several blocks at a time.
@@ -154,13 +156,16 @@ class EmulatedRuntime(Runtime):
         seed: int = 0,
         extra: Mapping[str, tuple[Path, tuple[str, ...]]] | None = None,
         races: bool = False,
+        coverage: bool = False,
     ) -> None:
-        if sanitize and races:
-            raise EmulatorError("one check at a time: sanitize or races")
+        if sanitize + races + coverage > 1:
+            raise EmulatorError("one check at a time: sanitize, races or coverage")
         if sanitize and not hasattr(_libc, "__asan_init"):
             raise EmulatorError("a sanitized runtime needs a process started by run_sanitized")
         self.races = races
-        self._check = "sanitizers" if sanitize else "races" if races else "none"
+        self._check = (
+            "sanitizers" if sanitize else "races" if races else "coverage" if coverage else "none"
+        )
         self._order, self._seed = order, seed
         sources = {
             name: (KERNELS / f"{name}.cu", kernels) for name, kernels in SOURCES.items()

@@ -15,8 +15,9 @@ from .streams import LazyRuntime
 class EmulatedCuda(CudaBackend):
     """`CudaBackend` on emulated devices.
 
-    The environment variable ``WCODEC_EMULATOR`` says how kernels run, as words: ``sanitize`` or
-    ``races``, and ``reverse`` or ``shuffled`` with a seed, such as ``"sanitize shuffled 3"``.
+    The environment variable ``WCODEC_EMULATOR`` says how kernels run, as words: ``sanitize``,
+    ``races`` or ``coverage``, and ``reverse`` or ``shuffled`` with a seed, such as
+    ``"sanitize shuffled 3"``.
     """
 
     name = "cuda-emulated"
@@ -29,6 +30,7 @@ class EmulatedCuda(CudaBackend):
             device or 0,
             sanitize="sanitize" in words,
             races="races" in words,
+            coverage="coverage" in words,
             order=order,
             seed=seed,
         )

@@ -25,6 +25,8 @@ _ENGINE = ["-O3", "-fno-tree-loop-distribute-patterns", "-fno-builtin-memcpy"]
 CHECKS = {
     "none": (["-g1"], ["-O2"]),
     "races": (["-g", "-DEMULATOR_RACES"], ["-O1", "-fsanitize=thread"]),
+    # each place reports itself to coverage.cpp, for a fuzzer to be guided
+    "coverage": (["-g1"], ["-O1", "-fsanitize-coverage=trace-pc"]),
     "sanitizers": (
         ["-g1", "-DEMULATOR_ADDRESS"],
         [
@@ -120,6 +122,7 @@ def build_library(source: Path, kernels: tuple[str, ...], headers: Path, check: 
             "cuda_host.cpp",
             "fibers.h",
             "races.cpp",
+            "coverage.cpp",
             "kernels.cpp",
             "shared.ld",
         )
@@ -128,7 +131,7 @@ def build_library(source: Path, kernels: tuple[str, ...], headers: Path, check: 
     entries = " ".join(f"ENTRY({kernel})" for kernel in kernels)
     objects = [
         make(f"{name}.o", ours, [*COMMON, *_ENGINE, *define, "-c", str(HERE / f"{name}.cpp")])
-        for name in ("cuda_host", "races")
+        for name in ("cuda_host", "races", *(["coverage"] if check == "coverage" else []))
     ]
     inputs = [*ours, source, *source.parent.glob("*.cuh"), *headers.glob("*.cuh"), *objects]
     compile_kernels = [

@@ -18,6 +18,7 @@ import pytest
 import safetensors.numpy
 from inputs import ARRAY_DTYPES, bits, make_array, safetensors_bytes
 from memory import peak_of
+from paths import VECTORS
 from sampling import exhaustive
 
 import wcodec
@@ -302,6 +303,16 @@ def test_slices_are_refused_as_numpy_does() -> None:
         assert part[np.int64(-1), ...].shape == (200,)
         assert part[5:2].shape == (0, 200)
         assert bits(part[::-7, 3::50]) == bits(np.ascontiguousarray(GAUSSIAN[::-7, 3::50]))
+
+
+def test_slices_of_tensors_whose_other_dimensions_are_huge() -> None:
+    """Nothing is counted along them: shape (0, 2 ** 62) is legal."""
+    with wcodec.open(VECTORS / "accept" / "empty_huge.wcodec") as f:
+        part, n = f.get_slice("w"), 1 << 62
+        assert (part[...].shape, part[:, 5].shape, part[:, :0].shape) == ((0, n), (0,), (0, 0))
+        assert part.take(np.arange(0)).shape == (0, n)
+        with pytest.raises(IndexError):
+            part.take(np.arange(1))
 
 
 def test_a_broken_segment_is_found_by_the_slice_that_touches_it(backend: Backend) -> None:

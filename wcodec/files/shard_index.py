@@ -210,4 +210,4 @@ def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
 
 def is_plain_name(name: str) -> bool:
     """Whether a name is that of a file in the same folder, and no path."""
-    return Path(name).name == name and not set("/\\\0") & set(name)
+    return Path(name).name == name not in ("", "..") and not set("/\\\0") & set(name)

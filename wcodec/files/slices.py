@@ -59,6 +59,8 @@ class Slice:
         t = self._record
         picks = picks_of(index, t.shape)
         shape = tuple(len(p) for p in picks if isinstance(p, range))
+        if 0 in shape:  # other dimensions may be larger than any memory
+            return np.empty(shape, t.dtype.numpy)
         rows = flat_ids(picks[: t.row_rank], t.shape[: t.row_rank])
         cols = flat_ids(picks[t.row_rank :], t.shape[t.row_rank :])
         return self._part(rows, cols, shape)
@@ -268,6 +270,8 @@ def entries_of(
         or (np.diff(ids) < 0).any()
     ):
         raise IndexError(f"ids do not ascend, or one is out of bounds for the shape {shape}")
+    if ids.size == 0 or 0 in shape[1:]:  # other dimensions may be larger than any memory
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     n_rows, n_cols = math.prod(shape[1 : max(row_rank, 1)]), math.prod(shape[max(row_rank, 1) :])
     if row_rank == 0:
         return np.zeros(1, np.int64), (ids[:, None] * n_cols + np.arange(n_cols)).reshape(-1)

@@ -1,0 +1,289 @@
+"""What is fuzzed: functions of bytes, each of which holds wcodec to its contract.
+
+Whatever the bytes are, a decoder accepts them or refuses them with a code of the closed list, and
+all decoders say and give the same. A function here returns if that is so. Anything else that it
+raises is a bug, and so is a crash, or an input that takes long or much memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / name) for name in ("", "spec", "tests", "tests/backends", "tools/fuzz")]
+
+import cuda_emulator  # noqa: E402
+import decoder as spec_decoder  # noqa: E402
+import fuzz_segments  # noqa: E402
+import numpy as np  # noqa: E402
+from fences import Heap  # noqa: E402
+from mutations import mutate_file, mutate_hub, mutate_json, mutate_safetensors  # noqa: E402
+from sealing import MAX_TENSOR_NBYTES, mended, payload_of  # noqa: E402
+
+from wcodec.backends import Backend, load_backend  # noqa: E402
+from wcodec.codec.decoder import Decoder  # noqa: E402
+from wcodec.codec.sources import BufferSource  # noqa: E402
+from wcodec.directories.configs import remove_entry  # noqa: E402
+from wcodec.directories.hub_header import read_hub_header  # noqa: E402
+from wcodec.directories.hub_reading import HubFile  # noqa: E402
+from wcodec.errors import DecodeError, EncodeError  # noqa: E402
+from wcodec.files.file import File  # noqa: E402
+from wcodec.files.safetensors_header import read_safetensors_header  # noqa: E402
+from wcodec.files.shard_index import is_plain_name, parse_weight_map  # noqa: E402
+from wcodec.inspect.report import as_text, describe  # noqa: E402
+from wcodec.reference.checksums import crc32_each  # noqa: E402
+from wcodec.reference.container import Index, read_index, write_index  # noqa: E402
+
+MAX_NBYTES: Final = 1 << 20  #: decoded bytes of a file: a legal one may ask for far more
+SPEC_NBYTES: Final = 2048  #: decoded bytes up to which the spec's slow decoder is asked too
+BACKENDS: Final = ("reference", "numba")
+
+
+class Broken(Exception):
+    """The contract does not hold."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise `Broken` unless a condition holds."""
+    if not holds:
+        raise Broken(message)
+
+
+def outcome(function: Callable[[], Any]) -> tuple[str, Any]:
+    """The code with which something is refused, or none and what it returns."""
+    try:
+        return "", function()
+    except (DecodeError, EncodeError) as e:
+        return e.code, None
+
+
+def agreed(function: Callable[[Backend], Any]) -> tuple[str, Any]:
+    """As `outcome`, of a function of a backend, for which it is the same with all of them."""
+    first, *others = (outcome(lambda b=b: function(b)) for b in backends())
+    for name, other in zip(BACKENDS[1:], others, strict=True):
+        require(first[0] == other[0], f"{name}: {other[0]!r}; {BACKENDS[0]}: {first[0]!r}")
+        require(first[1] == other[1], f"{name} gives something else than {BACKENDS[0]}")
+    return first
+
+
+@cache
+def backends() -> tuple[Backend, ...]:
+    """One of each kind, which works in this thread alone."""
+    return tuple(load_backend(name, 1) for name in BACKENDS)
+
+
+# ---- headers and indexes -------------------------------------------------------------------------
+def check_safetensors(data: bytes) -> None:
+    """An encoder and a decoder read a safetensors header alike."""
+    source = BufferSource(data)
+    code, header = outcome(lambda: read_safetensors_header(source))
+    hub_code, hub = outcome(lambda: read_hub_header(source))
+    require(code in ("", "bad_source"), f"the header is refused with {code}")
+    # of the two only the decoder wants an object that starts at once
+    if hub_code != "bad_magic" and data:
+        require((code == "") == (hub_code == ""), f"encoder: {code!r}; decoder: {hub_code!r}")
+        require(header == hub, "encoder and decoder read different headers")
+
+
+def check_weight_map(data: bytes) -> None:
+    """An index of shards, and a ``config.json``: texts that stand beside files of weights."""
+    _, names = outcome(lambda: parse_weight_map(data))
+    for name in (names or {}).values():
+        inside = os.path.dirname(os.path.normpath(os.path.join("/folder", name))) == "/folder"
+        require(not is_plain_name(name) or inside, f"{name!r} is taken for the name of a file")
+    outcome(lambda: remove_entry(data))
+
+
+def summary(index: Index) -> bytes:
+    """All that an index says, as it would be written."""
+    return write_index(index, index.index_offset)
+
+
+def check_index(data: bytes) -> None:
+    """Backends read an index alike, and one that is written again says the same."""
+
+    def read(backend: Backend) -> bytes:
+        source = BufferSource(data)
+        return summary(read_index(source, backend.read_tables, backend.check_plan))
+
+    code, written = agreed(read)
+    require(code not in ("bad_patch", "resource_limit"), f"an index is refused with {code}")
+    if not code:
+        at = read_index(BufferSource(data)).index_offset
+        again = read_index(BufferSource(data[:at] + written))
+        require(summary(again) == written, "what was written is read as something else")
+
+
+# ---- files ---------------------------------------------------------------------------------------
+def decoded(data: bytes, backend: Backend) -> list[tuple[str, str, bytes]]:
+    """Name of each tensor, and the code with which it is refused or its bytes."""
+    decoder = Decoder(backend, MAX_NBYTES)
+    source = BufferSource(data)
+    index, out = decoder.read_index(source), []
+    for t in index.tensors:
+        code, array = outcome(lambda t=t: decoder.tensor(source, t, index.tables))
+        out.append((t.name, code, b"" if array is None else array.tobytes()))
+    return out
+
+
+def spec_decoded(data: bytes) -> list[bytes] | None:
+    """The tensors that the spec's decoder gives; none of a file that it refuses."""
+    try:
+        return list(spec_decoder.decode_file(data)[1:])  # the first is the source's header
+    except spec_decoder.Refused:
+        return None
+
+
+def check_decode(data: bytes) -> None:
+    """Backends decode a file alike: as it is, and with all checksums mended. So does the decoder
+    of the spec, which says the same of small files.
+    """
+    for file in dict.fromkeys((data, mended(data, backends()[0]))):
+        code, tensors = agreed(lambda b, file=file: decoded(file, b))
+        n = 0 if code else read_index(BufferSource(file)).data_nbytes
+        if code == "resource_limit" or n > SPEC_NBYTES:
+            continue
+        refused = {code, *(t[1] for t in tensors or [])} - {""}
+        expected = None if refused else [t[2] for t in tensors]
+        require(spec_decoded(file) == expected, f"the spec's decoder differs; here: {refused}")
+
+
+def used(data: bytes, backend: Backend) -> list[tuple[str, Any]]:
+    """What people get out of a file: the report, the file that it restores, tensors, slices, and
+    tensors as files of their own; or the code with which each is refused.
+    """
+    with File(data, backend, MAX_NBYTES) as f:
+        report = outcome(lambda: json.dumps({**describe(f), "backend": ""}))
+        text = outcome(lambda: list(as_text(describe(f)))[1:])
+        out = [report, text, outcome(lambda: b"".join(map(bytes, f.restored())))]
+        for name in f.keys():  # noqa: SIM118 (a file is no dictionary)
+            code, whole = outcome(lambda name=name: f.get_tensor(name))
+            part_code, part = outcome(lambda name=name: f.get_slice(name)[...])
+            own_code, own = outcome(lambda name=name: Decoder(backend).decode(f.extract(name)))
+            out += [(code, None), (part_code, None), (own_code, None)]
+            if not code:
+                same = [a is not None and a.tobytes() == whole.tobytes() for a in (part, own)]
+                require(all(same), f"{name!r}: slice and extracted file: {part_code} {own_code}")
+                out.append(("", whole.tobytes()))
+    return out
+
+
+def check_file(data: bytes) -> None:
+    """What people do with a file gives the same with all backends, its checksums mended."""
+    file = mended(data, backends()[0])
+    agreed(lambda b: used(file, b))
+
+
+@contextmanager
+def _fenced_device(heap: Heap) -> Iterator[None]:
+    """Let memory of emulated devices, whose blocks are aligned, stand behind fences too."""
+
+    def allocate(nbytes: int) -> Any:
+        return heap.empty(nbytes + -nbytes % 16, np.uint8)[:nbytes]
+
+    with mock.patch.object(cuda_emulator, "_allocate", allocate):
+        yield
+
+
+def check_segments(data: bytes, backend: Backend) -> None:
+    """A backend decodes the segments of a file as the reference does, behind fences: before or
+    after the memory, and with checksums in one call or in two, as the file's bytes decide.
+    """
+    coin = zlib.crc32(data)
+    code, index = outcome(lambda: read_index(BufferSource(data)))
+    for t in index.tensors if not code else ():
+        if t.duplicate_of is not None or not 0 < t.nbytes <= MAX_TENSOR_NBYTES:
+            continue
+        plan, payload, heap = t.plan(index.tables), payload_of(t, data), Heap()
+        heap.at_end, at_once = bool(coin & 1), bool(coin & 2)
+        with fuzz_segments.fenced_numba(heap), _fenced_device(heap):
+            backend.close()
+            try:
+                status, records, words = fuzz_segments.decode(backend, heap, plan, payload, at_once)
+            finally:
+                backend.close()
+        fuzz_segments.check_reference(plan, payload, status, words)
+        right = np.array_equal(records, crc32_each(payload, plan.offsets))
+        require(right, "checksums of records are wrong")
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="wcodec-fuzz-")
+
+
+def check_hub(data: bytes) -> None:
+    """Backends read a file in hub form alike."""
+    path = Path(_folder().name, "file.safetensors")
+    path.write_bytes(data)
+    agreed(lambda b: b"".join(map(bytes, HubFile(path, b, MAX_NBYTES).restored())))
+
+
+# ---- all of them ---------------------------------------------------------------------------------
+#: what makes an input out of another: its bytes, the most bytes, a seed, and libFuzzer's mutator
+Mutator = Callable[[bytes, int, int, Callable[[bytes, int], bytes]], bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing that is fuzzed.
+
+    Attributes
+    ----------
+    check
+        Holds wcodec to its contract for an input.
+    mutate
+        Makes an input out of another.
+    seeds
+        Folders of inputs that the corpus is chosen from, besides what is found.
+    cpu
+        Name in `variants.ALL_VARIANTS` of the lesser CPU that numba compiles for; none for that at
+        hand.
+    """
+
+    check: Callable[[bytes], None]
+    mutate: Mutator
+    seeds: tuple[Path, ...] = ()
+    cpu: str = ""
+
+
+def _segments(backend: str, cpu: str = "") -> Target:
+    @cache
+    def loaded() -> Backend:
+        return load_backend(backend, 1)
+
+    def check(data: bytes) -> None:
+        check_segments(data, loaded())
+
+    return Target(check, mutate_file, VECTORS, cpu)
+
+
+VECTORS: Final = tuple(ROOT / "conformance_vectors" / name for name in ("accept", "reject"))
+TARGETS: Final = {
+    "index": Target(check_index, mutate_file, VECTORS),
+    "decode": Target(check_decode, mutate_file, VECTORS),
+    "file": Target(check_file, mutate_file, VECTORS),
+    "hub": Target(check_hub, mutate_hub),
+    "safetensors": Target(check_safetensors, mutate_safetensors),
+    "weight_map": Target(check_weight_map, mutate_json),
+    "segments_numba": _segments("numba"),
+    "segments_numba_avx2": _segments("numba", "avx2"),
+    "segments_numba_plain": _segments("numba", "plain"),
+    "segments_cuda": _segments("cuda_emulator.backend:EmulatedCuda"),
+}
+
+
+def corpus_of(name: str) -> Path:
+    """The folder of a target's corpus; targets that decode segments have one together."""
+    return ROOT / "tests" / "corpus" / name.partition("_numba")[0].partition("_cuda")[0]
