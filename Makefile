@@ -35,7 +35,7 @@ test-all: $(VENV)/.stamp-test
 tests: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(MARKS)
 
-MINUTES ?= 10
+soak: MINUTES ?= 10
 soak: $(VENV)/.stamp-test
 	PYTHONPATH=tests/faults $(BIN)/python tests/faults/readers.py --minutes $(MINUTES)
 
@@ -57,7 +57,7 @@ bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/gpu/sass.py
 	$(BIN)/python benchmarks/gpu/sass_linear.py
 
-MINUTES ?= 5
+fuzz: MINUTES ?= 5
 fuzz: $(VENV)-fuzz/.stamp
 	$(VENV)-fuzz/bin/python tools/fuzz/campaign.py --minutes $(MINUTES) $(FUZZ_ARGS)
 
