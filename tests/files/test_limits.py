@@ -151,6 +151,7 @@ def seconds(work: Callable[[], object]) -> float:
     return min(found)
 
 
+@pytest.mark.exhaustive  # of time, if only as a ratio: a machine under load may take longer
 @pytest.mark.parametrize("backend", ["reference", "numba"])
 @pytest.mark.parametrize("row", ["tensors beside maps", "duplicates", "metadata", "names"])
 def test_time_grows_as_the_size_does(row: str, backend: str) -> None:

@@ -29,8 +29,8 @@ from wcodec.files.repack import repack_file
 
 RNG = np.random.default_rng(19)
 #: `a` and `b` are several chunks each; `tied` is `a` again
-A = RNG.standard_normal((3072, 4096)).astype(ml_dtypes.bfloat16)
-B = RNG.standard_normal((3072, 4096)).astype(ml_dtypes.bfloat16)
+A = RNG.standard_normal((2048, 4096)).astype(ml_dtypes.bfloat16)
+B = RNG.standard_normal((2048, 4096)).astype(ml_dtypes.bfloat16)
 ARRAYS = {"a": A, "b": B, "few": np.arange(5.0), "tied": A, "nothing": np.empty((0, 3), "f4")}
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend, get_backend
 from wcodec.codec.parts import Ids, Part, Rectangle, aligned, gather, part_of, rectangles, runs
 from wcodec.codec.pipelining import CHUNK_BUFFERS, map_ahead
-from wcodec.codec.sources import BufferSource
+from wcodec.codec.sources import BufferSource, FileSource
 from wcodec.codec.working import PIECE_NBYTES, STREAM_NBYTES, working_nbytes
 from wcodec.errors import DecodeError
 from wcodec.reference import container
@@ -256,9 +256,11 @@ class Decoder:
         if t.difference != Difference.NONE or out.size == 0:
             down, across = (np.arange(n) for n in t.geometry.grid)
             return self.grid(source, t, plan, down, across, out, base)
-        payload, backend = aligned(source.read(t.payload_offset, t.payload_nbytes)), self.backend
-        device = backend.target(out)
-        status, sums = backend.decode_with_checksums(plan, backend.to_device(payload), device)
+        backend, device = self.backend, self.backend.target(out)
+        where = np.array([t.payload_offset]), np.array([0, t.payload_nbytes])
+        with self._records(source, *where, t.name) as records:
+            payload = backend.to_device(records)
+            status, sums = backend.decode_with_checksums(plan, payload, device)
         right = sums.records.tobytes() == t.segment_crc32.tobytes()
         if not right or any(status.tobytes()):
             starts = plan.offsets[:-1] + t.payload_offset
@@ -278,10 +280,10 @@ class Decoder:
         """As `grid`, of a part that was planned before:
         who decodes it again and again spares that.
         """
-        records = gather(source, part.starts, part.plan.offsets)
-        backend = self.backend
-        payload, device = backend.to_device(aligned(records)), backend.target(out)
-        status, sums = backend.decode_with_checksums(part.plan, payload, device)
+        backend, device = self.backend, self.backend.target(out)
+        with self._records(source, part.starts, part.plan.offsets, t.name) as records:
+            payload = backend.to_device(records)
+            status, sums = backend.decode_with_checksums(part.plan, payload, device)
         check_segments(t, part.ids, part.starts, status, sums.records)
         crc = sums.words
         if base is not None and t.difference != Difference.NONE:
@@ -297,6 +299,19 @@ class Decoder:
         if device is not out:
             backend.to_host(device, out)
         return crc
+
+    @contextmanager
+    def _records(
+        self, source: ByteSource, starts: Ids, offsets: Ids, tensor: str
+    ) -> Iterator[Bytes]:
+        """Records as `gather` gives them: where they lie, or read from a file into memory that is
+        used again.
+        """
+        if not isinstance(source, FileSource):
+            yield aligned(gather(source, starts, offsets))
+            return
+        with self._spare(int(offsets[-1] - offsets[0]), tensor) as room:
+            yield gather(source, starts, offsets, room)
 
     @contextmanager
     def _spare(self, nbytes: int, tensor: str) -> Iterator[Bytes]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.codec.sources import read_into
 from wcodec.reference.container import ByteSource
 from wcodec.reference.planes import Bytes
 from wcodec.reference.records import TensorRecord
@@ -85,10 +86,22 @@ def rectangles(t: TensorRecord, nbytes: int) -> Iterator[Rectangle]:
     )
 
 
-def gather(source: ByteSource, starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> Bytes:
-    """The records that start at `starts` in a file, one after another as `offsets` says."""
+def gather(
+    source: ByteSource,
+    starts: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    room: Bytes | None = None,
+) -> Bytes:
+    """The records that start at `starts` in a file, one after another as `offsets` says: read into
+    `room`, if there is one.
+    """
     cut = np.flatnonzero(np.diff(starts) != np.diff(offsets)[:-1]) + 1
     bounds = [0, *cut.tolist(), starts.size]
+    if room is not None:
+        at = offsets - offsets[0]
+        for a, b in pairwise(bounds):
+            read_into(source, int(starts[a]), room[int(at[a]) : int(at[b])])
+        return room[: int(at[-1])]
     pieces = [
         source.read(int(starts[a]), int(offsets[b] - offsets[a])) for a, b in pairwise(bounds)
     ]
