@@ -1,5 +1,6 @@
 """Forks, the end of the interpreter, limits of threads, and what is sent to other processes."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,6 +385,51 @@ def test_the_last_checkpoint_is_saved(
     assert Path("last.wcodec").read_bytes() == Path("before.wcodec").read_bytes()
 
 
+STILL_OPEN = """
+import threading, time
+from wcodec.codec.pipelining import map_ahead
+from wcodec.processes import Workers
+def slow(i):
+    time.sleep(0.2)
+    return i
+results = map_ahead(slow, range(50), 1, 1)
+assert next(results) == 0
+workers = Workers(1, "left")
+task = workers.begin(slow, 1)
+class Late:
+    def __del__(self):
+        try:
+            task.result()
+        except RuntimeError:
+            pass
+late = Late()
+"""
+
+
+def test_a_process_ends_whatever_is_still_open() -> None:
+    subprocess.run([sys.executable, "-c", STILL_OPEN], check=True, timeout=60)
+
+
+def test_what_a_call_raises_is_let_go_of() -> None:
+    class Thing:
+        pass
+
+    def fail(_: int) -> None:
+        thing = Thing()
+        things.append(weakref.ref(thing))
+        raise ZeroDivisionError
+
+    things = list[weakref.ref[Thing]]()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                list(map_ahead(fail, range(1), 1))
+        assert [thing() for thing in things] == [None] * 3
+    finally:
+        gc.enable()
+
+
 THREADLESS = """
 import sys, threading
 started = []
@@ -451,12 +498,14 @@ def test_an_open_file_goes_to_a_spawned_process(file: Path) -> None:
         right(pool.apply(_read, (f,)))
 
 
-def test_how_a_file_was_opened_goes_along(file: Path) -> None:
+def test_how_a_file_was_opened_goes_along(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wcodec.save_file({"small": ARRAYS["small"] + 1}, "delta.wcodec", base="x.wcodec")
     os.rename("x.wcodec", "other.wcodec")
     backend = wcodec.backends.load_backend("reference")
     with wcodec.File("delta.wcodec", backend, 1 << 20, base="other.wcodec") as f:
-        again = pickle.loads(pickle.dumps(f))
+        data = pickle.dumps(f)
+    monkeypatch.chdir("/")
+    again = pickle.loads(data)
     assert again.decoder.backend is backend
     assert again.decoder.max_nbytes == 1 << 20
     assert np.array_equal(again.get_tensor("small"), ARRAYS["small"] + 1)

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 _LONGEST_WAIT_S: Final = 300.0  #: for what is loaded, such as for all kernels to be compiled
 
+_RLock: Final[Any] = type(threading.RLock())
 _to_renew: Final = weakref.WeakSet["Lock | Task[Any] | Workers"]()
 _in_child: Final = list[Callable[[], object]]()
 _held: Final = list[Any]()  #: locks that are held while the process forks
@@ -37,37 +38,24 @@ def call_in_child(function: Callable[[], object]) -> None:
     _in_child.append(function)
 
 
-class Lock:
+class Lock(_RLock):  # type: ignore[misc]
     """A reentrant lock, to be used as a context. In a forked child it is free, unless the thread
     that forked holds it.
+
+    Its methods are those of `threading.RLock`, in C: Ctrl-C comes before them or after.
     """
 
-    __slots__ = ("__weakref__", "_lock")
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         _to_renew.add(self)
-
-    def acquire(self, timeout: float = -1) -> bool:
-        """As of `threading.Lock`."""
-        return self._lock.acquire(timeout=timeout)
-
-    def release(self) -> None:
-        """As of `threading.Lock`."""
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
     def renew(self) -> None:
         """In a child: forget a holder that is not there."""
-        if self._lock.acquire(blocking=False):
-            self._lock.release()
+        if self.acquire(blocking=False):
+            self.release()
         else:
-            self._lock = threading.RLock()
+            self._at_fork_reinit()
 
 
 #: Held while modules or kernels are loaded, and while the process forks: what is loaded by half in
@@ -78,7 +66,7 @@ loading: Final = Lock()
 class Task(Generic[T]):
     """A call that is made once: by a thread, or by who wants its result before one has begun it."""
 
-    __slots__ = ("__weakref__", "_begun", "_call", "_done", "_error", "_value")
+    __slots__ = ("__weakref__", "_begun", "_by", "_call", "_done", "_error", "_value")
 
     def __init__(self, function: Callable[..., T], *args: Any) -> None:
         self._call: tuple[Callable[..., T], tuple[Any, ...]] | None = (function, args)
@@ -88,7 +76,7 @@ class Task(Generic[T]):
 
     def renew(self) -> None:
         """In a child: a call that another thread had begun is made again, if it is wanted."""
-        self._begun, self._done = threading.Lock(), threading.Lock()
+        self._begun, self._done, self._by = threading.Lock(), threading.Lock(), 0
         if self._call is not None:
             self._done.acquire()
 
@@ -96,6 +84,7 @@ class Task(Generic[T]):
         """Make the call, unless that has begun."""
         if self._call is None or not self._begun.acquire(blocking=False):
             return
+        self._by = threading.get_ident()
         function, args = self._call
         try:
             self._value = function(*args)
@@ -103,19 +92,32 @@ class Task(Generic[T]):
             self._error = e
         self._call = None  # last: a child may be forked at any moment
         self._done.release()
+        del self  # the error holds this frame
 
     def result(self) -> T:
         """What the call returns. Raises what it raises."""
         self.run()
-        with self._done:
-            pass
-        if self._error is not None:
+        if not self._ends():
+            raise RuntimeError("the interpreter ends, or the call waits for itself")
+        if self._error is None:
+            return self._value
+        try:
             raise self._error
-        return self._value
+        finally:
+            del self  # the error holds this frame
 
     def settle(self) -> bool:
         """Have the call not made, or wait for its end. Returns whether it was made."""
         if self._call is not None and self._begun.acquire(blocking=False):
+            return False
+        self._ends()
+        return True
+
+    def _ends(self) -> bool:
+        """Wait for the end of the call, unless that cannot come: when the interpreter ends, threads
+        stand still, and the garbage collector may ask in the thread that makes the call.
+        """
+        if self._call is not None and (sys.is_finalizing() or self._by == threading.get_ident()):
             return False
         with self._done:
             return True
@@ -147,24 +149,21 @@ class Workers:
     def begin(self, function: Callable[..., T], *args: Any) -> Task[T]:
         """Have a call made by a thread, after those that were begun before."""
         task = Task(function, *args)
-        if self._has_threads():
-            self._tasks.put(task)
+        self._give(task)
         return task
 
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
         """As `begin`, for who wants a `Future`; made at once where no thread can be started."""
-        with loading:  # it takes a while, and few need it
-            from concurrent.futures import Future
+        from concurrent.futures import Future  # who calls this has imported it
+
         future = Future[T]()
         task = Task(_fulfil, future, function, args)
-        if self._has_threads():
-            self._tasks.put(task)
-        else:
+        if not self._give(task):
             task.run()
         return future
 
-    def _has_threads(self) -> bool:
-        """Whether a thread will do what it is given; starts one, if there may be more."""
+    def _give(self, task: Task[Any]) -> bool:
+        """Have a thread do it, if there is one; starts one, if there may be more."""
         if sys.is_finalizing():  # threads stand still from now on
             return False
         with self._lock:
@@ -177,6 +176,8 @@ class Workers:
                     pass
                 else:
                     self._threads.append(thread)
+            if self._threads:
+                self._tasks.put(task)
             return bool(self._threads)
 
     def close(self) -> None:
@@ -184,8 +185,7 @@ class Workers:
         with self._lock:
             tasks, threads = self._tasks, self._threads
             self.renew()
-        for _ in threads:
-            tasks.put(None)
+        tasks.put(None)
         for thread in threads:
             if thread is not threading.current_thread() and not sys.is_finalizing():
                 thread.join()
@@ -197,14 +197,14 @@ class Workers:
         self.close()
 
     def __del__(self) -> None:
-        for _ in self._threads:
-            self._tasks.put(None)
+        self._tasks.put(None)
 
 
 def _work(tasks: SimpleQueue[Task[Any] | None]) -> None:
     while (task := tasks.get()) is not None:
         task.run()
         del task  # which holds a result
+    tasks.put(None)  # for the next one; Ctrl-C may have kept it from the list
 
 
 def _fulfil(future: Future[T], function: Callable[..., T], args: tuple[Any, ...]) -> None:
@@ -257,8 +257,10 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    while _held:
-        _held.pop().release()
+    held = _held.copy()
+    _held.clear()  # before another thread that forks has one of them
+    for lock in reversed(held):
+        lock.release()
 
 
 def _after_fork_in_child() -> None:

@@ -29,8 +29,8 @@ from wcodec.files.repack import repack_file
 
 RNG = np.random.default_rng(19)
 #: `a` and `b` are several chunks each; `tied` is `a` again
-A = RNG.standard_normal((2048, 4096)).astype(ml_dtypes.bfloat16)
-B = RNG.standard_normal((2048, 4096)).astype(ml_dtypes.bfloat16)
+A = RNG.standard_normal((1536, 4096)).astype(ml_dtypes.bfloat16)
+B = RNG.standard_normal((1536, 4096)).astype(ml_dtypes.bfloat16)
 ARRAYS = {"a": A, "b": B, "few": np.arange(5.0), "tied": A, "nothing": np.empty((0, 3), "f4")}
 
 
@@ -243,6 +243,28 @@ def test_encoding_from_a_pipe_gives_the_same_file(
         nbytes, stored_nbytes = encode_file(pipe, "piped.wcodec")
     assert Path("piped.wcodec").read_bytes() == made["x.wcodec"]
     assert (nbytes, stored_nbytes) == (len(made["x.safetensors"]), len(made["x.wcodec"]))
+
+
+def test_tensors_that_look_alike_are_found_by_a_pipe_as_by_a_file(here: Path) -> None:
+    """Of those that are alike where they are looked at, no more than a few are remembered."""
+    tensors = {f"t{i}": np.zeros(100_000, np.uint8) for i in range(10)}
+    for i, t in enumerate(tensors.values()):
+        t[500 + i] = 1
+    safetensors.numpy.save_file({**tensors, "last": tensors["t9"]}, "alike.safetensors")
+    encode_file("alike.safetensors", "want")
+    with piped("alike.safetensors") as pipe:
+        encode_file(pipe, "got")
+    assert Path("got").read_bytes() == Path("want").read_bytes()
+
+
+def test_a_base_that_is_written_to(here: Path) -> None:
+    wcodec.save_file({"a": A + A}, "delta.wcodec", base="x.wcodec")
+    with wcodec.open("delta.wcodec") as f:
+        f.base()
+        write_over("x.wcodec")
+        with pytest.raises(DecodeError, match=r"changed: in 'delta\.wcodec': in the base 'x") as e:
+            f.get_tensor("a")
+    assert e.value.file == "delta.wcodec"
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdin", "/dev/fd/0"])

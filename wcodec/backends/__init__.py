@@ -54,7 +54,8 @@ def backend_names() -> list[str]:
 
 
 def _targets() -> dict[str, str]:
-    from importlib.metadata import entry_points  # takes as long as half of the package
+    with loading:  # it takes as long as half of the package
+        from importlib.metadata import entry_points
 
     plugged = {e.name: e.value for e in entry_points(group=GROUP) if e.name not in _BUILT_IN}
     return {**_BUILT_IN, **plugged}

@@ -337,6 +337,8 @@ def progress_of(args: argparse.Namespace, total: int) -> Iterator[Progress]:
     bar: Any
     try:
         from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # no thread
     except ImportError:
         bar = _Line(total)
     else:

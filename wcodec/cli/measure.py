@@ -92,6 +92,8 @@ def _bar(outcomes: Iterable[Outcome], n: int) -> Iterable[Outcome]:
         return outcomes
     try:
         from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # no thread
     except ImportError:
         return outcomes
     bar: Iterable[Outcome] = tqdm(outcomes, total=n, unit="check", leave=False)

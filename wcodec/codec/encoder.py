@@ -20,7 +20,7 @@ from wcodec.codec.batches import (
     check_encoded,
     encode_batch,
 )
-from wcodec.codec.parts import Ids, rectangle
+from wcodec.codec.parts import Ids, Rectangle, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
 from wcodec.codec.sources import FileWords
 from wcodec.errors import EncodeError, within
@@ -136,6 +136,7 @@ class Writer:
         self.offset = self._write(container.write_header())
         self._batch, self._batch_nbytes = list[Small](), 0
         self._geometries = dict[Any, tuple[int, Geometry]]()
+        self._rooms = [np.empty(0, np.uint8)] * 2  # one is coded while the other one is planned
 
     def _write(self, data: Any) -> int:
         self.stream.write(data)
@@ -285,7 +286,7 @@ class Writer:
         backend, room = self.backend, np.empty(0, dtype.word_type)
         for down, across in grid:
             piece = rectangle(geometry, down, across)
-            chunk = np.require(matrix[piece.rows, piece.cols], dtype.word_type, ["C", "A"])
+            chunk = self._chunk(matrix, piece, dtype)
             crc = None
             words = backend.to_device(chunk)
             if base is not None and difference != Difference.NONE:
@@ -294,6 +295,18 @@ class Writer:
                 words = backend.subtract_base(words, backend.to_device(other), difference)
                 crc = backend.crc32(chunk)
             yield self.planner.plan(words, piece.geometry, dtype, backend), words, crc
+
+    def _chunk(self, matrix: Any, piece: Rectangle, dtype: DType) -> Words:
+        """Words of a chunk; of a file, in memory that the chunk before the last one had."""
+        if not isinstance(matrix, FileWords):
+            return np.require(matrix[piece.rows, piece.cols], dtype.word_type, ["C", "A"])
+        self._rooms.reverse()
+        n = math.prod(piece.shape) * dtype.word_nbytes
+        if self._rooms[0].size < n:
+            self._rooms[0] = np.empty(n, np.uint8)
+        chunk = self._rooms[0][:n].view(dtype.word_type).reshape(piece.shape)
+        matrix.read_into((piece.rows, piece.cols), chunk)
+        return chunk
 
     def _code(
         self, plan: SegmentPlan, words: Any, crc: int | None

@@ -111,6 +111,8 @@ class FileSource:
             flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC
             try:
                 number = os.open(file, os.O_RDONLY | flags)  # of a pipe, not waiting for a writer
+            except BlockingIOError:  # another process has a lease of it: that is waited for
+                number = os.open(file, os.O_RDONLY)
             except OSError as e:
                 if e.errno == errno.ENXIO:
                     raise _not_seekable(self.name) from None
@@ -261,7 +263,7 @@ class FileWords:
 
 class StreamSource:
     """A seekable binary file object that is not a file of the system's, such as one of ``fsspec``.
-    Its position is its process's own.
+    Whoever else uses it moves its position, also a forked child.
     """
 
     def __init__(self, stream: BinaryIO) -> None:

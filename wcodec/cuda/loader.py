@@ -168,7 +168,14 @@ class Loader:
         KeyError
             The file has no tensor of a name.
         """
-        with File(path, self._decoder.backend, base=base) as f, f.checked():
+        with File(path, self._decoder.backend, base=base) as f:
+            return self.load_open(f, names, allocate=allocate)
+
+    def load_open(
+        self, f: File, names: Sequence[str] | None = None, *, allocate: Allocate | None = None
+    ) -> dict[str, DeviceTensor]:
+        """As `load_file`, of a file that is open."""
+        with f.checked():
             return self._load(f.source, f, f.index, names, allocate)
 
     def decode(self, data: Any) -> DeviceTensor:
@@ -202,14 +209,19 @@ class Loader:
         On the first device, with buffers of its own: meanwhile the loader may be used for other
         things. Raises as `load_file`.
         """
-        with File(path, self._decoder.backend, base=base) as f, f.checked():
-            records = _chosen(f.index, names)
-            size = self._fit(records, f, lambda streams, slot: _most_alive(records, streams, slot))
-            pipeline = Pipeline(self.runtimes[0], *size, self.verify)
-            with closing(
-                self._tensors(pipeline, f.source, f, f.index, records, allocate)
-            ) as tensors:
-                yield from tensors
+        with File(path, self._decoder.backend, base=base) as f:
+            yield from self.iterate_open(f, names, allocate=allocate)
+
+    def iterate_open(
+        self, f: File, names: Sequence[str] | None = None, *, allocate: Allocate | None = None
+    ) -> Generator[DeviceTensor, None, None]:
+        """As `iterate`, of a file that is open."""
+        records = _chosen(f.index, names)
+        size = self._fit(records, f, lambda streams, slot: _most_alive(records, streams, slot))
+        pipeline = Pipeline(self.runtimes[0], *size, self.verify)
+        tensors = self._tensors(pipeline, f.source, f, f.index, records, allocate)
+        with f.checked(), closing(tensors):
+            yield from tensors
 
     def close(self) -> None:
         """Give back buffers and threads."""

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -147,13 +148,15 @@ class CodedBaseTensor(BaseTensor):
         plan: SegmentPlan,
         base: BaseTensor | None,
         n_cols: int,
+        checked: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        self._checked = checked
         self._name, self._decoder, self._source, self._t = name, decoder, source, t
         self._plan, self._base, self._n_cols = plan, base, n_cols
 
     def words(self, rows: slice, cols: slice, room: Words) -> Words:
         """As `BaseTensor.words`."""
-        with within(base=self._name):
+        with within(base=self._name), self._checked():
             if self._t.geometry.cols == self._n_cols:
                 self._decode(rows, cols, room)
             else:

@@ -109,6 +109,7 @@ class File:
         self.decoder = Decoder(backend, max_nbytes, max_memory)
         #: for who pickles it: the working directory may be another one then
         self._where = None if self.path is None else os.path.abspath(self.path)
+        self._base_where = None if base is None else os.path.abspath(base)
         self._has_backend = backend is not None
         with self.guarded(), named_for_what_it_is(self.source):
             self.index: Index = self.decoder.read_index(self.source)
@@ -141,7 +142,7 @@ class File:
         if self._has_backend:
             backend = f"{kind.__module__}:{kind.__qualname__}", self.decoder.backend.threads
         limits = self.decoder.max_nbytes, self.decoder.max_memory
-        how = self._where, backend, limits[0], self._base_path, self._depth, limits[1]
+        how = self._where, backend, limits[0], self._base_where, self._depth, limits[1]
         return _opened_again, (*how, self._identity())
 
     def _identity(self) -> tuple[Any, ...]:
@@ -183,9 +184,10 @@ class File:
         try:
             yield
         except DecodeError as e:
-            if e.code in _OF_CONTENT and isinstance(self.source, FileSource):
+            check = getattr(self.source, "check", None)
+            if e.code in _OF_CONTENT and check is not None:
                 with within(self.path):
-                    self.source.check()
+                    check()
             raise
 
     @contextlib.contextmanager
@@ -360,8 +362,9 @@ class File:
                 )
             plan = t.plan(self.index.tables)
             return CodedBaseTensor(
-                self.name, self.decoder, self.source, t, plan, self.base_of(t), geometry.cols
-            )
+                self.name, self.decoder, self.source, t, plan, self.base_of(t), geometry.cols,
+                self.checked,
+            )  # fmt: skip
 
     def content_hash(self) -> bytes:
         """As `BaseCheckpoint.content_hash`: the index knows all of it."""

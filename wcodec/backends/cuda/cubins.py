@@ -108,8 +108,13 @@ def compile_all(
         return Compiled(source, time.perf_counter() - start, is_new)
 
     with Workers(n_threads or len(os.sched_getaffinity(0)), "wcodec-compile") as workers:
-        for task in [workers.begin(compile_one, source) for source in sources]:
-            yield task.result()
+        tasks = [workers.begin(compile_one, source) for source in sources]
+        try:
+            for task in tasks:
+                yield task.result()
+        finally:
+            for task in reversed(tasks):  # those that have not begun first
+                task.settle()
 
 
 class Cubins:
@@ -125,4 +130,11 @@ class Cubins:
         with self._lock:
             new = [name for name in (source, *TOGETHER.get(source, ())) if name not in self._coming]
             self._coming |= {name: self._workers.begin(cubin_of, name, self.arch) for name in new}
-        return self._coming[source].result()
+            task = self._coming[source]
+        try:
+            return task.result()
+        except BaseException:  # Ctrl-C, or what may go better the next time
+            with self._lock:
+                if self._coming.get(source) is task:
+                    del self._coming[source]
+            raise

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any, Final, TypeVar
 
 from wcodec.backends.numba.scratch import Scratch, borrow_scratch
-from wcodec.processes import Workers
+from wcodec.processes import Task, Workers
 
 T = TypeVar("T")
 
@@ -51,15 +51,17 @@ class Threads:
                 while (i := next(turns)) < len(firsts):
                     out[i] = step(firsts[i], min(firsts[i] + size, n), scratch)
 
-        n_helpers = min(self.n, len(firsts)) - 1
-        helpers = [self._workers.begin(work) for _ in range(n_helpers)]
+        helpers = list[Task[None]]()
         try:
+            for _ in range(min(self.n, len(firsts)) - 1):
+                helpers.append(self._workers.begin(work))
             work()
         finally:  # after an error or an interrupt, none may go on to write to the caller's arrays
             turns = count(len(firsts))
             helped = [h for h in helpers if h.settle()]
-        for helper in helped:
-            helper.result()
+            helpers.clear()
+        while helped:  # an error holds this frame
+            helped.pop(0).result()
         return out
 
     def close(self) -> None:

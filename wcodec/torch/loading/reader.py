@@ -169,7 +169,7 @@ class Reader:
         assert self.path is not None
         loader, memory = wcodec.cuda.shared_loader(_number(self.device)), DeviceMemory(self.device)
         with memory.in_use(loader.runtimes[0]):
-            found = loader.load_file(self.path, names, self._base, allocate=memory.allocate)
+            found = loader.load_open(self.file, names, allocate=memory.allocate)
         return {name: memory.tensor(t) for name, t in found.items()}
 
     def _from_host(self, records: dict[str, TensorRecord]) -> dict[str, torch.Tensor]:
@@ -215,7 +215,7 @@ class Reader:
         with (
             wcodec.cuda.Loader(_number(self.device)) as loader,
             contextlib.closing(
-                loader.iterate(self.path, names, self._base, allocate=memory.allocate)
+                loader.iterate_open(self.file, names, allocate=memory.allocate)
             ) as tensors,
         ):
             while True:

@@ -305,6 +305,7 @@ class _Counting(ByteSource):
 
     def __init__(self, source: ByteSource) -> None:
         self._source, self.nbytes, self.sizes = source, source.nbytes, list[int]()
+        self.check = getattr(source, "check", None)
 
     def read(self, offset: int, nbytes: int) -> Bytes:
         """As the source's."""

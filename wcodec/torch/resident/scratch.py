@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
+from wcodec.backends import get_backend
 from wcodec.processes import Lock, Workers, call_in_child
 
 KEPT: Final = 2  #: buffers that are kept for the next weights: one in use, one being decoded ahead
@@ -134,7 +135,7 @@ class Prefetcher:
 
     def _start_next(self, held: Decodable) -> None:
         following = None if held.successor is None else held.successor()
-        if following is None or following is held:
+        if following is None or following is held or get_backend().threads == 1:
             return
         with self._lock:
             if self._pending is None:
