@@ -45,11 +45,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def here(made: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(made: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     for name, data in made.items():
         Path(name).write_bytes(data)
-    return tmp_path
+    yield tmp_path
+    for path in tmp_path.iterdir():  # pytest keeps what is there, and these are large
+        path.unlink()
 
 
 # ---- cut, written to, replaced -------------------------------------------------------------------

@@ -310,12 +310,13 @@ class Decoder:
         if not isinstance(source, FileSource):
             yield aligned(gather(source, starts, offsets))
             return
-        with self._spare(int(offsets[-1] - offsets[0]), tensor) as room:
+        nbytes = int(offsets[-1] - offsets[0])
+        with self._spare(nbytes, tensor, STREAM_NBYTES) as room:
             yield gather(source, starts, offsets, room)
 
     @contextmanager
-    def _spare(self, nbytes: int, tensor: str) -> Iterator[Bytes]:
-        """Memory that nobody else uses meanwhile."""
+    def _spare(self, nbytes: int, tensor: str, most: int = PIECE_NBYTES) -> Iterator[Bytes]:
+        """Memory that nobody else uses meanwhile; `most` of it is kept for the next time."""
         try:
             room = self._spares.pop()
         except IndexError:
@@ -324,7 +325,7 @@ class Decoder:
             with _memory(nbytes, tensor):
                 room = np.empty(nbytes, np.uint8)
         yield room[:nbytes]
-        if room.size <= PIECE_NBYTES:
+        if room.size <= most:
             self._spares.append(room)
 
 

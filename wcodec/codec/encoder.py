@@ -286,7 +286,7 @@ class Writer:
         backend, room = self.backend, np.empty(0, dtype.word_type)
         for down, across in grid:
             piece = rectangle(geometry, down, across)
-            chunk = self._chunk(matrix, piece, dtype)
+            chunk = self._chunk(matrix, piece, dtype, base is None)
             crc = None
             words = backend.to_device(chunk)
             if base is not None and difference != Difference.NONE:
@@ -296,9 +296,11 @@ class Writer:
                 crc = backend.crc32(chunk)
             yield self.planner.plan(words, piece.geometry, dtype, backend), words, crc
 
-    def _chunk(self, matrix: Any, piece: Rectangle, dtype: DType) -> Words:
-        """Words of a chunk; of a file, in memory that the chunk before the last one had."""
-        if not isinstance(matrix, FileWords):
+    def _chunk(self, matrix: Any, piece: Rectangle, dtype: DType, is_coded: bool) -> Words:
+        """Words of a chunk; of a file, in memory that the chunk before the last one had, but those
+        that are not coded themselves are let go of at once.
+        """
+        if not is_coded or not isinstance(matrix, FileWords):
             return np.require(matrix[piece.rows, piece.cols], dtype.word_type, ["C", "A"])
         self._rooms.reverse()
         n = math.prod(piece.shape) * dtype.word_nbytes
