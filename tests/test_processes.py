@@ -40,8 +40,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "x.wcodec"
 
 
-def in_child(work: Callable[[], object], seconds: float = 60) -> int:
-    """Exit status of a forked child that does some work; it must end in time."""
+def forked(work: Callable[[], object]) -> int:
+    """A forked child that does some work, and ends with 0 or, after an error, 1."""
     child = os.fork()
     if child == 0:
         try:
@@ -50,6 +50,12 @@ def in_child(work: Callable[[], object], seconds: float = 60) -> int:
         except BaseException as e:
             print(repr(e), file=sys.stderr, flush=True)
         os._exit(1)
+    return child
+
+
+def in_child(work: Callable[[], object], seconds: float = 60) -> int:
+    """Exit status of a forked child; one that hangs is killed."""
+    child = forked(work)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -290,17 +296,7 @@ def test_parent_and_children_share_a_file_object(file: Path, wrapped: str) -> No
                 for _ in range(20):
                     right({name: f.get_tensor(name) for name in list(f.keys())})
 
-            children = []
-            for _ in range(4):
-                child = os.fork()
-                if child == 0:
-                    try:
-                        work()
-                        os._exit(0)
-                    except BaseException as e:
-                        print(repr(e), file=sys.stderr, flush=True)
-                    os._exit(1)
-                children.append(child)
+            children = [forked(work) for _ in range(4)]
             work()
             for child in children:
                 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -167,6 +167,20 @@ class within:  # noqa: N801 (a context, used as a function)
         error.args = (error.code, error.message, error.tensor, error.offset)
 
 
+class named:  # noqa: N801 (as `within`)
+    """Context in which errors of the system are about this path, whatever they name."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(self._path)) from None
+
+
 class DecodeError(CodecError):
     """The file cannot be decoded. `code` is a key of `DECODE_CODES` or `INPUT_CODES`."""
 

@@ -21,8 +21,8 @@ from typing import Any, Final, NoReturn
 from wcodec.backends import Backend, load_backend
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.directories.tree import check_places
-from wcodec.errors import BackendUnavailable, CodecError, EncodeError, WcodecError
-from wcodec.files.atomic import AnyPath, check_output, named
+from wcodec.errors import BackendUnavailable, CodecError, EncodeError, WcodecError, named
+from wcodec.files.atomic import AnyPath, check_output
 from wcodec.files.file import File
 from wcodec.files.plain import is_pipe
 from wcodec.inspect.report import printable, size_text
@@ -335,11 +335,8 @@ def progress_of(args: argparse.Namespace, total: int) -> Iterator[Progress]:
         yield ignore_progress
         return
     bar: Any
-    try:
-        from tqdm import tqdm
-
-        tqdm.monitor_interval = 0  # no thread
-    except ImportError:
+    tqdm = tqdm_class()
+    if tqdm is None:
         bar = _Line(total)
     else:
         bar = tqdm(
@@ -347,6 +344,16 @@ def progress_of(args: argparse.Namespace, total: int) -> Iterator[Progress]:
         )
     with bar:
         yield bar.update
+
+
+def tqdm_class() -> Any:
+    """The bar of tqdm, without the thread that it would start; ``None`` if it is not there."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    tqdm.monitor_interval = 0
+    return tqdm
 
 
 def decoded_nbytes(args: argparse.Namespace, path: str, backend: Backend) -> int:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 from wcodec.backends import Backend
 from wcodec.cli.common import (
@@ -39,7 +39,6 @@ from wcodec.files.shard_index import CODED, PLAIN
 from wcodec.inspect.report import percent_text, size_text
 from wcodec.planner.options import EncodeOptions
 
-_PIECE_NBYTES: Final = 1 << 23  #: bytes of a plain file that are compared at once
 #: the pieces of the plain file that a file holds, by its path and the backend
 Contents = Callable[[argparse.Namespace, str, Backend], Iterator[Any]]
 
@@ -176,8 +175,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 def _plain(_: argparse.Namespace, path: str, __: Backend) -> Iterator[Any]:
     source = FileSource(path, EncodeError, is_checked=True)
-    for at in range(0, source.nbytes, _PIECE_NBYTES):
-        yield source.read(at, min(_PIECE_NBYTES, source.nbytes - at)).data
+    yield from (piece.data for piece in source.pieces(0, source.nbytes))
 
 
 def _coded(args: argparse.Namespace, path: str, backend: Backend) -> Iterator[Any]:

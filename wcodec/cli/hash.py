@@ -28,8 +28,7 @@ from wcodec.cli.common import (
 from wcodec.directories.content import content_sha256
 from wcodec.directories.decoding import scan_coded
 from wcodec.directories.hub_header import is_coded
-from wcodec.errors import DecodeError, within
-from wcodec.files.atomic import named
+from wcodec.errors import DecodeError, named, within
 from wcodec.files.shard_index import CODED, PLAIN
 
 #: as of sha256sum, which escapes names with line ends

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from wcodec.cli.common import BAD_INPUT, DONE, INTERRUPTED, backend_of, check_target, fail, show
+from wcodec.cli.common import (
+    BAD_INPUT,
+    DONE,
+    INTERRUPTED,
+    backend_of,
+    check_target,
+    fail,
+    show,
+    tqdm_class,
+)
 from wcodec.errors import BackendUnavailable
 from wcodec.files.atomic import atomic_output
 
@@ -88,13 +97,8 @@ def _interrupted_between_checks() -> Iterator[
 
 def _bar(outcomes: Iterable[Outcome], n: int) -> Iterable[Outcome]:
     """A bar on a terminal, if tqdm is there."""
-    if not sys.stderr.isatty():
-        return outcomes
-    try:
-        from tqdm import tqdm
-
-        tqdm.monitor_interval = 0  # no thread
-    except ImportError:
+    tqdm = tqdm_class() if sys.stderr.isatty() else None
+    if tqdm is None:
         return outcomes
     bar: Iterable[Outcome] = tqdm(outcomes, total=n, unit="check", leave=False)
     return bar

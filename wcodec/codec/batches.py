@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.backends.protocol import Checksums, EncodedSegments
-from wcodec.codec.parts import aligned, gather
+from wcodec.codec.parts import aligned, gather, runs_of_records
+from wcodec.codec.working import MOST_NBYTES
 from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 SMALL_NBYTES: Final = 1 << 15  #: larger tensors are coded by themselves
 MOST: Final = 2048  #: tensors that are coded at once
 MOST_PLANES: Final = 1 << 12  #: whose histograms are held at once, for each mode
-MOST_NBYTES: Final = 1 << 23  #: words that are coded at once
 
 
 class Small(NamedTuple):
@@ -200,7 +200,7 @@ def _decode_dtype(
     spans = Spans.of(np.array([t.geometry.cols for t in batch], np.int64))
     plan = SegmentPlan(dtype, spans, columns, tables)
     starts = np.array([t.payload_offset for t in batch], np.int64)
-    payload = backend.to_device(aligned(gather(source, starts, plan.offsets)))
+    payload = backend.to_device(aligned(gather(source, runs_of_records(starts, plan.offsets))))
     words = np.empty((1, spans.cols), dtype.word_type)
     device = backend.target(words)
     status, sums = backend.decode_with_checksums(plan, payload, device)

@@ -12,7 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
-from wcodec.codec.parts import Ids, Part, Rectangle, aligned, gather, part_of, rectangles, runs
+from wcodec.codec.parts import (
+    Ids,
+    Part,
+    Rectangle,
+    Runs,
+    aligned,
+    gather,
+    part_of,
+    rectangles,
+    runs,
+    runs_of_records,
+)
 from wcodec.codec.pipelining import CHUNK_BUFFERS, map_ahead
 from wcodec.codec.sources import BufferSource, FileSource
 from wcodec.codec.working import PIECE_NBYTES, STREAM_NBYTES, working_nbytes
@@ -257,8 +268,7 @@ class Decoder:
             down, across = (np.arange(n) for n in t.geometry.grid)
             return self.grid(source, t, plan, down, across, out, base)
         backend, device = self.backend, self.backend.target(out)
-        where = np.array([t.payload_offset]), np.array([0, t.payload_nbytes])
-        with self._records(source, *where, t.name) as records:
+        with self._records(source, [(t.payload_offset, t.payload_nbytes)], t.name) as records:
             payload = backend.to_device(records)
             status, sums = backend.decode_with_checksums(plan, payload, device)
         right = sums.records.tobytes() == t.segment_crc32.tobytes()
@@ -281,7 +291,8 @@ class Decoder:
         who decodes it again and again spares that.
         """
         backend, device = self.backend, self.backend.target(out)
-        with self._records(source, part.starts, part.plan.offsets, t.name) as records:
+        where = runs_of_records(part.starts, part.plan.offsets)
+        with self._records(source, where, t.name) as records:
             payload = backend.to_device(records)
             status, sums = backend.decode_with_checksums(part.plan, payload, device)
         check_segments(t, part.ids, part.starts, status, sums.records)
@@ -301,18 +312,15 @@ class Decoder:
         return crc
 
     @contextmanager
-    def _records(
-        self, source: ByteSource, starts: Ids, offsets: Ids, tensor: str
-    ) -> Iterator[Bytes]:
+    def _records(self, source: ByteSource, where: Runs, tensor: str) -> Iterator[Bytes]:
         """Records as `gather` gives them: where they lie, or read from a file into memory that is
         used again.
         """
         if not isinstance(source, FileSource):
-            yield aligned(gather(source, starts, offsets))
+            yield aligned(gather(source, where))
             return
-        nbytes = int(offsets[-1] - offsets[0])
-        with self._spare(nbytes, tensor, STREAM_NBYTES) as room:
-            yield gather(source, starts, offsets, room)
+        with self._spare(sum(n for _, n in where), tensor, STREAM_NBYTES) as room:
+            yield gather(source, where, room)
 
     @contextmanager
     def _spare(self, nbytes: int, tensor: str, most: int = PIECE_NBYTES) -> Iterator[Bytes]:

@@ -14,7 +14,6 @@ from wcodec.backends.protocol import Checksums
 from wcodec.codec.arrays import as_array
 from wcodec.codec.batches import (
     MOST,
-    MOST_NBYTES,
     Small,
     as_small,
     check_encoded,
@@ -23,6 +22,7 @@ from wcodec.codec.batches import (
 from wcodec.codec.parts import Ids, Rectangle, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
 from wcodec.codec.sources import FileWords
+from wcodec.codec.working import MOST_NBYTES
 from wcodec.errors import EncodeError, within
 from wcodec.planner.differences import choose_difference, enlarged
 from wcodec.planner.fast import has_grown, stored_raw

@@ -86,26 +86,29 @@ def rectangles(t: TensorRecord, nbytes: int) -> Iterator[Rectangle]:
     )
 
 
-def gather(
-    source: ByteSource,
-    starts: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    room: Bytes | None = None,
-) -> Bytes:
-    """The records that start at `starts` in a file, one after another as `offsets` says: read into
-    `room`, if there is one.
+#: where neighbouring records start in a file, and their bytes
+Runs = list[tuple[int, int]]
+
+
+def runs_of_records(starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> Runs:
+    """The records that start at `starts` in a file, one after another as `offsets` says: neighbours
+    together.
     """
     cut = np.flatnonzero(np.diff(starts) != np.diff(offsets)[:-1]) + 1
     bounds = [0, *cut.tolist(), starts.size]
-    if room is not None:
-        at = offsets - offsets[0]
-        for a, b in pairwise(bounds):
-            read_into(source, int(starts[a]), room[int(at[a]) : int(at[b])])
-        return room[: int(at[-1])]
-    pieces = [
-        source.read(int(starts[a]), int(offsets[b] - offsets[a])) for a, b in pairwise(bounds)
-    ]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return [(int(starts[a]), int(offsets[b] - offsets[a])) for a, b in pairwise(bounds)]
+
+
+def gather(source: ByteSource, where: Runs, room: Bytes | None = None) -> Bytes:
+    """Runs of records, one after another; read into `room`, if there is one."""
+    if room is None:
+        pieces = [source.read(start, nbytes) for start, nbytes in where]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    at = 0
+    for start, nbytes in where:
+        read_into(source, start, room[at : at + nbytes])
+        at += nbytes
+    return room[:at]
 
 
 def aligned(data: Bytes) -> Bytes:

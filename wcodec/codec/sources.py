@@ -11,17 +11,19 @@ import errno
 import io
 import os
 import stat
+from collections.abc import Iterator
 from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
-from wcodec.errors import CodecError, DecodeError
+from wcodec.errors import CodecError, DecodeError, named
 from wcodec.processes import Lock
 from wcodec.reference.container import ByteSource
 from wcodec.reference.planes import Bytes, Words
 
 Path = str | os.PathLike[str]
 
+_PIECE_NBYTES: Final = 1 << 23  #: bytes that are read at once, of many
 _WHOLE_NBYTES: Final = 1 << 23  #: words of larger tensors are read where they are looked at
 
 
@@ -63,10 +65,8 @@ class Descriptor:
 
     def stat(self) -> os.stat_result:
         """What the system says of the file."""
-        try:
+        with named(self._name):
             return os.fstat(self.number)
-        except OSError as e:
-            raise OSError(e.errno, e.strerror or str(e), self._name) from None
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError):  # all that was wanted has been read
@@ -108,9 +108,8 @@ class FileSource:
         self._error, self._is_checked = error, is_checked
         if isinstance(file, str | os.PathLike):
             self.name = os.fspath(file)
-            flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC
             try:
-                number = os.open(file, os.O_RDONLY | flags)  # of a pipe, not waiting for a writer
+                number = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # not waiting for who writes
             except BlockingIOError:  # another process has a lease of it: that is waited for
                 number = os.open(file, os.O_RDONLY)
             except OSError as e:
@@ -148,10 +147,8 @@ class FileSource:
         descriptor = self._open()
         view, done = target.data, 0
         while done < target.size:
-            try:
+            with named(self.name):
                 n = _read_at(descriptor.number, view[done:], offset + done)
-            except OSError as e:
-                raise OSError(e.errno, e.strerror or str(e), self.name) from None
             if n == 0:
                 raise self._error(
                     "truncated",
@@ -161,6 +158,11 @@ class FileSource:
             done += n
         if self._is_checked:
             self.check()
+
+    def pieces(self, start: int, stop: int) -> Iterator[Bytes]:
+        """The bytes from `start` to `stop`, some at a time. Raises as `read_into`."""
+        for at in range(start, stop, _PIECE_NBYTES):
+            yield self.read(at, min(_PIECE_NBYTES, stop - at))
 
     def _open(self) -> Descriptor:
         if self._descriptor is None:
@@ -173,7 +175,7 @@ class FileSource:
         Raises
         ------
         CodecError
-                ``changed``, or ``truncated`` if it has become shorter.
+            ``changed``, or ``truncated`` if it has become shorter.
         """
         now = Identity.of(self._open().stat())
         if now.nbytes < self.nbytes:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from wcodec.backends import Backend
-from wcodec.codec.batches import MOST_NBYTES
 from wcodec.codec.pipelining import CHUNK_BUFFERS
 from wcodec.reference.container import Index
 from wcodec.reference.records import TensorRecord
 from wcodec.reference.tables import MAX_PROB_BITS
 
 PIECE_NBYTES: Final = 1 << 25  #: words of an array that are decoded at once
+MOST_NBYTES: Final = 1 << 23  #: words of small tensors that are coded at once
 STREAM_NBYTES: Final = 1 << 23  #: words that are decoded at once on their way to a file
 _LUT_NBYTES: Final = 4 << MAX_PROB_BITS  #: what decodes by a table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from wcodec.backends import Backend
 from wcodec.codec.pipelining import Progress, ignore_progress
@@ -15,8 +15,6 @@ from wcodec.files.atomic import AnyPath
 from wcodec.files.content import content_of, content_of_coded
 from wcodec.files.file import File
 from wcodec.files.safetensors_header import read_safetensors_header
-
-_PIECE_NBYTES: Final = 1 << 23  #: bytes of a plain file that are looked at at once
 
 
 def content_sha256(
@@ -81,5 +79,4 @@ def _plain_pieces(path: AnyPath) -> Iterator[Any]:
     source = FileSource(path, EncodeError, is_checked=True)
     header = read_safetensors_header(source)
     yield header.raw
-    for at in range(len(header.raw), source.nbytes, _PIECE_NBYTES):
-        yield source.read(at, min(_PIECE_NBYTES, source.nbytes - at)).data
+    yield from (piece.data for piece in source.pieces(len(header.raw), source.nbytes))

@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -42,8 +42,6 @@ from wcodec.files.safetensors_header import (
 from wcodec.reference.container import Index
 from wcodec.reference.memory import Memory
 from wcodec.reference.planes import Words
-
-_PIECE_NBYTES: Final = 1 << 23  #: bytes that are copied at once
 
 
 @dataclass(frozen=True)
@@ -252,8 +250,7 @@ class HubFile:
 
     def _plain_pieces(self, t: SourceTensor, crc: int | None) -> Iterator[Any]:
         found = 0
-        for at in range(t.start, t.stop, _PIECE_NBYTES):
-            piece = self._file.read(at, min(_PIECE_NBYTES, t.stop - at))
+        for piece in self._file.pieces(t.start, t.stop):
             found = self.decoder.backend.crc32(piece, found)
             yield piece.data
         if crc is not None and found != crc:

@@ -24,8 +24,8 @@ from wcodec.directories.hub_header import (
     looks_like_stream,
     read_plain_header,
 )
-from wcodec.errors import EncodeError, within
-from wcodec.files.atomic import AnyPath, atomic_output, named
+from wcodec.errors import EncodeError, named, within
+from wcodec.files.atomic import AnyPath, atomic_output
 from wcodec.files.bases import crc32_of
 from wcodec.files.safetensors_header import (
     Entry,
@@ -137,8 +137,7 @@ class _HubWriter:
         self.f.seek(0)
         self.f.write(raw)
         for t in _sorted(self.plain):
-            for at in range(t.start, t.stop, _PIECE_NBYTES):
-                piece = self.source.read(at, min(_PIECE_NBYTES, t.stop - at))
+            for piece in self.source.pieces(t.start, t.stop):
                 self.f.write(piece.data)
                 self.progress(piece.size if t.name in small else 0)
         return self.f.seek(end + shift)

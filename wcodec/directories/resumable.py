@@ -15,11 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.errors import EncodeError, within
+from wcodec.errors import EncodeError, named, within
 from wcodec.files.atomic import (
     atomic_output,
     check_output,
-    named,
     read_bytes,
     sync_folder,
     temporary_names,

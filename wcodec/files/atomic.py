@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from wcodec.errors import DecodeError, EncodeError
+from wcodec.errors import DecodeError, EncodeError, named
 from wcodec.files.attributes import NOT_HERE, Attributes
 from wcodec.processes import call_in_child
 
@@ -73,15 +73,6 @@ class _Named(io.FileIO):
     def close(self) -> None:
         with named(self.name):
             super().close()
-
-
-@contextlib.contextmanager
-def named(path: AnyPath) -> Iterator[None]:
-    """Errors of the system are about this path."""
-    try:
-        yield
-    except OSError as e:
-        raise OSError(e.errno, e.strerror or str(e), str(path)) from None
 
 
 def reserve(f: BinaryIO, nbytes: int) -> None:
@@ -248,12 +239,7 @@ def atomic_output(
                 raise RuntimeError(f"{str(path)!r} is written by the process that began it")
             f.flush()
             with named(path):
-                if os.fstat(f.fileno()).st_size > f.tell():
-                    f.truncate()
-                if attributes is not None:
-                    attributes.give(f.fileno())
-                if fsync:
-                    _sync(f.fileno())
+                _complete(f, attributes, fsync)
         with named(path):
             os.replace(temporary, target) if overwrite else _rename_to_new(temporary, target)
     except BaseException:
@@ -265,6 +251,16 @@ def atomic_output(
         _unfinished.discard(temporary)
     if fsync:
         sync_folder(target.parent)
+
+
+def _complete(f: BinaryIO, attributes: Attributes | None, fsync: bool) -> None:
+    """Make a file that is written ready for its name."""
+    if os.fstat(f.fileno()).st_size > f.tell():
+        f.truncate()
+    if attributes is not None:
+        attributes.give(f.fileno())
+    if fsync:
+        _sync(f.fileno())
 
 
 def _sync(descriptor: int) -> None:

@@ -18,7 +18,7 @@ from wcodec.codec.decoder import Decoder
 from wcodec.codec.parts import rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.codec.sources import FileSource, FileWords
-from wcodec.errors import DecodeError, within
+from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
 from wcodec.reference.container import Base, ByteSource
 from wcodec.reference.differences import BaseCheckpoint, BaseTensor, content_hash
@@ -28,7 +28,7 @@ from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tiles import Geometry
 
 MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
-BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that are read, or decoded as another matrix, at once
+BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that is coded as another matrix, decoded at once
 
 
 class OpenBase(BaseCheckpoint, Protocol):
@@ -110,15 +110,32 @@ class SafetensorsBase(OpenBase):
 
 
 def crc32_of(
-    source: ByteSource, t: SourceTensor, backend: Backend, progress: Progress = ignore_progress
+    source: FileSource, t: SourceTensor, backend: Backend, progress: Progress = ignore_progress
 ) -> int:
     """CRC-32 of a tensor of a safetensors file, read a piece at a time."""
     crc = 0
-    for at in range(t.start, t.stop, BLOCK_NBYTES):
-        piece = source.read(at, min(BLOCK_NBYTES, t.stop - at))
+    for piece in source.pieces(t.start, t.stop):
         crc = backend.crc32(piece, crc)
         progress(piece.size)
     return crc
+
+
+def safetensors_base(
+    path: Path, source: FileSource, backend: Backend, progress: Progress
+) -> SafetensorsBase:
+    """A base that is no ``.wcodec`` file.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_base``: it is no safetensors file either.
+    """
+    try:
+        return SafetensorsBase(path, source, backend, progress)
+    except EncodeError as e:
+        raise DecodeError(
+            "bad_base", f"it is no .wcodec file, and {e.message}", tensor=e.tensor
+        ) from None
 
 
 class _InFile(BaseTensor):

@@ -17,16 +17,16 @@ from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.codec.sources import ClosedSource, FileSource, source_of
-from wcodec.errors import DecodeError, EncodeError, within
+from wcodec.errors import DecodeError, within
 from wcodec.files.atomic import AnyPath
 from wcodec.files.bases import (
     MAX_BASES,
     CodedBaseTensor,
     OpenBase,
-    SafetensorsBase,
     base_path,
     check_is_base,
     paths_of,
+    safetensors_base,
 )
 from wcodec.files.extract import extract
 from wcodec.files.kinds import named_for_what_it_is
@@ -339,12 +339,10 @@ class File:
         try:
             return paths_of(self.base())
         except DecodeError:
-            name = self.index.base.name if self.index.base is not None else ""
-            return (
-                [Path(self._base_path)]
-                if self._base_path is not None
-                else [(self.path or Path()).parent / name]
-            )
+            if self._base_path is not None:
+                return [Path(self._base_path)]
+            name = "" if self.index.base is None else self.index.base.name
+            return [(self.path or Path()).parent / name]
 
     # ---- as the base of another file; see `OpenBase`
     def base_tensor(
@@ -430,12 +428,7 @@ def open_base(
         source = FileSource(path, is_checked=True)
         if source.read(0, min(len(MAGIC), source.nbytes)).tobytes() == MAGIC:
             return File(path, backend, depth=depth, max_memory=max_memory)
-        try:
-            return SafetensorsBase(Path(path), source, backend, progress)
-        except EncodeError as e:
-            raise DecodeError(
-                "bad_base", f"it is no .wcodec file, and {e.message}", tensor=e.tensor
-            ) from None
+        return safetensors_base(Path(path), source, backend, progress)
 
 
 @contextlib.contextmanager

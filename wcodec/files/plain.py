@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from wcodec.codec.sources import Descriptor, FileSource, FileWords
-from wcodec.errors import EncodeError
-from wcodec.files.atomic import AnyPath, named, reserve
+from wcodec.errors import EncodeError, named
+from wcodec.files.atomic import AnyPath, reserve
 from wcodec.files.safetensors_header import (
     SafetensorsHeader,
     SourceTensor,
