@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import pickle
 import subprocess
 import sys
@@ -125,6 +126,7 @@ FLOORS = (
     ("transformers",),
     ("cli", "__main__"),
 )
+ROOT = Path(__file__).parents[1]
 PACKAGE = Path(wcodec.__file__).parent
 MODULES = {
     ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): p
@@ -181,3 +183,39 @@ def test_planted_imports_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         test_no_import_runs_upward()
     with pytest.raises(AssertionError, match="in a circle"):
         test_no_imports_in_a_circle()
+
+
+def borrowed_names() -> list[tuple[str, str, str]]:
+    """What benchmarks and tools import of the package: their file, a module, and a name."""
+    found = []
+    for path in sorted(p for room in ("benchmarks", "tools") for p in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "wcodec":
+                name = str(path.relative_to(ROOT))
+                found += [(name, node.module or "", a.name) for a in node.names]
+    return found
+
+
+def test_benchmarks_and_tools_import_what_is_there() -> None:
+    """Few of them are run by tests."""
+    missing, seen = [], 0
+    for file, module, name in borrowed_names():
+        try:
+            there = hasattr(importlib.import_module(module), name)
+        except ImportError as e:
+            if not (e.name or "").startswith("wcodec"):
+                continue  # of a library that is not here
+            there = False
+        seen += 1
+        if not there and not module_exists(f"{module}.{name}"):
+            missing.append(f"{file}: {module}.{name}")
+    assert missing == []
+    assert seen > 100
+
+
+def module_exists(name: str) -> bool:
+    """Whether there is a module of that name."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False

@@ -17,16 +17,28 @@ VARIANTS = {
     "plain": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"},
 }
 _AVX2 = VARIANTS["avx2"]["NUMBA_CPU_FEATURES"]
-#: and CPUs between these: with a wider carry-less multiplication, or without one and byte tables
+_GATHER, _REGISTERS = ({"WCODEC_TABLE_LOOKUP": name} for name in ("gather", "registers"))
+#: this CPU and each lesser one, each with both ways to look up entries; also CPUs between these:
+#: with a wider carry-less multiplication, or without one and byte tables
 ALL_VARIANTS = {
-    **VARIANTS,
+    "native gather": _GATHER,
+    "native registers": _REGISTERS,
+    "plain": VARIANTS["plain"],
+    "avx2": {**VARIANTS["avx2"], **_REGISTERS},
     "avx2 vpclmulqdq": {
         "NUMBA_CPU_NAME": "znver3",
         "NUMBA_CPU_FEATURES": f"{_AVX2},+vpclmulqdq",
+        **_GATHER,
     },
     "avx512": {
         "NUMBA_CPU_NAME": "skylake-avx512",
         "NUMBA_CPU_FEATURES": f"{_AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
+        **_GATHER,
+    },
+    "avx512 registers": {
+        "NUMBA_CPU_NAME": "skylake-avx512",
+        "NUMBA_CPU_FEATURES": f"{_AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
+        **_REGISTERS,
     },
 }
 
@@ -41,6 +53,8 @@ def host_has(feature: str) -> bool:
 def skip_unless_it_runs(variant: str) -> None:
     """Skip the test, if this machine cannot run code for a variant."""
     needed = ALL_VARIANTS.get(variant, {}).get("NUMBA_CPU_FEATURES", "")
+    if variant == "native gather":
+        needed = "+avx2"
     lacking = [f[1:] for f in needed.split(",") if f and not host_has(f[1:])]
     if lacking:
         pytest.skip(f"this CPU lacks {', '.join(lacking)}")

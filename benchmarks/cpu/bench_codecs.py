@@ -50,7 +50,6 @@ from wcodec.backends import load_backend
 from wcodec.cli.bench import seconds, speed
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
-from wcodec.files.atomic import map_file
 from wcodec.files.safetensors_header import read_safetensors_header
 from wcodec.inspect.report import percent_text, size_text, table_text
 
@@ -349,7 +348,7 @@ def generated(shape: str, dtype: str) -> DataSet:
 
 def of_file(path: Path) -> Iterator[DataSet]:
     """The tensors of a safetensors file, those of each dtype joined into one flat array."""
-    view, groups = memoryview(map_file(path)), dict[str, list[memoryview]]()
+    view, groups = memoryview(np.memmap(path, np.uint8, "r")), dict[str, list[memoryview]]()
     for t in read_safetensors_header(view).tensors:
         groups.setdefault(t.dtype.safetensors or t.dtype_name, []).append(view[t.start : t.stop])
     for name, pieces in groups.items():

@@ -19,7 +19,6 @@ from sizes import encode
 
 import wcodec
 from wcodec.codec.sources import BufferSource
-from wcodec.files.atomic import map_file
 from wcodec.files.safetensors_header import read_safetensors_header
 from wcodec.reference import container
 
@@ -46,7 +45,7 @@ CHOICES = {
 
 def measure(path: str) -> Iterator[dict[str, object]]:
     """All choices on one file."""
-    data = memoryview(map_file(path))
+    data = memoryview(np.memmap(path, np.uint8, "r"))
     header = read_safetensors_header(data)
     for name, kwargs in CHOICES.items():
         encoded = encode(header, data, wcodec.EncodeOptions(**kwargs))

@@ -38,7 +38,6 @@ from wcodec.backends import Backend, load_backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder, Parts
 from wcodec.codec.sources import BufferSource
-from wcodec.files.atomic import map_file
 from wcodec.files.safetensors_header import SafetensorsHeader, read_safetensors_header
 from wcodec.planner.options import PRESETS
 
@@ -174,7 +173,7 @@ def main() -> None:
     kept = keep_freed_memory()
     backend, results = load_backend(args.backend, 1), dict[str, dict[str, Any]]()
     for path in args.files:
-        data = memoryview(map_file(path))
+        data = memoryview(np.memmap(path, np.uint8, "r"))
         header = read_safetensors_header(data)
         largest = max(header.tensors, key=lambda t: t.stop - t.start)
         own = {preset: measure(header, data, preset, backend, args.rounds) for preset in PRESETS}

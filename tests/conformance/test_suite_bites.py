@@ -97,6 +97,13 @@ class Raises(ReferenceBackend):
         return status
 
 
+class CountsBySumAlone(ReferenceBackend):
+    """Counts all columns of a row by the number of its first one."""
+
+    def joint_histogram(self, symbols, rows, cols, bins, shape):
+        return super().joint_histogram(symbols, rows, cols[:1].repeat(cols.size), bins, shape)
+
+
 class RoundsUp(ReferenceBackend):
     """AVG rounds up."""
 
@@ -361,6 +368,7 @@ BROKEN = {
     CountsOneMore: ["kernels/base_bytes", "kernels/base_pairs", "kernels/raw_uint8"],
     CountsWithoutFill: ["kernels/base_pairs", "kernels/pairs_int8_both_coded"],
     FailsOnNothing: ["duty/empty_input"],
+    CountsBySumAlone: ["duty/joint_histogram"],
     SharesScratch: ["duty/threads"],
     NoChecksums: ["accept/base_bytes", "kernels/base_bytes"],
 }  # fmt: skip

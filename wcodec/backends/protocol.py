@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from wcodec.reference import differences
 from wcodec.reference.checksums import crc32, crc32_each
+from wcodec.reference.contexts import joint_histogram
 from wcodec.reference.differences import Difference
 from wcodec.reference.planes import DType
 from wcodec.reference.records import check_plan
@@ -196,6 +197,35 @@ class Backend(ABC):
         """
         what: dict[str, Any] = {"segments": segments, "planes": planes}
         return np.stack([self.histogram(words, geometry, dtype, mode=m, **what) for m in modes])
+
+    def joint_histogram(
+        self,
+        symbols: NDArray[np.uint8],
+        rows: NDArray[np.int64],
+        cols: NDArray[np.int64],
+        bins: NDArray[np.uint8],
+        shape: tuple[int, int],
+    ) -> NDArray[np.int64]:
+        """Count symbols by lines, which are sums of a number of the row and one of the column.
+
+        This will do; a backend may have a faster one. All arrays are on the host.
+
+        Parameters
+        ----------
+        symbols
+            uint8 of shape (height, width), fewer than 2^32.
+        rows, cols
+            int64 of shape (height,) and (width,): not negative.
+        bins
+            uint8 of shape (256,): what each symbol counts as.
+        shape
+            Lines, and bins: all sums and all of `bins` are below these.
+
+        Returns
+        -------
+        int64 of this shape: how many symbols of a line count as a bin.
+        """
+        return joint_histogram(symbols, rows, cols, bins, shape)
 
     @abstractmethod
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:

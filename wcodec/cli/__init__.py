@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+# before all that imports NumPy
+import wcodec.cli.startup  # noqa: F401
 from wcodec.cli.common import BAD_USAGE, INTERRUPTED, PIPE_CLOSED, fail, failed
 from wcodec.cli.parser import parse, parser
 from wcodec.errors import WcodecError

@@ -38,6 +38,7 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
 from wcodec.processes import Workers
 from wcodec.reference import encoding
+from wcodec.reference.contexts import joint_histogram
 from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import DTYPES, Words
 from wcodec.reference.prediction import MODES, N_MODES
@@ -255,6 +256,21 @@ def check_spans(backend: Backend) -> None:
             require(np.array_equal(out, words), f"the words of {dtype.name}", "others")
 
 
+def check_joint_histogram(backend: Backend) -> None:
+    """`joint_histogram` of planes of all shapes, by all that lines are made of."""
+    noise = splitmix64(1, 4096).view(np.uint8)
+    for height, width in ((0, 0), (0, 3), (3, 0), (1, 1), (7, 129), (64, 100), (300, 9)):
+        symbols = noise[: height * width].reshape(height, width)
+        halves = (np.arange(256) // 2).astype(np.uint8)
+        rows, cols = np.arange(height), np.arange(width)
+        for lines in ((rows, cols % 4 * height), (rows % 3 * width, cols), (0 * rows, 0 * cols)):
+            n_lines = 1 + int(lines[0].max(initial=0) + lines[1].max(initial=0))
+            call = symbols, *lines, halves, (n_lines, 128)
+            counts, due = backend.joint_histogram(*call), joint_histogram(*call)
+            same = counts.dtype == np.int64 and np.array_equal(counts, due)
+            require(same, f"joint histogram of {height} x {width} symbols", "another")
+
+
 def check_empty(backend: Backend) -> None:
     """All kernels on no segments at all."""
     for dtype in DTYPES:
@@ -398,6 +414,7 @@ def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
     yield Check("duty/empty_input", ("R6.4",), partial(check_empty, backend))
     if backend.takes_spans:
         yield Check("duty/spans", (), partial(check_spans, backend))
+    yield Check("duty/joint_histogram", (), partial(check_joint_histogram, backend))
     yield Check("duty/threads", (), partial(check_threads, vectors, backend))
     yield Check("duty/faults", ("R13.1",), partial(check_faults, vectors, backend))
     yield Check("duty/differences", ("R12.5",), partial(check_differences, backend))

@@ -142,12 +142,12 @@ class Contexts:
         """Joint counts, after the classes have been fitted to a map's tables if that costs less
         than `cost`.
         """
-        before = own.rows, own.cols
+        before = own.kept()
         own.fit(np.stack([symbol_costs(self.pool[m.tables[c]]) for c in m.class_of]))
         joint = own.joint()
         if self._costs(joint[None], m)[0] < cost:
             return joint
-        own.rows, own.cols = before
+        own.restore(before)
         return own.joint()
 
     def _settle(self, joint: Counts, maps: list[ContextMap], n_tables: int) -> None:
@@ -257,7 +257,8 @@ class Contexts:
             )
             self._take(choice, ids[by_place], self.shared(joint, ContextKind.POSITION), 0)
         if by_scale.size:
-            classes = [Scales(coded[i], weights(chunk.dtype)) for i in by_scale]
+            count = chunk.joint_histogram
+            classes = [Scales(coded[i], weights(chunk.dtype), count) for i in by_scale]
             found = self.by_scale(classes)
             packed = [c.packed() for c in classes]
             took = self._take(

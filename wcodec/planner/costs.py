@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.reference import rans
-from wcodec.reference.planes import DType, Words
+from wcodec.reference.contexts import joint_histogram
+from wcodec.reference.planes import Bytes, DType, Words
 from wcodec.reference.segments import padded
 from wcodec.reference.tables import MAX_PROB_BITS, Table
 from wcodec.reference.tiles import Geometry
@@ -106,7 +107,8 @@ MAX_PATCHES: Final = 100
 
 class Histograms(Protocol):
     """The one kernel that planning needs, and the way to the host for contexts; see
-    `wcodec.backends.protocol.Backend`, whose `histograms` is used where it is.
+    `wcodec.backends.protocol.Backend`, whose `histograms` and `joint_histogram` are used where they
+    are.
     """
 
     def histogram(
@@ -203,6 +205,13 @@ class Chunk:
         if at_once is None:
             return np.stack([self.histogram(mode=m, **what) for m in modes])
         return np.asarray(at_once(self.words, self.geometry, self.dtype, modes, **what), np.int64)
+
+    def joint_histogram(
+        self, symbols: Bytes, rows: Counts, cols: Counts, bins: Bytes, shape: tuple[int, int]
+    ) -> Counts:
+        """See `wcodec.backends.protocol.Backend.joint_histogram`, which will do."""
+        faster = getattr(self.backend, "joint_histogram", joint_histogram)
+        return np.asarray(faster(symbols, rows, cols, bins, shape), np.int64)
 
     def top_rows(self, least: int = 0) -> Chunk:
         """The first sixteenth of the rows of each segment, or `least` if that is more, as segments

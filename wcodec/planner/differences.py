@@ -18,9 +18,10 @@ from wcodec.reference.tiles import Geometry
 SAMPLED: Final = 16  #: rectangles of a tensor that the choice of a difference looks at
 SAMPLED_WORDS: Final = 1 << 14  #: of each
 SAMPLED_COLS: Final = 256
-#: segments of differences are that many times larger: they hold few bytes, of which streams must
-#: not be most
+#: segments of differences are up to that many times larger, near so many words: they hold few
+#: bytes, of which streams must not be most
 LARGER: Final = 4
+LARGE_WORDS: Final = 1 << 17
 #: a difference must save that part of what the tensor costs without: it needs a base
 LEAST_SAVING: Final = 50
 
@@ -38,10 +39,11 @@ def enlarged(geometry: Geometry) -> Geometry:
     with as many columns, if the matrix has more rows than a segment.
     """
     g = geometry
+    times = max(1, min(LARGER, round(LARGE_WORDS / (g.segment_rows * g.segment_cols))))
     if g.rows > g.segment_rows:
-        rows, cols = min(g.rows, LARGER * g.segment_rows), g.segment_cols
+        rows, cols = min(g.rows, times * g.segment_rows), g.segment_cols
     else:
-        rows, cols = g.segment_rows, min(g.cols, LARGER * g.segment_cols)
+        rows, cols = g.segment_rows, min(g.cols, times * g.segment_cols)
     return replace(g, segment_rows=rows, segment_cols=cols, tile_rows=rows, tile_cols=cols)
 
 

@@ -13,6 +13,9 @@ from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, Geometry, mat
 
 EVEN: Final = 64  #: widths of bands are multiples of that many words: kernels move whole vectors
 MIN_ROW: Final = 64  #: fewest columns of a matrix view, where the shape allows
+#: Segments that a large tensor has at least: each costs about 107 bytes, but GPUs and threads work
+#: on many at once.
+MANY: Final = 128
 MAX_BAND: Final = 2048  #: columns of a segment of preset ``max``
 
 
@@ -55,15 +58,19 @@ def choose_geometry(
 
 
 def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
-    """Bands of equal width near 256, a multiple of 64 but for the last one, wider where there are
-    few rows, cut into segments of equal height near the target.
+    """Bands of equal width, near 256 or more, a multiple of 64 but for the last one, wider where
+    there are few rows, cut into segments of equal height near the target.
 
-    A matrix of up to two bands is one. A row of segments holds at most 2^24 words,
-    so that it can be coded at once.
+    The target is 2^15 words of up to 2 bytes, half as many larger ones, and up to four times as
+    many where that leaves `MANY` segments. A matrix of up to two bands is one. A row of segments
+    holds at most 2^24 words, so that it can be coded at once.
     """
-    target = 1 << 15 if word_nbytes <= 2 else 1 << 14
+    least = 1 << 15 if word_nbytes <= 2 else 1 << 14
+    target = least
+    while target < 4 * least and 2 * target * MANY <= rows * cols:
+        target *= 2
     most_rows = min(rows, max(1, MAX_SEGMENT_ELEMENTS // cols))
-    wide = max(256, target // most_rows)
+    wide = max(256, target // 128, target // most_rows)
     if most_rows == 1:
         return 1, min(cols, wide)
     s_cols = cols if cols <= 2 * wide else -(-cols // (cols // wide * EVEN)) * EVEN

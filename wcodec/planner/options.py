@@ -40,7 +40,8 @@ class EncodeOptions:
     segment
         Rows and columns of a segment in the matrix view, which is a single row if the last
         dimensions make fewer than 64 columns (spec: R6.2, chapter 14); by default about 32768
-        words, 16384 of 4 or 8 bytes; in preset ``max`` 524288 of a byte, 262144 of larger ones.
+        words, 16384 of 4 or 8 bytes, up to four times as many in large tensors; in preset ``max``
+        524288 of a byte, 262144 of larger ones.
     tile
         Rows and columns of a tile, at least 16. With `segment` each is a divisor of the segment's,
         or the whole; without, segments are made of whole tiles. By default a segment is one tile.

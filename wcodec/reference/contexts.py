@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wcodec.reference.planes import (
     Bytes,
@@ -70,3 +71,17 @@ def classes_of(plan: SegmentPlan, p: int, k: int, scales: Bytes, plane_0: Bytes)
     return np.frombuffer(context_map.class_of, np.uint8)[
         contexts_of(plan, context_map, p, k, scales, plane_0)
     ]
+
+
+def joint_histogram(
+    symbols: Bytes,
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    bins: Bytes,
+    shape: tuple[int, int],
+) -> NDArray[np.int64]:
+    """Counts of symbols by line; see `wcodec.backends.protocol.Backend.joint_histogram`."""
+    n_lines, n_bins = shape
+    which = (rows[:, None] + cols) * n_bins + bins[symbols]
+    counts = np.bincount(which.reshape(-1), minlength=n_lines * n_bins)
+    return np.asarray(counts.reshape(shape), np.int64)

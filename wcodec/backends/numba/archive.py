@@ -32,6 +32,7 @@ _CALLERS: Final = {
     "jobs",
     "machine_code",
     "scratch",
+    "table_lookups",
     "threads",
 }
 #: modules of the reference whose constants are in kernels

@@ -10,7 +10,7 @@ import llvmlite
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.numba import machine_code
+from wcodec.backends.numba import machine_code, table_lookups
 from wcodec.backends.numba import threads as sharing
 from wcodec.backends.numba.checksums import Sums
 from wcodec.backends.numba.coding import (
@@ -26,6 +26,7 @@ from wcodec.backends.numba.crc32 import crc32_range
 from wcodec.backends.numba.differences import ADD, SUBTRACT, XOR
 from wcodec.backends.numba.ir import VARIANT
 from wcodec.backends.numba.jobs import payload_nbytes
+from wcodec.backends.numba.joint import count_by_line
 from wcodec.backends.numba.kernels import Kernel, Native
 from wcodec.backends.numba.scratch import Loans, Scratch
 from wcodec.backends.numba.tables import fill_luts, read_tables
@@ -74,13 +75,16 @@ class NumbaBackend(Backend):
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(threads)
         _check_kernels()
+        table_lookups.choice()
         self._threads = sharing.Threads(threads or len(os.sched_getaffinity(0)))
         self._loans = Loans()
 
     def info(self) -> dict[str, str]:
+        lookups = table_lookups.choice()
         return {
             "llvmlite": llvmlite.__version__, "numpy": np.__version__,
-            "variant": VARIANT, "threads": str(self._threads.n), "cpu": cpu_name(),
+            "variant": VARIANT, "table lookups": f"{lookups.name} ({lookups.why})",
+            "threads": str(self._threads.n), "cpu": cpu_name(),
         }  # fmt: skip
 
     def close(self) -> None:
@@ -121,6 +125,26 @@ class NumbaBackend(Backend):
         call = Counting(words, geometry, dtype, segments, planes, modes, None, 0)
         self._threads.map(call.run, call.n, call.nbytes)
         return call.counts.reshape(len(modes), call.n, *call.counts.shape[1:])
+
+    def joint_histogram(
+        self,
+        symbols: NDArray[np.uint8],
+        rows: NDArray[np.int64],
+        cols: NDArray[np.int64],
+        bins: NDArray[np.uint8],
+        shape: tuple[int, int],
+    ) -> NDArray[np.int64]:
+        symbols, rows, cols = map(np.ascontiguousarray, (symbols, rows, cols))
+        if symbols.shape != (rows.size, cols.size):
+            raise ValueError(
+                f"symbols of shape {symbols.shape}, {rows.size} rows, {cols.size} cols"
+            )
+        if symbols.size and (rows.max() + cols.max() >= shape[0] or bins.max() >= shape[1]):
+            raise ValueError(f"lines or bins beyond {shape}")
+        counts = np.zeros(shape, np.uint32)
+        firsts = ((shape[1] * lines).astype(np.uint64) for lines in (rows, cols))
+        count_by_line(symbols, *firsts, bins, counts.reshape(-1))
+        return counts.astype(np.int64)
 
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
         return self._encode(plan, words, no_sums())

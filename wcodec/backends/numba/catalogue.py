@@ -25,8 +25,9 @@ def everything() -> list[Kernel | Native]:
                 split.splitter(number, choice)
                 merge.merger(number, choice)
         for with_contexts in (False, True):
-            for n in (1, 2):
-                rans_vectors.decoder(n, with_contexts)
+            for n in sorted({1, 2, 2 if with_contexts else rans_vectors.TOGETHER}):
+                for gather in (False, True):
+                    rans_vectors.decoder(n, with_contexts, gather)
             rans_vectors.encoder(1, with_contexts)
         rans_vectors.encoder(2)
         rans_vectors.reverser()

@@ -40,6 +40,7 @@ from wcodec.backends.numba.kernels import (
     jit,
     kernel,
 )
+from wcodec.reference.rans import GROUP
 
 LINE_NBYTES: Final = 256  #: rows of a rectangle are whole lines
 
@@ -183,8 +184,9 @@ class Crcs(NamedTuple):
     slices, shifts
         `SLICES` and `SHIFTS`.
     row_factors
-        uint64 of shape (2, 2, 2), from the end of a row of a segment to the next row: by
-        `OF_LINES` or `OF_VECTORS`, and by whether the segment is a last one of a row of segments.
+        uint64 of shape (3, 2, 2), from the end of a row of a segment to the next row: by
+        `OF_LINES`, `OF_GROUPS` or `OF_PAIRS`, and by whether the segment is a last one of a row of
+        segments.
     rest
         uint8: room for what is folded.
     records
@@ -201,11 +203,11 @@ class Crcs(NamedTuple):
     words: UInts32
 
 
-OF_LINES, OF_VECTORS = 0, 1
+#: what is folded at once: a line, the words of a group of symbols, or those of a group of pairs
+OF_LINES, OF_GROUPS, OF_PAIRS = range(3)
 REST_NBYTES: Final = max(BLOCK_NBYTES, LINE_NBYTES)
 _SLICES, _SHIFTS = Packed(SLICES), Packed(SHIFTS)
-_NO_FACTORS: Final = Packed(np.zeros((2, 2, 2), np.uint64))
-_STEPS: Final = (LINE_NBYTES, 4 * ir.WIDTH)  #: bytes that are folded at once
+_NO_FACTORS: Final = Packed(np.zeros((3, 2, 2), np.uint64))
 
 
 class Sums:
@@ -232,7 +234,7 @@ class Sums:
         self.records = np.empty(n if self.made else 0, np.uint32)
         self.words = np.empty(n if self.of_words else 0, np.uint32)
         jumps = (cols - width) * word_nbytes, (cols - last) * word_nbytes
-        self._row_factors = _row_factors(*jumps) if self.of_words else _NO_FACTORS
+        self._row_factors = _row_factors(*jumps, word_nbytes) if self.of_words else _NO_FACTORS
 
     def arrays(self, rest: Packed) -> tuple[Any, ...]:
         """Elements of `Crcs`; `rest` is of one thread, of `REST_NBYTES`."""
@@ -244,13 +246,14 @@ class Sums:
 
 
 @lru_cache(maxsize=64)
-def _row_factors(jump: int, last_jump: int) -> Packed:
+def _row_factors(jump: int, last_jump: int, word_nbytes: int) -> Packed:
     """`Crcs.row_factors`: `jump` is the bytes between rows of a segment, `last_jump` between those
     of a last one.
     """
-    out = np.zeros((2, 2, 2), np.uint64)
-    distances = np.array([j + step for step in _STEPS for j in (jump, last_jump)], np.int64)
-    _fill_row_factors(distances, _SLICES, _SHIFTS, out.reshape(4, 2))
+    out = np.zeros((3, 2, 2), np.uint64)
+    steps = LINE_NBYTES, GROUP * word_nbytes, 2 * GROUP * word_nbytes
+    distances = np.array([j + step for step in steps for j in (jump, last_jump)], np.int64)
+    _fill_row_factors(distances, _SLICES, _SHIFTS, out.reshape(6, 2))
     return Packed(out)
 
 
@@ -271,7 +274,7 @@ def _sum_record(crcs: Any, k: Any, record: Any) -> None:
 
 @jit
 def row_factors_of(job: Any, matrix: Any, crcs: Any, step: Any) -> Any:
-    """Factors from a row of a segment to the next, `step` being `OF_LINES` or `OF_VECTORS`."""
+    """Factors from a row of a segment to the next, `step` being `OF_LINES` or another."""
     return crcs.row_factors[step, 0 if job.col + job.width < matrix.cols else 1]
 
 

@@ -27,6 +27,7 @@ from wcodec.backends.numba.jobs import Ints, Jobs
 from wcodec.backends.numba.kernels import Native, address_of, flat
 from wcodec.backends.numba.kinds import GENERAL, WITH_CONTEXTS, common_kinds
 from wcodec.backends.numba.rans import VECTOR_BITS
+from wcodec.backends.numba.rans_vectors import TOGETHER
 from wcodec.backends.numba.scratch import Scratch
 from wcodec.backends.numba.tables import encoding_tables, fill_luts, frequencies
 from wcodec.backends.protocol import DType, EncodedSegments, Geometry, SegmentPlan
@@ -226,7 +227,7 @@ class Decoding:
         self.status = np.empty(plan.geometry.n_segments, np.uint8)
         self.n_rooms = plan.dtype.word_nbytes + 1
         if self.jobs.kind != GENERAL:
-            self.n_rooms = common_decoding.N_ROOMS + 2 * plan.dtype.word_nbytes
+            self.n_rooms = common_decoding.N_ROOMS + TOGETHER * plan.dtype.word_nbytes
         if self.maps:
             self.n_rooms = 2 * (contexts.N_ROOMS + plan.dtype.word_nbytes)
         self.room = jobs.plane_room(plan.geometry)

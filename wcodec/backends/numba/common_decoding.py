@@ -1,6 +1,6 @@
 """Segments of the common kinds (`kinds.KINDS`): decoded.
 
-Two are decoded at a time, so that one's latency hides behind the other's. Symbols are merged with
+Some are decoded together, so that one's latency hides behind the others'. Symbols are merged with
 lower planes while they are in the first cache. Compiled only where `ir.VARIANT` is not ``"plain"``.
 """
 
@@ -13,7 +13,8 @@ import numpy as np
 from wcodec.backends.numba.arguments import DecodingTables, Matrix, Rooms
 from wcodec.backends.numba.arrays import copy, fill
 from wcodec.backends.numba.checksums import (
-    OF_VECTORS,
+    OF_GROUPS,
+    OF_PAIRS,
     Crcs,
     crc_after,
     row_factors_of,
@@ -28,12 +29,15 @@ from wcodec.backends.numba.planes import patches_of
 from wcodec.backends.numba.rans import (
     DECODE_1,
     DECODE_2,
+    DECODE_TOGETHER,
     Streams,
     begin_decoding,
     decode_groups,
-    decode_stream,
+    decode_rows,
     ended_well,
+    take_groups,
 )
+from wcodec.backends.numba.rans_vectors import TOGETHER
 from wcodec.backends.numba.segments import lut_of, n_stored_planes, plane_nbytes, room_of
 from wcodec.reference.planes import Layout
 from wcodec.reference.rans import GROUP
@@ -43,22 +47,22 @@ GROUPS_AHEAD: Final = 4  #: how far ahead of the stores their cache lines are as
 BLOCK: Final = 8  #: groups decoded, then merged
 FEW: Final = 32  #: patches whose part in the CRC-32 is found one by one
 ENDLESS: Final = 1 << 40  #: groups of a row without end
-# Three rooms for the lower planes of each of two segments, and then room for the words of both.
+# Three rooms for the lower planes of each segment, and then room for the words of all.
 LOWER: Final = 3
-N_ROOMS: Final = 2 * LOWER
+N_ROOMS: Final = TOGETHER * LOWER
 
 
 class Merging(NamedTuple):
-    """What merging needs, for two segments.
+    """What merging needs, for segments that are decoded together.
 
     Attributes
     ----------
     params
         Records of type `merge.MERGE`.
     symbols
-        uint8 of shape (2, BLOCK * 128): a block of symbols.
+        uint8 of shape (TOGETHER, BLOCK * 128): a block of symbols.
     lanes
-        uint8 of shape (2, `merge.LANES_NBYTES`): what has been folded for the CRC-32.
+        uint8 of shape (TOGETHER, `merge.LANES_NBYTES`): what has been folded for the CRC-32.
     """
 
     params: Merges
@@ -77,24 +81,43 @@ def _lower_plane(job: Any, word_nbytes: Any, s: Any, p: Any, payload: Any, rooms
 
 
 @jit
+def _begin_stream(s: Any, plane: Any, payload: Any, tables: Any, streams: Any) -> None:
+    """Begin the stream of a plane in row `s`."""
+    readable, t = payload[plane.offset :], plane.table
+    begin_decoding(streams, s, readable, plane.nbytes, lut_of(tables, t), tables.prob_bits[t])
+
+
+@jit
 def _decode_lower_planes(
-    s: Any, job: Any, matrix: Any, payload: Any, tables: Any, rooms: Any, params: Any, streams: Any
-) -> Any:
-    """Decode lower planes of the first or second of two segments; returns whether they are good."""
-    for p in range(1, n_stored_planes(job, matrix.word_nbytes)):
-        plane, room = job.planes[p], room_of(rooms, LOWER * s + p - 1)
-        size, t = plane_nbytes(job, matrix.word_nbytes, p), plane.table
-        if plane.coder == Coder.CONSTANT:
-            fill(room[:size], np.uint8(t))
-        elif plane.coder == Coder.RANS:
-            stream = payload[plane.offset : plane.offset + plane.nbytes]
-            if not decode_stream(
-                stream, size, lut_of(tables, t), tables.prob_bits[t], room, streams
-            ):
-                return False
-        lower = _lower_plane(job, matrix.word_nbytes, s, p, payload, rooms)
-        params.lower[p - 1] = lower.ctypes.data
-    return True
+    n: Any,
+    jobs: Any,
+    matrix: Any,
+    payload: Any,
+    tables: Any,
+    rooms: Any,
+    merging: Any,
+    streams: Any,
+    status: Any,
+) -> None:
+    """Decode the lower planes of `n` segments together, and set the status of bad ones."""
+    for p in range(1, n_stored_planes(jobs[0], matrix.word_nbytes)):
+        for s in range(n):
+            job = jobs[s]
+            plane, room = job.planes[p], room_of(rooms, LOWER * s + p - 1)
+            size = plane_nbytes(job, matrix.word_nbytes, p)
+            streams.params[s].n_groups = 0
+            if plane.coder == Coder.CONSTANT:
+                fill(room[:size], np.uint8(plane.table))
+            elif plane.coder == Coder.RANS:
+                _begin_stream(s, plane, payload, tables, streams)
+                streams.params[s].target = room.ctypes.data
+                streams.params[s].n_groups = (size + GROUP - 1) // GROUP
+            lower = _lower_plane(job, matrix.word_nbytes, s, p, payload, rooms)
+            merging.params[s].lower[p - 1] = lower.ctypes.data
+        decode_rows(streams, n)
+        for s in range(n):
+            if jobs[s].planes[p].coder == Coder.RANS and not ended_well(streams, s):
+                status[s] = Status.BAD_STREAM
 
 
 # ---- whole groups ------------------------------------------------------------------------------
@@ -116,7 +139,7 @@ def _target(job: Any, matrix: Any, s: Any, rooms: Any) -> Any:
     if _is_direct(job, matrix):
         return matrix.data[(job.row * matrix.cols + job.col) * matrix.word_nbytes :]
     words = rooms.bytes[N_ROOMS * rooms.size :]
-    return words[s * (words.size // 2) :]
+    return words[s * (words.size // TOGETHER) :]
 
 
 @jit
@@ -130,21 +153,14 @@ def _begin_segment(
     merging: Any,
     streams: Any,
     crcs: Any,
-) -> Any:
-    """Decode lower planes, and begin plane 0. Returns its whole groups, or -1 if one is bad."""
-    params, lanes, plane, t = (
-        merging.params[s],
-        merging.lanes[s],
-        job.planes[0],
-        job.planes[0].table,
-    )
-    if not _decode_lower_planes(s, job, matrix, payload, tables, rooms, params, streams):
-        return -1
-    stream = payload[plane.offset : plane.offset + plane.nbytes]
-    begin_decoding(streams, s, stream, lut_of(tables, t), tables.prob_bits[t])
+) -> None:
+    """Begin plane 0, and what merges it with lower planes."""
+    params, lanes = merging.params[s], merging.lanes[s]
+    _begin_stream(s, job.planes[0], payload, tables, streams)
     fill(lanes, 0)
     params.lanes = lanes.ctypes.data
-    params.row_factors = row_factors_of(job, matrix, crcs, OF_VECTORS).ctypes.data
+    step = OF_PAIRS if job.layout == Layout.PAIRS else OF_GROUPS
+    params.row_factors = row_factors_of(job, matrix, crcs, step).ctypes.data
     params.target = _target(job, matrix, s, rooms).ctypes.data
     group, jump = _group_words(job), (matrix.cols - job.width) * matrix.word_nbytes
     in_rows = jump != 0 and _is_direct(job, matrix)
@@ -152,24 +168,26 @@ def _begin_segment(
     params.row_jump, params.left, params.base = jump, params.row_groups, job.base
     rows_apart = jump if params.row_groups == 1 else 0
     params.ahead = GROUPS_AHEAD * (group * matrix.word_nbytes + rows_apart)
-    return job.height * job.width // group
+    streams.params[s].n_groups = job.height * job.width // group
 
 
 @jit
 def _decode_and_merge(
-    first: Any, n: Any, n_groups: Any, merging: Any, streams: Any, decoder: Any, merger: Any
+    n_rows: Any, n: Any, merging: Any, streams: Any, decoder: Any, merger: Any
 ) -> None:
-    """Decode groups of `n` streams, and merge each block of them while it is in the first cache."""
-    done = 0
-    while done < n_groups:
-        n_block = min(BLOCK, n_groups - done)
-        for s in range(first, first + n):
-            streams.params[s].target = merging.symbols[s].ctypes.data
-            merging.params[s].symbols = streams.params[s].target
-        decode_groups(streams, first, n_block, decoder)
-        for s in range(first, first + n):
-            call_native(merger, (merging.params[s:].ctypes.data, n_block))
-        done += n_block
+    """Decode the groups that `n` streams share, of as many of the first rows as can be, and merge
+    each block of them while it is in the first cache.
+    """
+    for first in range(0, n_rows - n + 1, n):
+        n_groups = take_groups(streams, first, n)
+        for done in range(0, n_groups, BLOCK):
+            n_block = min(BLOCK, n_groups - done)
+            for s in range(first, first + n):
+                streams.params[s].target = merging.symbols[s].ctypes.data
+                merging.params[s].symbols = streams.params[s].target
+            decode_groups(streams, first, n_block, decoder)
+            for s in range(first, first + n):
+                call_native(merger, (merging.params[s:].ctypes.data, n_block))
 
 
 # ---- what is left ------------------------------------------------------------------------------
@@ -241,18 +259,14 @@ def _end_segment(
     job: Any,
     matrix: Any,
     payload: Any,
-    n_whole: Any,
     rooms: Any,
     merging: Any,
     streams: Any,
     crcs: Any,
 ) -> Any:
     """Merge what is left of a segment after its whole groups, and say how decoding went."""
-    nbytes, first, target = (
-        matrix.word_nbytes,
-        n_whole * _group_words(job),
-        _target(job, matrix, s, rooms),
-    )
+    nbytes, target, group = matrix.word_nbytes, _target(job, matrix, s, rooms), _group_words(job)
+    first = job.height * job.width // group * group
     direct, whole = _is_direct(job, matrix), first == job.height * job.width
     row_nbytes = (matrix.cols if direct else job.width) * nbytes
     if not whole:
@@ -299,28 +313,26 @@ def decode_range(
 ) -> None:
     """As `segments.decode_range`, for segments of one common kind.
 
-    `merging` are elements of `Merging`. Rooms are `N_ROOMS`, and one more for each byte of two
-    words.
+    `merging` are elements of `Merging`. Rooms are `N_ROOMS`, and one more for each byte of
+    `TOGETHER` words.
     """
     matrix, tables, rooms = Matrix(*matrix), DecodingTables(*tables), Rooms(*rooms)
     merging, streams, crcs = Merging(*merging), Streams(*streams), Crcs(*crcs)
-    for a in range(first, last, 2):
-        two = min(2, last - a)
-        for s in range(two):
-            job = jobs[a + s]
-            sum_record(crcs, a + s, payload[job.start : job.end])
-            streams.params[s].n_groups = _begin_segment(
-                s, job, matrix, payload, tables, rooms, merging, streams, crcs
-            )
-        both = min(streams.params[0].n_groups, streams.params[1].n_groups) if two == 2 else 0
-        both = max(0, both)
-        _decode_and_merge(0, 2, both, merging, streams, streams.natives[DECODE_2], matrix.native)
-        for s in range(two):
-            status[a + s], job = Status.BAD_STREAM, jobs[a + s]
-            whole = streams.params[s].n_groups
-            if whole >= 0:
-                decoder = streams.natives[DECODE_1]
-                _decode_and_merge(s, 1, whole - both, merging, streams, decoder, matrix.native)
+    natives, merger = streams.natives, matrix.native
+    for a in range(first, last, TOGETHER):
+        n = min(TOGETHER, last - a)
+        fill(status[a : a + n], Status.OK)
+        shared = payload, tables, rooms, merging, streams
+        _decode_lower_planes(n, jobs[a:], matrix, *shared, status[a:])
+        for s in range(n):
+            _begin_segment(s, jobs[a + s], matrix, *shared, crcs)
+        _decode_and_merge(n, TOGETHER, merging, streams, natives[DECODE_TOGETHER], merger)
+        _decode_and_merge(n, 2, merging, streams, natives[DECODE_2], merger)
+        _decode_and_merge(n, 1, merging, streams, natives[DECODE_1], merger)
+        for s in range(n):
+            # now that it is in the cache
+            sum_record(crcs, a + s, payload[jobs[a + s].start : jobs[a + s].end])
+            if status[a + s] == Status.OK:
                 status[a + s] = _end_segment(
-                    a + s, s, job, matrix, payload, whole, rooms, merging, streams, crcs
+                    a + s, s, jobs[a + s], matrix, payload, rooms, merging, streams, crcs
                 )

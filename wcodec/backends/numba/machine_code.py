@@ -106,6 +106,16 @@ def _compiled(one: Named) -> bytes:
     return code
 
 
+def kept(name: str, make: Callable[[], bytes]) -> bytes:
+    """What `make` has found out of this CPU, now or before: it is kept with the machine code."""
+    with loading:
+        found = code_cache().load(name, _key())
+        if found is None:
+            found = make()
+            code_cache().keep(name, _key(), found)
+    return found
+
+
 def address_of(one: Named) -> int:
     """Address of a kernel or native function in machine code."""
     with loading:

@@ -51,13 +51,9 @@ class _Merger(ir.Emitter):
         self.pairs, self.word_nbytes, self.map = kind
         self.n_lower = kind.n_lower
         self.base = ir.broadcast(b, b.trunc(self.param("base"), I8), _N)
-        lanes = _N // 16
         if crc:
             two = self.load(self.param("row_factors"), 0, vector(I64, 2))
-            self.inside, self.between = (
-                factors_for(b, lanes, _N),
-                ir.shuffle(b, two, two, [0, 1] * lanes),
-            )
+            self.between = ir.shuffle(b, two, two, [0, 1] * (_N // 16))
 
     def load(self, address: Any, offset: int, of: Any) -> Any:
         """Load from an address."""
@@ -99,13 +95,17 @@ class _Merger(ir.Emitter):
             ir.store(b, value, ir.pointer(b, self.param("lanes")))
 
     def _fold(self, lanes: list[Any], words: list[Any], first: Any) -> list[Any]:
-        """Fold the words of a group, the `first` of a row or not."""
+        """Fold the words of a group, the `first` of a row or not.
+
+        Only the last step waits for the group before.
+        """
         for x in lanes:
-            factors = self.b.select(first, self.between, self.inside)
-            for some in words:
-                x = folded(self.b, x, factors, self.b.bitcast(some, x.type))
-                factors = self.inside
-            return [x]
+            b, n = self.b, len(words)
+            *others, sums = [b.bitcast(some, x.type) for some in words]
+            for i, some in enumerate(others):
+                sums = folded(b, some, factors_for(b, _N // 16, _N * (n - 1 - i)), sums)
+            inside = factors_for(b, _N // 16, _N * n)
+            return [folded(b, x, b.select(first, self.between, inside), sums)]
         return []
 
     def _words(self, source: Any, lower: list[Any]) -> tuple[list[Any], int]:

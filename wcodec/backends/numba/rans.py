@@ -24,20 +24,23 @@ from wcodec.backends.numba.kernels import (
     call_native,
     jit,
 )
-from wcodec.backends.numba.rans_vectors import REVERSED, SLACK_NBYTES
+from wcodec.backends.numba.rans_vectors import REVERSED, SLACK_NBYTES, TOGETHER
 from wcodec.backends.numba.transforms import transformer
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.rans import GROUP, HEAD_NBYTES, LANES, STATE_LOW
 from wcodec.reference.transforms import Transform
 
 VECTOR_BITS: Final = 11  #: the vector encoder's quotients need that many; see `rans_vectors`
-ALONE: Final = 2  #: row of a stream by itself; two that are coded together are in rows 0 and 1
-N_ROWS: Final = 3
+#: Row of a stream by itself. Those that are decoded together are in the rows before; two that are
+#: encoded together, or decoded by class, in rows 0 and 1.
+ALONE: Final = TOGETHER
+N_ROWS: Final = TOGETHER + 1
 
 # Places in `Streams.natives`. From TRANSFORMS on come DCT, its inverse, ADST, its inverse.
 (
     DECODE_1,
     DECODE_2,
+    DECODE_TOGETHER,
     ENCODE_1,
     ENCODE_2,
     REVERSE,
@@ -46,7 +49,7 @@ N_ROWS: Final = 3
     ENCODE_CONTEXT,
     MAP,
     TRANSFORMS,
-) = range(10)
+) = range(11)
 
 
 StreamRows = Annotated[Any, ArrayOf(rans_vectors.STREAM)]
@@ -83,26 +86,57 @@ class Streams(NamedTuple):
 # ---- decoding ----------------------------------------------------------------------------------
 @jit
 def decode_groups(streams: Any, row: Any, n_groups: Any, native: Any) -> None:
-    """Decode groups of the stream of a row, or of that and the next one, as `native` does it."""
+    """Decode groups of the stream of a row, or of that and the next ones, as `native` does it."""
     params, states = streams.params[row:], streams.states[row:]
     permutations = streams.expansion.ctypes.data
     call_native(native, (params.ctypes.data, states.ctypes.data, permutations, n_groups))
 
 
 @jit
-def begin_decoding(streams: Any, row: Any, stream: Any, lut: Any, bits: Any) -> None:
-    """Fill in a row for a stream that vectors decode.
+def begin_decoding(streams: Any, row: Any, readable: Any, nbytes: Any, lut: Any, bits: Any) -> None:
+    """Fill in a row for a stream that vectors decode: the first `nbytes` of what can be read.
 
-    Its words are read from a copy with zeros after it, for vectors reach beyond the end
-    (`rans_vectors.SLACK_NBYTES`).
+    Vectors reach beyond its end (`rans_vectors.SLACK_NBYTES`). Where fewer bytes follow, its words
+    are read from a copy. What follows never matters: a stream that needs it is a bad one.
     """
     params, spare = streams.params[row], streams.spare[row]
-    copy(stream[:HEAD_NBYTES].view(np.uint32), streams.states[row])
-    words = stream[HEAD_NBYTES:]
-    copy(words, spare[: words.size])
-    fill(spare[words.size : words.size + SLACK_NBYTES], 0)
-    params.source, params.position, params.limit = spare.ctypes.data, 0, words.size // 2 + 1
+    copy(readable[:HEAD_NBYTES].view(np.uint32), streams.states[row])
+    words = readable[HEAD_NBYTES:nbytes]
+    params.source, params.position, params.limit = words.ctypes.data, 0, words.size // 2 + 1
+    if readable.size < nbytes + SLACK_NBYTES:
+        copy(words, spare[: words.size])
+        fill(spare[words.size : words.size + SLACK_NBYTES], 0)
+        params.source = spare.ctypes.data
     params.table, params.bits = lut.ctypes.data, bits
+
+
+@jit
+def take_groups(streams: Any, first: Any, n: Any) -> Any:
+    """The groups that each of `n` streams from a row on has left; they count as decoded."""
+    all_have = streams.params[first].n_groups
+    for row in range(first + 1, first + n):
+        all_have = min(all_have, streams.params[row].n_groups)
+    all_have = max(np.int64(0), all_have)
+    for row in range(first, first + n):
+        streams.params[row].n_groups -= all_have
+    return all_have
+
+
+@jit
+def _decode_rows(streams: Any, n_rows: Any, n: Any, native: Any) -> None:
+    for first in range(0, n_rows - n + 1, n):
+        n_groups = take_groups(streams, first, n)
+        decode_groups(streams, first, n_groups, native)
+        for row in range(first, first + n):
+            streams.params[row].target += n_groups * GROUP
+
+
+@jit
+def decode_rows(streams: Any, n_rows: Any) -> None:
+    """Decode all groups of the streams in the first rows, as many at a time as can be."""
+    _decode_rows(streams, n_rows, TOGETHER, streams.natives[DECODE_TOGETHER])
+    _decode_rows(streams, n_rows, 2, streams.natives[DECODE_2])
+    _decode_rows(streams, n_rows, 1, streams.natives[DECODE_1])
 
 
 @jit
@@ -118,7 +152,7 @@ def ended_well(streams: Any, row: Any) -> Any:
 
 @jit
 def _vector_decode(stream: Any, n: Any, lut: Any, bits: Any, out: Any, streams: Any) -> Any:
-    begin_decoding(streams, ALONE, stream, lut, bits)
+    begin_decoding(streams, ALONE, stream, stream.size, lut, bits)
     streams.params[ALONE].target = out.ctypes.data
     decode_groups(streams, ALONE, (n + GROUP - 1) // GROUP, streams.natives[DECODE_1])
     return ended_well(streams, ALONE)
@@ -136,7 +170,7 @@ def _vector_begin_by_class(
     classes: Any,
     out: Any,
 ) -> None:
-    begin_decoding(streams, row, stream, luts, maps.prob_bits[m])
+    begin_decoding(streams, row, stream, stream.size, luts, maps.prob_bits[m])
     params = streams.params[row]
     params.target, params.classes = out.ctypes.data, classes.ctypes.data
     params.parts = maps.parts[m].ctypes.data
@@ -316,9 +350,16 @@ encode_by_class: Final = _plain_encode_by_class if _PLAIN else _vector_encode_by
 
 # ---- memory ------------------------------------------------------------------------------------
 class StreamScratch:
-    """Memory and native functions for the streams of one thread."""
+    """Memory and native functions for the streams of one thread.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    gather
+        Whether decoders look entries up by the gather instruction.
+    """
+
+    def __init__(self, gather: bool = False) -> None:
+        self._gather = gather
         self.params = np.zeros(N_ROWS, rans_vectors.STREAM)
         self.states = np.zeros((N_ROWS, LANES), np.uint32)
         self.spare = np.zeros((N_ROWS, SLACK_NBYTES), np.uint8)
@@ -327,8 +368,7 @@ class StreamScratch:
         self._packed: Packed | None = None
         if not _PLAIN:
             self.natives[: REVERSE + 1] = (
-                rans_vectors.decoder(1).address,
-                rans_vectors.decoder(2).address,
+                *(rans_vectors.decoder(n, False, gather).address for n in (1, 2, TOGETHER)),
                 rans_vectors.encoder(1).address,
                 rans_vectors.encoder(2).address,
                 rans_vectors.reverser().address,
@@ -338,8 +378,7 @@ class StreamScratch:
         """Compile what codes streams whose symbols have classes."""
         if not _PLAIN:
             self.natives[DECODE_CONTEXT_1:TRANSFORMS] = (
-                rans_vectors.decoder(1, True).address,
-                rans_vectors.decoder(2, True).address,
+                *(rans_vectors.decoder(n, True, self._gather).address for n in (1, 2)),
                 rans_vectors.encoder(1, True).address,
                 mapper.address if (mapper := rans_vectors.mapper()) else 0,
             )

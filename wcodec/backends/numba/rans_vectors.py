@@ -25,6 +25,9 @@ VECTORS: Final = LANES // WIDTH
 SLACK_NBYTES: Final = 2 * (GROUP + WIDTH)
 REVERSED: Final = 2 * WIDTH  #: words of a vector of `reverser`
 MAPPED: Final = 64  #: bytes of a vector of `mapper`
+#: Streams that are decoded together, so that one's latency hides behind the others': as many as
+#: have their states and symbols in registers.
+TOGETHER: Final = 4 if ir.VARIANT == "avx512" else 2
 
 #: What a kernel has to know of a stream. `source` and `target` are addresses: of the stream's words
 #: and of the symbols, or the other way round where a stream is encoded.
@@ -38,7 +41,7 @@ STREAM: Final = np.dtype(
         ("target", np.int64),
         ("classes", np.int64),  # with contexts: address of the class of each symbol, a byte each
         ("parts", np.int64),  # address of where the part of each of 16 classes begins in the table
-        ("n_groups", np.int64),  # of the stream; kernels do not read it
+        ("n_groups", np.int64),  # that are left of the stream; kernels do not read it
     ]
 )
 _PLACE: Final = ir.places(STREAM)
@@ -120,9 +123,11 @@ class _Streams:
 class _Decoder:
     """The decoder's loop: chapter 9.2 of the spec, 8 or 16 lanes at a time; with contexts 9.4."""
 
-    def __init__(self, b: Any, streams: _Streams, permutations: Any, contexts: bool) -> None:
+    def __init__(
+        self, b: Any, streams: _Streams, permutations: Any, contexts: bool, gather: bool
+    ) -> None:
         self.b, self.streams, self.permutations = b, streams, permutations
-        self.index_bits = 32 if contexts else 16
+        self.lookup, self.index_bits = ir.gather if gather else ir.lookup, 32 if contexts else 16
         self.source, self.table = (
             [ir.pointer(b, address) for address in streams.each(name)]
             for name in ("source", "table")
@@ -186,7 +191,7 @@ class _Decoder:
         """A symbol of each lane of vector `i`, which is of stream `s`; the lists are changed."""
         b, of = self.b, vector(I32, WIDTH)
         index = self.streams.by_class[s].add(classes, 0, b.and_(x[i], self.mask[s]))
-        entry = ir.lookup(b, self.table[s], index, self.index_bits)
+        entry = self.lookup(b, self.table[s], index, self.index_bits)
         bias = b.and_(b.lshr(entry, splat(8, I32, WIDTH)), splat(4095, I32, WIDTH))
         y = b.add(b.mul(b.lshr(entry, splat(20, I32, WIDTH)), b.lshr(x[i], self.shift[s])), bias)
         low = b.icmp_unsigned("==", b.lshr(y, splat(16, I32, WIDTH)), ir.zero(of))
@@ -347,18 +352,20 @@ def _map_bytes(b: Any, source: Any, target: Any, table: Any, count: Any) -> None
 
 # ---- native functions: parameters, states and permutations are given by their addresses --------
 @cache
-def decoder(n_streams: int, contexts: bool = False) -> Native:
+def decoder(n_streams: int, contexts: bool = False, gather: bool = False) -> Native:
     """Native function ``(params, states, permutations, n_groups)`` that decodes groups.
 
-    Of each of `n_streams` streams it goes on from states and position.
+    Of each of `n_streams` streams it goes on from states and position. Entries of tables are
+    looked up by the gather instruction, or one by one; `table_lookups` knows which is faster.
     """
 
     def emit_decoder(b: Any, params: Any, states: Any, permutations: Any, n_groups: Any) -> None:
         records, lanes, orders = (ir.pointer(b, a) for a in (params, states, permutations))
         streams = _Streams(b, records, lanes, n_streams, contexts)
-        _Decoder(b, streams, orders, contexts).run(n_groups)
+        _Decoder(b, streams, orders, contexts, gather).run(n_groups)
 
-    return Native(f"decode_{'context' if contexts else 'groups'}_{n_streams}", emit_decoder, 4)
+    name = f"decode_{'context' if contexts else 'groups'}_{n_streams}"
+    return Native(name + ("_gather" if gather else ""), emit_decoder, 4)
 
 
 @cache

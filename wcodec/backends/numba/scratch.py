@@ -12,10 +12,11 @@ from typing import Final
 
 import numpy as np
 
-from wcodec.backends.numba import checksums, common_decoding, merge, split
+from wcodec.backends.numba import checksums, common_decoding, merge, split, table_lookups
 from wcodec.backends.numba.arguments import Rooms
 from wcodec.backends.numba.kernels import Packed
 from wcodec.backends.numba.rans import StreamScratch
+from wcodec.backends.numba.rans_vectors import TOGETHER
 from wcodec.reference.planes import Bytes
 from wcodec.reference.rans import GROUP
 
@@ -30,14 +31,14 @@ class Scratch:
     def __init__(self) -> None:
         self.rooms, self.words = np.empty(0, np.uint8), np.empty(0, np.uint8)
         self.stream_words, self.addresses = np.empty(0, np.uint16), np.empty(16, np.int64)
-        self.streams = StreamScratch()
+        self.streams = StreamScratch(table_lookups.choice().name == table_lookups.GATHER)
         self.four = Packed(np.empty(4 * 256, np.uint32))  # counts
         self.splitting = Packed(np.zeros(1, split.SPLIT))
         self.merging = Packed(
             common_decoding.Merging(
-                np.zeros(2, merge.MERGE),
-                np.zeros((2, common_decoding.BLOCK * GROUP), np.uint8),
-                np.zeros((2, merge.LANES_NBYTES), np.uint8),
+                np.zeros(TOGETHER, merge.MERGE),
+                np.zeros((TOGETHER, common_decoding.BLOCK * GROUP), np.uint8),
+                np.zeros((TOGETHER, merge.LANES_NBYTES), np.uint8),
             )
         )
         self.rest = Packed(np.empty(checksums.REST_NBYTES, np.uint8))
