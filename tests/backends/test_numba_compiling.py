@@ -123,6 +123,7 @@ def test_stamp_is_of_all_sources(tmp_path: Path) -> None:
         "coding",
         "cpu",
         "jobs",
+        "table_lookups",
         "machine_code",
         "scratch",
         "threads",
@@ -189,6 +190,10 @@ print(wcodec.available_backends()["numba"])
 def test_damaged_code_is_not_run(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     call(tmp_path)
     paths = sorted((tmp_path / "wcodec").iterdir())
+    for path in paths:
+        if path.name.startswith("table_lookups"):  # found by time, and not the same each time
+            path.write_bytes(damage(path.read_bytes()))
+            paths.remove(path)
     whole = [path.read_bytes() for path in paths]
     for path, data in zip(paths, whole, strict=True):
         path.write_bytes(damage(data))

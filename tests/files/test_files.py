@@ -284,8 +284,8 @@ def test_a_slice_of_a_large_tensor_reads_little() -> None:
                 assert bits(rows) == bits(block[np.arange(start, start + 64) % 500])
                 assert counting.n_read < record.payload_nbytes / 100
             counting.n_read = 0
-            f.get_slice("embed")[:16, 1000:1256]
-            assert counting.n_read < record.payload_nbytes / 1000
+            f.get_slice("embed")[:16, 1000:1256]  # of two segments
+            assert counting.n_read < record.payload_nbytes / 400
 
 
 def test_slices_are_refused_as_numpy_does() -> None:

@@ -92,8 +92,9 @@ class NumbaBackend(Backend):
         self._loans = Loans()
 
     def decoding_nbytes(self, segment: int, piece: int, word_nbytes: int) -> int:
-        at_once = min(self._threads.n, -(-piece // segment))  # segments
-        return at_once * (segment * (16 + 2 * word_nbytes) + (1 << 20))
+        # threads, each with rooms for the planes and words of the segments that it decodes together
+        at_once = min(self._threads.n, -(-piece // segment))
+        return at_once * (segment * (16 + 4 * word_nbytes) + (1 << 20))
 
     # ---- kernels
     def histogram(

@@ -225,11 +225,12 @@ class Decoding:
         self.payload = bytes_of(payload)
         self.data = _checked(out, plan.geometry, plan.dtype).reshape(-1).view(np.uint8)
         self.status = np.empty(plan.geometry.n_segments, np.uint8)
-        self.n_rooms = plan.dtype.word_nbytes + 1
+        nbytes = plan.dtype.word_nbytes
+        self.n_rooms = nbytes + 1
         if self.jobs.kind != GENERAL:
-            self.n_rooms = common_decoding.N_ROOMS + TOGETHER * plan.dtype.word_nbytes
+            self.n_rooms = common_decoding.N_ROOMS + TOGETHER * nbytes
         if self.maps:
-            self.n_rooms = 2 * (contexts.N_ROOMS + plan.dtype.word_nbytes)
+            self.n_rooms = max(self.n_rooms, 2 * (contexts.N_ROOMS + nbytes))
         self.room = jobs.plane_room(plan.geometry)
         self.side = _side_nbytes(plan.geometry, plan.dtype)
 
