@@ -103,9 +103,14 @@ def run_blind(name: str, folder: Path, seconds: int, inputs: float, seed: int) -
     ]  # fmt: skip
     limits = [f"--seconds={seconds}", f"--inputs={inputs}"]
     status = _logged([*command, *limits], dict(os.environ), own / "log")
-    case = int.from_bytes((own / "case").read_bytes(), sys.byteorder) if status else 0
-    again = shlex.join([*command, f"--case={case}"])
+    again = shlex.join([*command, f"--case={case_of(own)}"])
     return Result(name, own / "log", time.monotonic() - start, [], status != 0, again)
+
+
+def case_of(folder: Path) -> int:
+    """Number of the last case that a blind run began; 0 if there was none."""
+    path = folder / "case"
+    return int.from_bytes(path.read_bytes(), sys.byteorder) if path.exists() else 0
 
 
 def _logged(command: list[str], env: dict[str, str], log: Path) -> int:
@@ -146,10 +151,11 @@ def fuzz(
         print(f"\n{r.name}: {len(r.found)} found; {r.log} ends in: {' '.join(last)}")
         for path in r.found:
             print(f"  {sys.executable} tools/fuzz/campaign.py --replay {r.name} {path}")
-        print(f"  {r.again}")
+        if r.again:
+            print(f"  {r.again}")
     unlike = differing(names, folder)
-    print(*unlike, sep="\n")
-    print(f"\n{len(results) - len(bad)} targets without a find, {len(bad)} with one")
+    print("", *unlike, sep="\n")
+    print(f"{len(results) - len(bad)} targets without a find, {len(bad)} with one")
     return int(bool(bad or unlike))
 
 

@@ -23,7 +23,7 @@ import atheris  # noqa: E402
 
 MAX_LEN: Final = 8192  #: bytes of an input
 #: how targets begin whose coverage is that of machine code
-NATIVE: Final = ("segments_numba", "segments_cuda")
+NATIVE: Final = ("segments_numba", "segments_cuda", "linear")
 
 
 def load(name: str) -> Target:
