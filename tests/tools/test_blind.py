@@ -126,7 +126,7 @@ def inputs(
     quick, whole = list[bytes](), list[bytes]()
     target = Target(whole.append, TARGETS[name].mutate, quick=lambda data: quick.append(data) or "")
     monkeypatch.setitem(TARGETS, "fake", replace(target, corpus=name))
-    run = blind.run_files("fake", seed, False)
+    run = blind.run_files("fake", seed, False, Path())
     assert sum((run(number) for number in range(48)), Counter()).total() == 48
     return quick, whole
 
@@ -140,9 +140,22 @@ def test_a_seed_gives_the_same_files(monkeypatch: pytest.MonkeyPatch, name: str)
     assert len({*quick, *whole}) > 40
 
 
+def test_a_file_that_is_found_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def check(data: bytes) -> None:
+        raise Broken("planted")
+
+    monkeypatch.setitem(TARGETS, "fake", replace(TARGETS["weight_map"], check=check, corpus="hub"))
+    with pytest.raises(Broken, match="planted"):
+        blind.run_files("fake", 4, False, tmp_path)(9)
+    (left,) = tmp_path.iterdir()
+    assert left.name == "found-4-9"
+    with pytest.raises(Broken, match="planted"):
+        campaign.replay("fake", [left])
+
+
 @pytest.mark.parametrize("name", [n for n in TARGETS if TARGETS[n].quick])
 def test_what_is_checked_in_a_hurry_is_accepted_or_refused(name: str) -> None:
-    run = blind.run_files(name, 1, False)
+    run = blind.run_files(name, 1, False, Path())
     done = sum((run(number) for number in range(1, blind.WHOLE_EVERY)), Counter())
     assert done["accepted"] > 0
     assert len(done) > 2

@@ -20,7 +20,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -86,8 +86,8 @@ def bytewise(rng: random.Random) -> Callable[[bytes, int], bytes]:
     return change
 
 
-def run_files(name: str, seed: int, whole: bool) -> Run:
-    """Runs a case that is one file."""
+def run_files(name: str, seed: int, whole: bool, folder: Path) -> Run:
+    """Runs a case that is one file, which is left in a folder if it raises."""
     target = TARGETS[name]
     mutate = partial(target.mutate, spoilt=SPOILT) if target.quick else target.mutate
     folders = [corpus_of(name), *target.seeds]
@@ -97,10 +97,14 @@ def run_files(name: str, seed: int, whole: bool) -> Run:
     def run(number: int) -> Counter[str]:
         rng = random.Random(f"{seed} {number}")
         data = mutate(rng.choice(files), MAX_NBYTES, rng.getrandbits(32), bytewise(rng))
-        if target.quick is None or whole or number % WHOLE_EVERY == 0:
-            target.check(data)
-            return Counter(checked=1)
-        return Counter([target.quick(data) or "accepted"])
+        try:
+            if target.quick is None or whole or number % WHOLE_EVERY == 0:
+                target.check(data)
+                return Counter(checked=1)
+            return Counter([target.quick(data) or "accepted"])
+        except Exception:
+            (folder / f"found-{seed}-{number}").write_bytes(data)
+            raise
 
     return run
 
@@ -130,18 +134,16 @@ def run_segments(target: Target, seed: int, whole: bool, tell: Callable[[int, in
     """
     backend: Backend = load_backend(target.backend, 1)
 
-    @cache
-    def fresh(number: int) -> Pool:
+    @lru_cache(maxsize=1)
+    def pool(number: int) -> Pool:
         return draw_pool(np.random.default_rng([seed, 0, number]), number % 4 == 3)
 
     def run(number: int) -> Counter[str]:
         which = number // POOL_CASES
         if which % 4 == 3 and not backend.takes_spans:
             return Counter()
-        if number % POOL_CASES == 0:
-            fresh.cache_clear()
         rng, heap = np.random.default_rng([seed, 1, number]), Heap()
-        bulk, heap.at_end = draw_bulk(rng, fresh(which)), bool(number % 2)
+        bulk, heap.at_end = draw_bulk(rng, pool(which)), bool(number % 2)
         with fenced_numba(heap), fenced_device(heap):
             backend.close()
             try:
@@ -181,7 +183,7 @@ def work(args: argparse.Namespace) -> None:
         if target.backend:
             run = run_segments(target, args.seed, whole, tell)
         else:
-            run = run_files(args.target, args.seed, whole)
+            run = run_files(args.target, args.seed, whole, own)
         told = 0.0
         while done.total() < args.inputs and (seconds := time.monotonic() - start) < args.seconds:
             if seconds > told + REPORT_SECONDS:

@@ -104,7 +104,8 @@ def run_blind(name: str, folder: Path, seconds: int, inputs: float, seed: int) -
     limits = [f"--seconds={seconds}", f"--inputs={inputs}"]
     status = _logged([*command, *limits], dict(os.environ), own / "log")
     again = shlex.join([*command, f"--case={case_of(own)}"])
-    return Result(name, own / "log", time.monotonic() - start, [], status != 0, again)
+    found = sorted(own.glob(f"found-{seed}-*")) if status else []
+    return Result(name, own / "log", time.monotonic() - start, found, status != 0, again)
 
 
 def case_of(folder: Path) -> int:
