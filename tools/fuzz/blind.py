@@ -27,6 +27,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+PARENT: Final = os.getppid()  #: before the imports that take long
 HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parents[1]
 sys.path[:0] = [str(ROOT / name) for name in ("tools/fuzz", "", "spec", "tests", "tests/backends")]
@@ -169,12 +170,12 @@ def run_segments(target: Target, seed: int, whole: bool, tell: Callable[[int, in
 def work(args: argparse.Namespace) -> None:
     """Run cases until there were enough inputs, or for some seconds."""
     resource.setrlimit(resource.RLIMIT_DATA, (DATA_NBYTES, DATA_NBYTES))
-    target, start, parent = TARGETS[args.target], time.monotonic(), os.getppid()
+    target, start = TARGETS[args.target], time.monotonic()
     own: Path = args.folder / args.target
     own.mkdir(parents=True, exist_ok=True)
     whole, number, done = args.case is not None, args.case or args.first, Counter[str]()
     case = np.memmap(own / "case", np.int64, "w+", shape=1)
-    with open(own / "digests", "a") as digests:
+    with open(own / "digests", "a", buffering=1) as digests:  # lines are whole, always
 
         def tell(number: int, digest: int) -> None:
             if not whole:
@@ -189,7 +190,7 @@ def work(args: argparse.Namespace) -> None:
             if seconds > told + REPORT_SECONDS:
                 told = seconds
                 report(done, number, seconds)
-                if os.getppid() != parent:  # it was killed, and left this process behind
+                if os.getppid() != PARENT:  # it was killed, and left this process behind
                     sys.exit(1)
             case[0] = number
             signal.setitimer(signal.ITIMER_PROF, CASE_SECONDS)
