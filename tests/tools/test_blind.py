@@ -156,9 +156,9 @@ def test_a_file_that_is_found_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @pytest.mark.parametrize("name", [n for n in TARGETS if TARGETS[n].quick])
 def test_what_is_checked_in_a_hurry_is_accepted_or_refused(name: str) -> None:
     run = blind.run_files(name, 1, False, Path())
-    done = sum((run(number) for number in range(1, blind.WHOLE_EVERY)), Counter())
+    done = sum((run(number) for number in range(1, 50)), Counter())
     assert done["accepted"] > 0
-    assert len(done) > 2
+    assert len(set(done) - {"accepted", "checked"}) > 1
 
 
 def test_the_command_counts_inputs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
