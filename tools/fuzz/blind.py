@@ -177,7 +177,9 @@ def work(args: argparse.Namespace) -> None:
     own.mkdir(parents=True, exist_ok=True)
     whole, number, done = args.case is not None, args.case or args.first, Counter[str]()
     case = np.memmap(own / "case", np.int64, "w+", shape=1)
-    with open(own / "digests", "a", buffering=1) as digests:  # lines are whole, always
+    with open(
+        own / "digests", "a" if whole else "w", buffering=1
+    ) as digests:  # lines are whole, always
 
         def tell(number: int, digest: int) -> None:
             if not whole:
