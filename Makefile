@@ -4,6 +4,7 @@
 # make soak    16 threads read one open file, for ten minutes: make soak MINUTES=10
 # make kernels  the code of the numba backend that the package brings along, after its sources have changed; four minutes
 # make fuzz    fuzzes all decoders for MINUTES=5, guided by coverage; with atheris, in .venv-fuzz
+#              FUZZ_ARGS=--blind tries many more inputs, without coverage
 # make gpu-check  on a machine with an NVIDIA GPU: conformance, tests and benchmarks there
 # The environment in .venv is made by itself, and again when pyproject.toml changes.
 SHELL := /bin/bash

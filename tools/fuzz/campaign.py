@@ -2,8 +2,9 @@
 
 Each target is a process under libFuzzer, guided by coverage; as many run at once as there are
 cores. They begin with ``tests/corpus/TARGET``. What they find is left in the folder, with the
-command that shows it again, and the exit status is 1. ``--replay TARGET FILES`` does without
-atheris, and ``--merge`` writes the corpus anew.
+command that shows it again, and the exit status is 1. ``--blind`` counts no coverage, and so tries
+many more inputs (`blind`); decoders of segments then have the same ones, and must agree.
+``--replay TARGET FILES`` and ``--blind`` do without atheris; ``--merge`` writes the corpus anew.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -42,6 +45,7 @@ class Result:
     seconds: float
     found: list[Path] = field(default_factory=list)
     died: bool = False
+    again: str = ""  #: the command for what a blind run found
 
     def row(self) -> str:
         """A line of the table: inputs, inputs per second, edges, features, corpus."""
@@ -80,28 +84,66 @@ def run(name: str, folder: Path, seconds: int) -> Result:
     """Fuzz one target for some seconds, its start included."""
     own = folder / name
     (own / "corpus").mkdir(parents=True, exist_ok=True)
-    before, log, start = set(own.iterdir()), own / "log", time.monotonic()
+    before, start = set(own.iterdir()), time.monotonic()
     command = guided(
         name, folder, f"--seconds={seconds}", *LIMITS, "-print_final_stats=1",
         f"-artifact_prefix={own}/", str(own / "corpus"), str(corpus_of(name)),
     )  # fmt: skip
-    with open(log, "wb") as out:
-        status = subprocess.run(
-            command, env=environment(TARGETS[name]), stdout=out, stderr=out, cwd=ROOT
-        ).returncode
+    status = _logged(command, environment(TARGETS[name]), own / "log")
     found = sorted(p for p in set(own.iterdir()) - before if not p.name.startswith(("log", "slow")))
-    return Result(name, log, time.monotonic() - start, found, status != 0)
+    return Result(name, own / "log", time.monotonic() - start, found, status != 0)
 
 
-def fuzz(names: list[str], folder: Path, minutes: float) -> int:
-    """Fuzz targets, print what came of it, and return the exit status."""
+def run_blind(name: str, folder: Path, seconds: int, inputs: float, seed: int) -> Result:
+    """As `run`, without coverage, until there were enough inputs."""
+    own, start = folder / name, time.monotonic()
+    own.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, str(HERE / "blind.py"), name, f"--folder={folder}", f"--seed={seed}",
+    ]  # fmt: skip
+    limits = [f"--seconds={seconds}", f"--inputs={inputs}"]
+    status = _logged([*command, *limits], dict(os.environ), own / "log")
+    again = shlex.join([*command, f"--case={case_of(own)}"])
+    found = sorted(own.glob(f"found-{seed}-*")) if status else []
+    return Result(name, own / "log", time.monotonic() - start, found, status != 0, again)
+
+
+def case_of(folder: Path) -> int:
+    """Number of the last case that a blind run began; 0 if there was none."""
+    path = folder / "case"
+    return int.from_bytes(path.read_bytes(), sys.byteorder) if path.exists() else 0
+
+
+def _logged(command: list[str], env: dict[str, str], log: Path) -> int:
+    """The status of a command, which writes to a file."""
+    with open(log, "wb") as out:
+        return subprocess.run(command, env=env, stdout=out, stderr=out, cwd=ROOT).returncode
+
+
+def differing(names: list[str], folder: Path) -> list[str]:
+    """What decoders of the same segments do not agree on, a line for each case."""
+    seen, bad = dict[tuple[str, str], tuple[str, str]](), list[str]()
+    for name in names:
+        path = folder / name / "digests"
+        for line in path.read_text().splitlines() if path.exists() else ():
+            seed, case, digest = line.split()
+            first, other = seen.setdefault((seed, case), (digest, name))
+            if first != digest:
+                bad.append(f"--seed={seed} --case={case}: {name} and {other} differ")
+    return bad
+
+
+def fuzz(
+    names: list[str], folder: Path, minutes: float, one: Callable[[str, Path, int], Result] = run
+) -> int:
+    """Fuzz targets, each with `one`, print what came of it, and return the exit status."""
     workers = min(len(os.sched_getaffinity(0)), len(names))
     seconds = max(1, round(60 * minutes * workers / len(names)))
     print(f"{len(names)} targets, {seconds} s each, {workers} at once; all is in {folder}")
     print(f"{'target':22}{'inputs':>10}{'per s':>10}{'edges':>8}{'features':>10}{'corpus':>14}")
     with ThreadPoolExecutor(workers) as pool:
         results = []
-        for result in pool.map(lambda name: run(name, folder, seconds), names):
+        for result in pool.map(lambda name: one(name, folder, seconds), names):
             print(result.row(), flush=True)
             results.append(result)
     bad = [r for r in results if r.died or r.found]
@@ -110,8 +152,12 @@ def fuzz(names: list[str], folder: Path, minutes: float) -> int:
         print(f"\n{r.name}: {len(r.found)} found; {r.log} ends in: {' '.join(last)}")
         for path in r.found:
             print(f"  {sys.executable} tools/fuzz/campaign.py --replay {r.name} {path}")
-    print(f"\n{len(results) - len(bad)} targets without a find, {len(bad)} with one")
-    return int(bool(bad))
+        if r.again:
+            print(f"  {r.again}")
+    unlike = differing(names, folder)
+    print("", *unlike, sep="\n")
+    print(f"{len(results) - len(bad)} targets without a find, {len(bad)} with one")
+    return int(bool(bad or unlike))
 
 
 def replay(name: str, paths: Iterable[Path]) -> int:
@@ -165,6 +211,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=5, help="for all targets together")
     parser.add_argument("--folder", type=Path, default=ROOT / "fuzz", help="of what is found")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--blind", action="store_true", help="many inputs, without coverage")
+    parser.add_argument("--inputs", type=float, default=float("inf"), help="blind: a target's most")
+    parser.add_argument("--seed", type=int, default=1, help="blind: other inputs")
     parser.add_argument("--merge", action="store_true", help="write tests/corpus anew")
     parser.add_argument("--replay", nargs="+", metavar=("TARGET", "FILE"), help="only these files")
     args = parser.parse_args(argv)
@@ -172,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         n = replay(args.replay[0], map(Path, args.replay[1:]))
         print(f"{args.replay[0]}: {n} inputs, nothing found")
         return 0
-    if find_spec("atheris") is None:
+    if not args.blind and find_spec("atheris") is None:
         print(f"fuzz: Python {sys.version.split()[0]} has no atheris: pip install atheris, which "
               "has wheels for Linux on x86-64", file=sys.stderr)  # fmt: skip
         return 2
@@ -182,7 +231,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.merge:
         merge(names, args.folder.absolute())
         return 0
-    return fuzz(names, args.folder.absolute(), args.minutes)
+    one = partial(run_blind, inputs=args.inputs, seed=args.seed) if args.blind else run
+    return fuzz(names, args.folder.absolute(), args.minutes, one)
 
 
 if __name__ == "__main__":

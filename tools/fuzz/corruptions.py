@@ -60,11 +60,11 @@ EXTREMES: Final = tuple(
 )
 
 
-def draw_case(rng: Rng, small: bool = False) -> Case:
+def draw_case(rng: Rng, small: bool = False, geometry: Geometry | None = None) -> Case:
     """A case of any kind: every other one is of segments that suit fused kernels,
     several groups each.
 
-    `small` ones have some sixty segments of up to three groups,
+    `small` ones have some sixty segments of up to three groups, or those of a `geometry`,
     for decoders that are slow and like many at once.
     """
     dtype = (
@@ -79,7 +79,7 @@ def draw_case(rng: Rng, small: bool = False) -> Case:
         ),
     )
     if small:
-        geometry = small_geometry(rng)
+        geometry = small_geometry(rng) if geometry is None else geometry
         plan = random_plan(rng, geometry, dtype, tables)
         plan = fused_plan(rng, plan) if geometry.one_tile and rng.random() < 0.7 else plan
     elif rng.random() < 0.5:

@@ -22,7 +22,8 @@ sys.path[:0] = [str(ROOT / name) for name in ("tools/fuzz", "", "spec", "tests",
 import atheris  # noqa: E402
 
 MAX_LEN: Final = 8192  #: bytes of an input
-NATIVE: Final = "segments_"  #: how targets begin whose coverage is that of machine code
+#: how targets begin whose coverage is that of machine code
+NATIVE: Final = ("segments_numba", "segments_cuda", "linear")
 
 
 def load(name: str) -> Target:

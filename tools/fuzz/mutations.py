@@ -30,21 +30,24 @@ Rng = np.random.Generator
 Bytewise = Callable[[bytes, int], bytes]
 
 AS_BYTES: Final = 0.05  #: share of the inputs that are mutated without regard for what they are
+SPOILT: Final = 0.4  #: share of those in which segments are, which takes a millisecond
 MAX_SEGMENTS: Final = 64  #: of a tensor whose segments are taken apart
 ROOM_NBYTES: Final = 256  #: that an index may grow by, which is larger than the file when inflated
 MAX_OBJECT_NBYTES: Final = 1 << 16  #: of the tensors that a mutated header may announce
 
 
 # ---- .wcodec files -------------------------------------------------------------------------------
-def mutate_file(data: bytes, max_size: int, seed: int, bytewise: Bytewise) -> bytes:
+def mutate_file(
+    data: bytes, max_size: int, seed: int, bytewise: Bytewise, spoilt: float = SPOILT
+) -> bytes:
     """Another index or payload, or segments spoilt as `corruptions` does; sealed anew."""
     rng, parts = np.random.default_rng(seed), take_apart(data)
     if parts is None or rng.random() < AS_BYTES:
         return bytewise(data, max_size)
     kind = rng.random()
-    if kind < 0.4:
+    if kind < spoilt:
         out = _with_spoilt_segments(rng, put_together(parts))
-    elif kind < 0.7 or not parts.payload:
+    elif kind < (1 + spoilt) / 2 or not parts.payload:
         out = put_together(
             parts._replace(records=bytewise(parts.records, len(parts.records) + ROOM_NBYTES))
         )
@@ -189,7 +192,9 @@ def _announced(text: bytes) -> int | None:
     return end if isinstance(end, int) and end <= MAX_OBJECT_NBYTES else None
 
 
-def mutate_hub(data: bytes, max_size: int, seed: int, bytewise: Bytewise) -> bytes:
+def mutate_hub(
+    data: bytes, max_size: int, seed: int, bytewise: Bytewise, spoilt: float = SPOILT
+) -> bytes:
     """Another header, or another stream in it, with offsets and checksums that are right."""
     rng = np.random.default_rng(seed)
     if rng.random() < 0.4:
@@ -202,19 +207,21 @@ def mutate_hub(data: bytes, max_size: int, seed: int, bytewise: Bytewise) -> byt
             for name, entry in header.items()
             if name != "__metadata__"
         }
-        out = _with_another_stream(rng, header, blobs, max_size, bytewise)
+        out = _with_another_stream(rng, header, blobs, max_size, bytewise, spoilt)
     except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError):
         return bytewise(data, max_size)
     return out if len(out) <= max_size else bytewise(data, max_size)
 
 
 def _with_another_stream(
-    rng: Rng, header: dict[str, Any], blobs: dict[str, bytes], max_size: int, bytewise: Bytewise
-) -> bytes:
+    rng: Rng, header: dict[str, Any], blobs: dict[str, bytes], max_size: int, bytewise: Bytewise,
+    spoilt: float,
+) -> bytes:  # fmt: skip
     streams = [name for name, blob in blobs.items() if blob.startswith(MAGIC)]
     if streams:
         name = streams[int(rng.integers(0, len(streams)))]
-        blobs[name] = mutate_file(blobs[name], max_size, int(rng.integers(0, 1 << 32)), bytewise)
+        seed = int(rng.integers(0, 1 << 32))
+        blobs[name] = mutate_file(blobs[name], max_size, seed, bytewise, spoilt)
     metadata = header.get("__metadata__") or {}
     if HEADER_KEY in metadata and rng.random() < 0.3:
         text = _mutated_text(rng, metadata[HEADER_KEY].encode(), max_size, bytewise)

@@ -29,6 +29,7 @@ from wcodec.reference.container import (
     seal_index,
     write_header,
 )
+from wcodec.reference.differences import BaseCheckpoint
 from wcodec.reference.planes import BY_ID
 from wcodec.reference.records import TENSOR, TensorRecord
 from wcodec.reference.segments import Status
@@ -104,23 +105,23 @@ def put_together(parts: Parts) -> bytes:
     return head + seal_index(parts.records, len(head), sum(sizes) % (1 << 64), len(sizes))
 
 
-def mended(data: bytes, backend: Backend) -> bytes:
+def mended(data: bytes, backend: Backend, base: BaseCheckpoint | None = None) -> bytes:
     """The file with the checksums of its segments and tensors mended too, as far as it can be read
-    and `backend` decodes it.
+    and `backend` decodes it; those of differences are mended if their base is given.
     """
     parts = take_apart(data)
     if parts is None:
         return data
     data = put_together(parts)
     try:
-        index = read_index(BufferSource(data))
+        index = read_index(BufferSource(data), backend.read_tables, backend.check_plan)
     except DecodeError:
         return data
     records = bytearray(parts.records)
     bodies = (p.start for p in places(parts.records) if p.kind == RecordType.TENSOR)
     for start, t in zip(bodies, (t for t in index.tensors if t.duplicate_of is None), strict=True):
         if 0 < t.nbytes <= MAX_TENSOR_NBYTES:
-            _mend_tensor(records, start, t, data, backend, index.tables)
+            _mend_tensor(records, start, t, data, backend, index.tables, base)
     return put_together(Parts(parts.payload, bytes(records)))
 
 
@@ -131,12 +132,19 @@ def _mend_tensor(
     data: bytes,
     backend: Backend,
     tables: TablePool,
+    base: BaseCheckpoint | None,
 ) -> None:
     plan, payload = t.plan(tables), payload_of(t, data)
     words = np.empty((t.geometry.rows, t.geometry.cols), plan.dtype.word_type)
     status, sums = backend.decode_with_checksums(plan, payload, words)
     if (status == Status.OK).all():
-        struct.pack_into("<I", records, start + _CRC_OFFSET, sums.words)
+        crc = sums.words
+        if t.difference and base is not None:
+            there = base.base_tensor(t.name, t.dtype, t.shape, t.geometry)
+            if there is not None:
+                whole, room = (slice(0, side) for side in words.shape), np.empty_like(words)
+                crc = backend.add_base(words, there.words(*whole, room), t.difference)
+        struct.pack_into("<I", records, start + _CRC_OFFSET, crc)
     at = start + TENSOR.size + 8 * len(t.shape) + len(t.name.encode()) + len(t.dtype_name.encode())
     crcs = sums.records.astype("<u4").tobytes()
     records[at : at + len(crcs)] = crcs

@@ -13,11 +13,11 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 from unittest import mock
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -27,6 +27,7 @@ import cuda_emulator  # noqa: E402
 import decoder as spec_decoder  # noqa: E402
 import fuzz_segments  # noqa: E402
 import numpy as np  # noqa: E402
+from cuda_emulator import EmulatedRuntime  # noqa: E402
 from fences import Heap  # noqa: E402
 from mutations import mutate_file, mutate_hub, mutate_json, mutate_safetensors  # noqa: E402
 from sealing import MAX_TENSOR_NBYTES, mended, payload_of  # noqa: E402
@@ -34,20 +35,30 @@ from sealing import MAX_TENSOR_NBYTES, mended, payload_of  # noqa: E402
 from wcodec.backends import Backend, load_backend  # noqa: E402
 from wcodec.codec.decoder import Decoder  # noqa: E402
 from wcodec.codec.sources import BufferSource  # noqa: E402
+from wcodec.cuda import loader  # noqa: E402
+from wcodec.cuda.linear import linear  # noqa: E402
+from wcodec.cuda.loader import Loader  # noqa: E402
+from wcodec.cuda.operand import Operand, kernel_problem  # noqa: E402
 from wcodec.directories.configs import remove_entry  # noqa: E402
 from wcodec.directories.hub_header import read_hub_header  # noqa: E402
 from wcodec.directories.hub_reading import HubFile  # noqa: E402
 from wcodec.errors import DecodeError, EncodeError  # noqa: E402
-from wcodec.files.file import File  # noqa: E402
+from wcodec.files.bases import OpenBase  # noqa: E402
+from wcodec.files.file import File, open_base  # noqa: E402
 from wcodec.files.safetensors_header import read_safetensors_header  # noqa: E402
 from wcodec.files.shard_index import is_plain_name, parse_weight_map  # noqa: E402
 from wcodec.inspect.report import as_text, describe  # noqa: E402
 from wcodec.reference.checksums import crc32_each  # noqa: E402
 from wcodec.reference.container import Index, read_index, write_index  # noqa: E402
+from wcodec.reference.planes import BY_NAME  # noqa: E402
+from wcodec.reference.records import TensorRecord  # noqa: E402
 
 MAX_NBYTES: Final = 1 << 20  #: decoded bytes of a file: a legal one may ask for far more
 SPEC_NBYTES: Final = 2048  #: decoded bytes up to which the spec's slow decoder is asked too
 BACKENDS: Final = ("reference", "numba")
+VECTORS: Final = tuple(ROOT / "conformance_vectors" / name for name in ("accept", "reject"))
+BASE: Final = VECTORS[0] / "checkpoint.wcodec"  #: that `check_base` gives
+BF16: Final = BY_NAME["bfloat16"].numpy
 
 
 class Broken(Exception):
@@ -110,19 +121,24 @@ def summary(index: Index) -> bytes:
     return write_index(index, index.index_offset)
 
 
+def index_of(data: bytes, backend: Backend) -> Index:
+    """The index of a file, as a backend reads it."""
+    return read_index(BufferSource(data), backend.read_tables, backend.check_plan)
+
+
 def check_index(data: bytes) -> None:
     """Backends read an index alike, and one that is written again says the same."""
-
-    def read(backend: Backend) -> bytes:
-        source = BufferSource(data)
-        return summary(read_index(source, backend.read_tables, backend.check_plan))
-
-    code, written = agreed(read)
+    code, written = agreed(lambda b: summary(index_of(data, b)))
     require(code not in ("bad_patch", "resource_limit"), f"an index is refused with {code}")
     if not code:
         at = read_index(BufferSource(data)).index_offset
         again = read_index(BufferSource(data[:at] + written))
         require(summary(again) == written, "what was written is read as something else")
+
+
+def quick_index(data: bytes) -> str:
+    """The fastest backend reads an index."""
+    return outcome(lambda: index_of(data, backends()[-1]))[0]
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -159,11 +175,17 @@ def check_decode(data: bytes) -> None:
         require(spec_decoded(file) == expected, f"the spec's decoder differs; here: {refused}")
 
 
-def used(data: bytes, backend: Backend) -> list[tuple[str, Any]]:
+def quick_decode(data: bytes) -> str:
+    """The fastest backend decodes a file with all checksums mended."""
+    backend = backends()[-1]
+    return outcome(lambda: decoded(mended(data, backend), backend))[0]
+
+
+def used(data: bytes, backend: Backend, base: Path | None = None) -> list[tuple[str, Any]]:
     """What people get out of a file: the report, the file that it restores, tensors, slices, and
     tensors as files of their own; or the code with which each is refused.
     """
-    with File(data, backend, MAX_NBYTES) as f:
+    with File(data, backend, MAX_NBYTES, base) as f:
         report = outcome(lambda: json.dumps({**describe(f), "backend": ""}))
         text = outcome(lambda: list(as_text(describe(f)))[1:])
         out = [report, text, outcome(lambda: b"".join(map(bytes, f.restored())))]
@@ -185,8 +207,37 @@ def check_file(data: bytes) -> None:
     agreed(lambda b: used(file, b))
 
 
+def quick_file(data: bytes) -> str:
+    """The fastest backend does all that with a file."""
+    backend = backends()[-1]
+    return outcome(lambda: used(mended(data, backend), backend))[0]
+
+
+@cache
+def _base() -> OpenBase:
+    return open_base(BASE, backends()[-1])
+
+
+def check_base(data: bytes) -> None:
+    """As `check_file`, of one that may hold differences from `BASE`."""
+    file = mended(data, backends()[0], _base())
+    agreed(lambda b: used(file, b, BASE))
+
+
+def quick_base(data: bytes) -> str:
+    """The fastest backend restores what such a file holds."""
+    backend = backends()[-1]
+
+    def read() -> bytes:
+        with File(mended(data, backend, _base()), backend, MAX_NBYTES, BASE) as f:
+            return b"".join(map(bytes, f.restored()))
+
+    return outcome(read)[0]
+
+
+# ---- kernels -------------------------------------------------------------------------------------
 @contextmanager
-def _fenced_device(heap: Heap) -> Iterator[None]:
+def fenced_device(heap: Heap) -> Iterator[None]:
     """Let memory of emulated devices, whose blocks are aligned, stand behind fences too."""
 
     def allocate(nbytes: int) -> Any:
@@ -207,7 +258,7 @@ def check_segments(data: bytes, backend: Backend) -> None:
             continue
         plan, payload, heap = t.plan(index.tables), payload_of(t, data), Heap()
         heap.at_end, at_once = bool(coin & 1), bool(coin & 2)
-        with fuzz_segments.fenced_numba(heap), _fenced_device(heap):
+        with fuzz_segments.fenced_numba(heap), fenced_device(heap):
             backend.close()
             try:
                 status, records, words = fuzz_segments.decode(backend, heap, plan, payload, at_once)
@@ -219,15 +270,91 @@ def check_segments(data: bytes, backend: Backend) -> None:
 
 
 @cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="wcodec-fuzz-")
+def _runtime() -> EmulatedRuntime:
+    return EmulatedRuntime(coverage="coverage" in os.environ.get("WCODEC_EMULATOR", ""))
+
+
+@cache
+def _loader() -> Loader:
+    return Loader(streams=2, runtime_of=lambda _: _runtime())
+
+
+def check_loader(data: bytes) -> None:
+    """What is loaded to an emulated GPU, in small pieces, is what the host decodes."""
+    heap = Heap()
+    with (
+        suppress(DecodeError),  # of a file that cannot be opened
+        File(mended(data, backends()[-1]), backends()[-1], MAX_NBYTES) as f,
+        mock.patch.object(loader, "SLOT_NBYTES", 1 << 12),
+        fenced_device(heap),
+    ):
+        for name in f.keys():  # noqa: SIM118 (a file is no dictionary)
+            code, there = outcome(lambda name=name: _loader().load_open(f, [name])[name].numpy())
+            right, here = outcome(lambda name=name: f.get_tensor(name))
+            require(code == right, f"{name!r}: the loader: {code!r}; the host: {right!r}")
+            same = here is None or here.tobytes() == there.tobytes()
+            require(same, f"{name!r}: the loader gives something else")
+        require(heap.whole, "memory of the device beside a buffer was written to")
+
+
+def check_linear(data: bytes) -> None:
+    """Kernels of products read operands as the reference does: all words, and a product with
+    columns of the unit matrix, if there are none but numbers.
+    """
+    code, index = outcome(lambda: read_index(BufferSource(data)))
+    for t in index.tensors if not code else ():
+        if t.duplicate_of is None and t.nbytes <= MAX_TENSOR_NBYTES and not kernel_problem(t):
+            heap = Heap()
+            heap.at_end = bool(zlib.crc32(data) & 1)
+            with fenced_device(heap):
+                _check_operand(t, index, payload_of(t, data), heap)
+            require(heap.whole, "memory of the device beside a buffer was written to")
+
+
+def _check_operand(t: TensorRecord, index: Index, payload: Any, heap: Heap) -> None:
+    words = np.empty(t.shape, t.dtype.word_type)
+    status = backends()[0].decode_segments(t.plan(index.tables), payload, words)
+    payload = heap.copy(payload, frozen=True)
+    operand = Operand(_runtime(), t, index.tables, payload.ctypes.data)
+    out = heap.empty(t.shape, words.dtype)
+    operand.expand(out.ctypes.data)
+    chosen = np.linspace(0, t.shape[1] - 1, min(t.shape[1], 8)).astype(np.int64)
+    x, y = heap.zeros((8, t.shape[1]), BF16), heap.zeros((8, t.shape[0]), BF16)
+    x[np.arange(chosen.size), chosen] = 1
+    linear(x.ctypes.data, 8, operand, y.ctypes.data)
+    if status.any():  # an operand is taken to be whole
+        return
+    require(np.array_equal(out, words), "an operand is expanded to something else")
+    values = words.view(t.dtype.numpy).astype(np.float32)
+    if np.isfinite(values).all():
+        same = np.array_equal(y[: chosen.size].astype(np.float32), values[:, chosen].T)
+        require(same, "a product with columns of the unit matrix is not the columns")
+
+
+@cache
+def _file() -> IO[bytes]:
+    """Kept open: to write a file anew may wait for the disk when it is closed."""
+    return tempfile.NamedTemporaryFile(prefix="wcodec-fuzz-", suffix=".safetensors")
+
+
+def restored(data: bytes, backend: Backend) -> bytes:
+    """The file that one in hub form restores."""
+    file = _file()
+    file.seek(0)
+    file.truncate()
+    file.write(data)
+    file.flush()
+    return b"".join(map(bytes, HubFile(Path(file.name), backend, MAX_NBYTES).restored()))
 
 
 def check_hub(data: bytes) -> None:
     """Backends read a file in hub form alike."""
-    path = Path(_folder().name, "file.safetensors")
-    path.write_bytes(data)
-    agreed(lambda b: b"".join(map(bytes, HubFile(path, b, MAX_NBYTES).restored())))
+    agreed(lambda b: restored(data, b))
+
+
+def quick_hub(data: bytes) -> str:
+    """The fastest backend reads a file in hub form."""
+    return outcome(lambda: restored(data, backends()[-1]))[0]
 
 
 # ---- all of them ---------------------------------------------------------------------------------
@@ -247,6 +374,13 @@ class Target:
         Makes an input out of another.
     seeds
         Folders of inputs that the corpus is chosen from, besides what is found.
+    quick
+        Checks less, in a fraction of the time, and returns the code with which the input is
+        refused, if it is.
+    backend
+        Whose segments are decoded.
+    corpus
+        The target whose corpus it has, if it is another's.
     cpu
         Name in `variants.ALL_VARIANTS` of the lesser CPU that numba compiles for; none for that at
         hand.
@@ -255,7 +389,10 @@ class Target:
     check: Callable[[bytes], None]
     mutate: Mutator
     seeds: tuple[Path, ...] = ()
+    quick: Callable[[bytes], str] | None = None
+    backend: str = ""
     cpu: str = ""
+    corpus: str = ""
 
 
 def _segments(backend: str, cpu: str = "") -> Target:
@@ -266,24 +403,27 @@ def _segments(backend: str, cpu: str = "") -> Target:
     def check(data: bytes) -> None:
         check_segments(data, loaded())
 
-    return Target(check, mutate_file, VECTORS, cpu)
+    return Target(check, mutate_file, VECTORS, backend=backend, cpu=cpu, corpus="segments")
 
 
-VECTORS: Final = tuple(ROOT / "conformance_vectors" / name for name in ("accept", "reject"))
 TARGETS: Final = {
-    "index": Target(check_index, mutate_file, VECTORS),
-    "decode": Target(check_decode, mutate_file, VECTORS),
-    "file": Target(check_file, mutate_file, VECTORS),
-    "hub": Target(check_hub, mutate_hub),
+    "index": Target(check_index, mutate_file, VECTORS, quick_index),
+    "decode": Target(check_decode, mutate_file, VECTORS, quick_decode),
+    "file": Target(check_file, mutate_file, VECTORS, quick_file),
+    "base": Target(check_base, mutate_file, quick=quick_base),
+    "hub": Target(check_hub, mutate_hub, quick=quick_hub),
     "safetensors": Target(check_safetensors, mutate_safetensors),
     "weight_map": Target(check_weight_map, mutate_json),
     "segments_numba": _segments("numba"),
     "segments_numba_avx2": _segments("numba", "avx2"),
     "segments_numba_plain": _segments("numba", "plain"),
     "segments_cuda": _segments("cuda_emulator.backend:EmulatedCuda"),
+    "segments_reference": _segments("reference"),
+    "loader": Target(check_loader, mutate_file, VECTORS, corpus="decode"),
+    "linear": Target(check_linear, mutate_file),
 }
 
 
 def corpus_of(name: str) -> Path:
-    """The folder of a target's corpus; targets that decode segments have one together."""
-    return ROOT / "tests" / "corpus" / name.partition("_numba")[0].partition("_cuda")[0]
+    """The folder of a target's corpus, which some have together."""
+    return ROOT / "tests" / "corpus" / (TARGETS[name].corpus or name)
