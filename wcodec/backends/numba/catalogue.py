@@ -23,7 +23,8 @@ def everything() -> list[Kernel | Native]:
         for number in range(1, 1 + len(kinds.KINDS)):
             for choice in (False, True):
                 split.splitter(number, choice)
-                merge.merger(number, choice)
+            for crc in {False, bool(CARRYLESS)}:
+                merge.merger(number, crc)
         for with_contexts in (False, True):
             for n in (1, 2):
                 rans_vectors.decoder(n, with_contexts)
