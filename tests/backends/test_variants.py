@@ -5,6 +5,7 @@ in a process of its own.
 from __future__ import annotations
 
 import json
+import platform
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +39,8 @@ def test_the_variant_suits_this_cpu() -> None:
         if all(map(host_has, ("avx512f", "avx512bw", "avx512vl", "pclmul")))
         else "avx2"
         if host_has("avx2") and host_has("pclmul")
+        else "neon"
+        if platform.machine() in ("aarch64", "arm64")
         else "plain"
     )
     assert load_backend("numba").info()["variant"] == expected

@@ -54,8 +54,8 @@ def _multiply(typing: Any, a: Any, b_: Any) -> Any:
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         of = vector(I64, 2)
-        pair = [b.insert_element(ir.zero(of), x, I32(0)) for x in args]
-        return b.shl(b.extract_element(carryless_product(b, *pair, 0), I32(0)), I64(1))
+        x, y = (b.insert_element(ir.zero(of), number, I32(0)) for number in args)
+        return b.shl(b.extract_element(carryless_product(b, x, y, 0), I32(0)), I64(1))
 
     return types.uint64(types.uint64, types.uint64), codegen
 

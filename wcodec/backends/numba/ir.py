@@ -33,15 +33,9 @@ def cpu_features() -> str:
         return named
     listed = cpu_name() == llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten() if listed else ""
-    return ",".join(filter(None, [features, *_of_architecture()]))
-
-
-def _of_architecture() -> list[str]:
-    """What every CPU of an architecture has; LLVM does not list it on every system."""
-    architecture, vendor, *_ = llvm.get_process_triple().split("-")
-    if architecture not in ("aarch64", "arm64"):
-        return []
-    return ["+neon", "+aes"] if vendor == "apple" else ["+neon"]
+    # every aarch64 has NEON, but LLVM does not list it on every system
+    always = "+neon" if llvm.get_process_triple().startswith(("aarch64", "arm64")) else ""
+    return ",".join(filter(None, [features, always]))
 
 
 class Target(NamedTuple):

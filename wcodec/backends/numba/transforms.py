@@ -1,9 +1,8 @@
 """Transforms of tiles, 8x8 blocks side by side in vectors of int16. Spec: chapter 8.
 
 A value stands in the high byte of its 16 bits, with zeros below it. So sums wrap as they must,
-modulo 256, and what a lifting step adds is one instruction, ``(a * b + 2^14) >> 15``, and a
-shift. A vector holds a row of some blocks; a transposed one, eight lanes by eight, a column of
-each.
+modulo 256, and what a lifting step adds is one instruction, ``(a * b + 2^14) >> 15``, and a shift.
+A vector holds a row of some blocks; a transposed one, eight lanes by eight, a column of each.
 
 The bytes after the last row of a tile are read, and written as they were, up to `LANES` of them:
 the caller has them there.
