@@ -24,13 +24,27 @@ CPUS = {
     "avx512-narrow": "skylake-avx512",
     "avx2": "znver3",
     "avx2-narrow": "haswell",
+    "neon": "generic",
+    "neon-narrow": "generic",
     "plain": "x86-64",
 }
+AARCH64 = "aarch64-unknown-linux-gnu"
+
+
+def compile_for(triple: str) -> None:
+    """Make this process compile for another architecture; it must not run any of it.
+
+    Numba and wcodec ask LLVM which one that is, and believe what they are told.
+    """
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    llvm.get_process_triple = lambda: triple
 
 
 def bitcode_for(target: str) -> dict[str, bytes]:
     """Bitcode of all kernels and native functions for a target, by name."""
-    features = ",".join(f"+{f}" for f in sorted({"sse2", *ir.TARGETS[target].needs}))
+    base = set() if ir.TARGETS[target].variant == "neon" else {"sse2"}
+    features = ",".join(f"+{f}" for f in sorted(base | ir.TARGETS[target].needs))
     env = {**os.environ, "NUMBA_CPU_NAME": CPUS[target], "NUMBA_CPU_FEATURES": features}
     command = [sys.executable, __file__, "--one"]
     run = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE)
@@ -46,6 +60,8 @@ def main() -> int:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
+        if ir.VARIANT == "neon":
+            compile_for(AARCH64)
         from wcodec.backends.numba.catalogue import everything
         from wcodec.backends.numba.compiling import bitcode_of
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from paths import TESTS
 import wcodec
 from wcodec.backends import load_backend
 from wcodec.backends.code_cache import CodeCache, cache_folder
-from wcodec.backends.numba import archive, ir, machine_code
+from wcodec.backends.numba import archive, ir, jobs, machine_code
 from wcodec.backends.numba.archive import STAMP
 from wcodec.backends.numba.kernels import (
     KERNELS,
@@ -32,6 +33,11 @@ from wcodec.backends.numba.kernels import (
     kernel,
 )
 from wcodec.backends.numba.machine_code import symbol_of
+from wcodec.backends.protocol import SegmentPlan
+from wcodec.reference.planes import BY_NAME
+from wcodec.reference.segments import SegmentTable
+from wcodec.reference.tables import ContextKind, TablePool
+from wcodec.reference.tiles import Geometry
 
 PACKAGE = Path(wcodec.__file__).parent
 UMASK = os.umask(0)
@@ -296,6 +302,23 @@ def test_part_of_kernels_is_not_called_by_python() -> None:
 
     with pytest.raises(TypeError, match="twice is a part of kernels"):
         twice(1)
+
+
+def test_arrays_live_while_a_kernel_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel gets addresses of arrays, which do not keep them."""
+    made = list[weakref.ref[Any]]()
+
+    class Pool(TablePool):
+        @property
+        def map_kinds(self) -> Any:
+            kinds = np.array([ContextKind.SCALE])
+            made.append(weakref.ref(kinds))
+            return kinds
+
+    monkeypatch.setattr(jobs, "check_table", lambda *_: [kinds() is not None for kinds in made])
+    segments, geometry = SegmentTable.zeros(1, 1), Geometry(1, 8, 1, 8, 1, 8)
+    plan = SegmentPlan(BY_NAME["uint8"], geometry, segments, Pool())
+    assert jobs.payload_nbytes(plan) == [True]
 
 
 def test_what_kernels_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

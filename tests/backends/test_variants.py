@@ -5,6 +5,7 @@ in a process of its own.
 from __future__ import annotations
 
 import json
+import platform
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +40,8 @@ def native_variant() -> str:
         if all(map(host_has, ("avx512f", "avx512bw", "avx512vl", "pclmul")))
         else "avx2"
         if host_has("avx2") and host_has("pclmul")
+        else "neon"
+        if platform.machine() in ("aarch64", "arm64")
         else "plain"
     )
 

@@ -19,6 +19,7 @@ from wcodec.backends.numba.crc32 import (
     REFLECTED,
     SLICES,
     by_table,
+    carryless_product,
     crc32_of,
     factors_for,
     folded,
@@ -54,9 +55,8 @@ def _multiply(typing: Any, a: Any, b_: Any) -> Any:
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         of = vector(I64, 2)
-        pair = [b.insert_element(ir.zero(of), x, I32(0)) for x in args]
-        product = b.call(ir.declare(b, "llvm.x86.pclmulqdq", of, [of, of, I8]), [*pair, I8(0)])
-        return b.shl(b.extract_element(product, I32(0)), I64(1))
+        x, y = (b.insert_element(ir.zero(of), number, I32(0)) for number in args)
+        return b.shl(b.extract_element(carryless_product(b, x, y, 0), I32(0)), I64(1))
 
     return types.uint64(types.uint64, types.uint64), codegen
 

@@ -77,6 +77,16 @@ def times(a: int, b: int) -> int:
     return product
 
 
+def carryless_product(b: Any, x: Any, y: Any, odd: int) -> Any:
+    """Carry-less products of the even u64 of two vectors, or of the odd ones."""
+    if ir.CARRYLESS == "neon":
+        multiply = ir.declare(b, "llvm.aarch64.neon.pmull64", vector(I8, 16), [I64, I64])
+        return b.bitcast(b.call(multiply, [b.extract_element(v, I32(odd)) for v in (x, y)]), x.type)
+    name = {2: "", 4: ".256", 8: ".512"}[x.type.count]
+    multiply = ir.declare(b, f"llvm.x86.pclmulqdq{name}", x.type, [x.type, x.type, I8])
+    return b.call(multiply, [x, y, I8(0x11 * odd)])
+
+
 def folded(b: Any, x: Any, factors: Any, data: Any) -> Any:
     """An accumulator of lanes of 128 bits times factors, a pair for each lane, plus what stands
     there in the data.
@@ -89,14 +99,8 @@ def folded(b: Any, x: Any, factors: Any, data: Any) -> Any:
         ]
         low, high = (folded(b, *three) for three in zip(*parts, strict=True))
         return ir.shuffle(b, low, high, range(2 * half))
-    of = vector(I64, 2 * lanes)
-    multiply = ir.declare(
-        b, f"llvm.x86.pclmulqdq{ {1: '', 2: '.256', 4: '.512'}[lanes] }", of, [of, of, I8]
-    )
-    return b.xor(
-        b.xor(b.call(multiply, [x, factors, I8(0x00)]), b.call(multiply, [x, factors, I8(0x11)])),
-        data,
-    )
+    even, odd = (carryless_product(b, x, factors, i) for i in range(2))
+    return b.xor(b.xor(even, odd), data)
 
 
 def factors_for(b: Any, n_lanes: int, nbytes: int) -> Any:

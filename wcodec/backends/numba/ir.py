@@ -31,9 +31,11 @@ def cpu_features() -> str:
     named = os.environ.get("NUMBA_CPU_FEATURES")
     if named is not None:
         return named
-    if cpu_name() != llvm.get_host_cpu_name():
-        return ""
-    return str(llvm.get_host_cpu_features().flatten())
+    listed = cpu_name() == llvm.get_host_cpu_name()
+    features = llvm.get_host_cpu_features().flatten() if listed else ""
+    # every aarch64 has NEON, but LLVM does not list it on every system
+    always = "+neon" if llvm.get_process_triple().startswith(("aarch64", "arm64")) else ""
+    return ",".join(filter(None, [features, always]))
 
 
 class Target(NamedTuple):
@@ -44,9 +46,9 @@ class Target(NamedTuple):
     needs
         LLVM's names of what the CPU has.
     variant
-        ``"avx512"``, ``"avx2"``, or ``"plain"`` for any other CPU.
+        ``"avx512"``, ``"avx2"``, ``"neon"``, or ``"plain"`` for any other CPU.
     carryless
-        Widest carry-less multiplication: ``"avx512"``, ``"avx2"``, ``"sse"``, or none.
+        Widest carry-less multiplication: ``"avx512"``, ``"avx2"``, ``"sse"``, ``"neon"``, or none.
     byte_lookup
         Whether tables of 256 bytes are looked up in registers.
     """
@@ -58,13 +60,16 @@ class Target(NamedTuple):
 
 
 _AVX512: Final = frozenset({"avx512f", "avx512bw", "avx512vl", "pclmul"})
-#: From the best to the least: Ice Lake and Zen 4, Skylake, Alder Lake and Zen 3, Haswell, any.
+#: From the best to the least: Ice Lake and Zen 4, Skylake, Alder Lake and Zen 3, Haswell; aarch64,
+#: without PMULL such as of a Raspberry Pi 4; any.
 #: A CPU that lacks one thing of a class takes the next one that it has all of.
 TARGETS: Final = {
     "avx512": Target(_AVX512 | {"avx512vbmi", "vpclmulqdq"}, "avx512", "avx512", True),
     "avx512-narrow": Target(_AVX512, "avx512", "sse", False),
     "avx2": Target(frozenset({"avx2", "pclmul", "vpclmulqdq"}), "avx2", "avx2", False),
     "avx2-narrow": Target(frozenset({"avx2", "pclmul"}), "avx2", "sse", False),
+    "neon": Target(frozenset({"neon", "aes"}), "neon", "neon", False),
+    "neon-narrow": Target(frozenset({"neon"}), "neon", "", False),
     "plain": Target(frozenset(), "plain", "", False),
 }
 
@@ -77,6 +82,7 @@ def _choose_target() -> str:
 TARGET: Final = _choose_target()  #: name in `TARGETS`
 _, VARIANT, CARRYLESS, BYTE_LOOKUP = TARGETS[TARGET]
 WIDTH: Final = 16 if VARIANT == "avx512" else 8  #: u32 in a vector
+GATHERS: Final = VARIANT in ("avx512", "avx2")  #: whether there is `gather`
 
 
 def places(record: np.dtype[Any]) -> dict[str, int]:
@@ -192,7 +198,7 @@ def lookup(b: Any, table: Any, index: Any, bits: int = 16) -> Any:
 
 
 def gather(b: Any, table: Any, index: Any, bits: int = 16) -> Any:
-    """As `lookup`, by one instruction of AVX-512 or AVX2."""
+    """As `lookup`, by one instruction of AVX-512 or AVX2. Needs `GATHERS`."""
     of = index.type
     if VARIANT == "avx512":
         mask = vector(I1, WIDTH)
@@ -214,11 +220,30 @@ def load_16(b: Any, source: Any) -> list[Any]:
 def lookup_16(b: Any, table: list[Any], index: Any) -> Any:
     """``table[index & 15]`` for each of 8 or 16 u32."""
     of = vector(I32, WIDTH)
+    if VARIANT == "neon":
+        return _lookup_16_bytes(b, table, index)
     if VARIANT == "avx512":
         return b.call(declare(b, "llvm.x86.avx512.permvar.si.512", of, [of] * 2), [table[0], index])
     permute = declare(b, "llvm.x86.avx2.permd", of, [of] * 2)
     low, high = (b.call(permute, [half, index]) for half in table)
     return b.select(b.icmp_signed("<", b.shl(index, splat(28, I32, WIDTH)), zero(of)), high, low)
+
+
+def _lookup_16_bytes(b: Any, table: list[Any], index: Any) -> Any:
+    """NEON: `lookup_16` byte by byte, four bytes of an entry."""
+    of, n = vector(I8, 16), index.type.count
+    quarters = [
+        b.bitcast(shuffle(b, part, part, range(i, i + 4)), of)
+        for part in table
+        for i in range(0, n, 4)
+    ]
+    first = b.mul(b.and_(index, splat(15, I32, n)), splat(0x04040404, I32, n))
+    order = b.bitcast(b.add(first, splat(0x03020100, I32, n)), vector(I8, 4 * n))
+    permute, out = declare(b, "llvm.aarch64.neon.tbl4.v16i8", of, [of] * 5), list[Any]()
+    for i in range(0, 4 * n, 16):
+        some = b.call(permute, [*quarters, shuffle(b, order, order, range(i, i + 16))])
+        out.append(b.bitcast(some, vector(I32, 4)))
+    return shuffle(b, out[0], out[1], range(n))
 
 
 def lookup_bytes(b: Any, table: list[Any], index: Any) -> Any:
@@ -239,6 +264,8 @@ def prefetch_line(b: Any, address: Any, write: int = 1) -> None:
 
 def popcount(b: Any, mask: Any) -> Any:
     """Number of set elements, int64."""
+    if VARIANT == "neon":
+        return b.lshr(_row_and_count(b, mask), I64(8))
     count = declare(b, "llvm.ctpop.i32", I32, [I32])
     return b.zext(b.call(count, [b.zext(b.bitcast(mask, ir.IntType(mask.type.count)), I32)]), I64)
 
@@ -252,6 +279,23 @@ def _permute(b: Any, values: Any, mask: Any, table: Any) -> Any:
     )
 
 
+def _row_and_count(b: Any, mask: Any) -> Any:
+    """NEON: which of 8 elements a mask has, in 8 bits, and above these how many, int64."""
+    of = vector(I16, 8)
+    bits = b.select(mask, constant(of, [256 + (1 << i) for i in range(8)]), zero(of))
+    return b.zext(b.call(declare(b, "llvm.vector.reduce.add.v8i16", I16, [of]), [bits]), I64)
+
+
+def _permute_16(b: Any, values: Any, mask: Any, table: Any) -> Any:
+    """NEON: one of 256 permutations of the low 16 bits of 8 u32, 16 bytes each in `table`."""
+    of, words = vector(I8, 16), vector(I16, 8)
+    row = b.and_(_row_and_count(b, mask), I64(255))
+    order = load(b, element(b, table, of, row), of)
+    permute = declare(b, "llvm.aarch64.neon.tbl1.v16i8", of, [of] * 2)
+    permuted = b.call(permute, [b.bitcast(b.trunc(values, words), of), order])
+    return b.zext(b.bitcast(permuted, words), values.type)
+
+
 def _avx512(b: Any, what: str, values: Any, mask: Any) -> Any:
     n = values.type.count
     of = vector(I32, n)
@@ -259,24 +303,25 @@ def _avx512(b: Any, what: str, values: Any, mask: Any) -> Any:
     return b.call(function, [values, zero(of), mask])
 
 
+def _moved(b: Any, what: str, values: Any, mask: Any, table: Any) -> Any:
+    if VARIANT == "avx512":
+        return _avx512(b, what, values, mask)
+    permute = _permute if VARIANT == "avx2" else _permute_16
+    return permute(b, values, mask, table)
+
+
 def expand(b: Any, values: Any, mask: Any, table: Any) -> Any:
-    """Successive values for the elements that `mask` has, in ascending order; others are
-    unspecified.
+    """Successive values, below 2^16, for the elements that `mask` has, in ascending order; others
+    are unspecified.
     """
-    return (
-        _avx512(b, "expand", values, mask)
-        if VARIANT == "avx512"
-        else _permute(b, values, mask, table)
-    )
+    return _moved(b, "expand", values, mask, table)
 
 
 def compress(b: Any, values: Any, mask: Any, table: Any) -> Any:
-    """The values that `mask` has, moved together to the front; what follows is unspecified."""
-    return (
-        _avx512(b, "compress", values, mask)
-        if VARIANT == "avx512"
-        else _permute(b, values, mask, table)
-    )
+    """The low 16 bits of the values that `mask` has, moved together to the front; their high bits
+    and what follows are unspecified.
+    """
+    return _moved(b, "compress", values, mask, table)
 
 
 class Loop:

@@ -111,8 +111,8 @@ def rectangles(geometry: Geometry, dtype: DType, segments: Ints | None = None) -
 
 def payload_nbytes(plan: SegmentPlan) -> int:
     """Bytes of all records of a plan, or -1 if it breaks a rule."""
-    columns = _stored_columns(plan.segments)
-    table = _table(columns, plan.geometry, plan.dtype, plan.tables.map_kinds)
+    columns, kinds = _stored_columns(plan.segments), plan.tables.map_kinds  # which have to live
+    table = _table(columns, plan.geometry, plan.dtype, kinds)
     return check_table(_room.job, table, len(plan.tables))
 
 

@@ -1,4 +1,4 @@
-"""Prediction as vectors of bytes, for CPUs with AVX-512 or AVX2; see `prediction`.
+"""Prediction as vectors of bytes, for CPUs with AVX-512, AVX2 or NEON; see `prediction`.
 
 A run of bytes is cut into vectors. What is left is done in a vector that overlaps the one before,
 or, in a run of less than `LANE` bytes, one by one: nothing is read or written outside of the run

@@ -69,7 +69,7 @@ class Streams(NamedTuple):
     tail
         uint16: the last words of a stream that plain loops decode, with zeros after them.
     expansion, compression
-        uint8 of shape (256, 8): permutations that AVX2 needs.
+        uint8: permutations of 8 elements that AVX2 and NEON need.
     natives
         int64: addresses of native functions, 0 for those that nothing has needed.
     """
@@ -410,13 +410,18 @@ class StreamScratch:
 def _permutations() -> tuple[Any, Any]:
     """For each of 256 masks of 8 elements: where `expand` takes each from, which `compress` keeps.
 
-    uint8 of shape (256, 8).
+    uint8 of shape (256, 8), or (256, 16) for NEON, which moves each of two bytes.
     """
     expansion, compression = np.zeros((256, 8), np.uint8), np.zeros((256, 8), np.uint8)
     for mask in range(256):
         kept = [i for i in range(8) if mask >> i & 1]
         compression[mask, : len(kept)] = kept
         expansion[mask, kept] = range(len(kept))
+    if VARIANT == "neon":
+        two = np.arange(2, dtype=np.uint8)
+        expansion, compression = (
+            (2 * t[..., None] + two).reshape(256, 16) for t in (expansion, compression)
+        )
     return expansion, compression
 
 

@@ -1,4 +1,4 @@
-"""rANS as vectors: the inner loops of the numba backend on CPUs with AVX-512 or AVX2.
+"""rANS as vectors: the inner loops of the numba backend on CPUs with AVX-512, AVX2 or NEON.
 
 A kernel works on one stream, or on two at once so that one's latency hides behind the other's. What
 it has to know of a stream stands in a record (`STREAM`), addresses included. It trusts that record,

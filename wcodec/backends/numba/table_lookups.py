@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from wcodec.backends.numba import machine_code, rans_vectors
-from wcodec.backends.numba.ir import VARIANT
+from wcodec.backends.numba.ir import GATHERS
 from wcodec.backends.numba.kernels import Native, address_of
 from wcodec.backends.numba.rans import EXPANSION
 from wcodec.backends.numba.rans_vectors import SLACK_NBYTES, STREAM, TOGETHER
@@ -50,7 +50,7 @@ def choice() -> Choice:
     named = os.environ.get(SETTING, "")
     if named and named not in NAMES:
         raise BackendUnavailable(f"{SETTING} is {named!r}: set it to {' or '.join(NAMES)}")
-    if VARIANT not in ("avx512", "avx2"):
+    if not GATHERS:
         if named == GATHER:
             raise BackendUnavailable(f"{SETTING} is {named!r}: code for this CPU has no gather")
         return Choice(REGISTERS, "the only one for this CPU")

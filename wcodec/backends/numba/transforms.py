@@ -1,9 +1,8 @@
 """Transforms of tiles, 8x8 blocks side by side in vectors of int16. Spec: chapter 8.
 
 A value stands in the high byte of its 16 bits, with zeros below it. So sums wrap as they must,
-modulo 256, and what a lifting step adds is one instruction of x86, ``(a * b + 2^14) >> 15``, and a
-shift. A vector holds a row of some blocks; a transposed one, eight lanes by eight, a column of
-each.
+modulo 256, and what a lifting step adds is one instruction, ``(a * b + 2^14) >> 15``, and a shift.
+A vector holds a row of some blocks; a transposed one, eight lanes by eight, a column of each.
 
 The bytes after the last row of a tile are read, and written as they were, up to `LANES` of them:
 the caller has them there.
@@ -20,11 +19,15 @@ from wcodec.backends.numba.kernels import Native
 from wcodec.reference.transforms import FRACTION, ORDER, SIZE, Transform, steps
 
 #: bytes of a row that are transformed together
-LANES: Final = {"avx512": 32, "avx2": 16, "plain": 8}[VARIANT]
+LANES: Final = {"avx512": 32, "avx2": 16, "neon": 8, "plain": 8}[VARIANT]
 _BYTES: Final = vector(I8, LANES)
 _VALUES: Final = vector(I16, LANES)
 #: ``(a * b + 2^14) >> 15``
-_MULTIPLY: Final = {"avx512": "llvm.x86.avx512.pmul.hr.sw.512", "avx2": "llvm.x86.avx2.pmul.hr.sw"}
+_MULTIPLY: Final = {
+    "avx512": "llvm.x86.avx512.pmul.hr.sw.512",
+    "avx2": "llvm.x86.avx2.pmul.hr.sw",
+    "neon": "llvm.aarch64.neon.sqrdmulh.v8i16",
+}
 
 
 # ---- one dimension -----------------------------------------------------------------------------
