@@ -4,9 +4,10 @@ and of the codec in a process against memcpy.
     python benchmarks/cpu/bench_files.py                      # a 1 GB Llama-shaped bf16 file
     python benchmarks/cpu/bench_files.py --gb 0.1 --data DIR  # a smaller one, and those of DIR
 
-Wall times are medians of `--repeats` runs of ``wcodec encode``, ``wcodec decode`` and ``cp`` of the
-decoded file, in turn, as processes: start-up included, after one run that is not counted, warm
-cache, targets that do not exist yet. Python keeps bytecode, whatever the environment says. Peak
+Wall times are medians of `--repeats` runs of ``wcodec encode``, ``wcodec decode``, ``cp`` of the
+decoded file and, where lmzip is installed, its ``lmz compress`` and ``lmz decompress``, in turn, as
+processes: start-up included, after one run that is not counted, warm cache, targets that do not
+exist yet, none waits for the disk. Python keeps bytecode, whatever the environment says. Peak
 memory is the largest ``RssAnon`` of ``/proc/PID/status``, looked at every 2 ms: memory of the
 process's own, without the mapped input. Speeds in the process are medians of alternating runs, in
 bytes of weights, and as parts of the speed of a memcpy of the same bytes measured in between.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import math
 import os
@@ -51,6 +53,7 @@ LAYER = {
     "mlp.up_proj": (14336, 4096),
     "mlp.down_proj": (4096, 14336),
 }
+ENV = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
@@ -61,6 +64,10 @@ def main() -> None:
     )
     p.add_argument("--data", type=Path, help="a folder of .safetensors files to measure too")
     p.add_argument("--gb", type=float, default=1.0, help="size of the generated file (default: 1)")
+    p.add_argument(
+        "--sigma", type=float, default=0.0,
+        help="of the logarithm of the scale of each row of the generated file (default: 0)",
+    )  # fmt: skip
     p.add_argument("--repeats", type=int, default=7, help="runs of each command (default: 7)")
     p.add_argument("--backends", default="numba", help="comma-separated (default: numba)")
     p.add_argument("--threads", default="1,2", help="comma-separated (default: 1,2)")
@@ -71,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="wcodec-bench-") as name:
         folder = Path(name)
         sources = [
-            make_llama(folder / "llama-bf16.safetensors", args.gb),
+            make_llama(folder / "llama-bf16.safetensors", args.gb, args.sigma),
             *sorted(args.data.glob("*.safetensors") if args.data else []),
         ]
         files = [
@@ -132,8 +139,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def make_llama(path: Path, gb: float) -> Path:
-    """A bf16 file of about `gb` billion bytes, Gaussian weights of standard deviation 0.02."""
+def make_llama(path: Path, gb: float, sigma: float = 0.0) -> Path:
+    """A bf16 file of about `gb` billion bytes, Gaussian weights of standard deviation 0.02, times a
+    log-normal scale of each row.
+    """
     layer_nbytes = sum(2 * math.prod(s) for s in LAYER.values())
     n_layers = max(1, math.ceil(gb * 1e9 / layer_nbytes))
     scale = gb * 1e9 / (n_layers * layer_nbytes)
@@ -158,6 +167,8 @@ def make_llama(path: Path, gb: float) -> Path:
                 values = rng.standard_normal(
                     (min(1024, rows - first), cols), np.float32
                 ) * np.float32(0.02)
+                if sigma:
+                    values *= np.exp(rng.standard_normal((len(values), 1), np.float32) * sigma)
                 f.write(values.astype(ml_dtypes.bfloat16).tobytes())
     return path
 
@@ -165,12 +176,17 @@ def make_llama(path: Path, gb: float) -> Path:
 def run_command(args: list[str]) -> tuple[float, int]:
     """Wall seconds and peak of anonymous memory of ``wcodec`` with these arguments."""
     start = time.perf_counter()
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     peak = watched(
-        subprocess.Popen([sys.executable, "-m", "wcodec", *args, "-q"], env=env),
+        subprocess.Popen([sys.executable, "-m", "wcodec", *args, "-q", "--no-fsync"], env=ENV),
         f"wcodec {' '.join(args)}",
     )
     return time.perf_counter() - start, peak
+
+
+def run_lmzip(*args: str) -> float:
+    """Wall seconds of lmzip's command."""
+    command = [sys.executable, "-m", "lmz", *args, "-q"]
+    return seconds(lambda: subprocess.run(command, env=ENV, check=True))
 
 
 def watched(p: subprocess.Popen[bytes], what: str) -> int:
@@ -195,12 +211,17 @@ def watched(p: subprocess.Popen[bytes], what: str) -> int:
 def bench_file(
     source: Path, folder: Path, backend: str, threads: int, repeats: int
 ) -> dict[str, Any]:
-    """`wcodec encode` and `wcodec decode` of a file."""
-    coded, back = folder / "coded.wcodec", folder / "back.safetensors"
+    """`wcodec encode` and `wcodec decode` of a file, and what others do with it."""
+    coded, back, lmz = folder / "coded.wcodec", folder / "back.safetensors", folder / "coded.lmz"
     common, encode, decode, copies = ["--backend", backend, "--threads", str(threads)], [], [], []
+    lmzip, has_lmzip = list[tuple[float, float]](), importlib.util.find_spec("lmz") is not None
     for i in range(repeats + 1):
-        for path in (coded, back):
+        for path in (coded, back, lmz):
             path.unlink(missing_ok=True)
+        if has_lmzip:
+            packed = run_lmzip("compress", "-j", str(threads), str(source), str(lmz))
+            lmzip.append((packed, run_lmzip("decompress", "-j", str(threads), str(lmz), str(back))))
+            back.unlink()
         encoded = run_command([*common, "encode", "-f", str(source), "-o", str(coded)])
         copied = seconds(lambda: subprocess.run(["cp", str(source), str(back)], check=True))
         back.unlink()
@@ -212,8 +233,17 @@ def bench_file(
     if subprocess.run(["cmp", str(source), str(back)], check=False).returncode:
         raise SystemExit(f"{source} did not come back")
     nbytes, stored_nbytes = source.stat().st_size, coded.stat().st_size
-    coded.unlink()
-    back.unlink()
+    others = dict[str, Any]()
+    if has_lmzip:
+        compress, decompress = (statistics.median(t) for t in zip(*lmzip[1:], strict=True))
+        others = {
+            "lmzip": version("lmzip"), "lmzip_nbytes": lmz.stat().st_size,
+            "lmzip_compress_s": compress, "lmzip_decompress_s": decompress,
+            "encode_of_lmzip": compress / statistics.median(s for s, _ in encode),
+            "decode_of_lmzip": decompress / statistics.median(s for s, _ in decode),
+        }  # fmt: skip
+    for path in (coded, back, lmz):
+        path.unlink(missing_ok=True)
     result = {
         "file": source.name, "nbytes": nbytes, "stored_nbytes": stored_nbytes,
         "ratio": stored_nbytes / nbytes, "backend": backend, "threads": threads,
@@ -222,7 +252,7 @@ def bench_file(
         "encode_peak_anonymous_nbytes": max(m for _, m in encode),
         "decode_peak_anonymous_nbytes": max(m for _, m in decode),
         "cp_s": statistics.median(copies), "all_encode_s": [s for s, _ in encode],
-        "all_decode_s": [s for s, _ in decode], "all_cp_s": copies,
+        "all_decode_s": [s for s, _ in decode], "all_cp_s": copies, **others,
     }  # fmt: skip
     print(
         f"{source.name} {backend} {threads} threads: {result['ratio']:.2%}, encode "

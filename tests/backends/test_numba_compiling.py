@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from llvmlite import binding as llvm
 from paths import TESTS
+from sampling import exhaustive
 
 import wcodec
 from wcodec.backends import load_backend
@@ -187,9 +188,9 @@ print(wcodec.available_backends()["numba"])
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda d: b"",
-        lambda d: d[:40],
-        lambda d: d[:-1],
+        exhaustive(lambda d: b""),
+        exhaustive(lambda d: d[:40]),
+        exhaustive(lambda d: d[:-1]),
         lambda d: d[:-9] + bytes([d[-9] ^ 1]) + d[-8:],
     ],
 )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sampling import exhaustive
 
 from wcodec.backends.cuda import runtime
 from wcodec.cli import main
@@ -30,17 +31,14 @@ assert wcodec.decode(wcodec.encode(array)).tobytes() == array.tobytes()
 
 
 def test_each_dtype_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["warmup", "--backend", "reference", "--dtype", "bfloat16", "int8", "bool", "--json"])
-        == 0
-    )
+    assert main(["warmup", "--backend", "reference", "--dtype", "int8", "bool", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["backend"] == "reference"
-    assert [s["what"] for s in report["steps"]] == ["bool", "int8", "bfloat16"]
+    assert [s["what"] for s in report["steps"]] == ["bool", "int8"]
     assert report["seconds"] >= sum(s["seconds"] for s in report["steps"]) > 0
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", exhaustive("float32")])
 def test_nothing_is_left_to_compile(dtype: str, tmp_path: Path) -> None:
     def run(*args: str) -> str:
         env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "WCODEC_BACKEND": "numba"}
