@@ -12,7 +12,7 @@ from wcodec.processes import Task, Workers
 T = TypeVar("T")
 
 #: words that a thread takes at once: enough to be worth it, little enough to share out
-TASK_NBYTES: Final = 1 << 22
+TASK_NBYTES: Final = 1 << 23
 #: less than that is done in the caller's thread: to wake another one takes as long
 INLINE_NBYTES: Final = 1 << 20
 
