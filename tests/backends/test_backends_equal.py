@@ -448,6 +448,26 @@ def test_more_than_one_range(
     check_bad(backend, case.decoding, spoil(rng, case))
 
 
+@pytest.mark.parametrize("layout", [Layout.BYTES, Layout.PAIRS])
+@pytest.mark.parametrize("name", sampled(SHAPES_OF_WORDS, 4))
+def test_segments_of_one_kind(backend: Backend, name: str, layout: Layout) -> None:
+    """What real files hold: streams of neighbours are coded together, and merged as they come.
+
+    Three segments of a row, of which the last is not whole vectors wide.
+    """
+    rng, dtype = np.random.default_rng(8), BY_NAME[name]
+    if layout == Layout.PAIRS and not dtype.has_pairs:
+        layout = Layout.BYTES
+    tables = TablePool([quantise(rng.integers(1, 1000, 256), MAX_PROB_BITS)])
+    for coded in {1, dtype.word_nbytes}:
+        coders = [Coder.RANS] * coded + [Coder.RAW] * (dtype.n_planes - coded)
+        plan = only(dtype, Geometry(20, 600, 4, 256, 4, 256), tables, layout, coder=coders)
+        case = make_case(rng, dtype, plan=plan)
+        check_encode(backend, case)
+        check_decode(backend, case)
+        check_checksums(backend, case)
+
+
 @pytest.mark.parametrize("share", [4, exhaustive(1)])
 def test_calls_at_once(backend: Backend, share: int) -> None:
     cases = [make_case(np.random.default_rng([6, i]), d) for i, d in enumerate(DTYPES)][::share]
