@@ -88,7 +88,7 @@ class Rooms(NamedTuple):
     addresses
         int64: where each plane is that is split or merged, 8 for each of two segments.
     stream_words
-        uint16: room for the words of two streams that are encoded.
+        uint16: room for the words of `rans.ENCODING_ROWS` streams that are encoded.
     """
 
     bytes: Bytes

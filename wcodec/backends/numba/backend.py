@@ -92,9 +92,9 @@ class NumbaBackend(Backend):
         self._loans = Loans()
 
     def decoding_nbytes(self, segment: int, piece: int, word_nbytes: int) -> int:
-        # threads, each with rooms for the planes and words of the segments that it decodes together
+        # threads, each with rooms for the planes, words and streams that it decodes together
         at_once = min(self._threads.n, -(-piece // segment))
-        return at_once * (segment * (16 + 4 * word_nbytes) + (1 << 20))
+        return at_once * (segment * (24 + 4 * word_nbytes) + (1 << 20))
 
     # ---- kernels
     def histogram(

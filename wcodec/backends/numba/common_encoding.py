@@ -1,7 +1,8 @@
 """Segments of the common kinds (`kinds.KINDS`): counted and encoded.
 
 Words are split as vectors before they are counted or encoded. Two segments are encoded at a time,
-so that one's latency hides behind the other's. Compiled only where `ir.VARIANT` is not ``"plain"``.
+plane by plane, so that one's latency hides behind the other's. Compiled only where `ir.VARIANT` is
+not ``"plain"``.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from wcodec.backends.numba.kernels import Int, Ints, Ints3, UInts32, call_native
 from wcodec.backends.numba.rans import (
     ENCODE_1,
     ENCODE_2,
+    ENCODING_ROWS,
     Streams,
     begin_encoding,
     encode_groups,
-    encode_stream,
     end_encoding,
 )
 from wcodec.backends.numba.segments import (
@@ -46,10 +47,9 @@ PATCHES: Final = 4
 # ---- splitting ---------------------------------------------------------------------------------
 @jit
 def _share_of(rooms: Any, s: Any) -> Any:
-    """Rooms of the first or the second of two segments, and its half of the stream words."""
+    """Rooms of the first or the second of two segments."""
     share = rooms.bytes[s * SHARE * rooms.size : (s + 1) * SHARE * rooms.size]
-    words = rooms.stream_words[s * (rooms.stream_words.size // 2) :]
-    return Rooms(share, rooms.size, rooms.words, rooms.addresses, words)
+    return Rooms(share, rooms.size, rooms.words, rooms.addresses, rooms.stream_words)
 
 
 @jit
@@ -163,52 +163,59 @@ def histogram_range(
 
 # ---- encoding ----------------------------------------------------------------------------------
 @jit
-def _put_lower_planes(
-    k: Any, job: Any, matrix: Any, tables: Any, share: Any, streams: Any, encoded: Any, at: Any
-) -> Any:
-    """Write all planes but the first into a record; returns where the next part starts."""
-    size = plane_nbytes(job, matrix.word_nbytes, 1)
-    for p in range(1, n_stored_planes(job, matrix.word_nbytes)):
-        plane, symbols = job.planes[p], room_of(share, p)
-        if plane.coder == Coder.RAW:
-            at = put(symbols[:size], encoded.records, at)
-        elif plane.coder == Coder.RANS:
-            t, words = plane.table, share.stream_words
-            end = encode_stream(symbols, size, tables, t, words, encoded.records, at, streams)
-            encoded.n_units[p, k] = (end - at) // UNIT
-            at = end
-    return at
+def _words_of(rooms: Any, row: Any) -> Any:
+    """Room for the words of the stream of a row."""
+    return rooms.stream_words[row * (rooms.stream_words.size // ENCODING_ROWS) :]
 
 
 @jit
-def _begin_segment(s: Any, job: Any, matrix: Any, tables: Any, share: Any, streams: Any) -> None:
-    """Begin to encode plane 0 of a split segment in row `s`."""
-    t, words = job.planes[0].table, share.stream_words
-    size, entries = plane_nbytes(job, matrix.word_nbytes, 0), tables.entries[t]
-    bits, padding = tables.prob_bits[t], tables.padding[t]
-    begin_encoding(streams, s, share.bytes, size, entries, bits, padding, words)
+def _begin_streams(s: Any, job: Any, matrix: Any, tables: Any, rooms: Any, streams: Any) -> None:
+    """Begin to encode the planes of a split segment: plane p in row ``2 * p + s``."""
+    share = _share_of(rooms, s)
+    for p in range(n_stored_planes(job, matrix.word_nbytes)):
+        row, t = 2 * p + s, job.planes[p].table
+        streams.params[row].n_groups = 0
+        if job.planes[p].coder == Coder.RANS:
+            symbols, size = room_of(share, p), plane_nbytes(job, matrix.word_nbytes, p)
+            bits, padding, words = tables.prob_bits[t], tables.padding[t], _words_of(rooms, row)
+            begin_encoding(streams, row, symbols, size, tables.entries[t], bits, padding, words)
+
+
+@jit
+def _encode_rows(first: Any, n: Any, streams: Any) -> None:
+    """Encode the streams of one or two rows, those of two together where both have groups."""
+    both = 0
+    if n == 2:
+        both = min(streams.params[first].n_groups, streams.params[first + 1].n_groups)
+    for row in range(first, first + n):  # the last groups come first
+        params = streams.params[row]
+        params.source += both * GROUP
+        encode_groups(streams, row, params.n_groups - both, streams.natives[ENCODE_1])
+        params.source -= both * GROUP
+    encode_groups(streams, first, both, streams.natives[ENCODE_2])
 
 
 @jit
 def _end_segment(
-    k: Any,
-    s: Any,
-    job: Any,
-    matrix: Any,
-    tables: Any,
-    share: Any,
-    streams: Any,
-    encoded: Any,
-    at: Any,
+    k: Any, s: Any, job: Any, matrix: Any, rooms: Any, streams: Any, encoded: Any, at: Any
 ) -> Any:
-    """Write the record of a segment whose plane 0 is encoded; returns where the next one starts."""
-    end = end_encoding(streams, s, share.stream_words, encoded.records, at)
-    encoded.n_units[0, k] = (end - at) // UNIT
-    end = _put_lower_planes(k, job, matrix, tables, share, streams, encoded, end)
+    """Write the record of a segment whose streams are encoded; returns where the next one
+    starts.
+    """
+    share = _share_of(rooms, s)
+    for p in range(n_stored_planes(job, matrix.word_nbytes)):
+        row, plane = 2 * p + s, job.planes[p]
+        if plane.coder == Coder.RAW:
+            symbols, size = room_of(share, p), plane_nbytes(job, matrix.word_nbytes, p)
+            at = put(symbols[:size], encoded.records, at)
+        elif plane.coder == Coder.RANS:
+            end = end_encoding(streams, row, _words_of(rooms, row), encoded.records, at)
+            encoded.n_units[p, k] = (end - at) // UNIT
+            at = end
     if encoded.n_patches[k]:
         start, nbytes = PATCHES * share.size, 4 * np.int64(encoded.n_patches[k])
-        end = put(share.bytes[start : start + nbytes], encoded.records, end)
-    return end
+        at = put(share.bytes[start : start + nbytes], encoded.records, at)
+    return at
 
 
 @kernel
@@ -238,16 +245,11 @@ def encode_range(
             job, share = jobs[a + s], _share_of(rooms, s)
             encoded.n_patches[a + s] = _split(job, matrix, share, beside, splitting)
             sum_words(crcs, a + s, job, matrix)
-            _begin_segment(s, job, matrix, tables, share, streams)
-        both = min(streams.params[0].n_groups, streams.params[1].n_groups) if two == 2 else 0
-        for s in range(two):  # the last groups come first
-            params = streams.params[s]
-            params.source += both * GROUP
-            encode_groups(streams, s, params.n_groups - both, streams.natives[ENCODE_1])
-            params.source -= both * GROUP
-        encode_groups(streams, 0, both, streams.natives[ENCODE_2])
+            _begin_streams(s, job, matrix, tables, rooms, streams)
+        for p in range(n_stored_planes(jobs[a], matrix.word_nbytes)):
+            _encode_rows(2 * p, two, streams)
         for s in range(two):
-            start, job, share = end, jobs[a + s], _share_of(rooms, s)
-            end = _end_segment(a + s, s, job, matrix, tables, share, streams, encoded, start)
+            start, job = end, jobs[a + s]
+            end = _end_segment(a + s, s, job, matrix, rooms, streams, encoded, start)
             sum_record(crcs, a + s, encoded.records[start:end])
     return end

@@ -31,10 +31,10 @@ from wcodec.reference.rans import GROUP, HEAD_NBYTES, LANES, STATE_LOW
 from wcodec.reference.transforms import Transform
 
 VECTOR_BITS: Final = 11  #: the vector encoder's quotients need that many; see `rans_vectors`
-#: Row of a stream by itself. Those that are decoded together are in the rows before; two that are
-#: encoded together, or decoded by class, in rows 0 and 1.
-ALONE: Final = TOGETHER
-N_ROWS: Final = TOGETHER + 1
+ENCODING_ROWS: Final = 8  #: streams that are begun before any is ended: four planes of two segments
+#: Row of a stream by itself. Those that are coded together are in the rows before.
+ALONE: Final = max(ENCODING_ROWS, TOGETHER)
+N_ROWS: Final = ALONE + 1
 
 # Places in `Streams.natives`. From TRANSFORMS on come DCT, its inverse, ADST, its inverse.
 (
@@ -65,7 +65,8 @@ class Streams(NamedTuple):
     states
         uint32 of shape (N_ROWS, 32).
     spare
-        uint8 of shape (N_ROWS, n): copies of the words that are decoded.
+        uint8 of shape (TOGETHER + 1, n): copies of the words that are decoded, the last one of
+        those of row `ALONE`.
     tail
         uint16: the last words of a stream that plain loops decode, with zeros after them.
     expansion, compression
@@ -99,7 +100,7 @@ def begin_decoding(streams: Any, row: Any, readable: Any, nbytes: Any, lut: Any,
     Vectors reach beyond its end (`rans_vectors.SLACK_NBYTES`). Where fewer bytes follow, its words
     are read from a copy. What follows never matters: a stream that needs it is a bad one.
     """
-    params, spare = streams.params[row], streams.spare[row]
+    params, spare = streams.params[row], streams.spare[min(row, TOGETHER)]
     copy(readable[:HEAD_NBYTES].view(np.uint32), streams.states[row])
     words = readable[HEAD_NBYTES:nbytes]
     params.source, params.position, params.limit = words.ctypes.data, 0, words.size // 2 + 1
@@ -362,7 +363,7 @@ class StreamScratch:
         self._gather = gather
         self.params = np.zeros(N_ROWS, rans_vectors.STREAM)
         self.states = np.zeros((N_ROWS, LANES), np.uint32)
-        self.spare = np.zeros((N_ROWS, SLACK_NBYTES), np.uint8)
+        self.spare = np.zeros((TOGETHER + 1, SLACK_NBYTES), np.uint8)
         self.tail = np.zeros(2 * GROUP, np.uint16)
         self.natives = np.zeros(TRANSFORMS + 4, np.int64)
         self._packed: Packed | None = None
@@ -395,7 +396,7 @@ class StreamScratch:
     def grow(self, stream_nbytes: int) -> None:
         """Make room for copies of streams of that many bytes."""
         if self.spare.shape[1] < stream_nbytes + SLACK_NBYTES:
-            self.spare = np.zeros((N_ROWS, stream_nbytes + SLACK_NBYTES), np.uint8)
+            self.spare = np.zeros((TOGETHER + 1, stream_nbytes + SLACK_NBYTES), np.uint8)
             self._packed = None
 
     def packed(self) -> Packed:

@@ -15,7 +15,7 @@ import numpy as np
 from wcodec.backends.numba import checksums, common_decoding, merge, split, table_lookups
 from wcodec.backends.numba.arguments import Rooms
 from wcodec.backends.numba.kernels import Packed
-from wcodec.backends.numba.rans import StreamScratch
+from wcodec.backends.numba.rans import ENCODING_ROWS, StreamScratch
 from wcodec.backends.numba.rans_vectors import TOGETHER
 from wcodec.reference.planes import Bytes
 from wcodec.reference.rans import GROUP
@@ -66,14 +66,14 @@ class Scratch:
         words_nbytes
             Bytes for the words of a segment, 0 if none are needed.
         encoding
-            Whether two streams of such planes are encoded.
+            Whether streams of such planes are encoded.
         """
         if self.rooms.size < n * nbytes:
             self.rooms = np.empty(n * nbytes, np.uint8)
         if self.words.size < words_nbytes:
             self.words = np.empty(words_nbytes, np.uint8)
-        if encoding and self.stream_words.size < 2 * (nbytes + 16):
-            self.stream_words = np.empty(2 * (nbytes + 16), np.uint16)
+        if encoding and self.stream_words.size < ENCODING_ROWS * (nbytes + 16):
+            self.stream_words = np.empty(ENCODING_ROWS * (nbytes + 16), np.uint16)
         key = self.rooms.size, nbytes, self.words.size, self.stream_words.size
         if self._rooms is None or key != self._rooms[0]:
             rooms = Rooms(self.rooms, nbytes, self.words, self.addresses, self.stream_words)
