@@ -63,9 +63,10 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         ((), "float32", 0, (1, 1), (1, 1)),
         ((100_000,), "bfloat16", 0, (1, 100_000), (1, 32_768)),
         ((100_000,), "float32", 0, (1, 100_000), (1, 16_384)),
-        # 511 segments of the least size, then 256 and more up to four times as large
+        # up to 319 segments of the least size, then 160 and more up to four times as large
         ((2048, 4096), "bfloat16", 1, (2048, 4096), (128, 256)),
-        ((4095, 4096), "bfloat16", 1, (4095, 4096), (128, 256)),
+        ((2559, 4096), "bfloat16", 1, (2559, 4096), (128, 256)),
+        ((2560, 4096), "bfloat16", 1, (2560, 4096), (128, 512)),
         ((4096, 4096), "bfloat16", 1, (4096, 4096), (128, 512)),
         ((14_336, 4096), "bfloat16", 1, (14_336, 4096), (128, 1024)),
         ((4096, 4096), "float32", 1, (4096, 4096), (128, 512)),

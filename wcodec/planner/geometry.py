@@ -15,7 +15,7 @@ EVEN: Final = 64  #: widths of bands are multiples of that many words: kernels m
 MIN_ROW: Final = 64  #: fewest columns of a matrix view, where the shape allows
 #: Segments that a large tensor has at least: each costs about 107 bytes, but GPUs and threads work
 #: on many at once.
-MANY: Final = 256
+MANY: Final = 160
 MAX_BAND: Final = 2048  #: columns of a segment of preset ``max``
 
 

@@ -178,6 +178,15 @@ def unzipped(b: Any, first: Any, second: Any) -> list[Any]:
     return [shuffle(b, first, second, range(k, 2 * n, 2)) for k in range(2)]
 
 
+def interleaved(b: Any, first: Any, second: Any, n: int) -> list[Any]:
+    """As `zipped`, but of each `n` elements by themselves: the first halves, then the second."""
+    count, out = first.type.count, []
+    for part in (0, n // 2):
+        at = [run + part + i for run in range(0, count, n) for i in range(n // 2)]
+        out.append(shuffle(b, first, second, [k for i in at for k in (i, count + i)]))
+    return out
+
+
 def lookup(b: Any, table: Any, index: Any, bits: int = 16) -> Any:
     """``table[index]`` for each of 8 or 16 u32; indices are below ``2 ** bits``, which is 16 or 32.
 

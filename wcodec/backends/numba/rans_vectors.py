@@ -209,8 +209,9 @@ class _Entries:
     """Frequencies and starts of symbols: words ``freq << 20 | start << 8`` for each step of some
     lanes.
 
-    Where the CPU permutes bytes of two registers, the table is three planes of 256 bytes and a
-    lookup is six instructions for 64 symbols; elsewhere, and with contexts, it is 256 words.
+    Where the CPU permutes bytes of two registers, the table is three planes of 256 bytes: a lookup
+    is six instructions for 64 symbols, and eight put their entries together. Elsewhere, and with
+    contexts, it is 256 words.
     """
 
     def __init__(self, b: Any, table: Any, by_class: _Classes) -> None:
@@ -237,23 +238,17 @@ class _Entries:
                 ir.lookup(b, self.table, self.by_class.add(classes, j, index), bits)
                 for j, index in enumerate(indices)
             ]
-        low, middle, high = (
-            ir.lookup_bytes(b, plane, b.bitcast(four, vector(I8, 64))) for plane in self.planes
-        )
+        # in each 16 bytes, the first symbols of four lanes, then their second ones
+        order = [16 * q + 4 * lane + j for q in range(4) for j in range(4) for lane in range(4)]
+        symbols = b.bitcast(four, vector(I8, 64))
+        symbols = ir.shuffle(b, symbols, symbols, order)
+        low, middle, high = (ir.lookup_bytes(b, plane, symbols) for plane in self.planes)
+        lows, highs = ir.interleaved(b, low, low, 16), ir.interleaved(b, middle, high, 16)
         entries = []
-        for j in range(STEPS):
-            two = ir.shuffle(
-                b,
-                low,
-                middle,
-                [i for lane in range(WIDTH) for i in (4 * lane + j, 64 + 4 * lane + j) * 2],
-            )
-            order = [
-                i
-                for lane in range(WIDTH)
-                for i in (4 * lane, 4 * lane, 4 * lane + 1, 64 + 4 * lane + j)
-            ]
-            entries.append(b.bitcast(ir.shuffle(b, two, high, order), vector(I32, WIDTH)))
+        for pair in zip(lows, highs, strict=True):
+            first, second = (b.bitcast(v, vector(I16, 32)) for v in pair)
+            both = ir.interleaved(b, first, second, 8)
+            entries += [b.bitcast(v, vector(I32, WIDTH)) for v in both]
         return entries
 
 
@@ -277,7 +272,7 @@ class _Encoder:
             for table, by_class in zip(streams.each("table"), streams.by_class, strict=True)
         ]
         self.high = [ir.broadcast(b, b.sub(I32(32), p), WIDTH) for p in streams.bits]
-        self.whole = [ir.broadcast(b, b.shl(I32(1), p), WIDTH) for p in streams.bits]
+        self.bits = [ir.broadcast(b, p, WIDTH) for p in streams.bits]
 
     def _reversed(self, values: Any) -> Any:
         """The elements of a vector in reverse order."""
@@ -315,9 +310,11 @@ class _Encoder:
         y = b.select(over, b.lshr(x, splat(16, I32, WIDTH)), x)
         quotient = b.fdiv(b.uitofp(y, floats), b.sitofp(freq, floats))
         q = b.fptosi(b.fsub(quotient, splat(0.25, F32, WIDTH)), of)
-        more = b.icmp_signed(">=", b.sub(y, b.mul(q, freq)), freq)
+        rest = b.sub(y, b.mul(q, freq))
+        more = b.icmp_signed(">=", rest, freq)
         q = b.select(more, b.add(q, splat(1, I32, WIDTH)), q)
-        new = b.add(b.add(y, start), b.mul(q, b.sub(self.whole[s], freq)))
+        rest = b.select(more, b.sub(rest, freq), rest)
+        new = b.add(b.shl(q, self.bits[s]), b.add(rest, start))
         return new, b.add(position, ir.popcount(b, over))
 
 

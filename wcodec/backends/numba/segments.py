@@ -79,15 +79,17 @@ def lut_of(tables: Any, t: Any) -> Any:
 # ---- histograms --------------------------------------------------------------------------------
 @jit
 def count(symbols: Any, four: Any, counts: Any) -> None:
-    """Count symbols: four counts of each, so that equal neighbours do not wait for each other."""
+    """Count symbols: four counts of each, so that equal neighbours do not wait for each other.
+    Eight are loaded at once.
+    """
     fill(four, 0)
-    n = symbols.size // 4
-    for i in range(n):
-        four[symbols[4 * i]] += np.uint32(1)
-        four[256 + symbols[4 * i + 1]] += np.uint32(1)
-        four[512 + symbols[4 * i + 2]] += np.uint32(1)
-        four[768 + symbols[4 * i + 3]] += np.uint32(1)
-    for i in range(4 * n, symbols.size):
+    eights = symbols[: symbols.size // 8 * 8].view(np.uint64)
+    for i in range(eights.size):
+        x = eights[i]
+        for k in range(8):
+            symbol = x >> np.uint64(8 * k) & np.uint64(255)
+            four[np.uint64(256 * (k & 3)) + symbol] += np.uint32(1)
+    for i in range(8 * eights.size, symbols.size):
         four[symbols[i]] += np.uint32(1)
     for i in range(256):
         counts[i] = np.int64(four[i]) + four[256 + i] + four[512 + i] + four[768 + i]
