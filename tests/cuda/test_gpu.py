@@ -32,6 +32,7 @@ from test_backends_equal import (
     test_one_word_short,
     test_patches,
     test_random_plans,
+    test_segments_of_one_kind,
     test_sizes,
     test_spoilt_payloads,
     test_tile_modes,
@@ -56,8 +57,8 @@ __all__ = [  # run here with this file's `backend`
     "test_calls_at_once", "test_contexts_in_large_segments", "test_extreme_tables",
     "test_faults_of_several_kinds", "test_garbage_payloads", "test_histograms",
     "test_more_than_one_range", "test_nothing", "test_one_word_short", "test_patches",
-    "test_random_plans", "test_sizes", "test_spoilt_payloads", "test_tile_modes",
-    "test_use_after_close",
+    "test_random_plans", "test_segments_of_one_kind", "test_sizes", "test_spoilt_payloads",
+    "test_tile_modes", "test_use_after_close",
 ]  # fmt: skip
 
 EMULATED = os.environ.get("WCODEC_GPU_TESTS") == "emulated"
