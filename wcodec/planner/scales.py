@@ -27,7 +27,7 @@ SMOOTH: Final = 32
 MANY: Final = 64
 
 #: while classes of rows are looked for at first, so many columns for each bin are enough
-ENOUGH: Final = 12
+ENOUGH: Final = 32
 
 #: lines into which all symbols are counted
 LANES: Final = 16
