@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import pickle
 import subprocess
 import sys
@@ -219,3 +220,19 @@ def module_exists(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
+
+
+def test_the_command_starts_no_threads_of_linear_algebra() -> None:
+    """They would turn in circles at the start. What the user has set stays."""
+    code = (
+        "import os, sys; before = dict(os.environ); import wcodec.cli;"
+        "assert dict(os.environ) == before;"
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    for setting in ({}, {"OPENBLAS_NUM_THREADS": "1"}):
+        env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**env, **setting}, capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == "1"

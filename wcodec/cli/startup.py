@@ -14,6 +14,7 @@ SETTING: Final = "OPENBLAS_NUM_THREADS"
 
 if "numpy" not in sys.modules and SETTING not in os.environ:
     os.environ[SETTING] = "1"
-    import numpy  # noqa: F401
-
-    del os.environ[SETTING]
+    try:
+        import numpy  # noqa: F401
+    finally:
+        del os.environ[SETTING]
