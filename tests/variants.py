@@ -17,6 +17,10 @@ VARIANTS = {
     "plain": {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"},
 }
 _AVX2 = VARIANTS["avx2"]["NUMBA_CPU_FEATURES"]
+_AVX512 = {
+    "NUMBA_CPU_NAME": "skylake-avx512",
+    "NUMBA_CPU_FEATURES": f"{_AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
+}
 _GATHER, _REGISTERS = ({"WCODEC_TABLE_LOOKUP": name} for name in ("gather", "registers"))
 #: this CPU and each lesser one, each with both ways to look up entries; also CPUs between these:
 #: with a wider carry-less multiplication, or without one and byte tables
@@ -30,16 +34,8 @@ ALL_VARIANTS = {
         "NUMBA_CPU_FEATURES": f"{_AVX2},+vpclmulqdq",
         **_GATHER,
     },
-    "avx512": {
-        "NUMBA_CPU_NAME": "skylake-avx512",
-        "NUMBA_CPU_FEATURES": f"{_AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
-        **_GATHER,
-    },
-    "avx512 registers": {
-        "NUMBA_CPU_NAME": "skylake-avx512",
-        "NUMBA_CPU_FEATURES": f"{_AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
-        **_REGISTERS,
-    },
+    "avx512": {**_AVX512, **_GATHER},
+    "avx512 registers": {**_AVX512, **_REGISTERS},
 }
 
 

@@ -195,3 +195,9 @@ class EncodeError(CodecError):
 
 class BackendUnavailable(WcodecError):
     """A backend was named that this machine cannot run; the message says what to install."""
+
+
+class BackendMisconfigured(BackendUnavailable):
+    """An environment variable asks a backend for what it does not have. No other backend is taken
+    instead.
+    """

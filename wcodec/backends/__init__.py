@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import Final, NamedTuple
 
 from wcodec.backends.protocol import Backend
-from wcodec.errors import BackendUnavailable
+from wcodec.errors import BackendMisconfigured, BackendUnavailable
 from wcodec.processes import call_in_child, loading
 
 __all__ = [
@@ -94,7 +94,7 @@ def load_backend(name: str, threads: int | None = None) -> Backend:
 
 def _threads_of(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise BackendUnavailable(f"WCODEC_THREADS is {text!r}, not a whole number from 1")
+        raise BackendMisconfigured(f"WCODEC_THREADS is {text!r}, not a whole number from 1")
     return int(text)
 
 
@@ -114,6 +114,8 @@ def _load_auto(threads: int | None) -> Backend:
     for name in _AUTO:
         try:
             backend = load_backend(name, threads)
+        except BackendMisconfigured:
+            raise
         except BackendUnavailable as e:
             _log.info("auto: not %s: %s", name, e)
         else:

@@ -1,7 +1,7 @@
-"""NumPy, imported first and without the threads of its linear algebra, which no command uses.
+"""NumPy, imported first and without the threads of its linear algebra, which gain commands nothing.
 
-They turn in circles for some 0.1 s at the start, on cores that have work to do. Processes that a
-command starts keep the setting of the user.
+They turn in circles for some 0.1 s at the start, on cores that have work to do. A program that
+imports NumPy itself before this keeps them, and the environment stays as it was.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, Geometry, mat
 
 EVEN: Final = 64  #: widths of bands are multiples of that many words: kernels move whole vectors
 MIN_ROW: Final = 64  #: fewest columns of a matrix view, where the shape allows
-#: Segments that a large tensor has at least: each costs about 107 bytes, but GPUs and threads work
-#: on many at once.
-MANY: Final = 160
+#: Segments that a large tensor has at least, or a few less: each costs about 107 bytes, but GPUs
+#: and threads work on many at once.
+ENOUGH: Final = 160
 MAX_BAND: Final = 2048  #: columns of a segment of preset ``max``
 
 
@@ -62,12 +62,12 @@ def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
     there are few rows, cut into segments of equal height near the target.
 
     The target is 2^15 words of up to 2 bytes, half as many larger ones, and up to four times as
-    many where that leaves `MANY` segments. A matrix of up to two bands is one. A row of segments
-    holds at most 2^24 words, so that it can be coded at once.
+    many where that leaves about `ENOUGH` segments. A matrix of up to two bands is one. A row of
+    segments holds at most 2^24 words, so that it can be coded at once.
     """
     least = 1 << 15 if word_nbytes <= 2 else 1 << 14
     target = least
-    while target < 4 * least and 2 * target * MANY <= rows * cols:
+    while target < 4 * least and 2 * target * ENOUGH <= rows * cols:
         target *= 2
     most_rows = min(rows, max(1, MAX_SEGMENT_ELEMENTS // cols))
     wide = max(256, target // 128, target // most_rows)

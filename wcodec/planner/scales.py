@@ -61,7 +61,7 @@ class Scales:
     weight
         Of each of 256 symbols: classes ascend by its mean.
     count
-        As `costs.joint_histogram`.
+        As `wcodec.reference.contexts.joint_histogram`.
     """
 
     def __init__(

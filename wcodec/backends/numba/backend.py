@@ -92,9 +92,10 @@ class NumbaBackend(Backend):
         self._loans = Loans()
 
     def decoding_nbytes(self, segment: int, piece: int, word_nbytes: int) -> int:
-        # threads, each with rooms for the planes, words and streams that it decodes together
+        # threads, each with rooms for planes (12 and 4 for each byte of a word), copies of streams
+        # (5 of 2 bytes a symbol at most), and words side by side where tiles are narrow
         at_once = min(self._threads.n, -(-piece // segment))
-        return at_once * (segment * (24 + 4 * word_nbytes) + (1 << 20))
+        return at_once * (segment * (24 + 5 * word_nbytes) + (1 << 20))
 
     # ---- kernels
     def histogram(
@@ -135,15 +136,21 @@ class NumbaBackend(Backend):
         bins: NDArray[np.uint8],
         shape: tuple[int, int],
     ) -> NDArray[np.int64]:
-        symbols, rows, cols = map(np.ascontiguousarray, (symbols, rows, cols))
+        symbols, rows, cols, bins = map(np.ascontiguousarray, (symbols, rows, cols, bins))
         if symbols.shape != (rows.size, cols.size):
             raise ValueError(
                 f"symbols of shape {symbols.shape}, {rows.size} rows, {cols.size} cols"
             )
-        if symbols.size and (rows.max() + cols.max() >= shape[0] or bins.max() >= shape[1]):
+        if bins.shape != (256,):
+            raise ValueError(f"bins of shape {bins.shape} where (256,) is due")
+        if symbols.size and (
+            min(rows.min(), cols.min()) < 0
+            or rows.max() + cols.max() >= shape[0]
+            or bins.max() >= shape[1]
+        ):
             raise ValueError(f"lines or bins beyond {shape}")
         counts = np.zeros(shape, np.uint32)
-        firsts = ((shape[1] * lines).astype(np.uint64) for lines in (rows, cols))
+        firsts = (lines.astype(np.uint64) * np.uint64(shape[1]) for lines in (rows, cols))
         count_by_line(symbols, *firsts, bins, counts.reshape(-1))
         return counts.astype(np.int64)
 

@@ -88,9 +88,10 @@ class Streams(NamedTuple):
 @jit
 def decode_groups(streams: Any, row: Any, n_groups: Any, native: Any) -> None:
     """Decode groups of the stream of a row, or of that and the next ones, as `native` does it."""
-    params, states = streams.params[row:], streams.states[row:]
-    permutations = streams.expansion.ctypes.data
-    call_native(native, (params.ctypes.data, states.ctypes.data, permutations, n_groups))
+    if n_groups > 0:  # a row without groups may have no table
+        params, states = streams.params[row:], streams.states[row:]
+        permutations = streams.expansion.ctypes.data
+        call_native(native, (params.ctypes.data, states.ctypes.data, permutations, n_groups))
 
 
 @jit
@@ -226,9 +227,10 @@ def _plain_ended_by_class(streams: Any, row: Any) -> Any:
 @jit
 def encode_groups(streams: Any, row: Any, n_groups: Any, native: Any) -> None:
     """Encode groups, as `decode_groups`."""
-    params, states = streams.params[row:], streams.states[row:]
-    permutations = streams.compression.ctypes.data
-    call_native(native, (params.ctypes.data, states.ctypes.data, permutations, n_groups))
+    if n_groups > 0:
+        params, states = streams.params[row:], streams.states[row:]
+        permutations = streams.compression.ctypes.data
+        call_native(native, (params.ctypes.data, states.ctypes.data, permutations, n_groups))
 
 
 @jit

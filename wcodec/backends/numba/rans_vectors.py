@@ -1,9 +1,9 @@
 """rANS as vectors: the inner loops of the numba backend on CPUs with AVX-512, AVX2 or NEON.
 
-A kernel works on one stream, or on two at once so that one's latency hides behind the other's. What
-it has to know of a stream stands in a record (`STREAM`), addresses included. It trusts that record,
-and distrusts what the addresses hold: the position in the words is cut to `limit` after each group,
-so it reads at most 288 bytes beyond that (`SLACK_NBYTES`), which the caller has there.
+A kernel works on one stream, or on some at once so that one's latency hides behind the others'.
+What it has to know of a stream stands in a record (`STREAM`), addresses included. It trusts that
+record, and distrusts what the addresses hold: the position in the words is cut to `limit` after
+each group, so it reads at most 288 bytes beyond that (`SLACK_NBYTES`), which the caller has there.
 
 In registers, a vector holds the states of 8 or 16 neighbouring lanes. Four symbols of each make a
 vector of bytes in order.
@@ -41,7 +41,7 @@ STREAM: Final = np.dtype(
         ("target", np.int64),
         ("classes", np.int64),  # with contexts: address of the class of each symbol, a byte each
         ("parts", np.int64),  # address of where the part of each of 16 classes begins in the table
-        ("n_groups", np.int64),  # that are left of the stream; kernels do not read it
+        ("n_groups", np.int64),  # of the stream, or left of it; kernels do not read it
     ]
 )
 _PLACE: Final = ir.places(STREAM)
@@ -210,8 +210,8 @@ class _Entries:
     lanes.
 
     Where the CPU permutes bytes of two registers, the table is three planes of 256 bytes: a lookup
-    is six instructions for 64 symbols, and eight put their entries together. Elsewhere, and with
-    contexts, it is 256 words.
+    is six instructions for 64 symbols, and eight more put their entries together. Elsewhere, and
+    with contexts, it is 256 words.
     """
 
     def __init__(self, b: Any, table: Any, by_class: _Classes) -> None:

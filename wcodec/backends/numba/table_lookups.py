@@ -20,7 +20,7 @@ from wcodec.backends.numba.ir import GATHERS
 from wcodec.backends.numba.kernels import Native, address_of
 from wcodec.backends.numba.rans import EXPANSION
 from wcodec.backends.numba.rans_vectors import SLACK_NBYTES, STREAM, TOGETHER
-from wcodec.errors import BackendUnavailable
+from wcodec.errors import BackendMisconfigured
 from wcodec.reference.rans import GROUP, LANES
 from wcodec.reference.tables import MAX_PROB_BITS
 
@@ -44,20 +44,22 @@ def choice() -> Choice:
 
     Raises
     ------
-    BackendUnavailable
+    BackendMisconfigured
         The environment names one that is not there.
     """
     named = os.environ.get(SETTING, "")
     if named and named not in NAMES:
-        raise BackendUnavailable(f"{SETTING} is {named!r}: set it to {' or '.join(NAMES)}")
+        raise BackendMisconfigured(f"{SETTING} is {named!r}: set it to {' or '.join(NAMES)}")
     if not GATHERS:
         if named == GATHER:
-            raise BackendUnavailable(f"{SETTING} is {named!r}: code for this CPU has no gather")
+            raise BackendMisconfigured(f"{SETTING} is {named!r}: code for this CPU has no gather")
         return Choice(REGISTERS, "the only one for this CPU")
     if named:
         return Choice(named, f"named by {SETTING}")
-    found = machine_code.kept("table_lookups", _measure).decode()
+    found = machine_code.kept("table_lookups", _measure).decode(errors="replace")
     name, _, ratio = found.partition(" ")
+    if name not in NAMES:  # of another version
+        name, _, ratio = _measure().decode().partition(" ")
     return Choice(name, f"measured {ratio} times as fast as {NAMES[name == GATHER]}")
 
 
