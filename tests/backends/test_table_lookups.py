@@ -84,3 +84,18 @@ def test_both_are_timed() -> None:
     name, ratio = table_lookups._measure().decode().split()
     assert name in table_lookups.NAMES
     assert float(ratio) >= 1
+
+
+def test_what_was_measured_does_not_count_as_code(tmp_path: Path) -> None:
+    both_ways()
+    code = (
+        "from wcodec.backends.numba import machine_code as m;"
+        "m.kept('table_lookups', lambda: b'gather 1.00');"
+        "assert m.kept('table_lookups', bytes) == b'gather 1.00';"
+        "print(m.cache_state().n_functions)"
+    )
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "0"

@@ -109,10 +109,11 @@ def _compiled(one: Named) -> bytes:
 def kept(name: str, make: Callable[[], bytes]) -> bytes:
     """What `make` has found out of this CPU, now or before: it is kept with the machine code."""
     with loading:
-        found = code_cache().load(name, _key())
+        key = "found", *_key()  # another one than that of code, which `cache_state` counts
+        found = code_cache().load(name, key)
         if found is None:
             found = make()
-            code_cache().keep(name, _key(), found)
+            code_cache().keep(name, key, found)
     return found
 
 
