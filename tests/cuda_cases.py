@@ -13,8 +13,9 @@ from cuda_emulator import ORDERS, EmulatedRuntime, run_sanitized
 from fences import Fence
 from paths import PYTHONPATH
 
-from wcodec.backends.cuda.layout import PLANE, SEGMENT, TENSOR
+from wcodec.backends.cuda.layout import PLANE, SEGMENT, TABLE, TENSOR
 from wcodec.reference.planes import DType
+from wcodec.reference.tables import TablePool
 from wcodec.reference.tiles import Geometry
 
 Array = np.ndarray[Any, Any]
@@ -89,6 +90,14 @@ def address(array: Array) -> int:
 
 def pad(n: int, to: int = 16) -> int:
     return -(-n // to) * to
+
+
+def table_rows(tables: TablePool) -> Array:
+    """A `TABLE` of each table."""
+    rows = np.zeros(len(tables), TABLE)
+    for row, table in zip(rows, tables.tables, strict=True):
+        row["prob_bits"], row["padding"], row["freq"] = table.prob_bits, table.padding, table.freq
+    return rows
 
 
 def tensors_of(dtype: DType, geometry: Geometry) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 from wcodec.backends.protocol import SegmentPlan
 from wcodec.planner.costs import quantise
 from wcodec.reference import contexts, decoding, encoding
-from wcodec.reference.planes import BY_NAME, DType, Layout, WordMap
+from wcodec.reference.planes import BY_NAME, DType, Layout, WordMap, unmap_words
 from wcodec.reference.prediction import MODES, PER_TILE
 from wcodec.reference.records import check_geometry, check_plan
 from wcodec.reference.segments import Coder, SegmentTable
@@ -134,6 +134,15 @@ def two_symbols(prob_bits: int, rare: int, first: int = 3, second: int = 200) ->
     return Table(freq, prob_bits)
 
 
+def lacking(rng: np.random.Generator, share: float, fill: int) -> TablePool:
+    """A table that lacks about such a share of all pairs of codes, but never that of two `fill`."""
+    freq = (rng.random(256) >= share).astype(np.int64)
+    filled = 17 * fill
+    freq[[filled, filled - 1]] = 1  # two, for no table holds one symbol alone
+    freq[filled] += (1 << MAX_PROB_BITS) - freq.sum()
+    return TablePool([Table(freq, MAX_PROB_BITS)])
+
+
 def random_plan(
     rng: np.random.Generator, geometry: Geometry, dtype: DType, tables: TablePool
 ) -> SegmentPlan:
@@ -247,6 +256,39 @@ def per_tile_case(rng: np.random.Generator, geometry: Geometry) -> Case:
     )
     plan = replace(plan, modes=rng.choice(np.array(MODES, np.uint8), int(plan.modes_nbytes.sum())))
     return complete(plan, random_words(rng, geometry, BY_NAME["int16"]))
+
+
+def windowed_case(
+    rng: np.random.Generator,
+    dtype: DType,
+    share: float,
+    geometry: Geometry | None = None,
+    fill: int = 5,
+    tables: TablePool | None = None,
+) -> Case:
+    """Words of which a share is outside of the window; all segments have the first table."""
+    geometry = random_geometry(rng) if geometry is None else geometry
+    base = int(rng.integers(0, 241))
+    mapped = rng.integers(
+        0, 1 << (8 * dtype.word_nbytes), (geometry.rows, geometry.cols), np.uint64
+    )
+    shift = np.uint64(8 * dtype.word_nbytes - 8)
+    top = np.where(
+        rng.random(mapped.shape) < share,
+        rng.integers(0, 256, mapped.shape),
+        base + rng.integers(0, 16, mapped.shape),
+    )
+    mapped = (mapped & ((np.uint64(1) << shift) - np.uint64(1))) | top.astype(np.uint64) << shift
+    plan = only(
+        dtype,
+        geometry,
+        random_tables(rng) if tables is None else tables,
+        Layout.PAIRS,
+        base=base,
+        coder=[Coder.RANS, *[Coder.RAW] * (dtype.n_planes - 1)],
+    )
+    plan = replace(plan, fill=np.full(geometry.n_segments, fill, np.uint8))
+    return complete(plan, unmap_words(mapped.astype(dtype.word_type), dtype))
 
 
 def only(

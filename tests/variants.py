@@ -21,9 +21,12 @@ _AVX512 = {
     "NUMBA_CPU_NAME": "skylake-avx512",
     "NUMBA_CPU_FEATURES": f"{_AVX2},+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl",
 }
-_GATHER, _REGISTERS = ({"WCODEC_TABLE_LOOKUP": name} for name in ("gather", "registers"))
-#: this CPU and each lesser one, each with both ways to look up entries; also CPUs between these:
-#: with a wider carry-less multiplication, or without one and byte tables
+_GATHER, _REGISTERS = (
+    {"WCODEC_TABLE_LOOKUP": lookup, "WCODEC_LARGE_OUTPUTS": outputs}
+    for lookup, outputs in (("gather", "streaming"), ("registers", "cached"))
+)
+#: this CPU and each lesser one, each with both ways to look up entries and to store words; also
+#: CPUs between these: with a wider carry-less multiplication, or without one and byte tables
 ALL_VARIANTS = {
     "native gather": _GATHER,
     "native registers": _REGISTERS,

@@ -17,6 +17,7 @@ from plans import (
     Case,
     aligned,
     complete,
+    lacking,
     make_case,
     only,
     per_tile_case,
@@ -27,6 +28,7 @@ from plans import (
     random_words,
     two_symbol_cases,
     two_symbols,
+    windowed_case,
     with_maps,
 )
 from sampling import exhaustive, sampled
@@ -280,6 +282,21 @@ def test_patches(backend: Backend) -> None:
     assert check_bad(backend, case.decoding, payload) == [0, 0, Status.BAD_PATCH, 0]
     payload[at : at + n].view("<u4")[-1] = 399 | 7 << 24
     assert check_bad(backend, case.decoding, payload) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("lacks", [0.01, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["bfloat16", "float32"])
+def test_uncoded_pairs(backend: Backend, name: str, lacks: float) -> None:
+    """Tables that lack few pairs of codes, many, nearly all: words get patches instead."""
+    rng = np.random.default_rng(12)
+    for fill, geometry in (
+        (0, Geometry(71, 131, 71, 131, 71, 131)),
+        (15, Geometry(35, 65, 17, 33, 17, 33)),
+    ):
+        tables = lacking(rng, lacks, fill)
+        case = windowed_case(rng, BY_NAME[name], 0.1, geometry, fill, tables)
+        check_encode(backend, case)
+        check_decode(backend, case)
 
 
 def test_tile_modes(backend: Backend) -> None:

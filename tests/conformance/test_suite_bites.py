@@ -280,6 +280,30 @@ class ForgetsFill(ReferenceBackend):
         return super().encode_segments(replace(plan, fill=None), words)
 
 
+class CodesWhatTablesLack(ReferenceBackend):
+    """Codes all pairs of codes in the window, also those that the table does not have."""
+
+    def encode_segments(self, plan, words):
+        with mock.patch.object(encoding, "patch_uncoded", lambda *given: given[:2]):
+            return super().encode_segments(plan, words)
+
+
+class PatchesWholePairs(ReferenceBackend):
+    """Of a pair that a table does not have, changes both codes: all decoders read it."""
+
+    def encode_segments(self, plan, words):
+        def wrong(pairs, patches, top, coded, fill):
+            lacking = ~coded[pairs]
+            outside = np.zeros(2 * pairs.size, bool)
+            outside[patches & 0xFFFFFF] = True
+            changed = np.flatnonzero((outside | lacking.repeat(2))[: top.size]).astype(np.uint32)
+            values = top[changed].astype(np.uint32) << np.uint32(24)
+            return np.where(lacking, np.uint8(17 * fill), pairs), values | changed
+
+        with mock.patch.object(encoding, "patch_uncoded", wrong):
+            return super().encode_segments(plan, words)
+
+
 class ForgetsUnits(ReferenceBackend):
     """Says of each stream that it is a unit longer."""
 
@@ -364,6 +388,8 @@ BROKEN = {
     PadsWithHighest: ["kernels/table_fills_with_lowest"],
     ForgetsFill: ["kernels/base_pairs", "kernels/pairs_last_code_filled",
                   "encode/special_in_pairs_bfloat16"],
+    CodesWhatTablesLack: ["duty/uncoded_pairs"],
+    PatchesWholePairs: ["duty/uncoded_pairs"],
     ForgetsUnits: ["encode/n_127_bytes", "kernels/base_bytes"],
     CountsOneMore: ["kernels/base_bytes", "kernels/base_pairs", "kernels/raw_uint8"],
     CountsWithoutFill: ["kernels/base_pairs", "kernels/pairs_int8_both_coded"],

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import check_sanitized
+from cuda_cases import check_sanitized, table_rows
 from cuda_emulator import ORDERS, EmulatedRuntime
 from fences import CANARY, Heap
 from numpy.typing import NDArray
 from plans import (
     Case,
     complete,
+    lacking,
     make_case,
     only,
     per_tile_case,
@@ -25,6 +26,7 @@ from plans import (
     random_words,
     two_symbol_cases,
     two_symbols,
+    windowed_case,
 )
 from sampling import exhaustive
 
@@ -107,13 +109,6 @@ def whole_groups(n: int) -> int:
 
 def padded(n: int) -> int:
     return -(-n // UNIT) * UNIT
-
-
-def table_rows(tables: TablePool) -> Array:
-    rows = np.zeros(len(tables), TABLE)
-    for row, table in zip(rows, tables.tables, strict=True):
-        row["prob_bits"], row["padding"], row["freq"] = table.prob_bits, table.padding, table.freq
-    return rows
 
 
 def tensor_row(geometry: Geometry, dtype: DType) -> Array:
@@ -531,6 +526,14 @@ def test_tile_modes_and_patches(device: Device) -> None:
     words[:20, 40:] = 120 << 7
     words[3, 40] = 0
     check_encode(device, complete(plan, words))
+
+
+@pytest.mark.parametrize("lacks", [0.01, 0.5, 1.0])
+def test_uncoded_pairs(device: Device, lacks: float) -> None:
+    """Streams under tables that lack few pairs of codes, many, nearly all."""
+    rng, geometry = np.random.default_rng(7), Geometry(40, 41, 20, 20, 20, 20)
+    tables = lacking(rng, lacks, fill=5)
+    check_encode(device, windowed_case(rng, BY_NAME["bfloat16"], 0.1, geometry, tables=tables))
 
 
 # ---- histograms ----------------------------------------------------------------------------------

@@ -18,16 +18,18 @@ from cuda_cases import (
     pad,
     planes_of,
     segments_of,
+    table_rows,
     tensors_of,
 )
 from cuda_emulator import CANARY, EmulatedRuntime
-from plans import Case, complete, make_case, only, random_geometry, random_tables
+from plans import Case, complete, lacking, make_case, only, random_tables, windowed_case
 from sampling import exhaustive, sampled
 
 from wcodec.backends.protocol import SegmentPlan, Status
 from wcodec.reference import decoding, encoding
 from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout, WordMap, unmap_words
 from wcodec.reference.segments import Coder
+from wcodec.reference.tables import Table, TablePool
 from wcodec.reference.tiles import Geometry
 
 BAD_PATCH = 4  # as in common.cuh
@@ -166,7 +168,9 @@ def check_split(
         for p, symbols in enumerate(symbols_of(case, k)):
             rooms[k, p] = memory.room(pad(symbols.size, 128))
             planes[k, p]["symbols"], planes[k, p]["n_symbols"] = address(rooms[k, p]), symbols.size
-    launch(runtime, "split_words", (tensors, segments, planes), chosen, counts)
+    planes["coder"], planes["table"] = plan.segments.coder.T, plan.segments.table.T
+    tables = table_rows(plan.tables)
+    launch(runtime, "split_words", (tables, tensors, segments, planes), chosen, counts)
     memory.check()
     for k in range(segments.size):
         raw = plan.segments.layout[k] == Layout.RAW
@@ -279,38 +283,6 @@ def test_all_16_bit_words(runtime: EmulatedRuntime) -> None:
 
 
 # ---- patches -------------------------------------------------------------------------------------
-def windowed_case(
-    rng: np.random.Generator,
-    dtype: DType,
-    share: float,
-    geometry: Geometry | None = None,
-    fill: int = 5,
-) -> Case:
-    """Words of which a share is outside of the window."""
-    geometry = random_geometry(rng) if geometry is None else geometry
-    base = int(rng.integers(0, 241))
-    mapped = rng.integers(
-        0, 1 << (8 * dtype.word_nbytes), (geometry.rows, geometry.cols), np.uint64
-    )
-    shift = np.uint64(8 * dtype.word_nbytes - 8)
-    top = np.where(
-        rng.random(mapped.shape) < share,
-        rng.integers(0, 256, mapped.shape),
-        base + rng.integers(0, 16, mapped.shape),
-    )
-    mapped = (mapped & ((np.uint64(1) << shift) - np.uint64(1))) | top.astype(np.uint64) << shift
-    plan = only(
-        dtype,
-        geometry,
-        random_tables(rng),
-        Layout.PAIRS,
-        base=base,
-        coder=[Coder.RANS, *[Coder.RAW] * (dtype.n_planes - 1)],
-    )
-    plan = replace(plan, fill=np.full(geometry.n_segments, fill, np.uint8))
-    return complete(plan, unmap_words(mapped.astype(dtype.word_type), dtype))
-
-
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", WINDOWED, ids=lambda d: d.name)
 def test_patches(runtime: EmulatedRuntime, dtype: DType, share: float) -> None:
@@ -319,6 +291,50 @@ def test_patches(runtime: EmulatedRuntime, dtype: DType, share: float) -> None:
     for fill in (0, 15):
         check_both(runtime, windowed_case(rng, dtype, share, fill=fill))
     check_both(runtime, windowed_case(rng, dtype, share, Geometry(70, 131, 70, 131, 70, 131)))
+
+
+@pytest.mark.parametrize("lacks", [0.01, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [*WINDOWED, F64_SPLIT], ids=lambda d: d.name)
+def test_uncoded_pairs(runtime: EmulatedRuntime, dtype: DType, lacks: float) -> None:
+    """Tables that lack few pairs of codes, many, nearly all; odd numbers of words."""
+    rng = np.random.default_rng([dtype.id, int(lacks * 100)])
+    for fill, geometry in (
+        (0, Geometry(71, 131, 71, 131, 71, 131)),
+        (5, Geometry(3, 301, 1, 301, 1, 301)),
+        (15, Geometry(35, 65, 17, 33, 17, 33)),
+        (9, None),
+    ):
+        tables = lacking(rng, lacks, fill)
+        check_both(runtime, windowed_case(rng, dtype, 0.1, geometry, fill, tables))
+
+
+@pytest.mark.parametrize("dtype", [*WINDOWED, F64_SPLIT], ids=lambda d: d.name)
+def test_which_code_of_a_pair_changes(runtime: EmulatedRuntime, dtype: DType) -> None:
+    outside = 200
+    codes = [2, 1, 3, 4, 6, 2, 7, 8, 3, outside, 6, outside, outside, 4, outside, outside, 6]
+    freq = np.zeros(256, np.int64)
+    freq[[0x12, 0x25, 0x53, 0x55]] = 1, 1, 1, 4093
+    tables = TablePool([Table(freq, 12)])
+    case = case_of_codes(dtype, codes, tables, Coder.RANS)
+    planes, patches = encoding.segment_planes(case.plan, case.words, 0)
+    assert planes[0].tolist() == [0x12, 0x53, 0x25, 0x55, 0x53, 0x55, 0x55, 0x55, 0x55]
+    changed = [3, 4, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16]
+    assert patches.tolist() == [20 + codes[i] << 24 | i for i in changed]
+    check_both(runtime, case)
+    case = case_of_codes(dtype, codes, tables, Coder.RAW)  # no table is looked at
+    planes, patches = encoding.segment_planes(case.plan, case.words, 0)
+    assert planes[0].tolist() == [0x12, 0x43, 0x26, 0x87, 0x53, 0x56, 0x45, 0x55, 0x56]
+    assert patches.size == codes.count(outside)
+    check_both(runtime, case)
+
+
+def case_of_codes(dtype: DType, codes: list[int], tables: TablePool, top: Coder) -> Case:
+    """Words of such codes, all in one segment whose window starts at 20."""
+    n, shift = len(codes), np.uint64(8 * dtype.word_nbytes - 8)
+    geometry, mapped = Geometry(1, n, 1, n, 1, n), (np.array([codes], np.uint64) + 20) << shift
+    coder = [top, *[Coder.RAW] * (dtype.n_planes - 1)]
+    plan = only(dtype, geometry, tables, Layout.PAIRS, base=20, coder=coder)
+    return complete(plan, unmap_words(mapped.astype(dtype.word_type), dtype))
 
 
 @pytest.mark.parametrize("dtype", WINDOWED, ids=lambda d: d.name)
@@ -387,6 +403,7 @@ def main() -> None:
         test_split(runtime, dtype, False)
     for dtype in WINDOWED:
         test_patches(runtime, dtype, 0.05)
+        test_uncoded_pairs(runtime, dtype, 0.5)
     test_bad_patches(runtime, BY_NAME["bfloat16"])
     test_any_patches(runtime)
     print("OK")

@@ -36,6 +36,7 @@ from test_backends_equal import (
     test_sizes,
     test_spoilt_payloads,
     test_tile_modes,
+    test_uncoded_pairs,
     test_use_after_close,
 )
 from test_real_weights import checkpoints  # noqa: F401 (a fixture)
@@ -58,7 +59,7 @@ __all__ = [  # run here with this file's `backend`
     "test_faults_of_several_kinds", "test_garbage_payloads", "test_histograms",
     "test_more_than_one_range", "test_nothing", "test_one_word_short", "test_patches",
     "test_random_plans", "test_segments_of_one_kind", "test_sizes", "test_spoilt_payloads",
-    "test_tile_modes", "test_use_after_close",
+    "test_tile_modes", "test_uncoded_pairs", "test_use_after_close",
 ]  # fmt: skip
 
 EMULATED = os.environ.get("WCODEC_GPU_TESTS") == "emulated"

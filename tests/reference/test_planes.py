@@ -14,6 +14,7 @@ from wcodec.reference.planes import (
     map_words,
     merge,
     pack_nibbles,
+    patch_uncoded,
     split,
     split_window,
     unmap_words,
@@ -99,6 +100,35 @@ def test_what_lies_outside_the_window_becomes_a_patch() -> None:
     assert code.tolist() == [0, 5, 15, 5, 5, 5]
     assert patches.tolist() == [99 << 24 | 1, 116 << 24 | 3, 0 << 24 | 4, 255 << 24 | 5]
     assert top.tolist() == [100, 99, 115, 116, 0, 255]
+
+
+def test_pairs_that_a_table_does_not_code_get_patches() -> None:
+    """The second code becomes the fill code 5, or else the first, or else both."""
+    top = np.array([101, 102, 103, 104, 101, 108, 250, 109, 105, 102], np.uint8)
+    codes, patches = split_window(top, 100, 5)
+    pairs = pack_nibbles(codes, 5)
+    coded = np.zeros(256, np.bool_)
+    coded[[0x55, 0x21, 0x53, 0x85]] = True  # 1 and 2; 3 and fill; fill and 8
+    found, all_patches = patch_uncoded(pairs, patches, top, coded, 5)
+    assert found.tolist() == [0x21, 0x53, 0x85, 0x55, 0x55]
+    changed = {i & 0xFFFFFF: i >> 24 for i in all_patches.tolist()}
+    assert changed == {3: 104, 4: 101, 6: 250, 7: 109, 9: 102}
+    assert list(changed) == sorted(changed)
+    assert pairs[1] == 0x43  # the caller's stay as they are
+    both, _ = patch_uncoded(pairs[:1], patches[:0], top[:2], ~coded | (np.arange(256) == 0x55), 5)
+    assert both.tolist() == [0x51]
+    only, more = patch_uncoded(pairs[:1], patches[:0], top[:2], np.arange(256) == 0x55, 5)
+    assert only.tolist() == [0x55]
+    assert more.tolist() == [101 << 24, 102 << 24 | 1]
+
+
+def test_the_missing_neighbour_of_an_odd_last_word_gets_no_patch() -> None:
+    top = np.array([102, 105, 103], np.uint8)
+    codes, patches = split_window(top, 100, 5)
+    pairs = pack_nibbles(codes, 5)
+    found, more = patch_uncoded(pairs, patches, top, np.arange(256) == 0x55, 5)
+    assert found.tolist() == [0x55, 0x55]
+    assert more.tolist() == [102 << 24, 103 << 24 | 2]
 
 
 def test_ids_and_names_of_the_registry_are_unique_and_sizes_right() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -199,7 +200,7 @@ def chapter() -> str:
     index = container.read_index(BufferSource(data))
     t, table = index.tensors[0], index.tables[0]
     words = array.view(np.uint16)
-    plan = t.plan(index.tables)
+    plan = replace(t.plan(index.tables), fill=np.array([FILL], np.uint8))
     planes, patches = segment_planes(plan, words, 0)
     top = (words >> 7) & 0xFF
     freq = ", ".join(f"{s:02x}: {f}" for s, f in enumerate(table.freq) if f)

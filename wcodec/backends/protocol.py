@@ -229,7 +229,13 @@ class Backend(ABC):
 
     @abstractmethod
     def encode_segments(self, plan: SegmentPlan, words: Any) -> EncodedSegments:
-        """Encode all segments of a plan; `words` as for `histogram`. Spec: chapter 10."""
+        """Encode all segments of a plan; `words` as for `histogram`. Spec: chapter 10.
+
+        In layout PAIRS of words larger than a byte, where plane 0 has coder RANS, its table may
+        lack pairs of codes. Of such a pair the second code becomes the segment's `fill`, or else
+        the first, or else both, whichever the table codes first, and words whose code that changes
+        get patches (spec: chapter 14). No table lacks the pair of two `fill`.
+        """
 
     @abstractmethod
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> NDArray[np.uint8]:

@@ -279,9 +279,9 @@ class Writer:
         grid: list[tuple[Ids, Ids]],
         base: BaseTensor | None,
         difference: Difference,
-    ) -> Iterator[tuple[SegmentPlan, Any, int | None]]:
-        """Plan and words of each chunk; for differences,
-        these and the CRC-32 of the words before.
+    ) -> Iterator[tuple[SegmentPlan, bool, Any, int | None]]:
+        """Plan of each chunk, whether it is an estimate, and words; for differences also the CRC-32
+        of the words before.
         """
         backend, room = self.backend, np.empty(0, dtype.word_type)
         for down, across in grid:
@@ -294,7 +294,8 @@ class Writer:
                 other = base.words(piece.rows, piece.cols, room[: chunk.size].reshape(chunk.shape))
                 words = backend.subtract_base(words, backend.to_device(other), difference)
                 crc = backend.crc32(chunk)
-            yield self.planner.plan(words, piece.geometry, dtype, backend), words, crc
+            plan = self.planner.plan(words, piece.geometry, dtype, backend)
+            yield plan, self.planner.estimated, words, crc
 
     def _chunk(self, matrix: Any, piece: Rectangle, dtype: DType, is_coded: bool) -> Words:
         """Words of a chunk; of a file, in memory that the chunk before the last one had, but those
@@ -311,7 +312,7 @@ class Writer:
         return chunk
 
     def _code(
-        self, plan: SegmentPlan, words: Any, crc: int | None
+        self, plan: SegmentPlan, estimated: bool, words: Any, crc: int | None
     ) -> tuple[SegmentTable, Checksums, int]:
         """Encode and write one chunk. Returns its segment table, checksums, and bytes before."""
         backend, geometry = self.backend, plan.geometry
@@ -321,7 +322,7 @@ class Writer:
             return encoded.payload, sums, plan.encoded(encoded.n_units, encoded.n_patches)
 
         coded, sums, done = encode(plan)
-        if self.options.trusts_sample and (grown := has_grown(done)).any():
+        if estimated and (grown := has_grown(done)).any():
             coded, sums, done = encode(stored_raw(plan, grown))
         sums = sums if crc is None else sums._replace(words=crc)
         payload = backend.to_host(coded)

@@ -40,11 +40,11 @@ from wcodec.processes import Workers
 from wcodec.reference import encoding
 from wcodec.reference.contexts import joint_histogram
 from wcodec.reference.differences import Difference, subtract
-from wcodec.reference.planes import DTYPES, Words
+from wcodec.reference.planes import DTYPES, Layout, Words, unmap_words
 from wcodec.reference.prediction import MODES, N_MODES
 from wcodec.reference.records import TensorRecord
-from wcodec.reference.segments import SegmentPlan, SegmentTable, Status, padded
-from wcodec.reference.tables import TablePool
+from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, Status, padded
+from wcodec.reference.tables import MAX_PROB_BITS, Table, TablePool
 from wcodec.reference.tiles import Geometry, Spans
 
 Bytes = NDArray[np.uint8]
@@ -239,8 +239,19 @@ def check_spans(backend: Backend) -> None:
         counts = backend.histogram(device, spans, dtype)
         due = encoding.histogram(words, spans, dtype)
         require(np.array_equal(counts, due), f"histograms of {dtype.name}", "others")
-        encoded = backend.encode_segments(plan, device)
-        payload, n_units, n_patches = encoding.encode_segments(plan, words)
+        room.unchanged("the words")
+        _check_as_reference(backend, plan, words)
+
+
+def _check_as_reference(backend: Backend, plan: SegmentPlan, words: Words) -> None:
+    """A plan's records are the reference's, and are decoded; with and without checksums."""
+    dtype, raw = plan.dtype, np.frombuffer(words.tobytes(), np.uint8)
+    room = Guarded(backend, raw, shift=dtype.word_nbytes)
+    device = room.array.view(dtype.word_type).reshape(words.shape)
+    payload, n_units, n_patches = encoding.encode_segments(plan, words)
+    done = plan.encoded(n_units, n_patches)
+    both = backend.encode_segments(plan, device), backend.encode_with_checksums(plan, device)[0]
+    for encoded, checksums in zip(both, (False, True), strict=True):
         same = (
             backend.to_host(encoded.payload).tobytes() == payload.tobytes()
             and np.array_equal(encoded.n_units, n_units)
@@ -248,12 +259,29 @@ def check_spans(backend: Backend) -> None:
         )
         require(same, f"the records of {dtype.name}", "others")
         room.unchanged("the words")
-        for checksums in (False, True):
-            status, out = decode_guarded(
-                backend, plan.encoded(n_units, n_patches), payload, checksums=checksums
-            )
-            require(not status.any(), "status OK of all segments", str(status.tolist()))
-            require(np.array_equal(out, words), f"the words of {dtype.name}", "others")
+        status, out = decode_guarded(backend, done, payload, checksums=checksums)
+        require(not status.any(), "status OK of all segments", str(status.tolist()))
+        require(np.array_equal(out, words), f"the words of {dtype.name}", "others")
+
+
+def check_uncoded_pairs(backend: Backend) -> None:
+    """`encode_segments` under tables that lack nearly all pairs of codes, most, or some; plane 0 of
+    the last segment has no table.
+    """
+    geometry, fill = Geometry(5, 999, 1, 999, 1, 999), np.array([0, 5, 9, 15, 0], np.uint8)
+    freq = np.array([np.arange(256) * 37 % 256 < n for n in (3, 30, 150, 253)], np.int64)
+    filled = np.arange(4), 17 * fill[:4].astype(np.int64)
+    freq[filled] = 0
+    freq[filled] = (1 << MAX_PROB_BITS) - freq.sum(axis=1)
+    tables = TablePool(Table(f, MAX_PROB_BITS) for f in freq)
+    for dtype in (d for d in DTYPES if d.has_pairs and d.word_nbytes > 1):
+        top = splitmix64(dtype.id, 625).view(np.uint8)[: 5 * 999].reshape(5, 999)
+        top = np.where(top % 64 == 1, top, 100 + top // 16)  # few outside of the window
+        words = unmap_words(top.astype(dtype.word_type) << 8 * (dtype.word_nbytes - 1), dtype)
+        s = SegmentTable.zeros(5, dtype.n_planes)
+        s.layout[:], s.base[:] = Layout.PAIRS, 100
+        s.coder[0, :4], s.table[0, :4] = Coder.RANS, range(4)
+        _check_as_reference(backend, SegmentPlan(dtype, geometry, s, tables, fill), words)
 
 
 def check_joint_histogram(backend: Backend) -> None:
@@ -414,6 +442,7 @@ def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
     yield Check("duty/empty_input", ("R6.4",), partial(check_empty, backend))
     if backend.takes_spans:
         yield Check("duty/spans", (), partial(check_spans, backend))
+    yield Check("duty/uncoded_pairs", ("R10.8",), partial(check_uncoded_pairs, backend))
     yield Check("duty/joint_histogram", (), partial(check_joint_histogram, backend))
     yield Check("duty/threads", (), partial(check_threads, vectors, backend))
     yield Check("duty/faults", ("R13.1",), partial(check_faults, vectors, backend))

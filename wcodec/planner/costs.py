@@ -66,6 +66,36 @@ def symbol_costs(table: Table) -> Costs:
     return costs
 
 
+_PAIR_COSTS: Final[WeakKeyDictionary[Table, dict[int, tuple[Costs, Counts]]]] = WeakKeyDictionary()
+
+
+def pair_costs(table: Table, fill: int) -> tuple[Costs, Counts]:
+    """What each pair of codes in a window costs, and how many of its words need patches: of those
+    that the table does not code, one or both become `fill`; see
+    `wcodec.reference.planes.patch_uncoded`.
+    """
+    known = _PAIR_COSTS.setdefault(table, {})
+    if fill not in known:
+        pairs, coded = np.arange(256), table.freq > 0
+        one, other = pairs & 15 | fill << 4, pairs & 240 | fill
+        instead = np.where(coded[one], one, np.where(coded[other], other, fill | fill << 4))
+        n_patches = np.where(coded, 0, np.where(coded[one] | coded[other], 1, 2))
+        costs = symbol_costs(table)[np.where(coded, pairs, instead)] + n_patches * PATCH
+        known[fill] = costs, n_patches
+    return known[fill]
+
+
+def without_rare(counts: Counts, fill: int) -> Counts:
+    """Counts of pairs but for those so rare that patches cost less than a slot of the table. The
+    two that occur most stay, and the one of `fill`.
+    """
+    kept = counts << RARE >= counts.sum()
+    kept[np.argsort(counts, kind="stable")[-2:]] = True
+    out = np.where(kept, counts, 0)
+    out[fill | fill << 4] = max(1, int(counts[fill | fill << 4]))
+    return out
+
+
 def quantise(counts: Counts, prob_bits: int = MAX_PROB_BITS) -> Table:
     """Table of the counts: at least 1 for each symbol that occurs;
     what rounding leaves goes where it costs least.
@@ -100,7 +130,14 @@ def quantise(counts: Counts, prob_bits: int = MAX_PROB_BITS) -> Table:
 NEVER: Final = 1 << 46  #: above the cost of any chunk: a symbol that a table cannot code
 BIT: Final = 1 << 16  #: a bit, in the unit of costs
 BYTE: Final = 8 * BIT
+PATCH: Final = 32 * BIT
+#: Of 2^RARE pairs, one that occurs less than once has no slot: a slot of 4096 costs all others
+#: together 46 bits then, and patches about 28 each time.
+RARE: Final = 17
 IMPOSSIBLE: Final = float(NEVER)
+# An estimate looks at one row of so many, neighbours together.
+PART: Final = 8
+ROWS: Final = 8
 #: a segment with more than one patch in so many words is not coded in pairs
 MAX_PATCHES: Final = 100
 
@@ -187,17 +224,25 @@ def stream_nbytes(cost: Any) -> Counts:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The words that a plan is for; `size` is of each segment."""
+    """The words that a plan is for; `size` is of each segment. With `blocks`, an eighth of each is
+    looked at: these segments of the geometry, a row for each.
+    """
 
     words: Words
     geometry: Geometry
     dtype: DType
     backend: Histograms
     size: Counts
+    blocks: Counts | None = None
 
     def histogram(self, **what: Any) -> Counts:
         """See `wcodec.backends.protocol.Backend.histogram`."""
-        return self.backend.histogram(self.words, self.geometry, self.dtype, **what)
+        if self.blocks is None:
+            return self.backend.histogram(self.words, self.geometry, self.dtype, **what)
+        what["segments"] = self.blocks.reshape(-1)
+        counts = self.backend.histogram(self.words, self.geometry, self.dtype, **what)
+        each = counts.reshape(*self.blocks.shape, *counts.shape[1:])
+        return np.asarray(PART * each.sum(axis=1), np.int64)
 
     def histograms(self, modes: Sequence[int], **what: Any) -> Counts:
         """See `wcodec.backends.protocol.Backend.histograms`, which will do."""
@@ -233,6 +278,20 @@ class Chunk:
             geometry=part,
             size=heights * widths,
         )
+
+    def eighth(self) -> Chunk | None:
+        """An eighth of the rows of each segment, eight neighbours at a time, others in each; none
+        where heights are no multiples of 64.
+        """
+        g = self.geometry
+        if g.segment_rows % (PART * ROWS) or g.rows % g.segment_rows:
+            return None
+        n_blocks, (n_down, n_across) = g.segment_rows // ROWS, g.grid
+        down, across = np.arange(n_down)[:, None, None], np.arange(n_across)[:, None]
+        some = (5 * np.arange(n_blocks // PART) + 3 * (down + across)) % n_blocks
+        blocks = (down * n_blocks + some) * n_across + across
+        geometry = Geometry(g.rows, g.cols, ROWS, g.segment_cols, ROWS, g.segment_cols)
+        return replace(self, geometry=geometry, blocks=blocks.reshape(-1, n_blocks // PART))
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Preset ``fast``: choices from a sixteenth of the words. Spec: chapter 14 (informative).
 
 All segments are looked at, but only the first rows of each. Each plane of a chunk gets one table,
-which can code any symbol: what was not looked at can make a record larger, but not wrong.
+which can code any symbol, or any pair of codes by patches: what was not looked at can make a record
+larger, but not wrong.
 `wcodec.codec.encoder.Writer` stores raw what has become larger than its words.
 """
 
@@ -13,7 +14,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.planner.costs import BYTE, Choice, Chunk, Counts, Sample, stream_nbytes, symbol_costs
+from wcodec.planner.costs import (
+    BYTE,
+    Choice,
+    Chunk,
+    Counts,
+    Sample,
+    pair_costs,
+    stream_nbytes,
+    symbol_costs,
+)
 from wcodec.planner.tables import Tables
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
 
@@ -41,17 +51,26 @@ class Fast:
         self.like = np.where(n < sample.part.size.size, n, n - chunk.geometry.grid[1])
 
     def _choose(
-        self, counts: Counts, part_size: Counts, size: Counts, sixteenths: int = 16
+        self,
+        counts: Counts,
+        part_size: Counts,
+        size: Counts,
+        sixteenths: int = 16,
+        fill: int | None = None,
     ) -> Choice:
         """Coder of a plane of each segment, given histograms of parts (n, 256), their symbols (n,)
-        and those of the segments (n,).
+        and those of the segments (n,). `fill` is as for `Tables.choose`.
         """
-        out = Choice.raw(size)
-        table = self.tables.pool[number := self.tables.fit(counts.sum(axis=0) + 1)]
-        cost, part_size = (counts @ symbol_costs(table))[self.like], part_size[self.like]
+        out, total = Choice.raw(size), counts.sum(axis=0)
+        if fill is None or np.count_nonzero(total) < 2:
+            total, fill = total + 1, None
+        table = self.tables.pool[number := self.tables.fit(total, fill)]
+        codes_all = fill is not None or bool((table.freq > 0).all())
+        costs = symbol_costs(table) if fill is None else pair_costs(table, fill)[0]
+        cost, part_size = (counts @ costs)[self.like], part_size[self.like]
         nbytes = stream_nbytes(cost * size // part_size)
         limit = np.minimum(padded(size) * self.tables.keep // 1024, padded(size) * sixteenths // 16)
-        coded = (cost < part_size * BYTE) & (nbytes <= limit) & (table.freq > 0).all()
+        coded = (cost < part_size * BYTE) & (nbytes <= limit) & codes_all
         out.coder[coded], out.table[coded], out.nbytes[coded] = Coder.RANS, number, nbytes[coded]
         return out
 
@@ -82,7 +101,7 @@ class Fast:
         return (
             base,
             fill,
-            [self._choose(counts[:, 0], part_half, half), *self.bytes()[1:]],
+            [self._choose(counts[:, 0], part_half, half, fill=fill), *self.bytes()[1:]],
             few[self.like],
         )
 

@@ -201,6 +201,16 @@ class EncodeOptions:
         )
 
     @property
+    def estimates(self) -> bool:
+        """Whether large chunks may be planned from a part of their rows."""
+        return (
+            self.preset == "default"
+            and self.layout == self.coder == "auto"
+            and self.modes is None
+            and not self.force
+        )
+
+    @property
     def contexts(self) -> bool:
         """Whether planes may be coded with contexts."""
         return self.layout in ("auto", "bytes") and (

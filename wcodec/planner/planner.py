@@ -8,7 +8,6 @@ on every machine writes the same file; `costs` says in what unit. Options and ge
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -24,20 +23,21 @@ from wcodec.planner.costs import (
     Histograms,
     Sample,
     ideal_cost,
+    pair_costs,
     stream_nbytes,
     window_of,
 )
+from wcodec.planner.drafts import Draft, Pairs
 from wcodec.planner.fast import Fast
 from wcodec.planner.geometry import choose_geometry
-from wcodec.planner.modes import PREDICTED, Modes, TileModes
+from wcodec.planner.modes import PREDICTED, Modes
 from wcodec.planner.operands import Operands
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.tables import Tables
 from wcodec.reference.operands import is_of_operand
-from wcodec.reference.planes import Bytes, DType, Layout, Words
-from wcodec.reference.prediction import PER_TILE, Mode
-from wcodec.reference.segments import SegmentPlan, SegmentTable, padded
-from wcodec.reference.tables import TablePool
+from wcodec.reference.planes import DType, Layout, Words
+from wcodec.reference.prediction import Mode
+from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
 from wcodec.reference.tiles import CHUNK_NBYTES, Geometry, Spans, chunks
 
 __all__ = [
@@ -53,6 +53,8 @@ __all__ = [
 FEW: Final = 16  #: of no more segments than that, all planes are counted
 
 
+#: chunks of so many words are planned by an eighth of their rows
+ESTIMATED_WORDS: Final = 1 << 21
 #: of no fewer words in few segments, a part is looked at to begin with
 SAMPLED_WORDS: Final = 1 << 15
 
@@ -78,81 +80,6 @@ def _bytes_suit_some(halves: Counts, whole: Counts, size: Counts) -> bool:
     return bool((pairs * 100 > np.minimum(_unseen_cost(whole), size * BYTE) * 103).any())
 
 
-@dataclass
-class _Pairs:
-    """How segments would be stored in nibble pairs;
-    `top` holds counts of their top bytes, for words of several.
-    """
-
-    base: int | NDArray[np.uint8]
-    fill: int | NDArray[np.uint8]
-    planes: list[Choice]
-    n_patches: Counts
-    top: Counts | None = None
-
-    @property
-    def nbytes(self) -> Counts:
-        """Bytes in the file."""
-        return sum((c.nbytes for c in self.planes), padded(4 * self.n_patches))
-
-
-@dataclass
-class _Draft:
-    """A plan while it is made: `nbytes` of each segment's record, `tile_modes` of byte planes,
-    `scales` of each segment.
-    """
-
-    table: SegmentTable
-    fill: NDArray[np.uint8]
-    nbytes: Counts
-    tile_modes: TileModes = field(default_factory=dict)
-    scales: list[Bytes] = field(default_factory=list)
-
-    def store(
-        self, planes: list[Choice], where: NDArray[np.bool_], layout: Layout, nbytes: Counts
-    ) -> None:
-        """Use choices of planes in some segments, and of nothing else there."""
-        t = self.table
-        self.nbytes = np.where(where, nbytes, self.nbytes)
-        np.copyto(t.layout, layout.value, where=where)
-        np.copyto(t.base, 0, where=where)
-        for column, name in ((t.coder, "coder"), (t.table, "table"), (t.prediction, "prediction")):
-            for p in range(len(column)):
-                np.copyto(
-                    column[p], getattr(planes[p], name) if p < len(planes) else 0, where=where
-                )
-
-    def take_bytes(self, planes: list[Choice], raw_nbytes: Counts, forced: bool) -> None:
-        """Use layout BYTES, where it is smaller or everywhere."""
-        nbytes = sum((c.nbytes for c in planes), np.zeros_like(raw_nbytes))
-        self.store(planes, (nbytes < raw_nbytes) | forced, Layout.BYTES, nbytes)
-
-    def take_pairs(self, pairs: _Pairs, where: NDArray[np.bool_]) -> None:
-        """Use layout PAIRS in some segments."""
-        self.store(pairs.planes, where, Layout.PAIRS, pairs.nbytes)
-        np.copyto(self.table.base, pairs.base, where=where)
-        np.copyto(self.fill, pairs.fill, where=where)
-
-    def plan(self, dtype: DType, geometry: Geometry, pool: TablePool) -> SegmentPlan:
-        """The plan, for its encoder."""
-        modes = [
-            m[k]
-            for k in range(geometry.n_segments)
-            for p, m in sorted(self.tile_modes.items())
-            if self.table.prediction[p, k] == PER_TILE
-        ]
-        scales = np.concatenate(self.scales) if any(s.size for s in self.scales) else None
-        return SegmentPlan(
-            dtype,
-            geometry,
-            self.table,
-            pool,
-            self.fill,
-            np.concatenate(modes) if modes else None,
-            scales,
-        )
-
-
 class Planner:
     """Plans chunk after chunk of a file's tensors; keeps the table pool.
 
@@ -170,6 +97,9 @@ class Planner:
         self.operands = Operands(self.tables)
         #: of the segments of the last plan: their records, as far as a plan can say
         self.nbytes: Counts = np.empty(0, np.int64)
+        #: whether the last plan was made from some of the words, so that a record can be larger
+        #: than its words
+        self.estimated = False
 
     def start_tensor(self) -> None:
         """The next chunk is the first one of a tensor."""
@@ -182,12 +112,12 @@ class Planner:
         n, kept = geometry.n_segments, (len(self.pool), len(self.pool.maps))
         heights, widths = geometry.sizes()
         size = heights * widths
-        draft = _Draft(
+        draft = Draft(
             SegmentTable.zeros(n, dtype.n_planes),
             np.zeros(n, np.uint8),
             padded(size * dtype.word_nbytes),
         )
-        self.tables.unlike = isinstance(geometry, Spans)
+        self.tables.unlike, self.estimated = isinstance(geometry, Spans), False
         if self.options.layout != "raw" and n > 0:
             chunk = Chunk(words, geometry, dtype, backend, size)
             if self.options.operand and is_of_operand(geometry):
@@ -198,14 +128,17 @@ class Planner:
         self.nbytes = draft.nbytes
         return draft.plan(dtype, geometry, self.pool)
 
-    def _fill_in(self, draft: _Draft, chunk: Chunk) -> None:
+    def _fill_in(self, draft: Draft, chunk: Chunk) -> None:
         """Choose all of a chunk."""
         sample, raw_nbytes, size = self._look(chunk), draft.nbytes, chunk.size
         if self.options.trusts_sample and sample.part is not chunk and chunk.geometry.one_tile:
             self._trust(draft, Fast(self.tables, chunk, sample))
+            self.estimated = True
             return
         winners = self.modes.winners(chunk, sample)
         sample.bytes |= any(winners) or self.options.contexts
+        if sample.pairs and self._estimate(draft, chunk, sample, winners):
+            return
         pairs = self._pairs(chunk, sample) if sample.pairs else None
         others, plain, planes = raw_nbytes, list[Choice](), list[Choice]()
         if pairs is None or not self._best_by_far(pairs, sample, chunk, winners, raw_nbytes):
@@ -229,7 +162,34 @@ class Planner:
         if planes and self.options.contexts:
             self._with_contexts(draft, chunk, planes, plain)
 
-    def _fill_in_operand(self, draft: _Draft, chunk: Chunk) -> None:
+    def _estimate(
+        self, draft: Draft, chunk: Chunk, sample: Sample, winners: list[list[int]]
+    ) -> bool:
+        """Choose all of a chunk by an eighth of its rows, if it is large, and pairs are better
+        everywhere by far: all rows tell little more.
+        """
+        g = chunk.geometry
+        if (
+            g.rows * g.cols < ESTIMATED_WORDS
+            or chunk.dtype.word_nbytes == 1
+            or isinstance(g, Spans)
+            or not g.one_tile
+            or sample.planes != (0,)
+            or not self.options.estimates
+        ):
+            return False
+        part = chunk.eighth()
+        if part is None:
+            return False
+        pairs, raw_nbytes = self._pairs(part, sample), padded(part.size * chunk.dtype.word_nbytes)
+        unsure = pairs.planes[0].coder != Coder.RANS  # constant, it may be, or noise
+        if unsure.any() or not self._best_by_far(pairs, sample, part, winners, raw_nbytes):
+            return False
+        draft.take_pairs(pairs, ~unsure)
+        self.estimated = True
+        return True
+
+    def _fill_in_operand(self, draft: Draft, chunk: Chunk) -> None:
         """Choose all of a chunk of an operand: pairs, but for segments of too many patches, if
         layout pairs is not asked for.
         """
@@ -242,16 +202,16 @@ class Planner:
             for p, choice in enumerate(others):
                 choice.put(self.tables.choose(counts[:, p], chunk.size[ids]), ids)
             draft.take_bytes(others, draft.nbytes, forced=False)
-        draft.take_pairs(_Pairs(windows.base, windows.fill, planes, windows.outside), few)
+        draft.take_pairs(Pairs(windows.base, windows.fill, planes, windows.outside), few)
 
-    def _trust(self, draft: _Draft, fast: Fast) -> None:
+    def _trust(self, draft: Draft, fast: Fast) -> None:
         """Choose all of a chunk by the sample."""
         raw_nbytes, layout, sample = draft.nbytes, self.options.layout, fast.sample
         if sample.bytes or not sample.pairs:
             draft.take_bytes(fast.bytes(), raw_nbytes, layout != "auto")
         if sample.pairs:
             base, fill, planes, few = fast.pairs()
-            pairs = _Pairs(base, fill, planes, np.zeros_like(raw_nbytes))
+            pairs = Pairs(base, fill, planes, np.zeros_like(raw_nbytes))
             draft.take_pairs(
                 pairs,
                 (few & (pairs.nbytes * 1000 <= draft.nbytes * 1003) & (pairs.nbytes < raw_nbytes))
@@ -259,7 +219,7 @@ class Planner:
             )
 
     def _with_contexts(
-        self, draft: _Draft, chunk: Chunk, planes: list[Choice], plain: list[Choice]
+        self, draft: Draft, chunk: Chunk, planes: list[Choice], plain: list[Choice]
     ) -> None:
         """Take layout BYTES with contexts where that is smaller,
         if it is so with the maps and tables that it needs.
@@ -351,7 +311,7 @@ class Planner:
             and not isinstance(chunk.geometry, Spans)
         )
 
-    def _pairs(self, chunk: Chunk, sample: Sample) -> _Pairs:
+    def _pairs(self, chunk: Chunk, sample: Sample) -> Pairs:
         """Choices of the planes, if coded in nibble pairs;
         counts of the top plane come with them.
         """
@@ -360,7 +320,7 @@ class Planner:
         if dtype.word_nbytes == 1:
             counts = chunk.histogram(base=0, fill=fill, planes=sample.nibbles)
             halves = [self.tables.choose(counts[:, i], half) for i in range(len(sample.nibbles))]
-            return _Pairs(0, fill, [*halves, Choice.raw(half)][:2], np.zeros(size.size, np.int64))
+            return Pairs(0, fill, [*halves, Choice.raw(half)][:2], np.zeros(size.size, np.int64))
         counts = chunk.histogram(base=base, fill=fill, planes=sample.planes)
         better, filled = window_of(counts[:, 1].sum(axis=0))
         outside = size - counts[:, 1, base : base + 16].sum(axis=1)
@@ -370,13 +330,17 @@ class Planner:
             base, fill = better, filled  # the sample has misled
             counts = chunk.histogram(base=base, fill=fill, planes=sample.planes)
             outside = size - counts[:, 1, base : base + 16].sum(axis=1)
-        top = self.tables.choose(counts[:, 0], half)
+        top = self.tables.choose(counts[:, 0], half, fill=fill)
         lower = [Choice.raw(size) for _ in range(1, dtype.word_nbytes)]
         for i, p in enumerate(sample.planes[1:], 2):
             lower[p - 1] = self.tables.choose(counts[:, i], size)
-        return _Pairs(base, fill, [top, *lower], outside, counts[:, 1])
+        n_more = np.zeros(size.size, np.int64)
+        for number in np.unique(top.table[rans := top.coder == Coder.RANS]):
+            where = rans & (top.table == number)
+            n_more[where] = counts[where, 0] @ pair_costs(self.pool[int(number)], fill)[1]
+        return Pairs(base, fill, [top, *lower], outside, counts[:, 1], n_more)
 
-    def _bytes(self, chunk: Chunk, sample: Sample, pairs: _Pairs | None) -> list[Choice]:
+    def _bytes(self, chunk: Chunk, sample: Sample, pairs: Pairs | None) -> list[Choice]:
         """Choices of the planes, if coded in bytes without modes."""
         size, word_nbytes = chunk.size, chunk.dtype.word_nbytes
         if not sample.bytes:
@@ -390,7 +354,7 @@ class Planner:
                 planes[p] = self.tables.choose(counts[:, i], size)
         return planes
 
-    def _wanted(self, pairs: _Pairs, others: Counts, size: Counts) -> NDArray[np.bool_]:
+    def _wanted(self, pairs: Pairs, others: Counts, size: Counts) -> NDArray[np.bool_]:
         """Where pairs are better than what costs `others`:
         at most 0.3 % larger, for they decode faster, and few patches.
         """
@@ -398,11 +362,12 @@ class Planner:
         better = (
             pairs.nbytes * 1000 <= others * (1000 if self.options.preset == "max" else 1003)
         ) & (pairs.nbytes < raw_nbytes)
-        return np.asarray((pairs.n_patches * MAX_PATCHES <= size) & (better | self.forced))
+        n_patches = pairs.n_patches + pairs.n_more
+        return np.asarray((n_patches * MAX_PATCHES <= size) & (better | self.forced))
 
     def _best_by_far(
         self,
-        pairs: _Pairs,
+        pairs: Pairs,
         sample: Sample,
         chunk: Chunk,
         winners: list[list[int]],

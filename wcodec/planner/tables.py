@@ -15,14 +15,16 @@ from wcodec.planner.costs import (
     Costs,
     Counts,
     ideal_cost,
+    pair_costs,
     quantise,
     stream_nbytes,
     symbol_costs,
+    without_rare,
 )
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.prediction import CENTRE, PER_TILE, Mode
 from wcodec.reference.segments import Coder, SegmentTable, padded
-from wcodec.reference.tables import TablePool
+from wcodec.reference.tables import Table, TablePool
 
 MAX_RARE: Final = 4  #: symbols of which a table keeps one slot each though they do not occur
 MAX_TABLES: Final = (1 << 16) - 1
@@ -30,6 +32,11 @@ RECENT_TABLES: Final = 256  #: how far back an encoder looks for a table that fi
 NEW_TABLES: Final = 16  #: most tables that one plane of a chunk adds for segments unlike the others
 GROUPS: Final = 32  #: of segments that are not alike, each of which a table is made for
 NEGLIGIBLE: Final = 4096  #: a new table must save that part of what it codes, besides its own bytes
+
+
+def _costs(table: Table, fill: int | None) -> Costs:
+    """What symbols cost, or pairs of codes in a window."""
+    return symbol_costs(table) if fill is None else pair_costs(table, fill)[0]
 
 
 def _constant(counts: Counts, size: Counts, mode: int) -> NDArray[np.bool_]:
@@ -59,9 +66,13 @@ class Tables:
         #: whether segments are those of many tensors, which need not be alike
         self.unlike = False
 
-    def choose(self, counts: Counts, size: Counts, mode: int = 0) -> Choice:
+    def choose(
+        self, counts: Counts, size: Counts, mode: int = 0, fill: int | None = None
+    ) -> Choice:
         """Coder and table of a plane of all segments,
         given its histograms (n, 256) and symbols (n,).
+
+        `fill` is given for pairs of codes in a window, of which rare ones may get patches.
         """
         n = size.size
         out = Choice.raw(size)
@@ -86,7 +97,7 @@ class Tables:
         if self.unlike:
             self._share(counts, left, table, cost)
         else:
-            self._fit(counts, left, table, cost)
+            self._fit(counts, left, table, cost, fill)
         # segments unlike the others: a table for the worst of them, for all that like it better
         for _ in range(NEW_TABLES):
             gain = np.where(left, cost - ideal, 0)
@@ -94,7 +105,7 @@ class Tables:
             if (
                 gain[k] * 50 <= cost[k]
                 or gain[k] < 512 * BYTE
-                or not self._fit(counts, np.arange(n) == k, table, cost, left)
+                or not self._fit(counts, np.arange(n) == k, table, cost, fill, left)
             ):
                 break
         nbytes = stream_nbytes(np.minimum(cost, IMPOSSIBLE))
@@ -147,24 +158,25 @@ class Tables:
         of: NDArray[np.bool_],
         table: Counts,
         cost: Costs,
+        fill: int | None = None,
         offer: NDArray[np.bool_] | None = None,
     ) -> bool:
         """Give segments `of` a table, an earlier one if that is no dearer, and offer it to `offer`.
         False if that helps none.
         """
-        number = self.fit(counts[of].sum(axis=0))
-        got = counts @ symbol_costs(self.pool[number])
+        number = self.fit(counts[of].sum(axis=0), fill)
+        got = counts @ _costs(self.pool[number], fill)
         take = (of if offer is None else of | offer) & (got < cost)
         table[take], cost[take] = number, got[take]
         return bool(take.any())
 
-    def fit(self, total: Counts) -> int:
+    def fit(self, total: Counts, fill: int | None = None) -> int:
         """Number of the table for a histogram: an earlier one if that is no dearer than a new
-        one.
+        one. `fill` is as for `choose`.
         """
         first = max(0, len(self.pool) - RECENT_TABLES)
         recent = self.pool.tables[first:]
-        costs = np.array([symbol_costs(t) @ total for t in recent])
+        costs = np.array([_costs(t, fill) @ total for t in recent])
         best = int(np.argmin(costs)) if recent else -1
         fits = bool(recent) and costs[best] * NEGLIGIBLE <= int(ideal_cost(total)) * (
             NEGLIGIBLE + 1
@@ -172,9 +184,11 @@ class Tables:
         if not fits and len(self.pool) < MAX_TABLES:
             # they have occurred: later chunks may want them
             rare = (total == 0) & (recent[best].freq > 0) if recent else total < 0
-            new = quantise(total + (rare & (int(rare.sum()) <= MAX_RARE)), self.options.prob_bits)
+            wanted = total + (rare & (int(rare.sum()) <= MAX_RARE))
+            wanted = wanted if fill is None else without_rare(total, fill)
+            new = quantise(wanted, self.options.prob_bits)
             if recent:
-                price = float(symbol_costs(new) @ total)
+                price = float(_costs(new, fill) @ total)
                 price += price // NEGLIGIBLE + (8 * new.serialised_nbytes << 16)
             if not recent or costs[best] > price:
                 self.pool.tables.append(new)

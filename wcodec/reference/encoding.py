@@ -15,6 +15,7 @@ from wcodec.reference.planes import (
     Layout,
     Words,
     pack_nibbles,
+    patch_uncoded,
     split,
     split_window,
 )
@@ -50,7 +51,11 @@ def segment_planes(
             pack_nibbles(planes[0] & np.uint8(15)),
         ], none
     codes, patches = split_window(planes[0], int(plan.segments.base[k]), fill)
-    return [pack_nibbles(codes, fill), *(np.ascontiguousarray(p) for p in planes[1:])], patches
+    pairs = pack_nibbles(codes, fill)
+    if plan.segments.coder[0, k] == Coder.RANS:
+        table = plan.tables[int(plan.segments.table[0, k])]
+        pairs, patches = patch_uncoded(pairs, patches, planes[0], table.freq > 0, fill)
+    return [pairs, *(np.ascontiguousarray(p) for p in planes[1:])], patches
 
 
 def _part(data: Bytes | None, offsets: NDArray[np.int64], k: int) -> Bytes:

@@ -253,3 +253,40 @@ def split_window(top: Bytes, base: int, fill: int) -> tuple[Bytes, NDArray[np.ui
     outside = np.flatnonzero(code > 15).astype(np.uint32)
     code[outside] = fill
     return code, (top[outside].astype(np.uint32) << np.uint32(24)) | outside
+
+
+def patch_uncoded(
+    pairs: Bytes, patches: NDArray[np.uint32], top: Bytes, coded: NDArray[np.bool_], fill: int
+) -> tuple[Bytes, NDArray[np.uint32]]:
+    """Pairs of codes that a table can code, and patches for what that changes (R10.8).
+
+    Of a pair that it cannot, the second code becomes `fill`, or else the first, or else both.
+
+    Parameters
+    ----------
+    pairs
+        uint8 of shape (n,): packed codes of the top plane, of words in the window.
+    patches
+        uint32: those of the words outside of it.
+    top
+        uint8: the top plane.
+    coded
+        bool of shape (256,): which symbols the table codes, ``fill | fill << 4`` among them.
+
+    Returns
+    -------
+    The pairs, and all patches, ascending by index.
+    """
+    where = np.flatnonzero(~coded[pairs])
+    if where.size == 0:
+        return pairs, patches
+    first, second = pairs[where] & np.uint8(15), pairs[where] >> np.uint8(4)
+    one, other = first | np.uint8(fill << 4), second << np.uint8(4) | np.uint8(fill)
+    keeps_first = coded[one]
+    keeps_second = ~keeps_first & coded[other]
+    pairs = pairs.copy()
+    pairs[where] = np.select([keeps_first, keeps_second], [one, other], np.uint8(fill | fill << 4))
+    changed = np.concatenate([2 * where[~keeps_first], 2 * where[~keeps_second] + 1])
+    more = top[changed].astype(np.uint32) << np.uint32(24) | changed.astype(np.uint32)
+    both = np.concatenate([patches, more])
+    return pairs, both[np.argsort(both & np.uint32(0xFFFFFF))]

@@ -59,7 +59,8 @@ def encode(
     given = tuple(map(packed.address, (tensors, segments, planes)))
     lengths = packed.address(results)
     n_patches = packed.address(results) + np.uint64(4 * work.planes.size)
-    runtime.launch("split_words", n, BLOCK, *given, packed.address(everything), n_patches)
+    chosen = packed.address(everything), n_patches
+    runtime.launch("split_words", n, BLOCK, coding.tables, *given, *chosen)
     coding.launch(runtime, given, lengths)
     done = runtime.download(packed.device(results)).view(np.uint32)
     of_streams = done[: work.planes.size].reshape(n, n_planes).T.astype(np.int64)
@@ -101,9 +102,14 @@ class _Coding:
             (b.ids.size, b.batches.size, packed.add(b.batches), packed.add(b.ids)) for b in lists
         ]
 
+    @property
+    def tables(self) -> np.uint64:
+        """Address of the tables."""
+        return self._at(self._tables)
+
     def launch(self, runtime: Runtime, given: tuple[np.uint64, ...], lengths: np.uint64) -> None:
         """Queue all that follows `split_words`."""
-        at, planes, tables = self._at, given[2], self._at(self._tables)
+        at, planes, tables = self._at, given[2], self.tables
         for kernel, (n, listed) in zip(
             ("forward_prediction", "forward_transform"), self._chosen, strict=True
         ):
@@ -270,7 +276,8 @@ def _count_coefficients(
     packed.upload(runtime)
     *structures, everything, chosen = map(packed.address, numbers)
     n_patches, counts = runtime.empty(4 * n), runtime.empty(4 * 256 * ids.size)
-    runtime.launch("split_words", n, BLOCK, *structures, everything, n_patches)
+    # without tables: layout BYTES has no use for them
+    runtime.launch("split_words", n, BLOCK, np.uint64(0), *structures, everything, n_patches)
     runtime.launch("forward_prediction", ids.size, BLOCK, *structures, chosen)
     runtime.launch("forward_transform", ids.size, BLOCK, *structures, chosen)
     runtime.launch("count_residuals", ids.size, BLOCK, structures[2], chosen, counts)

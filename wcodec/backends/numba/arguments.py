@@ -109,12 +109,16 @@ class EncodingTables(NamedTuple):
         uint8 of shape (n, bytes of a table), for vectors.
     prob_bits, padding
         int64 of shape (n,): log2 of the sum of frequencies, and the symbol that fills a last group.
+    uncoded
+        uint8 of shape (n, 32): bit ``symbol >> 4 & 7`` of byte ``symbol >> 7 << 4 | symbol & 15``
+        is set for symbols that a table does not code.
     """
 
     codes: UInts64x2
     entries: Bytes2
     prob_bits: Ints
     padding: Ints
+    uncoded: Bytes2
 
 
 class DecodingTables(NamedTuple):

@@ -10,7 +10,7 @@ import llvmlite
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.numba import machine_code, table_lookups
+from wcodec.backends.numba import large_outputs, machine_code, table_lookups
 from wcodec.backends.numba import threads as sharing
 from wcodec.backends.numba.checksums import Sums
 from wcodec.backends.numba.coding import (
@@ -76,14 +76,16 @@ class NumbaBackend(Backend):
         super().__init__(threads)
         _check_kernels()
         table_lookups.choice()
+        large_outputs.WAYS.named()
         self._threads = sharing.Threads(threads or len(os.sched_getaffinity(0)))
         self._loans = Loans()
 
     def info(self) -> dict[str, str]:
-        lookups = table_lookups.choice()
+        lookups, stores = table_lookups.choice(), large_outputs.choice()
         return {
             "llvmlite": llvmlite.__version__, "numpy": np.__version__,
             "variant": VARIANT, "table lookups": f"{lookups.name} ({lookups.why})",
+            "large outputs": f"{stores.name} ({stores.why})",
             "threads": str(self._threads.n), "cpu": cpu_name(),
         }  # fmt: skip
 

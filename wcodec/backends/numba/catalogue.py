@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from wcodec.backends.numba import backend, kinds, merge, rans_vectors, split, transforms, words
-from wcodec.backends.numba.ir import CARRYLESS, GATHERS, VARIANT
+from wcodec.backends.numba.ir import CARRYLESS, GATHERS, STREAMS, VARIANT
 from wcodec.backends.numba.kernels import KERNELS, NATIVES, Kernel, Native
 from wcodec.reference.planes import WORD_TYPES
 from wcodec.reference.transforms import Transform
@@ -23,13 +25,13 @@ def everything() -> list[Kernel | Native]:
         for number in range(1, 1 + len(kinds.KINDS)):
             for choice in (False, True):
                 split.splitter(number, choice)
-            for crc in {False, bool(CARRYLESS)}:
-                merge.merger(number, crc)
+            for crc, streaming in product({False, bool(CARRYLESS)}, {False, STREAMS}):
+                merge.merger(number, crc, streaming)
         for with_contexts in (False, True):
-            for n in sorted({1, 2, 2 if with_contexts else rans_vectors.TOGETHER}):
-                for gather in {False, GATHERS}:
-                    rans_vectors.decoder(n, with_contexts, gather)
+            for n, gather in product((1, 2), {False, GATHERS}):
+                rans_vectors.decoder(n, with_contexts, gather)
             rans_vectors.encoder(1, with_contexts)
+        rans_vectors.decoder(rans_vectors.TOGETHER, False, GATHERS)
         rans_vectors.encoder(2)
         rans_vectors.reverser()
         rans_vectors.mapper()

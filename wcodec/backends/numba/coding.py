@@ -15,6 +15,7 @@ from wcodec.backends.numba import (
     common_encoding,
     contexts,
     jobs,
+    large_outputs,
     merge,
     segments,
     split,
@@ -225,6 +226,7 @@ class Decoding:
         self.payload = bytes_of(payload)
         self.data = _checked(out, plan.geometry, plan.dtype).reshape(-1).view(np.uint8)
         self.status = np.empty(plan.geometry.n_segments, np.uint8)
+        self.streaming = large_outputs.is_streamed(self.data.nbytes)
         nbytes = plan.dtype.word_nbytes
         self.n_rooms = nbytes + 1
         if self.jobs.kind != GENERAL:
@@ -254,7 +256,10 @@ class Decoding:
                 tables = self.tables, self.maps
                 contexts.decode_range(*what, matrix, self.payload, *tables, rooms, *shared)
             else:
-                matrix = self._matrix(merge.merger(kind, self.sums.of_words))
+                crc = self.sums.of_words
+                matrix = self._matrix(merge.merger(kind, crc))
+                streaming = merge.merger(kind, crc, True).address if self.streaming else 0
+                scratch.merges["streaming"] = streaming
                 common_decoding.decode_range(
                     *what, matrix, self.payload, self.tables, rooms, scratch.merging, *shared
                 )

@@ -23,8 +23,16 @@ from wcodec.backends.numba.checksums import (
     sum_words,
 )
 from wcodec.backends.numba.job_records import Jobs
-from wcodec.backends.numba.kernels import Bytes, Bytes2, Int, call_native, jit, kernel
-from wcodec.backends.numba.merge import Merges
+from wcodec.backends.numba.kernels import (
+    Bytes,
+    Bytes2,
+    Int,
+    call_native,
+    fence,
+    jit,
+    kernel,
+)
+from wcodec.backends.numba.merge import ALIGNED, Merges
 from wcodec.backends.numba.planes import patches_of
 from wcodec.backends.numba.rans import (
     DECODE_1,
@@ -168,16 +176,20 @@ def _begin_segment(
     params.row_jump, params.left, params.base = jump, params.row_groups, job.base
     rows_apart = jump if params.row_groups == 1 else 0
     params.ahead = GROUPS_AHEAD * (group * matrix.word_nbytes + rows_apart)
+    params.native = matrix.native
+    aligned = (params.target | jump) % ALIGNED == 0
+    if params.streaming != 0 and aligned and _is_direct(job, matrix):
+        params.native = params.streaming
     streams.params[s].n_groups = job.height * job.width // group
 
 
 @jit
-def _decode_and_merge(
-    n_rows: Any, n: Any, merging: Any, streams: Any, decoder: Any, merger: Any
-) -> None:
+def _decode_and_merge(n_rows: Any, n: Any, merging: Any, streams: Any, decoder: Any) -> None:
     """Decode the groups that `n` streams share, of as many of the first rows as can be, and merge
-    each block of them while it is in the first cache.
+    each block of them while it is in the first cache. A decoder that is 0 does nothing.
     """
+    if decoder == 0:
+        return
     for first in range(0, n_rows - n + 1, n):
         n_groups = take_groups(streams, first, n)
         for done in range(0, n_groups, BLOCK):
@@ -187,7 +199,7 @@ def _decode_and_merge(
                 merging.params[s].symbols = streams.params[s].target
             decode_groups(streams, first, n_block, decoder)
             for s in range(first, first + n):
-                call_native(merger, (merging.params[s:].ctypes.data, n_block))
+                call_native(merging.params[s].native, (merging.params[s:].ctypes.data, n_block))
 
 
 # ---- what is left ------------------------------------------------------------------------------
@@ -318,7 +330,7 @@ def decode_range(
     """
     matrix, tables, rooms = Matrix(*matrix), DecodingTables(*tables), Rooms(*rooms)
     merging, streams, crcs = Merging(*merging), Streams(*streams), Crcs(*crcs)
-    natives, merger = streams.natives, matrix.native
+    natives = streams.natives
     for a in range(first, last, TOGETHER):
         n = min(TOGETHER, last - a)
         fill(status[a : a + n], Status.OK)
@@ -326,9 +338,9 @@ def decode_range(
         _decode_lower_planes(n, jobs[a:], matrix, *shared, status[a:])
         for s in range(n):
             _begin_segment(s, jobs[a + s], matrix, *shared, crcs)
-        _decode_and_merge(n, TOGETHER, merging, streams, natives[DECODE_TOGETHER], merger)
-        _decode_and_merge(n, 2, merging, streams, natives[DECODE_2], merger)
-        _decode_and_merge(n, 1, merging, streams, natives[DECODE_1], merger)
+        _decode_and_merge(n, TOGETHER, merging, streams, natives[DECODE_TOGETHER])
+        _decode_and_merge(n, 2, merging, streams, natives[DECODE_2])
+        _decode_and_merge(n, 1, merging, streams, natives[DECODE_1])
         for s in range(n):
             # now that it is in the cache
             sum_record(crcs, a + s, payload[jobs[a + s].start : jobs[a + s].end])
@@ -336,3 +348,5 @@ def decode_range(
                 status[a + s] = _end_segment(
                     a + s, s, jobs[a + s], matrix, payload, rooms, merging, streams, crcs
                 )
+    if merging.params[0].streaming != 0:
+        fence()

@@ -16,6 +16,7 @@ from wcodec.backends.numba.arrays import copy, fill, put
 from wcodec.backends.numba.checksums import Crcs, sum_record, sum_words
 from wcodec.backends.numba.job_records import Jobs
 from wcodec.backends.numba.kernels import Int, Ints, Ints3, UInts32, call_native, jit, kernel
+from wcodec.backends.numba.planes import is_uncoded
 from wcodec.backends.numba.rans import (
     ENCODE_1,
     ENCODE_2,
@@ -79,10 +80,11 @@ def _place_words(job: Any, matrix: Any, beside: Any, params: Any) -> None:
 
 
 @jit
-def _split(job: Any, matrix: Any, share: Any, beside: Any, splitting: Any) -> Any:
+def _split(job: Any, matrix: Any, share: Any, beside: Any, splitting: Any, uncoded: Any) -> Any:
     """Split a segment into its share of rooms. Returns the number of patches.
 
-    `splitting` is one record of type `split.SPLIT`, `beside` has room for the words.
+    `splitting` is one record of type `split.SPLIT`, `beside` has room for the words, `uncoded` is
+    the address of what the table of plane 0 does not code, or 0.
     """
     params, n, planes = splitting[0], job.height * job.width, share.bytes
     _place_words(job, matrix, beside, params)
@@ -90,7 +92,7 @@ def _split(job: Any, matrix: Any, share: Any, beside: Any, splitting: Any) -> An
     for p in range(3):
         params.lower[p] = params.symbols + (1 + p) * share.size
     params.patches = params.symbols + PATCHES * share.size
-    params.base, params.fill = job.base, job.fill
+    params.base, params.fill, params.uncoded = job.base, job.fill, uncoded
     call_native(matrix.native, (splitting.ctypes.data, (n + STEP - 1) // STEP))
     if n % 2 and job.layout == Layout.PAIRS:  # the missing neighbour
         planes[n // 2] = (planes[n // 2] & 15) | job.fill << 4
@@ -142,7 +144,7 @@ def histogram_range(
         n, half = job.height * job.width, (job.height * job.width + 1) // 2
         job.base, job.fill = max(0, base), counted.fill
         job.layout = Layout.PAIRS if pairs else Layout.BYTES
-        n_patches = _split(job, matrix, rooms, beside, splitting)
+        n_patches = _split(job, matrix, rooms, beside, splitting, 0)
         if pairs and not nibbles:
             count(rooms.bytes[:half], four, own[0])
             own = own[1:]
@@ -162,6 +164,41 @@ def histogram_range(
 
 
 # ---- encoding ----------------------------------------------------------------------------------
+@jit
+def _end_pairs(job: Any, share: Any, n_patches: Any, uncoded: Any) -> Any:
+    """The last pair of an odd number of words, whose second code has become `fill` after all; see
+    `planes.coded_pair`. Returns the number of patches.
+    """
+    n, base, stand_in, patches = job.height * job.width, job.base, job.fill, _patch_room(share)
+    at, last = n // 2, np.int64(patches[max(0, n_patches - 1)])
+    patched = n_patches > 0 and last & 0xFFFFFF == n - 1
+    top = last >> 24 if patched else (base + (np.int64(share.bytes[at]) & 15)) & 255
+    code = (top - base) & 255
+    if code > 15:
+        return n_patches
+    pair = code | stand_in << 4
+    if is_uncoded(pair, uncoded):
+        share.bytes[at] = np.uint8(stand_in | stand_in << 4)
+        n_patches += not patched
+        patches[n_patches - 1] = np.uint32(top << 24 | (n - 1))
+        return n_patches
+    share.bytes[at] = np.uint8(pair)
+    return n_patches - patched
+
+
+@jit
+def _split_to_encode(
+    job: Any, matrix: Any, tables: Any, share: Any, beside: Any, splitting: Any
+) -> Any:
+    """As `_split`, with pairs that the table of plane 0 codes."""
+    plane, n = job.planes[0], job.height * job.width
+    if job.layout != Layout.PAIRS or matrix.word_nbytes == 1 or plane.coder != Coder.RANS:
+        return _split(job, matrix, share, beside, splitting, 0)
+    uncoded = tables.uncoded[plane.table]
+    n_patches = _split(job, matrix, share, beside, splitting, uncoded.ctypes.data)
+    return _end_pairs(job, share, n_patches, uncoded) if n % 2 else n_patches
+
+
 @jit
 def _words_of(rooms: Any, row: Any) -> Any:
     """Room for the words of the stream of a row."""
@@ -243,7 +280,8 @@ def encode_range(
         two = min(2, last - a)
         for s in range(two):
             job, share = jobs[a + s], _share_of(rooms, s)
-            encoded.n_patches[a + s] = _split(job, matrix, share, beside, splitting)
+            n_patches = _split_to_encode(job, matrix, tables, share, beside, splitting)
+            encoded.n_patches[a + s] = n_patches
             sum_words(crcs, a + s, job, matrix)
             _begin_streams(s, job, matrix, tables, rooms, streams)
         for p in range(n_stored_planes(jobs[a], matrix.word_nbytes)):

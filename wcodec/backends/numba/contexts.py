@@ -184,7 +184,15 @@ def _put_stream(
     return encode_by_class(symbols, size, tables, maps, m, classes, words, record, at, streams)
 
 
-_encode_segments = range_encoder(_put_stream)
+@jit
+def _table_of(plane: Any, maps: Any) -> Any:
+    m = plane.table
+    if plane.coder != Coder.CONTEXT or maps.kind[m] != SINGLE:
+        return np.int64(-1)
+    return np.int64(maps.parts[m][0]) // 256
+
+
+_encode_segments = range_encoder(_put_stream, _table_of)
 
 
 @kernel

@@ -83,6 +83,7 @@ TARGET: Final = _choose_target()  #: name in `TARGETS`
 _, VARIANT, CARRYLESS, BYTE_LOOKUP = TARGETS[TARGET]
 WIDTH: Final = 16 if VARIANT == "avx512" else 8  #: u32 in a vector
 GATHERS: Final = VARIANT in ("avx512", "avx2")  #: whether there is `gather`
+STREAMS: Final = VARIANT in ("avx512", "avx2")  #: whether there is `stream`
 
 
 def places(record: np.dtype[Any]) -> dict[str, int]:
@@ -151,6 +152,16 @@ def load(b: Any, source: Any, of: Any) -> Any:
 def store(b: Any, value: Any, target: Any) -> None:
     """Store to any address, aligned or not."""
     b.store(value, b.bitcast(target, value.type.as_pointer())).align = 1
+
+
+def stream(b: Any, value: Any, target: Any) -> None:
+    """Store past the caches, to an address that is a multiple of 16. Needs `STREAMS`.
+
+    Other threads see it after a fence.
+    """
+    stored = b.store(value, b.bitcast(target, value.type.as_pointer()))
+    stored.align = 16
+    stored.set_metadata("nontemporal", b.module.add_metadata([I32(1)]))
 
 
 def shuffle(b: Any, first: Any, second: Any, order: Iterable[int]) -> Any:
@@ -261,6 +272,27 @@ def lookup_bytes(b: Any, table: list[Any], index: Any) -> Any:
     permute = declare(b, "llvm.x86.avx512.vpermi2var.qi.512", of, [of] * 3)
     low, high = (b.call(permute, [table[i], index, table[i + 1]]) for i in (0, 2))
     return b.select(b.icmp_signed("<", index, zero(of)), high, low)
+
+
+def load_row(b: Any, source: Any, n: int) -> Any:
+    """A table of 16 bytes in registers of `n` bytes, for `lookup_nibbles`."""
+    row = load(b, source, vector(I8, 16))
+    return shuffle(b, row, row, [i % 16 for i in range(n)])
+
+
+def lookup_nibbles(b: Any, row: Any, index: Any) -> Any:
+    """``row[index]`` for each byte; indices are below 16."""
+    n, of = index.type.count, index.type
+    if VARIANT == "neon":
+        part = vector(I8, 16)
+        permute = declare(b, "llvm.aarch64.neon.tbl1.v16i8", part, [part] * 2)
+        table, halves = shuffle(b, row, row, range(16)), range(0, n, 16)
+        some = [
+            b.call(permute, [table, shuffle(b, index, index, range(i, i + 16))]) for i in halves
+        ]
+        return shuffle(b, some[0], some[1], range(n))
+    name = "avx512.pshuf.b.512" if VARIANT == "avx512" else "avx2.pshuf.b"
+    return b.call(declare(b, f"llvm.x86.{name}", of, [of] * 2), [row, index])
 
 
 def prefetch_line(b: Any, address: Any, write: int = 1) -> None:

@@ -261,3 +261,15 @@ def call_native(typing: Any, function: Any, args: Any) -> Any:
 
     uniform: Any = types.UniTuple
     return types.void(types.int64, uniform(types.int64, len(args))), call
+
+
+@intrinsic
+def fence(typing: Any) -> Any:
+    """Let other threads see what was stored past the caches before they see what comes next."""
+    from numba.core import types
+
+    def codegen(context: Any, b: Any, signature: Any, values: Any) -> Any:
+        b.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen

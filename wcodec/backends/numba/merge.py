@@ -36,18 +36,21 @@ MERGE: Final = np.dtype(
         ("left", np.int64),  # groups that are left of this row
         ("base", np.int64),  # where the window begins
         ("ahead", np.int64),  # how many bytes ahead of the stores cache lines are asked for
+        ("native", np.int64),  # address of the kernel
+        ("streaming", np.int64),  # address of the one that stores past the caches, or 0
     ]
 )
 Merges = Annotated[Any, ArrayOf(MERGE)]
-AHEAD_NBYTES: Final = 512  #: how far ahead of the loads cache lines are asked for
+AHEAD_NBYTES: Final = 1024  #: how far ahead of the loads cache lines are asked for
+ALIGNED: Final = 16  #: what stores past the caches need
 
 
 class _Merger(ir.Emitter):
     """The body of a kernel of one kind; see `KINDS`."""
 
-    def __init__(self, b: Any, params: Any, kind: Kind, crc: bool) -> None:
+    def __init__(self, b: Any, params: Any, kind: Kind, crc: bool, streaming: bool) -> None:
         super().__init__(b, params, MERGE)
-        self.crc = crc
+        self.crc, self.streaming = crc, streaming
         self.pairs, self.word_nbytes, self.map = kind
         self.n_lower = kind.n_lower
         self.base = ir.broadcast(b, b.trunc(self.param("base"), I8), _N)
@@ -71,10 +74,11 @@ class _Merger(ir.Emitter):
         symbols, target, left, *lower = loop.values[: len(kept)]
         words, read = self._words(symbols, lower)
         to, nbytes = ir.pointer(b, target), _N * len(words)
+        store = ir.stream if self.streaming else ir.store
         for i, some in enumerate(words):
-            ir.store(b, some, ir.element(b, to, I8, I64(_N * i)))
+            store(b, some, ir.element(b, to, I8, I64(_N * i)))
         new_lanes = self._fold(loop.values[len(kept) :], words, b.icmp_signed("==", left, in_row))
-        for line in range(0, nbytes, 64):
+        for line in range(0, 0 if self.streaming else nbytes, 64):
             ir.prefetch_line(b, b.add(b.add(target, ahead), I64(line)))
         for source in lower:
             for line in range(0, read, 64):
@@ -171,14 +175,16 @@ class _Merger(ir.Emitter):
 
 
 @cache
-def merger(number: int, crc: bool) -> Native:
+def merger(number: int, crc: bool, streaming: bool = False) -> Native:
     """Native function that merges groups of symbols with lower planes: ``(params, n_groups)``; with
     or without the CRC-32.
 
-    `number` is one more than that of a kind in `KINDS`.
+    `number` is one more than that of a kind in `KINDS`. `streaming` ones store past the caches;
+    targets and jumps are multiples of `ALIGNED`.
     """
 
     def emit_merger(b: Any, params: Any, n_groups: Any) -> None:
-        _Merger(b, ir.pointer(b, params), KINDS[number - 1], crc).run(n_groups)
+        _Merger(b, ir.pointer(b, params), KINDS[number - 1], crc, streaming).run(n_groups)
 
-    return Native(f"merge_{number}_crc" if crc else f"merge_{number}", emit_merger, 2)
+    name = f"merge_{number}_crc" if crc else f"merge_{number}"
+    return Native(f"stream_{name}" if streaming else name, emit_merger, 2)

@@ -66,17 +66,12 @@ def merge_words(job: Any, matrix: Any, side: Any, addresses: Any) -> None:
 @jit
 def pack_nibbles(
     plane: Any, n: Any, packed: Any, shift: Any, keep: Any, base: Any, stand_in: Any
-) -> Any:
+) -> None:
     """Pack two 4-bit codes ``(value >> shift & keep) - base`` of a plane into each byte.
 
     A code that is not 0 to 15 becomes `stand_in`, and so does the missing neighbour of an odd
     last one.
-
-    Returns
-    -------
-    How many became `stand_in`, without the missing neighbour.
     """
-    outside: Any = 0
     s, k, b, f = (
         np.uint32(shift) & np.uint32(7),
         np.uint32(keep),
@@ -90,18 +85,15 @@ def pack_nibbles(
         w = np.uint32(two[i])
         one = ((((w & np.uint32(255)) >> s) & k) - b) & np.uint32(255)
         other = ((((w >> np.uint32(8)) >> s) & k) - b) & np.uint32(255)
-        outside += np.int64(one > 15) + np.int64(other > 15)
         one = f if one > 15 else one
         other = f if other > 15 else other
         packed[i] = np.uint8(one | other << np.uint32(4))
     if n % 2:
-        outside -= np.int64((((np.int64(plane[n]) >> shift) & keep) - base) & 255 > 15)
         packed[n // 2] = (packed[n // 2] & 15) | stand_in << 4
-    return outside
 
 
 @jit
-def pack_plane(job: Any, word_nbytes: Any, p: Any, plane: Any, packed: Any) -> Any:
+def pack_plane(job: Any, word_nbytes: Any, p: Any, plane: Any, packed: Any) -> None:
     """Codes of plane `p` of a segment of layout PAIRS, as `pack_nibbles`.
 
     `plane` is the top byte plane: a one-byte word is two codes, of a larger one the top byte is one
@@ -109,7 +101,7 @@ def pack_plane(job: Any, word_nbytes: Any, p: Any, plane: Any, packed: Any) -> A
     """
     shift, keep = (4 - 4 * p, 15) if word_nbytes == 1 else (0, 255)
     stand_in = job.fill if p == 0 else 0
-    return pack_nibbles(plane, job.height * job.width, packed, shift, keep, job.base, stand_in)
+    pack_nibbles(plane, job.height * job.width, packed, shift, keep, job.base, stand_in)
 
 
 @jit
@@ -133,27 +125,61 @@ def unpack_plane(job: Any, word_nbytes: Any, p: Any, packed: Any, plane: Any) ->
 
 # ---- patches -----------------------------------------------------------------------------------
 @jit
-def put_patches(top: Any, n: Any, base: Any, record: Any, at: Any) -> Any:
-    """Write the patches of the words outside the window; returns where the next part starts.
+def is_uncoded(symbol: Any, uncoded: Any) -> Any:
+    """Whether a table does not code a symbol; `uncoded` is its row of `EncodingTables`."""
+    row = np.int64(uncoded[(symbol >> 7) << 4 | (symbol & 15)])
+    return (row >> (symbol >> 4 & 7)) & 1 == 1
 
-    They are few: most blocks are passed over.
+
+@jit
+def coded_pair(pair: Any, stand_in: Any, uncoded: Any) -> Any:
+    """The pair of codes that stands for one that a table does not code, as
+    `wcodec.reference.planes.patch_uncoded` has it.
     """
-    low = np.uint8(base)
-    for start in range(0, n, 256):
-        block, outside = top[start : min(start + 256, n)], np.uint8(0)
-        for i in range(block.size):
-            outside |= np.uint8(block[i] - low) & np.uint8(0xF0)
-        if outside == 0:
+    one, other = (pair & 15) | stand_in << 4, (pair & 240) | stand_in
+    if not is_uncoded(one, uncoded):
+        return one
+    return stand_in | stand_in << 4 if is_uncoded(other, uncoded) else other
+
+
+@jit
+def replace_uncoded(packed: Any, stand_in: Any, uncoded: Any) -> None:
+    """Replace the pairs that a table does not code."""
+    for i in range(packed.size):
+        pair = np.int64(packed[i])
+        if is_uncoded(pair, uncoded):
+            packed[i] = np.uint8(coded_pair(pair, stand_in, uncoded))
+
+
+@jit
+def put_patches(top: Any, packed: Any, n: Any, base: Any, record: Any, at: Any) -> Any:
+    """Write the patches of `n` words whose code does not say what their top byte is.
+
+    They are few: most blocks are passed over. Returns how many there are.
+    """
+    start, low = at, np.uint32(base)
+    if n % 2:
+        top[n] = np.uint8(base + (np.int64(packed[n // 2]) >> 4))  # of no word: no patch
+    two = top[: (n + 1) // 2 * 2].view(np.uint16)
+    for first in range(0, two.size, 128):
+        some, codes, differ = two[first : first + 128], packed[first : first + 128], np.uint32(0)
+        for i in range(some.size):
+            w, code = np.uint32(some[i]), np.uint32(codes[i])
+            one = ((w & np.uint32(255)) - low) & np.uint32(255)
+            other = ((w >> np.uint32(8)) - low) & np.uint32(255)
+            differ |= (one ^ (code & np.uint32(15))) | (other ^ (code >> np.uint32(4)))
+        if differ == 0:
             continue
-        for i in range(start, start + block.size):
-            if (np.int64(top[i]) - base) & 255 > 15:
+        for i in range(2 * first, 2 * (first + some.size)):
+            stored = np.int64(packed[i // 2]) >> 4 * (i % 2) & 15
+            if (np.int64(top[i]) - base) & 255 != stored:
                 record[at] = np.uint8(i)
                 record[at + 1] = np.uint8(i >> 8)
                 record[at + 2] = np.uint8(i >> 16)
                 record[at + 3] = top[i]
                 at += 4
     fill(record[at : padded(at)], 0)
-    return padded(at)
+    return (at - start) // 4
 
 
 @jit

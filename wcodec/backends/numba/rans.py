@@ -72,7 +72,8 @@ class Streams(NamedTuple):
     expansion, compression
         uint8: permutations of 8 elements that AVX2 and NEON need.
     natives
-        int64: addresses of native functions, 0 for those that nothing has needed.
+        int64: addresses of native functions, 0 for those that nothing has needed. That of
+        `DECODE_TOGETHER` is 0 where two streams at a time are as fast.
     """
 
     params: StreamRows
@@ -126,6 +127,8 @@ def take_groups(streams: Any, first: Any, n: Any) -> Any:
 
 @jit
 def _decode_rows(streams: Any, n_rows: Any, n: Any, native: Any) -> None:
+    if native == 0:
+        return
     for first in range(0, n_rows - n + 1, n):
         n_groups = take_groups(streams, first, n)
         decode_groups(streams, first, n_groups, native)
@@ -371,7 +374,8 @@ class StreamScratch:
         self._packed: Packed | None = None
         if not _PLAIN:
             self.natives[: REVERSE + 1] = (
-                *(rans_vectors.decoder(n, False, gather).address for n in (1, 2, TOGETHER)),
+                *(rans_vectors.decoder(n, False, gather).address for n in (1, 2)),
+                rans_vectors.decoder(TOGETHER, False, gather).address if gather else 0,
                 rans_vectors.encoder(1).address,
                 rans_vectors.encoder(2).address,
                 rans_vectors.reverser().address,

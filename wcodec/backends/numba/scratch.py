@@ -34,9 +34,10 @@ class Scratch:
         self.streams = StreamScratch(table_lookups.choice().name == table_lookups.GATHER)
         self.four = Packed(np.empty(4 * 256, np.uint32))  # counts
         self.splitting = Packed(np.zeros(1, split.SPLIT))
+        self.merges = np.zeros(TOGETHER, merge.MERGE)
         self.merging = Packed(
             common_decoding.Merging(
-                np.zeros(TOGETHER, merge.MERGE),
+                self.merges,
                 np.zeros((TOGETHER, common_decoding.BLOCK * GROUP), np.uint8),
                 np.zeros((TOGETHER, merge.LANES_NBYTES), np.uint8),
             )

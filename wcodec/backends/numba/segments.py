@@ -30,6 +30,7 @@ from wcodec.backends.numba.planes import (
     pack_plane,
     patches_of,
     put_patches,
+    replace_uncoded,
     split_words,
     unpack_plane,
 )
@@ -170,7 +171,7 @@ def _put_raw(job: Any, matrix: Any, record: Any, at: Any) -> Any:
     return padded(at)
 
 
-def _segment_encoder(put_stream: Any) -> Any:
+def _segment_encoder(put_stream: Any, table_of: Any) -> Any:
     def encode_segment(
         k: Any,
         job: Any,
@@ -191,13 +192,16 @@ def _segment_encoder(put_stream: Any) -> Any:
         scales = heads.scales[job.scales_offset : job.scales_offset + job.scales_nbytes]
         at = put(scales, record, put(modes, record, at))
         split_words(job, matrix, rooms)
-        n_outside = 0
+        encoded.n_patches[k] = 0
         for p in range(n_stored_planes(job, word_nbytes)):
             plane, symbols = job.planes[p], room_of(rooms, p)
             size = plane_nbytes(job, word_nbytes, p)
             if is_packed(job, word_nbytes, p):
                 symbols = room_of(rooms, word_nbytes + p)
-                n_outside += pack_plane(job, word_nbytes, p, rooms.bytes, symbols)
+                pack_plane(job, word_nbytes, p, rooms.bytes, symbols)
+                t = table_of(plane, maps)
+                if word_nbytes > 1 and t >= 0:
+                    replace_uncoded(symbols[:size], job.fill, tables.uncoded[t])
             if plane.coder == Coder.RAW:
                 at = put(symbols[:size], record, at)
             elif plane.coder != Coder.CONSTANT:
@@ -213,21 +217,23 @@ def _segment_encoder(put_stream: Any) -> Any:
                 )
                 encoded.n_units[p, k] = (end - at) // UNIT
                 at = end
-        encoded.n_patches[k] = n_outside
-        if n_outside > 0:
-            at = put_patches(rooms.bytes, job.height * job.width, job.base, record, at)
+        if job.layout == Layout.PAIRS and word_nbytes > 1:
+            codes, n = room_of(rooms, word_nbytes), job.height * job.width
+            encoded.n_patches[k] = put_patches(rooms.bytes, codes, n, job.base, record, at)
+            at += padded(4 * np.int64(encoded.n_patches[k]))
         return at
 
     return jit(encode_segment)
 
 
-def range_encoder(put_stream: Any) -> Any:
+def range_encoder(put_stream: Any, table_of: Any) -> Any:
     """A function that encodes a range of segments.
 
     ``put_stream(job, matrix, p, symbols, scales, tables, maps, rooms, streams, record, at)`` writes
     the stream of plane `p` at ``record[at]``, and returns where the next part starts.
+    ``table_of(plane, maps)`` is the table of a plane of coder RANS, or -1.
     """
-    encode_segment = _segment_encoder(put_stream)
+    encode_segment = _segment_encoder(put_stream, table_of)
 
     def encode_segments(
         first: Any,
@@ -273,7 +279,12 @@ def _put_stream(
     return encode_stream(symbols, size, tables, t, rooms.stream_words, record, at, streams)
 
 
-_encode_segments = range_encoder(_put_stream)
+@jit
+def _table_of(plane: Any, maps: Any) -> Any:
+    return np.int64(plane.table) if plane.coder == Coder.RANS else np.int64(-1)
+
+
+_encode_segments = range_encoder(_put_stream, _table_of)
 
 
 @kernel

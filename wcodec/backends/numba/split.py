@@ -33,6 +33,8 @@ SPLIT: Final = np.dtype(
         ("fill", np.int64),  # the code of words outside of it
         ("ahead", np.int64),  # how many bytes ahead cache lines are asked for
         ("n_patches", np.int64),  # how many there are: a result
+        ("uncoded", np.int64),  # address of the row of `EncodingTables.uncoded`, or 0 for none
+        ("none", np.int64, (4,)),  # such a row, of a table that codes all
         ("spill", np.int64, (8,)),  # room for a vector
     ]
 )
@@ -50,6 +52,15 @@ class _Splitter(ir.Emitter):
         self.base = ir.broadcast(b, b.trunc(self.param("base"), I8), _N)
         self.fill = ir.broadcast(b, b.trunc(self.param("fill"), I8), _N)
         self.patches = ir.pointer(b, self.param("patches"))
+        if self.window and lower:
+            named, none = self.param("uncoded"), b.ptrtoint(self.place("none"), I64)
+            rows = ir.pointer(b, b.select(b.icmp_signed("==", named, I64(0)), none, named))
+            self.uncoded = [
+                ir.load_row(b, ir.element(b, rows, I8, I64(16 * h)), _N) for h in (0, 1)
+            ]
+            self.bits = ir.constant(
+                vector(I8, _N), [(1 << i % 8) - 256 * (i % 8 == 7) for i in range(_N)]
+            )
 
     def put(self, address: Any, at: Any, vectors: list[Any]) -> None:
         """Store vectors from byte `at` of an output."""
@@ -79,7 +90,10 @@ class _Splitter(ir.Emitter):
             )
         else:
             codes, outside = zip(*map(self._code, planes[0]), strict=True)
-            self.put(self.param("symbols"), half, [self._pack(list(codes))])
+            symbols = self._pack(list(codes))
+            if self.lower:
+                symbols, outside = self._replace_uncoded(symbols, outside)
+            self.put(self.param("symbols"), half, [symbols])
             for i, (mask, tops) in enumerate(zip(outside, planes[0], strict=True)):
                 n_patches = self._patch(mask, tops, b.add(first, I64(_N * i)), n_patches)
         for p in range(1, self.word_nbytes if self.lower else 1):
@@ -135,6 +149,52 @@ class _Splitter(ir.Emitter):
         code = self.b.sub(tops, self.base)
         outside = self.b.icmp_unsigned(">", code, self._constant(15))
         return self.b.select(outside, self.fill, code), outside
+
+    def _is_uncoded(self, symbols: Any) -> Any:
+        """Which symbols the table does not code."""
+        b, of = self.b, vector(I8, _N)
+        low, high = b.and_(symbols, self._constant(15)), b.lshr(symbols, self._constant(4))
+        rows = [ir.lookup_nibbles(b, half, low) for half in self.uncoded]
+        row = b.select(b.icmp_signed("<", symbols, ir.zero(of)), rows[1], rows[0])
+        bit = ir.lookup_nibbles(b, self.bits, high)
+        return b.icmp_unsigned("!=", b.and_(row, bit), ir.zero(of))
+
+    def _replace_uncoded(self, symbols: Any, outside: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Pairs that the table codes, and which words get patches; most often nothing changes.
+
+        See `wcodec.reference.planes.patch_uncoded`.
+        """
+        b, bits, of = self.b, IntType(_N), vector(I8, _N)
+        uncoded = self._is_uncoded(symbols)
+        before, some, done = (
+            b.block,
+            b.append_basic_block("uncoded"),
+            b.append_basic_block("coded"),
+        )
+        b.cbranch(b.icmp_unsigned("==", b.bitcast(uncoded, bits), bits(0)), done, some)
+        b.position_at_end(some)
+        high = b.shl(self.fill, self._constant(4))
+        one = b.or_(b.and_(symbols, self._constant(15)), high)
+        other = b.or_(b.and_(symbols, self._constant(240)), self.fill)
+        drops_first = b.and_(uncoded, self._is_uncoded(one))
+        drops_second = b.or_(
+            b.xor(drops_first, uncoded), b.and_(drops_first, self._is_uncoded(other))
+        )
+        new = b.select(drops_first, other, b.select(uncoded, one, symbols))
+        new = b.select(b.and_(drops_first, drops_second), b.or_(high, self.fill), new)
+        flags = [b.sext(d, of) for d in (drops_first, drops_second)]
+        words = [b.icmp_signed("<", w, ir.zero(of)) for w in ir.zipped(b, *flags)]
+        patched = [b.or_(old, w) for old, w in zip(outside, words, strict=True)]
+        last = b.block
+        b.branch(done)
+        b.position_at_end(done)
+        out = []
+        for old, changed in zip((symbols, *outside), (new, *patched), strict=True):
+            phi = b.phi(old.type)
+            phi.add_incoming(old, before)
+            phi.add_incoming(changed, last)
+            out.append(phi)
+        return out[0], out[1:]
 
     def _patch(self, outside: Any, tops: Any, first: Any, n_patches: Any) -> Any:
         """Append ``top << 24 | index`` of the words outside; most often there are none."""

@@ -140,6 +140,8 @@ def encoding_tables(tables: list[Table]) -> tuple[EncodingTables, NDArray[np.uin
     n, prob_bits = len(tables), np.array([t.prob_bits for t in tables], np.int64)
     codes, words = np.empty((256 * n, 2), np.uint64), np.empty((n, 1024), np.uint8)
     entries = np.empty((n, 768), np.uint8) if BYTE_LOOKUP else words
-    padding = np.empty(n, np.int64)
-    fill_entries(frequencies(tables), prob_bits, codes, words, entries, padding)
-    return EncodingTables(codes, entries, prob_bits, padding), words
+    padding, freq = np.empty(n, np.int64), frequencies(tables)
+    fill_entries(freq, prob_bits, codes, words, entries, padding)
+    # by the fourth and the three other high bits of a symbol, and the low ones
+    uncoded = np.packbits(freq.reshape(n, 2, 8, 16) == 0, axis=2, bitorder="little")
+    return EncodingTables(codes, entries, prob_bits, padding, uncoded.reshape(n, 32)), words

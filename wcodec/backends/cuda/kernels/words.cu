@@ -154,6 +154,28 @@ DEVICE void window_codes(const u32 (&top)[PARTS], u32 base, u32 fill, u32 valid,
     }
 }
 
+// Of a pair of codes that plane 0's table lacks, the second becomes `fill`, or else the first, or
+// else both (spec: chapter 14). Words whose code that changes get the flag of those outside of the
+// window. `filled`: a pair of two `fill`, in each byte.
+template <u32 N_PAIRS, u32 PARTS, u32 PACKED_PARTS>
+DEVICE void replace_uncoded(const u8 *uncoded, u32 filled, u32 (&packed)[PACKED_PARTS],
+                            u32 (&outside)[PARTS]) {
+    u32 any = 0;
+#pragma unroll
+    for (u32 i = 0; i < N_PAIRS; ++i) any |= uncoded[packed[i / 4] >> 8 * (i % 4) & 255];
+    if (!any) return;
+#pragma unroll
+    for (u32 i = 0; i < N_PAIRS; ++i) {
+        const u32 pair = packed[i / 4] >> 8 * (i % 4) & 255;
+        if (!uncoded[pair]) continue;
+        u32 changed = 0xf0;
+        if (uncoded[choose(changed, filled, pair)]) changed = 0x0f;
+        if (uncoded[choose(changed, filled, pair)]) changed = 0xff;
+        packed[i / 4] = choose(changed << 8 * (i % 4), filled, packed[i / 4]);
+        outside[i / 2] |= ((changed & 1) << 4 | (changed & 16) << 8) << 16 * (i % 2);
+    }
+}
+
 template <u32 PARTS>
 DEVICE void write_patches(const u32 (&top)[PARTS], const u32 (&outside)[PARTS], u32 first,
                           u32 *to) {
@@ -187,7 +209,8 @@ DEVICE void write_halves(const Planes<1> &planes, const u64 *targets, u32 fill, 
 }
 
 template <u32 NBYTES>
-DEVICE u32 split(const Segment &segment, const Tensor &tensor, const Plane *planes, u32 *counts) {
+DEVICE u32 split(const Segment &segment, const Tensor &tensor, const Plane *planes,
+                 const u8 *uncoded, u32 *counts) {
     using P = Planes<NBYTES>;
     const bool pairs = segment.layout == LAYOUT_PAIRS;
     const u32 base = each_byte(segment.base), fill = each_byte(segment.fill);
@@ -218,6 +241,7 @@ DEVICE u32 split(const Segment &segment, const Tensor &tensor, const Plane *plan
             u32 codes[P::PARTS], outside[P::PARTS], packed[P::PACKED_PARTS], count = 0;
             window_codes(bytes.part[0], base, fill, valid, codes, outside);
             pack_codes(codes, packed);
+            replace_uncoded<P::COUNT / 2>(uncoded, fill | fill << 4, packed, outside);
             if (valid) write<P::COUNT / 2>(targets[0], i / 2, packed);
 #pragma unroll
             for (u32 k = 0; k < P::PARTS; ++k) count += __popc(outside[k]);
@@ -229,19 +253,25 @@ DEVICE u32 split(const Segment &segment, const Tensor &tensor, const Plane *plan
 }
 
 KERNEL __launch_bounds__(BLOCK_THREADS)
-    split_words(const Tensor *__restrict__ tensors, const Segment *__restrict__ segments,
-                const Plane *__restrict__ planes, const u32 *__restrict__ list,
-                u32 *__restrict__ n_patches) {
+    split_words(const Table *__restrict__ tables, const Tensor *__restrict__ tensors,
+                const Segment *__restrict__ segments, const Plane *__restrict__ planes,
+                const u32 *__restrict__ list, u32 *__restrict__ n_patches) {
     __shared__ u32 counts[2 * BLOCK_WARPS];
+    __shared__ u8 uncoded[BLOCK_THREADS];  // of each pair of codes: whether plane 0's table lacks it
     const u32 index = list[blockIdx.x];
     const Segment &segment = segments[index];
     const Tensor &tensor = tensors[segment.tensor];
     const Plane *own = planes + segment.plane;
+    // no table lacks the pair of two `fill`; missing words, which have it, never become patches
+    uncoded[threadIdx.x] = segment.layout == LAYOUT_PAIRS && own->coder == CODER_RANS &&
+                           threadIdx.x != 17u * segment.fill &&
+                           tables[own->table].freq[threadIdx.x] == 0;
+    __syncthreads();
     u32 total = 0;
     if (segment.layout == LAYOUT_RAW) total = 0;
-    else if (tensor.word_nbytes == 1) total = split<1>(segment, tensor, own, counts);
-    else if (tensor.word_nbytes == 2) total = split<2>(segment, tensor, own, counts);
-    else if (tensor.word_nbytes == 4) total = split<4>(segment, tensor, own, counts);
-    else total = split<8>(segment, tensor, own, counts);
+    else if (tensor.word_nbytes == 1) total = split<1>(segment, tensor, own, uncoded, counts);
+    else if (tensor.word_nbytes == 2) total = split<2>(segment, tensor, own, uncoded, counts);
+    else if (tensor.word_nbytes == 4) total = split<4>(segment, tensor, own, uncoded, counts);
+    else total = split<8>(segment, tensor, own, uncoded, counts);
     if (threadIdx.x == 0) n_patches[index] = total;
 }

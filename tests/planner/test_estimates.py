@@ -1,0 +1,157 @@
+"""Large chunks are planned from a part of their rows, and rare pairs get patches, not slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from wcodec.backends import load_backend
+from wcodec.backends.reference import ReferenceBackend
+from wcodec.codec.decoder import Decoder
+from wcodec.codec.encoder import Encoder, words_of
+from wcodec.planner.costs import Chunk, pair_costs, quantise, without_rare
+from wcodec.planner.geometry import choose_geometry
+from wcodec.planner.options import EncodeOptions
+from wcodec.planner.planner import ESTIMATED_WORDS, Planner
+from wcodec.reference.planes import Layout
+from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tiles import Geometry
+
+
+def gaussian(rows: int, cols: int, seed: int = 0) -> NDArray[Any]:
+    """A matrix of bf16."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((rows, cols)) * 0.02).astype(ml_dtypes.bfloat16)
+
+
+def planned(array: NDArray[Any], **options: Any) -> tuple[Planner, SegmentPlan]:
+    """The plan of an array as one chunk, and who made it."""
+    chosen = EncodeOptions(**options)
+    planner, (dtype, words) = Planner(chosen), words_of(array)
+    _, geometry = choose_geometry(array.shape, dtype, chosen)
+    matrix = words.reshape(geometry.rows, geometry.cols)
+    return planner, planner.plan(matrix, geometry, dtype, load_backend("numba"))
+
+
+def test_an_estimate_costs_next_to_nothing() -> None:
+    array = gaussian(2048, 2048)
+    assert array.size >= ESTIMATED_WORDS
+    planner, plan = planned(array)
+    assert planner.estimated
+    whole, exact = planned(array, layout="pairs")
+    assert not whole.estimated
+    assert (plan.segments.layout == Layout.PAIRS).all()
+    backend = load_backend("numba")
+    _, words = words_of(array)
+    sizes = [
+        backend.encode_segments(p, words.reshape(2048, 2048)).payload.size for p in (plan, exact)
+    ]
+    assert sizes[0] <= sizes[1] * 1.0002
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"preset": "max"},
+        {"layout": "pairs"},
+        {"coder": "rans"},
+        {"force": True},
+        {"predictor": "none"},
+    ],
+)
+def test_what_is_asked_for_is_planned_from_all_words(options: dict[str, Any]) -> None:
+    assert not planned(gaussian(1024, 2048), **options)[0].estimated
+
+
+@pytest.mark.parametrize("shape", [(1024, 2047), (1000, 2048), (1023, 2048)])
+def test_small_chunks_and_odd_heights_are_planned_from_all_words(shape: tuple[int, int]) -> None:
+    assert not planned(gaussian(*shape))[0].estimated
+
+
+def test_all_rows_have_their_turn() -> None:
+    """Of every eight blocks of eight rows one, others in other segments."""
+    geometry = Geometry(512, 1024, 128, 128, 128, 128)
+    dtype, words = words_of(gaussian(512, 1024))
+    matrix = words.reshape(512, 1024)
+    part = Chunk(matrix, geometry, dtype, ReferenceBackend(), np.full(32, 128 * 128)).eighth()
+    assert part is not None
+    assert part.blocks is not None
+    assert part.blocks.shape == (32, 2)
+    of_segment = part.blocks // 8 // 16 * 8 + part.blocks % 8
+    assert (of_segment == np.arange(32)[:, None]).all()
+    assert set((part.blocks // 8 % 16).reshape(-1).tolist()) == set(range(16))
+    assert (part.histogram(base=100, fill=3)[:, 1].sum(axis=1) == part.size).all()
+
+
+def looked_at(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which words an estimate of a chunk has seen, or the look before it."""
+    dtype, words = words_of(array)
+    _, geometry = choose_geometry(array.shape, dtype, EncodeOptions())
+    matrix = words.reshape(geometry.rows, geometry.cols)
+    size = np.full(geometry.n_segments, geometry.segment_rows * geometry.segment_cols)
+    part = Chunk(matrix, geometry, dtype, ReferenceBackend(), size).eighth()
+    assert part is not None
+    assert part.blocks is not None
+    seen = np.zeros(matrix.shape, np.bool_)
+    for k in part.blocks.reshape(-1).tolist():
+        seen[part.geometry.rectangle(k)] = True
+    seen.reshape(-1, geometry.segment_rows, geometry.cols)[:, : geometry.segment_rows // 16] = True
+    return seen
+
+
+@pytest.mark.parametrize("unseen", ["noise", "zeros", "tiny"])
+def test_what_was_not_looked_at_comes_back_too(unseen: str) -> None:
+    """Words unlike those that were looked at, so that all the choices are bad ones."""
+    array = gaussian(2048, 1024)
+    seen, rng = looked_at(array), np.random.default_rng(1)
+    others = {
+        "noise": rng.integers(0, 1 << 16, array.shape, np.uint16).view(ml_dtypes.bfloat16),
+        "zeros": np.zeros_like(array),
+        "tiny": array * ml_dtypes.bfloat16(1e-12),
+    }[unseen]
+    array = np.where(seen, array, others)
+    assert planned(array)[0].estimated
+    for name in ("numba", "reference"):
+        data = Encoder(None, load_backend(name)).encode(array)
+        out = np.empty_like(array)
+        Decoder(load_backend("numba")).decode(data, out)
+        assert out.tobytes() == array.tobytes()
+        assert len(data) <= array.nbytes * 1.001
+        if name == "numba":
+            first = data
+        assert data == first
+
+
+def test_what_may_be_constant_is_looked_at_whole() -> None:
+    array = gaussian(2048, 1024)
+    array[:1024] = np.where(looked_at(array), array[0, 0], array)[:1024]
+    planner, _ = planned(array)
+    assert not planner.estimated
+
+
+def test_rare_pairs_have_no_slots() -> None:
+    counts = np.zeros(256, np.int64)
+    counts[[0x33, 0x34, 0x43, 0x44]] = [1 << 20, 1 << 19, 1 << 19, 1 << 18]
+    counts[[0x01, 0x10]] = [3, 1 << 10]
+    kept = without_rare(counts, 3)
+    assert kept[0x01] == 0
+    assert kept[0x10] == 1 << 10
+    table = quantise(kept)
+    costs, n_patches = pair_costs(table, 3)
+    assert n_patches[[0x33, 0x10, 0x01, 0x05, 0x53, 0x35]].tolist() == [0, 0, 2, 2, 1, 1]
+    assert costs[0x01] == costs[0x33] + (64 << 16)
+    # at least two symbols stay, whatever is rare
+    assert (
+        np.flatnonzero(without_rare(np.eye(1, 256, 7, np.int64)[0] * 10**9 + (counts == 3), 7)).size
+        > 1
+    )
+
+
+def test_few_words_keep_the_slots_of_all_their_pairs() -> None:
+    counts = np.bincount(np.random.default_rng(0).integers(0, 256, 1 << 16), minlength=256)
+    counts[7] = 1
+    assert (without_rare(counts, 3) == counts).all()
