@@ -36,8 +36,9 @@ from bench_files import RESULTS, machine
 import wcodec
 from wcodec.backends import Backend, load_backend
 from wcodec.codec.decoder import Decoder
-from wcodec.codec.encoder import Encoder, Parts
+from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
+from wcodec.codec.whole import Whole
 from wcodec.files.safetensors_header import SafetensorsHeader, read_safetensors_header
 from wcodec.planner.options import PRESETS
 
@@ -65,8 +66,8 @@ def encode(
     backend: Backend | None = None,
 ) -> bytes:
     """The file of all tensors, put together once it is known."""
-    parts = Parts()
-    writer = Encoder(options, backend).start(parts)
+    whole = Whole(len(data))
+    writer = Encoder(options, backend).start(whole)
     for t in header.tensors:
         writer.add_words(
             t.name,
@@ -76,7 +77,7 @@ def encode(
             t.dtype_name,
         )
     writer.finish(header.metadata, header.raw)
-    return b"".join(parts)
+    return whole.getvalue()
 
 
 def measure(

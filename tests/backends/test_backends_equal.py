@@ -40,7 +40,7 @@ from wcodec.backends.protocol import Backend, SegmentPlan, Status
 from wcodec.errors import DecodeError
 from wcodec.planner.costs import quantise
 from wcodec.reference import decoding, encoding
-from wcodec.reference.checksums import crc32_each
+from wcodec.reference.checksums import crc32, crc32_each
 from wcodec.reference.columns import Stored, StoredTable, write_columns
 from wcodec.reference.planes import BY_NAME, DTYPES, DType, Layout
 from wcodec.reference.prediction import IS_MODE, MODES, PER_TILE
@@ -93,6 +93,13 @@ def check_encode(backend: Backend, case: Case) -> None:
     np.testing.assert_array_equal(encoded.n_units, s.n_units)
     np.testing.assert_array_equal(encoded.n_patches, s.n_patches)
     np.testing.assert_array_equal(backend.to_host(encoded.payload), case.payload)
+    in_parts, sums = backend.encode_in_parts(case.plan, backend.to_device(words))
+    np.testing.assert_array_equal(in_parts.n_units, s.n_units)
+    np.testing.assert_array_equal(in_parts.n_patches, s.n_patches)
+    parts = [np.empty(0, np.uint8), *map(backend.to_host, in_parts.payload)]
+    np.testing.assert_array_equal(np.concatenate(parts), case.payload)
+    np.testing.assert_array_equal(sums.records, crc32_each(case.payload, case.decoding.offsets))
+    assert sums.words == crc32(words)
     np.testing.assert_array_equal(words, case.words)
     backend.encode_segments(case.plan, backend.to_device(case.words))  # from read-only memory
 

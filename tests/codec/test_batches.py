@@ -17,6 +17,7 @@ from wcodec.backends.protocol import Checksums, EncodedSegments, SegmentPlan
 from wcodec.backends.reference import ReferenceBackend
 from wcodec.codec import batches, encoder
 from wcodec.codec.batches import MOST, SMALL_NBYTES, in_batches, is_small
+from wcodec.codec.whole import Whole
 from wcodec.files.checkpoint import decode_file, encode_file
 from wcodec.files.repack import repack_file
 from wcodec.inspect import report
@@ -141,14 +142,14 @@ class FailsOnce(NumbaBackend):
 
 
 def test_after_an_error_they_still_wait() -> None:
-    parts = encoder.Parts()
-    writer = wcodec.codec.Encoder(backend=FailsOnce(1)).start(parts)
+    whole = Whole(0)
+    writer = wcodec.codec.Encoder(backend=FailsOnce(1)).start(whole)
     words = np.arange(300, dtype=np.uint32)
     writer.add_later("a", words, FLOAT32, (300,))
     with pytest.raises(MemoryError):
         writer.add_words("b", words, FLOAT32, (300,))
     writer.finish()
-    with wcodec.open(b"".join(parts)) as f:
+    with wcodec.open(whole.getvalue()) as f:
         assert f.keys() == ["a"]
         assert bits(f.get_tensor("a")) == bits(words)
 
@@ -164,7 +165,7 @@ class Short(ReferenceBackend):
 
 
 def test_payloads_are_as_long_as_said() -> None:
-    writer = wcodec.codec.Encoder(backend=Short()).start(encoder.Parts())
+    writer = wcodec.codec.Encoder(backend=Short()).start(Whole(0))
     for name in ("a", "b"):
         writer.add_later(name, np.arange(300, dtype=np.uint32), FLOAT32, (300,))
     with pytest.raises(AssertionError, match="where its sizes say"):
@@ -312,20 +313,20 @@ def test_spans_are_a_geometry() -> None:
 
 def test_words_are_copied() -> None:
     """A tensor that waits for others may be overwritten meanwhile."""
-    parts, array = wcodec.codec.encoder.Parts(), np.arange(600, dtype=np.float32)
-    writer = wcodec.codec.Encoder().start(parts)
+    whole, array = Whole(0), np.arange(600, dtype=np.float32)
+    writer = wcodec.codec.Encoder().start(whole)
     for i in range(3):
         array += 1
         words = array.view(np.uint32)
         writer.add_later(f"t{i}", words, FLOAT32, (600,))
     writer.finish()
-    with wcodec.open(b"".join(parts)) as f:
+    with wcodec.open(whole.getvalue()) as f:
         for i in range(3):
             assert (f.get_tensor(f"t{i}") == np.arange(600) + i + 1).all()
 
 
 def test_wrong_ones_are_refused() -> None:
-    writer = wcodec.codec.Encoder().start(wcodec.codec.encoder.Parts())
+    writer = wcodec.codec.Encoder().start(Whole(0))
     words = np.zeros(5, np.uint32)
     writer.add_later("a", words, FLOAT32, (5,))
     with pytest.raises(wcodec.EncodeError, match="two tensors have this name"):

@@ -460,12 +460,15 @@ def test_few_pieces_wait_to_be_written() -> None:
             waiting.append(len(given) - len(waiting))
             return 1
 
-    with WriteBehind(Slow()) as out:  # type: ignore[arg-type]
-        for i in range(20):
-            out.write(b"x")
-            given.append(i)
-    assert len(waiting) == 20
-    assert max(waiting) <= CHUNK_BUFFERS
+    for spare, most in ((0, CHUNK_BUFFERS), (9, 10)):
+        given.clear()
+        waiting.clear()
+        with WriteBehind(Slow(), None, spare) as out:  # type: ignore[arg-type]
+            for i in range(20):
+                out.write(b"x")
+                given.append(i)
+        assert len(waiting) == 20
+        assert max(waiting) <= most
 
 
 @pytest.mark.parametrize("n_rows", [2000, exhaustive(4000)])

@@ -21,6 +21,7 @@ from wcodec.backends import load_backend
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
+from wcodec.codec.whole import Whole
 from wcodec.planner import fast as plan_fast
 from wcodec.planner.clusters import Clusters
 from wcodec.planner.costs import ideal_cost, log2_of
@@ -535,13 +536,13 @@ def test_no_transform_is_looked_for_unless_it_may_be() -> None:
     tensors = {str(i): np.tile(row, 8).astype(np.int16) for i, row in enumerate(waves)}
     used = {}
     for transform in ("auto", "none"):
-        parts = wcodec.codec.encoder.Parts()
-        writer = wcodec.codec.Encoder(EncodeOptions(transform=transform)).start(parts)
+        whole = Whole(0)
+        writer = wcodec.codec.Encoder(EncodeOptions(transform=transform)).start(whole)
         for name, array in tensors.items():
             dtype, words = wcodec.codec.encoder.words_of(array)
             writer.add_later(name, words, dtype, array.shape)
         writer.finish()
-        with wcodec.open(b"".join(parts)) as f:
+        with wcodec.open(whole.getvalue()) as f:
             used[transform] = {
                 int(m) >> 4 for t in f.index.tensors for m in t.segments.prediction.reshape(-1)
             }

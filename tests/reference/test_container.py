@@ -14,6 +14,7 @@ import wcodec
 from wcodec.backends import Backend
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
+from wcodec.codec.whole import Whole
 from wcodec.errors import DecodeError
 from wcodec.reference.container import (
     FOOTER,
@@ -232,12 +233,12 @@ def write_records(index: wcodec.reference.container.Index) -> bytes:
 @pytest.mark.parametrize("n", [1, 100])
 def test_a_number_too_large_for_its_column_is_refused(backend: Backend, n: int) -> None:
     """In a file of one tensor, and among many, whose columns are checked together."""
-    parts = wcodec.codec.encoder.Parts()
-    writer = Encoder().start(parts)
+    whole = Whole(0)
+    writer = Encoder().start(whole)
     for i in range(n):
         writer.add(f"t{i:02}", np.arange(5 + i, dtype=np.uint8))
     writer.finish()
-    data = b"".join(parts)
+    data = whole.getvalue()
     index = read_index(BufferSource(data))
     raw = write_records(index)
     start = len(raw) - 5 * (3 + 4 * 2)  # of the columns of the last tensor, each of one value

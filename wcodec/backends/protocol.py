@@ -302,6 +302,13 @@ class Backend(ABC):
             self.checksums(encoded.payload, done.offsets), self.crc32(self.to_host(words))
         )
 
+    def encode_in_parts(self, plan: SegmentPlan, words: Any) -> tuple[EncodedSegments, Checksums]:
+        """`encode_with_checksums`, but the payload is a sequence of arrays, which it is made of one
+        after another: where threads write parts of it, no one needs to put them together.
+        """
+        encoded, sums = self.encode_with_checksums(plan, words)
+        return encoded._replace(payload=[encoded.payload]), sums
+
     def decode_with_checksums(
         self, plan: SegmentPlan, payload: Any, out: Any
     ) -> tuple[NDArray[np.uint8], Checksums]:

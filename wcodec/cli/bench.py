@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from wcodec.cli.demo import usable_backends
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource, FileSource
+from wcodec.codec.whole import Whole
 from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import AnyPath
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
@@ -61,7 +61,7 @@ class _Candidate:
 
     def encode(self) -> None:
         """All tensors into a file in memory."""
-        stream = io.BytesIO()
+        stream = Whole(sum(words.nbytes for _, words in self.tensors))
         writer = self.encoder.start(stream)
         for t, words in self.tensors:
             writer.add_later(t.name, words, t.dtype, t.shape, t.dtype_name)

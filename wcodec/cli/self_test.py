@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend
 from wcodec.cli.bench import seconds
 from wcodec.codec.decoder import Decoder
-from wcodec.codec.encoder import Encoder, Parts
+from wcodec.codec.encoder import Encoder
 from wcodec.codec.sources import BufferSource
+from wcodec.codec.whole import Whole
 from wcodec.reference.planes import DTYPES, DType, Words
 
 ROUNDS: Final = 3
@@ -46,11 +47,11 @@ class Trip:
 
     def encode(self) -> None:
         """The matrix into bytes."""
-        parts = Parts()
-        writer = Encoder(None, self.backend).start(parts)
+        whole = Whole(self.words.nbytes)
+        writer = Encoder(None, self.backend).start(whole)
         writer.add_words("", self.words, self.dtype, self.shape)
         writer.finish()
-        self.stored = b"".join(parts)
+        self.stored = whole.getvalue()
 
     def decode(self) -> None:
         """And these into another matrix."""

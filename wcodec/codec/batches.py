@@ -92,7 +92,7 @@ def encode_batch(
             coded = _encode_dtype([batch[i] for i in ids], planner, backend)
             for i, one in zip(ids, coded, strict=True):
                 done[i] = one
-    records, payloads = list[TensorRecord](), list[bytes]()
+    records, payloads = list[TensorRecord](), list[memoryview]()
     for small, (payload, table, record_crc, words_crc) in zip(batch, done, strict=True):
         payloads.append(payload)
         records.append(
@@ -115,7 +115,7 @@ def _encode_dtype(batch: list[Small], planner: Planner, backend: Backend) -> lis
     plan = planner.plan(coder_words, spans, dtype, coder)
     encoded, sums = coder.encode_with_checksums(plan, coder_words)
     segments = plan.encoded(encoded.n_units, encoded.n_patches)
-    payload, ends = coder.to_host(encoded.payload).tobytes(), segments.offsets.tolist()
+    payload, ends = coder.to_host(encoded.payload).data, segments.offsets.tolist()
     check_encoded(backend, segments, len(payload))
     of_words = crc32_each(np.frombuffer(host, np.uint8), spans.bounds * dtype.word_nbytes)
     return [

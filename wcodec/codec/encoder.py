@@ -22,6 +22,7 @@ from wcodec.codec.batches import (
 from wcodec.codec.parts import Ids, Rectangle, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
 from wcodec.codec.sources import FileWords
+from wcodec.codec.whole import Whole
 from wcodec.codec.working import MOST_NBYTES
 from wcodec.errors import EncodeError, within
 from wcodec.planner.differences import choose_difference, enlarged
@@ -99,19 +100,12 @@ class Encoder:
 
     def encode(self, array: NDArray[Any]) -> bytes:
         """One array as a file of one tensor with an empty name. See `encode`."""
-        parts = Parts()
-        writer = self.start(parts)
+        array = as_array(array)
+        whole = Whole(array.nbytes)
+        writer = self.start(whole)
         writer.add("", array)
         writer.finish()
-        return b"".join(parts)
-
-
-class Parts(list[Any]):
-    """What was written, to be put together once:
-    backends do not write again to a payload that someone holds.
-    """
-
-    write = list.append
+        return whole.getvalue()
 
 
 class Writer:
@@ -318,16 +312,17 @@ class Writer:
         backend, geometry = self.backend, plan.geometry
 
         def encode(plan: SegmentPlan) -> tuple[Any, Checksums, SegmentPlan]:
-            encoded, sums = backend.encode_with_checksums(plan, words)
+            encoded, sums = backend.encode_in_parts(plan, words)
             return encoded.payload, sums, plan.encoded(encoded.n_units, encoded.n_patches)
 
         coded, sums, done = encode(plan)
         if estimated and (grown := has_grown(done)).any():
             coded, sums, done = encode(stored_raw(plan, grown))
         sums = sums if crc is None else sums._replace(words=crc)
-        payload = backend.to_host(coded)
-        check_encoded(backend, done, payload.nbytes)
-        self.offset += self._write(payload.data)
+        parts = [backend.to_host(part) for part in coded]
+        check_encoded(backend, done, sum(part.nbytes for part in parts))
+        for part in parts:
+            self.offset += self._write(part.data)
         return done.segments, sums, geometry.rows * geometry.cols * plan.dtype.word_nbytes
 
     def _check_name(self, name: str) -> None:

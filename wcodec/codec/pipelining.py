@@ -60,21 +60,30 @@ class WriteBehind:
         The file.
     threads
         Threads of the backend that is used: with 1, all is written in the caller's.
+    spare_nbytes
+        So many bytes may wait in more writes than that, where whoever makes them lets them be.
     """
 
-    def __init__(self, stream: BinaryIO, threads: int | None = None) -> None:
+    def __init__(self, stream: BinaryIO, threads: int | None = None, spare_nbytes: int = 0) -> None:
         n_threads = 0 if threads == 1 else 1
+        self._spare_nbytes, self._nbytes = spare_nbytes * n_threads, 0
         self._stream, self._most_pending = stream, CHUNK_BUFFERS - 1 if n_threads else 0
-        self._data, self._pending = deque[Any](), deque[Task[None]]()
+        self._data, self._pending = deque[Any](), deque[tuple[Task[None], int]]()
         self._workers, self._lock = Workers(n_threads, "wcodec-write"), Lock()
 
     def write(self, data: Any) -> int:
         """Write later. Raises what an earlier write has raised."""
         self._data.append(data)
-        self._pending.append(self._workers.begin(self._write_next))
-        while len(self._pending) > self._most_pending:
-            self._pending.popleft().result()
+        self._pending.append((self._workers.begin(self._write_next), len(data)))
+        self._nbytes += len(data)
+        while len(self._pending) > self._most_pending and self._nbytes > self._spare_nbytes:
+            self._wait()
         return len(data)
+
+    def _wait(self) -> None:
+        task, nbytes = self._pending.popleft()
+        self._nbytes -= nbytes
+        task.result()
 
     def _write_next(self) -> None:
         with self._lock:  # whoever does it: in order
@@ -86,8 +95,8 @@ class WriteBehind:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             while kind is None and self._pending:
-                self._pending.popleft().result()
+                self._wait()
         finally:
-            for task in self._pending:
+            for task, _nbytes in self._pending:
                 task.settle()
             self._workers.close()

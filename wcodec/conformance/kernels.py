@@ -143,6 +143,13 @@ def _check_encode(
         device = words.array.view(t.dtype.word_type).reshape(matrix.shape)
         if shift:
             encoded, sums = backend.encode_with_checksums(todo, device)
+            parts, again = backend.encode_in_parts(todo, device)
+            whole = b"".join(np.asarray(backend.to_host(p)).tobytes() for p in parts.payload)
+            require(
+                whole == payload.tobytes() and again.words == sums.words,
+                "the payload of the file, in parts too",
+                "another",
+            )
             check_checksums(sums, plan, payload, np.frombuffer(matrix.tobytes(), np.uint8))
         else:
             encoded = backend.encode_segments(todo, device)

@@ -34,7 +34,7 @@ from wcodec.files.safetensors_header import (
     write_safetensors_header,
 )
 from wcodec.planner.options import EncodeOptions
-from wcodec.reference.tiles import MAX_RANK
+from wcodec.reference.tiles import CHUNK_NBYTES, MAX_RANK
 
 _PIECE_NBYTES: Final = 1 << 23  #: bytes that are copied at once
 
@@ -145,7 +145,7 @@ class _HubWriter:
     def _write_stream(self, t: SourceTensor) -> None:
         start = self.f.tell()
         words = self.source.words(t.start, t.nbytes, t.dtype.word_type)
-        with WriteBehind(self.f, self.encoder.backend.threads) as sink:
+        with WriteBehind(self.f, self.encoder.backend.threads, CHUNK_NBYTES) as sink:
             writer = self.encoder.start(sink, self.progress)
             self.crcs[t.name] = writer.add_words("", words, t.dtype, t.shape).crc32
             nbytes = writer.finish()

@@ -25,6 +25,7 @@ from wcodec.files.plain import PipedFile, open_plain
 from wcodec.files.safetensors_header import SafetensorsHeader
 from wcodec.files.saving import add_tensor
 from wcodec.planner.options import EncodeOptions
+from wcodec.reference.tiles import CHUNK_NBYTES
 
 
 def encode_file(
@@ -79,7 +80,7 @@ def encode_file(
         atomic_output(
             target, overwrite=overwrite, inputs=[source, *paths_of(other)], like=like, fsync=fsync
         ) as stream,
-        WriteBehind(stream, encoder.backend.threads) as f,
+        WriteBehind(stream, encoder.backend.threads, CHUNK_NBYTES) as f,
         within(source),
     ):
         writer = encoder.start(f, progress, other)

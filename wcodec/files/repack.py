@@ -17,6 +17,7 @@ from wcodec.files.plain import IN_MEMORY, spooled
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import Bytes
 from wcodec.reference.records import TensorRecord
+from wcodec.reference.tiles import CHUNK_NBYTES
 
 
 def repack_file(
@@ -66,7 +67,7 @@ def repack_file(
             atomic_output(
                 target, overwrite=overwrite, inputs=inputs, like=source, fsync=fsync
             ) as stream,
-            WriteBehind(stream, f.decoder.backend.threads) as out,
+            WriteBehind(stream, f.decoder.backend.threads, CHUNK_NBYTES) as out,
         ):
             writer = encoder.start(out, progress, other)
             for t in index.tensors:

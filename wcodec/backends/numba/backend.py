@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite
@@ -41,9 +41,13 @@ from wcodec.backends.protocol import (
 )
 from wcodec.errors import BackendUnavailable
 from wcodec.reference.checksums import crc32_combine
+from wcodec.reference.planes import Bytes
 from wcodec.reference.records import check_plan
 from wcodec.reference.tables import MAX_PROB_BITS, Table
 from wcodec.reference.tables import read_tables as reference_read_tables
+
+#: what is made of a payload in which the records of each range start and end somewhere
+Finish = Callable[[Encoding, Bytes, list[tuple[int, int]]], EncodedSegments]
 
 
 def _bitcode_of(one: Kernel | Native) -> bytes:
@@ -167,19 +171,28 @@ class NumbaBackend(Backend):
         if not sums.made:
             done = plan.encoded(encoded.n_units, encoded.n_patches)
             sums.records = self.checksums(encoded.payload, done.offsets)
-        crc = sums.crc32() if sums.of_words else self.crc32(words)
-        return encoded, Checksums(sums.records, crc)
+        return encoded, self._checksums(sums, words)
 
-    def _encode(self, plan: SegmentPlan, words: Any, sums: Sums) -> EncodedSegments:
+    def encode_in_parts(self, plan: SegmentPlan, words: Any) -> tuple[EncodedSegments, Checksums]:
+        sums = all_sums(plan)
+        if not sums.made:
+            return super().encode_in_parts(plan, words)
+        return self._encode(plan, words, sums, Encoding.in_parts), self._checksums(sums, words)
+
+    def _checksums(self, sums: Sums, words: Any) -> Checksums:
+        return Checksums(sums.records, sums.crc32() if sums.of_words else self.crc32(words))
+
+    def _encode(
+        self, plan: SegmentPlan, words: Any, sums: Sums, finish: Finish = Encoding.joined
+    ) -> EncodedSegments:
         call = Encoding(plan, words, sums)
         payload = np.asarray(self._loans.borrow(call.worst_nbytes))
 
         def step(first: int, last: int, scratch: Scratch) -> tuple[int, int]:
             return call.run(first, last, payload, scratch)
 
-        return call.joined(
-            payload, self._threads.map(step, plan.geometry.n_segments, call.data.nbytes)
-        )
+        ranges = self._threads.map(step, plan.geometry.n_segments, call.data.nbytes)
+        return finish(call, payload, ranges)
 
     def decode_segments(self, plan: SegmentPlan, payload: Any, out: Any) -> NDArray[np.uint8]:
         return self._decode(plan, payload, out, no_sums())

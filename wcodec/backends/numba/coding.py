@@ -207,6 +207,11 @@ class Encoding:
             end += stop - start
         return EncodedSegments(payload[:end], self.n_units, self.n_patches)
 
+    def in_parts(self, payload: Bytes, ranges: list[tuple[int, int]]) -> EncodedSegments:
+        """As `joined`, for `Backend.encode_in_parts`: nothing is moved."""
+        parts = [payload[start:stop] for start, stop in ranges]
+        return EncodedSegments(parts, self.n_units, self.n_patches)
+
 
 class Decoding:
     """A call of `Backend.decode_segments`. Fills `status` and the matrix."""
