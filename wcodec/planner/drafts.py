@@ -75,10 +75,11 @@ class Draft:
 
     def plan(self, dtype: DType, geometry: Geometry, pool: TablePool) -> SegmentPlan:
         """The plan, for its encoder."""
+        of_tiles = sorted(self.tile_modes.items())
         modes = [
             m[k]
-            for k in range(geometry.n_segments)
-            for p, m in sorted(self.tile_modes.items())
+            for k in range(geometry.n_segments if of_tiles else 0)
+            for p, m in of_tiles
             if self.table.prediction[p, k] == PER_TILE
         ]
         scales = np.concatenate(self.scales) if any(s.size for s in self.scales) else None
