@@ -18,7 +18,7 @@ from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import ESTIMATED_WORDS, Planner
 from wcodec.reference.planes import Layout
-from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.segments import Coder, SegmentPlan
 from wcodec.reference.tiles import Geometry
 
 
@@ -51,6 +51,28 @@ def test_an_estimate_costs_next_to_nothing() -> None:
         backend.encode_segments(p, words.reshape(2048, 2048)).payload.size for p in (plan, exact)
     ]
     assert sizes[0] <= sizes[1] * 1.0002
+
+
+def of_one_byte(dtype: Any, rows: int = 2048, cols: int = 2048) -> NDArray[Any]:
+    """Rows that use all of the range of a dtype."""
+    array = np.random.default_rng(0).standard_normal((rows, cols))
+    largest = 127.0 if dtype == np.int8 else float(ml_dtypes.finfo(dtype).max)
+    array *= largest / np.abs(array).max(axis=1, keepdims=True)
+    return (np.round(array) if dtype == np.int8 else array).astype(dtype)
+
+
+def test_words_of_a_byte_are_estimated_where_nearly_all_pairs_occur() -> None:
+    array = of_one_byte(np.int8)
+    planner, plan = planned(array)
+    assert planner.estimated
+    used = plan.segments.table[plan.segments.coder == Coder.RANS]
+    assert all((plan.tables[int(t)].freq > 0).all() for t in np.unique(used))
+    backend = load_backend("numba")
+    data = Encoder(None, backend).encode(array)
+    exact = Encoder(EncodeOptions(segment=(120, 256)), backend).encode(array)  # no multiple of 64
+    assert len(data) <= len(exact)
+    assert not planned(np.where(np.abs(array) < 40, array, 0).astype(np.int8))[0].estimated
+    assert not planned(of_one_byte(ml_dtypes.float8_e4m3fn))[0].estimated
 
 
 @pytest.mark.parametrize(
@@ -103,15 +125,18 @@ def looked_at(array: NDArray[Any]) -> NDArray[np.bool_]:
     return seen
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.int8])
 @pytest.mark.parametrize("unseen", ["noise", "zeros", "tiny"])
-def test_what_was_not_looked_at_comes_back_too(unseen: str) -> None:
+def test_what_was_not_looked_at_comes_back_too(unseen: str, dtype: Any) -> None:
     """Words unlike those that were looked at, so that all the choices are bad ones."""
-    array = gaussian(2048, 1024)
+    array = gaussian(2048, 1024) if dtype != np.int8 else of_one_byte(dtype, 2048, 1024)
     seen, rng = looked_at(array), np.random.default_rng(1)
     others = {
-        "noise": rng.integers(0, 1 << 16, array.shape, np.uint16).view(ml_dtypes.bfloat16),
+        "noise": np.frombuffer(rng.bytes(array.nbytes), dtype).reshape(array.shape),
         "zeros": np.zeros_like(array),
-        "tiny": array * ml_dtypes.bfloat16(1e-12),
+        "tiny": (array.astype(np.float32) * 1e-12).astype(dtype)
+        if dtype != np.int8
+        else array // 64,
     }[unseen]
     array = np.where(seen, array, others)
     assert planned(array)[0].estimated

@@ -299,7 +299,8 @@ class Sample:
     """What is looked at first: a part of the chunk and some of its segments, and their histograms;
     byte planes worth counting, and nibble planes of one-byte words; whether pairs and bytes come
     into question; what `planes` cost in each mode without a transform, of shape (modes, planes), if
-    that is known.
+    that is known; of one-byte words, how many of 256 symbols do not occur in a layout that comes
+    into question.
     """
 
     part: Chunk
@@ -310,6 +311,7 @@ class Sample:
     bytes: bool
     predicted: Counts | None = None
     nibbles: tuple[int, ...] = (0, 1)
+    unseen: int = 0
 
     def window(self) -> tuple[int, int]:
         """Base and fill code of nibble pairs."""

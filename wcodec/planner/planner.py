@@ -33,7 +33,7 @@ from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.modes import PREDICTED, Modes
 from wcodec.planner.operands import Operands
 from wcodec.planner.options import EncodeOptions
-from wcodec.planner.tables import Tables
+from wcodec.planner.tables import MAX_UNSEEN, Tables
 from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import DType, Layout, Words
 from wcodec.reference.prediction import Mode
@@ -137,7 +137,7 @@ class Planner:
             return
         winners = self.modes.winners(chunk, sample)
         sample.bytes |= any(winners) or self.options.contexts
-        if sample.pairs and self._estimate(draft, chunk, sample, winners):
+        if self._estimate(draft, chunk, sample, winners):
             return
         pairs = self._pairs(chunk, sample) if sample.pairs else None
         others, plain, planes = raw_nbytes, list[Choice](), list[Choice]()
@@ -165,29 +165,49 @@ class Planner:
     def _estimate(
         self, draft: Draft, chunk: Chunk, sample: Sample, winners: list[list[int]]
     ) -> bool:
-        """Choose all of a chunk by an eighth of its rows, if it is large, and pairs are better
-        everywhere by far: all rows tell little more.
+        """Choose all of a chunk by an eighth of its rows, if it is large: all rows tell little
+        more. What is not seen there gets patches, or in one-byte words slots of the tables, if
+        there are few such symbols.
         """
-        g = chunk.geometry
+        one_byte = chunk.dtype.word_nbytes == 1
+        part = self._part(chunk, sample) if not any(winners) else None
+        if part is None:
+            return False
+        with self.tables.all_slots(one_byte) as enough:
+            pairs = self._pairs(part, sample) if sample.pairs else None
+            planes = self._bytes(part, sample, None) if one_byte and sample.bytes else []
+        raw_nbytes = padded(part.size * chunk.dtype.word_nbytes)
+        for choices in (planes, [] if pairs is None else pairs.planes):
+            # constant, they may be, or noise
+            sure = not choices or (choices[0].coder == Coder.RANS).all()
+            if not sure or (choices and (choices[-1].coder == Coder.CONSTANT).any()):
+                return False
+        if not all(enough):
+            return False
+        if planes:
+            draft.take_bytes(planes, raw_nbytes, forced=False)
+        if pairs is not None:
+            wanted = self._wanted(pairs, np.minimum(draft.nbytes, raw_nbytes), part.size)
+            if not one_byte and not self._best_by_far(pairs, sample, part, winners, raw_nbytes):
+                return False
+            draft.take_pairs(pairs, wanted)
+        self.estimated = True
+        return True
+
+    def _part(self, chunk: Chunk, sample: Sample) -> Chunk | None:
+        """The rows that tell enough of a chunk, or none if all have to be looked at."""
+        g, one_byte = chunk.geometry, chunk.dtype.word_nbytes == 1
         if (
             g.rows * g.cols < ESTIMATED_WORDS
-            or chunk.dtype.word_nbytes == 1
             or isinstance(g, Spans)
             or not g.one_tile
             or sample.planes != (0,)
             or not self.options.estimates
+            or not (sample.pairs or one_byte)
+            or (one_byte and (not chunk.dtype.has_pairs or sample.unseen > 2 * MAX_UNSEEN))
         ):
-            return False
-        part = chunk.eighth()
-        if part is None:
-            return False
-        pairs, raw_nbytes = self._pairs(part, sample), padded(part.size * chunk.dtype.word_nbytes)
-        unsure = pairs.planes[0].coder != Coder.RANS  # constant, it may be, or noise
-        if unsure.any() or not self._best_by_far(pairs, sample, part, winners, raw_nbytes):
-            return False
-        draft.take_pairs(pairs, ~unsure)
-        self.estimated = True
-        return True
+            return None
+        return chunk.eighth()
 
     def _fill_in_operand(self, draft: Draft, chunk: Chunk) -> None:
         """Choose all of a chunk of an operand: pairs, but for segments of too many patches, if
@@ -296,6 +316,8 @@ class Planner:
             sample.nibbles = (0, 1) if low_pays else (0,)
             sample.pairs, sample.bytes = nibbles * 99 < whole * 100, nibbles * 400 >= whole * 401
             sample.bytes = sample.bytes or _bytes_suit_some(halves, counts[:, 0], part.size[ids])
+            layouts = halves[:, 0] if sample.pairs else None, counts[:, 0] if sample.bytes else None
+            sample.unseen = max(int((c.sum(axis=0) == 0).sum()) for c in layouts if c is not None)
         return sample
 
     def _has_few(self, chunk: Chunk) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,6 +29,8 @@ from wcodec.reference.segments import Coder, SegmentTable, padded
 from wcodec.reference.tables import Table, TablePool
 
 MAX_RARE: Final = 4  #: symbols of which a table keeps one slot each though they do not occur
+#: symbols that a part of the words lacks, and a table made from it codes all the same
+MAX_UNSEEN: Final = 8
 MAX_TABLES: Final = (1 << 16) - 1
 RECENT_TABLES: Final = 256  #: how far back an encoder looks for a table that fits
 NEW_TABLES: Final = 16  #: most tables that one plane of a chunk adds for segments unlike the others
@@ -65,6 +69,19 @@ class Tables:
         self.forced = options.force
         #: whether segments are those of many tensors, which need not be alike
         self.unlike = False
+        self._enough: list[bool] | None = None
+
+    @contextmanager
+    def all_slots(self, wanted: bool) -> Iterator[list[bool]]:
+        """Meanwhile tables are such that code all symbols, if that is wanted. Gives a list of
+        whether that costs little, for each table that is looked for.
+        """
+        enough = list[bool]()
+        self._enough = enough if wanted else None
+        try:
+            yield enough
+        finally:
+            self._enough = None
 
     def choose(
         self, counts: Counts, size: Counts, mode: int = 0, fill: int | None = None
@@ -174,6 +191,9 @@ class Tables:
         """Number of the table for a histogram: an earlier one if that is no dearer than a new
         one. `fill` is as for `choose`.
         """
+        if self._enough is not None:
+            self._enough.append(int((total == 0).sum()) <= MAX_UNSEEN)
+            total = total + 1
         first = max(0, len(self.pool) - RECENT_TABLES)
         recent = self.pool.tables[first:]
         costs = np.array([_costs(t, fill) @ total for t in recent])
