@@ -72,7 +72,8 @@ _PAIR_COSTS: Final[WeakKeyDictionary[Table, dict[int, tuple[Costs, Counts]]]] = 
 def pair_costs(table: Table, fill: int) -> tuple[Costs, Counts]:
     """What each pair of codes in a window costs, and how many of its words need patches: of those
     that the table does not code, one or both become `fill`; see
-    `wcodec.reference.planes.patch_uncoded`.
+    `wcodec.reference.planes.patch_uncoded`. All cost `NEVER` under a table without the pair of two
+    `fill`, which words that a plan has not seen may need.
     """
     known = _PAIR_COSTS.setdefault(table, {})
     if fill not in known:
@@ -81,6 +82,8 @@ def pair_costs(table: Table, fill: int) -> tuple[Costs, Counts]:
         instead = np.where(coded[one], one, np.where(coded[other], other, fill | fill << 4))
         n_patches = np.where(coded, 0, np.where(coded[one] | coded[other], 1, 2))
         costs = symbol_costs(table)[np.where(coded, pairs, instead)] + n_patches * PATCH
+        if not coded[fill | fill << 4]:
+            costs[:] = NEVER
         known[fill] = costs, n_patches
     return known[fill]
 
