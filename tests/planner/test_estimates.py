@@ -19,7 +19,7 @@ from wcodec.planner.costs import Chunk, pair_costs, quantise, without_rare
 from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import ESTIMATED_WORDS, Planner
-from wcodec.reference.planes import Layout
+from wcodec.reference.planes import Layout, map_words
 from wcodec.reference.segments import Coder, SegmentPlan
 from wcodec.reference.tiles import Geometry
 
@@ -226,3 +226,19 @@ def test_a_table_without_the_pair_of_two_fill_codes_is_not_used_again(preset: st
     assert planner.estimated
     assert np.asarray(plan.fill)[0] != np.asarray(other.fill)[0]
     assert comes_back(file_of([before, array], preset=preset), [before, array])
+
+
+def test_words_of_a_byte_are_not_estimated_under_a_table_that_lacks_symbols(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the file has no room for another one."""
+    monkeypatch.setattr("wcodec.planner.tables.MAX_TABLES", 1)
+    array = of_one_byte(np.int8, 2048, 1024)
+    before, (of, _) = array[:320].copy(), words_of(array)
+    lacking = planned(before)[1].tables[0].freq == 0
+    high = map_words(array.view(np.uint8), of).reshape(-1) >> 4
+    wanting = lacking[high[::2] | high[1::2] << 4].repeat(2).reshape(array.shape)
+    seen = looked_at(array)
+    assert (wanting & ~seen).any()
+    array[wanting & seen] = 3
+    assert comes_back(file_of([before, array]), [before, array])

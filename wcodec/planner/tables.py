@@ -213,6 +213,8 @@ class Tables:
             if not recent or costs[best] > price:
                 self.pool.tables.append(new)
                 best = len(recent)
+        if self._enough is not None:  # where there is no room for another one
+            self._enough[-1] &= bool((self.pool[first + best].freq > 0).all())
         return first + best
 
     def prune(self, s: SegmentTable, n_tables: int, n_maps: int = 0) -> None:
