@@ -91,7 +91,7 @@ def test_what_is_asked_for_is_planned_from_all_words(options: dict[str, Any]) ->
     assert not planned(gaussian(1024, 2048), **options)[0].estimated
 
 
-@pytest.mark.parametrize("shape", [(1024, 2047), (1000, 2048), (1023, 2048)])
+@pytest.mark.parametrize("shape", [(1024, 2047), (1040, 2048), (1000, 2304)])
 def test_small_chunks_and_odd_heights_are_planned_from_all_words(shape: tuple[int, int]) -> None:
     assert not planned(gaussian(*shape))[0].estimated
 
@@ -109,6 +109,15 @@ def test_all_rows_have_their_turn() -> None:
     assert (of_segment == np.arange(32)[:, None]).all()
     assert set((part.blocks // 8 % 16).reshape(-1).tolist()) == set(range(16))
     assert (part.histogram(base=100, fill=3)[:, 1].sum(axis=1) == part.size).all()
+
+
+@pytest.mark.parametrize(("rows", "height"), [(520, 130), (480, 120), (320, 128)])
+def test_other_heights_have_no_eighth(rows: int, height: int) -> None:
+    geometry = Geometry(rows, 256, height, 128, height, 128)
+    dtype, words = words_of(gaussian(rows, 256))
+    heights, widths = geometry.sizes()
+    matrix = words.reshape(rows, 256)
+    assert Chunk(matrix, geometry, dtype, ReferenceBackend(), heights * widths).eighth() is None
 
 
 def looked_at(array: NDArray[Any]) -> NDArray[np.bool_]:
@@ -153,11 +162,25 @@ def test_what_was_not_looked_at_comes_back_too(unseen: str, dtype: Any) -> None:
         assert data == first
 
 
-def test_what_may_be_constant_is_looked_at_whole() -> None:
+def test_an_exponent_that_may_be_constant_is_looked_at_whole() -> None:
     array = gaussian(2048, 1024)
-    array[:1024] = np.where(looked_at(array), array[0, 0], array)[:1024]
+    bits, seen = array.view(np.uint16), looked_at(array)
+    seen[1024:] = False
+    bits[seen] = bits[seen] & 0x807F | 120 << 7
+    planner, plan = planned(array)
+    assert not planner.estimated
+    assert not (plan.segments.coder[0] == Coder.CONSTANT).any()
+    assert comes_back(file_of([array]), [array])
+
+
+def test_low_halves_that_may_be_constant_are_looked_at_whole() -> None:
+    array = of_one_byte(np.int8, 2048, 1024)
+    seen = looked_at(array)
+    seen[1024:] = False
+    array[seen] &= -16
     planner, _ = planned(array)
     assert not planner.estimated
+    assert comes_back(file_of([array]), [array])
 
 
 def test_rare_pairs_have_no_slots() -> None:
