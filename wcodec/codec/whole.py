@@ -16,9 +16,6 @@ from wcodec.reference.tiles import CHUNK_NBYTES
 _LARGE: Final = 2 * CHUNK_NBYTES
 _PAGES_NBYTES: Final = 1 << 22  #: NumPy asks for large pages from here on too
 
-_new_bytes: Any = ctypes.pythonapi.PyBytes_FromStringAndSize
-_new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
-
 
 class Whole:
     """A file in memory.
@@ -65,6 +62,18 @@ def _write(file: io.BytesIO, data: Any) -> None:
         file.write(data)
 
 
+def _new_bytes(nbytes: int) -> bytes:
+    """Bytes of any content; zeros where Python has no such call."""
+    api = getattr(ctypes, "pythonapi", None)
+    if api is None:
+        return bytes(nbytes)
+    make: Any = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
+        ("PyBytes_FromStringAndSize", api)
+    )
+    new: bytes = make(None, nbytes)
+    return new
+
+
 def _room(nbytes: int) -> io.BytesIO:
     """A file in memory of that size, whose bytes may be anything. It is one `bytes` object, which
     `io.BytesIO` writes to and gives away without a copy.
@@ -72,7 +81,7 @@ def _room(nbytes: int) -> io.BytesIO:
     Of large ones, the system is asked for large pages: most of the time that new memory costs goes
     for each page.
     """
-    file = io.BytesIO(_new_bytes(None, nbytes))
+    file = io.BytesIO(_new_bytes(nbytes))
     if nbytes >= _PAGES_NBYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         with file.getbuffer() as room:
             address = np.frombuffer(room, np.uint8).ctypes.data

@@ -1,7 +1,7 @@
 """What an encoder chooses: layouts, coders, tables, modes, contexts.
 Spec: chapter 14 (informative).
 
-All choices are made here, on the host, in integers and from exact histograms, so that every backend
+All choices are made here, on the host, in integers and from histograms, so that every backend
 on every machine writes the same file; `costs` says in what unit. Options and geometry are in
 `options`.
 """
