@@ -9,9 +9,12 @@ from wcodec.errors import EncodeError
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference import operands
 from wcodec.reference.planes import DType
+from wcodec.reference.rans import GROUP
 from wcodec.reference.tiles import MAX_RANK, MAX_SEGMENT_ELEMENTS, Geometry, matrix_view
 
 EVEN: Final = 64  #: widths of bands are multiples of that many words: kernels move whole vectors
+#: or of so many, where that of the matrix is: rows are whole groups then, in PAIRS too
+WHOLE: Final = 2 * GROUP
 MIN_ROW: Final = 64  #: fewest columns of a matrix view, where the shape allows
 #: Segments that a large tensor has at least, or a few less: each costs about 107 bytes, but GPUs
 #: and threads work on many at once.
@@ -58,8 +61,9 @@ def choose_geometry(
 
 
 def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
-    """Bands of equal width, near 256 or more, a multiple of 64 but for the last one, wider where
-    there are few rows, cut into segments of equal height near the target.
+    """Bands of equal width, near 256 or more, a multiple of 64, or of 256 if the number of columns
+    is, but for the last one, wider where there are few rows, cut into segments of equal height near
+    the target.
 
     The target is 2^15 words of up to 2 bytes, half as many larger ones, and up to four times as
     many where that leaves about `ENOUGH` segments. A matrix of up to two bands is one. A row of
@@ -73,7 +77,10 @@ def _segment_size(rows: int, cols: int, word_nbytes: int) -> tuple[int, int]:
     wide = max(256, target // 128, target // most_rows)
     if most_rows == 1:
         return 1, min(cols, wide)
-    s_cols = cols if cols <= 2 * wide else -(-cols // (cols // wide * EVEN)) * EVEN
+    s_cols, n_bands = cols, cols // wide
+    if cols > 2 * wide:
+        whole = cols // n_bands // WHOLE * WHOLE
+        s_cols = -(-cols // (n_bands * EVEN)) * EVEN if cols % WHOLE else whole
     n_down = max(1, round(rows * s_cols / target), -(-rows // most_rows))
     return -(-rows // n_down), s_cols
 
