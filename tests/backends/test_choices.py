@@ -136,3 +136,19 @@ def test_large_outputs_are_those_of_16_mib(monkeypatch: pytest.MonkeyPatch) -> N
     assert large_outputs.is_streamed(large_outputs.LARGE_NBYTES) == streams
     monkeypatch.setenv("WCODEC_LARGE_OUTPUTS", "cached")
     assert not large_outputs.is_streamed(1 << 40)
+
+
+def test_no_memory_to_measure_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    both_ways()
+
+    def fail() -> tuple[float, float]:
+        raise MemoryError
+
+    monkeypatch.delenv("WCODEC_LARGE_OUTPUTS", raising=False)
+    monkeypatch.setattr(large_outputs, "_measure", fail)
+    monkeypatch.setattr("wcodec.backends.numba.machine_code.kept", lambda name, make: make())
+    large_outputs.choice.cache_clear()
+    assert not large_outputs.is_streamed(1 << 30)
+    monkeypatch.undo()
+    large_outputs.choice.cache_clear()
+    assert large_outputs.choice().name in large_outputs.NAMES
