@@ -250,7 +250,7 @@ class Chunk:
     def histograms(self, modes: Sequence[int], **what: Any) -> Counts:
         """See `wcodec.backends.protocol.Backend.histograms`, which will do."""
         at_once = getattr(self.backend, "histograms", None)
-        if at_once is None:
+        if at_once is None or self.blocks is not None:
             return np.stack([self.histogram(mode=m, **what) for m in modes])
         return np.asarray(at_once(self.words, self.geometry, self.dtype, modes, **what), np.int64)
 

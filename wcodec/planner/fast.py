@@ -20,11 +20,9 @@ from wcodec.planner.costs import (
     Chunk,
     Counts,
     Sample,
-    pair_costs,
     stream_nbytes,
-    symbol_costs,
 )
-from wcodec.planner.tables import Tables
+from wcodec.planner.tables import Tables, costs_under
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable, padded
 
 #: sixteenths of its bytes that a plane below the top one may keep, or it is stored raw
@@ -66,8 +64,8 @@ class Fast:
             total, fill = total + 1, None
         table = self.tables.pool[number := self.tables.fit(total, fill)]
         codes_all = fill is not None or bool((table.freq > 0).all())
-        costs = symbol_costs(table) if fill is None else pair_costs(table, fill)[0]
-        cost, part_size = (counts @ costs)[self.like], part_size[self.like]
+        cost = (counts @ costs_under(table, fill))[self.like]
+        part_size = part_size[self.like]
         nbytes = stream_nbytes(cost * size // part_size)
         limit = np.minimum(padded(size) * self.tables.keep // 1024, padded(size) * sixteenths // 16)
         coded = (cost < part_size * BYTE) & (nbytes <= limit) & codes_all

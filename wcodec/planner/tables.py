@@ -38,7 +38,7 @@ GROUPS: Final = 32  #: of segments that are not alike, each of which a table is 
 NEGLIGIBLE: Final = 4096  #: a new table must save that part of what it codes, besides its own bytes
 
 
-def _costs(table: Table, fill: int | None) -> Costs:
+def costs_under(table: Table, fill: int | None) -> Costs:
     """What symbols cost, or pairs of codes in a window."""
     return symbol_costs(table) if fill is None else pair_costs(table, fill)[0]
 
@@ -182,7 +182,7 @@ class Tables:
         False if that helps none.
         """
         number = self.fit(counts[of].sum(axis=0), fill)
-        got = counts @ _costs(self.pool[number], fill)
+        got = counts @ costs_under(self.pool[number], fill)
         take = (of if offer is None else of | offer) & (got < cost)
         table[take], cost[take] = number, got[take]
         return bool(take.any())
@@ -196,7 +196,7 @@ class Tables:
             total = total + 1
         first = max(0, len(self.pool) - RECENT_TABLES)
         recent = self.pool.tables[first:]
-        costs = np.array([_costs(t, fill) @ total for t in recent])
+        costs = np.array([costs_under(t, fill) @ total for t in recent])
         best = int(np.argmin(costs)) if recent else -1
         fits = bool(recent) and costs[best] * NEGLIGIBLE <= int(ideal_cost(total)) * (
             NEGLIGIBLE + 1
@@ -208,7 +208,7 @@ class Tables:
             wanted = wanted if fill is None else without_rare(total, fill)
             new = quantise(wanted, self.options.prob_bits)
             if recent:
-                price = float(_costs(new, fill) @ total)
+                price = float(costs_under(new, fill) @ total)
                 price += price // NEGLIGIBLE + (8 * new.serialised_nbytes << 16)
             if not recent or costs[best] > price:
                 self.pool.tables.append(new)

@@ -7,11 +7,18 @@ variable can name one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from wcodec.backends.numba import machine_code
 from wcodec.errors import BackendMisconfigured
+
+
+def least(calls: Sequence[Callable[[], float]], rounds: int) -> tuple[float, float]:
+    """The least seconds of each of two calls that return theirs, in turn, of so many rounds."""
+    turns = [[call() for call in calls] for _ in range(rounds)]
+    first, second = (min(taken) for taken in zip(*turns, strict=True))
+    return first, second
 
 
 class Choice(NamedTuple):

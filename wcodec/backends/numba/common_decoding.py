@@ -40,7 +40,7 @@ from wcodec.backends.numba.rans import (
     DECODE_TOGETHER,
     Streams,
     begin_decoding,
-    decode_groups,
+    code_groups,
     decode_rows,
     ended_well,
     take_groups,
@@ -197,7 +197,7 @@ def _decode_and_merge(n_rows: Any, n: Any, merging: Any, streams: Any, decoder: 
             for s in range(first, first + n):
                 streams.params[s].target = merging.symbols[s].ctypes.data
                 merging.params[s].symbols = streams.params[s].target
-            decode_groups(streams, first, n_block, decoder)
+            code_groups(streams, first, n_block, decoder, streams.expansion)
             for s in range(first, first + n):
                 call_native(merging.params[s].native, (merging.params[s:].ctypes.data, n_block))
 
@@ -283,7 +283,7 @@ def _end_segment(
     row_nbytes = (matrix.cols if direct else job.width) * nbytes
     if not whole:
         streams.params[s].target = merging.symbols[s].ctypes.data
-        decode_groups(streams, s, 1, streams.natives[DECODE_1])
+        code_groups(streams, s, 1, streams.natives[DECODE_1], streams.expansion)
         lower = (
             _lower_plane(job, nbytes, s, 1, payload, rooms),
             _lower_plane(job, nbytes, s, 2, payload, rooms),

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from wcodec.backends.numba.arguments import Counted, Encoded, EncodingTables, Matrix, Rooms
-from wcodec.backends.numba.arrays import copy, fill, put
+from wcodec.backends.numba.arrays import copy, count, fill, put
 from wcodec.backends.numba.checksums import Crcs, sum_record, sum_words
 from wcodec.backends.numba.job_records import Jobs
 from wcodec.backends.numba.kernels import Int, Ints, Ints3, UInts32, call_native, jit, kernel
@@ -23,11 +23,10 @@ from wcodec.backends.numba.rans import (
     ENCODING_ROWS,
     Streams,
     begin_encoding,
-    encode_groups,
+    code_groups,
     end_encoding,
 )
 from wcodec.backends.numba.segments import (
-    count,
     count_plane,
     n_stored_planes,
     plane_nbytes,
@@ -227,9 +226,11 @@ def _encode_rows(first: Any, n: Any, streams: Any) -> None:
     for row in range(first, first + n):  # the last groups come first
         params = streams.params[row]
         params.source += both * GROUP
-        encode_groups(streams, row, params.n_groups - both, streams.natives[ENCODE_1])
+        code_groups(
+            streams, row, params.n_groups - both, streams.natives[ENCODE_1], streams.compression
+        )
         params.source -= both * GROUP
-    encode_groups(streams, first, both, streams.natives[ENCODE_2])
+    code_groups(streams, first, both, streams.natives[ENCODE_2], streams.compression)
 
 
 @jit

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import time
-from functools import cache
-from typing import Final
+from functools import cache, partial
+from typing import Any, Final
 
 import numpy as np
 
 from wcodec.backends.numba import merge
-from wcodec.backends.numba.choices import Choice, Ways
+from wcodec.backends.numba.choices import Choice, Ways, least
 from wcodec.backends.numba.ir import STREAMS
 from wcodec.backends.numba.kernels import address_of
 from wcodec.backends.numba.kinds import KINDS, Kind
@@ -60,7 +60,7 @@ def _measure() -> tuple[float, float]:
         for way in (True, False)
     ]
 
-    def seconds(way: int) -> float:
+    def seconds(merger: Any) -> float:
         params = np.zeros(1, MERGE)
         params["target"] = -(-address_of(words) // merge.ALIGNED) * merge.ALIGNED
         params["symbols"] = params["lower"][:, 0] = address_of(planes)
@@ -68,9 +68,7 @@ def _measure() -> tuple[float, float]:
         params["row_groups"] = params["left"] = n_groups
         params["ahead"] = 16 * GROUP
         start = time.perf_counter()
-        mergers[way](address_of(params), n_groups - 1)
+        merger(address_of(params), n_groups - 1)
         return time.perf_counter() - start
 
-    taken = [[seconds(way) for way in range(2)] for _ in range(ROUNDS)]
-    streaming, cached = np.array(taken).min(axis=0).tolist()
-    return streaming, cached
+    return least([partial(seconds, merger) for merger in mergers], ROUNDS)

@@ -87,12 +87,13 @@ class Streams(NamedTuple):
 
 # ---- decoding ----------------------------------------------------------------------------------
 @jit
-def decode_groups(streams: Any, row: Any, n_groups: Any, native: Any) -> None:
-    """Decode groups of the stream of a row, or of that and the next ones, as `native` does it."""
+def code_groups(streams: Any, row: Any, n_groups: Any, native: Any, permutations: Any) -> None:
+    """Decode or encode groups of the stream of a row, or of that and the next ones, as `native`
+    does it; `permutations` are those that it needs.
+    """
     if n_groups > 0:  # a row without groups may have no table
-        params, states = streams.params[row:], streams.states[row:]
-        permutations = streams.expansion.ctypes.data
-        call_native(native, (params.ctypes.data, states.ctypes.data, permutations, n_groups))
+        records, states = streams.params[row:].ctypes.data, streams.states[row:].ctypes.data
+        call_native(native, (records, states, permutations.ctypes.data, n_groups))
 
 
 @jit
@@ -131,7 +132,7 @@ def _decode_rows(streams: Any, n_rows: Any, n: Any, native: Any) -> None:
         return
     for first in range(0, n_rows - n + 1, n):
         n_groups = take_groups(streams, first, n)
-        decode_groups(streams, first, n_groups, native)
+        code_groups(streams, first, n_groups, native, streams.expansion)
         for row in range(first, first + n):
             streams.params[row].target += n_groups * GROUP
 
@@ -159,7 +160,9 @@ def ended_well(streams: Any, row: Any) -> Any:
 def _vector_decode(stream: Any, n: Any, lut: Any, bits: Any, out: Any, streams: Any) -> Any:
     begin_decoding(streams, ALONE, stream, stream.size, lut, bits)
     streams.params[ALONE].target = out.ctypes.data
-    decode_groups(streams, ALONE, (n + GROUP - 1) // GROUP, streams.natives[DECODE_1])
+    code_groups(
+        streams, ALONE, (n + GROUP - 1) // GROUP, streams.natives[DECODE_1], streams.expansion
+    )
     return ended_well(streams, ALONE)
 
 
@@ -186,14 +189,14 @@ def _vector_begin_by_class(
 def _vector_decode_by_class(streams: Any) -> None:
     both = min(streams.params[0].n_groups, streams.params[1].n_groups)
     if both > 0:
-        decode_groups(streams, 0, both, streams.natives[DECODE_CONTEXT_2])
+        code_groups(streams, 0, both, streams.natives[DECODE_CONTEXT_2], streams.expansion)
     for row in range(2):
         params = streams.params[row]
         left = params.n_groups - both
         if left > 0:
             params.target += both * GROUP
             params.classes += both * GROUP
-            decode_groups(streams, row, left, streams.natives[DECODE_CONTEXT_1])
+            code_groups(streams, row, left, streams.natives[DECODE_CONTEXT_1], streams.expansion)
 
 
 @jit
@@ -227,15 +230,6 @@ def _plain_ended_by_class(streams: Any, row: Any) -> Any:
 
 
 # ---- encoding ----------------------------------------------------------------------------------
-@jit
-def encode_groups(streams: Any, row: Any, n_groups: Any, native: Any) -> None:
-    """Encode groups, as `decode_groups`."""
-    if n_groups > 0:
-        params, states = streams.params[row:], streams.states[row:]
-        permutations = streams.compression.ctypes.data
-        call_native(native, (params.ctypes.data, states.ctypes.data, permutations, n_groups))
-
-
 @jit
 def begin_encoding(
     streams: Any, row: Any, symbols: Any, n: Any, entries: Any, bits: Any, padding: Any, words: Any
@@ -284,7 +278,13 @@ def _vector_encode(
     if bits < VECTOR_BITS:
         return _plain_encode(symbols, n, tables, t, words, record, at, streams)
     begin_encoding(streams, ALONE, symbols, n, tables.entries[t], bits, padding, words)
-    encode_groups(streams, ALONE, streams.params[ALONE].n_groups, streams.natives[ENCODE_1])
+    code_groups(
+        streams,
+        ALONE,
+        streams.params[ALONE].n_groups,
+        streams.natives[ENCODE_1],
+        streams.compression,
+    )
     return end_encoding(streams, ALONE, words, record, at)
 
 
@@ -328,7 +328,9 @@ def _vector_encode_by_class(
     begin_encoding(streams, ALONE, symbols, n, tables.entries, bits, padding, words)
     params = streams.params[ALONE]
     params.classes, params.parts = classes.ctypes.data, maps.parts[m].ctypes.data
-    encode_groups(streams, ALONE, params.n_groups, streams.natives[ENCODE_CONTEXT])
+    code_groups(
+        streams, ALONE, params.n_groups, streams.natives[ENCODE_CONTEXT], streams.compression
+    )
     return end_encoding(streams, ALONE, words, record, at)
 
 

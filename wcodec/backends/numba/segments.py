@@ -20,7 +20,7 @@ from wcodec.backends.numba.arguments import (
     Matrix,
     Rooms,
 )
-from wcodec.backends.numba.arrays import copy, fill, padded, put
+from wcodec.backends.numba.arrays import copy, count, fill, padded, put
 from wcodec.backends.numba.checksums import Crcs, sum_record, sum_words
 from wcodec.backends.numba.job_records import Jobs
 from wcodec.backends.numba.kernels import Bytes, Int, Ints, Ints3, UInts32, jit, kernel
@@ -78,24 +78,6 @@ def lut_of(tables: Any, t: Any) -> Any:
 
 
 # ---- histograms --------------------------------------------------------------------------------
-@jit
-def count(symbols: Any, four: Any, counts: Any) -> None:
-    """Count symbols: four counts of each, so that equal neighbours do not wait for each other.
-    Eight are loaded at once.
-    """
-    fill(four, 0)
-    eights = symbols[: symbols.size // 8 * 8].view(np.uint64)
-    for i in range(eights.size):
-        x = eights[i]
-        for k in range(8):
-            symbol = x >> np.uint64(8 * k) & np.uint64(255)
-            four[np.uint64(256 * (k & 3)) + symbol] += np.uint32(1)
-    for i in range(8 * eights.size, symbols.size):
-        four[symbols[i]] += np.uint32(1)
-    for i in range(256):
-        counts[i] = np.int64(four[i]) + four[256 + i] + four[512 + i] + four[768 + i]
-
-
 @jit
 def count_plane(
     job: Any, matrix: Any, mode: Any, plane: Any, work: Any, four: Any, natives: Any, counts: Any

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from wcodec.backends.numba import rans_vectors
-from wcodec.backends.numba.choices import Choice, Ways
+from wcodec.backends.numba.choices import Choice, Ways, least
 from wcodec.backends.numba.ir import GATHERS
 from wcodec.backends.numba.kernels import address_of
 from wcodec.backends.numba.rans import EXPANSION
@@ -37,10 +37,7 @@ def choice() -> Choice:
 
 def _measure() -> tuple[float, float]:
     """Seconds that each takes for a stream, of as many at a time as are the fastest."""
-    calls = [_Call(TOGETHER, True), _Call(2, False)]
-    seconds = [[call.seconds() for call in calls] for _ in range(ROUNDS)]
-    gather, registers = np.array(seconds).min(axis=0).tolist()
-    return gather, registers
+    return least([_Call(TOGETHER, True).seconds, _Call(2, False).seconds], ROUNDS)
 
 
 class _Call:
