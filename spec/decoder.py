@@ -39,23 +39,62 @@ def decode_file(data: bytes, base_data: bytes = b"") -> list[bytes]:
 
 
 def decode_tensor(t: Fields, base: Fields) -> bytes:
-    """R6.2, R10.1, R11.1 to R11.3: decodes the segments, and puts their rows in their places."""
+    """R6.2, R11.1, R11.3, R12.13: decodes the segments, and puts their rows in their places."""
     of_base = base_words(t, base) if t.difference else b""
-    data, size, at = bytearray(t.nbytes), t.word_nbytes, t.payload_offset
+    data, size, listed = bytearray(t.nbytes), t.word_nbytes, list[list[int]]()
+    if t.is_sparse:
+        listed = decode_lists(t, data)
+    else:
+        for s, words in decode_segments(t, t.payload_offset):
+            width = s.width * size
+            for r in range(s.height):
+                start = ((s.row + r) * t.cols + s.col) * size
+                data[start : start + width] = words[r * width : (r + 1) * width]
+    for i in range(0, len(of_base), size):
+        z, b = uint(data[i : i + size]), uint(of_base[i : i + size])
+        data[i : i + size] = add_base(z, b, t.difference, size)
+    for places, crc32 in zip(listed, t.words_crc32, strict=True):
+        words = b"".join(data[i * size : (i + 1) * size] for i in places)
+        require(zlib.crc32(words) == crc32, "bad_checksum", "R12.13")
+    require(zlib.crc32(data) == t.crc32, "bad_checksum", "R11.3")
+    return bytes(data)
+
+
+def decode_segments(t: Fields, at: int) -> list[tuple[Fields, bytes]]:
+    """R10.1, R11.2: the segments whose records start at `at` in the file, each with its words."""
+    decoded = []
     for k in range(t.n_segments):
         s = segment(t, k)
         record = t.file.data[at : at + s.nbytes]
         at += s.nbytes
         require(zlib.crc32(record) == s.crc32, "bad_checksum", "R11.2")
-        words, width = decode_segment(record, s), s.width * size
-        for r in range(s.height):
-            start = ((s.row + r) * t.cols + s.col) * size
-            data[start : start + width] = words[r * width : (r + 1) * width]
-    for i in range(0, len(of_base), size):
-        z, b = uint(data[i : i + size]), uint(of_base[i : i + size])
-        data[i : i + size] = add_base(z, b, t.difference, size)
-    require(zlib.crc32(data) == t.crc32, "bad_checksum", "R11.3")
-    return bytes(data)
+        decoded.append((s, decode_segment(record, s)))
+    return decoded
+
+
+def decode_lists(t: Fields, data: bytearray) -> list[list[int]]:
+    """R12.8, R12.10, R12.11: puts the listed words of a sparse tensor in their places; the others
+    stay 0. Gives the places, for each segment with some.
+    """
+    if not t.touched:
+        return []
+    gaps = decode_segments(t.gaps, t.payload_offset)
+    words = decode_segments(t.listed, t.payload_offset + t.gaps.nbytes)
+    size, places = t.word_nbytes, list[list[int]]()
+    for k, (_, own_gaps), (s, own_words) in zip(t.touched, gaps, words, strict=True):
+        start, end = k * t.segment_cols, min((k + 1) * t.segment_cols, t.cols)
+        at, own = start, list[int]()
+        for gap in own_gaps:
+            at += gap
+            if gap < 255:
+                own.append(at)
+                at += 1
+        is_right = len(own) == s.n and at <= end and own_gaps[-1] < 255
+        require(is_right, "bad_patch", "R12.11")
+        for i, place in enumerate(own):
+            data[place * size : (place + 1) * size] = own_words[i * size : (i + 1) * size]
+        places.append(own)
+    return places
 
 
 def open_base(base_data: bytes, base_sha256: bytes) -> Fields:
@@ -82,7 +121,7 @@ def base_words(t: Fields, base: Fields) -> bytes:
 
 
 def add_base(z: int, b: int, difference: int, nbytes: int) -> bytes:
-    """R12.5: the word that differs from the word b of the base by z."""
+    """R12.5, R12.12: the word that differs from the word b of the base by z."""
     if difference == XOR:
         w = b ^ z
     elif z % 2 == 0:  # MINUS: z is 2 d
@@ -225,12 +264,13 @@ def read_context_maps(body: Reader, tables: list[Fields]) -> list[Fields]:
 
 
 # ---- Tensors and their segments: 4.4, 4.5, chapters 5 and 6 --------------------------------------
-XOR, MINUS = 1, 2  # differences
+XOR, MINUS, SPARSE = 1, 2, 4  # differences, and a flag beside them
 WORD_NBYTES = (1, 1, 1, 1, 2, 2, 4, 4, 8, 8, 2, 2, 4, 8, 1, 1, 1, 1, 1, 4, 8)  # of dtypes 0 to 20
 COMPLEX = (19, 20)  # dtypes whose elements are two words
 OFFSET = (3, 5, 7, 9)  # dtypes with this word map: signed integers
 EXPONENT_BITS = {11: 8, 12: 8, 14: 4, 15: 5, 17: 4, 18: 5, 19: 8}  # dtypes with EXPONENT_FIRST
-UNSIGNED = {1: 2, 2: 4, 4: 6, 8: 8}  # from the bytes of a word to a dtype (R12.5)
+UINT8 = 2
+UNSIGNED = {1: UINT8, 2: 4, 4: 6, 8: 8}  # from the bytes of a word to a dtype (R12.5)
 
 
 def read_tensor(body: Reader, file: Fields, index_offset: int) -> None:
@@ -243,9 +283,11 @@ def read_tensor(body: Reader, file: Fields, index_offset: int) -> None:
     require(t.rank <= 32 and t.row_rank <= t.rank, "bad_range", "R6.1")
     t.shape = [body.uint(8) for _ in range(t.rank)]
     t.name, _ = body.text(t.name_nbytes), body.text(t.dtype_name_nbytes)
-    t.difference = t.flags
+    t.difference, t.is_sparse = t.flags & 3, t.flags in (SPARSE | XOR, SPARSE | MINUS)
     most = MINUS if BASE in file.types else 0
-    require(t.difference <= most and t.reserved == 0, "bad_value", "R4.31")
+    is_known = t.difference <= most and (t.flags == t.difference or t.is_sparse)
+    require(is_known and t.reserved == 0, "bad_value", "R4.31")
+    require(not t.is_sparse or t.row_rank == 0, "bad_value", "R12.7")
     known = t.dtype < len(WORD_NBYTES) and t.element_order == 0
     require(known, "unsupported_coder", "R4.31")
     t.word_nbytes = WORD_NBYTES[t.dtype]
@@ -260,11 +302,9 @@ def read_tensor(body: Reader, file: Fields, index_offset: int) -> None:
         require(side % tile == 0 and (tile >= 16 or tile == side), "bad_range", "R6.7")
     require(t.segment_rows * t.segment_cols <= 1 << 24, "bad_range", "R6.5")
     t.n_segments = -(-t.rows // t.segment_rows) * -(-t.cols // t.segment_cols)
-    if t.n_segments:
-        read_segment_table(body, t)
+    t.file, t.number, t.widths, t.words_crc32 = file, len(file.tensors), None, list[int]()
+    nbytes = read_lists(body, t) if t.is_sparse else read_segment_table(body, t)
     require(body.left() == 0, "bad_range", "R4.30")
-    t.file, t.number = file, len(file.tensors)
-    nbytes = sum(segment(t, k).nbytes for k in range(t.n_segments))
     require(nbytes == t.payload_nbytes, "bad_range", "R4.34")
     require(t.payload_offset == file.payload_end, "bad_range", "R4.33")
     file.payload_end += nbytes
@@ -279,28 +319,70 @@ def add_tensor(t: Fields, name: str, file: Fields) -> None:
     file.tensors.append(t)
 
 
-def read_segment_table(body: Reader, t: Fields) -> None:
-    """R4.36 to R4.39, R5.9: reads the columns. Each is a list with a value for each segment."""
+def read_segment_table(body: Reader, t: Fields) -> int:
+    """R4.36, R4.38, R4.39, R5.9: reads the columns, each a list with a value for each segment.
+    Gives the bytes of all records.
+    """
+    if t.n_segments == 0:
+        return 0
     require(4 * t.n_segments <= body.left(), "bad_range", "R4.38")
     t.columns = [[body.uint(4) for _ in range(t.n_segments)]]  # crc32
     of_plane = ("coder", "table", "prediction", "n_units")
     for name in ("layout", "base", "n_patches", *of_plane * max(2, t.word_nbytes)):
-        width = body.uint(1)
-        require(width in (0, 1, 2, 4), "bad_value", "R4.37")
-        if width == 0:
-            column = [body.uint(4)] * t.n_segments
-        else:
-            column = [body.uint(width) for _ in range(t.n_segments)]
+        column = read_column(body, t.n_segments)
         may_be_large = name in ("n_patches", "table", "n_units")
         require(may_be_large or max(column) <= 255, "bad_value", "R4.39")
         t.columns.append(column)
+    return sum(segment(t, k).nbytes for k in range(t.n_segments))
+
+
+def read_column(body: Reader, n_segments: int) -> list[int]:
+    """R4.37: a value for each segment."""
+    width = body.uint(1)
+    require(width in (0, 1, 2, 4), "bad_value", "R4.37")
+    if width == 0:
+        return [body.uint(4)] * n_segments
+    return [body.uint(width) for _ in range(n_segments)]
+
+
+def read_lists(body: Reader, t: Fields) -> int:
+    """R12.7 to R12.10: reads the segment table of a sparse tensor. `gaps` and `listed` are like
+    tensors of a row each, with the segments that have listed words. Gives the bytes of the payload.
+    """
+    is_one_tile = (t.tile_rows, t.tile_cols) == (t.segment_rows, t.segment_cols)
+    require(is_one_tile, "bad_value", "R12.7")
+    require(4 * t.n_segments <= body.left(), "bad_range", "R4.38")
+    n_listed = [body.uint(4) for _ in range(t.n_segments)]
+    t.touched = [k for k, n in enumerate(n_listed) if n > 0]
+    if not t.touched:
+        return 0
+    n_gaps, n_listed = read_column(body, len(t.touched)), [n for n in n_listed if n > 0]
+    for k, gaps, listed in zip(t.touched, n_gaps, n_listed, strict=True):
+        n = min(t.segment_cols, t.cols - k * t.segment_cols)
+        is_right = listed <= n and listed <= gaps <= listed + (n - listed) // 255
+        require(is_right, "bad_range", "R12.9")
+    t.words_crc32 = [body.uint(4) for _ in t.touched]
+    t.gaps, t.listed = list_of(t, n_gaps, UINT8), list_of(t, n_listed, t.coded_dtype)
+    sizes = [read_segment_table(body, part) for part in (t.gaps, t.listed)]
+    t.gaps.nbytes = sizes[0]
+    return sum(sizes)
+
+
+def list_of(t: Fields, widths: list[int], dtype: int) -> Fields:
+    """R12.10: a row of segments of these widths, each one tile."""
+    part = Fields(file=t.file, coded_dtype=dtype, word_nbytes=WORD_NBYTES[dtype], widths=widths)
+    part.n_segments, part.tile_rows, part.tile_cols = len(widths), 1, max(widths)
+    return part
 
 
 def segment(t: Fields, k: int) -> Fields:
     """R5.3, R5.7 to R5.9, R6.3, R6.4, R6.6, R10.9: what is known of segment k, checked."""
-    across = -(-t.cols // t.segment_cols)
-    s = Fields(t=t, row=k // across * t.segment_rows, col=k % across * t.segment_cols)
-    s.height, s.width = min(t.segment_rows, t.rows - s.row), min(t.segment_cols, t.cols - s.col)
+    if t.widths:
+        s = Fields(t=t, height=1, width=t.widths[k])
+    else:
+        across = -(-t.cols // t.segment_cols)
+        s = Fields(t=t, row=k // across * t.segment_rows, col=k % across * t.segment_cols)
+        s.height, s.width = min(t.segment_rows, t.rows - s.row), min(t.segment_cols, t.cols - s.col)
     s.n = s.height * s.width
     s.crc32, s.layout, s.base, s.n_patches, *of_planes = (column[k] for column in t.columns)
     require(s.layout <= PAIRS, "unsupported_coder", "R5.3")

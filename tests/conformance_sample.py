@@ -22,6 +22,7 @@ from wcodec.backends import load_backend
 from wcodec.codec.sources import BufferSource
 from wcodec.conformance import kernels, sweeps
 from wcodec.conformance.cases import Case, Vectors, load
+from wcodec.conformance.coded import parts_of
 from wcodec.reference import container
 from wcodec.reference.segments import Coder
 
@@ -34,7 +35,7 @@ FEWER: tuple[tuple[ModuleType, str, Any], ...] = (
     (
         kernels,
         "THREADED",
-        ("base_pairs", "modes_mixed", "context_scale_parts", "difference_mixed"),
+        ("base_pairs", "modes_mixed", "context_scale_parts", "difference_mixed", "sparse_mixed"),
     ),
 )
 
@@ -50,12 +51,14 @@ def features(case: Case) -> set[tuple[Any, ...]]:
     }
     index = container.read_index(BufferSource(case.data))
     for t in index.tensors:
-        plan, s, n = t.plan(index.tables), t.segments, t.dtype.word_nbytes
         out |= {
             ("dtype", t.dtype.name),
-            ("difference", t.difference, n),
+            ("difference", t.difference, t.dtype.word_nbytes),
+            ("sparse", t.lists is not None, t.difference, t.dtype.word_nbytes),
             ("duplicate", t.duplicate_of is not None),
         }
+    for t in (part for whole in index.tensors for part in parts_of(whole)):
+        plan, s, n = t.plan(index.tables), t.segments, t.dtype.word_nbytes
         out |= {("patches", n, k > 0) for k in s.n_patches.tolist()} | {
             ("mode", n, m) for m in set(s.prediction.reshape(-1).tolist())
         }

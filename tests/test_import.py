@@ -124,6 +124,7 @@ FLOORS = (
     ("directories",),
     ("inspect", "conformance", "cuda"),
     ("torch",),
+    ("deltas",),
     ("transformers",),
     ("cli", "__main__"),
 )

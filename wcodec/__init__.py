@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from wcodec.codec import decode, encode
     from wcodec.codec.decoder import Decoder
     from wcodec.codec.encoder import Encoder
+    from wcodec.deltas.applying import Applied, apply
     from wcodec.directories.content import content_sha256
     from wcodec.directories.encoding import encode_safetensors_to_wcodec
     from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
     from wcodec.files.file import File, open
     from wcodec.files.loading import load_file
-    from wcodec.files.saving import save_file
+    from wcodec.files.saving import save, save_file
     from wcodec.inspect.explain import explain
     from wcodec.planner.options import EncodeOptions
 
 __version__ = "0.1.0"
 __all__ = [
+    "Applied",
     "Backend",
     "BackendUnavailable",
     "DecodeError",
@@ -38,6 +40,7 @@ __all__ = [
     "Encoder",
     "File",
     "WcodecError",
+    "apply",
     "available_backends",
     "content_sha256",
     "decode",
@@ -47,6 +50,7 @@ __all__ = [
     "get_backend",
     "load_file",
     "open",
+    "save",
     "save_file",
     "set_backend",
     "use_backend",
@@ -61,9 +65,10 @@ _NAMES: Final[dict[str, str]] = {
     "directories.content": "content_sha256",
     "directories.encoding": "encode_safetensors_to_wcodec",
     "errors": "BackendUnavailable DecodeError EncodeError WcodecError",
+    "deltas.applying": "Applied apply",
     "files.file": "File open",
     "files.loading": "load_file",
-    "files.saving": "save_file",
+    "files.saving": "save save_file",
     "inspect.explain": "explain",
     "planner.options": "EncodeOptions",
 }

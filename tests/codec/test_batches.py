@@ -73,7 +73,8 @@ class TakesNoSpans(NumbaBackend):
 
 def test_every_backend_writes_the_same(tmp_path: Path) -> None:
     tensors, files = many(80, seed=7), []
-    for name in ("reference", "numba", f"{__name__}:TakesNoSpans"):
+    cuda = "cuda_emulator.backend:EmulatedCuda"
+    for name in ("reference", "numba", cuda, f"{__name__}:TakesNoSpans"):
         with use_backend(name):
             wcodec.save_file(tensors, tmp_path / "m.wcodec")
             assert same(wcodec.load_file(tmp_path / "m.wcodec"), tensors)

@@ -258,8 +258,8 @@ def test_more_than_memory_holds_is_a_coded_error() -> None:
 
 
 def _huge() -> wcodec.reference.records.TensorRecord:
-    from wcodec.reference.records import TensorRecord
     from wcodec.reference.segments import SegmentTable
+    from wcodec.reference.tensors import TensorRecord
     from wcodec.reference.tiles import Geometry
 
     # 2^20 segments of 2^24 float64: 2^47 bytes, all that can be addressed

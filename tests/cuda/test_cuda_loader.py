@@ -397,6 +397,10 @@ def test_staged_copies(monkeypatch: pytest.MonkeyPatch) -> None:
         assert runtime.download(device, out) is out
         for back in (device, out, runtime.download(device)):
             assert np.array_equal(back, host)
+    copied = runtime.empty(device.nbytes)
+    runtime.copy_within(copied, device)
+    assert copied.tobytes() == device.tobytes()
+    runtime.copy_within(runtime.empty(0), runtime.empty(0))
     with pytest.raises(ValueError, match="C-contiguous"):
         runtime.download(device, np.zeros((3000, 10), np.uint16)[:, ::2])
     assert runtime.empty(0).shape == (0,)
@@ -410,6 +414,8 @@ class PlayedArray(np.ndarray[Any, Any]):
     def data(self) -> Any:  # type: ignore[override]
         at = self.ctypes.data
         return SimpleNamespace(
+            at=at,
+            copy_from_device_async=lambda device, n: ctypes.memmove(at, device.at, n),
             copy_from_host_async=lambda host, n: ctypes.memmove(at, host, n),
             copy_to_host_async=lambda host, n: ctypes.memmove(host, at, n),
         )

@@ -39,11 +39,22 @@ from test_backends_equal import (
     test_uncoded_pairs,
     test_use_after_close,
 )
+from test_backends_sparse import (
+    test_changes,
+    test_changes_of_nothing,
+    test_checksums_of_ranges_of_any_bytes,
+    test_malformed_gaps,
+    test_places,
+    test_places_of_nothing,
+    test_spans,
+    test_take_and_put,
+    test_there_and_back,
+)
 from test_real_weights import checkpoints  # noqa: F401 (a fixture)
 
 import wcodec
 import wcodec.cuda
-from wcodec.backends import load_backend
+from wcodec.backends import load_backend, use_backend
 from wcodec.backends.protocol import Backend, Status
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
@@ -55,11 +66,14 @@ from wcodec.reference.planes import DTYPES, DType
 pytestmark = pytest.mark.gpu
 
 __all__ = [  # run here with this file's `backend`
-    "test_calls_at_once", "test_contexts_in_large_segments", "test_extreme_tables",
-    "test_faults_of_several_kinds", "test_garbage_payloads", "test_histograms",
-    "test_more_than_one_range", "test_nothing", "test_one_word_short", "test_patches",
-    "test_random_plans", "test_segments_of_one_kind", "test_sizes", "test_spoilt_payloads",
-    "test_tile_modes", "test_uncoded_pairs", "test_use_after_close",
+    "test_calls_at_once", "test_changes", "test_changes_of_nothing",
+    "test_checksums_of_ranges_of_any_bytes", "test_contexts_in_large_segments",
+    "test_extreme_tables", "test_faults_of_several_kinds", "test_garbage_payloads",
+    "test_histograms", "test_malformed_gaps", "test_more_than_one_range", "test_nothing",
+    "test_one_word_short", "test_patches", "test_places", "test_places_of_nothing",
+    "test_random_plans", "test_segments_of_one_kind", "test_sizes", "test_spans",
+    "test_spoilt_payloads", "test_take_and_put", "test_there_and_back", "test_tile_modes",
+    "test_uncoded_pairs", "test_use_after_close",
 ]  # fmt: skip
 
 EMULATED = os.environ.get("WCODEC_GPU_TESTS") == "emulated"
@@ -206,6 +220,43 @@ def test_spoilt_file(checkpoint: Any, loader_of: Callable[..., Loader], tmp_path
                 loader.load_file(tmp_path / "spoilt.wcodec")
             assert e.value.tensor == "layer.3"
         same(loader.load_file(path, ["layer.3"])["layer.3"], tensors["layer.3"])
+
+
+def test_sparse_files(
+    loader_of: Callable[..., Loader], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of which few words differ from those of another, and one that follows it: many
+    segments, in sets so small that they are cut, and in others.
+    """
+    names = ("bfloat16", "float32", "float64", "int8")
+    dtypes = [d for d in DTYPES if d.name in names]
+    versions = [{d.name: gaussian(d, LARGE) for d in dtypes} | {"one": np.array(1.5, np.float16)}]
+    for seed in (1, 2):
+        rng, now = np.random.default_rng(seed), {n: a.copy() for n, a in versions[-1].items()}
+        for d in dtypes:
+            changes = rng.random(LARGE) < 0.02
+            now[d.name][changes] = gaussian(d, LARGE, seed)[changes]
+        versions.append(now)
+    monkeypatch.setattr("wcodec.planner.differences.LIST_WORDS", LARGE[0] * LARGE[1] // 50)
+    for i, tensors in enumerate(versions):
+        base = tmp_path / f"{i - 1}.wcodec" if i else None
+        for name in ("numba", BACKEND):
+            with use_backend(name):
+                wcodec.save_file(tensors, tmp_path / f"{name}.wcodec", base=base)
+        same_bytes = {(tmp_path / f"{name}.wcodec").read_bytes() for name in ("numba", BACKEND)}
+        assert len(same_bytes) == 1
+        (tmp_path / f"{i}.wcodec").write_bytes(same_bytes.pop())
+    with wcodec.open(tmp_path / "2.wcodec") as f:
+        assert all(f.record(d.name).lists is not None for d in dtypes)
+    for slot_nbytes in (1 << 16, pipeline.SLOT_NBYTES):
+        monkeypatch.setattr("wcodec.cuda.loader.SLOT_NBYTES", slot_nbytes)
+        with loader_of() as loader:
+            for i in (1, 2):
+                for name, t in loader.load_file(tmp_path / f"{i}.wcodec").items():
+                    same(t, versions[i][name])
+    with use_backend(BACKEND):
+        for name, a in wcodec.load_file(tmp_path / "2.wcodec").items():
+            assert a.tobytes() == versions[2][name].tobytes()
 
 
 # ---- DLPack --------------------------------------------------------------------------------------

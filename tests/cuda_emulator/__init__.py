@@ -218,6 +218,9 @@ class EmulatedRuntime(Runtime):
     def copy_out(self, host: NDArray[np.uint8], device: NDArray[Any]) -> None:
         host[...] = device
 
+    def copy_within(self, out: NDArray[Any], device: NDArray[Any]) -> None:
+        out[...] = device
+
     def stream(self) -> Any:
         return object()
 

@@ -118,6 +118,9 @@ class LazyRuntime(EmulatedRuntime):
     def copy_out(self, host: NDArray[np.uint8], device: NDArray[Any]) -> None:
         self._queue(lambda: np.copyto(host, device))
 
+    def copy_within(self, out: NDArray[Any], device: NDArray[Any]) -> None:
+        self._queue(lambda: np.copyto(out, device))
+
     def launch(self, kernel: str, grid: int, block: int, *args: Any) -> None:
         run = super().launch
         self._queue(lambda: run(kernel, grid, block, *args))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +194,11 @@ def test_nothing_has_changed(tmp_path: Path, dtype: str) -> None:
     assert delta(tmp_path, base, base)[1] < 1000
 
 
-def test_signs_that_flip_are_xor(tmp_path: Path) -> None:
+def test_signs_that_flip_cost_little(tmp_path: Path) -> None:
     base = make_array(BY_NAME["float32"], (300, 500), "gaussian")
     array = np.where(np.random.default_rng(0).random(base.shape) < 0.5, base, -base)
     plain, stored, difference = delta(tmp_path, base, array)
-    assert difference == Difference.XOR
+    assert difference != Difference.NONE
     assert stored < 0.1 * plain
 
 
@@ -470,7 +471,7 @@ class Forged:
     def base_tensor(self, *_: Any) -> Forged:
         return self
 
-    def content_hash(self) -> bytes:
+    def content_hash(self, _: Mapping[str, int]) -> bytes:
         return self._sha256
 
     def words(self, rows: slice, cols: slice, room: Array) -> Array:
@@ -488,7 +489,7 @@ def forge(path: Path, name: str, array: Array, sha256: bytes | None = None) -> N
     own = reference.content_hash([("w", t.dtype, t.shape, t.crc32)])
     with path.open("wb") as f:
         writer = Encoder().start(f, base=Forged(name, own if sha256 is None else sha256, words))
-        assert writer.add("w", array).difference == Difference.XOR
+        assert writer.add("w", array).difference != Difference.NONE
         writer.finish()
 
 

@@ -24,8 +24,8 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.reference.differences import Difference
 from wcodec.reference.operands import DTYPES, SEGMENT, TILE, operand_form, operand_problem
 from wcodec.reference.planes import Layout
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import Coder
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import chunks
 
 FIXED, RANS = EncodeOptions(operand="fixed"), EncodeOptions(operand="rans")

@@ -20,6 +20,7 @@ import pytest
 import targets
 import test_fuzz
 from bulk import draw_bulk, draw_pool
+from cuda_emulator.backend import EmulatedCuda
 from fuzz_segments import Fault
 from paths import TOOLS
 from plans import aligned
@@ -59,9 +60,11 @@ def test_statuses_of_all_kinds_come_up() -> None:
     assert all(done[s.name] > 20 for s in Status), done
 
 
-def test_devices_are_given_no_rows() -> None:
-    emulated = "cuda_emulator.backend:EmulatedCuda"
-    assert digests(emulated, range(SPANS_CASE, SPANS_CASE + 2)) == ({}, Counter())
+def test_rows_are_for_backends_that_take_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated, rows = "cuda_emulator.backend:EmulatedCuda", range(SPANS_CASE, SPANS_CASE + 1)
+    assert digests(emulated, rows) == digests("reference", rows)
+    monkeypatch.setattr(EmulatedCuda, "takes_spans", False)
+    assert digests(emulated, rows) == ({}, Counter())
 
 
 def test_segments_that_are_left_alone_are_as_in_the_pool() -> None:

@@ -629,10 +629,11 @@ def test_tests_of_a_gpu_run(checker: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_nothing_of_the_kernels_is_left_out() -> None:
-    """Every test of test_backends_equal that a device can run is one of tests/cuda/test_gpu.py."""
+    """Every test of all backends that a device can run is one of tests/cuda/test_gpu.py."""
     there = {
         name
-        for name in vars(importlib.import_module("test_backends_equal"))
+        for module in ("test_backends_equal", "test_backends_sparse")
+        for name in vars(importlib.import_module(module))
         if name.startswith("test_")
     }
     of_numba = {

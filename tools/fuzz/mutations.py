@@ -17,14 +17,15 @@ from typing import Any, Final
 import numpy as np
 from corruptions import corrupted, with_extremes
 from plans import Case
-from sealing import MAX_TENSOR_NBYTES, payload_of, put_together, take_apart
+from sealing import MAX_TENSOR_NBYTES, put_together, take_apart
 
 from wcodec.codec.sources import BufferSource
+from wcodec.conformance.coded import parts_of, payload_of
 from wcodec.directories.hub_header import CRC_KEY, HEADER_KEY
 from wcodec.errors import DecodeError
 from wcodec.reference.container import MAGIC, Index, read_index, write_header, write_index
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.tables import ContextKind, TablePool
+from wcodec.reference.tensors import TensorRecord
 
 Rng = np.random.Generator
 Bytewise = Callable[[bytes, int], bytes]
@@ -70,21 +71,29 @@ def _with_spoilt_segments(rng: Rng, data: bytes) -> bytes:
         index = read_index(BufferSource(data))
     except DecodeError:
         return data
-    tensors = [t for t in index.tensors if t.duplicate_of is None and _is_small(t)]
-    if not tensors:
+    own = (t for t in index.tensors if t.duplicate_of is None and t.nbytes <= MAX_TENSOR_NBYTES)
+    parts = [(t, part) for t in own for part in parts_of(t) if _has_few(part)]
+    if not parts:
         return data
-    chosen, tables = tensors[int(rng.integers(0, len(tensors)))], index.tables
+    (t, chosen), tables = parts[int(rng.integers(0, len(parts)))], index.tables
     if {ContextKind.PLANE} >= {m.kind for m in tables.maps} or not len(tables):
         tables = with_extremes(rng, tables)
     plan = replace(chosen.plan(index.tables), tables=tables)
     case = Case(plan, np.empty(0), payload_of(chosen, data), plan)
     plan, payload, _ = corrupted(rng, case)
     spoilt = replace(chosen, segments=plan.segments, payload_nbytes=payload.size)
-    return _rewritten(index, tables, chosen, spoilt, payload.tobytes(), data)
+    whole = payload.tobytes()
+    if t.lists is not None:
+        whole = b"".join(
+            whole if part is chosen else payload_of(part, data).tobytes() for part in t.lists.parts
+        )
+        name = "gaps" if chosen is t.lists.gaps else "words"
+        spoilt = replace(t, lists=replace(t.lists, **{name: spoilt}), payload_nbytes=len(whole))
+    return _rewritten(index, tables, t, spoilt, whole, data)
 
 
-def _is_small(t: TensorRecord) -> bool:
-    return 0 < t.segment_crc32.size <= MAX_SEGMENTS and t.nbytes <= MAX_TENSOR_NBYTES
+def _has_few(t: TensorRecord) -> bool:
+    return 0 < t.segment_crc32.size <= MAX_SEGMENTS
 
 
 def _rewritten(

@@ -10,14 +10,14 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec.parts import aligned
 from wcodec.codec.sources import BufferSource
+from wcodec.conformance.coded import payload_of
 from wcodec.errors import DecodeError
 from wcodec.reference.container import (
     FOOTER,
@@ -30,10 +30,11 @@ from wcodec.reference.container import (
     write_header,
 )
 from wcodec.reference.differences import BaseCheckpoint
-from wcodec.reference.planes import BY_ID
-from wcodec.reference.records import TENSOR, TensorRecord
+from wcodec.reference.planes import BY_ID, Words
+from wcodec.reference.records import TENSOR
 from wcodec.reference.segments import Status
 from wcodec.reference.tables import TablePool
+from wcodec.reference.tensors import Lists, TensorRecord
 
 MAX_TENSOR_NBYTES: Final = 1 << 18  #: decoded; larger tensors would take the time of many
 _CRC_OFFSET: Final = 16  #: of a tensor's CRC-32 in its record
@@ -121,7 +122,8 @@ def mended(data: bytes, backend: Backend, base: BaseCheckpoint | None = None) ->
     bodies = (p.start for p in places(parts.records) if p.kind == RecordType.TENSOR)
     for start, t in zip(bodies, (t for t in index.tensors if t.duplicate_of is None), strict=True):
         if 0 < t.nbytes <= MAX_TENSOR_NBYTES:
-            _mend_tensor(records, start, t, data, backend, index.tables, base)
+            mend = _mend_tensor if t.lists is None else _mend_sparse
+            mend(records, start, t, data, backend, index.tables, base)
     return put_together(Parts(parts.payload, bytes(records)))
 
 
@@ -145,12 +147,75 @@ def _mend_tensor(
                 whole, room = (slice(0, side) for side in words.shape), np.empty_like(words)
                 crc = backend.add_base(words, there.words(*whole, room), t.difference)
         struct.pack_into("<I", records, start + _CRC_OFFSET, crc)
-    at = start + TENSOR.size + 8 * len(t.shape) + len(t.name.encode()) + len(t.dtype_name.encode())
-    crcs = sums.records.astype("<u4").tobytes()
-    records[at : at + len(crcs)] = crcs
+    _put_crcs(records, _table_of(start, t), sums.records)
 
 
-def payload_of(t: TensorRecord, data: bytes) -> NDArray[np.uint8]:
-    """A tensor's payload, where a backend may read it."""
-    stop = t.payload_offset + t.payload_nbytes
-    return aligned(np.frombuffer(data[t.payload_offset : stop], np.uint8))
+def _table_of(start: int, t: TensorRecord) -> int:
+    """Where the segment table of a record is."""
+    names = len(t.name.encode()) + len(t.dtype_name.encode())
+    return start + TENSOR.size + 8 * len(t.shape) + names
+
+
+def _put_crcs(records: bytearray, at: int, crcs: NDArray[np.uint32]) -> int:
+    """Returns where what follows them is."""
+    data = crcs.astype("<u4").tobytes()
+    records[at : at + len(data)] = data
+    return at + len(data)
+
+
+def _mend_sparse(
+    records: bytearray,
+    start: int,
+    t: TensorRecord,
+    data: bytes,
+    backend: Backend,
+    tables: TablePool,
+    base: BaseCheckpoint | None,
+) -> None:
+    """As `_mend_tensor`, of a sparse tensor; `backend` takes `Spans`."""
+    lists = t.lists
+    assert lists is not None
+    there = None if base is None else base.base_tensor(t.name, t.dtype, t.shape, t.geometry)
+    whole = np.empty((t.geometry.rows, t.geometry.cols), t.dtype.word_type)
+    if there is not None:
+        np.copyto(whole, there.words(slice(0, 1), slice(0, whole.size), np.empty_like(whole)))
+    k, at, decoded = lists.touched.size, _table_of(start, t), list[Any]()
+    if k:
+        for part in lists.parts:
+            words = np.empty((1, part.geometry.cols), part.dtype.word_type)
+            status, sums = backend.decode_with_checksums(
+                part.plan(tables), payload_of(part, data), words
+            )
+            decoded.append((not status.any(), sums.records, words.reshape(-1)))
+        words_crcs = lists.words_crc32
+        if there is not None and all(good for good, _, _ in decoded):
+            found = _put_words(t, lists, decoded[0][2], decoded[1][2], whole, backend)
+            words_crcs = words_crcs if found is None else found
+        at = _after_column(records, at + 4 * lists.n_listed.size, k)
+        at = _put_crcs(records, at, words_crcs)
+        for part, (_, crcs, _) in zip(lists.parts, decoded, strict=True):
+            at = _put_crcs(records, at, crcs)
+            for _ in range(3 + 4 * part.dtype.n_planes):
+                at = _after_column(records, at, k)
+    if there is not None:
+        struct.pack_into("<I", records, start + _CRC_OFFSET, backend.crc32(whole))
+
+
+def _put_words(
+    t: TensorRecord, lists: Lists, gaps: Words, words: Words, whole: Words, backend: Backend
+) -> NDArray[np.uint32] | None:
+    """Puts listed words into those of the base. Returns `words_crc32`; none if gaps are wrong."""
+    sizes = [part.geometry.n_elements() for part in lists.parts]
+    starts, of = t.geometry.corners()[1][lists.touched], t.geometry.n_elements()[lists.touched]
+    places, right = backend.places_of(gaps, *sizes, starts, of)
+    if not right.all():
+        return None
+    backend.add_base(words, backend.take(whole, places), t.difference)
+    backend.put(whole, places, words)
+    bounds = np.append(0, np.cumsum(sizes[1])) * words.itemsize
+    return backend.checksums(words.view(np.uint8), bounds)
+
+
+def _after_column(records: bytearray, at: int, n: int) -> int:
+    """Where a column of `n` values (R4.37) ends."""
+    return at + 1 + (records[at] * n or 4)

@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from assembler_coding import (
@@ -39,6 +40,7 @@ from assembler_coding import (
     scale_bytes,
     segment_symbols,
 )
+from assembler_sparse import SPARSE, Sparse
 
 TABLES, SOURCE, METADATA, TENSOR, CONTEXTS, BASE, DUPLICATE = 1, 2, 3, 4, 5, 6, 7  # index records
 
@@ -66,6 +68,9 @@ class Tensor:
     recipe: dict[str, Any] = field(default_factory=dict)  #: of `data`, for the manifest
     difference: int = 0
     base: bytes = b""  #: what the difference is taken from
+    #: that words are listed. Widths of columns are then named ``n_gaps``, ``gaps.layout``,
+    #: ``words.layout``
+    sparse: Sparse | None = None
     #: number of the tensor that this one repeats; only `name`, and for callers `data`, count then
     duplicate_of: int | None = None
 
@@ -146,8 +151,25 @@ def matrix(t: Tensor) -> tuple[int, int]:
 
 
 def row_rank(t: Tensor) -> int:
-    """All dimensions but the last make the rows, if the caller does not say otherwise."""
-    return max(len(t.shape) - 1, 0) if t.row_rank is None else t.row_rank
+    """All dimensions but the last make the rows, or of a sparse tensor none, if the caller does not
+    say otherwise.
+    """
+    usual = 0 if t.sparse is not None else max(len(t.shape) - 1, 0)
+    return usual if t.row_rank is None else t.row_rank
+
+
+def has_changed(t: Tensor, i: int) -> bool:
+    """Whether word `i` of a difference is another one than in the base."""
+    n = DTYPES[t.dtype][1]
+    return t.data[i * n : i * n + n] != t.base[i * n : i * n + n]
+
+
+def listed_places(t: Tensor) -> list[list[int]]:
+    """Numbers of the words that each segment of a sparse tensor lists."""
+    if t.sparse is None:
+        return []
+    n = DTYPES[t.dtype][1]
+    return t.sparse.places(_words(t.data, n), _words(t.base, n), t.segment[1])
 
 
 # ---- the file ------------------------------------------------------------------------------------
@@ -163,30 +185,87 @@ class _Cut:
     patches: list[int]
 
 
+@dataclass
+class _Part:
+    """Segments with a table of their own: those of a tensor, or of a list of a sparse one, which is
+    described as a tensor here. `name` stands behind that of the tensor.
+    """
+
+    name: str
+    t: Tensor
+    cuts: list[_Cut]
+
+
+@dataclass
+class _Lists:
+    """Of a sparse tensor: `n_listed` of each segment, of others what those with words have."""
+
+    n_listed: list[int]
+    n_gaps: list[int]
+    crc32s: list[int]
+
+
+def _words(data: bytes, n: int) -> list[int]:
+    return [int.from_bytes(data[i : i + n], "little") for i in range(0, len(data), n)]
+
+
+def _cuts(t: Tensor, pieces: list[list[list[int]]]) -> list[_Cut]:
+    """Segments, each given as rows of the words that are coded, after the choices of a tensor."""
+    chosen = t.segments * len(pieces) if len(t.segments) == 1 else t.segments
+    cuts = []
+    for s, p in zip(chosen, pieces, strict=True):
+        tile = (len(p), len(p[0])) if t.sparse is not None else t.tile or t.segment
+        symbols = segment_symbols(p, t.coded_dtype, tile, s)
+        cuts.append(_Cut(s, p, symbols, [*symbols.patches, *s.extra]))
+    return cuts
+
+
 class _Builder:
     def __init__(self, file: File) -> None:
         self.file = file
-        self.cut = [self._cut(t) for t in file.tensors]
+        self.lists: dict[int, _Lists] = {}
+        self.parts = [self._parts(i, t) for i, t in enumerate(file.tensors)]
         self.tables = [self._table(i, t) for i, t in enumerate(file.tables)]
 
-    def _cut(self, t: Tensor) -> list[_Cut]:
+    def _parts(self, number: int, t: Tensor) -> list[_Part]:
         rows, cols = matrix(t)
-        if t.duplicate_of is not None or not rows * cols:
+        if t.duplicate_of is not None:
             return []
         n = DTYPES[t.dtype][1]
-        words, base = (
-            [int.from_bytes(data[i : i + n], "little") for i in range(0, len(data), n)]
-            for data in (t.data, t.base)
-        )
+        words, base = _words(t.data, n), _words(t.base, n)
         if t.difference:
             words = [differ(w, b, t.difference, n) for w, b in zip(words, base, strict=True)]
+        if t.sparse is not None:
+            return self._lists(number, t, t.sparse, words)
+        if not rows * cols:
+            return []
         pieces = in_tiles([words[r * cols : (r + 1) * cols] for r in range(rows)], t.segment)
-        chosen = t.segments * len(pieces) if len(t.segments) == 1 else t.segments
-        cuts = []
-        for s, p in zip(chosen, pieces, strict=True):
-            symbols = segment_symbols(p, t.coded_dtype, t.tile or t.segment, s)
-            cuts.append(_Cut(s, p, symbols, [*symbols.patches, *s.extra]))
-        return cuts
+        return [_Part("", t, _cuts(t, pieces))]
+
+    def _lists(self, number: int, t: Tensor, s: Sparse, coded: list[int]) -> list[_Part]:
+        """R12.8, R12.10: the lists of gaps, and those of words."""
+        size, n, places = t.segment[1], DTYPES[t.dtype][1], listed_places(t)
+        some = [(k, of_segment) for k, of_segment in enumerate(places) if of_segment]
+        gaps = [s.stored_gaps(k, of_segment, size) for k, of_segment in some]
+        crc32s = [
+            zlib.crc32(b"".join(t.data[i * n : i * n + n] for i in of_segment))
+            for _, of_segment in some
+        ]
+        self.lists[number] = _Lists([len(p) for p in places], [len(g) for g in gaps], crc32s)
+        pieces = {"gaps": [[g] for g in gaps], "words": [[[coded[i] for i in p]] for _, p in some]}
+        parts = []
+        for name, segments in (("gaps", s.gaps), ("words", s.words)):
+            own = {
+                key.removeprefix(f"{name}."): width
+                for key, width in t.widths.items()
+                if key == "all" or key.startswith(f"{name}.")
+            }
+            part = replace(
+                t, dtype="uint8" if name == "gaps" else t.coded_dtype, segments=segments,
+                difference=0, widths=own, spoil=s.spoil and partial(s.spoil, name),
+            )  # fmt: skip
+            parts.append(_Part(f".{name}", part, _cuts(part, pieces[name])))
+        return parts
 
     def _table(self, number: int, spec: TableSpec) -> TableSpec:
         """A table that has its frequencies: if need be those of all symbols that are coded under
@@ -195,7 +274,7 @@ class _Builder:
         if spec.freq is not None:
             return spec
         coded, contexts = list[int](), False
-        for cut in (c for cuts in self.cut for c in cuts):
+        for cut in (c for parts in self.parts for part in parts for c in part.cuts):
             for i, (p, symbols) in enumerate(
                 zip(cut.chosen.planes, cut.symbols.planes, strict=False)
             ):
@@ -256,14 +335,10 @@ class _Builder:
 
     def tensor(self, number: int, payload: Image) -> Image:
         """Appends a tensor's payload, returns the body of its record."""
-        t, prefix = self.file.tensors[number], f"tensor[{number}]"
-        start, crcs, units = len(payload.data), list[int](), list[list[int]]()
-        for k, cut in enumerate(self.cut[number]):
-            record, n_units = self.record(t, prefix, k, cut)
-            payload.fields[f"{prefix}.segment[{k}]"] = (len(payload.data), len(record.data))
-            payload.extend(record)
-            crcs.append(zlib.crc32(record.data))
-            units.append(n_units)
+        t, prefix, start = self.file.tensors[number], f"tensor[{number}]", len(payload.data)
+        tables = [self._segments(prefix + p.name, p, payload) for p in self.parts[number]]
+        if t.sparse is not None:
+            payload.put(f"{prefix}.tail", t.sparse.tail)
         tile, name, dtype_name = t.tile or t.segment, t.name.encode(), t.dtype_name.encode()
         body = Image()
         body.pack(
@@ -271,36 +346,45 @@ class _Builder:
             payload_nbytes=len(payload.data) - start, crc32=zlib.crc32(t.data),
             dtype_id=DTYPES[t.dtype][0], rank=len(t.shape), row_rank=row_rank(t), element_order=0,
             segment_rows=t.segment[0], segment_cols=t.segment[1], tile_rows=tile[0],
-            tile_cols=tile[1], flags=t.difference, name_nbytes=len(name),
-            dtype_name_nbytes=len(dtype_name), reserved=0,
+            tile_cols=tile[1], flags=t.difference | (0 if t.sparse is None else SPARSE),
+            name_nbytes=len(name), dtype_name_nbytes=len(dtype_name), reserved=0,
         )  # fmt: skip
         for i, d in enumerate(t.shape):
             body.put(f"{prefix}.shape[{i}]", struct.pack("<Q", d))
         body.put(f"{prefix}.name", name)
         body.put(f"{prefix}.dtype_name", dtype_name)
-        for k, crc in enumerate(crcs):
-            body.put(f"{prefix}.segment_crc32[{k}]", struct.pack("<I", crc))
-        if crcs:
-            self._columns(t, prefix, body, self.cut[number], units)
+        if t.sparse is not None:
+            lists = self.lists[number]
+            for k, n in enumerate(lists.n_listed):
+                body.put(f"{prefix}.n_listed[{k}]", struct.pack("<I", n))
+            if lists.n_gaps:
+                _column(body, t, prefix, "n_gaps", lists.n_gaps)
+            for k, crc in enumerate(lists.crc32s):
+                body.put(f"{prefix}.words_crc32[{k}]", struct.pack("<I", crc))
+        for table in tables:
+            body.extend(table)
         return body
+
+    def _segments(self, prefix: str, part: _Part, payload: Image) -> Image:
+        """Appends the records of segments, returns their table."""
+        crcs, units, table = list[int](), list[list[int]](), Image()
+        for k, cut in enumerate(part.cuts):
+            record, n_units = self.record(part.t, prefix, k, cut)
+            payload.fields[f"{prefix}.segment[{k}]"] = (len(payload.data), len(record.data))
+            payload.extend(record)
+            crcs.append(zlib.crc32(record.data))
+            units.append(n_units)
+        for k, crc in enumerate(crcs):
+            table.put(f"{prefix}.segment_crc32[{k}]", struct.pack("<I", crc))
+        if crcs:
+            self._columns(part.t, prefix, table, part.cuts, units)
+        return table
 
     def _columns(
         self, t: Tensor, prefix: str, body: Image, cuts: list[_Cut], units: list[list[int]]
     ) -> None:
         def column(name: str, values: list[int]) -> None:
-            narrow = (
-                0
-                if len(set(values)) == 1
-                else 1
-                if max(values) < 1 << 8
-                else 2
-                if max(values) < 1 << 16
-                else 4
-            )
-            width = t.widths.get(name, t.widths.get("all", narrow))
-            body.put(f"{prefix}.{name}.width", bytes([width]))
-            stored = values[:1] if width == 0 else values
-            body.put(f"{prefix}.{name}", b"".join(v.to_bytes(width or 4, "little") for v in stored))
+            _column(body, t, prefix, name, values)
 
         segments = [cut.chosen for cut in cuts]
         column("layout", [s.layout for s in segments])
@@ -365,6 +449,23 @@ class _Builder:
         }
         front = [name for name, there in parts.items() if there]
         return (*front, *(f"tensor{i}" for i in range(len(f.tensors))))
+
+
+def _column(body: Image, t: Tensor, prefix: str, name: str, values: list[int]) -> None:
+    """R4.37: appends a column, as narrow as its values if no width is chosen for it."""
+    narrow = (
+        0
+        if len(set(values)) == 1
+        else 1
+        if max(values) < 1 << 8
+        else 2
+        if max(values) < 1 << 16
+        else 4
+    )
+    width = t.widths.get(name, t.widths.get("all", narrow))
+    body.put(f"{prefix}.{name}.width", bytes([width]))
+    stored = values[:1] if width == 0 else values
+    body.put(f"{prefix}.{name}", b"".join(v.to_bytes(width or 4, "little") for v in stored))
 
 
 def content_hash(tensors: Sequence[Tensor]) -> bytes:

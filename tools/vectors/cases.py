@@ -13,7 +13,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
-from assembler import File, Image, Tensor, assemble, matrix
+from assembler import File, Image, Tensor, assemble, has_changed, listed_places, matrix
 from assembler_coding import DTYPES, MINUS, XOR
 from edits import apply_edits
 
@@ -47,6 +47,7 @@ FLAGS = {
     "Contexts": "Context maps.",
     "Duplicates": "Tensors stored once and named several times.",
     "Difference": "Differences from another checkpoint, or what they are taken from.",
+    "Sparse": "Tensors that list the words that differ from a base's (12.1).",
     "PerTile": "Each tile has a mode of its own.",
     "Patches": "Words outside of the window.",
     "Operand": (
@@ -132,14 +133,21 @@ def _whole(tensors: list[bytes], source: bytes | None, metadata: dict[str, str])
 
 def _about(t: Tensor) -> dict[str, Any]:
     """What the manifest says of a duplicate, or of a difference."""
-    more = {} if t.duplicate_of is None else {"duplicate_of": t.duplicate_of}
-    return more | (
-        {"difference": {XOR: "xor", MINUS: "minus"}[t.difference]} if t.difference else {}
-    )
+    more: dict[str, Any] = {} if t.duplicate_of is None else {"duplicate_of": t.duplicate_of}
+    more |= {"difference": {XOR: "xor", MINUS: "minus"}[t.difference]} if t.difference else {}
+    if t.sparse is not None:
+        more["sparse"] = True
+        same = [i for some in listed_places(t) for i in some if not has_changed(t, i)]
+        more |= {"listed_too": same} if same else {}
+    return more
 
 
 def _fill(t: Tensor) -> dict[str, Any]:
     """The `fill` of each segment; nothing if a plan does not fix the payload."""
+    if t.sparse is not None:
+        n = sum(map(bool, listed_places(t)))
+        lists = [s * n if len(s) == 1 else s for s in (t.sparse.gaps, t.sparse.words)]
+        return {"fill": [[s.fill for s in of_list] for of_list in lists]}
     rows, cols = matrix(t)
     n = (
         -(-rows // t.segment[0]) * -(-cols // t.segment[1])
@@ -201,7 +209,11 @@ def encoded(
         data = make(recipe, n_words(shape, dtype), DTYPES[dtype][1])
         row = rows[dtype]
         record = writer.add_words(name, np.frombuffer(data, row.word_type), row, shape, *dtype_name)
-        differs = {"difference": record.difference.name.lower()} if record.difference else {}
+        differs: dict[str, Any] = {}
+        if record.difference:
+            differs["difference"] = record.difference.name.lower()
+        if record.lists is not None:
+            differs["sparse"] = True
         said.append(_said(name, dtype, shape, data, recipe, *dtype_name) | differs)
         parts.append(data)
     writer.finish(metadata, source)
@@ -347,14 +359,20 @@ def _bytes(value: Value, n: int) -> bytes:
     return data
 
 
+NEAR = 18  #: bytes between two edits up to which one edit is shorter in the manifest
+
+
 def difference(base: bytes, new: bytes) -> list[dict[str, Any]]:
     """Edits that turn a file into another."""
-    blocks = SequenceMatcher(None, base, new, autojunk=False).get_opcodes()
-    return [
-        {"at": a, "remove": b - a, "insert": new[c:d].hex()}
-        for kind, a, b, c, d in blocks
-        if kind != "equal"
-    ]
+    spans = list[list[int]]()
+    for kind, a, b, c, d in SequenceMatcher(None, base, new, autojunk=False).get_opcodes():
+        if kind == "equal":
+            continue
+        if spans and a - spans[-1][1] <= NEAR:
+            spans[-1][1], spans[-1][3] = b, d
+        else:
+            spans.append([a, b, c, d])
+    return [{"at": a, "remove": b - a, "insert": new[c:d].hex()} for a, b, c, d in spans]
 
 
 def reseal(image: Image, **footer: int) -> Image:

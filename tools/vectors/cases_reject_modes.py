@@ -185,7 +185,7 @@ def other_records(b: Bases) -> Iterator[Case]:
                 fields={"tensor[2].flags": flags})
     yield r("reject/difference_3", "bad_value", "Difference 3.", "R4.31", "Reserved Bracket",
             fields={"tensor[2].flags": 3})
-    for bit in (2, 15):
+    for bit in (3, 15):
         yield r(f"reject/tensor_flags_{bit}", "bad_value", f"Bit {bit} of a tensor's flags.",
                 "R4.31 R2.5", "Reserved", fields={"tensor[2].flags": 1 << bit})
     at = f["tensor[0].segment[0].words"][0]

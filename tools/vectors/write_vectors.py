@@ -23,13 +23,15 @@ import cases_modes  # noqa: E402
 import cases_operands  # noqa: E402
 import cases_reject  # noqa: E402
 import cases_reject_modes  # noqa: E402
+import cases_reject_sparse  # noqa: E402
+import cases_sparse  # noqa: E402
 from cases import FLAGS, Case, sha256  # noqa: E402
 
 from wcodec.conformance.recipes import RECIPES  # noqa: E402
 
 VECTORS = ROOT / "conformance_vectors"
 COMMAND = "python tools/vectors/write_vectors.py"
-MAX_NBYTES = 1_300_000  #: of all files together
+MAX_NBYTES = 1_500_000  #: of all files together
 
 HEAD = {
     "what": (
@@ -70,6 +72,10 @@ HEAD = {
             "Of a tensor: the number of the tensor that it repeats (R4.28); "
             "`xor` or `minus` (R12.5)."
         ),
+        "sparse, listed_too": (
+            "Of a tensor that lists words (12.1): the numbers of words that are listed besides "
+            "those that differ from the base."
+        ),
         "encode": (
             "Options with which the project's encoder writes this very file from the recipes "
             "(chapter 14)."
@@ -77,7 +83,8 @@ HEAD = {
         "fill": (
             "For files put together by hand: the 4-bit code, a segment each, of words outside of "
             "the window and of an odd last word's missing neighbour. With the columns of the "
-            "segment table it fixes the payload."
+            "segment table it fixes the payload. Of a sparse tensor two lists: of gaps and of "
+            "listed words."
         ),
         "base, edits, refit": (
             "The file is that of case `base`, edited: at offset `at` of the base, `remove` bytes "
@@ -92,7 +99,10 @@ HEAD = {
 
 def all_cases() -> list[Case]:
     """All cases, by name."""
-    modules = (cases_accept, cases_modes, cases_operands, cases_reject, cases_reject_modes)
+    modules = (
+        cases_accept, cases_modes, cases_operands, cases_reject, cases_reject_modes,
+        cases_reject_sparse, cases_sparse,
+    )  # fmt: skip
     cases = sorted([c for module in modules for c in module.cases()], key=lambda c: c.id)
     if len({c.id for c in cases}) != len(cases):
         raise ValueError("two cases have one id")

@@ -26,28 +26,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.reference import differences
+from wcodec.reference import differences, sparse
 from wcodec.reference.checksums import crc32, crc32_each
 from wcodec.reference.contexts import joint_histogram
 from wcodec.reference.differences import Difference
 from wcodec.reference.planes import DType
 from wcodec.reference.records import check_plan
 from wcodec.reference.segments import SegmentPlan, Status
+from wcodec.reference.sparse import Changes, ListedSegments, Put, PutStatus
 from wcodec.reference.tables import Table, read_tables
 from wcodec.reference.tiles import Geometry
 
 __all__ = [
     "Backend",
+    "Changes",
     "Checksums",
     "DType",
     "Difference",
     "EncodedSegments",
     "Geometry",
+    "ListedSegments",
+    "Put",
+    "PutStatus",
     "SegmentPlan",
     "Status",
 ]
@@ -277,6 +283,87 @@ class Backend(ABC):
         differences.add(coded, base, difference)
         return self.crc32(coded)
 
+    # ---- sparse tensors: these will do where the device is the host
+    def list_changes(self, words: Any, base: Any, segment: int, most: int) -> Changes | None:
+        """The words that differ from those of a base; ``None`` if they are more than `most`.
+        Spec: 12.1.
+
+        Parameters
+        ----------
+        words, base
+            Unsigned device arrays of shape (n,) and the same type, C-contiguous.
+        segment
+            Words of a segment.
+        """
+        if np.count_nonzero(words != base) > most:
+            return None
+        return sparse.list_changes(words, base, segment)
+
+    def places_of(
+        self,
+        gaps: Any,
+        n_gaps: NDArray[np.int64],
+        n_listed: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+    ) -> tuple[Any, NDArray[np.bool_]]:
+        """As `wcodec.reference.sparse.places_of`: `gaps`, and the places that are returned, are on
+        the device, all else on the host. No place is outside of its segment.
+        """
+        return sparse.places_of(gaps, n_gaps, n_listed, starts, sizes)
+
+    def take(self, words: Any, places: Any) -> Any:
+        """``words[places]``, a new device array of shape (n,); the words have any shape, and places
+        are those of `places_of`.
+        """
+        return words.reshape(-1)[places]
+
+    def put(self, words: Any, places: Any, values: Any) -> None:
+        """``words[places] = values``, in place."""
+        words.reshape(-1)[places] = values
+
+    def put_lists(
+        self,
+        arrays: Sequence[Any],
+        gaps: Any,
+        listed: Any,
+        segments: ListedSegments,
+        difference: Difference,
+    ) -> Put:
+        """Put listed words into arrays that hold those of the base. An array in which a segment is
+        wrong stays as it is. Spec: 12.1. This will do; a backend may have a faster one.
+
+        Parameters
+        ----------
+        arrays
+            Device arrays of words of any shapes, changed in place.
+        gaps, listed
+            Device arrays of shape (n,): gaps and coded words of all segments, one after another.
+            What is in `listed` afterwards is not specified.
+        """
+        places, right = self.places_of(gaps, *segments[1:5])
+        ends, of_arrays = segments.ends(), segments.ends_of(len(arrays)).tolist()
+        parts = list(zip(arrays, pairwise(of_arrays), strict=True))
+        before = listed.copy()
+        for array, (a, b) in parts:
+            before[a:b] = self.take(array, places[a:b])
+        self.add_base(listed, before, difference)
+        become, were = (
+            self.checksums(some.view(np.uint8), ends * listed.dtype.itemsize)
+            == segments.words_crc32
+            for some in (listed, before)
+        )
+        status = np.where(were, PutStatus.THERE, PutStatus.OTHER).astype(np.uint8)
+        status[become], status[~right] = PutStatus.PUT, PutStatus.BAD_GAPS
+        put = Put(status, places, before)
+        for k in np.flatnonzero(status == PutStatus.THERE).tolist():
+            listed[ends[k] : ends[k + 1]] = before[ends[k] : ends[k + 1]]
+        wrong = put.wrong_arrays(segments)
+        for i, (array, (a, b)) in enumerate(parts):
+            if i not in wrong and b > a:
+                self.put(array, places[a:b], listed[a:b])
+        return put
+
     def read_tables(self, data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
         """As `wcodec.reference.tables.read_tables`, which will do;
         a backend may have a faster one.
@@ -333,6 +420,10 @@ class Backend(ABC):
         Spec: chapter 11.
         """
         return crc32(words, start)
+
+    def crc32_of(self, words: Any) -> int:
+        """CRC-32 of all bytes of a device array, as `crc32`."""
+        return self.crc32(self.to_host(words))
 
     def close(self) -> None:
         """Give back threads and buffers. The backend may be used again: it then takes new ones."""

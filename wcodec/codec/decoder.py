@@ -6,12 +6,13 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
+from wcodec.codec.checks import check_segments, check_tensor
 from wcodec.codec.parts import (
     Ids,
     Part,
@@ -26,6 +27,7 @@ from wcodec.codec.parts import (
 )
 from wcodec.codec.pipelining import CHUNK_BUFFERS, map_ahead
 from wcodec.codec.sources import BufferSource, FileSource
+from wcodec.codec.sparse import add_lists
 from wcodec.codec.working import PIECE_NBYTES, STREAM_NBYTES, working_nbytes
 from wcodec.errors import DecodeError
 from wcodec.reference import container
@@ -34,16 +36,10 @@ from wcodec.reference.container import ByteSource, Index
 from wcodec.reference.differences import BaseTensor, Difference
 from wcodec.reference.memory import Memory, nbytes_of
 from wcodec.reference.planes import Bytes, Words
-from wcodec.reference.records import TensorRecord
-from wcodec.reference.segments import SegmentPlan, Status
+from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tables import TablePool
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry
-
-_STATUS_ERRORS: Final = {
-    Status.BAD_STREAM: ("bad_stream", "a rANS stream does not end as it must"),
-    Status.BAD_PATCH: ("bad_patch", "a patch lies outside the segment, or out of order"),
-    Status.BAD_TILE_MODE: ("unsupported_coder", "a tile has a reserved prediction mode"),
-}
 
 
 @contextmanager
@@ -253,7 +249,29 @@ class Decoder:
         _check_base(t, base)
         if down.size == 0 or across.size == 0:
             return 0
+        if t.lists is not None and base is not None:
+            return self._sparse(source, t, whole.tables, across, out, base)
         return self.part(source, t, part_of(t, whole, down, across), out, base)
+
+    def _sparse(
+        self,
+        source: ByteSource,
+        t: TensorRecord,
+        tables: TablePool,
+        across: Ids,
+        out: Words,
+        base: BaseTensor,
+    ) -> int:
+        """As `grid`, of a sparse tensor: the base's words, of which some are put in again."""
+        backend, row = self.backend, np.zeros(1, np.int64)
+        words = _base_words(t.geometry, row, across, base, out)
+        if words is not out:
+            np.copyto(out, words)
+        device = backend.to_device(out)
+        add_lists(self, source, t, tables, across, device)
+        if device is not out:
+            backend.to_host(device, out)
+        return backend.crc32(out)
 
     def whole(
         self,
@@ -268,7 +286,7 @@ class Decoder:
             down, across = (np.arange(n) for n in t.geometry.grid)
             return self.grid(source, t, plan, down, across, out, base)
         backend, device = self.backend, self.backend.target(out)
-        with self._records(source, [(t.payload_offset, t.payload_nbytes)], t.name) as records:
+        with self.records(source, [(t.payload_offset, t.payload_nbytes)], t.name) as records:
             payload = backend.to_device(records)
             status, sums = backend.decode_with_checksums(plan, payload, device)
         right = sums.records.tobytes() == t.segment_crc32.tobytes()
@@ -292,7 +310,7 @@ class Decoder:
         """
         backend, device = self.backend, self.backend.target(out)
         where = runs_of_records(part.starts, part.plan.offsets)
-        with self._records(source, where, t.name) as records:
+        with self.records(source, where, t.name) as records:
             payload = backend.to_device(records)
             status, sums = backend.decode_with_checksums(part.plan, payload, device)
         check_segments(t, part.ids, part.starts, status, sums.records)
@@ -311,8 +329,13 @@ class Decoder:
             backend.to_host(device, out)
         return crc
 
+    def room(self, shape: tuple[int, int], t: TensorRecord) -> Any:
+        """New memory of the device for words of a tensor."""
+        with _memory(math.prod(shape) * t.dtype.word_nbytes, t.name):
+            return self.backend.target(np.empty(shape, t.dtype.word_type))
+
     @contextmanager
-    def _records(self, source: ByteSource, where: Runs, tensor: str) -> Iterator[Bytes]:
+    def records(self, source: ByteSource, where: Runs, tensor: str) -> Iterator[Bytes]:
         """Records as `gather` gives them: where they lie, or read from a file into memory that is
         used again.
         """
@@ -377,45 +400,3 @@ def _base_words(geometry: Geometry, down: Ids, across: Ids, base: BaseTensor, ro
             c += width
         r += height
     return room
-
-
-def check_segments(
-    t: TensorRecord, ids: Ids, starts: Ids, status: NDArray[np.uint8], crcs: NDArray[np.uint32]
-) -> None:
-    """Compare what decoding gave for some segments of a tensor: status and CRC-32 of each; `starts`
-    says where they are in the file.
-
-    Raises
-    ------
-    DecodeError
-        ``bad_checksum``, ``bad_stream``, ``bad_patch``, ``unsupported_coder``
-    """
-    wrong, bad = crcs != t.segment_crc32[ids], status != Status.OK.value
-    if wrong.any():
-        k = int(np.argmax(wrong))
-        raise DecodeError(
-            "bad_checksum",
-            f"the CRC-32 of segment {int(ids[k])} does not match",
-            tensor=t.name,
-            offset=int(starts[k]),
-        )
-    if bad.any():
-        k = int(np.argmax(bad))
-        code, message = _STATUS_ERRORS[Status(int(status[k]))]
-        raise DecodeError(
-            code, f"segment {int(ids[k])}: {message}", tensor=t.name, offset=int(starts[k])
-        )
-
-
-def check_tensor(t: TensorRecord, crc: int) -> None:
-    """Compare the CRC-32 of a whole tensor.
-
-    Raises
-    ------
-    DecodeError
-        ``bad_checksum``
-    """
-    if crc != t.crc32:
-        raise DecodeError(
-            "bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name
-        )

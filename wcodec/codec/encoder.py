@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,20 @@ from wcodec.codec.batches import (
     check_encoded,
     encode_batch,
 )
+from wcodec.codec.listing import Listed, Tensor, encode_listed, list_words
 from wcodec.codec.parts import Ids, Rectangle, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
 from wcodec.codec.sources import FileWords
 from wcodec.codec.whole import Whole
 from wcodec.codec.working import MOST_NBYTES
 from wcodec.errors import EncodeError, within
-from wcodec.planner.differences import choose_difference, enlarged
+from wcodec.planner.differences import (
+    choose_difference,
+    enlarged,
+    list_segments,
+    lists_pay,
+    may_be_listed,
+)
 from wcodec.planner.fast import has_grown, stored_raw
 from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.options import EncodeOptions
@@ -36,9 +43,11 @@ from wcodec.reference.container import Base, Index
 from wcodec.reference.differences import BaseCheckpoint, BaseTensor, Difference, coded_dtype
 from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import DType, Words, dtype_of
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan, SegmentTable
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry, chunks
+
+MOST_LISTED: Final = 1 << 22  #: listed words that are coded at once
 
 
 class ByteSink(Protocol):
@@ -130,11 +139,19 @@ class Writer:
         self.offset = self._write(container.write_header())
         self._batch, self._batch_nbytes = list[Small](), 0
         self._geometries = dict[Any, tuple[int, Geometry]]()
+        self._base_crcs = dict[str, int]()  # of tensors of the base, where they are known
+        self._listed, self._listed_words = list[Listed](), 0
         self._rooms = [np.empty(0, np.uint8)] * 2  # one is coded while the other one is planned
 
     def _write(self, data: Any) -> int:
         self.stream.write(data)
         return len(data)
+
+    def _put(self, data: Any) -> int:
+        """Write bytes, and give the place where they start."""
+        start = self.offset
+        self.offset += self._write(data)
+        return start
 
     def add(self, name: str, array: NDArray[Any]) -> TensorRecord:
         """Encode and write a tensor.
@@ -168,23 +185,34 @@ class Writer:
 
         `dtype_name` is kept in the file for dtypes that the format stores as opaque bytes.
         """
+        tensor = self._checked(name, words, dtype, shape, dtype_name)
+        is_listed = self._list(tensor, words)
         self._flush()
+        return self.tensors[-1] if is_listed else self._add(tensor, words)
+
+    def _checked(
+        self, name: str, words: Any, dtype: DType, shape: tuple[int, ...], dtype_name: str
+    ) -> Tensor:
         self._check_name(name)
-        row_rank, geometry = choose_geometry(shape, dtype, self.options)
         if words.size != math.prod(shape) * dtype.words_per_element:
             raise EncodeError("bad_source", f"{words.size} words for shape {shape}", tensor=name)
-        matrix: Any = words.reshape(geometry.rows, geometry.cols)
+        return Tensor(name, dtype, shape, dtype_name)
+
+    def _base_tensor(self, t: Tensor, geometry: Geometry) -> BaseTensor | None:
+        """What a tensor may be coded as a difference from, as such a matrix."""
         operand = self.options.operand is not None and is_of_operand(geometry)
-        base = (
-            None
-            if self.base is None or operand
-            else self.base.base_tensor(name, dtype, shape, geometry)
-        )
-        difference = (
-            Difference.NONE
-            if base is None
-            else choose_difference(matrix, base, dtype, self.options.prob_bits, self.backend)
-        )
+        if self.base is None or operand:
+            return None
+        return self.base.base_tensor(t.name, t.dtype, t.shape, geometry)
+
+    def _add(self, t: Tensor, words: Words | FileWords) -> TensorRecord:
+        """Encode and write a tensor, all of its words."""
+        name, dtype, shape, dtype_name = t
+        row_rank, geometry = choose_geometry(shape, dtype, self.options)
+        matrix: Any = words.reshape(geometry.rows, geometry.cols)
+        base, difference = self._base_tensor(t, geometry), Difference.NONE
+        if base is not None:
+            difference = choose_difference(matrix, base, dtype, self.backend)
         if (
             difference != Difference.NONE
             and self.options.segment is None
@@ -195,7 +223,7 @@ class Writer:
         crc, start = 0, self.offset
         tables, crcs = list[SegmentTable](), list[NDArray[np.uint32]]()
         grid = list(chunks(geometry, dtype.word_nbytes))
-        self.planner.start_tensor()
+        self.planner.start_tensor(difference != Difference.NONE)
         plans = self._plans(matrix, geometry, coded, grid, base, difference)
         # coded while the next chunk is planned
         in_a_thread = len(grid) > 1 and self.backend.threads != 1
@@ -215,6 +243,25 @@ class Writer:
         self.tensors.append(record)
         return record
 
+    def _list(self, t: Tensor, words: Any) -> bool:
+        """List what has changed of a tensor, to be coded with that of others. False if that is too
+        much, or the options say how to code all words.
+        """
+        if self.base is None or words.size == 0 or not self.options.allows_lists:
+            return False
+        _, geometry = choose_geometry(t.shape, t.dtype, self.options)
+        base, matrix = self._base_tensor(t, geometry), words.reshape(geometry.rows, geometry.cols)
+        if base is None or not may_be_listed(matrix, base, t.dtype):
+            return False
+        flat = self.base.base_tensor(t.name, t.dtype, t.shape, list_segments(words.size))
+        listed = flat and list_words(t, words, flat, list_segments(words.size), self.backend)
+        if not listed or not lists_pay(listed, matrix, base, t.dtype, self.backend):
+            return False
+        self._base_crcs[t.name] = listed.base_crc32
+        self._listed.append(listed)
+        self._listed_words += listed.words.size
+        return True
+
     def add_later(
         self,
         name: str,
@@ -226,8 +273,16 @@ class Writer:
         """As `add_words`, but a small tensor waits for others, to be coded with them. Its words are
         copied.
         """
+        if self.base is not None:
+            tensor = self._checked(name, words, dtype, shape, dtype_name)
+            if not self._list(tensor, words):
+                self._flush()
+                self._add(tensor, words)
+            elif len(self._listed) == MOST or self._listed_words >= MOST_LISTED:
+                self._flush()
+            return
         small = None
-        if self.base is None and isinstance(words, np.ndarray):
+        if isinstance(words, np.ndarray):
             small = as_small(name, words, dtype, shape, dtype_name, self.options, self._geometries)
         if small is None:
             self.add_words(name, words, dtype, shape, dtype_name)
@@ -246,6 +301,11 @@ class Writer:
             self.tensors += batch[1]
             nbytes, self._batch, self._batch_nbytes = self._batch_nbytes, [], 0
             self.progress(nbytes)
+        if self._listed:
+            records = encode_listed(self._listed, self.planner, self.backend, self._put)
+            self._listed, self._listed_words = [], 0
+            self.tensors += records
+            self.progress(sum(t.nbytes for t in records))
 
     def add_duplicate(self, name: str, of: int) -> TensorRecord:
         """Add a tensor that is in all but its name the one of that number, counted from 0.
@@ -365,7 +425,8 @@ class Writer:
         kind = None if source_header is None else container.SourceKind.SAFETENSORS
         base = None
         if self.base is not None and any(t.difference for t in self.tensors):
-            base = Base(self.base.content_hash(), self.base.name.encode(errors="replace").decode())
+            sha256, called = self.base.content_hash(self._base_crcs), self.base.name
+            base = Base(sha256, called.encode(errors="replace").decode())
         index = Index(
             self.tensors, self.planner.pool, metadata or {}, kind, source_header or b"", base
         )

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from wcodec.codec.sources import read_into
 from wcodec.reference.container import ByteSource
 from wcodec.reference.planes import Bytes
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry, chunks
 
 Ids = NDArray[np.int64]

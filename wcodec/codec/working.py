@@ -7,8 +7,8 @@ from typing import Final
 from wcodec.backends import Backend
 from wcodec.codec.pipelining import CHUNK_BUFFERS
 from wcodec.reference.container import Index
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.tables import MAX_PROB_BITS
+from wcodec.reference.tensors import Lists, TensorRecord
 
 PIECE_NBYTES: Final = 1 << 25  #: words of an array that are decoded at once
 MOST_NBYTES: Final = 1 << 23  #: words of small tensors that are coded at once
@@ -31,9 +31,11 @@ def _of_tensor(t: TensorRecord, backend: Backend) -> int:
     """Buffers for chunks of words and for the records that they come from, what the backend needs,
     and of a difference the words of the base.
     """
-    g, size = t.geometry, t.dtype.word_nbytes
     if not t.nbytes:
         return 0
+    if t.lists is not None:
+        return _of_lists(t, t.lists, backend)
+    g, size = t.geometry, t.dtype.word_nbytes
     height, width = min(g.segment_rows, g.rows), min(g.segment_cols, g.cols)
     segment = height * width
     band = segment if height == 1 else height * g.cols  # words that are decoded at once at least
@@ -43,6 +45,19 @@ def _of_tensor(t: TensorRecord, backend: Backend) -> int:
     n_buffers = CHUNK_BUFFERS + backend.at_once
     working = backend.decoding_nbytes(segment, piece // size, size)
     return n_buffers * stream + 2 * records + working + (3 * piece if t.difference else 0)
+
+
+def _of_lists(t: TensorRecord, lists: Lists, backend: Backend) -> int:
+    """Of a sparse tensor: buffers for chunks of words, one for the base, and its lists, of which at
+    worst all are decoded at once: records, gaps, words, old words, places.
+    """
+    size, n_buffers = t.dtype.word_nbytes, CHUNK_BUFFERS + backend.at_once
+    stream = min(t.nbytes, max(PIECE_NBYTES, t.geometry.segment_cols * size))
+    n_listed, n_gaps = (part.geometry.cols for part in (lists.words, lists.gaps))
+    of_words = backend.decoding_nbytes(max(1, n_listed), max(1, n_listed), size)
+    return (
+        (n_buffers + 1) * stream + t.payload_nbytes + n_gaps + n_listed * (3 * size + 16) + of_words
+    )
 
 
 def _record_nbytes(n_words: int, n_planes: int) -> int:

@@ -27,7 +27,8 @@ from wcodec.processes import cached_property
 from wcodec.reference.container import Index
 from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import DTYPES, DType
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.sparse import Changes, list_changes
+from wcodec.reference.tensors import TensorRecord
 
 DTYPE_OF: Final = {d.name: d for d in DTYPES}
 
@@ -115,12 +116,23 @@ class Case:
         """What is coded in place of the words of tensor `i` (R12.5)."""
         if difference == Difference.NONE or self.checkpoint is None:
             return self.words(i)
+        return subtract(self.words(i), self.base_words(i), difference)
+
+    def base_words(self, i: int) -> NDArray[Any]:
+        """The words of the base in place of those of tensor `i`, flat."""
+        assert self.checkpoint is not None
         names = [t["name"] for t in self.checkpoint.row["tensors"]]
-        return subtract(
-            self.words(i),
-            self.checkpoint.words(names.index(self.row["tensors"][i]["name"])),
-            difference,
-        )
+        return self.checkpoint.words(names.index(self.row["tensors"][i]["name"]))
+
+    def changes(self, i: int, segment: int) -> Changes:
+        """What lists of tensor `i`, which is sparse, hold (R12.11): the words that differ from the
+        base's, and others that the manifest names. `segment` is the words of a segment.
+        """
+        words, base = self.words(i), self.base_words(i)
+        listed = words != base
+        listed[self.row["tensors"][i].get("listed_too", [])] = True
+        found = list_changes(listed.astype(np.uint8), np.zeros(listed.size, np.uint8), segment)
+        return found._replace(words=words[listed], base=base[listed])
 
     def dtype(self, i: int) -> DType:
         """Registry row of tensor `i`."""
@@ -202,6 +214,7 @@ def _described(t: TensorRecord, array: NDArray[Any]) -> dict[str, Any]:
         row["duplicate_of"] = t.duplicate_of
     elif t.difference != Difference.NONE:
         row["difference"] = t.difference.name.lower()
+        row |= {"sparse": True} if t.lists is not None else {}
     return row | ({"dtype_name": t.dtype_name} if t.dtype_name else {})
 
 

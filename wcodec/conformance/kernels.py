@@ -29,6 +29,7 @@ from wcodec.conformance.cases import (
     check_encode,
     require,
 )
+from wcodec.conformance.coded import Coded, coded_of, fills, matrices, payload_of
 from wcodec.conformance.duties import (
     check_empty,
     check_joint_histogram,
@@ -36,6 +37,12 @@ from wcodec.conformance.duties import (
     check_uncoded_pairs,
 )
 from wcodec.conformance.guarded import CANARY, Guarded, check_checksums, decode_guarded, snapshot
+from wcodec.conformance.lists import (
+    check_list_changes,
+    check_places,
+    check_put_lists,
+    check_take_put,
+)
 from wcodec.conformance.recipes import splitmix64
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
@@ -44,8 +51,8 @@ from wcodec.reference import encoding
 from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import Words
 from wcodec.reference.prediction import MODES, N_MODES
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan, Status, padded
+from wcodec.reference.tensors import TensorRecord
 
 Bytes = NDArray[np.uint8]
 
@@ -53,34 +60,30 @@ MOST_SEGMENTS: Final = 24  #: decoded one by one
 THREADED: Final = (
     "base_bytes", "base_pairs", "base_tiles", "mixed_layouts", "auto_bfloat16", "auto_int8",
     "many_tensors", "auto_tables", "modes_mixed", "context_plane_tiles", "context_scale_parts",
-    "difference_mixed",
+    "difference_mixed", "sparse_mixed", "encoder_sparse",
 )  # fmt: skip
 DCT_TOP: Final = 0x12  #: a mode
 
 
 # ---- kernels on good input -----------------------------------------------------------------------
-def payload_of(case: Case, t: TensorRecord) -> Bytes:
-    return np.frombuffer(case.data, np.uint8)[
-        t.payload_offset : t.payload_offset + t.payload_nbytes
-    ]
-
-
-def _matrix(case: Case, i: int, t: TensorRecord) -> Words:
-    """What is coded: the words, or their difference from the base's."""
-    return case.coded_words(i, t.difference).reshape(t.geometry.rows, t.geometry.cols)
-
-
 def check_kernels(case: Case, backend: Backend) -> None:
     """Every kernel on every tensor of a case."""
     with File(io.BytesIO(case.data), backend, base=case.base_path) as f:
         for i, t in enumerate(f.index.tensors):
-            if t.duplicate_of is None:
-                _check_tensor(case, i, t, f)
+            if t.duplicate_of is not None:
+                continue
+            words, fill = matrices(case, i, t), fills(case, i, t)
+            for coded in coded_of(case.data, t, f.index.tables, backend):
+                codes = fill[coded.number]
+                codes = None if codes is None else codes[coded.segments]
+                _check_coded(case, backend, coded, words[coded.number][:, coded.cols], codes)
+            _check_parts(f, t, case.words(i).reshape(t.geometry.rows, t.geometry.cols))
 
 
-def _check_tensor(case: Case, i: int, t: TensorRecord, f: File) -> None:
-    backend = f.decoder.backend
-    plan, matrix, payload = t.plan(f.index.tables), _matrix(case, i, t), payload_of(case, t)
+def _check_coded(
+    case: Case, backend: Backend, coded: Coded, matrix: Words, fill: Bytes | None
+) -> None:
+    t, plan, payload = coded.record, coded.plan, coded.payload
     for canary, shift in ((CANARY, 0), (0x3A, t.dtype.word_nbytes)):
         status, words = decode_guarded(backend, plan, payload, canary, shift, checksums=shift > 0)
         require(not status.any(), "status OK of all segments", str(status.tolist()[:20]))
@@ -91,11 +94,8 @@ def _check_tensor(case: Case, i: int, t: TensorRecord, f: File) -> None:
         "the CRC-32s of the records",
         str(crcs.tolist()[:8]),
     )
-    _check_parts(f, t, case.words(i).reshape(matrix.shape))
-    if "fill" in case.row["tensors"][i]:
-        _check_encode(
-            backend, t, plan, payload, matrix, np.array(case.row["tensors"][i]["fill"], np.uint8)
-        )
+    if fill is not None:
+        _check_encode(backend, t, plan, payload, matrix, fill)
     _check_histograms(case, backend, t, matrix)
 
 
@@ -267,7 +267,7 @@ def check_faults(vectors: Vectors, backend: Backend) -> None:
         case = vectors[f"accept/{name}"]
         index = Decoder(backend).read_index(BufferSource(case.data))
         plan = index.tensors[0].plan(index.tables)
-        spoilt = payload_of(case, index.tensors[0]).copy()
+        spoilt = payload_of(index.tensors[0], case.data).copy()
         starts = {f"plane {p}": int(plan.plane_offsets[p, 0]) for p in range(plan.dtype.n_planes)}
         starts |= {"modes": int(plan.offsets[0]), "patches": int(plan.patch_offsets[0])}
         for part in parts:
@@ -344,4 +344,8 @@ def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
     yield Check("duty/threads", (), partial(check_threads, vectors, backend))
     yield Check("duty/faults", ("R13.1",), partial(check_faults, vectors, backend))
     yield Check("duty/differences", ("R12.5",), partial(check_differences, backend))
+    yield Check("duty/list_changes", ("R12.11",), partial(check_list_changes, backend))
+    yield Check("duty/places", ("R12.11", "R13.2"), partial(check_places, backend))
+    yield Check("duty/take_put", ("R12.7",), partial(check_take_put, backend))
+    yield Check("duty/put_lists", ("R12.11", "R12.13"), partial(check_put_lists, backend))
     yield Check("duty/max_nbytes", ("R13.2",), partial(check_limit, vectors, backend))

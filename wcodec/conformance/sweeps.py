@@ -19,8 +19,8 @@ from wcodec.conformance.cases import (
     decode,
     require,
 )
+from wcodec.conformance.coded import coded_of
 from wcodec.conformance.guarded import decode_guarded
-from wcodec.conformance.kernels import payload_of
 from wcodec.conformance.recipes import splitmix64
 from wcodec.errors import DecodeError
 from wcodec.reference import decoding
@@ -30,12 +30,14 @@ from wcodec.reference.segments import Status
 MOST_FLIPS: Final = 500  #: flipped bits of a payload
 
 #: small files, one of each structure
-FLIPPED: Final = ("base_bytes", "patches_5", "base_records", "base_deflated", "base_extended")
+FLIPPED: Final = ("base_bytes", "patches_5", "base_records", "base_deflated", "base_extended",
+                  "base_sparse_raw")  # fmt: skip
 
 CORRUPTED: Final = (  #: payloads of all kinds
     "base_bytes", "base_pairs", "base_tiles", "base_both_planes", "base_coders", "base_nibbles",
     "pairs_complex_patched", "patches_5", "eight_planes", "mixed_layouts", "n_129_bytes",
     "base_contexts", "base_modes", "context_position_adst_left", "context_scale_shared",
+    "base_sparse", "sparse_words_pairs_bfloat16",
 )  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def check_prefixes(case: Case, backend: Backend) -> None:
     """Every strict prefix of a file is refused."""
     for n in range(len(case.data)):
         try:
-            decode(backend, case.data[:n])
+            decode(backend, case.data[:n], case.base_path)
         except DecodeError as e:
             require(e.code in ("truncated", "bad_magic"), f"truncated, cut to {n} bytes", str(e))
         else:
@@ -59,12 +61,12 @@ def _same(a: Decoded, b: Decoded) -> bool:
 
 def check_flips(case: Case, backend: Backend) -> None:
     """Every flipped bit of a file is refused or changes nothing."""
-    good = decode(backend, case.data)
+    good = decode(backend, case.data, case.base_path)
     for bit in range(8 * len(case.data)):
         spoilt = bytearray(case.data)
         spoilt[bit // 8] ^= 1 << bit % 8
         try:
-            got = decode(backend, bytes(spoilt))
+            got = decode(backend, bytes(spoilt), case.base_path)
         except DecodeError:
             continue
         require(_same(good, got), f"a file refused whose bit {bit} was flipped", "other data")
@@ -94,11 +96,12 @@ def check_payload(case: Case, backend: Backend) -> None:
     """On corrupt payloads a backend gives the status and the words of the reference,
     and stays within its arrays.
     """
-    index = decode(backend, case.data).index
-    for t in index.tensors:
-        plan = t.plan(index.tables)
-        for what, spoilt in corruptions(payload_of(case, t), zlib.crc32(case.id.encode())):
-            out = np.zeros((t.geometry.rows, t.geometry.cols), t.dtype.word_type)
+    index = decode(backend, case.data, case.base_path).index
+    all_coded = (c for t in index.tensors for c in coded_of(case.data, t, index.tables, backend))
+    for coded in all_coded:
+        plan, g = coded.plan, coded.plan.geometry
+        for what, spoilt in corruptions(coded.payload, zlib.crc32(case.id.encode())):
+            out = np.zeros((g.rows, g.cols), plan.dtype.word_type)
             due = decoding.decode_segments(plan, spoilt, out)
             status, words = decode_guarded(backend, plan, spoilt)
             names = [
@@ -107,7 +110,7 @@ def check_payload(case: Case, backend: Backend) -> None:
             ]
             require(np.array_equal(status, due), f"status {names[0]} ({what})", str(names[1]))
             for k in np.flatnonzero(due == Status.OK).tolist():
-                part = t.geometry.rectangle(k)
+                part = g.rectangle(k)
                 require(
                     bool((words[part] == out[part]).all()),
                     f"the reference's words in segment {k} ({what})",

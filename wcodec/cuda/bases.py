@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from wcodec.cuda.pipeline import Pipeline
+from wcodec.cuda.sparse import segments_nbytes
 from wcodec.errors import DecodeError, within
 from wcodec.files.bases import SafetensorsBase
 from wcodec.files.file import File
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 
 
 def n_coded_bases(file: File) -> int:
@@ -21,6 +22,16 @@ def n_coded_bases(file: File) -> int:
     """
     base = file.base() if file.needs_base else None
     return 1 + n_coded_bases(base) if isinstance(base, File) else 0
+
+
+def largest_lists(file: File, records: list[TensorRecord]) -> int:
+    """Device memory that it takes to decode the lists of a segment, at most: of some tensors of a
+    file and of all of its bases. Raises as `File.base`.
+    """
+    sparse = [segments_nbytes(t, file.index.tables) for t in records if t.lists is not None]
+    most = max((int(nbytes.max(initial=0)) for nbytes in sparse), default=0)
+    base = file.base() if any(t.difference for t in records) else None
+    return max(most, largest_lists(base, base.index.tensors)) if isinstance(base, File) else most
 
 
 def base_memory(

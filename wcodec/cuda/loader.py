@@ -16,7 +16,7 @@ from wcodec.codec.decoder import Decoder
 from wcodec.codec.pipelining import map_ahead
 from wcodec.codec.sources import BufferSource
 from wcodec.cuda import dlpack
-from wcodec.cuda.bases import base_memory, n_coded_bases
+from wcodec.cuda.bases import base_memory, largest_lists, n_coded_bases
 from wcodec.cuda.pipeline import LEAST_SLOT_NBYTES, SLOT_NBYTES, STREAMS, Allocate, Pipeline
 from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath
@@ -24,7 +24,7 @@ from wcodec.files.file import File
 from wcodec.processes import Lock, Workers
 from wcodec.reference.container import ByteSource, Index
 from wcodec.reference.planes import DType
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 
 #: device memory of a stream for each byte of a slot: payload, symbols on their way, tables and
 #: lists
@@ -281,18 +281,18 @@ class Loader:
         """Streams and slots whose buffers `max_device_bytes` allows beside the tensors,
         `alive(streams, slot)` bytes at once.
 
-        Tensors of a base come on top, and the buffers of those that decode it.
+        Tensors of a base come on top, and the buffers of those that decode it; and what lists of a
+        segment take that is larger than a slot.
         """
         streams, slot = self.streams, SLOT_NBYTES
         differences = [t for t in records if t.difference]
-        n_bases = (
-            n_coded_bases(file)
-            if file is not None and differences and self.max_device_bytes is not None
-            else 0
-        )
+        n_bases = largest = 0
+        if file is not None and differences and self.max_device_bytes is not None:
+            n_bases, largest = n_coded_bases(file), largest_lists(file, differences)
         while self.max_device_bytes is not None:
             tensors = alive(streams, slot)
-            buffers = streams * slot * BUFFERS_OF_SLOT * (1 + n_bases)
+            slots = streams * slot * (1 + n_bases) + max(0, largest - slot)
+            buffers = slots * BUFFERS_OF_SLOT
             tensors += max(n_bases, 1) * _most_alive(differences, streams, slot)
             if tensors + buffers <= self.max_device_bytes:
                 break

@@ -13,9 +13,9 @@ from wcodec.backends.cuda.decoding import LUT_NBYTES
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import TableRows
 from wcodec.reference.operands import operand_problem
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import ALIGN, Coder, SegmentPlan
 from wcodec.reference.tables import TablePool
+from wcodec.reference.tensors import TensorRecord
 
 BLOCK: Final = 256  #: threads of a block
 WARPS: Final = BLOCK // 32

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,16 @@ from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.differences import add_base
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import ALIGN, WorkItem
-from wcodec.codec.decoder import check_segments, check_tensor
+from wcodec.codec.checks import check_segments, check_tensor
 from wcodec.codec.sources import read_into
+from wcodec.cuda.sparse import PendingLists, portions
 from wcodec.errors import DecodeError
 from wcodec.processes import Workers, cached_property
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tables import TablePool
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import chunks
 
 STREAMS: Final = 4
@@ -99,6 +100,13 @@ class _Target:
     memory: Any
     base: Any
     crc: int = 0
+
+
+class _Sparse(NamedTuple):
+    """A sparse tensor, which is decoded by itself."""
+
+    t: TensorRecord
+    target: _Target
 
 
 @dataclass
@@ -176,6 +184,11 @@ class Pipeline:
         with Workers(self.n_streams, "wcodec-read") as readers:
             try:
                 for some in self._sets(records, tables, bases, allocate or _allocate):
+                    if isinstance(some, _Sparse):
+                        while under_way:
+                            yield from self._finish(under_way.popleft())
+                        yield self._finish_sparse(source, some, tables, readers)
+                        continue
                     if len(under_way) == self.n_streams:
                         yield from self._finish(under_way.popleft())
                     under_way.append(self._slot(some))
@@ -192,7 +205,7 @@ class Pipeline:
         tables: TablePool,
         bases: Iterator[Any] | None,
         allocate: Allocate,
-    ) -> Iterator[list[tuple[Piece, _Target]]]:
+    ) -> Iterator[list[tuple[Piece, _Target]] | _Sparse]:
         some: list[tuple[Piece, _Target]] = []
         nbytes = 0
         for t in records:
@@ -206,9 +219,15 @@ class Pipeline:
                 allocate(self.runtime, t.nbytes),
                 next(bases) if bases is not None and t.difference else None,
             )
+            if t.lists is not None:
+                if some:
+                    yield some
+                    some, nbytes = [], 0
+                yield _Sparse(t, target)
+                continue
             for piece in pieces(t, tables, self.slot_nbytes):
                 # the base is in memory meanwhile
-                size = piece.words_nbytes if t.difference else _room(piece)
+                size = piece.words_nbytes if t.difference else _room(piece.nbytes)
                 if some and nbytes + size > self.slot_nbytes:
                     yield some
                     some, nbytes = [], 0
@@ -239,40 +258,51 @@ class Pipeline:
         slot.pieces, slot.decoding, slot.crcs = [], None, []
         self._free.append(slot)
 
-    def _start(self, source: ByteSource, slot: _Slot, readers: Workers) -> None:
-        """Read a set, and queue all that is to be done with it."""
-        runtime, some, jobs, at = self.runtime, slot.pieces, list[WorkItem](), 0
-        nbytes = sum(_room(p) for p, _ in some)
+    def _read(
+        self, source: ByteSource, slot: _Slot, records: list[tuple[int, int]], readers: Workers
+    ) -> list[int]:
+        """Read runs of records, given where each starts in the file and its bytes, and queue their
+        copy to the slot's payload, on its stream. Returns the device address of each run.
+        """
+        runtime, offsets, nbytes = self.runtime, list[int](), 0
+        for _, n in records:
+            offsets.append(nbytes)
+            nbytes += _room(n)
         size = 1 << max(nbytes - 1, 0).bit_length()  # as the next set may be a little larger
         if slot.pinned.size < nbytes:
             slot.pinned = np.empty(0, np.uint8)
             slot.pinned = runtime.pinned(size)
+        if slot.payload is None or slot.payload.size < nbytes:
+            slot.payload = None
+            slot.payload = runtime.empty(size)
+        reads = list[tuple[int, NDArray[np.uint8]]]()
+        for (start, n), at in zip(records, offsets, strict=True):
+            for a in range(0, n, READ_NBYTES):
+                b = min(a + READ_NBYTES, n)
+                reads.append((start + a, slot.pinned[at + a : at + b]))
+        others = [readers.begin(read_into, source, *read) for read in reads[1:]]
+        for read in reads[:1]:  # this thread has nothing else to do
+            read_into(source, *read)
+        for other in others:
+            other.result()
+        runtime.copy_in(slot.payload[:nbytes], slot.pinned[:nbytes])
+        base = runtime.address(slot.payload)
+        return [base + offset for offset in offsets]
+
+    def _start(self, source: ByteSource, slot: _Slot, readers: Workers) -> None:
+        """Read a set, and queue all that is to be done with it."""
+        runtime, some = self.runtime, slot.pieces
         with runtime.in_use():
             # the tensors' memory comes from the caller's stream, which may still read what was
             # there
             before = runtime.mark()
         with runtime.in_use(), runtime.on(slot.stream):
             runtime.wait_for(before)
-            if slot.payload is None or slot.payload.size < nbytes:
-                slot.payload = None
-                slot.payload = runtime.empty(size)
-            base, reads = runtime.address(slot.payload), list[tuple[int, NDArray[np.uint8]]]()
-            for piece, target in some:
-                jobs.append(
-                    WorkItem(
-                        piece.plan, runtime.address(target.memory) + piece.word_offset, base + at
-                    )
-                )
-                for a in range(0, piece.nbytes, READ_NBYTES):
-                    n = min(READ_NBYTES, piece.nbytes - a)
-                    reads.append((piece.start + a, slot.pinned[at + a : at + a + n]))
-                at += _room(piece)
-            others = [readers.begin(read_into, source, *read) for read in reads[1:]]
-            for read in reads[:1]:  # this thread has nothing else to do
-                read_into(source, *read)
-            for other in others:
-                other.result()
-            runtime.copy_in(slot.payload[:nbytes], slot.pinned[:nbytes])
+            payloads = self._read(source, slot, [(p.start, p.nbytes) for p, _ in some], readers)
+            jobs = [
+                WorkItem(piece.plan, runtime.address(target.memory) + piece.word_offset, payload)
+                for (piece, target), payload in zip(some, payloads, strict=True)
+            ]
             slot.decoding = Decoding(runtime, jobs, SCRATCH_OF_SLOT * self.slot_nbytes)
             if self.verify:
                 slot.crcs.append(
@@ -294,6 +324,34 @@ class Pipeline:
                 starts = np.array([j.words for j in jobs], np.uint64)
                 sizes = np.array([p.words_nbytes for p, _ in some], np.int64)
                 slot.crcs.append(crc32_ranges(runtime, starts, sizes))
+
+    def _finish_sparse(
+        self, source: ByteSource, sparse: _Sparse, tables: TablePool, readers: Workers
+    ) -> tuple[TensorRecord, Any]:
+        """Decode a sparse tensor and check it: the base's words, of which some become others."""
+        runtime, (t, target), slot = self.runtime, sparse, self._slot([])
+        with runtime.in_use():
+            before = runtime.mark()  # as of a set
+        try:
+            with runtime.in_use(), runtime.on(slot.stream):
+                runtime.wait_for(before)
+                runtime.copy_within(target.memory, target.base)
+                words = runtime.address(target.memory)
+                for portion in portions(t, tables, self.slot_nbytes):
+                    payloads = self._read(source, slot, portion.records, readers)
+                    scratch_nbytes = SCRATCH_OF_SLOT * self.slot_nbytes
+                    PendingLists(
+                        runtime, portion, payloads, words, scratch_nbytes, self.verify
+                    ).check()
+                if self.verify:
+                    whole = np.array([words], np.uint64), np.array([t.nbytes], np.int64)
+                    check_tensor(t, int(crc32_ranges(runtime, *whole).result()[0]))
+        finally:
+            self._give_up(slot)
+            if slot.payload is not None and slot.payload.size > self.slot_nbytes:
+                slot.payload = None  # of a segment larger than a set, and not counted for each slot
+        target.base = None
+        return t, target.memory
 
     def _finish(self, slot: _Slot) -> Iterator[tuple[TensorRecord, Any]]:
         """Wait for a set and check it."""
@@ -318,5 +376,5 @@ class Pipeline:
                 yield t, target.memory
 
 
-def _room(piece: Piece) -> int:
-    return -(-piece.nbytes // ALIGN) * ALIGN
+def _room(nbytes: int) -> int:
+    return -(-nbytes // ALIGN) * ALIGN

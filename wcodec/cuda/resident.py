@@ -11,11 +11,11 @@ from wcodec.backends.cuda.checksums import crc32_ranges, crc32_records
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import WorkItem
-from wcodec.codec.decoder import check_segments, check_tensor
+from wcodec.codec.checks import check_segments, check_tensor
 from wcodec.processes import Lock
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tables import TablePool
+from wcodec.reference.tensors import TensorRecord
 
 Ids = NDArray[np.int64]
 MOST_PREPARED: Final = 4  #: addresses that a tensor is ready to be decoded to

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,10 +21,10 @@ from wcodec.codec.sources import FileSource, FileWords
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
 from wcodec.reference.container import Base, ByteSource
-from wcodec.reference.differences import BaseCheckpoint, BaseTensor, content_hash
+from wcodec.reference.differences import NOTHING_KNOWN, BaseCheckpoint, BaseTensor, content_hash
 from wcodec.reference.planes import DType, Words
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry
 
 MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
@@ -90,10 +90,13 @@ class SafetensorsBase(OpenBase):
         with within(base=self.name):
             return None if t is None else self._source.read(t.start, t.nbytes).view(dtype.word_type)
 
-    def content_hash(self) -> bytes:
-        """As `BaseCheckpoint.content_hash`; all of the file is read for it."""
+    def content_hash(self, known: Mapping[str, int] = NOTHING_KNOWN) -> bytes:
+        """As `BaseCheckpoint.content_hash`; all other tensors are read for it."""
 
         def crc32(t: SourceTensor) -> int:
+            if t.name in known:
+                self._progress(t.nbytes)
+                return known[t.name]
             with within(base=self.name):
                 return crc32_of(self._source, t, self._backend, self._progress)
 
@@ -148,6 +151,21 @@ class _InFile(BaseTensor):
         """As `BaseTensor.words`."""
         with within(base=self._name):
             self._matrix.read_into((rows, cols), room)
+        return room
+
+
+class InMemory(BaseTensor):
+    """A matrix of words in memory."""
+
+    def __init__(self, matrix: Words) -> None:
+        self._matrix = matrix
+
+    def words(self, rows: slice, cols: slice, room: Words) -> Words:
+        """As `BaseTensor.words`."""
+        part = self._matrix[rows, cols]
+        if part.flags.c_contiguous and part.flags.aligned:
+            return part
+        np.copyto(room, part)
         return room
 
 

@@ -11,7 +11,7 @@ from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.file import File
 from wcodec.files.safetensors_header import SafetensorsHeader, parse_safetensors_header
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 
 MARK: Final = b"wcodec content 1\n"
 

@@ -13,9 +13,9 @@ from wcodec.codec.sources import read_into
 from wcodec.reference import container
 from wcodec.reference.container import HEADER, ByteSource, Index
 from wcodec.reference.planes import Bytes
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tables import TablePool
+from wcodec.reference.tensors import TensorRecord
 
 
 def extract(source: ByteSource, t: TensorRecord, tables: TablePool) -> Bytes:

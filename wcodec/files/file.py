@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -34,9 +34,9 @@ from wcodec.files.safetensors_header import entry_of, restored_header, stated_te
 from wcodec.files.slices import Slice, slice_of
 from wcodec.processes import Lock
 from wcodec.reference.container import MAGIC, Index
-from wcodec.reference.differences import BaseTensor, Difference, content_hash
+from wcodec.reference.differences import NOTHING_KNOWN, BaseTensor, Difference, content_hash
 from wcodec.reference.planes import Bytes, DType, Words
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry
 
 __all__ = ["MAX_BASES", "Buffer", "File", "base_for", "open", "open_base", "paths_of"]
@@ -353,8 +353,9 @@ class File:
         if t is None:
             return None
         with within(base=self.name):
-            # each level would decode the next many times
-            if t.difference and t.geometry.cols != geometry.cols:
+            # each level would decode the next many times, but for runs of words
+            flat = 1 in (t.geometry.rows, geometry.rows)
+            if t.difference and t.geometry.cols != geometry.cols and not flat:
                 raise DecodeError(
                     "bad_base", "a difference whose matrix has other columns", tensor=name
                 )
@@ -364,7 +365,7 @@ class File:
                 self.checked,
             )  # fmt: skip
 
-    def content_hash(self) -> bytes:
+    def content_hash(self, known: Mapping[str, int] = NOTHING_KNOWN) -> bytes:
         """As `BaseCheckpoint.content_hash`: the index knows all of it."""
         return content_hash((t.name, t.dtype, t.shape, t.crc32) for t in self.index.tensors)
 

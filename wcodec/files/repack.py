@@ -16,7 +16,7 @@ from wcodec.files.file import File, base_for
 from wcodec.files.plain import IN_MEMORY, spooled
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import Bytes
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import CHUNK_NBYTES
 
 

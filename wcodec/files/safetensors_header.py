@@ -16,7 +16,7 @@ from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.kinds import HEAD_NBYTES, described
 from wcodec.reference.container import ByteSource, Index
 from wcodec.reference.planes import BY_SAFETENSORS, OPAQUE, DType
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 
 MAX_HEADER_NBYTES: Final = 100_000_000  #: what safetensors itself accepts
 Entry = tuple[str, str, tuple[int, ...], int]  #: name, dtype and shape as in a header, bytes

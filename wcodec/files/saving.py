@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
+from wcodec.backends import Backend
 from wcodec.codec.arrays import as_array
 from wcodec.codec.encoder import Encoder, Writer, words_of
 from wcodec.codec.sources import FileWords
+from wcodec.codec.whole import Whole
 from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import (
     AnyPath,
     atomic_output,
 )
-from wcodec.files.bases import paths_of
+from wcodec.files.bases import InMemory, OpenBase, paths_of
 from wcodec.files.duplicates import Duplicates, ReadWords
 from wcodec.files.file import base_for
 from wcodec.files.safetensors_header import Entry, Stated, write_safetensors_header
 from wcodec.planner.options import EncodeOptions
+from wcodec.reference.differences import NOTHING_KNOWN, BaseTensor, content_hash
 from wcodec.reference.planes import DType, Words
+from wcodec.reference.tiles import Geometry
 
 T = TypeVar("T")
 
@@ -31,7 +37,7 @@ def save_file(
     path: AnyPath,
     metadata: dict[str, str] | None = None,
     options: EncodeOptions | None = None,
-    base: AnyPath | None = None,
+    base: AnyPath | Mapping[str, NDArray[Any]] | None = None,
     *,
     fsync: bool = True,
 ) -> int:
@@ -49,9 +55,9 @@ def save_file(
     options
         See `EncodeOptions`.
     base
-        A ``.wcodec`` or safetensors file: arrays of which it has one of the same name, dtype and
-        shape are stored as what they differ in, where that is smaller. To read them, it is needed
-        again.
+        A ``.wcodec`` or safetensors file, or arrays by name: arrays of which it has one of the same
+        name, dtype and shape are stored as what they differ in, where that is smaller. To read
+        them, it is needed again; `wcodec.apply` turns arrays in memory into the new ones.
     fsync
         Have the file on the disk before this returns, so that it is whole after a power failure.
 
@@ -70,6 +76,27 @@ def save_file(
         `tensors` or `metadata` are of another type.
     """
     return write_tensors(tensors, _taken, path, metadata, options, base, fsync)
+
+
+def save(
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: dict[str, str] | None = None,
+    options: EncodeOptions | None = None,
+    base: AnyPath | Mapping[str, NDArray[Any]] | None = None,
+) -> bytes:
+    """The bytes of the file that `save_file` writes: for `wcodec.open` and `wcodec.apply`.
+
+    Parameters
+    ----------
+    tensors, metadata, options, base
+        As of `save_file`.
+
+    Raises
+    ------
+    EncodeError, DecodeError, TypeError
+        As `save_file`.
+    """
+    return tensors_to_bytes(tensors, _taken, metadata, options, base)
 
 
 class Taken(NamedTuple):
@@ -109,7 +136,7 @@ def write_tensors(
     path: AnyPath,
     metadata: dict[str, str] | None,
     options: EncodeOptions | None,
-    base: AnyPath | None,
+    base: AnyPath | Mapping[str, T] | None,
     fsync: bool,
 ) -> int:
     """`save_file` for tensors of any library: `take` is called with one and its name, and again
@@ -121,21 +148,99 @@ def write_tensors(
     _check_types(tensors, metadata)
     encoder = Encoder(options)
     with (
-        base_for(base, encoder.backend) as other,
+        _base_for(base, take, encoder.backend) as other,
         atomic_output(path, overwrite=True, inputs=paths_of(other), fsync=fsync) as f,
     ):
-        writer, seen, entries = encoder.start(f, base=other), Duplicates(), list[Entry]()
-        is_stated = False
-        for name, tensor in tensors.items():
-            t = take(tensor, name)
-            dtype_name, shape = "", t.shape
-            if t.stated is not None:
-                dtype_name, shape, is_stated = t.stated.dtype, t.stated.shape, True
-            entries.append((name, dtype_name or t.dtype.safetensors, shape, t.words.nbytes))
-            read_again = partial(_words, take, tensor, name)
-            add_tensor(writer, seen, name, t.words, t.dtype, t.shape, dtype_name, read_again)
-        header = write_safetensors_header(entries, dict(metadata or {})) if is_stated else None
-        return writer.finish(metadata, header)
+        return _write(encoder.start(f, base=other), tensors, take, metadata)
+
+
+def tensors_to_bytes(
+    tensors: Mapping[str, T],
+    take: Callable[[T, str], Taken],
+    metadata: dict[str, str] | None,
+    options: EncodeOptions | None,
+    base: AnyPath | Mapping[str, T] | None,
+) -> bytes:
+    """`save` for tensors of any library, as `write_tensors`."""
+    _check_types(tensors, metadata)
+    encoder, whole = Encoder(options), Whole(0)
+    with _base_for(base, take, encoder.backend) as other:
+        _write(encoder.start(whole, base=other), tensors, take, metadata)
+    return whole.getvalue()
+
+
+def _base_for(
+    base: AnyPath | Mapping[str, T] | None, take: Callable[[T, str], Taken], backend: Backend
+) -> AbstractContextManager[OpenBase | None]:
+    if isinstance(base, Mapping):
+        return nullcontext(ArraysBase(base, take, backend))
+    return base_for(base, backend)
+
+
+def _write(
+    writer: Writer,
+    tensors: Mapping[str, T],
+    take: Callable[[T, str], Taken],
+    metadata: dict[str, str] | None,
+) -> int:
+    seen, entries, is_stated = Duplicates(), list[Entry](), False
+    for name, tensor in tensors.items():
+        t = take(tensor, name)
+        dtype_name, shape = "", t.shape
+        if t.stated is not None:
+            dtype_name, shape, is_stated = t.stated.dtype, t.stated.shape, True
+        entries.append((name, dtype_name or t.dtype.safetensors, shape, t.words.nbytes))
+        read_again = partial(_words, take, tensor, name)
+        add_tensor(writer, seen, name, t.words, t.dtype, t.shape, dtype_name, read_again)
+    header = write_safetensors_header(entries, dict(metadata or {})) if is_stated else None
+    return writer.finish(metadata, header)
+
+
+class ArraysBase(OpenBase):
+    """Tensors in memory that others are coded as differences from.
+
+    Parameters
+    ----------
+    take
+        As of `write_tensors`.
+    """
+
+    name = ""
+
+    def __init__(
+        self, tensors: Mapping[str, T], take: Callable[[T, str], Taken], backend: Backend
+    ) -> None:
+        self._tensors: Mapping[str, Any] = tensors
+        self._take: Callable[[Any, str], Taken] = take
+        self._backend = backend
+
+    def base_tensor(
+        self, name: str, dtype: DType, shape: tuple[int, ...], geometry: Geometry
+    ) -> BaseTensor | None:
+        """As `BaseCheckpoint.base_tensor`."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            return None
+        t = self._take(tensor, name)
+        if (t.dtype, t.shape) != (dtype, shape):
+            return None
+        return InMemory(t.words.reshape(geometry.rows, geometry.cols))
+
+    def content_hash(self, known: Mapping[str, int] = NOTHING_KNOWN) -> bytes:
+        """As `BaseCheckpoint.content_hash`; the words of the other tensors are read for it."""
+        crc32 = self._backend.crc32
+        taken = ((name, self._take(tensor, name)) for name, tensor in self._tensors.items())
+        return content_hash(
+            (name, t.dtype, t.shape, known[name] if name in known else crc32(t.words))
+            for name, t in taken
+        )
+
+    def paths(self) -> Iterator[Path]:
+        """As `OpenBase.paths`: none."""
+        yield from ()
+
+    def close(self) -> None:
+        """As `OpenBase.close`."""
 
 
 def _check_types(tensors: Any, metadata: Any) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wcodec.files.safetensors_header import Stated
 from wcodec.reference.planes import Words
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 
 Ids = NDArray[np.int64]
 ReadSegments = Callable[[TensorRecord, Ids, Ids, Words], None]

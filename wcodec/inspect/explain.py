@@ -35,7 +35,8 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
 from wcodec.reference.planes import DType
 from wcodec.reference.prediction import MODES, Mode, mode_name
-from wcodec.reference.records import TensorRecord, write_contexts, write_tables
+from wcodec.reference.records import write_contexts, write_tables
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry
 from wcodec.reference.transforms import Transform
 
@@ -225,7 +226,7 @@ def _geometry(t: TensorRecord, shape: tuple[int, ...], options: EncodeOptions) -
     """
     g = t.geometry
     n_words = min(g.rows, g.segment_rows) * min(g.cols, g.segment_cols)
-    if n_words >= min(_LEAST_WORDS, g.rows * g.cols):
+    if t.lists is None and n_words >= min(_LEAST_WORDS, g.rows * g.cols):
         return replace(g, rows=shape[0], cols=shape[1])
     return choose_geometry((shape[0], shape[1] // t.dtype.words_per_element), t.dtype, options)[1]
 
@@ -236,11 +237,16 @@ def _tables_nbytes(planner: Planner) -> int:
 
 
 def _stored_bits(file: File, t: TensorRecord, bits: float) -> list[float]:
-    """Bits a weight of each byte plane as it is stored;
-    segments of layout RAW add the same to all.
+    """Bits a weight of each byte plane as it is stored; gaps, and segments of layout RAW, add the
+    same to all.
     """
-    plan, n = t.plan(file.index.tables), t.dtype.word_nbytes
-    planes = plan.stream_nbytes.sum(axis=1)
+    n, of_gaps = t.dtype.word_nbytes, 0
+    if t.lists is not None:
+        if not t.lists.touched.size:
+            return [0.0] * n
+        of_gaps, t = t.lists.gaps.payload_nbytes, t.lists.words
+    plan = t.plan(file.index.tables)
+    planes = plan.stream_nbytes.sum(axis=1) + of_gaps // n
     planes = np.array([planes.sum()]) if n == 1 else planes  # two planes of nibbles
     if plan.dtype.word_nbytes == n:
         planes = planes + plan.words_nbytes.sum() // n

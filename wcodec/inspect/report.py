@@ -22,9 +22,10 @@ from wcodec.reference.columns import joined_columns
 from wcodec.reference.operands import operand_form
 from wcodec.reference.planes import DType, Layout, Words
 from wcodec.reference.prediction import MODES, PER_TILE, mode_name
-from wcodec.reference.records import TensorRecord, by_dtype, write_tables
+from wcodec.reference.records import by_dtype, write_tables
 from wcodec.reference.segments import Coder, SegmentTable
 from wcodec.reference.tables import ContextKind
+from wcodec.reference.tensors import Lists, TensorRecord
 from wcodec.reference.tiles import Geometry
 
 #: words of one histogram: independent of the file's segments, which may be tiny
@@ -168,6 +169,8 @@ def describe_tensor(
     file: File, t: TensorRecord, bound: bool, progress: Progress = ignore_progress
 ) -> dict[str, Any]:
     """One entry of the list ``tensors`` of `describe`."""
+    if t.lists is not None:
+        return _describe_sparse(file, t, t.lists, bound, progress)
     n, plan, segments = math.prod(t.shape), t.plan(file.index.tables), t.segments
     there = plan.plane_nbytes > 0  # planes that the layout has
     coded = there & plan.is_stream
@@ -181,7 +184,31 @@ def describe_tensor(
         "contexts": _contexts(file, segments),
         "tile_modes": _tile_modes(file, t),
         "n_patches": int(segments.n_patches.sum()),
+        "n_listed": None,
         "operand": operand_form(t),
+    }
+
+
+def _describe_sparse(
+    file: File, t: TensorRecord, lists: Lists, bound: bool, progress: Progress
+) -> dict[str, Any]:
+    """An entry of a sparse tensor; coders are those of gaps and of the bytes of listed words."""
+    n, coders, kinds = math.prod(t.shape), list[int](), list[dict[str, int]]()
+    for part in lists.parts if lists.touched.size else ():
+        plan = part.plan(file.index.tables)
+        coders += part.segments.coder[plan.plane_nbytes > 0].tolist()
+        kinds.append(_contexts(file, part.segments))
+    return {
+        **_of_record(t),
+        "order0_bits_per_weight": _order0_bits(file, t, progress) / n if bound and n else None,
+        "layouts": {"sparse": t.geometry.n_segments},
+        "coders": _counted(coders, _CODERS),
+        "predictions": {},
+        "contexts": dict(sum((Counter(kind) for kind in kinds), Counter[str]())),
+        "tile_modes": {},
+        "n_patches": 0,
+        "n_listed": int(lists.n_listed.sum()),
+        "operand": None,
     }
 
 
@@ -231,7 +258,7 @@ def _chosen(file: File, t: TensorRecord, row: list[int]) -> dict[str, Any]:
 
 def _single_entry(t: TensorRecord, chosen: dict[str, Any], n_patches: int) -> dict[str, Any]:
     """An entry without a bound, of a tensor of one row and one segment."""
-    return {**_of_record(t), **chosen, "n_patches": n_patches, "operand": None}
+    return {**_of_record(t), **chosen, "n_patches": n_patches, "n_listed": None, "operand": None}
 
 
 def _lower(names: Any) -> dict[int, str]:

@@ -7,11 +7,15 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wcodec.planner import costs
-from wcodec.planner.costs import Histograms
-from wcodec.reference.differences import BaseTensor, Difference, coded_dtype
+from wcodec.planner.costs import Histograms, ideal_cost
+from wcodec.reference.differences import (
+    UNSIGNED,
+    BaseTensor,
+    Difference,
+    coded_dtype,
+    subtract,
+)
 from wcodec.reference.planes import DType, Words
 from wcodec.reference.tiles import Geometry
 
@@ -22,6 +26,11 @@ SAMPLED_COLS: Final = 256
 #: bytes, of which streams must not be most
 LARGER: Final = 4
 LARGE_WORDS: Final = 1 << 17
+MOST: Final = 2  #: words are listed if at most one in so many has changed
+FEW: Final = 4  #: or one in so many, unless that is smaller by far
+OBVIOUS: Final = 16  #: lists that are that much smaller than all words are taken
+#: words of a segment of such a tensor: of what few bytes it holds, streams must not be most
+LIST_WORDS: Final = 1 << 20
 #: a difference must save that part of what the tensor costs without: it needs a base
 LEAST_SAVING: Final = 50
 
@@ -47,13 +56,13 @@ def enlarged(geometry: Geometry) -> Geometry:
     return replace(g, segment_rows=rows, segment_cols=cols, tile_rows=rows, tile_cols=cols)
 
 
-def _rectangles(rows: int, cols: int) -> Iterator[tuple[slice, slice]]:
+def _rectangles(rows: int, cols: int, n_words: int) -> Iterator[tuple[slice, slice]]:
     """Some of a matrix, spread evenly; all of it, if it is small."""
-    if rows * cols <= SAMPLED * SAMPLED_WORDS:
+    if rows * cols <= SAMPLED * n_words:
         yield slice(0, rows), slice(0, cols)
         return
-    width = min(cols, max(SAMPLED_COLS, SAMPLED_WORDS // rows))
-    height = min(rows, SAMPLED_WORDS // width)
+    width = min(cols, max(SAMPLED_COLS, n_words // rows))
+    height = min(rows, n_words // width)
     n_down, n_across = rows // height, cols // width
     for i in range(SAMPLED):
         k = i * (n_down * n_across) // SAMPLED
@@ -61,40 +70,115 @@ def _rectangles(rows: int, cols: int) -> Iterator[tuple[slice, slice]]:
         yield slice(r, r + height), slice(c, c + width)
 
 
-def _cost(counts: NDArray[np.int64], prob_bits: int) -> float:
-    """What byte planes with these histograms cost under tables of their own, in 1/65536 bit;
-    no more than their bytes.
+def _sample(matrix: Words, base: BaseTensor, dtype: DType, n_words: int) -> tuple[Words, Words]:
+    """Some words, flat, and those of the base in their places: of `SAMPLED` rectangles of `n_words`
+    each.
     """
-    coded = [
-        costs.symbol_costs(costs.quantise(c, prob_bits)) @ c if np.count_nonzero(c) > 1 else 0
-        for c in counts
-    ]
-    return sum(
-        min(float(cost), float(c.sum()) * (8 << 16)) for cost, c in zip(coded, counts, strict=True)
-    )
+    parts, others = list[Words](), list[Words]()
+    for rows, cols in _rectangles(matrix.shape[0], matrix.shape[1], n_words):
+        part = np.require(matrix[rows, cols], dtype.word_type, ["C", "A"])
+        other = base.words(rows, cols, np.empty(part.shape, part.dtype))
+        parts.append(part.reshape(-1))
+        others.append(other.reshape(-1))
+    return np.concatenate(parts), np.concatenate(others)
+
+
+def _cost(words: Any, n: int, dtype: DType, backend: Subtracting) -> int:
+    """What the byte planes of `n` words on the device cost, each by its entropy, in 1/65536 bit."""
+    if n == 0:
+        return 0
+    counts = backend.histogram(words.reshape(1, n), Geometry(1, n, 1, n, 1, n), dtype)[0]
+    return int(ideal_cost(counts).sum())
 
 
 def choose_difference(
-    matrix: Words, base: BaseTensor, dtype: DType, prob_bits: int, backend: Subtracting
+    matrix: Words, base: BaseTensor, dtype: DType, backend: Subtracting
 ) -> Difference:
     """The difference that makes a part of a tensor smallest; none, if none saves 2 %."""
     if matrix.size == 0:
         return Difference.NONE
-    counts = {d: np.zeros((dtype.word_nbytes, 256), np.int64) for d in Difference}
-    for rows, cols in _rectangles(*matrix.shape):
-        part = np.require(matrix[rows, cols], dtype.word_type, ["C", "A"])
-        words, other = (
-            backend.to_device(a)
-            for a in (part, base.words(rows, cols, np.empty(part.shape, part.dtype)))
-        )
-        segment = Geometry(*part.shape, *part.shape, *part.shape)
-        for d in Difference:
-            coded = words if d == Difference.NONE else backend.subtract_base(words, other, d)
-            counts[d] += backend.histogram(coded, segment, coded_dtype(dtype, d))[0]
-    costs = {d: _cost(c, prob_bits) for d, c in counts.items()}
+    words, other = map(backend.to_device, _sample(matrix, base, dtype, SAMPLED_WORDS))
+    n = int(words.size)
+    costs = {Difference.NONE: _cost(words, n, dtype, backend)}
+    for d in (Difference.XOR, Difference.MINUS):
+        costs[d] = _cost(backend.subtract_base(words, other, d), n, coded_dtype(dtype, d), backend)
     best = min(Difference.XOR, Difference.MINUS, key=lambda d: costs[d])
-    return (
-        best
-        if costs[best] * LEAST_SAVING < costs[Difference.NONE] * (LEAST_SAVING - 1)
-        else Difference.NONE
+    if costs[best] * LEAST_SAVING >= costs[Difference.NONE] * (LEAST_SAVING - 1):
+        return Difference.NONE
+    return best
+
+
+# ---- lists ---------------------------------------------------------------------------------------
+def may_be_listed(matrix: Words, base: BaseTensor, dtype: DType) -> bool:
+    """Whether few words differ from the base's, by a look at some."""
+    words, other = _sample(matrix, base, dtype, SAMPLED_WORDS >> 3)
+    return int(np.count_nonzero(words != other)) * MOST <= words.size
+
+
+def kind_of_lists(words: Words, base: Words) -> Difference:
+    """The difference for listed words, by some of them: `MINUS`, unless `XOR` saves 2 %. (What
+    tensors have in common is coded, and applied, at once.)
+    """
+    step = max(1, words.size // SAMPLED_WORDS)
+    some, other = words[::step], base[::step]
+
+    def cost(d: Difference) -> int:
+        planes = subtract(some, other, d).view(np.uint8).reshape(-1, words.itemsize)
+        counts = np.stack([np.bincount(p, minlength=256) for p in planes.T])
+        return int(ideal_cost(counts).sum())
+
+    if words.size == 0:
+        return Difference.MINUS
+    pays = cost(Difference.XOR) * LEAST_SAVING < cost(Difference.MINUS) * (LEAST_SAVING - 1)
+    return Difference.XOR if pays else Difference.MINUS
+
+
+def lists_pay(
+    listed: Listed, matrix: Words, base: BaseTensor, dtype: DType, backend: Subtracting
+) -> bool:
+    """Whether to list what has changed of a tensor: it is smaller than the tensor without a base,
+    and not larger than the differences of all words; where more than one word in four has changed,
+    smaller by a tenth, for all differences are then decoded sooner.
+    """
+    n, m = listed.n_words, listed.words.size
+    if listed.gaps.nbytes + listed.words.nbytes <= n * dtype.word_nbytes // OBVIOUS:
+        return True
+    kind = kind_of_lists(listed.words, listed.base)
+    coded = coded_dtype(dtype, kind)
+    new, old = map(backend.to_device, (listed.words, listed.base))
+    z = backend.subtract_base(new, old, kind)
+    of_words = backend.histogram(z.reshape(1, m), Geometry(1, m, 1, m, 1, m), coded)[0]
+    k = listed.gaps.size
+    gaps = backend.to_device(listed.gaps.reshape(1, k))
+    of_gaps = backend.histogram(gaps, Geometry(1, k, 1, k, 1, k), UNSIGNED[1])[0]
+    cost = int(ideal_cost(of_gaps).sum() + ideal_cost(of_words).sum())
+    of_words[:, 0] += n - m  # z is 0 there, and so is its first byte: the map of none moves it
+    dense = int(ideal_cost(of_words).sum())
+    sample, _ = _sample(matrix, base, dtype, SAMPLED_WORDS)
+    plain = _cost(backend.to_device(sample), sample.size, dtype, backend) * n // sample.size
+    few = m * FEW <= n
+    return cost * LEAST_SAVING < plain * (LEAST_SAVING - 1) and (
+        cost * 49 <= dense * 50 if few else cost * 10 <= dense * 9
     )
+
+
+class Listed(Protocol):
+    """Words that differ from a base's, on the host; see `wcodec.codec.listing.Listed`."""
+
+    @property
+    def gaps(self) -> Words: ...
+
+    @property
+    def words(self) -> Words: ...
+
+    @property
+    def base(self) -> Words: ...
+
+    @property
+    def n_words(self) -> int: ...
+
+
+def list_segments(n: int) -> Geometry:
+    """How a tensor of `n` words is cut that lists what has changed."""
+    size = max(1, min(n, LIST_WORDS))
+    return Geometry(1, n, 1, size, 1, size)

@@ -191,6 +191,20 @@ class EncodeOptions:
         return self.modes is not None and 0 not in self.modes
 
     @property
+    def allows_lists(self) -> bool:
+        """Whether words that differ from a base may be listed: nothing is asked for that says how
+        all words are coded.
+        """
+        return (
+            self.segment is None
+            and self.tile is None
+            and self.layout == "auto"
+            and self.coder == "auto"
+            and not self.force
+            and not self.forces_mode
+        )
+
+    @property
     def trusts_sample(self) -> bool:
         """Whether choices are made from a part of the words."""
         return (

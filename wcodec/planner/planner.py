@@ -100,9 +100,13 @@ class Planner:
         #: whether the last plan was made from some of the words, so that a record can be larger
         #: than its words
         self.estimated = False
+        self._trusts_sample = options.trusts_sample
 
-    def start_tensor(self) -> None:
-        """The next chunk is the first one of a tensor."""
+    def start_tensor(self, is_difference: bool = False) -> None:
+        """The next chunk is the first one of a tensor. Of differences all words are counted: there
+        are few symbols, and slots of a table for others cost more than that takes.
+        """
+        self._trusts_sample = self.options.trusts_sample and not is_difference
         self.operands.start_tensor()
 
     def plan(
@@ -128,10 +132,25 @@ class Planner:
         self.nbytes = draft.nbytes
         return draft.plan(dtype, geometry, self.pool)
 
+    def plan_lists(
+        self, words: Words, spans: Geometry, dtype: DType, backend: Histograms
+    ) -> SegmentPlan:
+        """Plan lists of words: byte planes alone, for words beside each other are not alike."""
+        chunk, n_tables = Chunk(words, spans, dtype, backend, spans.n_elements()), len(self.pool)
+        raw_nbytes = padded(chunk.size * dtype.word_nbytes)
+        table = SegmentTable.zeros(spans.n_segments, dtype.n_planes)
+        draft = Draft(table, np.zeros(spans.n_segments, np.uint8), raw_nbytes)
+        self.tables.unlike = False
+        counts = chunk.histogram()
+        planes = [self.tables.choose(c, chunk.size) for c in np.moveaxis(counts, 1, 0)]
+        draft.take_bytes(planes, raw_nbytes, forced=False)
+        self.tables.prune(draft.table, n_tables, len(self.pool.maps))
+        return draft.plan(dtype, spans, self.pool)
+
     def _fill_in(self, draft: Draft, chunk: Chunk) -> None:
         """Choose all of a chunk."""
         sample, raw_nbytes, size = self._look(chunk), draft.nbytes, chunk.size
-        if self.options.trusts_sample and sample.part is not chunk and chunk.geometry.one_tile:
+        if self._trusts_sample and sample.part is not chunk and chunk.geometry.one_tile:
             self._trust(draft, Fast(self.tables, chunk, sample))
             self.estimated = True
             return

@@ -19,7 +19,7 @@ _COLUMN: Final = np.dtype([("width", "u1"), ("value", "<u4")])
 
 
 # ---- writing -----------------------------------------------------------------------------------
-def _column(values: NDArray[Any]) -> bytes:
+def write_column(values: NDArray[Any]) -> bytes:
     """A column of the segment table (R4.37): one value for all,
     or the narrowest width that holds them.
     """
@@ -40,7 +40,7 @@ def write_columns(s: SegmentTable) -> bytes:
     """The columns of a segment table that is not empty (R4.36)."""
     if isinstance(s, StoredTable) and s.stored is not None:
         return s.stored.bytes()
-    return b"".join(map(_column, in_order(s)))
+    return b"".join(map(write_column, in_order(s)))
 
 
 def in_order(s: SegmentTable) -> list[NDArray[Any]]:
@@ -91,7 +91,7 @@ class Stored(NamedTuple):
     def read(self) -> SegmentTable:
         """The columns."""
         body = Cursor(self.bytes())
-        columns = _read_columns(body, self.n, self.n_planes)
+        columns = read_columns(body, self.n, self.n_planes)
         body.done("the segment table")
         return columns
 
@@ -156,25 +156,61 @@ def joined_columns(tables: list[SegmentTable]) -> SegmentTable | None:
     )  # fmt: skip
 
 
-def _read_columns(body: Cursor, n: int, n_planes: int) -> SegmentTable:
-    def column(limit: int, out: NDArray[Any]) -> None:
-        width = body.take(1)[0]
+def concatenated(tables: list[SegmentTable]) -> SegmentTable:
+    """Tables one after another, at least one. Those of one segment as `single_columns` stores them
+    are read at once.
+    """
+    n = [t.stored.n if isinstance(t, StoredTable) and t.stored else -1 for t in tables]
+    ones = [i for i, k in enumerate(n) if k == 1]
+    joined = joined_columns([tables[i] for i in ones]) if len(ones) > 1 else None
+    if joined is None:
+        return SegmentTable.concatenate(tables)
+    others = [t for t, k in zip(tables, n, strict=True) if k != 1]
+    places, at_one, at = list[NDArray[np.int64]](), 0, len(ones)
+    for t, k in zip(tables, n, strict=True):
+        if k == 1:
+            places.append(np.array([at_one]))
+            at_one += 1
+        else:
+            places.append(np.arange(at, at + t.layout.size))
+            at += t.layout.size
+    return SegmentTable.concatenate([joined, *others]).take(np.concatenate(places))
+
+
+def stored_columns(body: Cursor, index: Bytes, n: int, n_planes: int) -> StoredTable:
+    """The columns of `n` segments that follow, passed over, to be read when they are wanted;
+    `index` is what the cursor reads.
+    """
+    data, start, at = body.data, body.at, body.at
+    for _ in range(3 + 4 * n_planes):
+        width = data[at] if at < body.end else 0
         if width not in (0, 1, 2, 4):
             raise fail("bad_value", f"a column of the segment table has width {width}")
-        values: Any = (
-            int.from_bytes(body.take(4), "little") if width == 0 else body.array(f"<u{width}", n)
-        )
-        most = values if width == 0 else int(values.max())
-        if most > limit:
-            raise fail(
-                "bad_value", f"a column of the segment table holds {most}, more than {limit}"
-            )
-        out[:] = values
+        at += 1 + (width * n or 4)
+    body.take(at - start)
+    return StoredTable.at(Stored(index, start, at, n, n_planes))
 
+
+def read_column(body: Cursor, out: NDArray[Any]) -> None:
+    """Fill `out` with a column (R4.37) whose values its type has to hold (R4.39)."""
+    width, limit = body.take(1)[0], (1 << 8 * out.itemsize) - 1
+    if width not in (0, 1, 2, 4):
+        raise fail("bad_value", f"a column of the segment table has width {width}")
+    values: Any = (
+        int.from_bytes(body.take(4), "little") if width == 0 else body.array(f"<u{width}", out.size)
+    )
+    most = values if width == 0 else int(values.max())
+    if most > limit:
+        raise fail("bad_value", f"a column of the segment table holds {most}, more than {limit}")
+    out[:] = values
+
+
+def read_columns(body: Cursor, n: int, n_planes: int) -> SegmentTable:
+    """The columns of `n` segments, at least one (R4.36)."""
     s = SegmentTable.zeros(n, n_planes)
     for values in (s.layout, s.base, s.n_patches):
-        column((1 << 8 * values.itemsize) - 1, values)
+        read_column(body, values)
     for p in range(n_planes):
         for of_planes in (s.coder, s.table, s.prediction, s.n_units):
-            column((1 << 8 * of_planes.itemsize) - 1, of_planes[p])
+            read_column(body, of_planes[p])
     return s

@@ -21,7 +21,7 @@ from wcodec.reference.cursor import Cursor, fail
 from wcodec.reference.memory import DUPLICATE_NBYTES, Memory
 from wcodec.reference.records import (
     PlanChecker,
-    TensorRecord,
+    check_lists,
     check_plan,
     check_tensor,
     check_tensors,
@@ -34,11 +34,8 @@ from wcodec.reference.records import (
     write_tables,
     write_tensor,
 )
-from wcodec.reference.tables import (
-    TablePool,
-    TableReader,
-    read_tables,
-)
+from wcodec.reference.tables import TablePool, TableReader, read_tables
+from wcodec.reference.tensors import TensorRecord
 
 MAGIC: Final = b"\x89WCODEC\n"
 END_MAGIC: Final = b"WCODECFT"
@@ -197,11 +194,9 @@ def check_header(head: bytes) -> tuple[int, int]:
     if crc32(head[:28]) != crc:
         raise fail("bad_checksum", "the CRC-32 of the header does not match", offset=0)
     if (major, minor) != VERSION:
-        raise fail(
-            "unsupported_version",
-            f"format version {major}.{minor}; this decoder knows {VERSION[0]}.{VERSION[1]}",
-            offset=8,
-        )
+        known = f"this decoder knows {VERSION[0]}.{VERSION[1]}"
+        message = f"format version {major}.{minor}; {known}"
+        raise fail("unsupported_version", message, offset=8)
     if flags or r0 or r1:
         raise fail("bad_value", "reserved bits of the header are set", offset=12)
     return major, minor
@@ -340,6 +335,7 @@ class _Reader:
         self.raw, self.index_offset, self.read_tables = raw, foot.index_offset, read_tables
         self.memory = memory
         self.has_many, self.singles = foot.n_tensors > _MANY, list[TensorRecord]()
+        self.sparse = list[TensorRecord]()
         self.array, self.check_plan = np.frombuffer(raw, np.uint8).copy(), check_plan
         self.tensors: list[TensorRecord] = []
         self.names: set[str] = set()
@@ -387,6 +383,7 @@ class _Reader:
             else:
                 unknown += 1
         check_tensors(self.singles, tables, self.check_plan)
+        check_lists(self.sparse, tables, self.check_plan)
         if self.payload_end != self.index_offset:
             raise fail(
                 "bad_range",
@@ -426,7 +423,9 @@ class _Reader:
         try:
             has_base = self.base is not None
             t = read_tensor(body, self.array, has_base, self.memory)
-            if self.has_many and t.is_single:
+            if t.lists is not None:
+                self.sparse.append(t)
+            elif self.has_many and t.is_single:
                 self.singles.append(t)
             else:
                 check_tensor(t, tables, self.check_plan)

@@ -5,7 +5,7 @@ checkpoint is called. Spec: R12.5, R11.4.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Final, Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from wcodec.reference.planes import BY_NAME, DType, Words
 from wcodec.reference.tiles import Geometry
 
+NOTHING_KNOWN: Final[Mapping[str, int]] = {}
 UNSIGNED: Final = {n: BY_NAME[f"uint{8 * n}"] for n in (1, 2, 4, 8)}
 
 
@@ -59,8 +60,8 @@ class BaseCheckpoint(Protocol):
         if there is one.
         """
 
-    def content_hash(self) -> bytes:
-        """Spec: R11.4."""
+    def content_hash(self, known: Mapping[str, int] = NOTHING_KNOWN) -> bytes:
+        """Spec: R11.4. Of some tensors, by name, the CRC-32s are known."""
 
 
 def subtract(words: Words, base: Words, difference: Difference) -> Words:

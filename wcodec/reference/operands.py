@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from wcodec.reference.differences import Difference
 from wcodec.reference.planes import Layout
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import Coder
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry
 
 SEGMENT: Final = (8, 1024)  #: rows and columns (R14.2)

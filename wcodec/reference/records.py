@@ -6,7 +6,6 @@ import math
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -14,7 +13,16 @@ from numpy.typing import NDArray
 
 from wcodec.errors import DecodeError, within
 from wcodec.reference import rans
-from wcodec.reference.columns import Stored, StoredTable, joined_columns, write_columns
+from wcodec.reference.columns import (
+    Stored,
+    StoredTable,
+    concatenated,
+    joined_columns,
+    read_column,
+    stored_columns,
+    write_column,
+    write_columns,
+)
 from wcodec.reference.cursor import Cursor, fail
 from wcodec.reference.differences import Difference, coded_dtype
 from wcodec.reference.memory import CONTEXT_MAP_NBYTES, PAIR_NBYTES, TABLE_NBYTES, Memory
@@ -27,6 +35,7 @@ from wcodec.reference.segments import (
     SegmentPlan,
     SegmentTable,
 )
+from wcodec.reference.sparse import GAP_SKIP
 from wcodec.reference.tables import (
     MAX_CLASSES,
     N_CONTEXTS,
@@ -35,6 +44,7 @@ from wcodec.reference.tables import (
     TablePool,
     TableReader,
 )
+from wcodec.reference.tensors import GAP_DTYPE, Lists, TensorRecord
 from wcodec.reference.tiles import (
     MAX_RANK,
     MAX_SEGMENT_ELEMENTS,
@@ -52,63 +62,10 @@ _IS_CODER: Final = np.isin(np.arange(256), list(Coder))
 
 _SHAPES: Final = [struct.Struct(f"<{rank}Q") for rank in range(MAX_RANK + 1)]
 _FEW_SEGMENTS: Final = 4  #: of which a plan takes no time, but many of them take memory
+SPARSE: Final = 4  #: flag of a tensor (12.1)
 _LAST_DIFFERENCE: Final = int(max(Difference))
 
 _HEAD_UNITS: Final = rans.HEAD_NBYTES // rans.UNIT
-
-
-@dataclass
-class TensorRecord:
-    """What the index says of one tensor (R4.30). Not to be changed."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    row_rank: int
-    geometry: Geometry
-    segments: SegmentTable
-    segment_crc32: NDArray[np.uint32]
-    payload_offset: int
-    payload_nbytes: int
-    crc32: int
-    dtype_name: str = ""
-    difference: Difference = Difference.NONE
-    duplicate_of: int | None = None
-    _plan: SegmentPlan | None = field(default=None, init=False, repr=False, compare=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the decoded tensor."""
-        return self.geometry.rows * self.geometry.cols * self.dtype.word_nbytes
-
-    def duplicate(self, name: str, of: int) -> TensorRecord:
-        """The record of a duplicate of this tensor, which is number `of`; both have one plan."""
-        record = replace(self, name=name, duplicate_of=of)
-        record._plan = self._plan
-        return record
-
-    @property
-    def is_single(self) -> bool:
-        """Whether it is a single row, and that a segment of one tile, and not empty."""
-        g = self.geometry
-        return g.rows == 1 and 0 < g.cols <= min(g.segment_cols, g.tile_cols)
-
-    @property
-    def coded_dtype(self) -> DType:
-        """As the function `coded_dtype`, of this tensor."""
-        return coded_dtype(self.dtype, self.difference)
-
-    def part(self, ids: NDArray[np.int64], geometry: Geometry, tables: TablePool) -> SegmentPlan:
-        """The plan of some segments, which fill a matrix of this geometry;
-        see `Geometry.select`.
-        """
-        return SegmentPlan(self.coded_dtype, geometry, self.segments.take(ids), tables)
-
-    def plan(self, tables: TablePool) -> SegmentPlan:
-        """The plan of all segments; the same each time, with what it has found out."""
-        if self._plan is None or self._plan.tables is not tables:
-            self._plan = SegmentPlan(self.coded_dtype, self.geometry, self.segments, tables)
-        return self._plan
 
 
 def write_tensor(t: TensorRecord) -> bytes:
@@ -116,13 +73,29 @@ def write_tensor(t: TensorRecord) -> bytes:
     name, dtype_name, g = t.name.encode(), t.dtype_name.encode(), t.geometry
     fixed = TENSOR.pack(
         t.payload_offset, t.payload_nbytes, t.crc32, t.dtype.id, len(t.shape), t.row_rank, 0,
-        g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols, int(t.difference), len(name),
-        len(dtype_name), 0,
+        g.segment_rows, g.segment_cols, g.tile_rows, g.tile_cols,
+        t.difference | (SPARSE if t.lists is not None else 0), len(name), len(dtype_name), 0,
     )  # fmt: skip
     parts = [fixed, struct.pack(f"<{len(t.shape)}Q", *t.shape), name, dtype_name]
-    if g.n_segments:
-        parts += [t.segment_crc32.astype("<u4").tobytes(), write_columns(t.segments)]
+    if t.lists is not None:
+        parts += _written_lists(t.lists)
+    elif g.n_segments:
+        parts += _written_segments(t)
     return b"".join(parts)
+
+
+def _written_segments(t: TensorRecord) -> list[bytes]:
+    return [t.segment_crc32.astype("<u4").tobytes(), write_columns(t.segments)]
+
+
+def _written_lists(lists: Lists) -> list[bytes]:
+    """The segment table of a sparse tensor (R12.8)."""
+    parts = [lists.n_listed.astype("<u4").tobytes()]
+    if lists.touched.size:
+        n_gaps = lists.gaps.geometry.n_elements()
+        parts += [write_column(n_gaps), lists.words_crc32.astype("<u4").tobytes()]
+        parts += [data for t in lists.parts for data in _written_segments(t)]
+    return parts
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -143,12 +116,18 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool, memory: Memory) -> T
     shape: tuple[int, ...] = body.unpack(_SHAPES[rank])
     name, dtype_name = body.text(n_name), body.text(n_dtype) if n_dtype else ""
     try:
-        if flags & ~3 or reserved:  # R4.31
+        if flags & ~7 or reserved:  # R4.31
             raise fail("bad_value", "reserved bits of the tensor record are set")
-        if flags > _LAST_DIFFERENCE or (flags and not has_base):
+        kind, is_sparse = flags & 3, flags & SPARSE > 0
+        if kind > _LAST_DIFFERENCE or (kind and not has_base):
             raise fail(
                 "bad_value",
-                f"difference {flags}" + ("" if has_base else ", in a file that has no base"),
+                f"difference {kind}" + ("" if has_base else ", in a file that has no base"),
+            )
+        if is_sparse and (not kind or row_rank or (t_rows, t_cols) != (s_rows, s_cols)):
+            raise fail(
+                "bad_value",
+                "a sparse tensor that is no difference, or no row of segments of a tile",
             )
         if dtype_id not in BY_ID:
             raise fail("unsupported_coder", f"dtype id {dtype_id}")
@@ -171,8 +150,17 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool, memory: Memory) -> T
             raise fail(
                 "bad_range", f"{n} segments; the record has room for {body.left // 4} checksums"
             )
-        difference = Difference(flags) if flags else Difference.NONE
+        difference = Difference(kind) if kind else Difference.NONE
         coded = coded_dtype(dtype, difference)
+        if is_sparse:
+            lists, none = (
+                _read_lists(body, index, name, geometry, coded, memory),
+                np.empty(0, np.uint32),
+            )
+            return TensorRecord(
+                name, dtype, shape, row_rank, geometry, SegmentTable.zeros(0, coded.n_planes), none,
+                offset, nbytes, crc, dtype_name, difference, lists=lists,
+            )  # fmt: skip
         memory.take_tensor(n, coded.n_planes)
         crcs = body.array("<u4", n).astype(np.uint32)
         if n:
@@ -189,6 +177,33 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool, memory: Memory) -> T
     except DecodeError as e:
         e.tensor = name
         raise
+
+
+def _read_lists(
+    body: Cursor, index: Bytes, name: str, geometry: Geometry, coded: DType, memory: Memory
+) -> Lists:
+    """The segment table of a sparse tensor (R12.8, R12.9), but for the plans of its lists."""
+    memory.take_tensor(geometry.n_segments, 1)
+    n_listed = body.array("<u4", geometry.n_segments).astype(np.uint32)
+    room, listed = geometry.n_elements()[n_listed > 0], n_listed[n_listed > 0].astype(np.int64)
+    k = listed.size
+    if k == 0:
+        body.done("the segment table")
+        return Lists.none(name, coded, n_listed)
+    n_gaps = np.empty(k, np.uint32)
+    read_column(body, n_gaps)
+    most = listed + (room - listed) // GAP_SKIP
+    if ((listed > room) | (n_gaps < listed) | (n_gaps > most)).any():
+        raise fail("bad_range", "more words, or gaps, are listed than a segment has")
+    words_crc32 = body.array("<u4", k).astype(np.uint32)
+    crc32s, segments = list[NDArray[np.uint32]](), list[SegmentTable]()
+    for dtype in (GAP_DTYPE, coded):
+        memory.take_tensor(k, dtype.n_planes)
+        crc32s.append(body.array("<u4", k).astype(np.uint32))
+        segments.append(stored_columns(body, index, k, dtype.n_planes))
+    body.done("the segment table")
+    both = (segments[0], segments[1]), (crc32s[0], crc32s[1])
+    return Lists.of(name, coded, n_listed, n_gaps, words_crc32, *both)
 
 
 def check_tensor(t: TensorRecord, tables: TablePool, check_plan: PlanChecker) -> None:
@@ -227,6 +242,42 @@ def check_tensors(tensors: list[TensorRecord], tables: TablePool, check_plan: Pl
                     continue
         for t in some:
             check_tensor(t, tables, check_plan)
+
+
+def check_lists(tensors: list[TensorRecord], tables: TablePool, check_plan: PlanChecker) -> None:
+    """As `check_tensor`, of sparse tensors: of all their gaps at once, and of all listed words of a
+    dtype. Enters where these are.
+    """
+    parts = [p for t in tensors if t.lists for p in t.lists.parts if p.segment_crc32.size]
+    nbytes = dict[int, int]()
+    for ids in by_dtype(part.dtype for part in parts):
+        some = [parts[i] for i in ids]
+        plan = joined_plan(some, tables)
+        try:
+            check_plan(plan)
+        except DecodeError:
+            for part in some:
+                with within(tensor=part.name):
+                    check_plan(part.plan(tables))
+            raise
+        ends = np.cumsum([part.segment_crc32.size for part in some])
+        sizes = np.diff(plan.offsets[np.append(0, ends)]).tolist()
+        nbytes.update(zip((id(part) for part in some), sizes, strict=True))
+    for t in tensors:
+        if t.lists is not None:
+            gaps, words = (nbytes.get(id(part), 0) for part in t.lists.parts)
+            if t.payload_nbytes != gaps + words:
+                message = "the lists' sizes do not sum to the payload's"
+                raise fail("bad_range", message, tensor=t.name)
+            t.lists.place(t.payload_offset, (gaps, words))
+
+
+def joined_plan(parts: list[TensorRecord], tables: TablePool) -> SegmentPlan:
+    """The plan of tensors of one dtype, each a row of segments, one after another."""
+    if len(parts) == 1:
+        return parts[0].plan(tables)
+    spans = Spans.of(np.concatenate([part.geometry.n_elements() for part in parts]))
+    return SegmentPlan(parts[0].dtype, spans, concatenated([t.segments for t in parts]), tables)
 
 
 def check_geometry(g: Geometry) -> None:

@@ -17,7 +17,7 @@ except ImportError as e:
 
 from wcodec.directories.encoding import encode_safetensors_to_wcodec
 from wcodec.torch.loading.checkpoint import WCodecCheckpoint, load_wcodec_checkpoint
-from wcodec.torch.loading.files import load_file, safe_open, save_file
+from wcodec.torch.loading.files import load_file, safe_open, save, save_file
 from wcodec.torch.loading.sharding import load_shard
 from wcodec.torch.resident import operators as _operators  # noqa: F401 (registers them)
 from wcodec.torch.resident.compressed import CompressedTensor
@@ -44,6 +44,7 @@ __all__ = [
     "model_memory",
     "release_scratch",
     "safe_open",
+    "save",
     "save_file",
     "scratch_nbytes",
 ]

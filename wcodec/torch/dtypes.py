@@ -16,7 +16,7 @@ from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.safetensors_header import Stated
 from wcodec.files.saving import Taken, taken
 from wcodec.reference.planes import DTYPES, OPAQUE, DType
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 
 if sys.byteorder != "little":
     raise ImportError("wcodec.torch needs a little-endian machine")
@@ -105,7 +105,7 @@ def has_row(dtype: torch.dtype) -> bool:
 
 
 # ---- from tensors --------------------------------------------------------------------------------
-def _plain(tensor: Any, name: str | None) -> torch.Tensor:
+def plain_of(tensor: Any, name: str | None) -> torch.Tensor:
     """A tensor that has values of its own as one of the class `torch.Tensor`, without its graph.
 
     Raises
@@ -183,7 +183,7 @@ def to_array(tensor: torch.Tensor, name: str | None = None) -> NDArray[Any]:
         ``unsupported_dtype``: a dtype that the format does not have; a sparse, nested, quantised or
         ``meta`` tensor, or one of a subclass that wraps others.
     """
-    plain = _plain(_decoded(tensor), name)
+    plain = plain_of(_decoded(tensor), name)
     with within(tensor=name):
         row = row_of(plain.dtype)
     return _flat_bytes(plain).view(row.numpy).reshape(tuple(plain.shape))
@@ -199,7 +199,7 @@ def _decoded(tensor: Any) -> Any:
 
 def take(tensor: torch.Tensor, name: str) -> Taken:
     """A tensor as the format takes it: as `to_array`, and float4 as opaque bytes."""
-    plain = _plain(_decoded(tensor), name)
+    plain = plain_of(_decoded(tensor), name)
     stated = _STATED.get(plain.dtype)
     if stated is None:
         return taken(to_array(plain, name))

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.backends.cuda import differences, encoding
+from wcodec.backends.cuda import differences, encoding, sparse
 from wcodec.backends.cuda.checksums import PendingChecksums, crc32_ranges, crc32_records
 from wcodec.backends.cuda.decoding import Decoding
 from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import WorkItem
 from wcodec.backends.protocol import (
     Backend,
+    Changes,
     Checksums,
     Difference,
     DType,
@@ -49,6 +50,7 @@ class CudaBackend(Backend):
     name = "cuda"
     survives_fork = False  # CUDA does not
     at_once = 4
+    takes_spans = True
 
     def __init__(self, threads: int | None = None, device: int | None = None) -> None:
         super().__init__(threads)
@@ -174,6 +176,36 @@ class CudaBackend(Backend):
             differences.add_base(self.runtime, *addresses, nbytes, word_nbytes, difference)
             return int(self._crc32_of(coded).result()[0])
 
+    # ---- sparse tensors
+    def list_changes(self, words: Any, base: Any, segment: int, most: int) -> Changes | None:
+        with self._on_a_stream():
+            return sparse.list_changes(self.runtime, words, base, segment, most)
+
+    def places_of(
+        self,
+        gaps: Any,
+        n_gaps: NDArray[np.int64],
+        n_listed: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+    ) -> tuple[Any, NDArray[np.bool_]]:
+        with self._on_a_stream():
+            of_segments = n_gaps, n_listed, starts, sizes
+            pending = sparse.PendingPlaces(self.runtime, gaps, *of_segments)
+            return pending.places, pending.right()
+
+    def take(self, words: Any, places: Any) -> Any:
+        with self._on_a_stream():
+            out = self._empty(places.shape, words.dtype)
+            addresses = self.runtime.address(words), self.runtime.address(out)
+            sparse.take(self.runtime, addresses[0], places, words.dtype.itemsize, addresses[1])
+            return out
+
+    def put(self, words: Any, places: Any, values: Any) -> None:
+        with self._on_a_stream():
+            addresses = self.runtime.address(words), self.runtime.address(values)
+            sparse.put(self.runtime, addresses[0], places, words.dtype.itemsize, addresses[1])
+
     # ---- checksums
     def _crc32_of(self, array: Any) -> PendingChecksums:
         address = self.runtime.address(array)
@@ -188,6 +220,10 @@ class CudaBackend(Backend):
     def checksums(self, payload: Any, offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
         with self._on_a_stream():
             return self._crc32_of_records(payload, offsets).result()
+
+    def crc32_of(self, words: Any) -> int:
+        with self._on_a_stream():
+            return int(self._crc32_of(words).result()[0])
 
     def close(self) -> None:
         self._streams.clear()

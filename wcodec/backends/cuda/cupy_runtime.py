@@ -256,6 +256,10 @@ class CupyRuntime(Runtime):
         if host.nbytes:
             device.data.copy_to_host_async(host.ctypes.data, host.nbytes)
 
+    def copy_within(self, out: Any, device: Any) -> None:
+        if out.nbytes:
+            out.data.copy_from_device_async(device.data, out.nbytes)
+
     # ---- order
     def stream(self) -> Any:
         with self.in_use():

@@ -36,6 +36,7 @@ SOURCES: Final[dict[str, tuple[str, ...]]] = {
     "histogram": ("histograms", "count_residuals"),
     "checksum": ("crc32_parts", "crc32_join"),
     "difference": ("subtract_base", "add_base"),
+    "sparse": ("count_changes", "list_changes", "find_places", "take_words", "put_words"),
     "operand": (
         "expand_bf16", "expand_int8", "expand_e4m3", "expand_e5m2",
         "add_parts_bf16", "add_parts_fp16",
@@ -123,6 +124,10 @@ class Runtime(ABC):
     @abstractmethod
     def copy_out(self, host: NDArray[np.uint8], device: Any) -> None:
         """Copy to pinned memory, some time."""
+
+    @abstractmethod
+    def copy_within(self, out: Any, device: Any) -> None:
+        """Copy device memory to other memory of the device, of as many bytes, some time."""
 
     # ---- order
     @abstractmethod

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wcodec.backends.numba import large_outputs, machine_code, table_lookups
 from wcodec.backends.numba import threads as sharing
+from wcodec.backends.numba.changes import BLOCK, LIST, PUT_LISTS, PUT_WORDS, TAKE, find_places
 from wcodec.backends.numba.checksums import Sums
 from wcodec.backends.numba.coding import (
     Counting,
@@ -22,27 +23,32 @@ from wcodec.backends.numba.coding import (
     no_sums,
 )
 from wcodec.backends.numba.cpu import cpu_name
-from wcodec.backends.numba.crc32 import crc32_range
+from wcodec.backends.numba.crc32 import SLICES, crc32_range
 from wcodec.backends.numba.differences import ADD, SUBTRACT, XOR
-from wcodec.backends.numba.ir import VARIANT
+from wcodec.backends.numba.ir import CARRYLESS, VARIANT
 from wcodec.backends.numba.jobs import payload_nbytes
 from wcodec.backends.numba.joint import count_by_line
-from wcodec.backends.numba.kernels import Kernel, Native
+from wcodec.backends.numba.kernels import Kernel, Native, address_of
 from wcodec.backends.numba.scratch import Loans, Scratch
 from wcodec.backends.numba.tables import fill_luts, read_tables
 from wcodec.backends.protocol import (
     Backend,
+    Changes,
     Checksums,
     Difference,
     DType,
     EncodedSegments,
     Geometry,
+    ListedSegments,
+    Put,
+    PutStatus,
     SegmentPlan,
 )
 from wcodec.errors import BackendUnavailable
 from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.planes import Bytes
 from wcodec.reference.records import check_plan
+from wcodec.reference.sparse import GAP_SKIP
 from wcodec.reference.tables import MAX_PROB_BITS, Table
 from wcodec.reference.tables import read_tables as reference_read_tables
 
@@ -233,6 +239,111 @@ class NumbaBackend(Backend):
 
         self._threads.map(step, words.size, words.nbytes)
         return self.crc32(coded)
+
+    def list_changes(self, words: Any, base: Any, segment: int, most: int) -> Changes | None:
+        flat, others = (bytes_of(a).view(words.dtype) for a in (words, base))
+        n_segments = -(-flat.size // segment)
+        counts = np.zeros((n_segments, 2), np.int64)
+
+        def step(first: int, last: int, _: Scratch) -> tuple[Any, ...] | None:
+            some, other = (a[first * segment : last * segment] for a in (flat, others))
+            room = min(most, some.size) + BLOCK
+            gaps = np.empty(room + some.size // GAP_SKIP + 1, np.uint8)
+            listed, old = np.empty(room, flat.dtype), np.empty(room, flat.dtype)
+            of_each = counts[first:last].reshape(-1)
+            n = LIST[flat.itemsize](some, other, segment, of_each, gaps, listed, old)
+            return None if n < 0 else (gaps[: int(of_each[1::2].sum())], listed[:n], old[:n])
+
+        if flat.size == 0:
+            return Changes(none := np.empty(0, np.uint32), none, np.empty(0, np.uint8), flat, flat)
+        parts = self._threads.map(step, n_segments, 2 * flat.nbytes)
+        n_listed, n_gaps = counts.T.astype(np.uint32)
+        if None in parts or int(n_listed.sum()) > most:
+            return None
+        gaps, listed, old = (np.concatenate(some) for some in zip(*parts, strict=True))
+        return Changes(n_listed, n_gaps, gaps, listed, old)
+
+    def places_of(
+        self,
+        gaps: Any,
+        n_gaps: NDArray[np.int64],
+        n_listed: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+    ) -> tuple[Any, NDArray[np.bool_]]:
+        places, right = np.empty(int(n_listed.sum()), np.int64), np.empty(n_gaps.size, np.uint8)
+        before = np.cumsum(np.stack([n_gaps, n_listed]), axis=1) - np.stack([n_gaps, n_listed])
+
+        def step(first: int, last: int, _: Scratch) -> None:
+            of = slice(first, last)
+            some = gaps[before[0, first] :], n_gaps[of], n_listed[of], starts[of], sizes[of]
+            find_places(*some, places[before[1, first] :], right[of])
+
+        self._threads.map(step, n_gaps.size, 8 * places.size)
+        return places, right.view(np.bool_)
+
+    def take(self, words: Any, places: Any) -> Any:
+        flat = bytes_of(words).view(words.dtype)
+        out = np.empty(places.size, flat.dtype)
+
+        def step(first: int, last: int, _: Scratch) -> None:
+            TAKE[flat.itemsize](flat, places[first:last], out[first:last])
+
+        self._threads.map(step, places.size, 8 * places.size)
+        return out
+
+    def put(self, words: Any, places: Any, values: Any) -> None:
+        flat = bytes_of(words).view(words.dtype)
+
+        def step(first: int, last: int, _: Scratch) -> None:
+            PUT_WORDS[flat.itemsize](flat, places[first:last], values[first:last])
+
+        self._threads.map(step, places.size, 8 * places.size)
+
+    def put_lists(
+        self,
+        arrays: Sequence[Any],
+        gaps: Any,
+        listed: Any,
+        segments: ListedSegments,
+        difference: Difference,
+    ) -> Put:
+        if not CARRYLESS:
+            return super().put_lists(arrays, gaps, listed, segments, difference)
+        size = listed.dtype.itemsize
+        starts = np.array([address_of(array) for array in arrays], np.int64) // size
+        words = [int(starts.min()) * size, np.iinfo(np.int64).max // size]  # as flat as memory is
+        places, before = np.empty(listed.size, np.int64), np.empty(listed.size, listed.dtype)
+        status = np.full(segments.of.size, PutStatus.OTHER, np.uint8)
+        gap_ends, ends = np.append(0, np.cumsum(segments.n_gaps)), segments.ends()
+        columns = (starts - starts.min())[segments.of], *segments[1:5]
+
+        def step(first: int, last: int, scratch: Scratch) -> None:
+            a, b = slice(first, last), int(ends[first])
+            lists = gaps[gap_ends[first] :], *(column[a] for column in columns), places[b:]
+            PUT_LISTS[size](
+                words, lists, listed[b:], before[b:], int(difference == Difference.MINUS),
+                segments.words_crc32[a], (SLICES, scratch.rest.value), status[a],
+            )  # fmt: skip
+
+        put = Put(status, places, before)
+        try:
+            self._threads.map(step, status.size, 32 * listed.size)
+        except BaseException:
+            self._take_back(arrays, put, segments, range(len(arrays)))
+            raise
+        if wrong := put.wrong_arrays(segments):
+            self._take_back(arrays, put, segments, wrong)
+        return put
+
+    def _take_back(
+        self, arrays: Sequence[Any], put: Put, segments: ListedSegments, numbers: Sequence[int]
+    ) -> None:
+        """Undo what was put into some arrays."""
+        ends, is_put = segments.ends(), put.status == PutStatus.PUT.value
+        for k in np.flatnonzero(is_put & np.isin(segments.of, numbers)).tolist():
+            some = slice(int(ends[k]), int(ends[k + 1]))
+            self.put(arrays[int(segments.of[k])], put.places[some], put.before[some])
 
     def read_tables(self, data: bytes, offset: int, n: int) -> tuple[list[Table], int]:
         raw, tables, at = np.frombuffer(data, np.uint8), list[Table](), offset

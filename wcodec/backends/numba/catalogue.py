@@ -37,5 +37,5 @@ def everything() -> list[Kernel | Native]:
         rans_vectors.mapper()
     left_out: tuple[str, ...] = ()
     left_out += ("common_decoding.", "common_encoding.") if VARIANT == "plain" else ()
-    left_out += () if CARRYLESS else ("checksums.", "crc32.")
+    left_out += () if CARRYLESS else ("checksums.", "crc32.", "changes._put_lists")
     return [*(k for k in KERNELS.values() if not k.name.startswith(left_out)), *NATIVES.values()]

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec.decoder import Decoder, check_tensor
+from wcodec.codec.checks import check_tensor
+from wcodec.codec.decoder import Decoder
 from wcodec.codec.parts import Rectangle, rectangle
 from wcodec.codec.sources import FileSource, StreamSource
 from wcodec.errors import DecodeError
@@ -30,8 +31,8 @@ from wcodec.reference.checksums import crc32_combine
 from wcodec.reference.container import ByteSource
 from wcodec.reference.differences import BaseTensor
 from wcodec.reference.planes import Bytes, Words
-from wcodec.reference.records import TensorRecord
 from wcodec.reference.segments import SegmentPlan
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import chunks
 from wcodec.torch import dtypes
 
@@ -126,7 +127,13 @@ def _decode_into(file: File, targets: Iterable[Target], n_threads: int) -> None:
         for t, out in targets:
             file.decoder.tensor(file.source, t, file.index.tables, out, file.base_of(t))
         return
-    tensors = [_tensor(file, *target) for target in targets]
+    others = list[Target]()
+    for t, out in targets:
+        if t.lists is None:
+            others.append((t, out))
+        else:  # in the threads of the backend
+            file.decoder.tensor(file.source, t, file.index.tables, out, file.base_of(t))
+    tensors = [_tensor(file, *target) for target in others]
     pieces = [piece for tensor in tensors for piece in _pieces(tensor)]
     crcs = _decode(file, pieces, min(n_threads, len(pieces)))
     of_tensors = dict.fromkeys(map(id, tensors), 0)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import torch
 
 from wcodec.files.atomic import AnyPath
-from wcodec.files.saving import write_tensors
+from wcodec.files.saving import tensors_to_bytes, write_tensors
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch.dtypes import take
 from wcodec.torch.loading.reader import Device, Reader, TensorSlice
@@ -21,7 +21,7 @@ def save_file(
     path: AnyPath,
     metadata: dict[str, str] | None = None,
     options: EncodeOptions | None = None,
-    base: AnyPath | None = None,
+    base: AnyPath | Mapping[str, torch.Tensor] | None = None,
     *,
     fsync: bool = True,
 ) -> int:
@@ -97,6 +97,28 @@ def load_file(
     limits = {"max_nbytes": max_nbytes, "max_memory": max_memory}
     with Reader(path, device, base, **limits) as reader:
         return reader.tensors(names)
+
+
+def save(
+    tensors: Mapping[str, torch.Tensor],
+    metadata: dict[str, str] | None = None,
+    options: EncodeOptions | None = None,
+    base: AnyPath | Mapping[str, torch.Tensor] | None = None,
+) -> bytes:
+    """The bytes of the file that `save_file` writes: for `load_file` by way of ``io.BytesIO``, and
+    for `wcodec.apply`.
+
+    Parameters
+    ----------
+    tensors, metadata, options, base
+        As of `save_file`.
+
+    Raises
+    ------
+    EncodeError, DecodeError
+        As `save_file`.
+    """
+    return tensors_to_bytes(tensors, take, metadata, options, base)
 
 
 class safe_open:  # noqa: N801 (its name in safetensors)

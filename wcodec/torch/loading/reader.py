@@ -17,7 +17,7 @@ from wcodec.errors import BackendUnavailable, DecodeError, within
 from wcodec.files.atomic import AnyPath
 from wcodec.files.file import File
 from wcodec.files.slices import Slice
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 from wcodec.torch import dtypes
 from wcodec.torch.loading.decoding import decode_into, empty
 

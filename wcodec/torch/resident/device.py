@@ -21,7 +21,7 @@ from wcodec.files.slices import entries_of, touched
 from wcodec.planner.options import EncodeOptions
 from wcodec.processes import Lock, Workers
 from wcodec.reference.planes import Bytes
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 from wcodec.torch.loading.device_memory import current_stream
 from wcodec.torch.resident.device_products import FACTORS, Prepared, multiply_transposed, prepare
 from wcodec.torch.resident.held import ROWS_IN_GRAPH, Held, only_tensor, portions

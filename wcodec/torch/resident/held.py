@@ -16,7 +16,7 @@ from wcodec.files.file import File
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.container import Index
 from wcodec.reference.operands import operand_form
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 from wcodec.torch import dtypes
 from wcodec.torch.resident import operands
 from wcodec.torch.resident.scratch import prefetcher_of

@@ -11,11 +11,11 @@ from typing import Final, NamedTuple
 import torch
 
 from wcodec.backends import Backend
-from wcodec.codec.decoder import check_tensor
+from wcodec.codec.checks import check_tensor
 from wcodec.codec.parts import Part, part_of
 from wcodec.files.file import File
 from wcodec.reference.checksums import crc32_combine
-from wcodec.reference.records import TensorRecord
+from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import chunks
 from wcodec.torch.resident.scratch import tile_buffers
 

@@ -1,0 +1,1 @@
+"""Checkpoints that follow one another: what has changed, sent and applied."""
