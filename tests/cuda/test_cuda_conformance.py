@@ -70,14 +70,18 @@ def check_all_passed(out: str) -> None:
     assert int(found[1]) >= 1000
 
 
-def check_sample(out: str, least: int) -> None:
+#: kernels that only duties launch; `test_cuda_sparse.py` looks for races in them
+OF_DUTIES = {"count_changes", "list_changes"}
+
+
+def check_sample(out: str, least: int, launched: set[str] = LAUNCHED) -> None:
     """Nothing failed, so many checks passed at least,
     and every kernel ran that the suite launches.
     """
     found = json.loads(out)
     assert found["failed"] == []
     assert found["passed"] >= least
-    assert set(found["launched"]) == LAUNCHED
+    assert set(found["launched"]) == launched
 
 
 @pytest.mark.exhaustive
@@ -95,7 +99,8 @@ def test_sample_without_races() -> None:
     """Of what is accepted, and of damaged payloads:
     a file that is refused launches no kernel, or one of those.
     """
-    check_sample(races([*SAMPLE, "accept/", "kernels/", "encode/", "payload/"]), 200)
+    out = races([*SAMPLE, "accept/", "kernels/", "encode/", "payload/"])
+    check_sample(out, 200, LAUNCHED - OF_DUTIES)
 
 
 @pytest.mark.exhaustive

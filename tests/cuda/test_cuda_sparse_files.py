@@ -16,7 +16,7 @@ from test_differences import moved, nudged, write_safetensors
 import wcodec
 from wcodec.backends import load_backend
 from wcodec.codec import encoder
-from wcodec.codec.sparse import Listed
+from wcodec.codec.listing import Listed
 from wcodec.cuda import Loader, pipeline
 from wcodec.cuda import sparse as on_device
 from wcodec.cuda.loader import BUFFERS_OF_SLOT, LEAST_SLOT_NBYTES
@@ -187,9 +187,10 @@ def too_few(listed: Listed) -> Listed:
 
 
 def other_words(listed: Listed) -> Listed:
-    coded = listed.coded.copy()
-    coded[len(coded) // 2] ^= 1
-    return listed._replace(coded=coded)
+    """What is coded of a word is its difference from another one."""
+    base = listed.base.copy()
+    base[len(base) // 2] ^= 1
+    return listed._replace(base=base)
 
 
 def other_places(listed: Listed) -> Listed:

@@ -16,7 +16,7 @@ from wcodec.reference.differences import (
     coded_dtype,
     subtract,
 )
-from wcodec.reference.planes import DType, Words
+from wcodec.reference.planes import DType, Words, split
 from wcodec.reference.tiles import Geometry
 
 SAMPLED: Final = 16  #: rectangles of a tensor that the choice of a difference looks at
@@ -152,7 +152,8 @@ def lists_pay(
     gaps = backend.to_device(listed.gaps.reshape(1, k))
     of_gaps = backend.histogram(gaps, Geometry(1, k, 1, k, 1, k), UNSIGNED[1])[0]
     cost = int(ideal_cost(of_gaps).sum() + ideal_cost(of_words).sum())
-    of_words[:, 0] += n - m  # z is 0 there, and so is its first byte: the map of none moves it
+    same = split(np.zeros(1, dtype.word_type), coded)[:, 0]  # what is coded of all other words
+    of_words[np.arange(same.size), same] += n - m
     dense = int(ideal_cost(of_words).sum())
     sample, _ = _sample(matrix, base, dtype, SAMPLED_WORDS)
     plain = _cost(backend.to_device(sample), sample.size, dtype, backend) * n // sample.size
