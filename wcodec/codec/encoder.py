@@ -29,9 +29,9 @@ from wcodec.errors import EncodeError, within
 from wcodec.planner.differences import (
     choose_difference,
     enlarged,
+    few_changed,
     list_segments,
     lists_pay,
-    may_be_listed,
 )
 from wcodec.planner.fast import has_grown, stored_raw
 from wcodec.planner.geometry import choose_geometry
@@ -251,11 +251,12 @@ class Writer:
             return False
         _, geometry = choose_geometry(t.shape, t.dtype, self.options)
         base, matrix = self._base_tensor(t, geometry), words.reshape(geometry.rows, geometry.cols)
-        if base is None or not may_be_listed(matrix, base, t.dtype):
+        sample = None if base is None else few_changed(matrix, base, t.dtype)
+        if sample is None:
             return False
         flat = self.base.base_tensor(t.name, t.dtype, t.shape, list_segments(words.size))
         listed = flat and list_words(t, words, flat, list_segments(words.size), self.backend)
-        if not listed or not lists_pay(listed, matrix, base, t.dtype, self.backend):
+        if not listed or not lists_pay(listed, sample, t.dtype, self.backend):
             return False
         self._base_crcs[t.name] = listed.base_crc32
         self._listed.append(listed)

@@ -21,6 +21,7 @@ from wcodec.reference.tiles import Geometry
 
 SAMPLED: Final = 16  #: rectangles of a tensor that the choice of a difference looks at
 SAMPLED_WORDS: Final = 1 << 14  #: of each
+LIST_SAMPLED_WORDS: Final = 1 << 11  #: of each, for the question whether few words have changed
 SAMPLED_COLS: Final = 256
 #: segments of differences are up to that many times larger, near so many words: they hold few
 #: bytes, of which streams must not be most
@@ -109,10 +110,10 @@ def choose_difference(
 
 
 # ---- lists ---------------------------------------------------------------------------------------
-def may_be_listed(matrix: Words, base: BaseTensor, dtype: DType) -> bool:
-    """Whether few words differ from the base's, by a look at some."""
-    words, other = _sample(matrix, base, dtype, SAMPLED_WORDS >> 3)
-    return int(np.count_nonzero(words != other)) * MOST <= words.size
+def few_changed(matrix: Words, base: BaseTensor, dtype: DType) -> Words | None:
+    """Some words of a tensor, if few of them differ from the base's."""
+    words, other = _sample(matrix, base, dtype, LIST_SAMPLED_WORDS)
+    return words if int(np.count_nonzero(words != other)) * MOST <= words.size else None
 
 
 def kind_of_lists(words: Words, base: Words) -> Difference:
@@ -133,12 +134,10 @@ def kind_of_lists(words: Words, base: Words) -> Difference:
     return Difference.XOR if pays else Difference.MINUS
 
 
-def lists_pay(
-    listed: Listed, matrix: Words, base: BaseTensor, dtype: DType, backend: Subtracting
-) -> bool:
+def lists_pay(listed: Listed, sample: Words, dtype: DType, backend: Subtracting) -> bool:
     """Whether to list what has changed of a tensor: it is smaller than the tensor without a base,
     and not larger than the differences of all words; where more than one word in four has changed,
-    smaller by a tenth, for all differences are then decoded sooner.
+    smaller by a tenth, for all differences are then decoded sooner. `sample` are some of its words.
     """
     n, m = listed.n_words, listed.words.size
     if listed.gaps.nbytes + listed.words.nbytes <= n * dtype.word_nbytes // OBVIOUS:
@@ -155,7 +154,6 @@ def lists_pay(
     same = split(np.zeros(1, dtype.word_type), coded)[:, 0]  # what is coded of all other words
     of_words[np.arange(same.size), same] += n - m
     dense = int(ideal_cost(of_words).sum())
-    sample, _ = _sample(matrix, base, dtype, SAMPLED_WORDS)
     plain = _cost(backend.to_device(sample), sample.size, dtype, backend) * n // sample.size
     few = m * FEW <= n
     return cost * LEAST_SAVING < plain * (LEAST_SAVING - 1) and (
