@@ -378,6 +378,8 @@ def test_what_cannot_be_changed_in_place() -> None:
     refused(ValueError, "'a': only a C-contiguous, aligned, writeable array", a=fixed)
     refused(ValueError, "'c': only a C-contiguous", c=base["c"].T)
     refused(TypeError, "'b': a list is not changed in place", b=[0.0] * 3000)
+    with pytest.raises(TypeError, match="tensors are given by name; this is a list"):
+        wcodec.apply(data, [])  # type: ignore[arg-type]
     refused(wcodec.EncodeError, "unsupported_dtype", c=np.ma.masked_array(base["c"]))
     with pytest.raises(ValueError, match="checked 'some' is none of sampled, full"):
         wcodec.apply(data, base, checked="some")
@@ -420,3 +422,87 @@ def test_memory_is_counted() -> None:
         File(data, max_memory=1 << 20)
     assert lists_of(data) is not None
     Decoder(load_backend("numba"), max_memory=1 << 28)
+
+
+def test_memory_that_is_not_aligned(tmp_path: Path) -> None:
+    """An output of `get_tensor` may lie anywhere: nothing is written beside it."""
+    rng = np.random.default_rng(8)
+    for name in ("float32", "bfloat16", "complex128"):
+        row = BY_NAME[name]
+        base = {"w": make_array(row, (300, 40), rng)}
+        new = {"w": changed(rng, base["w"], 0.02)}
+        data = wcodec.save(new, base=base)
+        wcodec.save_file(base, tmp_path / "base.wcodec")
+        room = np.full(new["w"].nbytes + 64, 0x5A, np.uint8)
+        out = room[33 : 33 + new["w"].nbytes].view(row.numpy).reshape(300, 40)
+        with wcodec.open(data, base=tmp_path / "base.wcodec") as f:
+            f.get_tensor("w", out=out)
+        assert bits(out) == bits(new["w"])
+        assert (room[:33] == 0x5A).all()
+        assert (room[33 + out.nbytes :] == 0x5A).all()
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("shape", [(130, 190), (5, 7, 130), (3, 4, 5, 6, 70), (2000, 3), (5000,)])
+def test_parts(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """As NumPy takes them."""
+    rng = np.random.default_rng(len(shape))
+    base = {"w": make_array(BY_NAME["complex64"], shape, rng)}
+    new = {"w": changed(rng, base["w"], 0.02)}
+    wcodec.save_file(base, tmp_path / "base.wcodec")
+    with wcodec.open(wcodec.save(new, base=base), base=tmp_path / "base.wcodec") as f:
+        assert f.record("w").lists is not None
+        part = f.get_slice("w")
+        for _ in range(80):
+            index = tuple(one_index(rng, n) for n in shape[: int(rng.integers(len(shape) + 1))])
+            assert bits(part[index]) == bits(np.ascontiguousarray(new["w"][index]))
+        ids = np.sort(rng.integers(0, shape[0], 9))
+        assert bits(part.take(ids)) == bits(new["w"][ids])
+
+
+def one_index(rng: np.random.Generator, n: int) -> Any:
+    """An index of a dimension."""
+    a, b = sorted(rng.integers(0, n + 1, 2).tolist())
+    ways: list[Any] = [slice(None), int(rng.integers(n)), slice(a, b), slice(None, None, -3)]
+    return ways[int(rng.integers(len(ways)))]
+
+
+def test_tensors_that_cost_nothing_need_no_base() -> None:
+    """Constant ones, of whatever base they come."""
+    rng = np.random.default_rng(0)
+    for n_left in (0, 300, 15_000):
+        base = {"w": np.zeros(1 << 16, np.float32)}
+        base["w"][rng.choice(1 << 16, n_left, replace=False)] = 3.5
+        data = wcodec.save({"w": np.zeros_like(base["w"])}, base=base)
+        assert len(data) < 200
+        assert File(data).index.base is None
+
+
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("checked", applying.CHECKS)
+def test_an_interrupt_changes_nothing_by_half(
+    checked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, new = pair()
+    data, arrays, numba = wcodec.save(new, base=base), copies(base), load_backend("numba")
+    calls = iter(range(100))
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return Backend.crc32_of(self, *args)
+
+    kind = type(numba)
+    put = kind.put_lists
+    if checked == "full":
+        monkeypatch.setattr(kind, "crc32_of", interrupted)
+    else:
+        monkeypatch.setattr(kind, "put_lists", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        wcodec.apply(data, arrays, checked=checked)
+    for name, array in arrays.items():
+        assert bits(array) in (bits(base[name]), bits(new[name]))
+    monkeypatch.setattr(kind, "crc32_of", Backend.crc32_of)
+    monkeypatch.setattr(kind, "put_lists", put)
+    wcodec.apply(data, arrays, checked="full")
+    assert all(bits(arrays[name]) == bits(new[name]) for name in new)

@@ -92,6 +92,10 @@ def test_what_cannot_be_changed_in_place() -> None:
     refused(DecodeError, r"bad_base: it is bfloat16 .*shape \[48, 64\]", base[name].T.contiguous())
     refused(ValueError, "only a contiguous tensor", base[name].T.contiguous().T)
     refused(EncodeError, "unsupported_dtype", base[name].to("meta"))
+    room = bytearray(base[name].nbytes + 8)
+    at = 8 - torch.frombuffer(room, dtype=torch.uint8).data_ptr() % 2 - 7
+    odd = torch.frombuffer(room, dtype=torch.bfloat16, offset=at, count=base[name].numel())
+    refused(ValueError, "only a tensor in aligned memory", odd.view(base[name].shape))
     wrong = base[name].clone()
     wrong.view(torch.int16)[0, 0] += 5
     before = wrong.clone()

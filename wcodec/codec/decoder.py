@@ -264,6 +264,11 @@ class Decoder:
     ) -> int:
         """As `grid`, of a sparse tensor: the base's words, of which some are put in again."""
         backend, row = self.backend, np.zeros(1, np.int64)
+        if not out.flags.aligned:
+            aside = np.empty(out.shape, out.dtype)
+            crc = self._sparse(source, t, tables, across, aside, base)
+            np.copyto(out, aside)
+            return crc
         words = _base_words(t.geometry, row, across, base, out)
         if words is not out:
             np.copyto(out, words)

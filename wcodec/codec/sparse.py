@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,6 @@ from wcodec.reference.tiles import Spans
 
 if TYPE_CHECKING:
     from wcodec.codec.decoder import Decoder
-
-MOST: Final = 3  #: words are listed if at most one in so many has changed
-LIST_NBYTES: Final = 1 << 23  #: words that are compared at once
-_NONE: Final = np.empty(0, np.uint32)
 
 
 def bytes_before(n: NDArray[Any], nbytes: int) -> NDArray[np.int64]:

@@ -12,7 +12,12 @@ from wcodec.reference.tensors import Lists, TensorRecord
 
 PIECE_NBYTES: Final = 1 << 25  #: words of an array that are decoded at once
 MOST_NBYTES: Final = 1 << 23  #: words of small tensors that are coded at once
+BATCH_WORDS: Final = (
+    1 << 22
+)  #: listed words of sparse tensors that are put into their places at once
 STREAM_NBYTES: Final = 1 << 23  #: words that are decoded at once on their way to a file
+_LISTED_NBYTES: Final = 64  #: of a listed word at most: gaps, words twice, place, room to decode
+_LIST_NBYTES: Final = 512  #: of a segment with listed words
 _LUT_NBYTES: Final = 4 << MAX_PROB_BITS  #: what decodes by a table
 
 
@@ -24,7 +29,10 @@ def working_nbytes(index: Index, backend: Backend) -> int:
     """
     small = min(index.data_nbytes, MOST_NBYTES)
     most = max((_of_tensor(t, backend) for t in index.tensors), default=0)
-    return max(most, 4 * small) + len(index.tables) * _LUT_NBYTES
+    n_listed = sum(t.lists.words.geometry.cols for t in index.tensors if t.lists is not None)
+    n_segments = sum(t.lists.touched.size for t in index.tensors if t.lists is not None)
+    lists = min(n_listed, BATCH_WORDS) * _LISTED_NBYTES + n_segments * _LIST_NBYTES
+    return max(most, 4 * small, lists) + len(index.tables) * _LUT_NBYTES
 
 
 def _of_tensor(t: TensorRecord, backend: Backend) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from wcodec.codec.arrays import as_array
 from wcodec.codec.sparse import SomeLists, check_gaps, put_lists
+from wcodec.codec.working import BATCH_WORDS
 from wcodec.deltas.targets import Target, unlike, words_in
 from wcodec.errors import DecodeError, within
 from wcodec.files.atomic import AnyPath
@@ -20,7 +21,6 @@ from wcodec.reference.sparse import PutStatus
 from wcodec.reference.tensors import TensorRecord
 
 CHECKS: Final = ("sampled", "full")
-BATCH_WORDS: Final = 1 << 22  #: listed words that are put in at once
 
 
 class Applied(NamedTuple):
@@ -79,10 +79,17 @@ def apply(
     TypeError, ValueError
         What is given in place of a tensor cannot be changed in place.
 
+    Notes
+    -----
+    Two calls at once must not change the same tensors. Where the file has a tensor twice, the
+    second one becomes a copy of the first, whatever it was.
+
     See also
     --------
     spec/wcodec.md, 12.1
     """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors are given by name; this is a {type(tensors).__name__}")
     if checked not in CHECKS:
         raise ValueError(f"checked {checked!r} is none of {', '.join(CHECKS)}")
     if isinstance(delta, File):
@@ -94,14 +101,15 @@ def apply(
 def _apply(file: File, tensors: Mapping[str, Any], full: bool) -> Applied:
     with within(file.path):
         targets = {t.name: _target(file, t, tensors) for t in file.index.tensors}
-    for name, target in targets.items():
-        target.name = name
-    changed = set[str]()
-    for batch in _batches(file.index.tensors, targets):
-        some = [(file.original(t), targets[t.name]) for t in batch]
+    changed, records = set[str](), file.index.tensors
+    for batch in _batches([t for t in records if t.duplicate_of is None], targets):
+        some = [(t, targets[t.name]) for t in batch]
         with file.guarded():
             change = _replace if batch[0].lists is None else _put_listed
             change(file, some, full, changed)
+    for t in records:
+        if t.duplicate_of is not None:
+            _repeat(t, targets[t.name], targets[file.original(t).name], changed)
     names = file.keys()
     return Applied(
         [name for name in names if name in changed], [n for n in names if n not in changed]
@@ -112,15 +120,13 @@ def _batches(
     tensors: list[TensorRecord], targets: dict[str, Target]
 ) -> Iterator[list[TensorRecord]]:
     """Tensors that are changed together: sparse ones of one coded dtype and difference on one
-    device, of up to `BATCH_WORDS` listed words; or one of another kind. Duplicates, which may share
-    memory with what they repeat, come after all others.
+    device, of up to `BATCH_WORDS` listed words; or one of another kind.
     """
     kinds = dict[Any, list[TensorRecord]]()
     for t in tensors:
-        is_alone = t.lists is None or t.duplicate_of is not None
         kind = (t.coded_dtype, t.difference, targets[t.name].decoder)
-        kinds.setdefault(t.name if is_alone else kind, []).append(t)
-    for batch in sorted(kinds.values(), key=lambda batch: batch[0].duplicate_of is not None):
+        kinds.setdefault(t.name if t.lists is None else kind, []).append(t)
+    for batch in kinds.values():
         some, n_words = list[TensorRecord](), 0
         for t in batch:
             n = t.lists.words.geometry.cols if t.lists is not None else 0
@@ -190,41 +196,52 @@ def _replace(
         raise
     target.replace(words_in(new, t.dtype))
     target.finish()
-    changed.add(target.name)
+    changed.add(t.name)
 
 
 def _put_listed(
     file: File, some: list[tuple[TensorRecord, Target]], full: bool, changed: set[str]
 ) -> None:
     """As `_replace`, of sparse tensors of one kind."""
-    backend = some[0][1].decoder.backend
+    decoder = some[0][1].decoder
     words = [target.load() for _, target in some]
     listing = [i for i, (t, _) in enumerate(some) if t.lists and t.lists.touched.size]
-    undo, wrong = dict[int, tuple[Any, Any]](), list[int]()
-    if listing:
-        lists = [
-            SomeLists.of(t, np.arange(t.geometry.n_segments), k)
-            for k, (t, _) in enumerate(some[i] for i in listing)
-        ]
-        arrays, decoder = [words[i] for i in listing], some[0][1].decoder
-        put, segments = put_lists(decoder, file.source, lists, arrays, file.index.tables)
-        wrong = [listing[k] for k in put.wrong_arrays(segments)]
-        n_put = np.bincount(segments.of, put.status == PutStatus.PUT.value, len(listing))
-        for i, n, (a, b) in zip(
-            listing, n_put.tolist(), pairwise(segments.ends_of(len(listing)).tolist()), strict=True
-        ):
-            if n > 0 and i not in wrong:
-                undo[i] = put.places[a:b], put.before[a:b]
-    for i, (t, target) in enumerate(some):
-        if full and i not in wrong and backend.crc32_of(words[i]) != t.crc32:
-            wrong.append(i)
-            if i in undo:
-                backend.put(words[i], *undo.pop(i))
-        if i in undo:
-            target.store(words[i])
-            target.finish()
-            changed.add(target.name)
+    lists = [
+        SomeLists.of(t, np.arange(t.geometry.n_segments), k)
+        for k, (t, _) in enumerate(some[i] for i in listing)
+    ]
+    undo, wrong, right = dict[int, tuple[Any, Any]](), list[int](), list[int]()
+    try:
+        if listing:
+            arrays = [words[i] for i in listing]
+            put, segments = put_lists(decoder, file.source, lists, arrays, file.index.tables)
+            wrong = [listing[k] for k in put.wrong_arrays(segments)]
+            n_put = np.bincount(segments.of, put.status == PutStatus.PUT.value, len(listing))
+            ends = segments.ends_of(len(listing)).tolist()
+            for i, n, (a, b) in zip(listing, n_put.tolist(), pairwise(ends), strict=True):
+                if n > 0 and i not in wrong:
+                    undo[i] = put.places[a:b], put.before[a:b]
+        for i, (t, _) in enumerate(some):
+            if full and i not in wrong and decoder.backend.crc32_of(words[i]) != t.crc32:
+                wrong.append(i)
+            elif i in undo:
+                right.append(i)
+    finally:  # what is not known to be right stays as it was
+        for i in set(undo) - set(right):
+            decoder.backend.put(words[i], *undo[i])
+    for i in right:
+        some[i][1].store(words[i])
+        some[i][1].finish()
+        changed.add(some[i][0].name)
     if listing:
         check_gaps(lists, put, segments)
     if wrong:
         raise _neither(some[min(wrong)][0])
+
+
+def _repeat(t: TensorRecord, target: Target, original: Target, changed: set[str]) -> None:
+    """As `_replace`, of a tensor that is another one again, which is there."""
+    if target.decoder.backend.crc32(target.to_host()) != t.crc32:
+        target.replace(original.to_host())
+        target.finish()
+        changed.add(t.name)

@@ -22,8 +22,6 @@ class Target:
         All of it, flat.
     """
 
-    name = ""  #: of the tensor that it becomes
-
     def __init__(self, words: Words, decoder: Decoder) -> None:
         self.words, self.decoder = words, decoder
 

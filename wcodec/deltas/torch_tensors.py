@@ -42,6 +42,8 @@ def target_of(given: Any, t: TensorRecord, stated: Stated | None, decoder: Decod
     flat = (
         plain.view(torch.uint8).reshape(-1) if plain.dim() else plain.reshape(1).view(torch.uint8)
     )
+    if plain.data_ptr() % t.dtype.word_nbytes:
+        raise ValueError(f"{t.name!r}: only a tensor in aligned memory is changed in place")
     if plain.device.type == "cpu":
         return _OnHost(flat.numpy().view(t.dtype.word_type), decoder, given)
     if decodes_itself(plain.device):

@@ -28,6 +28,7 @@ from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry
 
 MAX_BASES: Final = 8  #: checkpoints of which each is a difference from the next
+WHOLE_NBYTES: Final = 1 << 28  #: a tensor up to that size is decoded as a whole, as another matrix
 BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that is coded as another matrix, decoded at once
 
 
@@ -184,8 +185,9 @@ class CodedBaseTensor(BaseTensor):
         base: BaseTensor | None,
         n_cols: int,
         checked: Callable[[], AbstractContextManager[None]],
+        kept: dict[str, Words],
     ) -> None:
-        self._checked = checked
+        self._checked, self._kept = checked, kept
         self._name, self._decoder, self._source, self._t = name, decoder, source, t
         self._plan, self._base, self._n_cols = plan, base, n_cols
 
@@ -217,6 +219,9 @@ class CodedBaseTensor(BaseTensor):
 
     def _reshape(self, rows: slice, cols: slice, out: Words) -> None:
         """A rectangle of a matrix of other columns, some rows at a time."""
+        if self._t.nbytes <= WHOLE_NBYTES and self._decoder.max_memory is None:
+            np.copyto(out, self._whole().reshape(-1, self._n_cols)[rows, cols])
+            return
         n, step = self._n_cols, max(1, BLOCK_NBYTES // (self._n_cols * out.itemsize))
         for r in range(rows.start, rows.stop, step):
             last = min(r + step, rows.stop)
@@ -226,17 +231,28 @@ class CodedBaseTensor(BaseTensor):
             else:
                 to[...] = self._flat(r * n, last * n, out.dtype).reshape(-1, n)[:, cols]
 
+    def _whole(self) -> Words:
+        """All words, kept until another tensor is asked for: many rectangles of one tensor are, and
+        in other columns each of them has words of many segments.
+        """
+        words = self._kept.get(self._t.name)
+        if words is None:
+            g = self._t.geometry
+            words = np.empty((g.rows, g.cols), self._t.dtype.word_type)
+            self._decode(slice(0, g.rows), slice(0, g.cols), words)
+            self._kept.clear()
+            self._kept[self._t.name] = words
+        return words
+
     def _flat(self, first: int, end: int, dtype: np.dtype[Any]) -> Words:
-        """Words in raster order: the end of a row, whole rows, the start of one."""
-        width, parts = self._t.geometry.cols, list[Words]()
-        while first < end:
-            r, c = divmod(first, width)
-            n_rows = max(1, (end - first) // width if c == 0 else 1)
-            cols = slice(c, min(width, c + end - first))
-            parts.append(np.empty((n_rows, cols.stop - cols.start), dtype))
-            self._decode(slice(r, r + n_rows), cols, parts[-1])
-            first += parts[-1].size
-        return np.concatenate([p.reshape(-1) for p in parts])
+        """Words in raster order: those of a part of a row, or of all rows that have some."""
+        width = self._t.geometry.cols
+        (top, left), last = divmod(first, width), (end - 1) // width
+        cols = slice(left, left + end - first) if top == last else slice(0, width)
+        room = np.empty((last - top + 1, cols.stop - cols.start), dtype)
+        self._decode(slice(top, last + 1), cols, room)
+        start = 0 if top == last else left
+        return room.reshape(-1)[start : start + end - first]
 
 
 def base_path(
@@ -271,6 +287,12 @@ def base_path(
         with contextlib.suppress(OSError):  # such as of a name that is too long
             if (found := path.parent / name).is_file() and not found.samefile(path):
                 return found
+    if not name:
+        raise DecodeError(
+            "bad_base",
+            "the file holds differences from tensors that had no file: name the base, a file of "
+            "them (--base), or change the tensors themselves (wcodec.apply)",
+        )
     to_do = (
         "put it there, or name a restored safetensors file as the base"
         if depth

@@ -104,6 +104,7 @@ class File:
         self.path = Path(file) if isinstance(file, str | os.PathLike) else None
         self._base_path, self._lock, self._depth = base, Lock(), depth
         self._base: OpenBase | None = None
+        self._kept = dict[str, Words]()  # see `CodedBaseTensor`
         self._closed = False
         self.source = source_of(file)
         self.decoder = Decoder(backend, max_nbytes, max_memory)
@@ -353,7 +354,7 @@ class File:
         if t is None:
             return None
         with within(base=self.name):
-            # each level would decode the next many times, but for runs of words
+            # each level would decode the next many times
             flat = 1 in (t.geometry.rows, geometry.rows)
             if t.difference and t.geometry.cols != geometry.cols and not flat:
                 raise DecodeError(
@@ -362,7 +363,7 @@ class File:
             plan = t.plan(self.index.tables)
             return CodedBaseTensor(
                 self.name, self.decoder, self.source, t, plan, self.base_of(t), geometry.cols,
-                self.checked,
+                self.checked, self._kept,
             )  # fmt: skip
 
     def content_hash(self, known: Mapping[str, int] = NOTHING_KNOWN) -> bytes:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.files.safetensors_header import Stated
+from wcodec.planner.geometry import choose_row_rank
 from wcodec.reference.planes import Words
 from wcodec.reference.tensors import TensorRecord
 
@@ -32,6 +33,9 @@ class Slice:
 
     def __init__(self, record: TensorRecord, what: Callable[[], str], read: ReadSegments) -> None:
         self._record, self._what, self._read = record, what, read
+        # a sparse tensor has one row, whose words would have to be picked one by one
+        is_sparse = record.lists is not None
+        self._row_rank = choose_row_rank(record.shape) if is_sparse else record.row_rank
 
     def __repr__(self) -> str:
         return (
@@ -61,8 +65,8 @@ class Slice:
         shape = tuple(len(p) for p in picks if isinstance(p, range))
         if 0 in shape:  # other dimensions may be larger than any memory
             return np.empty(shape, t.dtype.numpy)
-        rows = flat_ids(picks[: t.row_rank], t.shape[: t.row_rank])
-        cols = flat_ids(picks[t.row_rank :], t.shape[t.row_rank :])
+        n = self._row_rank
+        rows, cols = flat_ids(picks[:n], t.shape[:n]), flat_ids(picks[n:], t.shape[n:])
         return self._part(rows, cols, shape)
 
     def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
@@ -75,7 +79,7 @@ class Slice:
         DecodeError
         """
         t = self._record
-        return self._part(*entries_of(ids, t.shape, t.row_rank), (ids.size, *t.shape[1:]))
+        return self._part(*entries_of(ids, t.shape, self._row_rank), (ids.size, *t.shape[1:]))
 
     def _part(
         self, rows: NDArray[np.int64], cols: NDArray[np.int64], shape: tuple[int, ...]
@@ -86,6 +90,9 @@ class Slice:
             return np.empty(shape, t.dtype.numpy)
         n = t.dtype.words_per_element
         cols = (cols[:, None] * n + np.arange(n)).reshape(-1)
+        if self._row_rank != t.row_rank:
+            words = self._of_runs(rows, cols, math.prod(t.shape[self._row_rank :]) * n)
+            return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
         down, row_at = touched(rows, t.geometry.segment_rows, t.geometry.rows)
         across, col_at = touched(cols, t.geometry.segment_cols, t.geometry.cols)
         part, _ = t.geometry.select(down, across)
@@ -93,6 +100,27 @@ class Slice:
         self._read(t, down, across, grid)
         words = np.ascontiguousarray(grid[row_at][:, col_at])
         return words.reshape(-1).view(np.uint8).view(t.dtype.numpy).reshape(shape)
+
+    def _of_runs(self, rows: Ids, cols: Ids, n_cols: int) -> Words:
+        """Words of rows of `n_cols`, of a tensor whose own matrix is one row."""
+        t, size = self._record, self._record.geometry.segment_cols
+        starts = rows * n_cols
+        first, last = starts // size, (starts + n_cols - 1) // size
+        opened = np.bincount(first, minlength=t.geometry.n_segments)
+        closed = np.append(0, np.bincount(last, minlength=t.geometry.n_segments)[:-1])
+        across = np.flatnonzero(np.cumsum(opened - closed) > 0)
+        widths = np.minimum(size, t.geometry.cols - across * size)
+        grid = np.empty((1, int(widths.sum())), t.dtype.word_type)
+        self._read(t, np.zeros(1, np.int64), across, grid)
+        number, taken = np.searchsorted(across, first), _run_of(cols)
+        places = (np.cumsum(widths) - widths)[number] + starts - first * size
+        if (np.diff(places) == n_cols).all():
+            block = grid[0, places[0] : places[0] + rows.size * n_cols].reshape(-1, n_cols)
+            return np.ascontiguousarray(block[:, taken])
+        out = np.empty((rows.size, cols.size), grid.dtype)
+        for row, place in zip(out, places.tolist(), strict=True):
+            row[:] = grid[0, place : place + n_cols][taken]
+        return out
 
 
 class PackedSlice(Slice):
@@ -182,6 +210,11 @@ class PackedSlice(Slice):
         self._read(t, down, across, grid)
         first = start - int(ids[0]) * size
         return grid.reshape(-1)[first : first + stop - start]
+
+
+def _run_of(ids: Ids) -> Ids | slice:
+    """Ids as a slice, if each follows the one before."""
+    return slice(int(ids[0]), int(ids[-1]) + 1) if (np.diff(ids) == 1).all() else ids
 
 
 def slice_of(

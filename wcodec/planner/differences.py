@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from wcodec.planner.costs import Histograms, ideal_cost
+from wcodec.planner.costs import BYTE, Histograms, ideal_cost
 from wcodec.reference.differences import (
     UNSIGNED,
     BaseTensor,
@@ -29,7 +29,7 @@ LARGER: Final = 4
 LARGE_WORDS: Final = 1 << 17
 MOST: Final = 2  #: words are listed if at most one in so many has changed
 FEW: Final = 4  #: or one in so many, unless that is smaller by far
-OBVIOUS: Final = 16  #: lists that are that much smaller than all words are taken
+OBVIOUS: Final = 16  #: lists that are that much smaller than the tensor without a base are taken
 #: words of a segment of such a tensor: of what few bytes it holds, streams must not be most
 LIST_WORDS: Final = 1 << 20
 #: a difference must save that part of what the tensor costs without: it needs a base
@@ -140,8 +140,9 @@ def lists_pay(listed: Listed, sample: Words, dtype: DType, backend: Subtracting)
     smaller by a tenth, for all differences are then decoded sooner. `sample` are some of its words.
     """
     n, m = listed.n_words, listed.words.size
-    if listed.gaps.nbytes + listed.words.nbytes <= n * dtype.word_nbytes // OBVIOUS:
-        return True
+    plain = _cost(backend.to_device(sample), sample.size, dtype, backend) * n // sample.size
+    if m == 0 or (listed.gaps.nbytes + listed.words.nbytes) * BYTE * OBVIOUS < plain:
+        return plain > 0
     kind = kind_of_lists(listed.words, listed.base)
     coded = coded_dtype(dtype, kind)
     new, old = map(backend.to_device, (listed.words, listed.base))
@@ -154,7 +155,6 @@ def lists_pay(listed: Listed, sample: Words, dtype: DType, backend: Subtracting)
     same = split(np.zeros(1, dtype.word_type), coded)[:, 0]  # what is coded of all other words
     of_words[np.arange(same.size), same] += n - m
     dense = int(ideal_cost(of_words).sum())
-    plain = _cost(backend.to_device(sample), sample.size, dtype, backend) * n // sample.size
     few = m * FEW <= n
     return cost * LEAST_SAVING < plain * (LEAST_SAVING - 1) and (
         cost * 49 <= dense * 50 if few else cost * 10 <= dense * 9

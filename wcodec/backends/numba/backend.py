@@ -308,10 +308,11 @@ class NumbaBackend(Backend):
         segments: ListedSegments,
         difference: Difference,
     ) -> Put:
-        if not CARRYLESS:
-            return super().put_lists(arrays, gaps, listed, segments, difference)
         size = listed.dtype.itemsize
-        starts = np.array([address_of(array) for array in arrays], np.int64) // size
+        starts = np.array([address_of(array) for array in arrays], np.int64)
+        if not CARRYLESS or (starts % size).any():
+            return super().put_lists(arrays, gaps, listed, segments, difference)
+        starts //= size
         words = [int(starts.min()) * size, np.iinfo(np.int64).max // size]  # as flat as memory is
         places, before = np.empty(listed.size, np.int64), np.empty(listed.size, listed.dtype)
         status = np.full(segments.of.size, PutStatus.OTHER, np.uint8)
