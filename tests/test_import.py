@@ -17,7 +17,9 @@ import pytest
 
 import wcodec
 
-HEAVY = ("numba", "llvmlite", "cupy", "torch", "tqdm", "onnx", "safetensors", "hypothesis")
+HEAVY = (
+    "numba", "llvmlite", "cupy", "torch", "tqdm", "onnx", "safetensors", "hypothesis", "fsspec"
+)  # fmt: skip
 #: of Python, and not needed to encode and decode an array: each takes milliseconds
 LATER = (
     "argparse",

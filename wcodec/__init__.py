@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wcodec.codec.decoder import Decoder
     from wcodec.codec.encoder import Encoder
     from wcodec.deltas.applying import Applied, apply
+    from wcodec.deltas.chain import Chain
     from wcodec.directories.content import content_sha256
     from wcodec.directories.encoding import encode_safetensors_to_wcodec
     from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
@@ -33,6 +34,7 @@ __all__ = [
     "Applied",
     "Backend",
     "BackendUnavailable",
+    "Chain",
     "DecodeError",
     "Decoder",
     "EncodeError",
@@ -66,6 +68,7 @@ _NAMES: Final[dict[str, str]] = {
     "directories.encoding": "encode_safetensors_to_wcodec",
     "errors": "BackendUnavailable DecodeError EncodeError WcodecError",
     "deltas.applying": "Applied apply",
+    "deltas.chain": "Chain",
     "files.file": "File open",
     "files.loading": "load_file",
     "files.saving": "save save_file",

@@ -289,11 +289,17 @@ def test_paths_that_are_named_are_there(page: Path) -> None:
     assert [p for p in named if not (ROOT / p).exists()] == []
 
 
+def subcommands(p: Any) -> dict[str, Any]:
+    """Parsers of subcommands by their names, and of the actions of these."""
+    found = next((a.choices for a in p._actions if isinstance(a.choices, dict)), {})
+    return {**found, **{k: v for s in found.values() for k, v in subcommands(s).items()}}
+
+
 def test_all_options_are_on_the_page_of_the_command_line() -> None:
     text = (ROOT / "docs" / "command-line.md").read_text()
-    subcommands = next(a.choices for a in parser()._actions if isinstance(a.choices, dict))
-    due = {f"`{name}`" for name in subcommands}
-    due |= {o for s in subcommands.values() for a in s._actions for o in a.option_strings}
+    found = {**subcommands(parser()), "": parser()}
+    due = {f"`{name}`" for name in found if name}
+    due |= {o for s in found.values() for a in s._actions for o in a.option_strings}
     due -= {"-h", "--help", "--version"}
     assert (
         sorted(o for o in due if not re.search(rf"(?<![\w-]){re.escape(o)}(?![\w-])", text)) == []

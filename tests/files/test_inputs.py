@@ -323,7 +323,8 @@ def test_every_argument_says_what_it_is() -> None:
 
     (subparsers,) = [a for a in parser()._actions if a.choices and not a.option_strings]
     assert isinstance(subparsers.choices, dict)
-    for name, sub in {"": parser(), **subparsers.choices}.items():
+    (actions,) = [a for a in subparsers.choices["chain"]._actions if isinstance(a.choices, dict)]
+    for name, sub in {"": parser(), **subparsers.choices, **(actions.choices or {})}.items():
         for action in sub._actions:
             assert action is subparsers or action.help, (name, action)
         for status in (

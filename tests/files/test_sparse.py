@@ -413,6 +413,22 @@ def test_duplicates_that_share_memory() -> None:
     assert bits(apart["tied"]) == bits(new["tied"])
 
 
+@pytest.mark.usefixtures("small_segments")
+@pytest.mark.parametrize("checked", ["sampled", "full"])
+@pytest.mark.parametrize("alike", [False, True], ids=["unlike", "alike where they change"])
+def test_tensors_that_become_the_same(checked: str, alike: bool) -> None:
+    """What they were before does not matter."""
+    base, new = pair()
+    other = base["a"].copy()
+    before, after, words = (x.reshape(-1).view(np.uint16) for x in (base["a"], new["a"], other))
+    words[before == after if alike else slice(None)] ^= 1
+    base["tied"], new["tied"] = other, new["a"].copy()
+    data, arrays = wcodec.save(new, base=base), copies(base)
+    assert {"a", "tied"} <= set(wcodec.apply(data, arrays, checked=checked).changed)
+    assert all(bits(arrays[name]) == bits(array) for name, array in new.items())
+    assert not wcodec.apply(data, arrays, checked=checked).changed
+
+
 def test_memory_is_counted() -> None:
     """`max_memory` counts what lists may take."""
     rng = np.random.default_rng(0)

@@ -107,6 +107,7 @@ def test_what_cannot_be_changed_in_place() -> None:
 
 def test_other_devices_go_by_way_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     base, new = pair()
+    new["layers.2.weight"] = new["layers.1.weight"].clone()  # the same only now
     delta, live = wcodec.torch.save(new, base=base), copies(base)
     elsewhere = torch_tensors._Elsewhere
 
@@ -125,6 +126,7 @@ def test_other_devices_go_by_way_of_the_host(monkeypatch: pytest.MonkeyPatch) ->
 def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, checked: str) -> None:
     """The memory of the tensors is that of the emulated device: it is changed where it is."""
     base, new = pair()
+    new["layers.2.weight"] = new["layers.1.weight"].clone()  # the same only now
     decoder = Decoder(EmulatedCuda())
     monkeypatch.setattr(torch_tensors, "_gpu_decoder", lambda device: decoder)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: torch.Stream(device="cpu"))

@@ -107,7 +107,7 @@ def test_checksums_of_sparse_tensors_are_mended() -> None:
     assert done > 50
 
 
-@pytest.mark.parametrize("name", ["index", "hub", "safetensors", "weight_map"])
+@pytest.mark.parametrize("name", ["index", "hub", "safetensors", "weight_map", "manifest"])
 def test_what_mutators_make_is_read_to_its_end(name: str) -> None:
     """Some inputs are accepted and others refused; the same seed makes the same one."""
 

@@ -40,6 +40,7 @@ from wcodec.cuda import loader  # noqa: E402
 from wcodec.cuda.linear import linear  # noqa: E402
 from wcodec.cuda.loader import Loader  # noqa: E402
 from wcodec.cuda.operand import Operand, kernel_problem  # noqa: E402
+from wcodec.deltas.manifest import read_manifest  # noqa: E402
 from wcodec.directories.configs import remove_entry  # noqa: E402
 from wcodec.directories.hub_header import read_hub_header  # noqa: E402
 from wcodec.directories.hub_reading import HubFile  # noqa: E402
@@ -116,6 +117,17 @@ def check_weight_map(data: bytes) -> None:
         inside = os.path.dirname(os.path.normpath(os.path.join("/folder", name))) == "/folder"
         require(not is_plain_name(name) or inside, f"{name!r} is taken for the name of a file")
     outcome(lambda: remove_entry(data))
+
+
+def check_manifest(data: bytes) -> None:
+    """The manifest of a chain: what is read is written the same, and names files beside it."""
+    code, manifest = outcome(lambda: read_manifest(data))
+    if code:
+        return
+    require(read_manifest(manifest.write()) == manifest, "it is written as another manifest")
+    for v in manifest.versions:
+        require(is_plain_name(v.file), f"{v.file!r} is taken for the name of a file")
+        require(manifest.path(v)[-1] is v, "no path leads to a version")
 
 
 def summary(index: Index) -> bytes:
@@ -436,6 +448,7 @@ TARGETS: Final = {
     "hub": Target(check_hub, mutate_hub, quick=quick_hub),
     "safetensors": Target(check_safetensors, mutate_safetensors),
     "weight_map": Target(check_weight_map, mutate_json),
+    "manifest": Target(check_manifest, mutate_json),
     "segments_numba": _segments("numba"),
     "segments_numba_avx2": _segments("numba", "avx2"),
     "segments_numba_plain": _segments("numba", "plain"),

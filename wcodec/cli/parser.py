@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
+from wcodec.cli.chain_options import add_chain
 from wcodec.cli.common import STATUSES, Parser, path_argument, stream_argument
+from wcodec.cli.options import (
+    add_json,
+    add_limits,
+    add_report,
+    global_options,
+    pair,
+    positive,
+)
 from wcodec.planner.options import CODERS, LAYOUTS, OPERANDS, PREDICTORS, PRESETS, TRANSFORMS
 from wcodec.reference.container import VERSION
-from wcodec.reference.memory import nbytes_of
 from wcodec.reference.planes import DTYPES
 
 
@@ -21,34 +29,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return parser().parse_args(argv)
 
 
-def _global_options(default: Any = argparse.SUPPRESS) -> Parser:
-    """Options that may stand before or after the subcommand;
-    after it they must not bring their defaults along.
-    """
-    p = Parser(prog="wcodec", add_help=False, allow_abbrev=False)
-    g = p.add_argument_group("global options")
-    text = (
-        "a name out of `wcodec backends`, or package.module:Class (default: "
-        "$WCODEC_BACKEND or auto)"
-    )
-    g.add_argument("--backend", metavar="NAME", default=default, help=text)
-    g.add_argument(
-        "--threads",
-        metavar="N",
-        type=_positive,
-        default=default,
-        help="CPU threads (default: $WCODEC_THREADS or one a core)",
-    )
-    g.add_argument(
-        "-v",
-        "--verbose",
-        action="count",
-        default=0 if default is None else default,
-        help="say on stderr what is done",
-    )
-    return p
-
-
 @lru_cache(maxsize=1)
 def parser() -> Parser:
     """The parser of the command and all its subcommands."""
@@ -56,7 +36,7 @@ def parser() -> Parser:
         prog="wcodec",
         description="A bit-exact codec for neural-network weights.",
         epilog=f"`wcodec SUBCOMMAND -h` says more. {STATUSES}",
-        parents=[_global_options(None)],
+        parents=[global_options(None)],
         allow_abbrev=False,
     )
     p.add_argument("--version", action="version", version=_version())
@@ -68,7 +48,7 @@ def parser() -> Parser:
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
             epilog=STATUSES,
-            parents=[_global_options()],
+            parents=[global_options()],
             allow_abbrev=False,
         )
         s.set_defaults(run=f"{room}.{name}", error=s.error)
@@ -95,7 +75,7 @@ def _add_encode(s: argparse.ArgumentParser) -> None:
         "as differences; decoding needs it"
     )
     s.add_argument("--base", metavar="BASE", type=path_argument, help=text)
-    _add_report(s)
+    add_report(s)
     _add_choices(s)
 
 
@@ -108,17 +88,17 @@ def _add_decode(s: argparse.ArgumentParser) -> None:
         help="if the file was not made from another one, write the tensors' bytes alone",
     )
     _add_base(s)
-    _add_report(s)
-    _add_limits(s)
+    add_report(s)
+    add_limits(s)
 
 
 def _add_repack(s: argparse.ArgumentParser) -> None:
     _add_inputs(s, "a .wcodec file")
     _add_outputs(s, "there is no default")
     _add_base(s)
-    _add_report(s)
+    add_report(s)
     _add_choices(s)
-    _add_limits(s)
+    add_limits(s)
 
 
 def _add_info(s: argparse.ArgumentParser) -> None:
@@ -140,8 +120,8 @@ def _add_info(s: argparse.ArgumentParser) -> None:
     text = "with --explain: draw bits a weight of tensors and planes (needs matplotlib)"
     s.add_argument("--plot", metavar="OUT.png", type=path_argument, help=text)
     s.add_argument("-f", "--force", action="store_true", help="replace the figure, if it exists")
-    _add_json(s)
-    _add_limits(s)
+    add_json(s)
+    add_limits(s)
 
 
 def _add_conformance(s: argparse.ArgumentParser) -> None:
@@ -178,8 +158,8 @@ def _add_warmup(s: argparse.ArgumentParser) -> None:
         "with --backend cuda: the compute capability to compile for, 75 to 120, where there is no "
         "GPU (default: that of the GPU)"
     )
-    s.add_argument("--arch", metavar="N", type=_positive, help=text)
-    _add_json(s)
+    s.add_argument("--arch", metavar="N", type=positive, help=text)
+    add_json(s)
 
 
 # ---- what several have ---------------------------------------------------------------------------
@@ -252,39 +232,15 @@ def _add_choices(s: argparse.ArgumentParser) -> None:
         default="auto",
         help="how words become planes; pairs: two nibble codes make a symbol",
     )
-    g.add_argument("--segment", metavar="RxC", type=_pair, help="rows and columns of a segment")
+    g.add_argument("--segment", metavar="RxC", type=pair, help="rows and columns of a segment")
     g.add_argument(
         "--tile",
         metavar="RxC",
-        type=_pair,
+        type=pair,
         help="rows and columns of a tile, from 16; segments are made of whole tiles",
     )
     text = "log2 of the sum of a table's frequencies, 9 to 12 (default: 12)"
     g.add_argument("--prob-bits", metavar="N", type=int, default=12, help=text)
-
-
-def _add_report(s: argparse.ArgumentParser) -> None:
-    g = s.add_mutually_exclusive_group()
-    g.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-    _add_json(g)
-
-
-def _add_json(s: argparse._ActionsContainer) -> None:
-    s.add_argument(
-        "--json", action="store_true", help="print JSON: an object; of several inputs, one a line"
-    )
-
-
-def _add_limits(s: argparse.ArgumentParser) -> None:
-    """What `wcodec.cli.common.limits_of` reads."""
-    g = s.add_argument_group("limits, as bytes: 1000000, 500M, 4G")
-    text = "refuse files whose tensors have more bytes than that"
-    g.add_argument("--max-nbytes", metavar="N", type=_nbytes, help=text)
-    text = (
-        "refuse files that take more memory to read, outputs not counted (default: "
-        "$WCODEC_MAX_MEMORY, or 4G for the index alone)"
-    )
-    g.add_argument("--max-memory", metavar="N", type=_nbytes, help=text)
 
 
 def _add_base(s: argparse.ArgumentParser) -> None:
@@ -298,8 +254,8 @@ def _add_base(s: argparse.ArgumentParser) -> None:
 def _add_verify(s: argparse.ArgumentParser) -> None:
     _add_inputs(s, "a .wcodec file, a safetensors file in hub form, or a directory of them")
     _add_base(s)
-    _add_report(s)
-    _add_limits(s)
+    add_report(s)
+    add_limits(s)
 
 
 def _add_hash(s: argparse.ArgumentParser) -> None:
@@ -314,17 +270,17 @@ def _add_hash(s: argparse.ArgumentParser) -> None:
     text = "with --check: print nothing of files that hold what they should"
     s.add_argument("-q", "--quiet", action="store_true", help=text)
     s.add_argument("--json", action="store_true", help="print JSON: an object for each file")
-    _add_limits(s)
+    add_limits(s)
 
 
 def _add_bench(s: argparse.ArgumentParser) -> None:
     text = "the file whose tensors are measured; it is only read"
     s.add_argument("input", metavar="FILE.safetensors", type=path_argument, help=text)
     text = "runs of each; fewer of slow backends (default: 7)"
-    s.add_argument("--rounds", metavar="N", type=_positive, default=7, help=text)
+    s.add_argument("--rounds", metavar="N", type=positive, default=7, help=text)
     text = "stop taking tensors there (default: 268435456)"
-    s.add_argument("--sample-nbytes", metavar="N", type=_positive, default=1 << 28, help=text)
-    _add_json(s)
+    s.add_argument("--sample-nbytes", metavar="N", type=positive, default=1 << 28, help=text)
+    add_json(s)
 
 
 def _add_nothing(s: argparse.ArgumentParser) -> None:
@@ -355,14 +311,19 @@ SUBCOMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None
         _add_hash,
         "print a SHA-256 of what files hold, the same however they are encoded, or check it",
     ),
+    "chain": (
+        "chain",
+        add_chain,
+        "keep the checkpoints of a run of training as full ones and differences",
+    ),
     "backends": (
         "inspect",
-        _add_json,
+        add_json,
         "list the backends: usable or why not, and which one is used",
     ),
     "doctor": (
         "doctor",
-        _add_json,
+        add_json,
         "show what wcodec finds on this machine, and test that each backend works here",
     ),
     "conformance": (
@@ -393,23 +354,3 @@ def _version() -> str:
     from wcodec import __version__
 
     return f"wcodec {__version__} (format {VERSION[0]}.{VERSION[1]})"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _nbytes(text: str) -> int:
-    try:
-        return nbytes_of(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
-
-
-def _pair(text: str) -> tuple[int, int]:
-    rows, x, cols = text.partition("x")
-    if not x:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form ROWSxCOLS, such as 64x64")
-    return _positive(rows), _positive(cols)

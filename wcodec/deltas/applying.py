@@ -90,23 +90,42 @@ def apply(
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors are given by name; this is a {type(tensors).__name__}")
+    full = is_full(checked)
+    if isinstance(delta, File):
+        return _apply(delta, tensors, full)
+    with File(delta, max_nbytes=max_nbytes, max_memory=max_memory) as file:
+        return _apply(file, tensors, full)
+
+
+def is_full(checked: str) -> bool:
+    """Whether all words are checked. Raises `ValueError`: it is none of `CHECKS`."""
     if checked not in CHECKS:
         raise ValueError(f"checked {checked!r} is none of {', '.join(CHECKS)}")
-    if isinstance(delta, File):
-        return _apply(delta, tensors, checked == "full")
-    with File(delta, max_nbytes=max_nbytes, max_memory=max_memory) as file:
-        return _apply(file, tensors, checked == "full")
+    return checked == "full"
 
 
 def _apply(file: File, tensors: Mapping[str, Any], full: bool) -> Applied:
     with within(file.path):
-        targets = {t.name: _target(file, t, tensors) for t in file.index.tensors}
+        targets = {t.name: target_for(file, t, tensors) for t in file.index.tensors}
+    return change(file, targets, full)
+
+
+def change(file: File, targets: Mapping[str, Target], full: bool) -> Applied:
+    """`apply` to memory.
+
+    Parameters
+    ----------
+    targets
+        By name, one for each tensor of the file, of its words.
+    full
+        Whether all words are checked.
+    """
     changed, records = set[str](), file.index.tensors
     for batch in _batches([t for t in records if t.duplicate_of is None], targets):
         some = [(t, targets[t.name]) for t in batch]
         with file.guarded():
-            change = _replace if batch[0].lists is None else _put_listed
-            change(file, some, full, changed)
+            put = _replace if batch[0].lists is None else _put_listed
+            put(file, some, full, changed)
     for t in records:
         if t.duplicate_of is not None:
             _repeat(t, targets[t.name], targets[file.original(t).name], changed)
@@ -117,7 +136,7 @@ def _apply(file: File, tensors: Mapping[str, Any], full: bool) -> Applied:
 
 
 def _batches(
-    tensors: list[TensorRecord], targets: dict[str, Target]
+    tensors: list[TensorRecord], targets: Mapping[str, Target]
 ) -> Iterator[list[TensorRecord]]:
     """Tensors that are changed together: sparse ones of one coded dtype and difference on one
     device, of up to `BATCH_WORDS` listed words; or one of another kind.
@@ -139,7 +158,7 @@ def _batches(
 
 
 # ---- memory of tensors ---------------------------------------------------------------------------
-def _target(file: File, t: TensorRecord, tensors: Mapping[str, Any]) -> Target:
+def target_for(file: File, t: TensorRecord, tensors: Mapping[str, Any]) -> Target:
     """The memory of the tensor that is to become `t`.
 
     Raises
@@ -239,9 +258,11 @@ def _put_listed(
         raise _neither(some[min(wrong)][0])
 
 
-def _repeat(t: TensorRecord, target: Target, original: Target, changed: set[str]) -> None:
-    """As `_replace`, of a tensor that is another one again, which is there."""
-    if target.decoder.backend.crc32(target.to_host()) != t.crc32:
-        target.replace(original.to_host())
+def _repeat(t: TensorRecord, target: Target, of: Target, changed: set[str]) -> None:
+    """As `_replace`, of a tensor that is another one again, which is there. What it was before does
+    not matter: it may repeat that one only now.
+    """
+    if target.address != of.address and target.decoder.backend.crc32_of(target.load()) != t.crc32:
+        target.replace(of.to_host())
         target.finish()
         changed.add(t.name)

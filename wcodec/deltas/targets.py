@@ -25,6 +25,11 @@ class Target:
     def __init__(self, words: Words, decoder: Decoder) -> None:
         self.words, self.decoder = words, decoder
 
+    @property
+    def address(self) -> object:
+        """Where the words lie."""
+        return self.words.__array_interface__["data"][0]
+
     def load(self) -> Any:
         """The words on the decoder's device: themselves, if that is the host."""
         return self.decoder.backend.to_device(self.words)

@@ -88,6 +88,11 @@ class _OnGpu(Target):
         super().__init__(memory.view(word), decoder)
         self._flat, self.tensor = flat, tensor
 
+    @property
+    def address(self) -> object:
+        """As `Target.address`."""
+        return self._flat.device, self._flat.data_ptr()
+
     def load(self) -> Any:
         """As `Target.load`: the memory itself."""
         return self.words

@@ -75,7 +75,7 @@ def save_file(
     TypeError
         `tensors` or `metadata` are of another type.
     """
-    return write_tensors(tensors, _taken, path, metadata, options, base, fsync)
+    return write_tensors(tensors, take_array, path, metadata, options, base, fsync)
 
 
 def save(
@@ -96,7 +96,7 @@ def save(
     EncodeError, DecodeError, TypeError
         As `save_file`.
     """
-    return tensors_to_bytes(tensors, _taken, metadata, options, base)
+    return tensors_to_bytes(tensors, take_array, metadata, options, base)
 
 
 class Taken(NamedTuple):
@@ -122,7 +122,8 @@ def taken(array: NDArray[Any]) -> Taken:
     return Taken(words, dtype, array.shape)
 
 
-def _taken(given: Any, name: str) -> Taken:
+def take_array(given: Any, name: str) -> Taken:
+    """What `save_file` takes as an array, as the format takes it. Raises as `save_file`."""
     try:
         return taken(as_array(given))
     except EncodeError:
@@ -138,6 +139,7 @@ def write_tensors(
     options: EncodeOptions | None,
     base: AnyPath | Mapping[str, T] | None,
     fsync: bool,
+    backend: Backend | None = None,
 ) -> int:
     """`save_file` for tensors of any library: `take` is called with one and its name, and again
     where it may have a twin.
@@ -146,7 +148,7 @@ def write_tensors(
     there it stands what the bytes are.
     """
     _check_types(tensors, metadata)
-    encoder = Encoder(options)
+    encoder = Encoder(options, backend)
     with (
         _base_for(base, take, encoder.backend) as other,
         atomic_output(path, overwrite=True, inputs=paths_of(other), fsync=fsync) as f,
