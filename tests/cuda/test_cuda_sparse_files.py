@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cuda_emulator.backend import EmulatedCuda
 from inputs import ARRAY_DTYPES, BY_NAME, bits, make_array
+from sampling import exhaustive
 from test_cuda_loader import Counting, emulated, same
 from test_differences import moved, nudged, write_safetensors
 
@@ -102,7 +103,7 @@ def test_what_the_files_hold(chain: tuple[Path, list[Arrays]]) -> None:
             }
 
 
-@pytest.mark.parametrize("slot", [1 << 12, 1 << 14, pipeline.SLOT_NBYTES])
+@pytest.mark.parametrize("slot", [1 << 12, exhaustive(1 << 14), pipeline.SLOT_NBYTES])
 def test_whole_files(
     chain: tuple[Path, list[Arrays]], slot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
