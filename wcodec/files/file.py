@@ -331,6 +331,18 @@ class File:
             raise
         return base
 
+    def take_base(self, base: File) -> None:
+        """Take an open file as the base, wherever it lies. It is closed with this one.
+
+        Raises
+        ------
+        DecodeError
+            ``bad_base``: it is not the one whose content hash the file names.
+        """
+        with self._lock, within(self.path):
+            check_is_base(base, self.index.base, base.path or Path())
+            self._base = base
+
     def base_paths(self) -> list[Path]:
         """The files that this one is read with, which no output may replace: of a base that cannot
         be had, where it should be.

@@ -22,7 +22,7 @@ from wcodec.files.atomic import (
 )
 from wcodec.files.bases import InMemory, OpenBase, paths_of
 from wcodec.files.duplicates import Duplicates, ReadWords
-from wcodec.files.file import base_for
+from wcodec.files.file import File, base_for
 from wcodec.files.safetensors_header import Entry, Stated, write_safetensors_header
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.differences import NOTHING_KNOWN, BaseTensor, content_hash
@@ -137,7 +137,7 @@ def write_tensors(
     path: AnyPath,
     metadata: dict[str, str] | None,
     options: EncodeOptions | None,
-    base: AnyPath | Mapping[str, T] | None,
+    base: AnyPath | Mapping[str, T] | File | None,
     fsync: bool,
     backend: Backend | None = None,
 ) -> int:
@@ -172,8 +172,12 @@ def tensors_to_bytes(
 
 
 def _base_for(
-    base: AnyPath | Mapping[str, T] | None, take: Callable[[T, str], Taken], backend: Backend
+    base: AnyPath | Mapping[str, T] | File | None,
+    take: Callable[[T, str], Taken],
+    backend: Backend,
 ) -> AbstractContextManager[OpenBase | None]:
+    if isinstance(base, File):  # the caller's, who closes it
+        return nullcontext(base)
     if isinstance(base, Mapping):
         return nullcontext(ArraysBase(base, take, backend))
     return base_for(base, backend)

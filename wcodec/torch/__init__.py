@@ -10,6 +10,8 @@ Needs the extra ``wcodec[torch]``.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 try:
     import torch as _torch  # noqa: F401 (the real one: imports are absolute)
 except ImportError as e:
@@ -30,10 +32,15 @@ from wcodec.torch.resident.models import (
 )
 from wcodec.torch.resident.scratch import release_scratch, scratch_nbytes
 
+if TYPE_CHECKING:
+    from wcodec.torch.checkpoint import WCodecStorageReader, WCodecStorageWriter
+
 __all__ = [
     "CompressedTensor",
     "WCodecCheckpoint",
     "WCodecLinear",
+    "WCodecStorageReader",
+    "WCodecStorageWriter",
     "compress_model",
     "decompress_model",
     "encode_safetensors_to_wcodec",
@@ -48,3 +55,15 @@ __all__ = [
     "save_file",
     "scratch_nbytes",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """What needs ``torch.distributed.checkpoint``, which is slow to import: when it is used."""
+        if name not in ("WCodecStorageReader", "WCodecStorageWriter"):
+            raise AttributeError(f"module 'wcodec.torch' has no attribute {name!r}")
+        from importlib import import_module
+
+        found = globals()[name] = getattr(import_module("wcodec.torch.checkpoint"), name)
+        return found

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import torch
 
 from wcodec.files.atomic import AnyPath
+from wcodec.files.file import File
 from wcodec.files.saving import tensors_to_bytes, write_tensors
 from wcodec.planner.options import EncodeOptions
 from wcodec.torch.dtypes import take
@@ -21,7 +22,7 @@ def save_file(
     path: AnyPath,
     metadata: dict[str, str] | None = None,
     options: EncodeOptions | None = None,
-    base: AnyPath | Mapping[str, torch.Tensor] | None = None,
+    base: AnyPath | Mapping[str, torch.Tensor] | File | None = None,
     *,
     fsync: bool = True,
 ) -> int:
@@ -38,7 +39,7 @@ def save_file(
         memory of its own, such as one of ``torch.nn.Parameter``, is stored as the plain tensor.
         float4 is stored with a safetensors header that says so.
     metadata, options, base, fsync
-        As of `wcodec.save_file`.
+        As of `wcodec.save_file`; the base may be an open file too, of `wcodec.open`.
 
     Returns
     -------
