@@ -1,4 +1,4 @@
-"""Comparison of what decoding gave with what an index says."""
+"""Comparison of what backends gave with what an index says."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from wcodec.backends import Backend
 from wcodec.codec.parts import Ids
 from wcodec.errors import DecodeError
-from wcodec.reference.segments import Status
+from wcodec.reference.segments import SegmentPlan, Status
 from wcodec.reference.tensors import TensorRecord
 
 _STATUS_ERRORS: Final = {
@@ -58,4 +59,20 @@ def check_tensor(t: TensorRecord, crc: int) -> None:
     if crc != t.crc32:
         raise DecodeError(
             "bad_checksum", "the CRC-32 of the decoded tensor does not match", tensor=t.name
+        )
+
+
+def check_encoded(backend: Backend, plan: SegmentPlan, nbytes: int) -> None:
+    """Check what a backend has encoded: its sizes keep the rules, and the payload is of them.
+
+    Raises
+    ------
+    AssertionError, DecodeError
+        The backend is wrong.
+    """
+    backend.check_plan(plan)
+    if nbytes != plan.payload_nbytes:
+        raise AssertionError(
+            f"backend {backend.name!r} wrote {nbytes} bytes where its sizes say "
+            f"{plan.payload_nbytes}"
         )

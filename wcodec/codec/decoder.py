@@ -5,28 +5,25 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend, get_backend
+from wcodec.codec.buffers import Buffers, memory_for
 from wcodec.codec.checks import check_segments, check_tensor
 from wcodec.codec.parts import (
     Ids,
     Part,
     Rectangle,
-    Runs,
-    aligned,
-    gather,
     part_of,
     rectangles,
     runs,
     runs_of_records,
 )
-from wcodec.codec.pipelining import CHUNK_BUFFERS, map_ahead
-from wcodec.codec.sources import BufferSource, FileSource
+from wcodec.codec.pipelining import map_ahead
+from wcodec.codec.sources import BufferSource
 from wcodec.codec.sparse import add_lists
 from wcodec.codec.working import PIECE_NBYTES, STREAM_NBYTES, working_nbytes
 from wcodec.errors import DecodeError
@@ -40,31 +37,6 @@ from wcodec.reference.segments import SegmentPlan
 from wcodec.reference.tables import TablePool
 from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry
-
-
-@contextmanager
-def _memory(nbytes: int, tensor: str) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise DecodeError(
-            "resource_limit", f"there is no memory for {nbytes} bytes", tensor=tensor
-        ) from None
-
-
-class _Ring:
-    """Buffers that are handed out in turn."""
-
-    def __init__(self, n: int) -> None:
-        self._buffers, self._turn = [np.empty(0, np.uint8)] * n, 0
-
-    def next(self, nbytes: int, tensor: str) -> Bytes:
-        """Memory that is handed out again when all others have been."""
-        self._turn = (self._turn + 1) % len(self._buffers)
-        if self._buffers[self._turn].size < nbytes:
-            with _memory(nbytes, tensor):
-                self._buffers[self._turn] = np.empty(nbytes, np.uint8)
-        return self._buffers[self._turn][:nbytes]
 
 
 def _max_memory() -> int | None:
@@ -100,7 +72,7 @@ class Decoder:
     ) -> None:
         self.backend, self.max_nbytes = backend or get_backend(), max_nbytes
         self.max_memory = _max_memory() if max_memory is None else max_memory
-        self._rings, self._spares = list[_Ring](), list[Bytes]()
+        self.buffers = Buffers(self.backend)
 
     def read_index(self, source: ByteSource, memory: Memory | None = None) -> Index:
         """Read and check all of a file but the payload.
@@ -160,7 +132,7 @@ class Decoder:
         """
         _check_base(t, base)
         if out is None:
-            with _memory(t.nbytes, t.name):
+            with memory_for(t.nbytes, t.name):
                 out = np.empty(t.shape, t.dtype.numpy)
         elif (
             out.shape != t.shape
@@ -203,25 +175,21 @@ class Decoder:
         """
         _check_base(t, base)
         crc, plan = 0, t.plan(tables)
-        try:
-            ring = self._rings.pop()  # nobody else's meanwhile
-        except IndexError:
-            ring = _Ring(CHUNK_BUFFERS + max(0, self.backend.at_once - 1))
 
         def decode_chunk(piece: tuple[Rectangle, Bytes]) -> tuple[int, Words]:
             place, buffer = piece
             chunk = buffer.view(t.dtype.word_type).reshape(place.shape)
             return self.grid(source, t, plan, place.down, place.across, chunk, base), chunk
 
-        pieces = (
-            (r, ring.next(math.prod(r.shape) * t.dtype.word_nbytes, t.name))
-            for r in rectangles(t, STREAM_NBYTES)
-        )
-        for part, chunk in map_ahead(decode_chunk, pieces, self.backend.at_once):
-            crc = crc32_combine(crc, part, chunk.nbytes)
-            yield chunk
-        check_tensor(t, crc)
-        self._rings.append(ring)
+        with self.buffers.ring() as ring:
+            pieces = (
+                (r, ring.next(math.prod(r.shape) * t.dtype.word_nbytes, t.name))
+                for r in rectangles(t, STREAM_NBYTES)
+            )
+            for part, chunk in map_ahead(decode_chunk, pieces, self.backend.at_once):
+                crc = crc32_combine(crc, part, chunk.nbytes)
+                yield chunk
+            check_tensor(t, crc)
 
     def grid(
         self,
@@ -273,7 +241,7 @@ class Decoder:
         if words is not out:
             np.copyto(out, words)
         device = backend.to_device(out)
-        add_lists(self, source, t, tables, across, device)
+        add_lists(self.buffers, source, t, tables, across, device)
         if device is not out:
             backend.to_host(device, out)
         return backend.crc32(out)
@@ -291,7 +259,9 @@ class Decoder:
             down, across = (np.arange(n) for n in t.geometry.grid)
             return self.grid(source, t, plan, down, across, out, base)
         backend, device = self.backend, self.backend.target(out)
-        with self.records(source, [(t.payload_offset, t.payload_nbytes)], t.name) as records:
+        with self.buffers.records(
+            source, [(t.payload_offset, t.payload_nbytes)], t.name
+        ) as records:
             payload = backend.to_device(records)
             status, sums = backend.decode_with_checksums(plan, payload, device)
         right = sums.records.tobytes() == t.segment_crc32.tobytes()
@@ -315,13 +285,13 @@ class Decoder:
         """
         backend, device = self.backend, self.backend.target(out)
         where = runs_of_records(part.starts, part.plan.offsets)
-        with self.records(source, where, t.name) as records:
+        with self.buffers.records(source, where, t.name) as records:
             payload = backend.to_device(records)
             status, sums = backend.decode_with_checksums(part.plan, payload, device)
         check_segments(t, part.ids, part.starts, status, sums.records)
         crc = sums.words
         if base is not None and t.difference != Difference.NONE:
-            with self._spare(out.nbytes, t.name) as room:
+            with self.buffers.spare(out.nbytes, t.name) as room:
                 other = _base_words(
                     t.geometry,
                     part.down,
@@ -333,36 +303,6 @@ class Decoder:
         if device is not out:
             backend.to_host(device, out)
         return crc
-
-    def room(self, shape: tuple[int, int], t: TensorRecord) -> Any:
-        """New memory of the device for words of a tensor."""
-        with _memory(math.prod(shape) * t.dtype.word_nbytes, t.name):
-            return self.backend.target(np.empty(shape, t.dtype.word_type))
-
-    @contextmanager
-    def records(self, source: ByteSource, where: Runs, tensor: str) -> Iterator[Bytes]:
-        """Records as `gather` gives them: where they lie, or read from a file into memory that is
-        used again.
-        """
-        if not isinstance(source, FileSource):
-            yield aligned(gather(source, where))
-            return
-        with self._spare(sum(n for _, n in where), tensor, STREAM_NBYTES) as room:
-            yield gather(source, where, room)
-
-    @contextmanager
-    def _spare(self, nbytes: int, tensor: str, most: int = PIECE_NBYTES) -> Iterator[Bytes]:
-        """Memory that nobody else uses meanwhile; `most` of it is kept for the next time."""
-        try:
-            room = self._spares.pop()
-        except IndexError:
-            room = np.empty(0, np.uint8)
-        if room.size < nbytes:
-            with _memory(nbytes, tensor):
-                room = np.empty(nbytes, np.uint8)
-        yield room[:nbytes]
-        if room.size <= most:
-            self._spares.append(room)
 
 
 def check_nbytes(nbytes: int, most: int | None) -> None:

@@ -16,9 +16,9 @@ from wcodec.codec.batches import (
     MOST,
     Small,
     as_small,
-    check_encoded,
     encode_batch,
 )
+from wcodec.codec.checks import check_encoded
 from wcodec.codec.listing import Listed, Tensor, encode_listed, list_words
 from wcodec.codec.parts import Ids, Rectangle, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec.batches import OneByOne, check_encoded
-from wcodec.codec.sparse import bytes_before
+from wcodec.codec.checks import check_encoded
+from wcodec.codec.one_by_one import coder_of
 from wcodec.planner.differences import MOST, kind_of_lists
 from wcodec.planner.planner import Planner
 from wcodec.reference.checksums import crc32_combine
@@ -161,8 +161,11 @@ def _words(
     dtype, n = batch[0].tensor.dtype, [one.n_listed[one.n_listed > 0] for one in batch]
     words = np.concatenate([one.words for one in batch])
     base = np.concatenate([one.base for one in batch])
-    on_device, ends = backend.to_device(words), bytes_before(np.concatenate(n), dtype.word_nbytes)
-    crcs = backend.checksums(on_device.view(np.uint8), ends)
+    on_device, bounds = (
+        backend.to_device(words),
+        Spans.of(np.concatenate(n).astype(np.int64)).bounds,
+    )
+    crcs = backend.checksums(on_device.view(np.uint8), bounds * dtype.word_nbytes)
     coded = backend.to_host(backend.subtract_base(on_device, backend.to_device(base), kind))
     word_ends = np.cumsum([0, *(int(k.sum()) for k in n)]).tolist()
     lists = [(coded[a:b], k) for (a, b), k in zip(pairwise(word_ends), n, strict=True)]
@@ -178,7 +181,7 @@ def _encode(
     if not lists:
         return []
     spans = Spans.of(np.concatenate([n for _, n in lists]).astype(np.int64))
-    coder: Any = backend if backend.takes_spans else OneByOne(backend, spans)
+    coder = coder_of(backend, spans)
     words = coder.to_device(np.concatenate([words for words, _ in lists]).reshape(1, -1))
     plan = planner.plan_lists(words, spans, dtype, coder)
     encoded, sums = coder.encode_with_checksums(plan, words)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.codec.batches import OneByOne
+from wcodec.codec.buffers import Buffers
 from wcodec.codec.checks import check_segments
+from wcodec.codec.one_by_one import coder_of
 from wcodec.codec.parts import Ids, runs_of_records
 from wcodec.errors import DecodeError
 from wcodec.reference.container import ByteSource
@@ -18,16 +19,6 @@ from wcodec.reference.sparse import ListedSegments, Put, PutStatus
 from wcodec.reference.tables import TablePool
 from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Spans
-
-if TYPE_CHECKING:
-    from wcodec.codec.decoder import Decoder
-
-
-def bytes_before(n: NDArray[Any], nbytes: int) -> NDArray[np.int64]:
-    """Where lists of `n` words each start, in bytes, and at the end where the last one stops."""
-    out = np.zeros(n.size + 1, np.int64)
-    np.cumsum(n.astype(np.int64) * nbytes, out=out[1:])
-    return out
 
 
 class SomeLists(NamedTuple):
@@ -94,7 +85,7 @@ class SomeLists(NamedTuple):
 
 
 def put_lists(
-    decoder: Decoder,
+    buffers: Buffers,
     source: ByteSource,
     some: list[SomeLists],
     arrays: list[Any],
@@ -116,8 +107,8 @@ def put_lists(
     columns = zip(*(lists.segments for lists in some), strict=True)
     segments = ListedSegments._make(np.concatenate(column) for column in columns)
     parts = [[(part, of.numbers) for part in of.t.lists.parts] for of in some if of.t.lists]
-    gaps, listed = (_decoded(decoder, source, [p[i] for p in parts], tables) for i in (0, 1))
-    put = decoder.backend.put_lists(arrays, gaps, listed, segments, some[0].t.difference)
+    gaps, listed = (_decoded(buffers, source, [p[i] for p in parts], tables) for i in (0, 1))
+    put = buffers.backend.put_lists(arrays, gaps, listed, segments, some[0].t.difference)
     return put, segments
 
 
@@ -135,10 +126,10 @@ def check_gaps(some: list[SomeLists], put: Put, segments: ListedSegments) -> Non
 
 
 def _decoded(
-    decoder: Decoder, source: ByteSource, parts: list[tuple[TensorRecord, Ids]], tables: TablePool
+    buffers: Buffers, source: ByteSource, parts: list[tuple[TensorRecord, Ids]], tables: TablePool
 ) -> Any:
     """Segments of lists of one dtype, decoded one after another into new memory of the device."""
-    first, backend = parts[0][0], decoder.backend
+    first, backend = parts[0][0], buffers.backend
     if all(numbers.size == t.segment_crc32.size for t, numbers in parts):
         plan = joined_plan([t for t, _ in parts], tables)
         ends = np.cumsum([0, *(numbers.size for _, numbers in parts)])
@@ -152,12 +143,10 @@ def _decoded(
         starts = np.concatenate(
             [p.offsets[:-1][n] + t.payload_offset for p, (t, n) in zip(whole, parts, strict=True)]
         )
-    device = decoder.room((1, plan.geometry.cols), first)
+    device = buffers.room((1, plan.geometry.cols), first)
     where = runs_of_records(starts, plan.offsets)
-    with decoder.records(source, where, first.name) as records:
-        payload, coder = backend.to_device(records), cast("Any", backend)
-        if not backend.takes_spans and isinstance(plan.geometry, Spans):
-            coder = OneByOne(backend, plan.geometry)
+    with buffers.records(source, where, first.name) as records:
+        payload, coder = backend.to_device(records), coder_of(backend, plan.geometry)
         status, sums = coder.decode_with_checksums(plan, payload, device)
     at = 0
     for t, numbers in parts:
@@ -168,7 +157,7 @@ def _decoded(
 
 
 def add_lists(
-    decoder: Decoder,
+    buffers: Buffers,
     source: ByteSource,
     t: TensorRecord,
     tables: TablePool,
@@ -187,6 +176,6 @@ def add_lists(
     if t.lists is None or not t.lists.n_listed[across].any():
         return
     lists = SomeLists.of(t, across)
-    put, segments = put_lists(decoder, source, [lists], [words], tables)
+    put, segments = put_lists(buffers, source, [lists], [words], tables)
     check_gaps([lists], put, segments)
     lists.check_words(put.status == PutStatus.PUT.value)

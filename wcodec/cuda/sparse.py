@@ -17,7 +17,7 @@ from wcodec.backends.cuda.runtime import Runtime
 from wcodec.backends.cuda.worklist import WorkItem
 from wcodec.codec.checks import check_segments
 from wcodec.codec.parts import Part, part_of
-from wcodec.codec.sparse import SomeLists, bytes_before
+from wcodec.codec.sparse import SomeLists
 from wcodec.reference.tables import TablePool
 from wcodec.reference.tensors import TensorRecord
 
@@ -122,8 +122,7 @@ class PendingLists:
         sparse.take(runtime, words, places, word_nbytes, to_others)
         add_base(runtime, at, to_others, others.size, word_nbytes, t.difference)
         if verify:
-            starts = bytes_before(lists.n_listed, word_nbytes)
-            self._sums = crc32_records(runtime, [(at, starts)])
+            self._sums = crc32_records(runtime, [(at, lists.ends() * word_nbytes)])
         sparse.put(runtime, words, places, word_nbytes, at)
 
     def check(self) -> None:

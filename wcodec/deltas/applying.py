@@ -233,7 +233,9 @@ def _put_listed(
     try:
         if listing:
             arrays = [words[i] for i in listing]
-            put, segments = put_lists(decoder, file.source, lists, arrays, file.index.tables)
+            put, segments = put_lists(
+                decoder.buffers, file.source, lists, arrays, file.index.tables
+            )
             wrong = [listing[k] for k in put.wrong_arrays(segments)]
             n_put = np.bincount(segments.of, put.status == PutStatus.PUT.value, len(listing))
             ends = segments.ends_of(len(listing)).tolist()
