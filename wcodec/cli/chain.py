@@ -76,7 +76,7 @@ def add(args: argparse.Namespace) -> int:
     def work(chain: Chain) -> Report:
         state, metadata = _read(args)
         number = chain.append(state, {**metadata, **dict(args.metadata)}, args.full)
-        return _of_version(_find(chain, number))
+        return _of_version(chain.find(number))
 
     return _done(args, work)
 
@@ -123,7 +123,7 @@ def get(args: argparse.Namespace) -> int:
     check_target(args, "-o", args.output)
 
     def work(chain: Chain) -> Report:
-        v = _find(chain, args.version)
+        v = chain.find(args.version)
         state = chain.state(v.version)
         if args.output.endswith(PLAIN):
             _write_plain(args, state, v.metadata)
@@ -150,15 +150,6 @@ def _write_plain(args: argparse.Namespace, state: State, metadata: dict[str, str
         f.write(header)
         for t in state.values():
             f.write(t.words.data)
-
-
-def _find(chain: Chain, number: int | None) -> Version:
-    """As `Manifest.find`."""
-    versions = chain.versions()
-    for v in versions[::-1]:
-        if number in (None, v.version):
-            return v
-    raise NoVersion(f"the chain has no version{'' if number is None else f' {number}'}")
 
 
 # ---- verify, prune, pack -------------------------------------------------------------------------

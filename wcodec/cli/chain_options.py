@@ -6,23 +6,15 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from wcodec.cli.common import STATUSES, path_argument
-from wcodec.cli.options import add_json, add_limits, add_report, global_options, positive
+from wcodec.cli.common import path_argument
+from wcodec.cli.options import add_command, add_json, add_limits, add_report, positive
 
 
 def add_chain(s: argparse.ArgumentParser) -> None:
     """Its actions, each with arguments of its own."""
     actions = s.add_subparsers(metavar="ACTION", required=True, help="what to do")
     for name, (function, add_options, text) in ACTIONS.items():
-        a = actions.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=STATUSES,
-            parents=[global_options()],
-            allow_abbrev=False,
-        )
-        a.set_defaults(run=f"chain.{function}", error=a.error)
+        a = add_command(actions, name, text, f"chain.{function}")
         text = "the directory of the chain, or a URL that fsspec knows, such as s3://bucket/run"
         a.add_argument("chain", metavar="RUN", type=path_argument, help=text)
         add_options(a)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from wcodec.cli.common import Parser
+from wcodec.cli.common import STATUSES, Parser
 from wcodec.reference.memory import nbytes_of
 
 
@@ -35,6 +35,30 @@ def global_options(default: Any = argparse.SUPPRESS) -> Parser:
         help="say on stderr what is done",
     )
     return p
+
+
+def add_command(commands: Any, name: str, text: str, run: str) -> argparse.ArgumentParser:
+    """A parser of one more subcommand, or of an action of one.
+
+    Parameters
+    ----------
+    commands
+        What `add_subparsers` gave.
+    text
+        Its help.
+    run
+        The function that does it, as ``module.function`` of `wcodec.cli`.
+    """
+    s: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=STATUSES,
+        parents=[global_options()],
+        allow_abbrev=False,
+    )
+    s.set_defaults(run=run, error=s.error)
+    return s
 
 
 def add_report(s: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 from wcodec.cli.chain_options import add_chain
 from wcodec.cli.common import STATUSES, Parser, path_argument, stream_argument
 from wcodec.cli.options import (
+    add_command,
     add_json,
     add_limits,
     add_report,
@@ -43,16 +44,7 @@ def parser() -> Parser:
     subparsers = p.add_subparsers(metavar="SUBCOMMAND", required=True)
 
     for name, (room, add_options, text) in SUBCOMMANDS.items():
-        s = subparsers.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            epilog=STATUSES,
-            parents=[global_options()],
-            allow_abbrev=False,
-        )
-        s.set_defaults(run=f"{room}.{name}", error=s.error)
-        add_options(s)
+        add_options(add_command(subparsers, name, text, f"{room}.{name}"))
     return p
 
 

@@ -71,6 +71,23 @@ class ChainReader:
         found = self._read()
         return list(found.versions) if retired else found.shown
 
+    def find(self, version: int | None = None) -> Version:
+        """What the manifest says of a version.
+
+        Parameters
+        ----------
+        version
+            Its number; ``None`` for the newest.
+
+        Raises
+        ------
+        DecodeError, FileNotFoundError
+            As `versions`.
+        KeyError
+            There is no such version.
+        """
+        return self._read().find(version)
+
     def load(self, version: int | None = None) -> dict[str, NDArray[Any]]:
         """The tensors of a version, as arrays by name.
 

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends import Backend
-from wcodec.codec.batches import in_batches
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.deltas.applying import change, target_for
 from wcodec.deltas.targets import Target, words_in
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
+from wcodec.files.loading import arrays_of
 from wcodec.files.saving import ArraysBase, Taken, take_array
 from wcodec.reference.differences import Difference, content_hash
 from wcodec.reference.planes import Words
@@ -51,11 +51,9 @@ def decoded(file: File, progress: Progress = ignore_progress) -> State:
     DecodeError
     """
     state = State()
-    for batch in in_batches(file.index.tensors):
-        arrays = file.small_tensors(batch) if len(batch) > 1 else [file.get_tensor(batch[0].name)]
-        for t, array in zip(batch, arrays, strict=True):
-            state[t.name] = _taken(file, t, words_in(array, t.dtype))
-            progress(t.nbytes)
+    for t, array in arrays_of(file):
+        state[t.name] = _taken(file, t, words_in(array, t.dtype))
+        progress(t.nbytes)
     return state
 
 

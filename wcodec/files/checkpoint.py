@@ -20,10 +20,10 @@ from wcodec.files.atomic import (
 )
 from wcodec.files.bases import paths_of
 from wcodec.files.duplicates import Duplicates
-from wcodec.files.file import File, base_for
+from wcodec.files.file import File
 from wcodec.files.plain import PipedFile, open_plain
 from wcodec.files.safetensors_header import SafetensorsHeader
-from wcodec.files.saving import add_tensor
+from wcodec.files.saving import add_tensor, base_for
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.tiles import CHUNK_NBYTES
 

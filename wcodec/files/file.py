@@ -39,7 +39,7 @@ from wcodec.reference.planes import Bytes, DType, Words
 from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry
 
-__all__ = ["MAX_BASES", "Buffer", "File", "base_for", "open", "open_base", "paths_of"]
+__all__ = ["MAX_BASES", "Buffer", "File", "open", "open_base", "paths_of"]
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 #: what is wrong with a file, or with one that was written to while it was read
@@ -443,21 +443,3 @@ def open_base(
         if source.read(0, min(len(MAGIC), source.nbytes)).tobytes() == MAGIC:
             return File(path, backend, depth=depth, max_memory=max_memory)
         return safetensors_base(Path(path), source, backend, progress)
-
-
-@contextlib.contextmanager
-def base_for(
-    path: AnyPath | None,
-    backend: Backend,
-    progress: Progress = ignore_progress,
-    max_memory: int | None = None,
-) -> Iterator[OpenBase | None]:
-    """The base of a file that is about to be written."""
-    if path is None:
-        yield None
-        return
-    base = open_base(path, backend, progress, max_memory=max_memory)
-    try:
-        yield base
-    finally:
-        base.close()

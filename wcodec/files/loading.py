@@ -1,14 +1,16 @@
-"""`load_file`: all arrays of a ``.wcodec`` file."""
+"""`load_file`, and others that decode all tensors of a ``.wcodec`` file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from numpy.typing import NDArray
 
 from wcodec.codec.batches import in_batches
 from wcodec.files.atomic import AnyPath
-from wcodec.files.file import open
+from wcodec.files.file import File, open
+from wcodec.reference.tensors import TensorRecord
 
 
 def load_file(
@@ -29,12 +31,14 @@ def load_file(
     ------
     DecodeError
     """
-    arrays = dict[str, NDArray[Any]]()
     with open(path, base=base, max_nbytes=max_nbytes, max_memory=max_memory) as f:
-        for batch in in_batches(f.index.tensors):
-            names = [t.name for t in batch]
-            if len(batch) == 1:
-                arrays[names[0]] = f.get_tensor(names[0])
-            else:
-                arrays.update(zip(names, f.small_tensors(batch), strict=True))
-    return arrays
+        return {t.name: array for t, array in arrays_of(f)}
+
+
+def arrays_of(file: File) -> Iterator[tuple[TensorRecord, NDArray[Any]]]:
+    """All tensors of a file in order, small ones decoded together. Raises as `File.get_tensor`."""
+    for batch in in_batches(file.index.tensors):
+        if len(batch) == 1:
+            yield batch[0], file.get_tensor(batch[0].name)
+        else:
+            yield from zip(batch, file.small_tensors(batch), strict=True)

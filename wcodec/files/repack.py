@@ -12,8 +12,9 @@ from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
 from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath, atomic_output, check_output
-from wcodec.files.file import File, base_for
+from wcodec.files.file import File
 from wcodec.files.plain import IN_MEMORY, spooled
+from wcodec.files.saving import base_for
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.planes import Bytes
 from wcodec.reference.tensors import TensorRecord

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wcodec.backends import Backend
 from wcodec.codec.arrays import as_array
 from wcodec.codec.encoder import Encoder, Writer, words_of
+from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.codec.sources import FileWords
 from wcodec.codec.whole import Whole
 from wcodec.errors import EncodeError, within
@@ -22,7 +23,7 @@ from wcodec.files.atomic import (
 )
 from wcodec.files.bases import InMemory, OpenBase, paths_of
 from wcodec.files.duplicates import Duplicates, ReadWords
-from wcodec.files.file import File, base_for
+from wcodec.files.file import File, open_base
 from wcodec.files.safetensors_header import Entry, Stated, write_safetensors_header
 from wcodec.planner.options import EncodeOptions
 from wcodec.reference.differences import NOTHING_KNOWN, BaseTensor, content_hash
@@ -169,6 +170,24 @@ def tensors_to_bytes(
     with _base_for(base, take, encoder.backend) as other:
         _write(encoder.start(whole, base=other), tensors, take, metadata)
     return whole.getvalue()
+
+
+@contextmanager
+def base_for(
+    path: AnyPath | None,
+    backend: Backend,
+    progress: Progress = ignore_progress,
+    max_memory: int | None = None,
+) -> Iterator[OpenBase | None]:
+    """The base of a file that is about to be written."""
+    if path is None:
+        yield None
+        return
+    base = open_base(path, backend, progress, max_memory=max_memory)
+    try:
+        yield base
+    finally:
+        base.close()
 
 
 def _base_for(
