@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from wcodec.planner.costs import BYTE, Histograms, ideal_cost
+from wcodec.planner.costs import BYTE, Counts, Histograms, ideal_cost
 from wcodec.reference.differences import (
     UNSIGNED,
     BaseTensor,
@@ -84,11 +84,16 @@ def _sample(matrix: Words, base: BaseTensor, dtype: DType, n_words: int) -> tupl
     return np.concatenate(parts), np.concatenate(others)
 
 
-def _cost(words: Any, n: int, dtype: DType, backend: Subtracting) -> int:
-    """What the byte planes of `n` words on the device cost, each by its entropy, in 1/65536 bit."""
-    if n == 0:
-        return 0
-    counts = backend.histogram(words.reshape(1, n), Geometry(1, n, 1, n, 1, n), dtype)[0]
+def _counted(words: Any, dtype: DType, backend: Subtracting) -> Counts:
+    """Histograms of the byte planes of words on the device, at least one."""
+    n = int(words.size)
+    all_words = backend.histogram(words.reshape(1, n), Geometry(1, n, 1, n, 1, n), dtype)
+    counts: Counts = all_words[0]
+    return counts
+
+
+def _cost(counts: Counts) -> int:
+    """What byte planes with these histograms cost, each by its entropy, in 1/65536 bit."""
     return int(ideal_cost(counts).sum())
 
 
@@ -99,10 +104,10 @@ def choose_difference(
     if matrix.size == 0:
         return Difference.NONE
     words, other = map(backend.to_device, _sample(matrix, base, dtype, SAMPLED_WORDS))
-    n = int(words.size)
-    costs = {Difference.NONE: _cost(words, n, dtype, backend)}
+    costs = {Difference.NONE: _cost(_counted(words, dtype, backend))}
     for d in (Difference.XOR, Difference.MINUS):
-        costs[d] = _cost(backend.subtract_base(words, other, d), n, coded_dtype(dtype, d), backend)
+        z = backend.subtract_base(words, other, d)
+        costs[d] = _cost(_counted(z, coded_dtype(dtype, d), backend))
     best = min(Difference.XOR, Difference.MINUS, key=lambda d: costs[d])
     if costs[best] * LEAST_SAVING >= costs[Difference.NONE] * (LEAST_SAVING - 1):
         return Difference.NONE
@@ -126,7 +131,7 @@ def kind_of_lists(words: Words, base: Words) -> Difference:
     def cost(d: Difference) -> int:
         planes = subtract(some, other, d).view(np.uint8).reshape(-1, words.itemsize)
         counts = np.stack([np.bincount(p, minlength=256) for p in planes.T])
-        return int(ideal_cost(counts).sum())
+        return _cost(counts)
 
     if words.size == 0:
         return Difference.MINUS
@@ -140,21 +145,18 @@ def lists_pay(listed: Listed, sample: Words, dtype: DType, backend: Subtracting)
     smaller by a tenth, for all differences are then decoded sooner. `sample` are some of its words.
     """
     n, m = listed.n_words, listed.words.size
-    plain = _cost(backend.to_device(sample), sample.size, dtype, backend) * n // sample.size
+    plain = _cost(_counted(backend.to_device(sample), dtype, backend)) * n // sample.size
     if m == 0 or (listed.gaps.nbytes + listed.words.nbytes) * BYTE * OBVIOUS < plain:
         return plain > 0
     kind = kind_of_lists(listed.words, listed.base)
     coded = coded_dtype(dtype, kind)
     new, old = map(backend.to_device, (listed.words, listed.base))
-    z = backend.subtract_base(new, old, kind)
-    of_words = backend.histogram(z.reshape(1, m), Geometry(1, m, 1, m, 1, m), coded)[0]
-    k = listed.gaps.size
-    gaps = backend.to_device(listed.gaps.reshape(1, k))
-    of_gaps = backend.histogram(gaps, Geometry(1, k, 1, k, 1, k), UNSIGNED[1])[0]
-    cost = int(ideal_cost(of_gaps).sum() + ideal_cost(of_words).sum())
+    of_words = _counted(backend.subtract_base(new, old, kind), coded, backend)
+    of_gaps = _counted(backend.to_device(listed.gaps), UNSIGNED[1], backend)
+    cost = _cost(of_gaps) + _cost(of_words)
     same = split(np.zeros(1, dtype.word_type), coded)[:, 0]  # what is coded of all other words
     of_words[np.arange(same.size), same] += n - m
-    dense = int(ideal_cost(of_words).sum())
+    dense = _cost(of_words)
     few = m * FEW <= n
     return cost * LEAST_SAVING < plain * (LEAST_SAVING - 1) and (
         cost * 49 <= dense * 50 if few else cost * 10 <= dense * 9

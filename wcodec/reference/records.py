@@ -116,15 +116,9 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool, memory: Memory) -> T
     shape: tuple[int, ...] = body.unpack(_SHAPES[rank])
     name, dtype_name = body.text(n_name), body.text(n_dtype) if n_dtype else ""
     try:
-        if flags & ~7 or reserved:  # R4.31
-            raise fail("bad_value", "reserved bits of the tensor record are set")
-        kind, is_sparse = flags & 3, flags & SPARSE > 0
-        if kind > _LAST_DIFFERENCE or (kind and not has_base):
-            raise fail(
-                "bad_value",
-                f"difference {kind}" + ("" if has_base else ", in a file that has no base"),
-            )
-        if is_sparse and (not kind or row_rank or (t_rows, t_cols) != (s_rows, s_cols)):
+        difference, is_sparse = _read_flags(flags, reserved, has_base)
+        is_plain = difference == Difference.NONE
+        if is_sparse and (is_plain or row_rank or (t_rows, t_cols) != (s_rows, s_cols)):
             raise fail(
                 "bad_value",
                 "a sparse tensor that is no difference, or no row of segments of a tile",
@@ -135,10 +129,7 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool, memory: Memory) -> T
             raise fail("unsupported_coder", f"element order {order}")
         dtype = BY_ID[dtype_id]
         rows, cols = matrix_view(shape, row_rank, dtype.words_per_element)
-        largest = rows * cols * dtype.word_nbytes
-        if 0 in shape:
-            largest = math.prod(max(d, 1) for d in shape) * dtype.nbytes
-        if largest > MAX_DATA_NBYTES:  # R4.35
+        if math.prod([d or 1 for d in shape]) * dtype.nbytes > MAX_DATA_NBYTES:  # R4.35
             raise fail(
                 "bad_range",
                 "the tensor has more than 2^63 - 1 bytes, or would if no dimension were 0",
@@ -150,18 +141,11 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool, memory: Memory) -> T
             raise fail(
                 "bad_range", f"{n} segments; the record has room for {body.left // 4} checksums"
             )
-        difference = Difference(kind) if kind else Difference.NONE
-        coded = coded_dtype(dtype, difference)
-        if is_sparse:
-            lists, none = (
-                _read_lists(body, index, name, geometry, coded, memory),
-                np.empty(0, np.uint32),
-            )
-            return TensorRecord(
-                name, dtype, shape, row_rank, geometry, SegmentTable.zeros(0, coded.n_planes), none,
-                offset, nbytes, crc, dtype_name, difference, lists=lists,
-            )  # fmt: skip
-        memory.take_tensor(n, coded.n_planes)
+        coded, lists = coded_dtype(dtype, difference), None
+        if is_sparse:  # segments are those of its lists
+            lists, n = _read_lists(body, index, name, geometry, coded, memory), 0
+        else:
+            memory.take_tensor(n, coded.n_planes)
         crcs = body.array("<u4", n).astype(np.uint32)
         if n:
             segments: SegmentTable = StoredTable.at(
@@ -172,11 +156,22 @@ def read_tensor(body: Cursor, index: Bytes, has_base: bool, memory: Memory) -> T
             segments = SegmentTable.zeros(0, coded.n_planes)
         return TensorRecord(
             name, dtype, shape, row_rank, geometry, segments, crcs, offset, nbytes, crc, dtype_name,
-            difference,
+            difference, lists=lists,
         )  # fmt: skip
     except DecodeError as e:
         e.tensor = name
         raise
+
+
+def _read_flags(flags: int, reserved: int, has_base: bool) -> tuple[Difference, bool]:
+    """The difference of a tensor, and whether it is sparse (R4.31)."""
+    if flags & ~7 or reserved:
+        raise fail("bad_value", "reserved bits of the tensor record are set")
+    kind = flags & 3
+    if kind > _LAST_DIFFERENCE or (kind and not has_base):
+        where = "" if has_base else ", in a file that has no base"
+        raise fail("bad_value", f"difference {kind}{where}")
+    return Difference(kind) if kind else Difference.NONE, flags & SPARSE > 0
 
 
 def _read_lists(

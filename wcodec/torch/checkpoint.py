@@ -179,8 +179,10 @@ class _Items(Mapping[str, torch.Tensor]):
         data = self._planner.resolve_data(item)
         if item.type == WriteItemType.BYTE_IO:
             buffer = data.getbuffer()
-            data = torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0)
-            data = data.to(torch.uint8)
+            if buffer:
+                data = torch.frombuffer(buffer, dtype=torch.uint8)
+            else:
+                data = torch.empty(0, dtype=torch.uint8)
         self.nbytes[name] = data.nbytes
         return data.detach()
 
