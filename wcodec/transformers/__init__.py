@@ -11,11 +11,12 @@ Examples
 >>> model = AutoModelForCausalLM.from_pretrained("model-hub")  # decoded while loading
 >>> config = WCodecConfig(mode="resident")  # held compressed
 >>> model = AutoModelForCausalLM.from_pretrained("model-hub", quantization_config=config)
+>>> trainer = Trainer(model, args, callbacks=[WCodecCallback()])  # smaller checkpoints
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 OLDEST: Final = (5, 16)  #: of transformers
 _INSTALL: Final = "pip install 'wcodec[transformers]'"
@@ -40,6 +41,33 @@ from wcodec.transformers.config import WCodecConfig  # noqa: E402
 from wcodec.transformers.model import WCodecModel  # noqa: E402
 from wcodec.transformers.quantizer import WCodecHfQuantizer, register  # noqa: E402
 
+if TYPE_CHECKING:
+    from wcodec.transformers.training import WCodecCallback, restore_checkpoint
+
 register()
 
-__all__ = ["WCodecConfig", "WCodecHfQuantizer", "WCodecModel"]
+__all__ = [
+    "WCodecCallback",
+    "WCodecConfig",
+    "WCodecHfQuantizer",
+    "WCodecModel",
+    "restore_checkpoint",
+]
+
+#: what needs ``torch.distributed.checkpoint``, which is slow to import: imported when it is used
+_MODULE_OF: Final = {
+    "WCodecCallback": "training",
+    "restore_checkpoint": "training",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Names of `_MODULE_OF`."""
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'wcodec.transformers' has no attribute {name!r}")
+        from importlib import import_module
+
+        module = import_module(f"wcodec.transformers.{_MODULE_OF[name]}")
+        found = globals()[name] = getattr(module, name)
+        return found
