@@ -42,11 +42,13 @@ from wcodec.transformers.model import WCodecModel  # noqa: E402
 from wcodec.transformers.quantizer import WCodecHfQuantizer, register  # noqa: E402
 
 if TYPE_CHECKING:
+    from wcodec.transformers.state_hooks import AccelerateHooks
     from wcodec.transformers.training import WCodecCallback, restore_checkpoint
 
 register()
 
 __all__ = [
+    "AccelerateHooks",
     "WCodecCallback",
     "WCodecConfig",
     "WCodecHfQuantizer",
@@ -56,6 +58,7 @@ __all__ = [
 
 #: what needs ``torch.distributed.checkpoint``, which is slow to import: imported when it is used
 _MODULE_OF: Final = {
+    "AccelerateHooks": "state_hooks",
     "WCodecCallback": "training",
     "restore_checkpoint": "training",
 }
