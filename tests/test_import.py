@@ -127,6 +127,7 @@ FLOORS = (
     ("inspect", "conformance", "cuda"),
     ("torch",),
     ("deltas",),
+    ("sync",),
     ("transformers",),
     ("cli", "__main__"),
 )

@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -28,9 +28,21 @@ T = TypeVar("T")
 _LONGEST_WAIT_S: Final = 300.0  #: for what is loaded, such as for all kernels to be compiled
 
 _RLock: Final[Any] = type(threading.RLock())
-_to_renew: Final = weakref.WeakSet["Lock | Task[Any] | Workers"]()
+_to_renew: Final = weakref.WeakSet["Renewed"]()
 _in_child: Final = list[Callable[[], object]]()
 _held: Final = list[Any]()  #: locks that are held while the process forks
+
+
+class Renewed(Protocol):
+    """What is put right in a forked child."""
+
+    def renew(self) -> None:
+        """Called in the child, right after the fork."""
+
+
+def renew_in_child(thing: Renewed) -> None:
+    """Have a thing renewed in each child that is forked while it is there."""
+    _to_renew.add(thing)
 
 
 def call_in_child(function: Callable[[], object]) -> None:

@@ -22,6 +22,7 @@ from wcodec.deltas.manifest import (
     read_manifest,
 )
 from wcodec.deltas.states import (
+    NOTHING,
     OpenVersion,
     State,
     advance,
@@ -146,23 +147,51 @@ class ChainReader:
         FileNotFoundError, KeyError
             As `load`.
         """
-        at, state, full = version, State(), is_full(checked)
+        return self._moved(State(), tensors, version, to, is_full(checked))[1]
 
-        def run(found: Manifest) -> int:
+    def advanced(
+        self, state: State, version: int | None, to: int | None = None
+    ) -> tuple[State, int]:
+        """As `update`, of tensors as the format has them, which the caller gives up.
+
+        Parameters
+        ----------
+        state
+            The tensors of `version`, or of another chain; empty for none.
+
+        Returns
+        -------
+        The tensors, and the number of the version that they are.
+
+        Raises
+        ------
+        DecodeError, FileNotFoundError, KeyError
+            As `load`; `state` is not to be used then.
+        """
+        return self._moved(state, NOTHING, version if state else None, to, False)
+
+    def _moved(
+        self, state: State, live: Mapping[str, Any], at: int | None, to: int | None, full: bool
+    ) -> tuple[State, int]:
+        """`advance` from one version to another."""
+
+        def run(found: Manifest) -> tuple[State, int]:
             nonlocal at, state
             goal = found.find(to)
-            with self._opened(found, goal) as file:
-                check_fits(file, tensors)
+            if live is not NOTHING:
+                with self._opened(found, goal) as file:
+                    check_fits(file, live)
             steps = found.path(goal)
             if at in (numbers := [v.version for v in steps]):
                 with self._opened(found, found.by_number[at]) as file:
-                    if do_fit(file, tensors):  # or tensors that it needs on the way are missing
+                    # or tensors that it needs on the way are missing
+                    if live is NOTHING or do_fit(file, live):
                         steps = steps[numbers.index(at) + 1 :]
             for step in steps:
                 with self._opened(found, step) as file:
-                    state = advance(state, file, tensors, full)
+                    state = advance(state, file, live, full)
                 at = step.version
-            return goal.version
+            return state, goal.version
 
         return self._retried(run)
 

@@ -163,10 +163,11 @@ def tensors_to_bytes(
     metadata: dict[str, str] | None,
     options: EncodeOptions | None,
     base: AnyPath | Mapping[str, T] | None,
+    backend: Backend | None = None,
 ) -> bytes:
     """`save` for tensors of any library, as `write_tensors`."""
     _check_types(tensors, metadata)
-    encoder, whole = Encoder(options), Whole(0)
+    encoder, whole = Encoder(options, backend), Whole(0)
     with _base_for(base, take, encoder.backend) as other:
         _write(encoder.start(whole, base=other), tensors, take, metadata)
     return whole.getvalue()

@@ -1,0 +1,184 @@
+"""Weights by broadcasts of ``torch.distributed``: gloo, NCCL, or another backend of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from wcodec.backends import Backend
+from wcodec.errors import DecodeError
+from wcodec.planner.options import EncodeOptions
+from wcodec.sync.ends import Receiver, Sender
+from wcodec.sync.messages import (
+    DELTA,
+    FULL,
+    HEADER_NBYTES,
+    HELD,
+    Held,
+    Message,
+    held_message,
+    read_header,
+)
+from wcodec.sync.versions import Publisher, Subscriber
+
+
+class _Group:
+    """A process group, and memory for what is broadcast.
+
+    Parameters
+    ----------
+    source
+        Rank of the sender within the group.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, source: int) -> None:
+        self.group, self.source = group, source
+        backend = dist.get_backend(group)
+        self.device = torch.device("cuda" if backend == "nccl" else "cpu")
+        self.rank = dist.get_rank(group)
+
+    def gather(self, held: Held | None) -> list[Held | None]:
+        """What all ranks have, by rank."""
+        mine = torch.frombuffer(bytearray(held_message(held)), dtype=torch.uint8).to(self.device)
+        all_ = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(all_, mine, self.group)
+        return [read_header(t.cpu().numpy().tobytes(), (HELD,)).held for t in all_]
+
+    def broadcast(self, data: Any) -> None:
+        """Send bytes."""
+        view = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        dist.broadcast(view, group=self.group, group_src=self.source)
+
+    def receive(self, nbytes: int) -> bytes:
+        """Receive so many bytes."""
+        room = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        dist.broadcast(room, group=self.group, group_src=self.source)
+        return bytes(room.cpu().numpy())
+
+
+class BroadcastSender(Sender):
+    """Sends weights to all other ranks of a process group, which call `BroadcastReceiver.update` at
+    the same time.
+
+    Parameters
+    ----------
+    group
+        The process group; ``None`` for all ranks.
+    options, backend
+        How weights are encoded, and by what.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        options: EncodeOptions | None = None,
+        backend: Backend | None = None,
+    ) -> None:
+        super().__init__()
+        self._group = _Group(group, dist.get_rank(group))
+        self._publisher = Publisher(options, backend)
+
+    def send(self, state_dict: Mapping[str, Any], version: int | None = None) -> int:
+        """As `Sender.send`; a collective call. Ranks that have not the same get all tensors.
+
+        Raises
+        ------
+        EncodeError
+            Before any rank is spoken to.
+        """
+        self._check_process()
+        number = self._publisher.publish(state_dict, version)
+        held = self._group.gather(self._publisher.newest)
+        others = {h for rank, h in enumerate(held) if rank != self._group.rank}
+        (common,) = others if len(others) == 1 else (None,)
+        message = self._publisher.message(common)
+        while message is not None and message.held != self._publisher.newest:  # they missed some
+            self._send(message)
+            message = self._publisher.message(message.held)
+        assert message is not None
+        self._send(message)
+        return number
+
+    def _send(self, message: Message) -> None:
+        self._group.broadcast(message.header())
+        self._group.broadcast(message.data)
+
+    def close(self) -> None:
+        """As `_End.close`: the group is the caller's."""
+
+
+class BroadcastReceiver(Receiver):
+    """Has weights, and turns them into those of a `BroadcastSender`.
+
+    Parameters
+    ----------
+    tensors, checked, backend, max_nbytes, max_memory
+        As of `Subscriber`.
+    group
+        The process group; ``None`` for all ranks.
+    source
+        Rank of the sender within the group.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Any] | None = None,
+        group: dist.ProcessGroup | None = None,
+        *,
+        source: int = 0,
+        checked: str = "sampled",
+        backend: Backend | None = None,
+        max_nbytes: int | None = None,
+        max_memory: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._group = _Group(group, source)
+        self._subscriber = Subscriber(
+            tensors, checked=checked, backend=backend, max_nbytes=max_nbytes, max_memory=max_memory
+        )
+
+    @property
+    def version(self) -> int | None:
+        """As `Receiver.version`."""
+        held = self._subscriber.held
+        return None if held is None else held.version
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """As `Receiver.tensors`."""
+        return self._subscriber.tensors
+
+    def update(self, timeout: float | None = 0.0) -> int | None:
+        """As `Receiver.update`; a collective call, which waits for `BroadcastSender.send`. How long
+        it waits, the process group says.
+
+        Raises
+        ------
+        DecodeError
+            All messages of the call were received: the next one can be made.
+        """
+        self._check_process()
+        newest = self._group.gather(self._subscriber.held)[self._group.source]
+        error: Exception | None = None
+        while True:
+            header = read_header(self._group.receive(HEADER_NBYTES), (FULL, DELTA))
+            assert header.held is not None
+            message = Message(header.held, header.parent, self._group.receive(header.nbytes))
+            if error is None:
+                try:
+                    self._subscriber.apply(message)
+                except Exception as e:
+                    error, self._subscriber.held = e, None
+            if header.held == newest:
+                break
+        if error is not None:
+            raise error
+        if self._subscriber.held != newest:
+            raise DecodeError("bad_value", "the sender has sent another version than it said")
+        return self.version
+
+    def close(self) -> None:
+        """As `_End.close`: the group is the caller's."""
