@@ -76,6 +76,7 @@ class TcpReceiver(Receiver):
         self._inbox, self._updating = deque[Message](), Lock()
         self._changed, self._closed = threading.Condition(Lock()), False
         self._last = held  # what has been received
+        self._beginning = 0  # counts how often all tensors were asked for
         self._socket: socket.socket | None = None
         self._error: BaseException | None = None
         self._worker = Workers(1, "wcodec-sync")
@@ -141,7 +142,7 @@ class TcpReceiver(Receiver):
         """All tensors of a version are to come next."""
         with self._changed:
             self._inbox.clear()
-            self._last = self._subscriber.held
+            self._last, self._beginning = self._subscriber.held, self._beginning + 1
             self._changed.notify_all()
             self._disconnect()
 
@@ -175,10 +176,10 @@ class TcpReceiver(Receiver):
         delay, longest = RETRY_S
         while not self._over:
             try:
-                with self._connected() as s:
+                with self._connected() as (s, beginning):
                     delay = RETRY_S[0]
                     while not self._closed:
-                        self._take(self._receive(s))
+                        self._take(self._receive(s), beginning)
             except CodecError as e:
                 with self._changed:
                     self._error = e
@@ -190,7 +191,7 @@ class TcpReceiver(Receiver):
             delay = min(2 * delay, longest)
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[socket.socket]:
+    def _connected(self) -> Iterator[tuple[socket.socket, int]]:
         with socket.create_connection(self._address, timeout=SILENT_S) as s:
             keep_alive(s)
             s.settimeout(None)
@@ -198,9 +199,9 @@ class TcpReceiver(Receiver):
                 if self._closed:
                     raise EOFError("closed")
                 s.sendall(held_message(self._last))
-                self._socket, self._error = s, None
+                self._socket, self._error, beginning = s, None, self._beginning
             try:
-                yield s
+                yield s, beginning
             finally:
                 with self._changed:
                     self._socket = None
@@ -211,10 +212,10 @@ class TcpReceiver(Receiver):
         assert header.held is not None
         return Message(header.held, header.parent, _read(s, header.nbytes))
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message, beginning: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: len(self._inbox) < INBOX or self._closed)
-            if self._socket is not None and not self._closed:
+            self._changed.wait_for(lambda: len(self._inbox) < INBOX or self._over)
+            if beginning == self._beginning and not self._closed:
                 self._inbox.append(message)
                 self._last = message.held
                 self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""The two ends of any transport: one turns weights into messages, the other messages into weights."""
+"""Both ends of any transport: weights are turned into messages, and messages into weights."""
 
 from __future__ import annotations
 
