@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +58,10 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An engine with the weights of step 0, from a checkpoint."""
     path = save(0, tmp_path_factory.mktemp("engine") / "model")
-    yield engine(path, weight_transfer_config=WeightTransferConfig(backend="wcodec"))
+    return engine(path, weight_transfer_config=WeightTransferConfig(backend="wcodec"))
 
 
 @pytest.mark.parametrize("transport", ["tcp", "chain"])

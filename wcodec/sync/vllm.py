@@ -1,8 +1,9 @@
 """vLLM takes new weights by `wcodec.sync`: ``WeightTransferConfig(backend="wcodec")``.
 
 With ``wcodec[numba]`` installed beside vLLM, the name is known there, by vLLM's plug-ins. Each
-worker keeps the checkpoint in memory of the host, and has what has changed sent to it. It then loads the
-model from there, as vLLM loads any checkpoint: so quantised and sharded models come right.
+worker keeps the checkpoint in memory of the host, and has what has changed sent to it. It then
+loads the model from there, as vLLM loads any checkpoint: so quantised and sharded models come
+right.
 """
 
 from __future__ import annotations
