@@ -4,10 +4,6 @@ that has loaded them from a checkpoint. Run by `make test-engines`, with the rea
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +17,6 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from wcodec.sync.vllm import WCodecTrainerInitInfo
-
-HERE = Path(__file__).parent
-os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[int]]]:
-    """What fresh engines generate with the weights of steps 0, 1 and 2."""
-    room, found = tmp_path_factory.mktemp("fresh"), []
-    for step in range(3):
-        path, out = save(step, room / f"step-{step}"), room / f"{step}.json"
-        subprocess.run([sys.executable, HERE / "tiny_llama.py", path, out], check=True)
-        found.append(json.loads(out.read_text()))
-    assert found[0] != found[1] != found[2] != found[0], "or nothing is shown"
-    return found
 
 
 class Client:

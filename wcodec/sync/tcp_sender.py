@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from wcodec.backends import Backend
-from wcodec.errors import CodecError
+from wcodec.errors import DecodeError
 from wcodec.planner.options import EncodeOptions
 from wcodec.processes import Lock, Workers
 from wcodec.sync.ends import Sender
@@ -78,6 +78,7 @@ class TcpSender(Sender):
         self._publisher = Publisher(options, backend)
         self._max_behind, self._timeout = max_behind, timeout
         self._clients = set[_Client]()
+        self._error: Exception | None = None  # of the thread, for who sends next
         self._recent = deque[Held](maxlen=1024)  # versions, the newest last
         self._changed, self._closed = threading.Condition(Lock()), False
         self._loop, self._worker = asyncio.new_event_loop(), Workers(1, "wcodec-sync")
@@ -101,7 +102,9 @@ class TcpSender(Sender):
         ------
         TimeoutError
             A receiver is too far behind: nothing is sent.
-        EncodeError
+        EncodeError, MemoryError
+            Also of a version before, which a receiver could not be sent: it is disconnected, and
+            nothing is sent now.
         RuntimeError
             It is closed, or of another process.
         """
@@ -159,6 +162,9 @@ class TcpSender(Sender):
         self._check_process()
         if self._closed:
             raise RuntimeError("the sender is closed")
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _wait(self, behind: int, timeout: float | None) -> None:
         """Wait until no receiver lacks more than so many versions."""
@@ -207,8 +213,10 @@ class TcpSender(Sender):
                 await self._feed(writer, client, listening)
             finally:
                 listening.cancel()
-        except (OSError, EOFError, CodecError, asyncio.TimeoutError):
+        except (OSError, EOFError, DecodeError, asyncio.TimeoutError):
             pass  # it is gone, or no receiver: it may come back
+        except Exception as e:
+            self._error = e
         except asyncio.CancelledError:
             if not self._closed:
                 raise
