@@ -50,7 +50,7 @@ def server(fresh: list[list[list[int]]], tmp_path_factory: pytest.TempPathFactor
          # version of a package "vllm", and that for the CPU has another name
          "--model", path, "--host", "127.0.0.1",
          "--port", str(port), "--skip-tokenizer-init", "--enforce-eager", "--max-model-len", "64",
-         "--max-num-seqs", "4", "--seed", "0",
+         "--max-num-seqs", "4", "--seed", "0", "--enable-scale-out",
          "--weight-transfer-config", '{"backend": "wcodec"}'],
         env=env, start_new_session=True,
     )  # fmt: skip
