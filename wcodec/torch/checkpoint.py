@@ -80,6 +80,11 @@ class WCodecStorageWriter(StorageWriter):
         self._save_id, self._rank = uuid.uuid4().hex, None
         self._collective = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For the process that saves in the background: its working directory may be another."""
+        base = None if self.base is None else self.base.absolute()
+        return {**self.__dict__, "path": self.path.absolute(), "base": base}
+
     @property
     def checkpoint_id(self) -> AnyPath:
         """The directory."""
@@ -99,19 +104,30 @@ class WCodecStorageWriter(StorageWriter):
     def _metadata_path(self) -> Path:
         return self.path / (METADATA if self._collective else f"__{self._rank}{METADATA}")
 
+    def _is_taken(self) -> bool:
+        """Whether a checkpoint is there; a rank that saves on its own may find those of others."""
+        if self._collective:
+            return any(self.path.glob(f"*{METADATA}"))
+        return self._metadata_path().exists() or (self.path / METADATA).exists()
+
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """As of `StorageWriter`. Raises `EncodeError`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if self._metadata_path().exists():
+        if self._is_taken():
             raise EncodeError("output_exists", f"{str(self.path)!r} holds a checkpoint")
-        if self.base is not None and not (self.base / self._metadata_path().name).is_file():
+        names = (METADATA, f"__{self._rank}{METADATA}")  # of all ranks, or this one's own
+        if self.base is not None and not any((self.base / name).is_file() for name in names):
             raise EncodeError("bad_option", f"the base {str(self.base)!r} is no checkpoint")
         if self._collective:
             return plan
         return dataclasses.replace(plan, storage_data=f"__{self._rank}_0.wcodec")
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """As of `StorageWriter`: each rank's plan gets the name of its file."""
+        """As of `StorageWriter`: each rank's plan gets the name of its file. A rank that saves on
+        its own is the only one here, and has that name already.
+        """
+        if not self._collective:
+            return plans
         return [dataclasses.replace(p, storage_data=f"__{i}_0.wcodec") for i, p in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -211,10 +227,12 @@ def opened(path: Path) -> Iterator[tuple[Reader, int]]:
 
 def _open_bases(file: File) -> int:
     n_bases = 0
-    while (way := file.metadata().get(BASE_KEY)) is not None:
+    while file.needs_base:
         if n_bases >= MAX_BASES:
             raise DecodeError("bad_base", f"more than {MAX_BASES} checkpoints, each of the next")
-        path = Path(file.path or "")
+        path, way = Path(file.path or ""), file.metadata().get(BASE_KEY)
+        if way is None or os.path.isabs(way):  # the writer's are relative
+            raise DecodeError("bad_base", f"{str(path)!r} names no relative path to its base")
         there = Path(os.path.realpath(path.parent), way, path.name)
         if not there.is_file():
             raise DecodeError(
