@@ -23,7 +23,7 @@ from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.saving import tensors_to_bytes
 from wcodec.planner.options import EncodeOptions
 from wcodec.processes import Lock
-from wcodec.sync.messages import Held, Message
+from wcodec.sync.messages import MAX_VERSION, Held, Message
 
 MAX_DELTAS: Final = 64  #: that are kept for receivers that are behind
 MAX_SHARE: Final = 0.5  #: of the bytes of all tensors, for the deltas that are kept
@@ -67,13 +67,14 @@ class Publisher:
         Raises
         ------
         EncodeError
-            ``bad_option``: the number is not greater than the last one. And as `wcodec.save`.
+            ``bad_option``: the number is not greater than the last one, or greater than
+            `MAX_VERSION`. And as `wcodec.save`.
         """
         with self._lock:
             before = self.newest
             last = 0 if before is None else before.version
             number = last + 1 if version is None else version
-            if number <= last:
+            if not last < number <= MAX_VERSION:
                 raise EncodeError(
                     "bad_option", f"version {number} does not follow {last}, which was the last one"
                 )
