@@ -190,25 +190,25 @@ class Subscriber:
                 f"version {message.held.version} differs from {message.parent}, and "
                 f"{'nothing' if self.held is None else self.held.version} is held",
             )
+        held, self.held = self.held, None
         with contextlib.closing(OpenVersion(message.data, self._backend, **self._limits)) as file:
-            self._check(file, message)
-            self.held = None
+            base = file.index.base
+            if (base is not None) != bool(message.parent) or (
+                file.content_hash() != message.held.content_hash
+            ):
+                raise DecodeError(
+                    "bad_value", "the message is not the version that its header names"
+                )
+            self.held = held  # what is refused now changes nothing
+            if base is not None and (held is None or base.sha256 != held.content_hash):
+                raise DecodeError(
+                    "bad_base",
+                    f"version {message.held.version} differs from another version "
+                    f"{message.parent} than the one that is held",
+                )
+            if self._live is not None:
+                check_fits(file, self._live)
+            self.held = None  # until all of it is there
             self._state = advance(self._state, file, self._live or NOTHING, self._full)
             self.held = message.held
             return file.keys()
-
-    def _check(self, file: OpenVersion, message: Message) -> None:
-        """Whether a file is what the message says, and fits (S6)."""
-        base = file.index.base
-        if (base is not None) != bool(message.parent) or (
-            file.content_hash() != message.held.content_hash
-        ):
-            raise DecodeError("bad_value", "the message is not the version that its header names")
-        if base is not None and (self.held is None or base.sha256 != self.held.content_hash):
-            raise DecodeError(
-                "bad_base",
-                f"version {message.held.version} differs from another version "
-                f"{message.parent} than the one that is held",
-            )
-        if self._live is not None:
-            check_fits(file, self._live)
