@@ -417,6 +417,13 @@ def test_states_that_share_nothing() -> None:
         parents += follow(publisher, subscriber)
         assert is_now(subscriber, state)
     assert parents == [0, 0, 0, 0, 0, 0, 6]
+    before = subscriber.held
+    publisher.publish(states[0])
+    publisher.publish(other)
+    message = publisher.message(before)  # no way leads over the versions between
+    assert message is not None
+    assert message.held == publisher.newest
+    assert message.parent == 0
 
 
 # ---- errors of a sender --------------------------------------------------------------------------
