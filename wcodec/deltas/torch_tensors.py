@@ -39,9 +39,7 @@ def target_of(given: Any, t: TensorRecord, stated: Stated | None, decoder: Decod
         raise unlike(t, str(plain.dtype), tuple(plain.shape))
     if not plain.is_contiguous() or plain.is_conj() or plain.is_neg():
         raise ValueError(f"{t.name!r}: only a contiguous tensor is changed in place")
-    flat = (
-        plain.view(torch.uint8).reshape(-1) if plain.dim() else plain.reshape(1).view(torch.uint8)
-    )
+    flat = plain.reshape(-1).view(torch.uint8)  # in this order: strides of an empty one may be 0
     if plain.data_ptr() % t.dtype.word_nbytes:
         raise ValueError(f"{t.name!r}: only a tensor in aligned memory is changed in place")
     if plain.device.type == "cpu":

@@ -94,12 +94,10 @@ class BroadcastSender(Sender):
         held = self._group.gather(self._publisher.newest)
         others = {h for rank, h in enumerate(held) if rank != self._group.rank}
         (common,) = others if len(others) == 1 else (None,)
-        message = self._publisher.message(common)
-        while message is not None and message.held != self._publisher.newest:  # they missed some
+        message = self._publisher.message(common) or self._publisher.message(None)
+        while message is not None:  # all that they missed
             self._send(message)
             message = self._publisher.message(message.held)
-        assert message is not None
-        self._send(message)
         return number
 
     def _send(self, message: Message) -> None:

@@ -15,10 +15,10 @@ HELD: Final = 1  #: a receiver tells what it holds
 FULL: Final = 2  #: all tensors of a version
 DELTA: Final = 3  #: what a version differs in from its parent
 HEADER_NBYTES: Final = 64
+MAX_VERSION: Final = (1 << 63) - 1
 
 _HEADER: Final = struct.Struct("<4sBBHQQQ32s")
 _NO_HASH: Final = bytes(32)
-_LIMIT: Final = 1 << 63
 
 
 class Held(NamedTuple):
@@ -122,7 +122,7 @@ def read_header(raw: bytes, kinds: tuple[int, ...], max_nbytes: int | None = Non
     if (
         kind not in kinds
         or reserved
-        or not (is_none or 0 < version < _LIMIT)
+        or not (is_none or 0 < version <= MAX_VERSION)
         or (kind == HELD and nbytes > 0)
         or (kind == DELTA and not 0 < parent < version)
         or (kind != DELTA and parent > 0)

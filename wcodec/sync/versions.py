@@ -15,15 +15,13 @@ from wcodec.deltas.states import (
     advance,
     as_arrays,
     check_fits,
-    copied,
-    hash_of,
     take,
 )
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.saving import tensors_to_bytes
 from wcodec.planner.options import EncodeOptions
 from wcodec.processes import Lock
-from wcodec.sync.messages import Held, Message
+from wcodec.sync.messages import MAX_VERSION, Held, Message
 
 MAX_DELTAS: Final = 64  #: that are kept for receivers that are behind
 MAX_SHARE: Final = 0.5  #: of the bytes of all tensors, for the deltas that are kept
@@ -44,7 +42,7 @@ class Publisher:
     ) -> None:
         self._options, self._backend = options, backend or get_backend()
         self._lock = Lock()
-        self._state = State()
+        self._state, self._last = State(), 0
         self._deltas = dict[Held, Message]()  # by what they differ from, the oldest first
         self._full: Message | None = None
         self.newest: Held | None = None  #: the version that was published last
@@ -67,39 +65,35 @@ class Publisher:
         Raises
         ------
         EncodeError
-            ``bad_option``: the number is not greater than the last one. And as `wcodec.save`.
+            ``bad_option``: the number is not greater than the last one, or greater than
+            `MAX_VERSION`. And as `wcodec.save`.
         """
         with self._lock:
-            before = self.newest
-            last = 0 if before is None else before.version
+            before, last = self.newest, self._last
             number = last + 1 if version is None else version
-            if number <= last:
+            if not last < number <= MAX_VERSION:
                 raise EncodeError(
                     "bad_option", f"version {number} does not follow {last}, which was the last one"
                 )
-            if before is None:
-                self._state = copied(state_dict, State())
-                self.newest = Held(number, bytes.fromhex(hash_of(self._state, self._backend)))
-                return number
-            data = tensors_to_bytes(
-                state_dict, take, None, self._options, self._state, self._backend
-            )
+            base = State() if before is None else self._state
+            data = tensors_to_bytes(state_dict, take, None, self._options, base, self._backend)
             with contextlib.closing(OpenVersion(data, self._backend)) as file:
                 now = Held(number, file.content_hash())
                 is_delta = file.index.base is not None
                 self.newest = None  # until all of it is there
-                self._state = advance(self._state, file)
-            self._keep(before, Message(now, before.version if is_delta else 0, data))
-            self.newest = now
+                self._state = advance(base, file)
+            self._keep(before if is_delta else None, now, data)
+            self.newest, self._last = now, number
             return number
 
-    def _keep(self, before: Held, message: Message) -> None:
-        self._full = None
-        if not message.parent:  # nothing is left of what there was
+    def _keep(self, before: Held | None, now: Held, data: bytes) -> None:
+        """Keep a message: what differs from the version before, or all tensors."""
+        if before is None:  # nothing is left of what there was
             self._deltas.clear()
-            self._full = message
+            self._full = Message(now, 0, data)
             return
-        self._deltas[before] = message
+        self._full = None
+        self._deltas[before] = Message(now, before.version, data)
         room = MAX_SHARE * sum(t.words.nbytes for t in self._state.values())
         while len(self._deltas) > MAX_DELTAS or (
             sum(len(m.data) for m in self._deltas.values()) > room
@@ -196,25 +190,25 @@ class Subscriber:
                 f"version {message.held.version} differs from {message.parent}, and "
                 f"{'nothing' if self.held is None else self.held.version} is held",
             )
+        held, self.held = self.held, None
         with contextlib.closing(OpenVersion(message.data, self._backend, **self._limits)) as file:
-            self._check(file, message)
-            self.held = None
+            base = file.index.base
+            if (base is not None) != bool(message.parent) or (
+                file.content_hash() != message.held.content_hash
+            ):
+                raise DecodeError(
+                    "bad_value", "the message is not the version that its header names"
+                )
+            self.held = held  # what is refused now changes nothing
+            if base is not None and (held is None or base.sha256 != held.content_hash):
+                raise DecodeError(
+                    "bad_base",
+                    f"version {message.held.version} differs from another version "
+                    f"{message.parent} than the one that is held",
+                )
+            if self._live is not None:
+                check_fits(file, self._live)
+            self.held = None  # until all of it is there
             self._state = advance(self._state, file, self._live or NOTHING, self._full)
             self.held = message.held
             return file.keys()
-
-    def _check(self, file: OpenVersion, message: Message) -> None:
-        """Whether a file is what the message says, and fits (S6)."""
-        base = file.index.base
-        if (base is not None) != bool(message.parent) or (
-            file.content_hash() != message.held.content_hash
-        ):
-            raise DecodeError("bad_value", "the message is not the version that its header names")
-        if base is not None and (self.held is None or base.sha256 != self.held.content_hash):
-            raise DecodeError(
-                "bad_base",
-                f"version {message.held.version} differs from another version "
-                f"{message.parent} than the one that is held",
-            )
-        if self._live is not None:
-            check_fits(file, self._live)
