@@ -6,7 +6,9 @@ Pairs of bf16 checkpoints: Gaussian weights of 4096 x 4096 of which a part has m
 the last place, at random or in whole rows; and MiniLM, fine-tuned by AdamW on fp32 masters that are
 rounded to bf16, before and after a step. Beside wcodec: XOR and zstd -1; the gaps between changed
 words and their new values, by zstd -3; a bitmap and the new values, by zstd -1; and positions of 32
-bits with new values, as they are (COO).
+bits with new values, as they are (COO). Where vLLM can be imported (`make test-engines` makes such
+an environment), its sparse weight transfer too: COO in tensors, which vLLM loads by tensors of NaN
+with the new values among them.
 
 Encoding takes both checkpoints in memory and gives bytes. Applying turns the old tensors in memory
 into the new ones, checked against CRC-32s in wcodec alone: of what is listed, and in full of all
@@ -167,10 +169,69 @@ class Coo(Other):
         b[np.frombuffer(data[0], np.int32)] = np.frombuffer(data[1], np.uint16)
 
 
-OTHERS = {
+class Vllm(Other):
+    """Patches of vLLM's backend ``sparse_nccl``, loaded by what its workers call."""
+
+    def __init__(self) -> None:
+        from vllm.model_executor.model_loader import checkpoint_weight_patch
+
+        self._patches = checkpoint_weight_patch
+
+    def encode(self, new: Arrays, base: Arrays) -> list[Any]:
+        out = []
+        for name, (w, b) in zip(new, zip(words(new), words(base), strict=True), strict=True):
+            at = torch_of(w != b).nonzero().reshape(-1).int()
+            out.append((name, new[name].shape, at, torch_of(w).view(torch_bf16())[at]))
+        return out
+
+    def apply(self, data: list[Any], base: Arrays) -> None:
+        live = {
+            name: torch_of(b).view(torch_bf16()).view(a.shape)
+            for (name, a), b in zip(base.items(), words(base), strict=True)
+        }
+        patches = [
+            self._patches.CheckpointWeightPatch(name, shape, torch_bf16(), values, at)
+            for name, shape, at, values in data
+        ]
+        self._patches.load_checkpoint_weight_patches(Loader(live), patches)
+
+
+class Loader:
+    """The part of a model that vLLM loads weights by."""
+
+    def __init__(self, live: dict[str, Any]) -> None:
+        self.live = live
+
+    def load_weights(self, weights: list[tuple[str, Any]]) -> set[str]:
+        for name, weight in weights:
+            self.live[name].copy_(weight)
+        return {name for name, _ in weights}
+
+
+def torch_of(array: Array) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def torch_bf16() -> Any:
+    import torch
+
+    return torch.bfloat16
+
+
+def nbytes_of(data: list[Any]) -> int:
+    """Bytes of what an `Other` has made, without names and shapes."""
+    parts = [part for one in data for part in one if not isinstance(part, str | tuple)]
+    return sum(getattr(part, "nbytes", None) or len(part) for part in parts)
+
+
+OTHERS: dict[str, Other] = {
     "XOR, zstd -1": Xor(), "gaps, values, zstd -3": Gaps(), "bitmap, values, zstd -1": Bitmap(),
     "COO int32": Coo(),
 }  # fmt: skip
+if importlib.util.find_spec("vllm") is not None:
+    OTHERS["vLLM sparse"] = Vllm()
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -225,9 +286,7 @@ def ways() -> dict[str, Measured]:
             len,
         )
     for name, other in OTHERS.items():
-        out[name] = Measured(
-            other.encode, {"apply": other.apply}, lambda data: sum(map(len, sum(data, ())))
-        )
+        out[name] = Measured(other.encode, {"apply": other.apply}, nbytes_of)
     return out
 
 
