@@ -140,7 +140,9 @@ def _ranks(rank: int, world: int, path: Path, is_save: bool) -> None:
             changed = {k: t + 1 for k, t in sharded.items()}
             writer = WCodecStorageWriter(path / "d", base=path / "w")
             dcp.async_save(changed, storage_writer=writer).result()
-            dist.barrier()  # nobody leaves while others still talk
+            # A thread of gloo may still be about to let go of a tensor, for which it takes the GIL:
+            # if Python ends meanwhile, PyTorch aborts the process (pytorch/pytorch#190489).
+            dist.barrier()
             return
         for where, more in (("w", 0), ("plain", 0), ("d", 1)):
             found = {k: torch.zeros_like(t) for k, t in sharded.items()}
