@@ -155,6 +155,18 @@ def entropies(new: Arrays, old: Arrays, decay: float | None) -> dict[str, float]
     return {"same_percent": round(100 * same / sum(a.size for a in new.values()), 2), **percents}
 
 
+def all_entropies(forms: dict[int, Arrays], beta: float | None) -> dict[str, Any]:
+    """From each base, with and without the tables of embeddings."""
+    rest = {k: without_tables(v) for k, v in forms.items()}
+    return {
+        name: {
+            steps_before(k): entropies(kept[0], kept[k], None if beta is None else beta**k)
+            for k in BEFORE
+        }
+        for name, kept in (("entropy_percent", forms), ("entropy_percent, no embeddings", rest))
+    }
+
+
 def chosen(data: bytes) -> dict[str, float]:
     """Percent of the tensors' bytes by what the encoder chose for them: the difference, or that
     changed words are listed, and layouts.
@@ -235,13 +247,10 @@ def measure(
         "zeros_percent": round(100 * zeros, 2),
         **sizes(forms, room),
         "others": others(new),
-        "entropy_percent": {
-            steps_before(k): entropies(new, forms[k], BETAS[state] ** k if is_moment else None)
-            for k in BEFORE
-        },
+        **all_entropies(forms, BETAS[state] if is_moment else None),
     }  # fmt: skip
     print(f"lr {rate}, {state}, {form}: {report['zeros_percent']} % zeros, {report['others']}")
-    for name in ("percent", "chosen", "entropy_percent"):
+    for name in ("percent", "chosen", "entropy_percent", "entropy_percent, no embeddings"):
         for key, row in report[name].items():
             print(f"  {key:28}", row, flush=True)
     return report
