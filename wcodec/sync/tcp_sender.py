@@ -28,7 +28,7 @@ class _Client:
     """A receiver, as the server sees it."""
 
     def __init__(self, s: socket.socket, held: Held | None) -> None:
-        self.socket, self.held, self.sent, self.news = s, held, held, asyncio.Event()
+        self.held, self.sent, self.news = held, held, asyncio.Event()
         self.name = "{}:{}".format(*s.getpeername()[:2])
 
 
@@ -78,13 +78,15 @@ class TcpSender(Sender):
         self._publisher = Publisher(options, backend)
         self._max_behind, self._timeout = max_behind, timeout
         self._clients = set[_Client]()
+        self._connections = dict[asyncio.Task[None], asyncio.StreamWriter]()  # said HELD or not
         self._error: Exception | None = None  # of the thread, for who sends next
         self._recent = deque[Held](maxlen=1024)  # versions, the newest last
         self._changed, self._closed = threading.Condition(Lock()), False
+        self._sending = Lock()  # versions are told of in the order of their numbers
         self._loop, self._worker = asyncio.new_event_loop(), Workers(1, "wcodec-sync")
         try:
             self._server = self._loop.run_until_complete(
-                asyncio.start_server(self._serve, host, port)
+                asyncio.start_server(self._accept, host, port)
             )
         except BaseException:
             self._loop.close()
@@ -111,11 +113,12 @@ class TcpSender(Sender):
         self._check()
         if self._max_behind is not None:
             self._wait(self._max_behind, self._timeout)
-        number = self._publisher.publish(state_dict, version)
-        newest = self._publisher.newest
-        assert newest is not None
-        with self._changed:
-            self._recent.append(newest)
+        with self._sending:
+            number = self._publisher.publish(state_dict, version)
+            newest = self._publisher.newest
+            assert newest is not None
+            with self._changed:
+                self._recent.append(newest)
         self._loop.call_soon_threadsafe(self._tell)
         return number
 
@@ -131,6 +134,8 @@ class TcpSender(Sender):
         ------
         TimeoutError, RuntimeError
             As `send`.
+        EncodeError, MemoryError
+            A receiver could not be sent a version.
         """
         self._check()
         self._wait(0, timeout)
@@ -142,12 +147,10 @@ class TcpSender(Sender):
 
     def close(self) -> None:
         """As `_End.close`. Receivers that lack something do not get it: see `flush`."""
-        if self._closed:
-            return
         with self._changed:
-            self._closed = True
+            was_closed, self._closed = self._closed, True
             self._changed.notify_all()
-        if self._is_forked:  # the loop is the parent's
+        if was_closed or self._is_forked:  # the loop is the parent's
             return
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -156,7 +159,8 @@ class TcpSender(Sender):
         self._loop.close()
 
     def _files(self) -> list[int]:
-        return [s.fileno() for s in (*self._server.sockets, *(c.socket for c in self._clients))]
+        theirs = (writer.get_extra_info("socket") for writer in self._connections.values())
+        return [s.fileno() for s in (*self._server.sockets, *theirs)]
 
     def _check(self) -> None:
         self._check_process()
@@ -170,8 +174,11 @@ class TcpSender(Sender):
         """Wait until no receiver lacks more than so many versions."""
         end = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            while slow := [c.name for c in self._clients if self._lacks(c.held) > behind]:
+            while True:
                 self._check()
+                slow = [c.name for c in self._clients if self._lacks(c.held) > behind]
+                if not slow:
+                    return
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(
@@ -200,6 +207,15 @@ class TcpSender(Sender):
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._loop.shutdown_default_executor()
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._connections[task] = writer
+        task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        """End a connection at once, also one that takes nothing of what is still to be sent."""
+        self._connections.pop(task).transport.abort()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a receiver until one side ends it."""
         client: _Client | None = None
@@ -226,7 +242,6 @@ class TcpSender(Sender):
                 if client is not None:
                     self._clients.discard(client)
                 self._changed.notify_all()
-            writer.close()
 
     async def _listen(self, reader: asyncio.StreamReader, client: _Client) -> None:
         """Take what a receiver says that it has."""
