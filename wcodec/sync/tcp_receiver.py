@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from wcodec.backends import Backend
-from wcodec.errors import CodecError
 from wcodec.processes import Lock, Workers
 from wcodec.sync.ends import Receiver
 from wcodec.sync.messages import (
@@ -24,9 +23,10 @@ from wcodec.sync.messages import (
     held_message,
     read_header,
 )
-from wcodec.sync.tcp import PIECE_NBYTES, SILENT_S, address_of, keep_alive
+from wcodec.sync.tcp import PIECE_NBYTES, address_of, keep_alive
 from wcodec.sync.versions import Subscriber
 
+CONNECT_S: Final = 10.0  #: for one try to connect, which `close` waits for
 RETRY_S: Final = 0.1, 5.0  #: the first pause between two tries to connect, and the longest
 INBOX: Final = 16  #: messages that are taken in before they are applied
 SLACK_NBYTES: Final = 1 << 26  #: that a message may have beyond its tensors
@@ -78,7 +78,8 @@ class TcpReceiver(Receiver):
         self._last = held  # what has been received
         self._beginning = 0  # counts how often all tensors were asked for
         self._socket: socket.socket | None = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None  # what keeps versions from coming
+        self._is_lost = False  # by that, for ever
         self._worker = Workers(1, "wcodec-sync")
         self._running = self._worker.begin(self._run)
 
@@ -104,8 +105,9 @@ class TcpReceiver(Receiver):
 
         Raises
         ------
-        DecodeError
-            Also if the peer is no sender of weights.
+        DecodeError, MemoryError
+            Also if the peer is no sender of weights, or sends more than there is room for: nothing
+            comes any more then.
         RuntimeError
             It is closed, or of another process.
         """
@@ -116,7 +118,7 @@ class TcpReceiver(Receiver):
                 n = len(self._inbox)
                 if self._closed:
                     raise RuntimeError("the receiver is closed")
-                if n == 0 and isinstance(self._error, CodecError):
+                if n == 0 and self._is_lost and self._error is not None:
                     raise self._error
             for _ in range(n):
                 self._apply_next()
@@ -124,6 +126,8 @@ class TcpReceiver(Receiver):
 
     def _apply_next(self) -> None:
         with self._changed:
+            if not self._inbox:  # all tensors of a version have replaced several
+                return
             message = self._inbox.popleft()
             self._changed.notify_all()
         try:
@@ -136,7 +140,7 @@ class TcpReceiver(Receiver):
     @property
     def _over(self) -> bool:
         """Whether nothing will come any more."""
-        return self._closed or isinstance(self._error, CodecError)
+        return self._closed or self._is_lost
 
     def _begin_again(self) -> None:
         """All tensors of a version are to come next."""
@@ -180,25 +184,28 @@ class TcpReceiver(Receiver):
                     delay = RETRY_S[0]
                     while not self._closed:
                         self._take(self._receive(s), beginning)
-            except CodecError as e:
-                with self._changed:
-                    self._error = e
-                    self._changed.notify_all()
             except (OSError, EOFError) as e:
                 self._error = e
+            except Exception as e:  # for who updates
+                with self._changed:
+                    self._error, self._is_lost = e, True
+                    self._changed.notify_all()
             with self._changed:
                 self._changed.wait_for(lambda: self._over, delay)
             delay = min(2 * delay, longest)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[tuple[socket.socket, int]]:
-        with socket.create_connection(self._address, timeout=SILENT_S) as s:
+        with socket.create_connection(self._address, timeout=CONNECT_S) as s:
             keep_alive(s)
             s.settimeout(None)
             with self._changed:
                 if self._closed:
                     raise EOFError("closed")
                 s.sendall(held_message(self._last))
+                applied = self._subscriber.held
+                if applied not in (None, self._last):  # the rest has come, and is not applied yet
+                    s.sendall(held_message(applied))
                 self._socket, self._error, beginning = s, None, self._beginning
             try:
                 yield s, beginning
@@ -214,8 +221,11 @@ class TcpReceiver(Receiver):
 
     def _take(self, message: Message, beginning: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: len(self._inbox) < INBOX or self._over)
+            is_full = message.parent == 0
+            self._changed.wait_for(lambda: is_full or len(self._inbox) < INBOX or self._over)
             if beginning == self._beginning and not self._closed:
+                if is_full:
+                    self._inbox.clear()  # it needs none of them
                 self._inbox.append(message)
                 self._last = message.held
                 self._changed.notify_all()
