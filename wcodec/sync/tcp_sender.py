@@ -200,11 +200,13 @@ class TcpSender(Sender):
             client.news.set()
 
     async def _end(self) -> None:
+        for s in self._server.sockets:  # `close` would lose those that are being accepted
+            self._loop.remove_reader(s)
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in self._connections:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=0.1)  # before Python 3.12, wait_for may go on
         self._server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await self._loop.shutdown_default_executor()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
