@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import threading
@@ -43,6 +44,33 @@ def free_url() -> str:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return f"tcp://127.0.0.1:{s.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def forked(call: Callable[[], bool]) -> Iterator[None]:
+    """A child that calls something, which is true, and lives until the context ends. It has called
+    it when the context begins.
+    """
+    (there, done), (wait, end) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(end)
+            code = 0 if call() else 2
+            os.write(done, b"1")
+            os.read(wait, 1)
+        finally:
+            os._exit(code)
+    os.close(done)
+    os.close(wait)
+    try:
+        os.read(there, 1)
+        yield
+    finally:
+        os.close(end)
+        os.close(there)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 class Link:

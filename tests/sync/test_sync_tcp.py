@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from links import forked
 from runs import BF16, State, changed, copies, gaussian, same, steps
 
 import wcodec.sync
@@ -412,29 +412,23 @@ def test_a_forked_child_keeps_no_connection_and_no_port() -> None:
     receiver = TcpReceiver(sender.url)
     sender.send(state)
     receiver.wait_for(1, LONG)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:  # it lives until the parent lets it go
-        os.close(write)
+
+    def are_refused() -> bool:
         errors = 0
         for call in (lambda: sender.send(state), receiver.update):
             try:
                 call()
             except RuntimeError:
                 errors += 1
-        os.read(read, 1)
-        os._exit(0 if errors == 2 else 1)
-    os.close(read)
-    try:
+        return errors == 2
+
+    with forked(are_refused):
         receiver.close()
         until(lambda: not sender.receivers())
         sender.close()
         with TcpSender(sender.url) as again, TcpReceiver(again.url) as other:
             again.send(state)
             assert other.wait_for(1, LONG) == 1
-    finally:
-        os.close(write)
-        assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize(

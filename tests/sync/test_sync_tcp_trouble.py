@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import random
 import socket
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from links import LOCAL, LONG, Link, free_url, states_of, until
+from links import LOCAL, LONG, Link, forked, free_url, states_of, until
 from runs import copies, same
 
 from wcodec.sync import tcp_receiver, versions
@@ -334,21 +333,14 @@ def test_a_forked_child_keeps_no_connection_of_a_sender(has_said: bool) -> None:
         if has_said:
             s.sendall(held_message(None))
         until(lambda: sender.receivers() if has_said else sender._connections)
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:  # it lives until the parent lets it go
-            os.close(write)
+
+        def close() -> bool:
             s.close()
-            os.read(read, 1)
             sender.close()
-            os._exit(0)
-        os.close(read)
-        try:
+            return True
+
+        with forked(close), s:
             sender.close()
-            with s:
-                assert ends(s)
+            assert ends(s)
             with TcpSender(sender.url):
                 pass
-        finally:
-            os.close(write)
-            assert os.waitpid(child, 0)[1] == 0

@@ -197,6 +197,8 @@ class TcpReceiver(Receiver):
     @contextlib.contextmanager
     def _connected(self) -> Iterator[tuple[socket.socket, int]]:
         with socket.create_connection(self._address, timeout=CONNECT_S) as s:
+            if s.getsockname() == s.getpeername():  # nobody listens, and the system chose that port
+                raise OSError("the receiver was connected to itself")
             keep_alive(s)
             s.settimeout(None)
             with self._changed:
