@@ -6,6 +6,7 @@ import gc
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import chain
@@ -17,7 +18,7 @@ from links import LOCAL, LONG, Link, forked, free_url, states_of, until
 from runs import copies, same
 
 from wcodec.sync import tcp_receiver, versions
-from wcodec.sync.messages import HEADER_NBYTES, Held, held_message, read_header
+from wcodec.sync.messages import HEADER_NBYTES, Held, Message, held_message, read_header
 from wcodec.sync.tcp import address_of
 from wcodec.sync.tcp_receiver import TcpReceiver
 from wcodec.sync.tcp_sender import TcpSender
@@ -213,8 +214,15 @@ def test_who_waits_hears_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
         assert isinstance(found[0], MemoryError)
 
 
-def test_threads_that_send_at_once() -> None:
-    states = states_of(10)
+def test_threads_that_send_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, publish = states_of(10), Publisher.publish
+
+    def slow(*args: Any) -> int:
+        number = publish(*args)
+        time.sleep(0.002)  # others come in between, if they may
+        return number
+
+    monkeypatch.setattr(Publisher, "publish", slow)
     with TcpSender(LOCAL, max_behind=None) as sender, TcpReceiver(sender.url) as receiver:
         threads = [running(lambda: [sender.send(s) for s in states]) for _ in range(4)]
         for thread, _ in threads:
@@ -248,6 +256,31 @@ def test_what_comes_before_all_tensors_is_let_go(monkeypatch: pytest.MonkeyPatch
         assert same(dict(receiver.tensors), states[-1])
 
 
+def test_all_tensors_come_while_others_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is room for no more."""
+    states, publisher = states_of(6), Publisher()
+    with TcpSender(LOCAL) as sender, TcpReceiver(sender.url) as receiver:
+        for state in states:
+            publisher.publish(state)
+        sender.send(states[0])
+        receiver.wait_for(1, LONG)
+        for state in states[1:4]:
+            sender.send(state)
+        until(lambda: len(receiver._inbox) == 3)
+        monkeypatch.setattr(tcp_receiver, "INBOX", 1)
+        last, apply = publisher.message(None), receiver._subscriber.apply
+        assert last is not None
+
+        def applied(message: Message) -> list[str]:
+            if message.parent == 1:
+                receiver._take(last, receiver._beginning)
+            return apply(message)
+
+        monkeypatch.setattr(receiver._subscriber, "apply", applied)
+        assert receiver.update() == 6
+        assert same(dict(receiver.tensors), states[5])
+
+
 def test_what_goes_wrong_in_a_receivers_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object) -> None:
         raise MemoryError("no room")
@@ -271,6 +304,8 @@ def test_who_has_what_nobody_knows_gets_all_tensors(held: Held) -> None:
             header = read_header(file.read(HEADER_NBYTES), (2, 3))
             assert (header.parent, header.held and header.held.version) == (0, 2)
             file.read(header.nbytes)
+            with pytest.raises(TimeoutError):  # it does not say that it has them
+                sender.flush(0.02)
             s.sendall(bytes(HEADER_NBYTES))  # rubbish, later
             assert file.read() == b""
         live = copies(states[0])
