@@ -1,4 +1,4 @@
-"""Runs of training, as the states of a model after each step, for tests of chains."""
+"""Runs of training, as the states of a model after each step, for tests of what follows them."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ def steps(n: int, seed: int = 0) -> list[State]:
             now["layer.1"] = gaussian(rng, (96, 40 + i))
         if i % 4 == 1:
             now["head"] = now["embed"].copy()
+        out.append(now)
+    return out
+
+
+def fixed_steps(n: int, seed: int = 0, n_rows: int = 100) -> list[State]:
+    """A model of fixed shapes after each of `n` steps, in each of which 1 % of its words change."""
+    rng = np.random.default_rng(seed)
+    now: State = {"a": gaussian(rng, (n_rows, 400)), "b": gaussian(rng, (500,))}
+    out = [now]
+    for _ in range(n - 1):
+        now = {name: changed(rng, array, 0.01) for name, array in now.items()}
         out.append(now)
     return out
 

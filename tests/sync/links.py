@@ -1,4 +1,4 @@
-"""What tests of weights over TCP have in common: a model's states, and connections that fail."""
+"""What tests of sent weights have in common: waiting, tensors of PyTorch, connections that fail."""
 
 from __future__ import annotations
 
@@ -8,35 +8,50 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from runs import State, changed, gaussian
+import torch
+from runs import BF16, State
 
 from wcodec.sync.tcp import address_of
 
 LOCAL = "tcp://127.0.0.1:0"
-LONG = 120.0  #: seconds that nothing takes
-
-
-def states_of(n: int, seed: int = 0, n_rows: int = 100) -> list[State]:
-    """A model of fixed shapes after each of `n` steps."""
-    rng = np.random.default_rng(seed)
-    now: State = {"a": gaussian(rng, (n_rows, 400)), "b": gaussian(rng, (500,))}
-    out = [now]
-    for _ in range(n - 1):
-        now = {name: changed(rng, array, 0.01) for name, array in now.items()}
-        out.append(now)
-    return out
+LONG = 600.0  #: seconds: as long as a test may take
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + LONG
+    """Wait until something is so; if it never is, the time limit of tests ends it."""
     while not condition():
-        assert time.monotonic() < end
         time.sleep(0.002)
+
+
+def running(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """A thread that calls something, and a list that has what it returns or raises."""
+    found: list[Any] = []
+
+    def call() -> None:
+        try:
+            found.append(function())
+        except Exception as e:
+            found.append(e)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread, found
+
+
+def torch_of(state: State) -> dict[str, torch.Tensor]:
+    """Copies, as tensors of bfloat16."""
+    return {n: torch.from_numpy(a.view(np.int16).copy()).view(torch.bfloat16)
+            for n, a in state.items()}  # fmt: skip
+
+
+def arrays_of(live: Mapping[str, Any]) -> State:
+    """Arrays, or those in the memory of tensors of bfloat16."""
+    return {n: t.view(torch.int16).numpy().view(BF16) if isinstance(t, torch.Tensor) else t
+            for n, t in live.items()}  # fmt: skip
 
 
 def free_url() -> str:

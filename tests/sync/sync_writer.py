@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from links import states_of
+from runs import fixed_steps
 
 from wcodec.sync import open_sender
 
@@ -15,7 +15,7 @@ from wcodec.sync import open_sender
 def main() -> None:
     url, seed, n = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with open_sender(url, max_behind=2) as sender:
-        for state in states_of(n, seed):
+        for state in fixed_steps(n, seed):
             sender.send(state)
             print("sent", flush=True)
         sys.stdin.read()  # until it is told to end

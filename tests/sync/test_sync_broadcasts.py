@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from runs import State, changed, copies, gaussian, same, steps
+from links import arrays_of, torch_of
+from runs import copies, fixed_steps, same, steps
 
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.sync.collective import BroadcastReceiver, BroadcastSender
 from wcodec.sync.messages import Message
 
 WORLD = 3
-
-
-def run(n: int) -> list[State]:
-    """A model of fixed shapes after each of `n` steps."""
-    rng = np.random.default_rng(0)
-    now: State = {"a": gaussian(rng, (100, 90)), "b": gaussian(rng, (500,))}
-    out = [now]
-    for _ in range(n - 1):
-        now = {name: changed(rng, array, 0.01) for name, array in now.items()}
-        out.append(now)
-    return out
 
 
 def sender_of(parents: list[int]) -> BroadcastSender:
@@ -47,9 +36,8 @@ def sender_of(parents: list[int]) -> BroadcastSender:
 def _all_versions(rank: int) -> None:
     """Rank 1 has arrays of its own, rank 2 has tensors; they are sent by rank 0."""
     parents = list[int]()
-    states, all_states = run(5), steps(5)
-    live: Any = {n: torch.from_numpy(a.view(np.int16).copy()).view(torch.bfloat16)
-                 for n, a in states[4].items()}  # fmt: skip
+    states, all_states = fixed_steps(5), steps(5)
+    live = torch_of(states[4])
     if rank == 0:
         with sender_of(parents) as sender:
             for i, state in enumerate(states, 1):
@@ -68,8 +56,7 @@ def _all_versions(rank: int) -> None:
             assert same(dict(receiver.tensors), state)
         else:
             assert receiver.tensors is live
-            for n, a in state.items():
-                assert live[n].view(torch.int16).numpy().tobytes() == a.tobytes()
+            assert same(arrays_of(live), state)
     assert memory == {n: t.data_ptr() for n, t in live.items()}
     receiver = BroadcastReceiver()
     for i, state in enumerate(all_states):
@@ -78,7 +65,7 @@ def _all_versions(rank: int) -> None:
 
 
 def _ends_begin_anew(rank: int) -> None:
-    states, parents = run(5), list[int]()
+    states, parents = fixed_steps(5), list[int]()
     if rank == 0:
         sender = sender_of(parents)
         for state in states[:4]:
@@ -102,7 +89,7 @@ def _ends_begin_anew(rank: int) -> None:
 
 
 def _one_is_damaged(rank: int) -> None:
-    states, parents = run(5), list[int]()
+    states, parents = fixed_steps(5), list[int]()
     if rank == 0:
         sender = sender_of(parents)
         for state in states:
@@ -124,7 +111,7 @@ def _one_is_damaged(rank: int) -> None:
 
 def _all_missed_some(rank: int) -> None:
     """Versions that were published and not sent come one after the other, in one call."""
-    states, parents = run(4), list[int]()
+    states, parents = fixed_steps(4), list[int]()
     if rank == 0:
         sender = sender_of(parents)
         sender.send(states[0])

@@ -9,25 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from runs import State, changed, copies, gaussian, same, steps
+from links import LONG, arrays_of, torch_of
+from runs import copies, fixed_steps, same, steps
 
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.sync import ChainReceiver, ChainSender, open_receiver, open_sender
 
-LONG = 120.0  #: seconds that nothing takes
 POLL = 0.01
-
-
-def run(n: int) -> list[State]:
-    """A model of fixed shapes after each of `n` steps."""
-    rng = np.random.default_rng(0)
-    now: State = {"a": gaussian(rng, (100, 90)), "b": gaussian(rng, (500,))}
-    out = [now]
-    for _ in range(n - 1):
-        now = {name: changed(rng, array, 0.01) for name, array in now.items()}
-        out.append(now)
-    return out
 
 
 def ends(path: Path, tensors: Any = None) -> tuple[ChainSender, ChainReceiver]:
@@ -51,30 +39,21 @@ def test_every_version_comes_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_torch", [False, True])
 def test_tensors_are_changed_in_place(tmp_path: Path, is_torch: bool) -> None:
-    states = run(5)
-    live: Any = copies(states[3])
-    if is_torch:
-        live = {n: torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
-                for n, a in live.items()}  # fmt: skip
-
-    def plain() -> State:
-        if not is_torch:
-            return live
-        return {n: t.view(torch.int16).numpy().view(states[0][n].dtype) for n, t in live.items()}
-
-    memory = {n: a.ctypes.data for n, a in plain().items()}
+    states = fixed_steps(5)
+    live: Any = (torch_of if is_torch else copies)(states[3])
+    memory = {n: a.ctypes.data for n, a in arrays_of(live).items()}
     sender, receiver = ends(tmp_path, live)
     for i, state in enumerate(states, 1):
         sender.send(state)
         if i != 3:  # it misses one
             assert receiver.wait_for(i, LONG) == i
-            assert same(plain(), state)
+            assert same(arrays_of(live), state)
     assert receiver.tensors is live
-    assert memory == {n: a.ctypes.data for n, a in plain().items()}
+    assert memory == {n: a.ctypes.data for n, a in arrays_of(live).items()}
 
 
 def test_a_receiver_may_begin_first(tmp_path: Path) -> None:
-    state = run(1)[0]
+    state = fixed_steps(1)[0]
     sender, receiver = ends(tmp_path / "run")
     assert receiver.update() is None
     found: list[Any] = []
@@ -92,7 +71,7 @@ def test_waiting_ends(tmp_path: Path) -> None:
         receiver.wait_for(1, 0.05)
     with pytest.raises(TimeoutError):
         receiver.wait_for(1, 0)
-    sender.send(run(1)[0])
+    sender.send(fixed_steps(1)[0])
     assert receiver.wait_for(1, LONG) == 1
     assert receiver.wait_for(1, 0) == 1
     assert receiver.update(0.05) == 1
@@ -101,7 +80,7 @@ def test_waiting_ends(tmp_path: Path) -> None:
 
 
 def test_versions_that_are_pruned_and_packed_in_between(tmp_path: Path) -> None:
-    states = run(9)
+    states = fixed_steps(9)
     sender, own = ends(tmp_path)
     live = copies(states[0])
     other = open_receiver(tmp_path, live, poll=POLL)
@@ -125,7 +104,7 @@ def test_versions_that_are_pruned_and_packed_in_between(tmp_path: Path) -> None:
 
 def test_all_is_behind_one_version(tmp_path: Path) -> None:
     """Only the newest version is left, as a whole: who is behind, or has nothing, gets it."""
-    states = run(4)
+    states = fixed_steps(4)
     sender, behind = ends(tmp_path)
     sender.send(states[0])
     behind.update()
@@ -139,7 +118,7 @@ def test_all_is_behind_one_version(tmp_path: Path) -> None:
 
 
 def test_the_caller_gives_numbers(tmp_path: Path) -> None:
-    states = run(3)
+    states = fixed_steps(3)
     sender, receiver = ends(tmp_path)
     for i, state in enumerate(states, 1):
         for wrong in (i - 1, i + 1, 0, -1):
@@ -156,7 +135,7 @@ def test_the_caller_gives_numbers(tmp_path: Path) -> None:
 
 
 def test_what_tensors_are_may_be_known(tmp_path: Path) -> None:
-    states = run(3)
+    states = fixed_steps(3)
     sender, _ = ends(tmp_path)
     for state in states[:2]:
         sender.send(state)
@@ -173,7 +152,7 @@ def test_what_tensors_are_may_be_known(tmp_path: Path) -> None:
 
 
 def test_tensors_that_somebody_changed(tmp_path: Path) -> None:
-    states = run(3)
+    states = fixed_steps(3)
     live = copies(states[0])
     sender, receiver = ends(tmp_path, live)
     sender.send(states[0])
@@ -191,7 +170,7 @@ def test_tensors_that_somebody_changed(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_damaged(tmp_path: Path) -> None:
-    states = run(3)
+    states = fixed_steps(3)
     sender, receiver = ends(tmp_path)
     sender.send(states[0])
     receiver.update()
@@ -210,7 +189,7 @@ def test_a_file_that_is_damaged(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_stored_is_no_version(tmp_path: Path) -> None:
-    states = run(2)
+    states = fixed_steps(2)
     sender, receiver = ends(tmp_path)
     for i, state in enumerate(states, 1):
         with pytest.raises(EncodeError, match="unsupported_dtype"):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any
 
 import numpy as np
 import pytest
-from links import forked
-from runs import BF16, State, changed, copies, gaussian, same, steps
+from links import LOCAL, LONG, Link, forked, running, until
+from runs import BF16, State, changed, copies, fixed_steps, gaussian, same, steps
 
 import wcodec.sync
 from wcodec.errors import DecodeError
@@ -22,27 +20,6 @@ from wcodec.sync.tcp import address_of
 from wcodec.sync.tcp_receiver import TcpReceiver
 from wcodec.sync.tcp_sender import TcpSender
 from wcodec.sync.versions import Publisher
-
-LOCAL = "tcp://127.0.0.1:0"
-LONG = 120.0  #: seconds that nothing takes
-
-
-def run(n: int, seed: int = 0) -> list[State]:
-    """A model of fixed shapes after each of `n` steps."""
-    rng = np.random.default_rng(seed)
-    now: State = {"a": gaussian(rng, (300, 400)), "b": gaussian(rng, (500,))}
-    out = [now]
-    for _ in range(n - 1):
-        now = {name: changed(rng, array, 0.01) for name, array in now.items()}
-        out.append(now)
-    return out
-
-
-def until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 # ---- what is sent --------------------------------------------------------------------------------
@@ -55,7 +32,7 @@ def test_every_version_comes_bit_for_bit() -> None:
 
 
 def test_tensors_are_changed_in_place() -> None:
-    states = run(4)
+    states = fixed_steps(4)
     live = copies(states[3])
     arrays = dict(live)
     with TcpSender(LOCAL) as sender, TcpReceiver(sender.url, live) as receiver:
@@ -67,7 +44,7 @@ def test_tensors_are_changed_in_place() -> None:
 
 
 def test_nothing_changes_until_it_is_asked_for() -> None:
-    states = run(2)
+    states = fixed_steps(2)
     live = copies(states[0])
     with TcpSender(LOCAL) as sender, TcpReceiver(sender.url, live) as receiver:
         assert receiver.update() is None
@@ -80,7 +57,7 @@ def test_nothing_changes_until_it_is_asked_for() -> None:
 
 
 def test_receivers_come_and_go() -> None:
-    states = run(6)
+    states = fixed_steps(6)
     with TcpSender(LOCAL) as sender, TcpReceiver(sender.url) as first:
         sender.send(states[0])
         first.wait_for(1, LONG)
@@ -99,7 +76,7 @@ def test_receivers_come_and_go() -> None:
 
 
 def test_what_is_held_is_not_sent_again() -> None:
-    states = run(3)
+    states = fixed_steps(3)
     with TcpSender(LOCAL) as sender:
         for state in states[:2]:
             sender.send(state)
@@ -119,7 +96,7 @@ def test_what_is_held_is_not_sent_again() -> None:
 
 
 def test_a_sender_begins_anew_and_receivers_find_it() -> None:
-    states = run(4)
+    states = fixed_steps(4)
     sender = TcpSender(LOCAL)
     with TcpReceiver(sender.url) as receiver:
         sender.send(states[0])
@@ -136,7 +113,7 @@ def test_a_receiver_may_begin_first() -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    state = run(1)[0]
+    state = fixed_steps(1)[0]
     with TcpReceiver(f"tcp://127.0.0.1:{port}") as receiver:
         with pytest.raises(TimeoutError, match=f"127.0.0.1:{port}"):
             receiver.wait_for(1, 0.5)
@@ -147,81 +124,26 @@ def test_a_receiver_may_begin_first() -> None:
 
 
 # ---- connections that break ----------------------------------------------------------------------
-class Proxy:
-    """Passes bytes on, and cuts the connection after so many of the sender's."""
-
-    def __init__(self, url: str) -> None:
-        self.behind, self.passed = address_of(url), [0]
-        self.cut_after: int | None = None
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"tcp://127.0.0.1:{self.server.getsockname()[1]}"
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-
-    def run(self) -> None:
-        while True:
-            try:
-                there, _ = self.server.accept()
-            except OSError:
-                return
-            here = socket.create_connection(self.behind)
-            self.passed.append(0)
-            back = threading.Thread(target=self.copy, args=(there, here, None))
-            back.start()
-            self.copy(here, there, self.passed)
-            back.join()
-            here.close()
-            there.close()
-
-    def copy(self, source: socket.socket, target: socket.socket, passed: list[int] | None) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(4096):
-                if passed is not None and self.cut_after is not None:
-                    data = data[: self.cut_after - passed[-1]]
-                target.sendall(data)
-                if passed is not None:
-                    passed[-1] += len(data)
-                    if passed[-1] == self.cut_after:
-                        break
-        for s in (source, target):
-            with contextlib.suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.server.shutdown(socket.SHUT_RDWR)
-        self.server.close()
-        self.thread.join()
-
-
 @pytest.mark.parametrize("where", [0, 1, 63, 64, 65, 300, -1])
 def test_a_connection_that_is_cut_goes_on_with_what_is_missing(where: int) -> None:
-    states = run(3)
-    publisher = Publisher()
-    for state in states[:2]:
-        publisher.publish(state)
-        if publisher.newest is not None and publisher.newest.version == 1:
-            first = publisher.newest
-            full = publisher.message(None)
-    delta = publisher.message(first)
+    states, publisher = fixed_steps(3, n_rows=300), Publisher()
+    publisher.publish(states[0])
+    full = publisher.message(None)
     assert full is not None
+    publisher.publish(states[1])
+    delta = publisher.message(full.held)
     assert delta is not None
-    one = HEADER_NBYTES + len(delta.data)
-    with (
-        TcpSender(LOCAL) as sender,
-        closing(Proxy(sender.url)) as proxy,
-        TcpReceiver(proxy.url) as receiver,
-    ):
-        sender.send(states[0])
-        receiver.wait_for(1, LONG)
-        done = HEADER_NBYTES + len(full.data)
-        until(lambda: proxy.passed[-1] == done)
-        proxy.cut_after = done + where % one
-        sender.send(states[1])
-        until(lambda: len(proxy.passed) > 2)  # it has connected again
-        proxy.cut_after = None
-        assert receiver.wait_for(2, LONG) == 2
-        assert same(dict(receiver.tensors), states[1])
-        assert sum(proxy.passed[2:]) <= 2 * one < len(full.data)
+    first, one = HEADER_NBYTES + len(full.data), HEADER_NBYTES + len(delta.data)
+    with TcpSender(LOCAL) as sender, closing(Link(sender.url)) as link:
+        link.limits = iter([first + where % one])
+        with TcpReceiver(link.url) as receiver:
+            sender.send(states[0])
+            receiver.wait_for(1, LONG)
+            sender.send(states[1])
+            assert receiver.wait_for(2, LONG) == 2
+            assert same(dict(receiver.tensors), states[1])
+            assert link.passed[0] == first + where % one
+            assert sum(link.passed[1:]) <= 2 * one < len(full.data)
 
 
 @contextmanager
@@ -264,7 +186,7 @@ def test_memory_is_not_taken_for_what_has_not_come() -> None:
 
 
 def test_who_is_no_receiver_harms_nobody() -> None:
-    states = run(2)
+    states = fixed_steps(2)
     with TcpSender(LOCAL) as sender, TcpReceiver(sender.url) as receiver:
         address = address_of(sender.url)
         with socket.create_connection(address) as silent:
@@ -278,7 +200,7 @@ def test_who_is_no_receiver_harms_nobody() -> None:
 
 
 def test_tensors_that_somebody_changed_are_sent_whole() -> None:
-    states = run(3)
+    states = fixed_steps(3)
     live = copies(states[0])
     with TcpSender(LOCAL) as sender, TcpReceiver(sender.url, live) as receiver:
         sender.send(states[0])
@@ -296,7 +218,7 @@ def test_tensors_that_somebody_changed_are_sent_whole() -> None:
 
 
 def test_tensors_that_do_not_fit_stay_as_they_are() -> None:
-    state = run(1)[0]
+    state = fixed_steps(1)[0]
     live = {"a": np.zeros((3, 4), BF16), "b": state["b"].copy()}
     with TcpSender(LOCAL) as sender, TcpReceiver(sender.url, live) as receiver:
         sender.send(state)
@@ -308,7 +230,7 @@ def test_tensors_that_do_not_fit_stay_as_they_are() -> None:
 def test_what_goes_wrong_in_the_thread_is_raised_by_the_next_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    states = run(2)
+    states = fixed_steps(2)
     with TcpSender(LOCAL) as sender, TcpReceiver(sender.url) as receiver:
         with monkeypatch.context() as patch:
 
@@ -327,7 +249,7 @@ def test_what_goes_wrong_in_the_thread_is_raised_by_the_next_call(
 
 # ---- waiting -------------------------------------------------------------------------------------
 def test_a_sender_waits_for_who_is_behind() -> None:
-    states = run(5)
+    states = fixed_steps(5)
     with (
         TcpSender(LOCAL, max_behind=2, timeout=0.3) as sender,
         TcpReceiver(sender.url) as receiver,
@@ -367,47 +289,31 @@ def test_ends_are_closed_whoever_waits() -> None:
     sender = TcpSender(LOCAL, max_behind=0)
     receiver = TcpReceiver(sender.url)
     waiting = TcpReceiver(sender.url)
-    found: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            waiting.update(None)
-        except RuntimeError as e:
-            found.append(e)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    sender.send(run(1)[0])
+    thread, of_update = running(lambda: waiting.update(None))
     until(lambda: len(sender.receivers()) == 2)
     waiting.close()
     thread.join(LONG)
     until(lambda: len(sender.receivers()) == 1)
-
-    def send() -> None:
-        try:
-            sender.send(run(1)[0])
-        except RuntimeError as e:
-            found.append(e)
-
-    thread = threading.Thread(target=send)
-    thread.start()
+    sender.send(fixed_steps(1)[0])
+    thread, of_send = running(lambda: sender.send(fixed_steps(1)[0]))
     sender.close()
     thread.join(LONG)
     receiver.close()
     for end in (sender, receiver, waiting):
         end.close()
     with pytest.raises(RuntimeError, match="closed"):
-        sender.send(run(1)[0])
+        sender.send(fixed_steps(1)[0])
     with pytest.raises(RuntimeError, match="closed"):
         receiver.update()
-    assert all("closed" in str(e) for e in found)
+    assert "closed" in str(of_update[0])
+    assert "closed" in str(of_send[0])
     ours = "wcodec-sync", "asyncio"
     until(lambda: not [t.name for t in threading.enumerate() if t.name.startswith(ours)])
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # later Pythons, of threads
 def test_a_forked_child_keeps_no_connection_and_no_port() -> None:
-    state = run(1)[0]
+    state = fixed_steps(1)[0]
     sender = TcpSender(LOCAL)
     receiver = TcpReceiver(sender.url)
     sender.send(state)

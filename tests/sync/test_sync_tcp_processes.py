@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from links import LONG, free_url, states_of
-from runs import State, copies, same
+from links import LONG, arrays_of, free_url, torch_of
+from runs import copies, fixed_steps, same
 
 from wcodec.sync import open_receiver, tcp_receiver
 
@@ -36,17 +34,8 @@ def test_a_writer_that_is_killed_and_begun_again(
 ) -> None:
     """Each writer numbers from 1, and has other weights: those of its seed."""
     monkeypatch.setattr(tcp_receiver, "RETRY_S", (0.01, 0.1))
-    rng, url, runs = random.Random(0), free_url(), [states_of(N, seed) for seed in range(4)]
-    live: Any = copies(runs[0][9])
-    if is_torch:
-        live = {n: torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
-                for n, a in live.items()}  # fmt: skip
-
-    def plain() -> State:
-        if not is_torch:
-            return live
-        return {n: t.view(torch.int16).numpy().view(runs[0][0][n].dtype) for n, t in live.items()}
-
+    rng, url, runs = random.Random(0), free_url(), [fixed_steps(N, seed) for seed in range(4)]
+    live: Any = (torch_of if is_torch else copies)(runs[0][9])
     with open_receiver(url, live) as receiver:
         for seed, states in enumerate(runs):
             last = N if seed == len(runs) - 1 else rng.randrange(1, N)
@@ -56,9 +45,9 @@ def test_a_writer_that_is_killed_and_begun_again(
                     version = receiver.update(LONG)
                     assert version is not None
                     now = states[version - 1]
-                    if seed > 0 and not same(plain(), now):  # of the writer before
+                    if seed > 0 and not same(arrays_of(live), now):  # of the writer before
                         now = runs[seed - 1][version - 1]
-                    assert same(plain(), now)
+                    assert same(arrays_of(live), now)
                     seen = now is states[version - 1] and version >= last
                 writer.kill()
 

@@ -7,15 +7,15 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
-from links import LOCAL, LONG, Link, forked, free_url, states_of, until
-from runs import copies, same
+from links import LOCAL, LONG, Link, forked, free_url, running, until
+from runs import copies, fixed_steps, same
 
 from wcodec.sync import tcp_receiver, versions
 from wcodec.sync.messages import HEADER_NBYTES, Held, Message, held_message, read_header
@@ -33,21 +33,6 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
     ours = "wcodec-sync", "asyncio"
     assert not [t.name for t in threading.enumerate() if t.name.startswith(ours)]
-
-
-def running(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """A thread that calls something, and a list that has what it returns or raises."""
-    found: list[Any] = []
-
-    def call() -> None:
-        try:
-            found.append(function())
-        except Exception as e:
-            found.append(e)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    return thread, found
 
 
 def connected(sender: TcpSender, held: Held | None = None) -> socket.socket:
@@ -83,7 +68,7 @@ def nbytes_of(states: list[Any]) -> tuple[int, int]:
 @pytest.mark.parametrize("seed", range(4))
 def test_connections_that_are_cut_anywhere(seed: int) -> None:
     """What has come as a whole does not come again, and all tensors come once."""
-    states, rng = states_of(12, seed), random.Random(seed)
+    states, rng = fixed_steps(12, seed), random.Random(seed)
     full, delta = nbytes_of(states)
     live = copies(states[5])
     with (
@@ -109,7 +94,7 @@ def test_connections_that_are_cut_anywhere(seed: int) -> None:
 
 
 def test_a_link_that_passes_on_little_and_late() -> None:
-    states = states_of(4)
+    states = fixed_steps(4)
     with (
         TcpSender(LOCAL) as sender,
         closing(Link(sender.url)) as link,
@@ -126,7 +111,7 @@ def test_a_link_that_passes_on_little_and_late() -> None:
 
 def test_what_has_come_and_is_not_applied_is_waited_for() -> None:
     """Also after the connection was cut."""
-    states = states_of(3)
+    states = fixed_steps(3)
     with (
         TcpSender(LOCAL) as sender,
         closing(Link(sender.url)) as link,
@@ -149,7 +134,7 @@ def test_what_has_come_and_is_not_applied_is_waited_for() -> None:
 
 # ---- senders that wait ---------------------------------------------------------------------------
 def test_a_sender_waits_as_long_as_it_takes() -> None:
-    states = states_of(4)
+    states = fixed_steps(4)
     with TcpSender(LOCAL, max_behind=1) as sender, TcpReceiver(sender.url) as receiver:
         sender.send(states[0])
         receiver.wait_for(1, LONG)
@@ -168,7 +153,7 @@ def test_a_sender_waits_as_long_as_it_takes() -> None:
 
 @pytest.mark.parametrize("is_flush", [False, True])
 def test_who_waits_hears_that_the_sender_is_closed(is_flush: bool) -> None:
-    states = states_of(2)
+    states = fixed_steps(2)
     with TcpSender(LOCAL, max_behind=0) as sender:
         sender.send(states[0])
         with connected(sender) as s:
@@ -184,7 +169,7 @@ def test_who_waits_hears_that_the_sender_is_closed(is_flush: bool) -> None:
 
 def test_who_waits_goes_on_when_a_receiver_is_gone() -> None:
     with TcpSender(LOCAL, max_behind=0) as sender:
-        sender.send(states_of(1)[0])
+        sender.send(fixed_steps(1)[0])
         with connected(sender):
             until(sender.receivers)
             thread, found = running(sender.flush)
@@ -197,7 +182,7 @@ def test_who_waits_goes_on_when_a_receiver_is_gone() -> None:
 def test_who_waits_hears_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = threading.Event()
     with TcpSender(LOCAL) as sender:
-        sender.send(states_of(1)[0])
+        sender.send(fixed_steps(1)[0])
 
         def message(*_: object) -> None:
             assert begun.wait(LONG)
@@ -215,7 +200,7 @@ def test_who_waits_hears_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_threads_that_send_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    states, publish = states_of(10), Publisher.publish
+    states, publish = fixed_steps(10), Publisher.publish
 
     def slow(*args: Any) -> int:
         number = publish(*args)
@@ -241,7 +226,7 @@ def test_threads_that_send_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_comes_before_all_tensors_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "MAX_DELTAS", 1)
     monkeypatch.setattr(tcp_receiver, "INBOX", 3)
-    states = states_of(40)
+    states = fixed_steps(40)
     with TcpSender(LOCAL, max_behind=None) as sender, TcpReceiver(sender.url) as receiver:
         for i, state in enumerate(states, 1):
             sender.send(state)
@@ -258,7 +243,7 @@ def test_what_comes_before_all_tensors_is_let_go(monkeypatch: pytest.MonkeyPatch
 
 def test_all_tensors_come_while_others_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there is room for no more."""
-    states, publisher = states_of(6), Publisher()
+    states, publisher = fixed_steps(6), Publisher()
     with TcpSender(LOCAL) as sender, TcpReceiver(sender.url) as receiver:
         for state in states:
             publisher.publish(state)
@@ -296,7 +281,7 @@ def test_what_goes_wrong_in_a_receivers_thread_is_raised(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("held", [Held(1, bytes(32)), Held(2**62, bytes(range(32)))])
 def test_who_has_what_nobody_knows_gets_all_tensors(held: Held) -> None:
-    states = states_of(2)
+    states = fixed_steps(2)
     with TcpSender(LOCAL) as sender:
         for state in states:
             sender.send(state)

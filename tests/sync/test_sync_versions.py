@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from links import arrays_of, torch_of
 from runs import BF16, State, changed, copies, gaussian, same, steps
 
 import wcodec
@@ -59,14 +60,8 @@ def is_now(subscriber: Subscriber, state: State) -> bool:
     return same(dict(subscriber.tensors), state)
 
 
-def torch_of(state: State) -> dict[str, torch.Tensor]:
-    """Copies, as tensors of bfloat16."""
-    return {n: torch.from_numpy(a.view(np.int16).copy()).view(torch.bfloat16)
-            for n, a in state.items()}  # fmt: skip
-
-
 def torch_same(live: dict[str, torch.Tensor], state: State) -> bool:
-    return all(live[n].view(torch.int16).numpy().tobytes() == a.tobytes() for n, a in state.items())
+    return same(arrays_of({n: live[n] for n in state}), state)
 
 
 # ---- what comes ----------------------------------------------------------------------------------
