@@ -173,24 +173,28 @@ class Vllm(Other):
     """Patches of vLLM's backend ``sparse_nccl``, loaded by what its workers call."""
 
     def __init__(self) -> None:
+        import torch
         from vllm.model_executor.model_loader import checkpoint_weight_patch
 
-        self._patches = checkpoint_weight_patch
+        self._torch, self._patches = torch, checkpoint_weight_patch
+
+    def _tensor(self, w: Array) -> Any:
+        return self._torch.from_numpy(w).view(self._torch.bfloat16)
 
     def encode(self, new: Arrays, base: Arrays) -> list[Any]:
         out = []
         for name, (w, b) in zip(new, zip(words(new), words(base), strict=True), strict=True):
-            at = torch_of(w != b).nonzero().reshape(-1).int()
-            out.append((name, new[name].shape, at, torch_of(w).view(torch_bf16())[at]))
+            at = self._torch.from_numpy(w != b).nonzero().reshape(-1).int()
+            out.append((name, new[name].shape, at, self._tensor(w)[at]))
         return out
 
     def apply(self, data: list[Any], base: Arrays) -> None:
         live = {
-            name: torch_of(b).view(torch_bf16()).view(a.shape)
+            name: self._tensor(b).view(a.shape)
             for (name, a), b in zip(base.items(), words(base), strict=True)
         }
         patches = [
-            self._patches.CheckpointWeightPatch(name, shape, torch_bf16(), values, at)
+            self._patches.CheckpointWeightPatch(name, shape, values.dtype, values, at)
             for name, shape, at, values in data
         ]
         self._patches.load_checkpoint_weight_patches(Loader(live), patches)
@@ -206,18 +210,6 @@ class Loader:
         for name, weight in weights:
             self.live[name].copy_(weight)
         return {name for name, _ in weights}
-
-
-def torch_of(array: Array) -> Any:
-    import torch
-
-    return torch.from_numpy(array)
-
-
-def torch_bf16() -> Any:
-    import torch
-
-    return torch.bfloat16
 
 
 def nbytes_of(data: list[Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ class ChainSender(Sender):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.chain = Chain(url, backend, options, **settings)
+        self.url, self.chain = os.fspath(url), Chain(url, backend, options, **settings)
 
     def send(self, state_dict: Mapping[str, Any], version: int | None = None) -> int:
         """As `Sender.send`. The chain numbers its versions itself.

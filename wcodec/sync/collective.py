@@ -11,7 +11,7 @@ import torch.distributed as dist
 from wcodec.backends import Backend
 from wcodec.errors import DecodeError
 from wcodec.planner.options import EncodeOptions
-from wcodec.sync.ends import Receiver, Sender
+from wcodec.sync.ends import Sender
 from wcodec.sync.messages import (
     DELTA,
     FULL,
@@ -22,7 +22,7 @@ from wcodec.sync.messages import (
     held_message,
     read_header,
 )
-from wcodec.sync.versions import Publisher, Subscriber
+from wcodec.sync.versions import Publisher, SubscribedReceiver, Subscriber
 
 
 class _Group:
@@ -108,7 +108,7 @@ class BroadcastSender(Sender):
         """As `_End.close`: the group is the caller's."""
 
 
-class BroadcastReceiver(Receiver):
+class BroadcastReceiver(SubscribedReceiver):
     """Has weights, and turns them into those of a `BroadcastSender`.
 
     Parameters
@@ -132,22 +132,13 @@ class BroadcastReceiver(Receiver):
         max_nbytes: int | None = None,
         max_memory: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            Subscriber(
+                tensors, checked=checked, backend=backend, max_nbytes=max_nbytes,
+                max_memory=max_memory,
+            )
+        )  # fmt: skip
         self._group = _Group(group, source)
-        self._subscriber = Subscriber(
-            tensors, checked=checked, backend=backend, max_nbytes=max_nbytes, max_memory=max_memory
-        )
-
-    @property
-    def version(self) -> int | None:
-        """As `Receiver.version`."""
-        held = self._subscriber.held
-        return None if held is None else held.version
-
-    @property
-    def tensors(self) -> Mapping[str, Any]:
-        """As `Receiver.tensors`."""
-        return self._subscriber.tensors
 
     def update(self, timeout: float | None = 0.0) -> int | None:
         """As `Receiver.update`; a collective call, which waits for `BroadcastSender.send`. How long

@@ -17,8 +17,10 @@ E = TypeVar("E", bound="_End")
 class _End(ABC):
     """Use as a context, or `close` it. It serves the process that made it."""
 
+    _is_forked = False
+
     def __init__(self) -> None:
-        self._is_forked = False
+        """To be called when `_files` can be: a child may be forked at any moment."""
         renew_in_child(self)
 
     def renew(self) -> None:
@@ -53,7 +55,15 @@ class _End(ABC):
 
 
 class Sender(_End):
-    """The end that sends weights."""
+    """The end that sends weights.
+
+    Attributes
+    ----------
+    url
+        What `wcodec.sync.open_receiver` takes on the same machine; empty if it takes none.
+    """
+
+    url: str = ""
 
     @abstractmethod
     def send(self, state_dict: Mapping[str, Any], version: int | None = None) -> int:

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from wcodec.backends import Backend
 from wcodec.processes import Lock, Workers
-from wcodec.sync.ends import Receiver
 from wcodec.sync.messages import (
     DELTA,
     FULL,
@@ -24,7 +23,7 @@ from wcodec.sync.messages import (
     read_header,
 )
 from wcodec.sync.tcp import PIECE_NBYTES, address_of, keep_alive
-from wcodec.sync.versions import Subscriber
+from wcodec.sync.versions import SubscribedReceiver, Subscriber
 
 CONNECT_S: Final = 10.0  #: for one try to connect, which `close` waits for
 RETRY_S: Final = 0.1, 5.0  #: the first pause between two tries to connect, and the longest
@@ -32,7 +31,7 @@ INBOX: Final = 16  #: messages that are taken in before they are applied
 SLACK_NBYTES: Final = 1 << 26  #: that a message may have beyond its tensors
 
 
-class TcpReceiver(Receiver):
+class TcpReceiver(SubscribedReceiver):
     """Has weights, and turns them into those of a `TcpSender`. A thread takes in what comes
     meanwhile, and connects again if the connection is lost.
 
@@ -64,14 +63,9 @@ class TcpReceiver(Receiver):
         max_nbytes: int | None = None,
         max_memory: int | None = None,
     ) -> None:
-        super().__init__()
-        self._address, self.url = address_of(url), url
-        self._subscriber = Subscriber(
-            tensors, checked=checked, backend=backend, max_nbytes=max_nbytes, max_memory=max_memory
-        )
         if held is not None and tensors is None:
             raise ValueError("held says what tensors are, and none are given")
-        self._subscriber.held = held
+        self._address, self.url = address_of(url), url
         self._max_nbytes = None if max_nbytes is None else max_nbytes + SLACK_NBYTES
         self._inbox, self._updating = deque[Message](), Lock()
         self._changed, self._closed = threading.Condition(Lock()), False
@@ -80,26 +74,15 @@ class TcpReceiver(Receiver):
         self._socket: socket.socket | None = None
         self._error: Exception | None = None  # what keeps versions from coming
         self._is_lost = False  # by that, for ever
+        subscriber = Subscriber(
+            tensors, checked=checked, backend=backend, max_nbytes=max_nbytes, max_memory=max_memory
+        )
+        subscriber.held = held
+        super().__init__(subscriber)
         self._worker = Workers(1, "wcodec-sync")
         self._running = self._worker.begin(self._run)
 
     # ---- for who has the weights
-    @property
-    def held(self) -> Held | None:
-        """Version and content hash of the weights."""
-        return self._subscriber.held
-
-    @property
-    def version(self) -> int | None:
-        """As `Receiver.version`."""
-        held = self._subscriber.held
-        return None if held is None else held.version
-
-    @property
-    def tensors(self) -> Mapping[str, Any]:
-        """As `Receiver.tensors`."""
-        return self._subscriber.tensors
-
     def update(self, timeout: float | None = 0.0) -> int | None:
         """As `Receiver.update`; all that has come by then, version by version.
 

@@ -73,7 +73,6 @@ class TcpSender(Sender):
         max_behind: int | None = 8,
         timeout: float | None = None,
     ) -> None:
-        super().__init__()
         host, port = address_of(url)
         self._publisher = Publisher(options, backend)
         self._max_behind, self._timeout = max_behind, timeout
@@ -94,6 +93,7 @@ class TcpSender(Sender):
         found = self._server.sockets[0].getsockname()
         shown = f"[{host}]" if ":" in host else host
         self.url = f"{SCHEME}://{shown}:{found[1]}"
+        super().__init__()
         self._running = self._worker.begin(self._loop.run_forever)
 
     # ---- for who sends

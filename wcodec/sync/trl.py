@@ -16,17 +16,15 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from wcodec.planner.options import EncodeOptions
-from wcodec.sync import Sender, open_sender
+from wcodec.sync import Sender
+from wcodec.sync.engines import Engine, followed_by
 
 
-class VLLMClient(Protocol):
+class VLLMClient(Engine, Protocol):
     """What is asked of a vLLM server: ``VLLMClient`` of ``trl.experimental.async_grpo`` has it."""
 
     def wait_for_server_ready(self) -> None:
         """Wait until the server answers."""
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Have workers follow a sender."""
 
     def start_weight_update(self) -> None:
         """Begin an update."""
@@ -76,14 +74,7 @@ class WCodecWeightTransfer:
         """Begin to send, and have the server's workers follow. Raises what the client raises."""
         self._client.wait_for_server_ready()
         self.destroy()
-        sender = open_sender(self._url, options=self._options)
-        try:
-            url = self._workers_url or getattr(sender, "url", self._url)
-            self._client.init_weight_transfer_engine({"url": url})
-        except BaseException:
-            sender.close()
-            raise
-        self._sender = sender
+        self._sender = followed_by(self._client, self._url, self._workers_url, self._options)
 
     def pause(self) -> None:
         """Have the server generate nothing, with requests kept."""

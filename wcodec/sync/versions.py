@@ -21,6 +21,7 @@ from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.saving import tensors_to_bytes
 from wcodec.planner.options import EncodeOptions
 from wcodec.processes import Lock
+from wcodec.sync.ends import Receiver
 from wcodec.sync.messages import MAX_VERSION, Held, Message
 
 MAX_DELTAS: Final = 64  #: that are kept for receivers that are behind
@@ -212,3 +213,26 @@ class Subscriber:
             self._state = advance(self._state, file, self._live or NOTHING, self._full)
             self.held = message.held
             return file.keys()
+
+
+class SubscribedReceiver(Receiver):
+    """A receiver to which messages come."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        super().__init__()
+        self._subscriber = subscriber
+
+    @property
+    def held(self) -> Held | None:
+        """Version and content hash of the weights; ``None`` if that is not known."""
+        return self._subscriber.held
+
+    @property
+    def version(self) -> int | None:
+        """As `Receiver.version`."""
+        return None if self.held is None else self.held.version
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """As `Receiver.tensors`."""
+        return self._subscriber.tensors

@@ -29,7 +29,8 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from wcodec.codec.encoder import words_of
-from wcodec.sync import Receiver, Sender, open_receiver, open_sender
+from wcodec.sync import Receiver, Sender, open_receiver
+from wcodec.sync.engines import followed_by
 from wcodec.sync.vllm_plugin import NAME
 from wcodec.torch.dtypes import from_array
 
@@ -147,13 +148,7 @@ class WCodecTrainerInitInfo(TrainerInitInfo):
 
 
 class WCodecTrainerWeightTransferEngine(TrainerWeightTransferEngine[WCodecTrainerInitInfo]):
-    """Sends a trainer's weights, and has vLLM load them.
-
-    Parameters
-    ----------
-    sender
-        Where they are sent; ``None`` on ranks that do not send.
-    """
+    """Sends a trainer's weights, and has vLLM load them."""
 
     init_info_cls = WCodecTrainerInitInfo
 
@@ -163,12 +158,11 @@ class WCodecTrainerWeightTransferEngine(TrainerWeightTransferEngine[WCodecTraine
         client: VLLMWeightSyncClient,
         source: WeightSource | None = None,
         is_sender: bool = True,
-        sender: Sender | None = None,
     ) -> None:
         if source is None:
             raise ValueError("the backend wcodec needs a WeightSource")
         super().__init__(client=client, source=source, is_sender=is_sender)
-        self._sender = sender
+        self._sender: Sender | None = None  # of the rank that sends
 
     @classmethod
     def trainer_init(
@@ -181,14 +175,8 @@ class WCodecTrainerWeightTransferEngine(TrainerWeightTransferEngine[WCodecTraine
         """Begin to send, and have the workers follow."""
         if not init_info.is_sender:
             return cls(client=client, source=source, is_sender=False)
-        sender = open_sender(init_info.url)
-        try:
-            engine = cls(client=client, source=source, sender=sender)
-            url = init_info.workers_url or getattr(sender, "url", init_info.url)
-            client.init_weight_transfer_engine({"url": url})
-        except BaseException:
-            sender.close()
-            raise
+        engine = cls(client=client, source=source)
+        engine._sender = followed_by(client, init_info.url, init_info.workers_url)
         return engine
 
     def send_weights(self) -> None:

@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -225,18 +226,39 @@ def opened(path: Path) -> Iterator[tuple[Reader, int]]:
         reader.close()
 
 
+def base_path(file: File) -> Path | None:
+    """The file that a rank's file holds differences from, if it does.
+
+    Raises
+    ------
+    DecodeError
+        ``bad_base``: it does not say where that is.
+    """
+    if not file.needs_base:
+        return None
+    path, way = Path(file.path or ""), file.metadata().get(BASE_KEY)
+    if way is None or os.path.isabs(way):  # the writer's are relative
+        raise DecodeError("bad_base", f"{str(path)!r} names no relative path to its base")
+    return Path(os.path.realpath(path.parent), way, path.name)
+
+
+@contextmanager
+def quiet_if_alone() -> Iterator[None]:
+    """Without PyTorch's warning that one process saves or loads on its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
 def _open_bases(file: File) -> int:
     n_bases = 0
-    while file.needs_base:
+    while (there := base_path(file)) is not None:
         if n_bases >= MAX_BASES:
             raise DecodeError("bad_base", f"more than {MAX_BASES} checkpoints, each of the next")
-        path, way = Path(file.path or ""), file.metadata().get(BASE_KEY)
-        if way is None or os.path.isabs(way):  # the writer's are relative
-            raise DecodeError("bad_base", f"{str(path)!r} names no relative path to its base")
-        there = Path(os.path.realpath(path.parent), way, path.name)
         if not there.is_file():
             raise DecodeError(
-                "bad_base", f"{str(path)!r} holds differences from {str(there)!r}: put it there"
+                "bad_base",
+                f"{str(file.path)!r} holds differences from {str(there)!r}: put it there",
             )
         base = File(there, depth=n_bases + 1)
         try:

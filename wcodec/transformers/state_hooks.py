@@ -14,7 +14,12 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 
 from wcodec.files.atomic import AnyPath
 from wcodec.planner.options import EncodeOptions
-from wcodec.torch.checkpoint import METADATA, WCodecStorageReader, WCodecStorageWriter
+from wcodec.torch.checkpoint import (
+    METADATA,
+    WCodecStorageReader,
+    WCodecStorageWriter,
+    quiet_if_alone,
+)
 
 FOLDER: Final = "wcodec"
 
@@ -77,8 +82,7 @@ class AccelerateHooks:
         base = None if self.base is None else Path(self.base, FOLDER)
         writer = WCodecStorageWriter(Path(output_dir, FOLDER), base=base, options=self.options)
         planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-        with warnings.catch_warnings():  # of one process
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        with quiet_if_alone():
             dcp.save(_states(models), storage_writer=writer, planner=planner)
         weights.clear()
 
@@ -94,8 +98,7 @@ class AccelerateHooks:
                 str(path),
             )
         states = _states(models)
-        with warnings.catch_warnings():  # of one process
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        with quiet_if_alone():
             dcp.load(states, storage_reader=WCodecStorageReader(path))
         for i, model in enumerate(models):
             set_model_state_dict(model, states[str(i)])

@@ -29,7 +29,13 @@ from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath, atomic_output, sync_folder
 from wcodec.files.file import MAX_BASES, File
 from wcodec.planner.options import EncodeOptions
-from wcodec.torch.checkpoint import BASE_KEY, METADATA, WCodecStorageWriter, opened
+from wcodec.torch.checkpoint import (
+    METADATA,
+    WCodecStorageWriter,
+    base_path,
+    opened,
+    quiet_if_alone,
+)
 from wcodec.transformers.checkpoint_files import SAFETENSORS, is_stored, pack, same, unpack
 
 POINTER: Final = "wcodec.json"
@@ -152,9 +158,7 @@ class WCodecCallback(TrainerCallback):
             base = _base(place, self.full_every)
         else:
             place, base = _free(checkpoint, INSIDE), None
-        with _unwrapped(), warnings.catch_warnings():
-            # of one process
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        with _unwrapped(), quiet_if_alone():
             writer = WCodecStorageWriter(place, base=base, options=self.options)
             dcp.save(tensors, storage_writer=writer, no_dist=True)
         with opened(place / _FILE) as (reader, _):
@@ -315,9 +319,9 @@ def _prune(run: Path) -> None:
         while place not in needed and (place / _FILE).is_file():
             needed.add(place)
             with File(place / _FILE) as f:
-                way = f.metadata().get(BASE_KEY)
-            if way is not None:
-                place = Path(os.path.realpath(place / way))
+                there = base_path(f)
+            if there is not None:
+                place = Path(os.path.realpath(there.parent))
     for place in reversed(_places(run / OUTSIDE)):  # differences before their bases
         if place not in needed:
             shutil.rmtree(place)
