@@ -13,6 +13,7 @@ from links import arrays_of, torch_of
 from runs import copies, fixed_steps, same, steps
 
 from wcodec.errors import DecodeError, EncodeError
+from wcodec.sync import collective, messages
 from wcodec.sync.collective import BroadcastReceiver, BroadcastSender
 from wcodec.sync.messages import Message
 
@@ -132,7 +133,30 @@ def _all_missed_some(rank: int) -> None:
     assert same(live, states[3])
 
 
-STORIES = (_all_versions, _ends_begin_anew, _one_is_damaged, _all_missed_some)
+def _one_has_no_room(rank: int) -> None:
+    """A message that is too long for one rank is none for that one alone; files come in pieces."""
+    states = fixed_steps(3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collective, "PIECE_NBYTES", 1000)
+        patch.setattr(messages, "SLACK_NBYTES", 0)
+        if rank == 0:
+            sender = BroadcastSender()
+            for state in states:
+                sender.send(state)
+            return
+        nbytes = sum(a.nbytes for a in states[0].values())
+        receiver = BroadcastReceiver(max_nbytes=nbytes // 4 if rank == 1 else nbytes)
+        for i, state in enumerate(states, 1):
+            if rank == 1:
+                with pytest.raises(DecodeError, match=r"resource_limit.* may come"):
+                    receiver.update()
+                assert receiver.version is None
+            else:
+                assert receiver.update() == i
+                assert same(dict(receiver.tensors), state)
+
+
+STORIES = (_all_versions, _ends_begin_anew, _one_is_damaged, _all_missed_some, _one_has_no_room)
 
 
 def _process(rank: int, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -20,9 +20,12 @@ from wcodec.sync.messages import (
     Held,
     Message,
     held_message,
+    most_nbytes,
     read_header,
 )
 from wcodec.sync.versions import Publisher, SubscribedReceiver, Subscriber
+
+PIECE_NBYTES: Final = 1 << 26  #: of a file, in one broadcast (S10)
 
 
 class _Group:
@@ -49,14 +52,22 @@ class _Group:
 
     def broadcast(self, data: Any) -> None:
         """Send bytes."""
-        view = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
-        dist.broadcast(view, group=self.group, group_src=self.source)
+        view = memoryview(data)
+        for start in range(0, len(view), PIECE_NBYTES):
+            piece = bytearray(view[start : start + PIECE_NBYTES])
+            room = torch.frombuffer(piece, dtype=torch.uint8).to(self.device)
+            dist.broadcast(room, group=self.group, group_src=self.source)
 
-    def receive(self, nbytes: int) -> bytes:
-        """Receive so many bytes."""
-        room = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-        dist.broadcast(room, group=self.group, group_src=self.source)
-        return bytes(room.cpu().numpy())
+    def receive(self, nbytes: int, is_kept: bool = True) -> bytearray:
+        """Receive so many bytes. Memory is taken as they come, whatever a header says."""
+        data = bytearray()
+        for start in range(0, nbytes, PIECE_NBYTES):
+            n = min(nbytes - start, PIECE_NBYTES)
+            room = torch.empty(n, dtype=torch.uint8, device=self.device)
+            dist.broadcast(room, group=self.group, group_src=self.source)
+            if is_kept:
+                data += memoryview(room.cpu().numpy())
+        return data
 
 
 class BroadcastSender(Sender):
@@ -114,7 +125,7 @@ class BroadcastReceiver(SubscribedReceiver):
     Parameters
     ----------
     tensors, checked, backend, max_nbytes, max_memory
-        As of `Subscriber`.
+        As of `Subscriber`. Of `max_nbytes`, a message may have 64 MiB more.
     group
         The process group; ``None`` for all ranks.
     source
@@ -138,7 +149,7 @@ class BroadcastReceiver(SubscribedReceiver):
                 max_memory=max_memory,
             )
         )  # fmt: skip
-        self._group = _Group(group, source)
+        self._group, self._max_nbytes = _Group(group, source), most_nbytes(max_nbytes)
 
     def update(self, timeout: float | None = 0.0) -> int | None:
         """As `Receiver.update`; a collective call, which waits for `BroadcastSender.send`. How long
@@ -153,14 +164,21 @@ class BroadcastReceiver(SubscribedReceiver):
         newest = self._group.gather(self._subscriber.held)[self._group.source]
         error: Exception | None = None
         while True:
-            header = read_header(self._group.receive(HEADER_NBYTES), (FULL, DELTA))
+            raw = bytes(self._group.receive(HEADER_NBYTES))
+            header = read_header(raw, (FULL, DELTA))
             assert header.held is not None
-            message = Message(header.held, header.parent, self._group.receive(header.nbytes))
+            try:
+                read_header(raw, (FULL, DELTA), self._max_nbytes)
+            except DecodeError as e:  # the other ranks go on, and this one with them
+                error = error or e
+            data = self._group.receive(header.nbytes, is_kept=error is None)
             if error is None:
                 try:
-                    self._subscriber.apply(message)
+                    self._subscriber.apply(Message(header.held, header.parent, data))
                 except Exception as e:
-                    error, self._subscriber.held = e, None
+                    error = e
+            if error is not None:
+                self._subscriber.held = None
             if header.held == newest:
                 break
         if error is not None:

@@ -15,6 +15,7 @@ HELD: Final = 1  #: a receiver tells what it holds
 FULL: Final = 2  #: all tensors of a version
 DELTA: Final = 3  #: what a version differs in from its parent
 HEADER_NBYTES: Final = 64
+SLACK_NBYTES: Final = 1 << 26  #: that a message may have beyond its tensors
 MAX_VERSION: Final = (1 << 63) - 1
 
 _HEADER: Final = struct.Struct("<4sBBHQQQ32s")
@@ -85,6 +86,11 @@ class Header(NamedTuple):
     held: Held | None
     parent: int
     nbytes: int
+
+
+def most_nbytes(max_nbytes: int | None) -> int | None:
+    """The most bytes that a message may have whose tensors may have `max_nbytes`."""
+    return None if max_nbytes is None else max_nbytes + SLACK_NBYTES
 
 
 def held_message(held: Held | None) -> bytes:

@@ -20,6 +20,7 @@ from wcodec.sync.messages import (
     Held,
     Message,
     held_message,
+    most_nbytes,
     read_header,
 )
 from wcodec.sync.tcp import PIECE_NBYTES, address_of, keep_alive
@@ -28,7 +29,6 @@ from wcodec.sync.versions import SubscribedReceiver, Subscriber
 CONNECT_S: Final = 10.0  #: for one try to connect, which `close` waits for
 RETRY_S: Final = 0.1, 5.0  #: the first pause between two tries to connect, and the longest
 INBOX: Final = 16  #: messages that are taken in before they are applied
-SLACK_NBYTES: Final = 1 << 26  #: that a message may have beyond its tensors
 
 
 class TcpReceiver(SubscribedReceiver):
@@ -66,7 +66,7 @@ class TcpReceiver(SubscribedReceiver):
         if held is not None and tensors is None:
             raise ValueError("held says what tensors are, and none are given")
         self._address, self.url = address_of(url), url
-        self._max_nbytes = None if max_nbytes is None else max_nbytes + SLACK_NBYTES
+        self._max_nbytes = most_nbytes(max_nbytes)
         self._inbox, self._updating = deque[Message](), Lock()
         self._changed, self._closed = threading.Condition(Lock()), False
         self._last = held  # what has been received
