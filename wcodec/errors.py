@@ -193,6 +193,10 @@ class EncodeError(CodecError):
     codes = INPUT_CODES | ENCODE_CODES
 
 
+class MissingPackage(WcodecError, ImportError):
+    """Something needs a package that is not installed; the message says which."""
+
+
 class BackendUnavailable(WcodecError):
     """A backend was named that this machine cannot run; the message says what to install."""
 

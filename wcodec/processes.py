@@ -106,6 +106,11 @@ class Task(Generic[T]):
         self._done.release()
         del self  # the error holds this frame
 
+    @property
+    def done(self) -> bool:
+        """Whether the call has been made."""
+        return self._call is None
+
     def result(self) -> T:
         """What the call returns. Raises what it raises."""
         self.run()

@@ -57,6 +57,7 @@ def test_all_functions_that_write_are_tested_here() -> None:
                 if names & {"overwrite", "fsync"}:
                     found.add(node.name)
     below = {"write_tensors", "atomic_output", "check_output", "plan_encode", "plan_decode", "link"}
+    below |= {"remote_output", "refuse_existing"}
     assert found - below == {
         *(name for name in CONVERT if "," not in name),
         "save_file",  # in wcodec and wcodec.torch

@@ -20,7 +20,8 @@ import safetensors.numpy
 import wcodec
 import wcodec.torch
 from wcodec.cli import main
-from wcodec.codec.sources import FileSource, StreamSource, source_of
+from wcodec.codec.opening import source_of
+from wcodec.codec.sources import FileSource, StreamSource
 from wcodec.directories.hub_reading import decode_hub_file
 from wcodec.directories.hub_writing import encode_hub_file
 from wcodec.errors import DecodeError, EncodeError

@@ -15,7 +15,8 @@ from wcodec.backends import Backend
 from wcodec.cli.demo import usable_backends
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
-from wcodec.codec.sources import BufferSource, FileSource
+from wcodec.codec.opening import open_source
+from wcodec.codec.sources import BufferSource
 from wcodec.codec.whole import Whole
 from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import AnyPath
@@ -159,7 +160,7 @@ def bench_file(
 
 def _sample(path: AnyPath, sample_nbytes: int) -> Iterator[tuple[SourceTensor, NDArray[Any]]]:
     """Tensors from the start of a file, copied to memory, and their words."""
-    source, taken = FileSource(path, EncodeError), 0
+    source, taken = open_source(path, EncodeError), 0
     for t in read_safetensors_header(source).tensors:
         if taken >= sample_nbytes:
             return

@@ -17,7 +17,7 @@ from wcodec.cli.common import (
     show,
     typed,
 )
-from wcodec.codec.sources import FileSource
+from wcodec.codec.opening import OpenedFile, open_source
 from wcodec.deltas.chain import Chain
 from wcodec.deltas.manifest import NoVersion, Version
 from wcodec.deltas.states import State, decoded, take
@@ -94,12 +94,12 @@ def _read(args: argparse.Namespace) -> tuple[State, dict[str, str]]:
     with within(args.input):
         if is_hub(args.input):
             raise EncodeError("bad_source", "it is in hub form: decode it first (wcodec decode)")
-        source = FileSource(args.input, EncodeError, is_checked=True)
+        source = open_source(args.input, EncodeError, is_checked=True)
         header = read_safetensors_header(source)
         return {t.name: _taken(source, t) for t in header.tensors}, header.metadata
 
 
-def _taken(source: FileSource, t: SourceTensor) -> Taken:
+def _taken(source: OpenedFile, t: SourceTensor) -> Taken:
     words = source.read(t.start, t.nbytes).view(t.dtype.word_type)
     stated = Stated(t.dtype_name, t.stated_shape, 0) if t.dtype is OPAQUE else None
     return Taken(words, t.dtype, t.shape, stated)

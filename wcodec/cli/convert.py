@@ -24,7 +24,8 @@ from wcodec.cli.common import (
     say,
     typed,
 )
-from wcodec.codec.sources import FileSource
+from wcodec.codec.opening import open_source
+from wcodec.codec.urls import Place
 from wcodec.directories.decoding import check_plan_room, plan_decode
 from wcodec.directories.encoding import encode_one, plan_encode
 from wcodec.directories.hub_header import InputKind, is_coded, kind_of
@@ -63,7 +64,7 @@ def _check_removal(args: argparse.Namespace) -> None:
         return
     if getattr(args, "raw", False):
         args.error("--rm is not for --raw: names, shapes and dtypes would be lost")
-    needed = list[os.PathLike[str]]()
+    needed = list[Place]()
     if args.base is not None and os.path.isfile(args.base):
         base = open_base(args.base, backend_of(args))
         needed = list(base.paths())
@@ -174,7 +175,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plain(_: argparse.Namespace, path: str, __: Backend) -> Iterator[Any]:
-    source = FileSource(path, EncodeError, is_checked=True)
+    source = open_source(path, EncodeError, is_checked=True)
     yield from (piece.data for piece in source.pieces(0, source.nbytes))
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from wcodec.backends import Backend
 from wcodec.codec.parts import Runs, aligned, gather
 from wcodec.codec.pipelining import CHUNK_BUFFERS
-from wcodec.codec.sources import FileSource
 from wcodec.codec.working import PIECE_NBYTES, STREAM_NBYTES
 from wcodec.errors import DecodeError
 from wcodec.reference.container import ByteSource
@@ -73,7 +72,7 @@ class Buffers:
         """Records as `gather` gives them: where they lie, or read from a file into memory that is
         used again.
         """
-        if not isinstance(source, FileSource):
+        if not getattr(source, "is_read", False):
             yield aligned(gather(source, where))
             return
         with self.spare(sum(n for _, n in where), tensor, STREAM_NBYTES) as room:

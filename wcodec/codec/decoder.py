@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from wcodec.codec.parts import (
     runs_of_records,
 )
 from wcodec.codec.pipelining import map_ahead
-from wcodec.codec.sources import BufferSource
+from wcodec.codec.sources import BufferSource, reading_on
 from wcodec.codec.sparse import add_lists
 from wcodec.codec.working import PIECE_NBYTES, STREAM_NBYTES, working_nbytes
 from wcodec.errors import DecodeError
@@ -159,11 +160,10 @@ class Decoder:
             chunk = matrix[piece.rows, piece.cols]
             return self.grid(source, t, plan, piece.down, piece.across, chunk, base), chunk.nbytes
 
-        crc = 0
-        for part, nbytes in map_ahead(
-            decode_in_place, rectangles(t, PIECE_NBYTES), self.backend.at_once
-        ):
-            crc = crc32_combine(crc, part, nbytes)
+        crc, pieces = 0, rectangles(t, PIECE_NBYTES)
+        with _reading_on(source, t):
+            for part, nbytes in map_ahead(decode_in_place, pieces, self.backend.at_once):
+                crc = crc32_combine(crc, part, nbytes)
         check_tensor(t, crc)
         return out
 
@@ -181,7 +181,7 @@ class Decoder:
             chunk = buffer.view(t.dtype.word_type).reshape(place.shape)
             return self.grid(source, t, plan, place.down, place.across, chunk, base), chunk
 
-        with self.buffers.ring() as ring:
+        with self.buffers.ring() as ring, _reading_on(source, t):
             pieces = (
                 (r, ring.next(math.prod(r.shape) * t.dtype.word_nbytes, t.name))
                 for r in rectangles(t, STREAM_NBYTES)
@@ -303,6 +303,10 @@ class Decoder:
         if device is not out:
             backend.to_host(device, out)
         return crc
+
+
+def _reading_on(source: ByteSource, t: TensorRecord) -> AbstractContextManager[None]:
+    return reading_on(source, t.payload_offset, t.payload_offset + t.payload_nbytes)
 
 
 def check_nbytes(nbytes: int, most: int | None) -> None:

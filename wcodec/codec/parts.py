@@ -104,11 +104,16 @@ def gather(source: ByteSource, where: Runs, room: Bytes | None = None) -> Bytes:
     if room is None:
         pieces = [source.read(start, nbytes) for start, nbytes in where]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    room = room[: sum(nbytes for _, nbytes in where)]
+    read_runs = getattr(source, "read_runs", None)
+    if read_runs is not None:
+        read_runs(where, room)
+        return room
     at = 0
     for start, nbytes in where:
         read_into(source, start, room[at : at + nbytes])
         at += nbytes
-    return room[:at]
+    return room
 
 
 def aligned(data: Bytes) -> Bytes:

@@ -12,9 +12,11 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Final, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, BinaryIO, Final, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wcodec.errors import CodecError, DecodeError, named
 from wcodec.processes import Lock
@@ -98,6 +100,8 @@ class FileSource:
     OSError
         `io.UnsupportedOperation` of a pipe, a socket or a device, which are not waited for.
     """
+
+    is_read = True  #: into memory of the caller, not where it lies
 
     def __init__(
         self,
@@ -220,13 +224,20 @@ else:
         return len(piece)
 
 
+class ReadsInto(Protocol):
+    """A file that is read into memory of the caller."""
+
+    def read_into(self, offset: int, target: Bytes) -> None:
+        """Fill `target` with bytes from `offset`."""
+
+
 class FileWords:
     """Words of a file that are read where they are looked at: an array of one or two dimensions, as
     far as encoders need one.
     """
 
     def __init__(
-        self, source: FileSource, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
+        self, source: ReadsInto, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]
     ) -> None:
         self._source, self._offset, self.dtype, self.shape = source, offset, dtype, shape
         self.size, self.itemsize = int(np.prod(shape)), dtype.itemsize
@@ -247,6 +258,14 @@ class FileWords:
         out = np.empty((r1 - r0, c1 - c0), self.dtype)
         self.read_into(index, out)
         return out
+
+    def look(self, starts: NDArray[np.int64], n: int) -> bytes:
+        """`n` words from each of some places; all at once, of a remote file."""
+        where = [(self._offset + i * self.itemsize, n * self.itemsize) for i in starts.tolist()]
+        look = getattr(self._source, "look", None)
+        if look is not None:
+            return bytes(look(where))
+        return b"".join(self[i : i + n].tobytes() for i in starts.tolist())
 
     def read_into(self, index: tuple[slice, slice], out: Words) -> None:
         """Fill a C-contiguous array with some rows and columns."""
@@ -326,16 +345,21 @@ class PartSource:
         """As of the other source. Raises as that."""
         return self._source.read(self._start + offset, nbytes)
 
+    def ahead(self, start: int, stop: int) -> AbstractContextManager[None]:
+        """As `reading_on`."""
+        return reading_on(self._source, self._start + start, self._start + stop)
 
-def source_of(file: Any) -> ByteSource:
-    """What to read a path, a binary file object or a buffer by.
 
-    Raises
-    ------
-    OSError
+def reading_on(source: ByteSource, start: int, stop: int) -> AbstractContextManager[None]:
+    """Where the bytes from `start` to `stop` are read in about this order: a remote source asks for
+    what follows before it is wanted.
     """
-    if isinstance(file, str | os.PathLike):
-        return FileSource(file)
+    ahead = getattr(source, "ahead", None)
+    return nullcontext() if ahead is None else ahead(start, stop)
+
+
+def source_of_object(file: Any) -> ByteSource:
+    """What to read a binary file object or a buffer by. Raises `OSError`."""
     if not hasattr(file, "read"):
         return BufferSource(file)
     plain = _system_file(file)

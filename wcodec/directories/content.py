@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from wcodec.backends import Backend
+from wcodec.codec.opening import open_source
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.codec.sources import FileSource
 from wcodec.directories.hub_header import is_coded, is_hub
 from wcodec.directories.hub_reading import HubFile
 from wcodec.errors import EncodeError, within
@@ -76,7 +76,7 @@ def content_sha256(
 
 
 def _plain_pieces(path: AnyPath) -> Iterator[Any]:
-    source = FileSource(path, EncodeError, is_checked=True)
+    source = open_source(path, EncodeError, is_checked=True)
     header = read_safetensors_header(source)
     yield header.raw
     yield from (piece.data for piece in source.pieces(len(header.raw), source.nbytes))

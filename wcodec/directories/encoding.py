@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wcodec.backends import Backend, get_backend, load_backend
+from wcodec.codec.opening import open_source
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.codec.sources import FileSource
 from wcodec.directories.configs import (
     add_entry,
     is_of_transformers,
@@ -98,7 +98,7 @@ def plan_encode(
             raise bad_source(e.message) from None
     for name in weights:
         with within(name):
-            read_plain_header(FileSource(files[name], EncodeError))
+            read_plain_header(open_source(files[name], EncodeError))
     options = options or EncodeOptions()
     maker = _Encoding(files, form, options, backend, check_base(base, weights))
     jobs = [maker.job(name) for name in files]
@@ -152,7 +152,7 @@ def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
         with within(plain):
             wanted = {
                 (t.name, t.dtype, t.shape)
-                for t in read_plain_header(FileSource(files[plain], EncodeError)).tensors
+                for t in read_plain_header(open_source(files[plain], EncodeError)).tensors
             }
         same = False
         with contextlib.suppress(DecodeError), File(files[name], backend) as f:
@@ -253,7 +253,7 @@ class _Encoding:
         ]
         for name in sorted(names, key=lambda n: (any(is_variant_of(n, of) for of in names), n)):
             with within(name):
-                header = read_plain_header(FileSource(self.files[name], EncodeError))
+                header = read_plain_header(open_source(self.files[name], EncodeError))
             for t in sorted(header.tensors, key=lambda t: t.name):
                 if t.dtype.safetensors in ("F16", "BF16", "F32", "F64"):
                     return t.dtype.name

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wcodec.codec.sources import FileSource
+from wcodec.codec.opening import open_source
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.atomic import AnyPath, read_bytes
 from wcodec.files.kinds import HEAD_NBYTES, described
@@ -74,7 +74,7 @@ def has_hub_form(path: AnyPath) -> bool:
         ``bad_magic``, ``truncated``, ``bad_value``, ``bad_range``
     OSError
     """
-    source = FileSource(path)
+    source = open_source(path)
     header = read_hub_header(source)
     return is_hub(header) or any(looks_like_stream(t, source) for t in header.tensors)
 

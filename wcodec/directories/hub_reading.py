@@ -16,8 +16,9 @@ import numpy as np
 
 from wcodec.backends import Backend
 from wcodec.codec.decoder import Decoder, check_nbytes
+from wcodec.codec.opening import open_source
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
-from wcodec.codec.sources import FileSource, PartSource
+from wcodec.codec.sources import PartSource
 from wcodec.directories.hub_header import (
     CRC_KEY,
     HEADER_KEY,
@@ -107,7 +108,7 @@ class HubFile:
         max_nbytes: int | None = None,
         max_memory: int | None = None,
     ) -> None:
-        self.path, self._file = path, FileSource(path, is_checked=True)
+        self.path, self._file = path, open_source(path, is_checked=True)
         self.stored_nbytes = self._file.nbytes
         self.decoder = Decoder(backend, None, max_memory)
         self._memory = Memory(self.decoder.max_memory)

@@ -13,8 +13,8 @@ import numpy as np
 
 from wcodec.backends import Backend
 from wcodec.codec.encoder import Encoder
+from wcodec.codec.opening import OpenedFile, open_source
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
-from wcodec.codec.sources import FileSource
 from wcodec.directories.hub_header import (
     CRC_KEY,
     HEADER_KEY,
@@ -80,7 +80,7 @@ def encode_hub_file(
         its header would be too large for safetensors. ``output_exists``; ``bad_option``: the target
         is the source. Nothing is left behind.
     """
-    file = FileSource(source, EncodeError, is_checked=True)
+    file = open_source(source, EncodeError, is_checked=True)
     with within(source):
         header = read_plain_header(file)
     with (
@@ -98,7 +98,7 @@ class _HubWriter:
     def __init__(
         self,
         f: BinaryIO,
-        source: FileSource,
+        source: OpenedFile,
         header: SafetensorsHeader,
         encoder: Encoder,
         progress: Progress,

@@ -13,12 +13,16 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from wcodec.codec.opening import open_source
+from wcodec.codec.urls import Url, place_of
 from wcodec.errors import DecodeError, EncodeError, named
 from wcodec.files.attributes import NOT_HERE, Attributes
+from wcodec.files.uploads import refuse_existing, remote_output
 from wcodec.processes import call_in_child
 
 AnyPath = str | os.PathLike[str]
@@ -101,6 +105,8 @@ def check_room(target: AnyPath, nbytes: int) -> None:
     DecodeError
         ``resource_limit``
     """
+    if isinstance(place_of(target), Url):
+        return
     try:
         disk = shutil.disk_usage(Path(followed(target)).absolute().parent)
     except OSError:
@@ -156,10 +162,19 @@ def check_output(target: AnyPath, overwrite: bool = False, inputs: Iterable[AnyP
     """
     if not os.fspath(target):
         raise EncodeError("bad_option", "the output has no name")
+    place = place_of(target)
+    if isinstance(place, Url):
+        if (same := next((p for p in inputs if place_of(p) == place), None)) is not None:
+            raise EncodeError("bad_option", f"the output {str(target)!r} is read for it: {same!r}")
+        refuse_existing(place, overwrite)
+        return
+    target = place
     there = _found(target)
     if there is not None:
-        for path in inputs:
-            if (read := _found(path)) is not None and os.path.samestat(there, read):
+        for path in map(place_of, inputs):
+            if isinstance(path, Url) or (read := _found(path)) is None:
+                continue
+            if os.path.samestat(there, read):
                 raise EncodeError(
                     "bad_option",
                     f"the output {str(target)!r} would replace {str(path)!r}, which is read for it",
@@ -173,9 +188,17 @@ def check_output(target: AnyPath, overwrite: bool = False, inputs: Iterable[AnyP
             f"{str(target)!r} exists and is not replaced unasked: -f does that (overwrite=True)",
         )
     folder = os.path.dirname(followed(target)) or "."
-    place = _found(folder)
-    if place is None or not stat.S_ISDIR(place.st_mode):
+    found = _found(folder)
+    if found is None or not stat.S_ISDIR(found.st_mode):
         raise FileNotFoundError(errno.ENOENT, "there is no such directory", folder)
+
+
+def folder_for(target: AnyPath) -> Path:
+    """Where what is kept for a while on the way to an output goes: beside it, or, of one at a URL,
+    where temporary files go.
+    """
+    place = place_of(target)
+    return Path(tempfile.gettempdir()) if isinstance(place, Url) else place.absolute().parent
 
 
 def temporary_of(target: Path) -> Path:
@@ -222,9 +245,16 @@ def atomic_output(
         that the file is whole after a power failure too.
     """
     check_output(path, overwrite, inputs)
+    place = place_of(path)
+    if isinstance(place, Url):
+        with remote_output(place, nbytes, overwrite=overwrite) as stream:
+            yield stream
+        return
+    path = place
     target = Path(followed(path))
     is_replaced = target.exists()
-    like = target if is_replaced else like
+    like = target if is_replaced else None if like is None else place_of(like)
+    like = None if isinstance(like, Url) else like
     attributes = None if like is None else Attributes.of(like, is_replaced=is_replaced)
     temporary, process = temporary_of(target), os.getpid()
     _unfinished.add(temporary)
@@ -273,7 +303,10 @@ def _sync(descriptor: int) -> None:
 
 def sync_file(path: AnyPath) -> None:
     """Have a file that is there, and its name, on the disk. Raises `OSError`: the disk fails."""
-    path = followed(path)
+    place = place_of(path)
+    if isinstance(place, Url):  # what an upload has made is there to stay
+        return
+    path = followed(place)
     with open(path, "rb") as f, named(path):
         _sync(f.fileno())
     sync_folder(os.path.dirname(path) or ".")
@@ -323,5 +356,9 @@ def remove_unfinished() -> None:
 
 def read_bytes(path: AnyPath, nbytes: int = -1) -> bytes:
     """The first bytes of a file, or all. Raises `OSError`, which names the file."""
-    with named(path), open(path, "rb") as f:
+    place = place_of(path)
+    if isinstance(place, Url):
+        source = open_source(place)
+        return source.read(0, source.nbytes if nbytes < 0 else min(nbytes, source.nbytes)).tobytes()
+    with named(path), open(place, "rb") as f:
         return f.read(nbytes)

@@ -15,9 +15,11 @@ import numpy as np
 
 from wcodec.backends import Backend
 from wcodec.codec.decoder import Decoder
+from wcodec.codec.opening import OpenedFile
 from wcodec.codec.parts import rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.codec.sources import FileSource, FileWords
+from wcodec.codec.sources import FileWords
+from wcodec.codec.urls import Place, place_of
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
 from wcodec.reference.container import Base, ByteSource
@@ -35,7 +37,7 @@ BLOCK_NBYTES: Final = 1 << 23  #: of a tensor that is coded as another matrix, d
 class OpenBase(BaseCheckpoint, Protocol):
     """A base, to be closed."""
 
-    def paths(self) -> Iterator[Path]:
+    def paths(self) -> Iterator[Place]:
         """Its file, and those that this one needs. Raises as `wcodec.files.file.File.base`."""
 
     def close(self) -> None:
@@ -59,7 +61,11 @@ class SafetensorsBase(OpenBase):
     """
 
     def __init__(
-        self, path: Path, source: FileSource, backend: Backend, progress: Progress = ignore_progress
+        self,
+        path: Place,
+        source: OpenedFile,
+        backend: Backend,
+        progress: Progress = ignore_progress,
     ) -> None:
         self.path, self._source = path, source
         self._backend, self._progress = backend, progress
@@ -103,7 +109,7 @@ class SafetensorsBase(OpenBase):
 
         return content_hash((t.name, t.dtype, t.shape, crc32(t)) for t in self._tensors.values())
 
-    def paths(self) -> Iterator[Path]:
+    def paths(self) -> Iterator[Place]:
         """As `OpenBase.paths`."""
         yield self.path
 
@@ -114,7 +120,7 @@ class SafetensorsBase(OpenBase):
 
 
 def crc32_of(
-    source: FileSource, t: SourceTensor, backend: Backend, progress: Progress = ignore_progress
+    source: OpenedFile, t: SourceTensor, backend: Backend, progress: Progress = ignore_progress
 ) -> int:
     """CRC-32 of a tensor of a safetensors file, read a piece at a time."""
     crc = 0
@@ -125,7 +131,7 @@ def crc32_of(
 
 
 def safetensors_base(
-    path: Path, source: FileSource, backend: Backend, progress: Progress
+    path: Place, source: OpenedFile, backend: Backend, progress: Progress
 ) -> SafetensorsBase:
     """A base that is no ``.wcodec`` file.
 
@@ -256,8 +262,8 @@ class CodedBaseTensor(BaseTensor):
 
 
 def base_path(
-    path: Path | None, wanted: Base | None, given: str | os.PathLike[str] | None, depth: int
-) -> Path:
+    path: Place | None, wanted: Base | None, given: str | os.PathLike[str] | None, depth: int
+) -> Place:
     """Where the base of a file is: as given, or called as it was, beside the file.
 
     Parameters
@@ -281,11 +287,11 @@ def base_path(
             "bad_base", f"more than {MAX_BASES} checkpoints, each a difference from the next"
         )
     if given is not None:
-        return Path(given)
+        return place_of(given)
     name = wanted.name
     if path is not None and Path(name).name == name and not set("/\\\0") & set(name):
         with contextlib.suppress(OSError):  # such as of a name that is too long
-            if (found := path.parent / name).is_file() and not found.samefile(path):
+            if (found := path.parent / name).is_file() and not found.samefile(str(path)):
                 return found
     if not name:
         raise DecodeError(
@@ -303,7 +309,7 @@ def base_path(
     )
 
 
-def check_is_base(base: OpenBase, wanted: Base | None, path: Path) -> None:
+def check_is_base(base: OpenBase, wanted: Base | None, path: object) -> None:
     """Whether a checkpoint is the one that a file holds differences from.
 
     Raises
@@ -321,6 +327,6 @@ def check_is_base(base: OpenBase, wanted: Base | None, path: Path) -> None:
         )
 
 
-def paths_of(base: OpenBase | None) -> list[Path]:
+def paths_of(base: OpenBase | None) -> list[Place]:
     """The files of a base, which no output may replace."""
     return [] if base is None else list(base.paths())

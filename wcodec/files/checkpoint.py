@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from wcodec.files.atomic import (
     atomic_output,
     check_output,
     check_room,
+    folder_for,
 )
 from wcodec.files.bases import paths_of
 from wcodec.files.duplicates import Duplicates
@@ -84,8 +85,10 @@ def encode_file(
         within(source),
     ):
         writer = encoder.start(f, progress, other)
-        for t, words, again in plain.tensors(Path(target).absolute().parent):
-            add_tensor(writer, seen, t.name, words, t.dtype, t.shape, t.dtype_name, again)
+        with closing(plain.tensors(folder_for(target))) as tensors:
+            for t, words, again, pieces in tensors:
+                how = t.dtype, t.shape, t.dtype_name, again, pieces
+                add_tensor(writer, seen, t.name, words, *how)
         return header.end, writer.finish(header.metadata, header.raw)
 
 

@@ -38,6 +38,7 @@ class Duplicates:
         shape: tuple[int, ...],
         dtype_name: str,
         read_again: ReadWords,
+        pieces: bytes | None = None,
     ) -> int | None:
         """Number of an earlier tensor that is the same but for its name, every byte compared. Call
         it for each tensor, in order.
@@ -50,15 +51,13 @@ class Duplicates:
             Gives the words once more, to compare them with those of later tensors: they must
             still be the same. ``None`` for all tensors if they cannot be read again: then their
             SHA-256 is compared.
+        pieces
+            What `pieces_of` the words gives, if that is known.
         """
         number, self._n = self._n, self._n + 1
         if words.nbytes < LEAST_NBYTES:
             return None
-        if words.nbytes <= _SMALL_NBYTES:
-            pieces = words[:: words.size // _FEW_WORDS].tobytes()
-        else:
-            starts = np.arange(_PIECES) * (words.size - _PIECE_WORDS) // (_PIECES - 1)
-            pieces = b"".join(words[i : i + _PIECE_WORDS].tobytes() for i in starts.tolist())
+        pieces = pieces_of(words) if pieces is None else pieces
         alike = self._known.setdefault((dtype.id, shape, dtype_name, pieces), [])
         digest = _digest(words) if read_again is None else b""
         for earlier, other in alike:
@@ -67,6 +66,16 @@ class Duplicates:
         if len(alike) < _MOST_ALIKE:
             alike.append((number, read_again or digest))
         return None
+
+
+def pieces_of(words: Words | FileWords) -> bytes:
+    """Words at some places of a tensor, which few others have there too."""
+    if words.nbytes <= _SMALL_NBYTES:
+        return words[:: words.size // _FEW_WORDS or 1].tobytes()
+    starts = np.arange(_PIECES) * (words.size - _PIECE_WORDS) // (_PIECES - 1)
+    if isinstance(words, FileWords):
+        return words.look(starts, _PIECE_WORDS)
+    return b"".join(words[i : i + _PIECE_WORDS].tobytes() for i in starts.tolist())
 
 
 def _same(a: Words | FileWords, b: Words | FileWords) -> bool:

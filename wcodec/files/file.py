@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -15,8 +15,10 @@ from wcodec.backends import Backend, load_backend
 from wcodec.codec.batches import decode_batch, in_batches
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.encoder import Encoder
+from wcodec.codec.opening import open_source, source_of
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.codec.sources import ClosedSource, FileSource, source_of
+from wcodec.codec.sources import ClosedSource, reading_on
+from wcodec.codec.urls import Place, absolute, place_of
 from wcodec.errors import DecodeError, within
 from wcodec.files.atomic import AnyPath
 from wcodec.files.bases import (
@@ -101,7 +103,7 @@ class File:
         depth: int = 0,
         max_memory: int | None = None,
     ) -> None:
-        self.path = Path(file) if isinstance(file, str | os.PathLike) else None
+        self.path = place_of(file) if isinstance(file, str | os.PathLike) else None
         self._base_path, self._lock, self._depth = base, Lock(), depth
         self._base: OpenBase | None = None
         self._kept = dict[str, Words]()  # see `CodedBaseTensor`
@@ -109,8 +111,8 @@ class File:
         self.source = source_of(file)
         self.decoder = Decoder(backend, max_nbytes, max_memory)
         #: for who pickles it: the working directory may be another one then
-        self._where = None if self.path is None else os.path.abspath(self.path)
-        self._base_where = None if base is None else os.path.abspath(base)
+        self._where = None if self.path is None else absolute(self.path)
+        self._base_where = None if base is None else absolute(base)
         self._has_backend = backend is not None
         with self.guarded(), named_for_what_it_is(self.source):
             self.index: Index = self.decoder.read_index(self.source)
@@ -162,8 +164,9 @@ class File:
         if self._base is not None:
             self._base.close()
             self._base = None
-        if isinstance(self.source, FileSource):
-            self.source.close()
+        close = getattr(self.source, "close", None)
+        if close is not None:
+            close()
         self.source = ClosedSource()
 
     def keys(self) -> list[str]:
@@ -277,12 +280,19 @@ class File:
             if made
             else self.index.source_header
         )
-        for batch in in_batches(self.index.tensors):
-            if len(batch) > 1:
-                yield b"".join(a.tobytes() for a in self.small_tensors(batch))
-                continue
-            for chunk in self.chunks(batch[0]):
-                yield chunk.reshape(-1).view(np.uint8).data
+        with self.all_ahead():
+            for batch in in_batches(self.index.tensors):
+                if len(batch) > 1:
+                    yield b"".join(a.tobytes() for a in self.small_tensors(batch))
+                    continue
+                for chunk in self.chunks(batch[0]):
+                    yield chunk.reshape(-1).view(np.uint8).data
+
+    def all_ahead(self) -> AbstractContextManager[None]:
+        """Where all tensors are decoded in order: of a remote file, more is read than is wanted
+        now.
+        """
+        return reading_on(self.source, 0, self.index.index_offset)
 
     def small_tensors(self, batch: list[TensorRecord]) -> list[NDArray[Any]]:
         """Decode small tensors together; see `batches.in_batches` and `get_tensor`."""
@@ -340,10 +350,10 @@ class File:
             ``bad_base``: it is not the one whose content hash the file names.
         """
         with self._lock, within(self.path):
-            check_is_base(base, self.index.base, base.path or Path())
+            check_is_base(base, self.index.base, base.path or "")
             self._base = base
 
-    def base_paths(self) -> list[Path]:
+    def base_paths(self) -> list[Place]:
         """The files that this one is read with, which no output may replace: of a base that cannot
         be had, where it should be.
         """
@@ -353,9 +363,9 @@ class File:
             return paths_of(self.base())
         except DecodeError:
             if self._base_path is not None:
-                return [Path(self._base_path)]
+                return [place_of(self._base_path)]
             name = "" if self.index.base is None else self.index.base.name
-            return [(self.path or Path()).parent / name]
+            return [] if self.path is None else [self.path.parent / name]
 
     # ---- as the base of another file; see `OpenBase`
     def base_tensor(
@@ -382,7 +392,7 @@ class File:
         """As `BaseCheckpoint.content_hash`: the index knows all of it."""
         return content_hash((t.name, t.dtype, t.shape, t.crc32) for t in self.index.tensors)
 
-    def paths(self) -> Iterator[Path]:
+    def paths(self) -> Iterator[Place]:
         """As `OpenBase.paths`."""
         if self.path is not None:
             yield self.path
@@ -439,7 +449,7 @@ def open_base(
     OSError
     """
     with within(base=path):
-        source = FileSource(path, is_checked=True)
+        source = open_source(path, is_checked=True)
         if source.read(0, min(len(MAGIC), source.nbytes)).tobytes() == MAGIC:
             return File(path, backend, depth=depth, max_memory=max_memory)
-        return safetensors_base(Path(path), source, backend, progress)
+        return safetensors_base(place_of(path), source, backend, progress)

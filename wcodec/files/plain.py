@@ -6,17 +6,22 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from wcodec.codec.sources import Descriptor, FileSource, FileWords
+from wcodec.codec.opening import open_source
+from wcodec.codec.pipelining import map_ahead
+from wcodec.codec.remote import RemoteSource
+from wcodec.codec.sources import Descriptor, FileSource, FileWords, reading_on
+from wcodec.codec.urls import place_of, url_of
 from wcodec.errors import EncodeError, named
 from wcodec.files.atomic import AnyPath, reserve
+from wcodec.files.duplicates import pieces_of
 from wcodec.files.safetensors_header import (
     SafetensorsHeader,
     SourceTensor,
@@ -29,8 +34,26 @@ from wcodec.reference.planes import Bytes, Words
 IN_MEMORY: Final = 1 << 26  #: bytes from which on words that cannot be read again go to a file
 _PIECE_NBYTES: Final = 1 << 23  #: of a pipe, read at once
 
-#: reads the words of a tensor, each time it is called
-Read = Callable[[], Words | FileWords]
+_LOOKS_AHEAD: Final = 4  #: tensors of a remote file whose places are looked at before it is needed
+
+
+class Opened(NamedTuple):
+    """A tensor that is read to be encoded.
+
+    Attributes
+    ----------
+    words
+        Flat.
+    again
+        Reads them once more; ``None`` where that cannot be.
+    pieces
+        As `pieces_of` them, if that is known.
+    """
+
+    t: SourceTensor
+    words: Words | FileWords
+    again: Callable[[], Words | FileWords] | None = None
+    pieces: bytes | None = None
 
 
 class PlainFile:
@@ -44,14 +67,27 @@ class PlainFile:
     """
 
     def __init__(self, path: AnyPath) -> None:
-        self.source = FileSource(path, EncodeError, is_checked=True)
+        self.source = open_source(path, EncodeError, is_checked=True)
         self.header = read_safetensors_header(self.source)
 
-    def tensors(self, folder: Path) -> Iterator[tuple[SourceTensor, Words | FileWords, Read]]:
-        """Tensors in the file's order, their words, and how to read these again."""
-        for t in self.header.tensors:
-            read = partial(self.source.words, t.start, t.nbytes, np.dtype(t.dtype.word_type))
-            yield t, read(), read
+    def tensors(self, folder: Path) -> Generator[Opened, None, None]:
+        """Tensors in the file's order."""
+        header, is_remote = self.header, isinstance(self.source, RemoteSource)
+        looks = map_ahead(self._look, header.tensors, _LOOKS_AHEAD * is_remote, _LOOKS_AHEAD)
+        with closing(looks), reading_on(self.source, len(header.raw), header.end):
+            for t, pieces in zip(header.tensors, looks, strict=True):
+                read = partial(self._words, t)
+                yield Opened(t, read(), read, pieces)
+        self.source.check()
+
+    def _words(self, t: SourceTensor) -> Words | FileWords:
+        return self.source.words(t.start, t.nbytes, np.dtype(t.dtype.word_type))
+
+    def _look(self, t: SourceTensor) -> bytes | None:
+        """The pieces of a large tensor of a remote file: where it is read, they come later."""
+        if not isinstance(self.source, RemoteSource) or t.nbytes <= self.source.block:
+            return None
+        return pieces_of(self._words(t))
 
 
 class PipedFile:
@@ -64,8 +100,8 @@ class PipedFile:
         nbytes = header_nbytes(head, 1 << 63)
         self.header: SafetensorsHeader = parse_safetensors_header(head + self._read(nbytes - 8))
 
-    def tensors(self, folder: Path) -> Iterator[tuple[SourceTensor, Words | FileWords, None]]:
-        """Tensors in the file's order and their words, which can be read until the next one.
+    def tensors(self, folder: Path) -> Generator[Opened, None, None]:
+        """Tensors in the file's order, which can be read until the next one.
 
         Parameters
         ----------
@@ -75,7 +111,7 @@ class PipedFile:
         for t in self.header.tensors:
             spool = spooled(self._pieces(t), t.nbytes, t.dtype.word_type, folder, IN_MEMORY)
             with spool as words:
-                yield t, words, None
+                yield Opened(t, words)
         if self._read(1, short=True):
             raise EncodeError("bad_source", "more bytes follow the last tensor")
 
@@ -108,7 +144,9 @@ def is_pipe(path: AnyPath) -> bool:
     ------
     OSError
     """
-    mode = os.stat(path).st_mode
+    if url_of(path) is not None:
+        return False
+    mode = os.stat(place_of(path)).st_mode
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 

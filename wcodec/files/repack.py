@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from wcodec.backends import Backend
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
+from wcodec.codec.urls import Place, place_of
 from wcodec.errors import DecodeError
-from wcodec.files.atomic import AnyPath, atomic_output, check_output
+from wcodec.files.atomic import AnyPath, atomic_output, check_output, folder_for
 from wcodec.files.file import File
 from wcodec.files.plain import IN_MEMORY, spooled
 from wcodec.files.saving import base_for
@@ -75,7 +75,7 @@ def repack_file(
                 if t.duplicate_of is not None:
                     writer.add_duplicate(t.name, t.duplicate_of)
                     continue
-                folder = Path(target).absolute().parent
+                folder = folder_for(target)
                 spool = spooled(_pieces(f, t), t.nbytes, t.dtype.word_type, folder, IN_MEMORY)
                 with spool as words:
                     writer.add_later(t.name, words, t.dtype, t.shape, t.dtype_name)
@@ -83,7 +83,7 @@ def repack_file(
             return index.file_nbytes, writer.finish(index.metadata, header)
 
 
-def _base_path(f: File, given: AnyPath | None) -> Path:
+def _base_path(f: File, given: AnyPath | None) -> Place:
     """Where the base of a file is, once it is known to be the right one.
 
     Raises
@@ -93,7 +93,7 @@ def _base_path(f: File, given: AnyPath | None) -> Path:
     """
     f.base()
     if given is not None:
-        return Path(given)
+        return place_of(given)
     if f.path is None or f.index.base is None:
         raise DecodeError("bad_base", "name the base")
     return f.path.parent / f.index.base.name

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from wcodec.codec.arrays import as_array
 from wcodec.codec.encoder import Encoder, Writer, words_of
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.codec.sources import FileWords
+from wcodec.codec.urls import Place
 from wcodec.codec.whole import Whole
 from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import (
@@ -261,7 +261,7 @@ class ArraysBase(OpenBase):
             for name, t in taken
         )
 
-    def paths(self) -> Iterator[Path]:
+    def paths(self) -> Iterator[Place]:
         """As `OpenBase.paths`: none."""
         yield from ()
 
@@ -309,9 +309,10 @@ def add_tensor(
     shape: tuple[int, ...],
     dtype_name: str,
     read_again: ReadWords,
+    pieces: bytes | None = None,
 ) -> None:
     """Write a tensor, or that it is an earlier one again; see `Duplicates.find`."""
-    of = seen.find(words, dtype, shape, dtype_name, read_again)
+    of = seen.find(words, dtype, shape, dtype_name, read_again, pieces)
     if of is None:
         writer.add_later(name, words, dtype, shape, dtype_name)
     else:

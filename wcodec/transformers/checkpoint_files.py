@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import torch
 from safetensors import safe_open
 
-from wcodec.codec.sources import FileSource
+from wcodec.codec.opening import open_source
 from wcodec.errors import EncodeError, within
 from wcodec.files.atomic import atomic_output
 from wcodec.files.safetensors_header import parse_safetensors_header, read_safetensors_header
@@ -114,7 +114,7 @@ def _as_tensor(data: bytes) -> torch.Tensor:
 
 
 def _pack_safetensors(path: Path, name: str) -> Packed:
-    source = FileSource(path)
+    source = open_source(path)
     try:
         header = read_safetensors_header(source)
     finally:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from wcodec.codec.decoder import Decoder
-from wcodec.codec.sources import FileSource, PartSource
+from wcodec.codec.opening import open_source
+from wcodec.codec.sources import PartSource
 from wcodec.directories.hub_header import looks_like_stream
 from wcodec.files.file import File
 from wcodec.files.safetensors_header import read_safetensors_header
@@ -130,7 +131,7 @@ def _wcodec_rows(path: Path) -> Iterator[DType]:
 
 
 def _hub_rows(path: Path) -> Iterator[DType]:
-    source, decoder = FileSource(path), Decoder()
+    source, decoder = open_source(path), Decoder()
     for t in sorted(read_safetensors_header(source).tensors, key=lambda t: t.name):
         if looks_like_stream(t, source):
             stream = PartSource(source, t.start, t.nbytes)

@@ -1,0 +1,200 @@
+"""Outputs at URLs, sent while they are made. Nothing is under the name before it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Final, Protocol, cast
+
+from wcodec.codec.ranges import again
+from wcodec.codec.urls import Url
+from wcodec.errors import EncodeError
+from wcodec.processes import Task, Workers
+
+PART_NBYTES: Final = 1 << 25  #: of an upload; larger ones, if there would be too many
+_MOST_PARTS: Final = 9000  #: S3 takes 10,000
+PARTS_AT_ONCE: Final = 4
+
+
+class _Upload(Protocol):
+    """An object that is being sent."""
+
+    def write(self, data: Any, /) -> int:
+        """Send bytes, now or later."""
+
+    def commit(self) -> None:
+        """Give the object its name."""
+
+    def discard(self) -> None:
+        """Forget what was sent."""
+
+
+@contextmanager
+def remote_output(url: Url, nbytes: int = 0, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """Binary file that appears at a URL only if the block ends without an exception.
+
+    Parameters
+    ----------
+    nbytes
+        About how many bytes there will be, if that is known.
+    overwrite
+        Whether an object that is there may be replaced.
+
+    Raises
+    ------
+    EncodeError
+        ``output_exists``
+    OSError
+        It cannot be written there.
+    """
+    refuse_existing(url, overwrite)
+    part = max(PART_NBYTES, nbytes // _MOST_PARTS)
+    fs, _ = url.filesystem()
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    kind = _S3 if "s3" in protocols and hasattr(fs, "call_s3") else _Any
+    upload = kind(url, part, overwrite)
+    out = _Counted(upload)
+    try:
+        yield cast(BinaryIO, out)
+        refuse_existing(url, overwrite)
+        upload.commit()
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to be told
+            upload.discard()
+        raise
+
+
+def refuse_existing(url: Url, overwrite: bool) -> None:
+    """Refuse to write where something is. Raises as `remote_output`."""
+    found = url.look_up()
+    if found is None:
+        return
+    if found.is_directory:
+        raise EncodeError("bad_option", f"the output {str(url)!r} is a directory")
+    if not overwrite:
+        raise EncodeError(
+            "output_exists",
+            f"{str(url)!r} exists and is not replaced unasked: -f does that (overwrite=True)",
+        )
+
+
+class _Counted(io.RawIOBase):
+    """What is written, from front to back."""
+
+    def __init__(self, upload: _Upload) -> None:
+        self._upload, self._n = upload, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        n = memoryview(data).nbytes
+        self._upload.write(data)
+        self._n += n
+        return n
+
+    def tell(self) -> int:
+        return self._n
+
+
+class _Any(_Upload):
+    """By a file of ``fsspec``."""
+
+    def __init__(self, url: Url, part: int, overwrite: bool) -> None:
+        self._url = url
+        fs, path = url.filesystem()
+        with url.named():
+            try:
+                self._file = fs.open(path, "wb", block_size=part, autocommit=False)
+            except (NotImplementedError, TypeError) as e:
+                text = f"{type(fs).__name__} writes no files that appear when they are whole"
+                raise OSError(None, text) from e
+
+    def write(self, data: Any, /) -> int:
+        """As `_Upload.write`."""
+        with self._url.named():
+            self._file.write(data if isinstance(data, bytes | bytearray) else bytes(data))
+        return 0
+
+    def commit(self) -> None:
+        """As `_Upload.commit`."""
+        fs, _ = self._url.filesystem()
+        with self._url.named():
+            self._file.close()
+            self._file.commit()
+            fs.invalidate_cache(self._url.parent.filesystem()[1])
+
+    def discard(self) -> None:
+        """As `_Upload.discard`."""
+        self._file.close()
+        self._file.discard()
+
+
+class _S3(_Upload):
+    """By an upload of parts to S3, some at once; an object of one part by one request."""
+
+    def __init__(self, url: Url, part: int, overwrite: bool) -> None:
+        self._url, self._part, self._overwrite = url, part, overwrite
+        self._buffer, self._id = bytearray(), ""
+        self._workers = Workers(PARTS_AT_ONCE, "wcodec-upload")
+        self._under_way, self._sent = deque[Task[dict[str, Any]]](), list[dict[str, Any]]()
+
+    def _call(self, method: str, **more: Any) -> dict[str, Any]:
+        fs, path = self._url.filesystem()
+        bucket, key, _ = fs.split_path(path)
+        found: dict[str, Any] = fs.call_s3(method, Bucket=bucket, Key=key, **more)
+        return found
+
+    def write(self, data: Any, /) -> int:
+        """As `_Upload.write`."""
+        self._buffer += data
+        while len(self._buffer) >= self._part:
+            self._send(bytes(memoryview(self._buffer)[: self._part]))
+            del self._buffer[: self._part]
+        return 0
+
+    def _send(self, data: bytes) -> None:
+        if not self._id:
+            started = again(self._url, "an upload", self._call, "create_multipart_upload")
+            self._id = started["UploadId"]
+        number = len(self._sent) + len(self._under_way) + 1
+        self._under_way.append(self._workers.begin(self._send_part, number, data))
+        if len(self._under_way) > PARTS_AT_ONCE:
+            self._sent.append(self._under_way.popleft().result())
+
+    def _send_part(self, number: int, data: bytes) -> dict[str, Any]:
+        def send() -> dict[str, Any]:
+            return self._call("upload_part", PartNumber=number, UploadId=self._id, Body=data)
+
+        answer = again(self._url, f"part {number}", send)
+        sums = {k: v for k, v in answer.items() if k == "ETag" or k.startswith("Checksum")}
+        return {"PartNumber": number, **{k: v for k, v in sums.items() if k != "ChecksumType"}}
+
+    def commit(self) -> None:
+        """As `_Upload.commit`."""
+        how: dict[str, Any] = {} if self._overwrite else {"IfNoneMatch": "*"}
+        fs, path = self._url.filesystem()
+        with self._url.named():
+            if not self._id:
+                self._call("put_object", Body=bytes(self._buffer), **how)
+            else:
+                if self._buffer:
+                    self._send(bytes(self._buffer))
+                self._sent += [task.result() for task in self._under_way]
+                parts = {"Parts": self._sent}
+                self._call(
+                    "complete_multipart_upload", UploadId=self._id, MultipartUpload=parts, **how
+                )
+            fs.invalidate_cache(path)
+        self._workers.close()
+
+    def discard(self) -> None:
+        """As `_Upload.discard`."""
+        for task in self._under_way:
+            task.settle()
+        self._workers.close()
+        if self._id:
+            self._call("abort_multipart_upload", UploadId=self._id)
