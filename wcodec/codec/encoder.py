@@ -19,6 +19,7 @@ from wcodec.codec.batches import (
     encode_batch,
 )
 from wcodec.codec.checks import check_encoded
+from wcodec.codec.joining import join_tables
 from wcodec.codec.listing import Listed, Tensor, encode_listed, list_words
 from wcodec.codec.parts import Ids, Rectangle, rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
@@ -44,6 +45,7 @@ from wcodec.reference.differences import BaseCheckpoint, BaseTensor, Difference,
 from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import DType, Words, dtype_of
 from wcodec.reference.segments import SegmentPlan, SegmentTable
+from wcodec.reference.tables import TablePool
 from wcodec.reference.tensors import TensorRecord
 from wcodec.reference.tiles import Geometry, chunks
 
@@ -101,11 +103,12 @@ class Encoder:
         stream: ByteSink,
         progress: Progress = ignore_progress,
         base: BaseCheckpoint | None = None,
+        n_parts: int = 1,
     ) -> Writer:
         """Begin a file on a binary stream, which need not be seekable;
-        of differences from a base, where these are smaller.
+        of differences from a base, where these are smaller; of `n_parts` (`Writer.start_part`).
         """
-        return Writer(stream, self.options, self.backend, progress, base)
+        return Writer(stream, self.options, self.backend, progress, base, n_parts)
 
     def encode(self, array: NDArray[Any]) -> bytes:
         """One array as a file of one tensor with an empty name. See `encode`."""
@@ -129,19 +132,29 @@ class Writer:
         backend: Backend,
         progress: Progress = ignore_progress,
         base: BaseCheckpoint | None = None,
+        n_parts: int = 1,
     ) -> None:
         self.stream = stream
         self.options = options
         self.backend = backend
         self.progress = progress
         self.base = base
-        self.planner, self.tensors, self.names = Planner(options), list[TensorRecord](), set[str]()
+        self._n_parts, self._pools, self._starts = n_parts, list[TablePool](), list[int]()
+        self.tensors, self.names = list[TensorRecord](), set[str]()
         self.offset = self._write(container.write_header())
         self._batch, self._batch_nbytes = list[Small](), 0
         self._geometries = dict[Any, tuple[int, Geometry]]()
         self._base_crcs = dict[str, int]()  # of tensors of the base, where they are known
         self._listed, self._listed_words = list[Listed](), 0
         self._rooms = [np.empty(0, np.uint8)] * 2  # one is coded while the other one is planned
+        self.start_part()
+
+    def start_part(self) -> None:
+        """Begin a part, the first one at once: how it is coded does not depend on those before."""
+        self._flush()
+        self.planner = Planner(self.options, self._n_parts)
+        self._pools.append(self.planner.pool)
+        self._starts.append(len(self.tensors))
 
     def _write(self, data: Any) -> int:
         self.stream.write(data)
@@ -428,8 +441,7 @@ class Writer:
         if self.base is not None and any(t.difference for t in self.tensors):
             sha256, called = self.base.content_hash(self._base_crcs), self.base.name
             base = Base(sha256, called.encode(errors="replace").decode())
-        index = Index(
-            self.tensors, self.planner.pool, metadata or {}, kind, source_header or b"", base
-        )
+        pool, tensors = join_tables(self._pools, self._starts, self.tensors)
+        index = Index(tensors, pool, metadata or {}, kind, source_header or b"", base)
         self.offset += self._write(container.write_index(index, self.offset))
         return self.offset

@@ -259,6 +259,10 @@ class FileWords:
         self.read_into(index, out)
         return out
 
+    def ahead(self) -> AbstractContextManager[None]:
+        """Where all words are read in order; see `reading_on`."""
+        return reading_on(self._source, self._offset, self._offset + self.nbytes)
+
     def look(self, starts: NDArray[np.int64], n: int) -> bytes:
         """`n` words from each of some places; all at once, of a remote file."""
         where = [(self._offset + i * self.itemsize, n * self.itemsize) for i in starts.tolist()]
@@ -350,7 +354,7 @@ class PartSource:
         return reading_on(self._source, self._start + start, self._start + stop)
 
 
-def reading_on(source: ByteSource, start: int, stop: int) -> AbstractContextManager[None]:
+def reading_on(source: object, start: int, stop: int) -> AbstractContextManager[None]:
     """Where the bytes from `start` to `stop` are read in about this order: a remote source asks for
     what follows before it is wanted.
     """

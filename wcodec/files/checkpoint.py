@@ -22,6 +22,7 @@ from wcodec.files.atomic import (
 from wcodec.files.bases import paths_of
 from wcodec.files.duplicates import Duplicates
 from wcodec.files.file import File
+from wcodec.files.parts import part_starts
 from wcodec.files.plain import PipedFile, open_plain
 from wcodec.files.safetensors_header import SafetensorsHeader
 from wcodec.files.saving import add_tensor, base_for
@@ -84,9 +85,12 @@ def encode_file(
         WriteBehind(stream, encoder.backend.threads, CHUNK_NBYTES) as f,
         within(source),
     ):
-        writer = encoder.start(f, progress, other)
+        starts = part_starts(header) if other is None else [0]
+        writer = encoder.start(f, progress, other, len(starts))
         with closing(plain.tensors(folder_for(target))) as tensors:
-            for t, words, again, pieces in tensors:
+            for i, (t, words, again, pieces) in enumerate(tensors):
+                if i and i in starts:
+                    writer.start_part()
                 how = t.dtype, t.shape, t.dtype_name, again, pieces
                 add_tensor(writer, seen, t.name, words, *how)
         return header.end, writer.finish(header.metadata, header.raw)

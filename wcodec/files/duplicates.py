@@ -5,6 +5,7 @@ Spec: R12.4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import numpy as np
@@ -79,7 +80,12 @@ def pieces_of(words: Words | FileWords) -> bytes:
 
 
 def _same(a: Words | FileWords, b: Words | FileWords) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(_parts(a), _parts(b), strict=True))
+    with _ahead(a), _ahead(b):
+        return all(np.array_equal(x, y) for x, y in zip(_parts(a), _parts(b), strict=True))
+
+
+def _ahead(words: Words | FileWords) -> AbstractContextManager[None]:
+    return words.ahead() if isinstance(words, FileWords) else nullcontext()
 
 
 def _digest(words: Words | FileWords) -> bytes:

@@ -16,12 +16,12 @@ import numpy as np
 
 from wcodec.codec.opening import open_source
 from wcodec.codec.pipelining import map_ahead
-from wcodec.codec.remote import RemoteSource
+from wcodec.codec.remote import AT_ONCE, RemoteSource
 from wcodec.codec.sources import Descriptor, FileSource, FileWords, reading_on
 from wcodec.codec.urls import place_of, url_of
 from wcodec.errors import EncodeError, named
 from wcodec.files.atomic import AnyPath, reserve
-from wcodec.files.duplicates import pieces_of
+from wcodec.files.duplicates import LEAST_NBYTES, pieces_of
 from wcodec.files.safetensors_header import (
     SafetensorsHeader,
     SourceTensor,
@@ -70,15 +70,32 @@ class PlainFile:
         self.source = open_source(path, EncodeError, is_checked=True)
         self.header = read_safetensors_header(self.source)
 
-    def tensors(self, folder: Path) -> Generator[Opened, None, None]:
-        """Tensors in the file's order."""
-        header, is_remote = self.header, isinstance(self.source, RemoteSource)
-        looks = map_ahead(self._look, header.tensors, _LOOKS_AHEAD * is_remote, _LOOKS_AHEAD)
-        with closing(looks), reading_on(self.source, len(header.raw), header.end):
-            for t, pieces in zip(header.tensors, looks, strict=True):
+    def tensors(
+        self, folder: Path, first: int = 0, last: int | None = None
+    ) -> Generator[Opened, None, None]:
+        """Tensors in the file's order, all or those with some numbers."""
+        some, is_remote = self.header.tensors[first:last], isinstance(self.source, RemoteSource)
+        start, stop = (some[0].start, some[-1].stop) if some else (0, 0)
+        looks = map_ahead(self._look, some, _LOOKS_AHEAD * is_remote, _LOOKS_AHEAD)
+        with closing(looks), reading_on(self.source, start, stop):
+            for t, pieces in zip(some, looks, strict=True):
                 read = partial(self._words, t)
                 yield Opened(t, read(), read, pieces)
         self.source.check()
+
+    def looked_at(self) -> Iterator[Opened]:
+        """Tensors in the file's order, of which no more is read than their pieces."""
+        some, is_remote = self.header.tensors, isinstance(self.source, RemoteSource)
+
+        def look(t: SourceTensor) -> bytes | None:
+            return pieces_of(self._lazy(t)) if t.nbytes >= LEAST_NBYTES else None
+
+        for t, pieces in zip(some, map_ahead(look, some, AT_ONCE * is_remote), strict=True):
+            yield Opened(t, self._lazy(t), partial(self._lazy, t), pieces)
+
+    def _lazy(self, t: SourceTensor) -> FileWords:
+        dtype = np.dtype(t.dtype.word_type)
+        return FileWords(self.source, t.start, dtype, (t.nbytes // dtype.itemsize,))
 
     def _words(self, t: SourceTensor) -> Words | FileWords:
         return self.source.words(t.start, t.nbytes, np.dtype(t.dtype.word_type))

@@ -28,7 +28,7 @@ from wcodec.planner.costs import (
 )
 from wcodec.planner.modes import TileModes
 from wcodec.planner.scales import Scales, joint_counts, positions, weights
-from wcodec.planner.tables import MAX_RARE, MAX_TABLES, RECENT_TABLES, Tables
+from wcodec.planner.tables import MAX_RARE, RECENT_TABLES, Tables
 from wcodec.reference.planes import Bytes, split
 from wcodec.reference.prediction import PER_TILE, residuals
 from wcodec.reference.segments import Coder, padded
@@ -83,8 +83,8 @@ class Contexts:
 
     def _room(self) -> bool:
         return (
-            len(self.pool.maps) < MAX_TABLES - BLOCK
-            and len(self.pool) < MAX_TABLES - NEW_TABLES - MAX_CLASSES
+            len(self.pool.maps) < self.tables.most - BLOCK
+            and len(self.pool) < self.tables.most - NEW_TABLES - MAX_CLASSES
         )
 
     def shared(self, joint: Counts, kind: ContextKind) -> _Found:

@@ -33,7 +33,7 @@ from wcodec.planner.geometry import choose_geometry
 from wcodec.planner.modes import PREDICTED, Modes
 from wcodec.planner.operands import Operands
 from wcodec.planner.options import EncodeOptions
-from wcodec.planner.tables import MAX_UNSEEN, Tables
+from wcodec.planner.tables import MAX_TABLES, MAX_UNSEEN, Tables
 from wcodec.reference.operands import is_of_operand
 from wcodec.reference.planes import DType, Layout, Words
 from wcodec.reference.prediction import Mode
@@ -87,10 +87,12 @@ class Planner:
     ----------
     options
         Choices taken by the caller.
+    n_parts
+        Of the file, each with a planner of its own: they share the numbers of tables.
     """
 
-    def __init__(self, options: EncodeOptions) -> None:
-        self.options, self.tables = options, Tables(options)
+    def __init__(self, options: EncodeOptions, n_parts: int = 1) -> None:
+        self.options, self.tables = options, Tables(options, MAX_TABLES // n_parts)
         self.pool, self.forced = self.tables.pool, self.tables.forced
         self.modes = Modes(self.tables)
         self.contexts = Contexts(self.tables)

@@ -60,10 +60,12 @@ class Tables:
     ----------
     options
         Choices taken by the caller.
+    most
+        Tables that there may be, and context maps.
     """
 
-    def __init__(self, options: EncodeOptions) -> None:
-        self.options, self.pool = options, TablePool()
+    def __init__(self, options: EncodeOptions, most: int = MAX_TABLES) -> None:
+        self.options, self.pool, self.most = options, TablePool(), most
         # coded bytes may be this many 1024ths of the raw ones
         self.keep = 1024 - round(options.saving * 1024)
         self.forced = options.force
@@ -141,7 +143,7 @@ class Tables:
         mine = own.astype(np.float64)
         first = max(0, len(self.pool) - 2 * GROUPS)
         recent = self.pool.tables[first:]
-        if len(self.pool) + GROUPS >= MAX_TABLES:
+        if len(self.pool) + GROUPS >= self.most:
             self._fit(counts, of, table, cost)
             return
         order = np.argsort(mine @ np.arange(256) // mine.sum(axis=1), kind="stable")
@@ -201,7 +203,7 @@ class Tables:
         fits = bool(recent) and costs[best] * NEGLIGIBLE <= int(ideal_cost(total)) * (
             NEGLIGIBLE + 1
         )
-        if not fits and len(self.pool) < MAX_TABLES:
+        if not fits and len(self.pool) < self.most:
             # they have occurred: later chunks may want them
             rare = (total == 0) & (recent[best].freq > 0) if recent else total < 0
             wanted = total + (rare & (int(rare.sum()) <= MAX_RARE))
