@@ -25,7 +25,8 @@ from wcodec.directories.configs import add_entry, remove_entry, rename_shards
 from wcodec.directories.decoding import decode_directory, verify_directory
 from wcodec.directories.encoding import encode_directory, plan_encode
 from wcodec.directories.hub_header import is_hub, is_stream
-from wcodec.directories.resumable import STATE, Report
+from wcodec.directories.resumable import STATE
+from wcodec.directories.tasks import Report
 from wcodec.errors import BackendUnavailable, CodecError, DecodeError, EncodeError
 
 FORMS = ("wcodec", "hub")

@@ -30,7 +30,7 @@ from wcodec.directories.decoding import check_plan_room, plan_decode
 from wcodec.directories.encoding import encode_one, plan_encode
 from wcodec.directories.hub_header import InputKind, is_coded, kind_of
 from wcodec.directories.hub_reading import HubFile, decode_hub_file
-from wcodec.directories.resumable import Report
+from wcodec.directories.tasks import Report
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import sync_file
 from wcodec.files.checkpoint import decode_file, is_same_stream

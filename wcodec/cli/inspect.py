@@ -32,7 +32,7 @@ from wcodec.cli.convert import check_hub_options, hub_nbytes, of_files
 from wcodec.directories.decoding import coded_files, scan_coded, verify_directory
 from wcodec.directories.hub_header import InputKind, kind_of
 from wcodec.directories.hub_reading import HubFile, verify_hub_file
-from wcodec.directories.resumable import Report
+from wcodec.directories.tasks import Report
 from wcodec.errors import BackendUnavailable
 from wcodec.files.checkpoint import verify_file
 from wcodec.files.file import File

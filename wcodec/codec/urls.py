@@ -62,6 +62,7 @@ class Url(str):
         return self
 
     options: dict[str, Any]
+    known: Found | None = None  #: what a listing has said of it
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _made, (str(self), self.options)
@@ -157,7 +158,7 @@ class Url(str):
                 info = fs.info(path)
             except FileNotFoundError:
                 return None
-            return Found(info["type"] == "directory", int(info.get("size") or 0), tag_of(info))
+            return _found(info)
 
     def exists(self) -> bool:
         """Whether a file or directory is there."""
@@ -198,8 +199,12 @@ class Url(str):
             if not fs.isdir(path):
                 raise FileNotFoundError
             root = path.rstrip("/") + "/" if path.strip("/") else path
-            found = (p.removeprefix(root).lstrip("/") for p in fs.find(path))
-            return {name: self / name for name in sorted(found)}
+            inside = dict[str, Url]()
+            for place, info in sorted(fs.find(path, detail=True).items()):
+                name = place.removeprefix(root).lstrip("/")
+                inside[name] = self / name
+                inside[name].known = _found(info)
+            return inside
 
 
 #: What errors of libraries are, of those that a system has too.
@@ -214,6 +219,10 @@ _KINDS: Final[list[tuple[type[OSError], int]]] = [
 
 def _name(e: Exception) -> str:
     return type(e).__name__
+
+
+def _found(info: dict[str, Any]) -> Found:
+    return Found(info["type"] == "directory", int(info.get("size") or 0), tag_of(info))
 
 
 def _made(url: str, options: dict[str, Any]) -> Url:
@@ -242,10 +251,33 @@ def place_of(path: str | os.PathLike[str]) -> Place:
     return Path(path)
 
 
+def resolved(path: str | os.PathLike[str]) -> str:
+    """A path without links, or a URL."""
+    place = place_of(path)
+    return str(place if isinstance(place, Url) else place.resolve())
+
+
 def absolute(path: str | os.PathLike[str]) -> str:
     """A path or URL for who has another working directory."""
     place = place_of(path)
     return place if isinstance(place, Url) else os.path.abspath(place)
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file.
+
+    Raises
+    ------
+    OSError
+        It is not there.
+    """
+    place = place_of(path)
+    if not isinstance(place, Url):
+        return place.stat().st_size
+    found = place.known or place.look_up()
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place))
+    return found.nbytes
 
 
 def url_of(path: object) -> Url | None:

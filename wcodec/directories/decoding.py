@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from wcodec.backends import Backend, get_backend
 from wcodec.codec.decoder import check_nbytes
 from wcodec.codec.pipelining import Progress, ignore_progress
+from wcodec.codec.urls import Place, Url, place_of, resolved, size_of
 from wcodec.directories.configs import (
     remove_entry,
     rename_shards,
@@ -32,15 +31,9 @@ from wcodec.directories.names import (
     parent,
     scan_directory,
 )
-from wcodec.directories.resumable import (
-    STATE,
-    DirectoryPlan,
-    FileTask,
-    Report,
-    copying,
-    text_task,
-)
-from wcodec.directories.tree import Tree, check_places
+from wcodec.directories.resumable import STATE, DirectoryPlan
+from wcodec.directories.tasks import FileTask, Report, copy_file, text_task
+from wcodec.directories.tree import Tree, check_places, without_links
 from wcodec.errors import DecodeError, within
 from wcodec.files.atomic import AnyPath, check_room, read_bytes
 from wcodec.files.checkpoint import decode_file, verify_file
@@ -59,17 +52,17 @@ class CodedFile:
     """
 
     name: str
-    path: Path
+    path: Place
     is_hub: bool
     data_nbytes: int
     nbytes: int
     stored_nbytes: int
-    base: Path | None
+    base: Place | None
 
 
 def coded_files(
     source: AnyPath,
-    files: dict[str, Path],
+    files: dict[str, Place],
     backend: Backend,
     max_nbytes: int | None = None,
     base: AnyPath | None = None,
@@ -101,7 +94,7 @@ def coded_files(
 
 
 def _open(
-    name: str, path: Path, backend: Backend, base: Path | None, max_memory: int | None
+    name: str, path: Place, backend: Backend, base: Place | None, max_memory: int | None
 ) -> CodedFile | None:
     if name.endswith(CODED):
         with File(path, backend, max_memory=max_memory) as f:
@@ -142,35 +135,38 @@ def plan_decode(
     overwrite: bool = False,
     max_memory: int | None = None,
     fsync: bool = True,
+    shard: tuple[int, int] | None = None,
 ) -> DirectoryPlan:
     """What `decode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
     check_places(source, target, base)
     backend = backend or get_backend()
-    tree = scan_coded(source)
+    tree, place = scan_coded(source), place_of(target)
+    tree = without_links(tree) if isinstance(place, Url) else tree
     coded = coded_files(source, tree.files, backend, max_nbytes, base, max_memory)
-    jobs = [_decoding(name, path, coded, backend, max_memory) for name, path in tree.files.items()]
+    jobs = [_decoding(name, path, coded, max_memory) for name, path in tree.files.items()]
     jobs += link_jobs(tree, CODED, PLAIN)
     check_names(jobs, tree.folders, bad_value)
     check_indexes(tree)
     key = {
         "run": "decode",
         "format": VERSION_TEXT,
-        "source": str(Path(source).resolve()),
-        "base": base and str(Path(base).resolve()),
+        "source": resolved(source),
+        "base": base and resolved(base),
     }
-    return DirectoryPlan(tree.root, Path(target), jobs, tree.folders, key, overwrite, fsync)
+    return DirectoryPlan(
+        tree.root, place, jobs, tree.folders, key, backend, overwrite, fsync, shard
+    )
 
 
 def _decoding(
     name: str,
-    path: Path,
+    path: Place,
     coded: dict[str, CodedFile],
-    backend: Backend,
     max_memory: int | None = None,
 ) -> FileTask:
     """What becomes of a file."""
     if name in coded:
-        return _weights(coded[name], backend, max_memory)
+        return _weights(coded[name], max_memory)
     if is_index(name, CODED):
         with within(name):
             raw = read_bytes(path)
@@ -184,19 +180,14 @@ def _decoding(
             raw = read_bytes(path)
             text = remove_entry(raw)
         return text_task(text, len(raw), (path,), name, name, encodes=False)
-    return FileTask((path,), name, name, path.stat().st_size, False, copying(path))
+    return FileTask((path,), name, name, size_of(path), False, partial(copy_file, path))
 
 
-def _weights(c: CodedFile, backend: Backend, max_memory: int | None) -> FileTask:
-    def from_hub(target: Path, **how: Any) -> tuple[int, int]:
-        return decode_hub_file(c.path, target, backend, max_memory=max_memory, **how)[::-1]
-
-    def decode(target: Path, **how: Any) -> tuple[int, int]:
-        more: Any = {"base": c.base, "max_memory": max_memory}
-        return decode_file(c.path, target, backend, **more, **how)[::-1]
-
+def _weights(c: CodedFile, max_memory: int | None) -> FileTask:
     if c.is_hub:
-        return FileTask((c.path,), c.name, c.name, c.nbytes, True, from_hub)
+        from_hub = partial(decode_hub_file, c.path, max_memory=max_memory)
+        return FileTask((c.path,), c.name, c.name, c.nbytes, True, from_hub, True)
+    decode = partial(decode_file, c.path, base=c.base, max_memory=max_memory)
     sources = (c.path,) if c.base is None else (c.path, c.base)
     return FileTask(
         sources,
@@ -205,6 +196,7 @@ def _weights(c: CodedFile, backend: Backend, max_memory: int | None) -> FileTask
         c.nbytes + base_nbytes(c.base),
         True,
         decode,
+        True,
     )
 
 
@@ -250,6 +242,8 @@ def check_plan_room(plan: DirectoryPlan) -> None:
     """Refuse to decode more than the disk has room for.
     Raises `DecodeError`: ``resource_limit``.
     """
+    if isinstance(plan.target, Url):
+        return
     place = plan.target.absolute()
     while not place.exists():
         place = place.parent
@@ -278,7 +272,7 @@ def verify_directory(
     check_indexes(tree, strict=True)
     for name, path in tree.files.items():
         if is_config(name):
-            _decoding(name, path, coded, backend)
+            _decoding(name, path, coded)
     nbytes = stored_nbytes = 0
     for c in coded.values():
         check: Callable[..., tuple[int, int]] = (

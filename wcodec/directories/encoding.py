@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from wcodec.backends import Backend, get_backend, load_backend
 from wcodec.codec.opening import open_source
-from wcodec.codec.pipelining import Progress, ignore_progress
+from wcodec.codec.pipelining import Progress, ignore_progress, map_ahead
+from wcodec.codec.remote import AT_ONCE
+from wcodec.codec.urls import Place, Url, place_of, resolved, size_of
 from wcodec.directories.configs import (
     add_entry,
     is_of_transformers,
@@ -41,14 +43,9 @@ from wcodec.directories.names import (
     parent,
     scan_directory,
 )
-from wcodec.directories.resumable import (
-    DirectoryPlan,
-    FileTask,
-    Report,
-    copying,
-    text_task,
-)
-from wcodec.directories.tree import check_places
+from wcodec.directories.resumable import DirectoryPlan
+from wcodec.directories.tasks import FileTask, Report, copy_file, text_task
+from wcodec.directories.tree import check_places, without_links
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath, read_bytes
 from wcodec.files.checkpoint import encode_file
@@ -67,6 +64,7 @@ def plan_encode(
     base: AnyPath | None = None,
     overwrite: bool = False,
     fsync: bool = True,
+    shard: tuple[int, int] | None = None,
 ) -> DirectoryPlan:
     """What `encode_directory` is to do, checked as far as it can be beforehand. Raises as that."""
     if form not in FORMS:
@@ -74,9 +72,13 @@ def plan_encode(
     if form == "hub" and base is not None:
         raise EncodeError("bad_option", "there is no hub form of differences from a base")
     check_places(source, target, base)
-    tree = scan_directory(
-        source, bad_source, bad_source, _hub_apart if form == "hub" else config_apart
+    tree, place = (
+        scan_directory(
+            source, bad_source, bad_source, _hub_apart if form == "hub" else config_apart
+        ),
+        place_of(target),
     )
+    tree = without_links(tree) if isinstance(place, Url) else tree
     backend = backend or get_backend()
     files = {
         name: path
@@ -96,11 +98,11 @@ def plan_encode(
     except DecodeError as e:
         with within(e.file):
             raise bad_source(e.message) from None
-    for name in weights:
-        with within(name):
-            read_plain_header(open_source(files[name], EncodeError))
+    remote = any(isinstance(files[name], Url) for name in weights)
+    for _ in map_ahead(partial(_check_plain, files), weights, AT_ONCE * remote):
+        pass
     options = options or EncodeOptions()
-    maker = _Encoding(files, form, options, backend, check_base(base, weights))
+    maker = _Encoding(files, form, options, check_base(base, weights))
     jobs = [maker.job(name) for name in files]
     if not any(j.is_coded for j in jobs):
         raise bad_source(
@@ -114,10 +116,17 @@ def plan_encode(
         "format": VERSION_TEXT,
         "form": form,
         "options": asdict(options),
-        "base": base and str(Path(base).resolve()),
+        "base": base and resolved(base),
     }
-    key["source"] = str(Path(source).resolve())
-    return DirectoryPlan(tree.root, Path(target), jobs, tree.folders, key, overwrite, fsync)
+    key["source"] = resolved(source)
+    return DirectoryPlan(
+        tree.root, place, jobs, tree.folders, key, backend, overwrite, fsync, shard
+    )
+
+
+def _check_plain(files: dict[str, Place], name: str) -> None:
+    with within(name):
+        read_plain_header(open_source(files[name], EncodeError))
 
 
 def _hub_apart(name: str) -> str:
@@ -133,7 +142,7 @@ def _hub_apart(name: str) -> str:
     return config_apart(name)
 
 
-def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
+def _is_made_anew(name: str, files: dict[str, Place], backend: Backend) -> bool:
     """Whether a file is the encoded form of another one of the directory, and so left out.
 
     Raises
@@ -168,7 +177,7 @@ def _is_made_anew(name: str, files: dict[str, Path], backend: Backend) -> bool:
     return True
 
 
-def _other_weights(files: dict[str, Path]) -> str:
+def _other_weights(files: dict[str, Place]) -> str:
     """What else a directory has for weights, in words."""
     endings = (
         ".bin",
@@ -196,11 +205,10 @@ def _other_weights(files: dict[str, Path]) -> str:
 class _Encoding:
     """Makes the jobs of `plan_encode`."""
 
-    files: dict[str, Path]
+    files: dict[str, Place]
     form: str
     options: EncodeOptions
-    backend: Backend
-    base: Path | None
+    base: Place | None
 
     def job(self, name: str) -> FileTask:
         """What becomes of a file."""
@@ -211,7 +219,7 @@ class _Encoding:
             raise bad_source(
                 f"{name!r} has a tensor that looks like a stream, and is not for transformers"
             )
-        nbytes = path.stat().st_size
+        nbytes = size_of(path)
         if self.form == "wcodec" and is_index(name, PLAIN):
             with within(name):
                 raw = read_bytes(path)
@@ -229,20 +237,18 @@ class _Encoding:
                 p for n, p in self.files.items() if n.endswith(PLAIN) and parent(n) == parent(name)
             ]
             return text_task(text, len(raw), (path, *weights), name, name, encodes=True)
-        return FileTask((path,), name, name, nbytes, False, copying(path))
+        return FileTask((path,), name, name, nbytes, False, partial(copy_file, path))
 
-    def _weights(self, name: str, path: Path) -> FileTask:
-        nbytes = path.stat().st_size
-        options, backend = self.options, self.backend
+    def _weights(self, name: str, path: Place) -> FileTask:
+        nbytes, options = size_of(path), self.options
         if self.form == "hub":
-            to_hub = partial(encode_hub_file, path, options=options, backend=backend)
+            to_hub = partial(encode_hub_file, path, options=options)
             return FileTask((path,), name, name, nbytes, True, to_hub)
-        base = base_of(self.base, name)
-        encode = partial(encode_file, path, options=options, backend=backend, base=base)
-        sources = (path,) if base is None else (path, base)
-        return FileTask(
-            sources, with_ending(name, PLAIN, CODED), name, nbytes + base_nbytes(base), True, encode
-        )
+        base, coded = base_of(self.base, name), with_ending(name, PLAIN, CODED)
+        encode = partial(encode_file, path, options=options, base=base)
+        if base is None:
+            return FileTask((path,), coded, name, nbytes, True, encode, split=options)
+        return FileTask((path, base), coded, name, nbytes + base_nbytes(base), True, encode)
 
     def _dtype(self, folder: str) -> str | None:
         """Dtype of the first of the weights of a folder, by names of files and tensors, in which a

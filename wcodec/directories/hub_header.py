@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.codec.opening import open_source
+from wcodec.codec.urls import place_of
 from wcodec.errors import DecodeError, EncodeError
 from wcodec.files.atomic import AnyPath, read_bytes
 from wcodec.files.kinds import HEAD_NBYTES, described
@@ -99,9 +100,10 @@ def kind_of(path: AnyPath) -> InputKind:
     ------
     OSError
     """
-    if os.path.isdir(path):
+    place = place_of(path)
+    if place.is_dir():
         return InputKind.DIRECTORY
-    if not os.path.isfile(path) or is_coded(path):
+    if not place.is_file() or is_coded(path):
         return InputKind.WCODEC
     named = os.fspath(path).endswith(PLAIN)
     return InputKind.SAFETENSORS if named or is_hub(path) else InputKind.WCODEC

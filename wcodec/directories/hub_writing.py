@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -15,6 +17,7 @@ from wcodec.backends import Backend
 from wcodec.codec.encoder import Encoder
 from wcodec.codec.opening import OpenedFile, open_source
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
+from wcodec.codec.urls import Url, place_of
 from wcodec.directories.hub_header import (
     CRC_KEY,
     HEADER_KEY,
@@ -24,8 +27,9 @@ from wcodec.directories.hub_header import (
     looks_like_stream,
     read_plain_header,
 )
+from wcodec.directories.tasks import copy_file
 from wcodec.errors import EncodeError, named, within
-from wcodec.files.atomic import AnyPath, atomic_output
+from wcodec.files.atomic import AnyPath, atomic_output, check_output
 from wcodec.files.bases import crc32_of
 from wcodec.files.safetensors_header import (
     Entry,
@@ -80,6 +84,13 @@ def encode_hub_file(
         its header would be too large for safetensors. ``output_exists``; ``bad_option``: the target
         is the source. Nothing is left behind.
     """
+    if isinstance(place_of(target), Url):  # what is written first depends on all that follows
+        check_output(target, overwrite, [source])
+        with tempfile.TemporaryDirectory(prefix="wcodec-hub-") as folder:
+            made = Path(folder) / "model.safetensors"
+            sizes = encode_hub_file(source, made, options, backend, progress, fsync=False)
+            copy_file(made, target, overwrite=overwrite)
+        return sizes
     file = open_source(source, EncodeError, is_checked=True)
     with within(source):
         header = read_plain_header(file)

@@ -7,11 +7,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import PurePosixPath
 from typing import Final
 
-from wcodec.directories.resumable import STATE, FileTask, linking
-from wcodec.directories.tree import Tree, scan_tree
+from wcodec.codec.urls import Place, Url, place_of, size_of
+from wcodec.directories.resumable import is_state
+from wcodec.directories.tasks import FileTask, make_link
+from wcodec.directories.tree import Tree, remote_tree, scan_tree
 from wcodec.errors import CodecError, DecodeError, EncodeError, within
 from wcodec.files.atomic import AnyPath, read_bytes
 from wcodec.files.shard_index import CODED, PLAIN, is_index, parse_weight_map, with_ending
@@ -44,11 +47,13 @@ _CACHE: Final = re.compile(
 )
 
 
-def find_model(source: AnyPath, refuse: Callable[[str], CodecError]) -> Path:
+def find_model(source: AnyPath, refuse: Callable[[str], CodecError]) -> Place:
     """The directory of a model: `source`, or the only snapshot in a cache of Hugging Face,
     or in a repository of one.
     """
-    root = Path(source)
+    root = place_of(source)
+    if isinstance(root, Url):
+        return root
     patterns = [
         "models--*/snapshots/*/",
         "hub/models--*/snapshots/*/",
@@ -71,9 +76,13 @@ def scan_directory(
     unfinished: Callable[[str], CodecError],
     apart: Callable[[str], str],
 ) -> Tree:
-    tree = scan_tree(find_model(source, refuse), refuse, (PLAIN, CODED), apart)
+    root = find_model(source, refuse)
+    if isinstance(root, Url):
+        tree = remote_tree(root)
+    else:
+        tree = scan_tree(root, refuse, (PLAIN, CODED), apart)
     for name in tree.files:
-        if PurePosixPath(name).name == STATE:
+        if is_state(name):
             raise unfinished(f"{name!r}: the directory is unfinished; run what writes it again")
     return tree
 
@@ -107,14 +116,14 @@ def link_jobs(tree: Tree, old: str, new: str) -> list[FileTask]:
             name,
             0,
             False,
-            linking(os.path.relpath(with_ending(of, old, new), parent(to))),
+            partial(make_link, os.path.relpath(with_ending(of, old, new), parent(to))),
         )
         for name, of in tree.links.items()
         for to in [with_ending(name, old, new)]
     ]
 
 
-def base_of(base: Path | None, name: str) -> Path | None:
+def base_of(base: Place | None, name: str) -> Place | None:
     """The file of a base directory that one of these weights differs from:
     the one of the same name.
     """
@@ -126,25 +135,26 @@ def base_of(base: Path | None, name: str) -> Path | None:
     return None
 
 
-def check_base(base: AnyPath | None, names: list[str]) -> Path | None:
+def check_base(base: AnyPath | None, names: list[str]) -> Place | None:
     """Refuse what is no directory with a file of the same name as one of these weights."""
     if base is None:
         return None
-    if not os.path.isdir(base):
+    place = place_of(base)
+    if not place.is_dir():
         raise EncodeError(
             "bad_option", f"the base of a directory is a directory; {str(base)!r} is none"
         )
-    if not any(base_of(Path(base), name) for name in names):
+    if not any(base_of(place, name) for name in names):
         raise EncodeError(
             "bad_option",
             f"the base {str(base)!r} has no file that is called as one of these: {names[0]!r}",
         )
-    return Path(base)
+    return place
 
 
-def base_nbytes(base: Path | None) -> int:
+def base_nbytes(base: Place | None) -> int:
     """Bytes of progress to find out which base it is: those of a safetensors file."""
-    return base.stat().st_size if base is not None and base.suffix == PLAIN else 0
+    return size_of(base) if base is not None and base.name.endswith(PLAIN) else 0
 
 
 def check_indexes(tree: Tree, strict: bool = False) -> None:

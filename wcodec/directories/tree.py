@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from wcodec.codec.urls import Place, Url, place_of
 from wcodec.errors import CodecError, EncodeError
 from wcodec.files.atomic import (
     AnyPath,
@@ -29,10 +30,29 @@ class Tree(NamedTuple):
         Directories, each before what is in it.
     """
 
-    root: Path
-    files: dict[str, Path]
+    root: Place
+    files: dict[str, Place]
     links: dict[str, str]
     folders: list[str]
+
+
+_SKIP: Final = (".git", ".cache")  #: directories that are no part of a model
+
+
+def remote_tree(root: Url) -> Tree:
+    """What is at a URL. There are no links, and no directories but in names."""
+    files = {
+        name: url
+        for name, url in root.files().items()
+        if not set(name.split("/")[:-1]) & set(_SKIP)
+    }
+    return Tree(root, dict(files), {}, [])
+
+
+def without_links(tree: Tree) -> Tree:
+    """The same, where each name is of a file of its own."""
+    files = tree.files | {name: tree.files[of] for name, of in tree.links.items()}
+    return Tree(tree.root, dict(sorted(files.items())), {}, tree.folders)
 
 
 def scan_tree(
@@ -40,7 +60,7 @@ def scan_tree(
     refuse: Callable[[str], CodecError],
     prefer: tuple[str, ...],
     apart: Callable[[str], str],
-    skip: Iterable[str] = (".git", ".cache"),
+    skip: Iterable[str] = _SKIP,
 ) -> Tree:
     """What is in a directory. Links to files are followed;
     other things than files and directories are refused.
@@ -102,11 +122,11 @@ def check_places(source: AnyPath, target: AnyPath, base: AnyPath | None = None) 
     EncodeError
         ``bad_option``
     """
-    to = Path(target).resolve()
+    to = _comparable(target)
     for read, what in ((source, "input"), (base, "base")):
-        if read is None:
+        if read is None or isinstance(place_of(read), Url) != isinstance(place_of(target), Url):
             continue
-        place = Path(read).resolve()
+        place = _comparable(read)
         if place == to or (to.exists() and place.exists() and place.samefile(to)):
             message = f"{what} and output are the same directory: {str(read)!r}"
         elif place in to.parents and what == "input":
@@ -116,3 +136,9 @@ def check_places(source: AnyPath, target: AnyPath, base: AnyPath | None = None) 
         else:
             continue
         raise EncodeError("bad_option", message)
+
+
+def _comparable(path: AnyPath) -> Path:
+    """A place as what can be compared with another one; a URL is a path without its options."""
+    place = place_of(path)
+    return Path(place.rstrip("/")) if isinstance(place, Url) else place.resolve()
