@@ -18,7 +18,8 @@ import pytest
 import wcodec
 
 HEAVY = (
-    "numba", "llvmlite", "cupy", "torch", "tqdm", "onnx", "safetensors", "hypothesis", "fsspec"
+    "numba", "llvmlite", "cupy", "torch", "tqdm", "onnx", "safetensors", "hypothesis", "fsspec",
+    "aiohttp", "s3fs", "ray",
 )  # fmt: skip
 #: of Python, and not needed to encode and decode an array: each takes milliseconds
 LATER = (
@@ -124,6 +125,7 @@ FLOORS = (
     ("codec",),
     ("files",),
     ("directories",),
+    ("fleet",),
     ("inspect", "conformance", "cuda"),
     ("torch",),
     ("deltas",),

@@ -123,7 +123,7 @@ class DirectoryPlan:
                 f"holds {others[0]!r}, which no interrupted run left: name another directory; or "
                 "files of the same names are replaced by"
             )
-            if any(is_state(name) for name in others):
+            if any(map(self._is_state, others)):
                 what = (
                     "is of a run that did not end, with another input or other options: run that "
                     "again; or what it left is replaced by"
@@ -188,7 +188,7 @@ class DirectoryPlan:
             return True
         if is_folder:
             return path in self.folders
-        ours = is_state(path) or (
+        ours = self._is_state(path) or (
             path in names
             and (path in self.writing or self.shard is not None or self._is_as_noted(path))
         )
@@ -212,20 +212,23 @@ class DirectoryPlan:
         )
 
     # ---- what earlier runs did, and other processes of this one
+    prefix = ""  #: of the names of states
+
     @property
     def state(self) -> str:
         """Name of the file that says how far this process has come."""
-        return (
-            STATE
-            if self.shard is None
-            else STATE.replace(".json", f"-{self.shard[0]}-of-{self.shard[1]}.json")
-        )
+        which = "" if self.shard is None else f"-{self.shard[0]}-of-{self.shard[1]}"
+        return self.prefix + STATE.replace(".json", f"{which}.json")
+
+    def _is_state(self, name: str) -> bool:
+        is_ours = name.startswith(self.prefix) and "/" not in name
+        return is_ours and is_state(name.removeprefix(self.prefix))
 
     def read_states(self) -> None:
         """Read what runs of this plan have noted."""
         self.notes, self.writing = {}, None
         for name, is_folder in self._found.items():
-            if is_folder or not is_state(name) or "/" in name:
+            if is_folder or not self._is_state(name):
                 continue
             try:
                 state = json.loads(read_bytes(self.target / name).decode())
@@ -324,7 +327,7 @@ class DirectoryPlan:
             raise
         if not self.is_complete:  # other processes do the rest
             return
-        for name in {self.state, *(n for n in self._found if is_state(n) and "/" not in n)}:
+        for name in {self.state, *filter(self._is_state, self._found)}:
             (self.target / name).unlink(missing_ok=True)
         if self.fsync and not isinstance(self.target, Url):
             for folder_path in (self.target, *(p.parent for p in made)):

@@ -1,0 +1,160 @@
+"""What has work done elsewhere, as executors of ``concurrent.futures``."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, Final
+
+from wcodec.errors import EncodeError, MissingPackage
+
+_ASSUMED_WORKERS: Final = 64  #: of an executor that does not say
+
+
+class Engine:
+    """An executor, made again when it breaks.
+
+    Parameters
+    ----------
+    make
+        Makes the executor.
+
+    """
+
+    def __init__(self, make: Callable[[], Executor]) -> None:
+        self._make = make
+        self._executor = make()
+
+    @property
+    def n_workers(self) -> int:
+        """How many units can be worked on at once, about."""
+        for name in ("n_workers", "_max_workers"):
+            n = getattr(self._executor, name, None)
+            if isinstance(n, int) and n > 0:
+                return n
+        return _ASSUMED_WORKERS
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Have a call made; by a new executor, if this one takes no more."""
+        try:
+            return self._executor.submit(function, *args)
+        except RuntimeError:  # a pool whose process has died, or that was shut down
+            self._executor = self._make()
+            return self._executor.submit(function, *args)
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def open_engine(ray: str | None = None, executor: str | None = None, n_cpus: int = 1) -> Engine:
+    """An engine.
+
+    Parameters
+    ----------
+    ray
+        The address of a Ray cluster, ``"auto"`` for the one that runs here, or ``"local"`` to start
+        one on this machine.
+    executor
+        In its place, ``"module:factory"``: a function without arguments that gives an executor of
+        ``concurrent.futures``.
+    n_cpus
+        That a unit of work takes, of what Ray has.
+
+    Raises
+    ------
+    MissingPackage
+        Ray is not installed.
+    EncodeError
+        ``bad_option``: there is no such cluster, or no such factory.
+    """
+    if ray is not None:
+        return Engine(lambda: RayExecutor(ray, n_cpus))
+    module, _, name = (executor or "").partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise EncodeError(
+            "bad_option", f"the executor {executor!r} is not there, as module:factory: {e}"
+        ) from e
+
+    def make() -> Executor:
+        made: Executor = factory()
+        if not callable(getattr(made, "submit", None)):
+            raise EncodeError("bad_option", f"{executor!r} gives no executor but {made!r}")
+        return made
+
+    return Engine(make)
+
+
+class RayExecutor(Executor):
+    """Tasks of Ray as futures. A task that fails is not tried again by Ray.
+
+    Parameters
+    ----------
+    address, n_cpus
+        As of `open_engine`.
+    """
+
+    def __init__(self, address: str, n_cpus: int) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise MissingPackage("--ray needs Ray: pip install 'wcodec[ray]'") from None
+        self._ray: Any = ray
+        self._n_cpus, self._refs = n_cpus, dict[Future[Any], Any]()
+        self._began = not ray.is_initialized()
+        if self._began:
+            how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+            try:
+                if address == "local":
+                    ray.init("local", include_dashboard=False, **how)
+                else:
+                    ray.init(address, **how)
+            except (ConnectionError, RuntimeError, ValueError) as e:
+                text = " ".join(str(e).split())
+                raise EncodeError(
+                    "bad_option",
+                    f"no Ray cluster answers at {address!r}: `ray start --head` starts one, "
+                    f"--ray local one for this run ({text})",
+                ) from e
+
+    @property
+    def n_workers(self) -> int:
+        """CPUs of the cluster now, by what a unit takes."""
+        cpus = self._ray.cluster_resources().get("CPU", 1)
+        return max(1, int(cpus) // self._n_cpus)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As of any executor."""
+        how = {"num_cpus": self._n_cpus, "max_retries": 0, "scheduling_strategy": "SPREAD"}
+        ref = self._ray.remote(**how)(_call).remote(fn, args, kwargs)
+        future: Future[Any] = ref.future()
+        self._refs[future] = ref
+        future.add_done_callback(lambda f: self._refs.pop(f, None))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As of any executor."""
+        for ref in list(self._refs.values()) if cancel_futures else []:
+            self._ray.cancel(ref, force=True)
+        if self._began:
+            self._ray.shutdown()
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+def machine_name() -> str:
+    """What the machine is called that this runs on; of a node of Ray also which one."""
+    import socket
+    import sys
+
+    name = socket.gethostname()
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        name += f"/{ray.get_runtime_context().get_node_id()[:8]}"
+    return name
