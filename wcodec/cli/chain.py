@@ -7,16 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from wcodec.cli.common import (
-    DONE,
-    backend_of,
-    check_target,
-    limits_of,
-    progress_of,
-    say,
-    show,
-    typed,
-)
+from wcodec.cli.common import DONE, backend_of, limits_of, progress_of, say, show, typed
+from wcodec.cli.outputs import check_target
 from wcodec.codec.opening import OpenedFile, open_source
 from wcodec.deltas.chain import Chain
 from wcodec.deltas.manifest import NoVersion, Version

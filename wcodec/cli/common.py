@@ -15,16 +15,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from wcodec.backends import Backend, load_backend
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.directories.tree import check_places
-from wcodec.errors import BackendUnavailable, CodecError, EncodeError, WcodecError, named
-from wcodec.files.atomic import AnyPath, check_output
+from wcodec.codec.urls import place_of, size_of
+from wcodec.errors import BackendUnavailable, CodecError, WcodecError, named
 from wcodec.files.file import File
-from wcodec.files.plain import is_pipe
 from wcodec.inspect.report import printable, size_text
 
 DONE: Final = 0
@@ -120,161 +117,12 @@ def in_directory(source: str) -> Iterator[None]:
     try:
         yield
     except CodecError as e:
-        if e.file is not None and os.path.isdir(source):
+        if e.file is not None and place_of(source).is_dir():
             e.file = os.path.join(source, e.file)
         raise
 
 
-# ---- inputs and outputs --------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Outputs:
-    """Where the outputs of all inputs go.
-
-    Attributes
-    ----------
-    targets
-        Output of each input, both as they can be typed.
-    folder
-        The directory of ``--output-dir``, if it is given.
-    """
-
-    targets: dict[str, str]
-    folder: str | None
-
-    @contextlib.contextmanager
-    def made(self) -> Iterator[None]:
-        """While outputs are written, their directory is there;
-        one that was made for them stays if anything is in it.
-        """
-        if self.folder is None:
-            yield
-            return
-        is_new = not os.path.isdir(self.folder)
-        os.makedirs(self.folder, exist_ok=True)
-        try:
-            yield
-        finally:
-            if is_new:
-                with contextlib.suppress(OSError):
-                    os.rmdir(self.folder)
-
-
-def _check_inputs(args: argparse.Namespace) -> None:
-    """Refuse, before anything is done, an input that is not there. Raises `OSError`."""
-    for path in args.inputs:
-        try:
-            os.stat(path)
-        except FileNotFoundError as e:
-            hint = "; an output is named by -o" if len(args.inputs) > 1 else ""
-            raise FileNotFoundError(e.errno, str(e.strerror) + hint, path) from None
-
-
-def plan_outputs(args: argparse.Namespace, name_of: Callable[[str], str]) -> Outputs:
-    """Decide where outputs go. Leaves with 2 where that would destroy an input,
-    a base or each other, or is not said.
-
-    Parameters
-    ----------
-    name_of
-        The name of an output from that of its input, beside it or in the directory of
-        ``--output-dir``; the same if it has to be said.
-    """
-    if args.output is not None and len(args.inputs) > 1:
-        args.error("-o names the output of one input; --output-dir takes those of several")
-    if (
-        args.output_dir is not None
-        and os.path.exists(args.output_dir)
-        and not os.path.isdir(args.output_dir)
-    ):
-        args.error(f"--output-dir: not a directory: {args.output_dir}")
-    _check_inputs(args)
-    targets = dict[str, str]()
-    for source in args.inputs:
-        targets[source] = _target(args, source, name_of)
-    read = {
-        _inode(path): path
-        for path in (*args.inputs, *([args.base] if args.base else []))
-        if os.path.exists(path)
-    }
-    made, places = dict[str, str](), {os.path.realpath(path): path for path in read.values()}
-    for source, target in targets.items():
-        if os.path.isdir(source):
-            inside = os.path.realpath(target) + os.sep
-            for place, path in places.items():
-                if path != source and place.startswith(inside):
-                    args.error(f"the output {target} holds {path}, which is read: name another one")
-        if os.path.exists(target) and _inode(target) in read:
-            args.error(
-                f"the output {target} is {read[_inode(target)]}, which is read: name another one"
-            )
-        other = made.setdefault(os.path.realpath(target), source)
-        if other != source:
-            args.error(f"{other} and {source} would both become {target}")
-        _check_kind(args, source, target)
-    return Outputs(targets, args.output_dir)
-
-
-def _target(args: argparse.Namespace, source: str, name_of: Callable[[str], str]) -> str:
-    if args.output is not None:
-        return str(args.output)
-    if is_pipe(source):
-        args.error(f"name the output of {source}, which has no name of its own: -o OUT")
-    own = os.path.basename(os.path.abspath(source))
-    name = own if os.path.isdir(source) else name_of(own)
-    if args.output_dir is not None:
-        return os.path.join(args.output_dir, name)
-    if name == own:
-        args.error(f"name the output of {source}: -o OUT, or --output-dir DIR")
-    return os.path.join(os.path.dirname(source), name)
-
-
-def _inode(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
-
-
-def _check_kind(args: argparse.Namespace, source: str, target: str) -> None:
-    """Leave with 2 where a file would become a directory or a device, or the other way round, or a
-    directory lies in the other.
-    """
-    is_folder = os.path.isdir(source)
-    if is_folder:
-        try:
-            check_places(source, target)
-        except EncodeError as e:
-            args.error(e.message)
-    if os.path.exists(target) and not (
-        os.path.isdir(target) if is_folder else os.path.isfile(target)
-    ):
-        what = (
-            "not a directory"
-            if is_folder
-            else "a directory; --output-dir names one"
-            if os.path.isdir(target)
-            else "not a regular file"
-        )
-        args.error(f"the output {target} is {what}")
-
-
-def check_target(
-    args: argparse.Namespace, what: str, target: str, inputs: Iterable[AnyPath] = ()
-) -> None:
-    """Leave with 2 where a report or figure would replace what is read for it,
-    or something that is no file.
-
-    Raises
-    ------
-    EncodeError
-        ``output_exists``
-    """
-    try:
-        check_output(target, args.force, inputs)
-    except EncodeError as e:
-        if e.code == "bad_option":
-            args.error(f"{what}: {e.message}")
-        raise
-
-
+# ---- what was chosen -----------------------------------------------------------------------------
 def backend_of(args: argparse.Namespace) -> Backend:
     """The backend that was chosen.
 
@@ -368,7 +216,7 @@ def base_nbytes(base: str | None) -> int:
     """Bytes of a base that is read to find out which one it is:
     of a ``.wcodec`` file, the index says so.
     """
-    return 0 if base is None or base.endswith(".wcodec") else os.stat(base).st_size
+    return 0 if base is None or base.endswith(".wcodec") else size_of(base)
 
 
 # ---- results -------------------------------------------------------------------------------------

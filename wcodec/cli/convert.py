@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from wcodec.backends import Backend
@@ -19,18 +20,20 @@ from wcodec.cli.common import (
     each,
     in_directory,
     limits_of,
-    plan_outputs,
     progress_of,
     say,
     typed,
 )
+from wcodec.cli.fleets import say_more, workers_of
+from wcodec.cli.outputs import plan_outputs, take_output
 from wcodec.codec.opening import open_source
-from wcodec.codec.urls import Place
-from wcodec.directories.decoding import check_plan_room, plan_decode
-from wcodec.directories.encoding import encode_one, plan_encode
+from wcodec.codec.urls import Place, place_of, size_of, url_of
+from wcodec.directories.decoding import check_plan_room, decoding_task, plan_decode
+from wcodec.directories.encoding import encode_one, encoding_task, plan_encode
 from wcodec.directories.hub_header import InputKind, is_coded, kind_of
 from wcodec.directories.hub_reading import HubFile, decode_hub_file
-from wcodec.directories.tasks import Report
+from wcodec.directories.resumable import DirectoryPlan
+from wcodec.directories.tasks import FileTask, Report
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.atomic import sync_file
 from wcodec.files.checkpoint import decode_file, is_same_stream
@@ -65,12 +68,12 @@ def _check_removal(args: argparse.Namespace) -> None:
     if getattr(args, "raw", False):
         args.error("--rm is not for --raw: names, shapes and dtypes would be lost")
     needed = list[Place]()
-    if args.base is not None and os.path.isfile(args.base):
+    if args.base is not None and place_of(args.base).is_file():
         base = open_base(args.base, backend_of(args))
         needed = list(base.paths())
         base.close()
     for path in args.inputs:
-        if is_pipe(path):
+        if url_of(path) is not None or is_pipe(path):
             args.error(f"--rm is for files, not for {path}")
         if os.path.isdir(path):
             args.error(
@@ -78,7 +81,7 @@ def _check_removal(args: argparse.Namespace) -> None:
                 "verify` it, then remove it"
             )
         for other in needed:
-            if os.path.exists(path) and os.path.samefile(path, other):
+            if isinstance(other, Path) and os.path.exists(path) and other.samefile(path):
                 args.error(f"--rm would remove {path}, which decoding needs as a base")
 
 
@@ -134,12 +137,12 @@ def _convert(
     outputs, backend, removable = plan_outputs(args, name_of), backend_of(args), dict[str, _Done]()
 
     def convert(source: str) -> int:
-        target, before = outputs.targets[source], os.stat(source)
+        target, before = outputs.targets[source], os.stat(source) if args.rm else None
         start = time.perf_counter()
         with in_directory(source):
             report = work(source, target, backend)
         done = _Done(source, target, report.pop("line"), report, start)
-        if not args.rm:
+        if before is None:
             return say_done(done)
         of_source, of_target = contents
         pieces = of_source(args, source, backend), of_target(args, target, backend)
@@ -163,8 +166,9 @@ def _convert(
         say(args, line, {"input": done.source, "output": done.target, **report})
         return DONE
 
-    with outputs.made():
+    with outputs.made(), workers_of(args, backend) as args.workers:
         status = each(outputs.targets, convert)
+        say_more(args)
         # not before all are done: one may be the base of another
         return max(status, each(removable, remove))
 
@@ -216,10 +220,44 @@ def of_files(report: Report, done: str) -> dict[str, Any]:
     }
 
 
+def _run_plan(args: argparse.Namespace, plan: DirectoryPlan, done: str) -> dict[str, Any]:
+    """Convert a directory, here or on other machines."""
+    with progress_of(args, plan.nbytes) as progress:
+        if args.workers is None:
+            return of_files(plan.run(progress), done)
+        from wcodec.fleet.conversion import spread
+
+        report = of_files(spread(plan, args.workers.runner, progress), done)
+    return _of_shard(args, report, plan.is_complete)
+
+
+def _run_file(
+    args: argparse.Namespace, job: FileTask, target: str, key: dict[str, Any], backend: Backend
+) -> dict[str, Any]:
+    """Convert a file on other machines, or this process's part of it."""
+    from wcodec.fleet.conversion import convert_file
+
+    how = {**_how(args), "shard": args.shard}
+    with progress_of(args, job.nbytes) as progress:
+        sizes = convert_file(
+            job, place_of(target), key, args.workers.runner, backend, progress, **how
+        )
+    return _of_shard(args, _of_sizes(*sizes, encoded=not job.decodes), any(sizes))
+
+
+def _of_shard(args: argparse.Namespace, report: dict[str, Any], complete: bool) -> dict[str, Any]:
+    """A report, with what is to be said of several processes."""
+    report |= {**args.workers.report(), "complete": complete}
+    if not complete:
+        report["line"] += ", and other processes have not done their parts yet"
+    return report
+
+
 # ---- encode --------------------------------------------------------------------------------------
 def encode(args: argparse.Namespace) -> int:
     """`wcodec encode`."""
     options = options_of(args)
+    take_output(args)
     if args.form == "hub" and args.base is not None:
         args.error("--base is for --form wcodec: there is no hub form of differences")
 
@@ -227,12 +265,15 @@ def encode(args: argparse.Namespace) -> int:
         is_folder = kind_of(source) is InputKind.DIRECTORY
         form = {"form": args.form} if is_folder or args.form != "wcodec" else {}
         if is_folder:
-            plan = plan_encode(
-                source, target, args.form, options, backend, args.base, args.force, args.fsync
-            )
-            with progress_of(args, plan.nbytes) as progress:
-                return of_files(plan.run(progress), "encoded") | form
-        with progress_of(args, os.stat(source).st_size + base_nbytes(args.base)) as progress:
+            how = args.form, options, backend, args.base, args.force, args.fsync, args.shard
+            plan = plan_encode(source, target, *how)
+            return _run_plan(args, plan, "encoded") | form
+        if args.workers is not None:
+            job = encoding_task(source, args.form, options, args.base)
+            key = {"run": "encode", "form": args.form, "options": asdict(options)}
+            return _run_file(args, job, target, key, backend) | form
+        nbytes = 0 if is_pipe(source) else size_of(source)
+        with progress_of(args, nbytes + base_nbytes(args.base)) as progress:
             sizes = encode_one(
                 source, target, args.form, options, backend, progress, args.base, **_how(args)
             )
@@ -250,17 +291,27 @@ def encode(args: argparse.Namespace) -> int:
 def decode(args: argparse.Namespace) -> int:
     """`wcodec decode`."""
 
+    take_output(args)
     check_hub_options(args)
 
     def decode_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
         kind = kind_of(source)
         if kind is InputKind.DIRECTORY:
             plan = plan_decode(
-                source, target, backend, base=args.base, **_how(args), **limits_of(args)
+                source,
+                target,
+                backend,
+                base=args.base,
+                shard=args.shard,
+                **_how(args),
+                **limits_of(args),
             )
             check_plan_room(plan)
-            with progress_of(args, plan.nbytes) as progress:
-                return of_files(plan.run(progress), "decoded")
+            return _run_plan(args, plan, "decoded")
+        if args.workers is not None:
+            is_hub = kind is InputKind.SAFETENSORS
+            job = decoding_task(source, is_hub, backend, args.base, args.raw, **limits_of(args))
+            return _run_file(args, job, target, {"run": "decode", "raw": args.raw}, backend)
         if kind is InputKind.SAFETENSORS:
             with progress_of(args, hub_nbytes(args, source, backend)) as progress:
                 sizes = decode_hub_file(
@@ -291,7 +342,7 @@ def check_hub_options(args: argparse.Namespace) -> None:
         for option in ("raw", "explain", "plot"):
             if getattr(args, option, None):
                 args.error(f"--{option} is for .wcodec files; {path} is none")
-        if args.base is not None and not os.path.isdir(path):
+        if args.base is not None and not place_of(path).is_dir():
             args.error(f"--base is for .wcodec files; {path} is none")
 
 
@@ -306,6 +357,7 @@ def repack(args: argparse.Namespace) -> int:
     from wcodec.files.repack import repack_file
 
     options = options_of(args)
+    take_output(args)
 
     def repack_input(source: str, target: str, backend: Backend) -> dict[str, Any]:
         more: dict[str, Any] = {**_how(args), **limits_of(args)}

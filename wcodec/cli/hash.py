@@ -25,6 +25,7 @@ from wcodec.cli.common import (
     progress_of,
     typed,
 )
+from wcodec.codec.urls import place_of, size_of
 from wcodec.directories.content import content_sha256
 from wcodec.directories.decoding import scan_coded
 from wcodec.directories.hub_header import is_coded
@@ -45,7 +46,7 @@ def hash(args: argparse.Namespace) -> int:
         return _check(args, backend)
 
     def hash_input(source: str) -> int:
-        if not os.path.isdir(source):
+        if not place_of(source).is_dir():
             return hash_file(source)
         with in_directory(source):
             paths = [
@@ -65,7 +66,7 @@ def hash(args: argparse.Namespace) -> int:
 
 
 def _sha256(args: argparse.Namespace, path: str, backend: Backend) -> str:
-    nbytes = os.stat(path).st_size
+    nbytes = size_of(path)
     if is_coded(path):
         nbytes = decoded_nbytes(args, path, backend) + base_nbytes(args.base)
     with progress_of(args, nbytes) as progress:

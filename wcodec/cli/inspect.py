@@ -17,7 +17,6 @@ from wcodec.cli.common import (
     DONE,
     backend_of,
     base_nbytes,
-    check_target,
     decoded_nbytes,
     each,
     fail,
@@ -29,6 +28,7 @@ from wcodec.cli.common import (
     typed,
 )
 from wcodec.cli.convert import check_hub_options, hub_nbytes, of_files
+from wcodec.cli.outputs import check_target
 from wcodec.directories.decoding import coded_files, scan_coded, verify_directory
 from wcodec.directories.hub_header import InputKind, kind_of
 from wcodec.directories.hub_reading import HubFile, verify_hub_file

@@ -13,16 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from wcodec.cli.common import (
-    BAD_INPUT,
-    DONE,
-    INTERRUPTED,
-    backend_of,
-    check_target,
-    fail,
-    show,
-    tqdm_class,
-)
+from wcodec.cli.common import BAD_INPUT, DONE, INTERRUPTED, backend_of, fail, show, tqdm_class
+from wcodec.cli.outputs import check_target
 from wcodec.errors import BackendUnavailable
 from wcodec.files.atomic import atomic_output
 

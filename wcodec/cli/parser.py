@@ -9,6 +9,7 @@ from typing import Final
 
 from wcodec.cli.chain_options import add_chain
 from wcodec.cli.common import STATUSES, Parser, path_argument, stream_argument
+from wcodec.cli.fleets import add_workers
 from wcodec.cli.options import (
     add_command,
     add_json,
@@ -69,6 +70,7 @@ def _add_encode(s: argparse.ArgumentParser) -> None:
     s.add_argument("--base", metavar="BASE", type=path_argument, help=text)
     add_report(s)
     _add_choices(s)
+    add_workers(s)
 
 
 def _add_decode(s: argparse.ArgumentParser) -> None:
@@ -81,6 +83,7 @@ def _add_decode(s: argparse.ArgumentParser) -> None:
     )
     _add_base(s)
     add_report(s)
+    add_workers(s)
     add_limits(s)
 
 

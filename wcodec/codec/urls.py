@@ -254,7 +254,7 @@ def place_of(path: str | os.PathLike[str]) -> Place:
 def resolved(path: str | os.PathLike[str]) -> str:
     """A path without links, or a URL."""
     place = place_of(path)
-    return str(place if isinstance(place, Url) else place.resolve())
+    return str(place) if isinstance(place, Url) else os.path.realpath(place)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from wcodec.backends import Backend, get_backend
 from wcodec.codec.decoder import check_nbytes
@@ -198,6 +199,30 @@ def _weights(c: CodedFile, max_memory: int | None) -> FileTask:
         decode,
         True,
     )
+
+
+def decoding_task(
+    source: AnyPath,
+    is_hub: bool,
+    backend: Backend,
+    base: AnyPath | None = None,
+    raw: bool = False,
+    max_nbytes: int | None = None,
+    max_memory: int | None = None,
+) -> FileTask:
+    """What `decode_file` does, or `decode_hub_file`, for a worker."""
+    place, name = place_of(source), str(source)
+    limits: dict[str, Any] = {"max_nbytes": max_nbytes, "max_memory": max_memory}
+    if is_hub:
+        nbytes = HubFile(place, backend, **limits).nbytes
+        work = partial(decode_hub_file, place, **limits)
+        return FileTask((place,), name, name, nbytes, True, work, True)
+    with File(place, backend, **limits) as f:
+        nbytes = f.index.data_nbytes + len(f.index.source_header)
+    decode = partial(decode_file, place, base=base, raw=raw, **limits)
+    of_base = None if base is None else place_of(base)
+    sources = (place,) if of_base is None else (place, of_base)
+    return FileTask(sources, name, name, nbytes + base_nbytes(of_base), True, decode, True)
 
 
 def decode_directory(

@@ -393,6 +393,21 @@ def encode_safetensors_to_wcodec(
     return Report(1, 0, 0, nbytes, stored_nbytes)
 
 
+def encoding_task(
+    source: AnyPath, form: str, options: EncodeOptions, base: AnyPath | None = None
+) -> FileTask:
+    """What `encode_one` does, for a worker."""
+    place, name = place_of(source), str(source)
+    if form == "hub":
+        to_hub = partial(encode_hub_file, place, options=options)
+        return FileTask((place,), name, name, size_of(place), True, to_hub)
+    encode = partial(encode_file, place, options=options, base=base, check_header=check_plain)
+    of_base = None if base is None else place_of(base)
+    sources = (place,) if of_base is None else (place, of_base)
+    nbytes, split = size_of(place) + base_nbytes(of_base), options if base is None else None
+    return FileTask(sources, name, name, nbytes, True, encode, split=split)
+
+
 def encode_one(
     source: AnyPath,
     target: AnyPath,

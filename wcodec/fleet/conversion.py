@@ -6,21 +6,18 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from wcodec.backends import Backend
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.codec.urls import Place, Url, resolved, size_of
-from wcodec.directories.hub_header import check_plain
+from wcodec.codec.urls import Place, Url, resolved
 from wcodec.directories.resumable import DirectoryPlan, do_task, parts_folder
 from wcodec.directories.tasks import FileTask, Report, Runner, Unit, identity_of
 from wcodec.errors import within
 from wcodec.files.atomic import check_output
-from wcodec.files.checkpoint import encode_file
 from wcodec.files.parts import PART_NBYTES, Repeats, encode_part, find_repeats, join_parts
-from wcodec.files.plain import PlainFile
 from wcodec.planner.options import EncodeOptions
 
 _SAVE_S: Final = 1.0  #: between two notes of how far a run has come
@@ -215,10 +212,10 @@ class FilePlan(DirectoryPlan):
             check_output(path, self.overwrite or is_ours, job.sources)
 
 
-def encode_large(
-    source: Place,
+def convert_file(
+    job: FileTask,
     target: Place,
-    options: EncodeOptions,
+    key: dict[str, Any],
     runner: Runner,
     backend: Backend,
     progress: Progress = ignore_progress,
@@ -227,20 +224,27 @@ def encode_large(
     fsync: bool = True,
     shard: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """As `wcodec.encode_file`, by many workers: the same bytes. What was interrupted goes on.
+    """Convert one file by many workers: the bytes are those of one. What was interrupted goes on.
+
+    Parameters
+    ----------
+    job
+        What is done; its first source is the file.
+    key
+        What must be the same in a run that goes on where another one stopped; JSON.
+
+    Returns
+    -------
+    Bytes of the file plain and encoded; 0 where other processes have not done their parts.
 
     Raises
     ------
-    EncodeError
-        As `encode_file`.
+    DecodeError, EncodeError, OSError
+        As what the job does.
     """
-    with within(source):
-        check_plain(PlainFile(source).header)
-    name, nbytes = target.name, size_of(source)
-    work = partial(encode_file, source, options=options)
-    job = FileTask((source,), name, str(source), nbytes, True, work, split=options)
-    key = {"run": "encode", "source": resolved(source), "options": asdict(options)}
+    source = job.sources[0]
+    key = {**key, "source": resolved(source)}
     how = key, backend, overwrite, fsync, shard
-    plan = FilePlan(source.parent, target.parent, [job], [], *how)
+    plan = FilePlan(source.parent, target.parent, [replace(job, name=target.name)], [], *how)
     report = spread(plan, runner, progress)
     return report.nbytes, report.stored_nbytes
