@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from wcodec.errors import EncodeError, MissingPackage
 
+_ANSWER_S: Final = 10.0  #: for a cluster to take a connection
 _ASSUMED_WORKERS: Final = 64  #: of an executor that does not say
 
 
@@ -112,8 +113,9 @@ class RayExecutor(Executor):
                 if address == "local":
                     ray.init("local", include_dashboard=False, **how)
                 else:
+                    _check_answers(address)
                     ray.init(address, **how)
-            except (ConnectionError, RuntimeError, ValueError) as e:
+            except (OSError, RuntimeError, ValueError) as e:
                 text = " ".join(str(e).split())
                 raise EncodeError(
                     "bad_option",
@@ -142,6 +144,20 @@ class RayExecutor(Executor):
             self._ray.cancel(ref, force=True)
         if self._began:
             self._ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """See that something listens at the address of a cluster: Ray waits for minutes for nothing.
+
+    Raises
+    ------
+    OSError
+    """
+    import socket
+
+    host, sep, port = address.removeprefix("ray://").rpartition(":")
+    if sep and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
