@@ -14,6 +14,7 @@ from typing import Any
 
 from wcodec.backends import Backend, backend_names, load_backend
 from wcodec.cli.common import (
+    BAD_INPUT,
     DONE,
     backend_of,
     base_nbytes,
@@ -28,14 +29,18 @@ from wcodec.cli.common import (
     typed,
 )
 from wcodec.cli.convert import check_hub_options, hub_nbytes, of_files
+from wcodec.cli.fleets import say_more, workers_of
 from wcodec.cli.outputs import check_target
+from wcodec.codec.urls import place_of, size_of, url_of
 from wcodec.directories.decoding import coded_files, scan_coded, verify_directory
 from wcodec.directories.hub_header import InputKind, kind_of
 from wcodec.directories.hub_reading import HubFile, verify_hub_file
 from wcodec.directories.tasks import Report
 from wcodec.errors import BackendUnavailable
+from wcodec.files.atomic import atomic_output
 from wcodec.files.checkpoint import verify_file
 from wcodec.files.file import File
+from wcodec.files.shard_index import CODED, PLAIN
 from wcodec.inspect.report import percent_text, printable, size_text
 
 
@@ -43,12 +48,19 @@ from wcodec.inspect.report import percent_text, printable, size_text
 def verify(args: argparse.Namespace) -> int:
     """`wcodec verify`."""
     check_hub_options(args)
-    backend = backend_of(args)
+    if args.report:
+        check_target(args, "the report", args.report, args.inputs)
+    backend, reports = backend_of(args), list[dict[str, Any]]()
 
     def check(source: str) -> int:
         start = time.perf_counter()
         with in_directory(source):
-            report = _verified(args, source, backend)
+            of_many = args.workers is not None or (url_of(source) and place_of(source).is_dir())
+            report = (
+                _all_verified(args, source, backend)
+                if of_many
+                else _verified(args, source, backend)
+            )
         seconds, line = time.perf_counter() - start, report.pop("line")
         about = {
             "input": source,
@@ -57,10 +69,51 @@ def verify(args: argparse.Namespace) -> int:
             "seconds": seconds,
             "backend": backend.name,
         }
+        reports.append(about)
         say(args, f"{typed(source)}: {line}, {seconds:.1f} s", about)
-        return DONE
+        for bad in (f for f in report.get("files", []) if f["error"]):
+            fail(f"{source}: {bad['file']}: {bad['error']}")
+        return DONE if about["good"] else BAD_INPUT
 
-    return each(args.inputs, check)
+    with workers_of(args, backend) as args.workers:
+        status = each(args.inputs, check)
+        say_more(args)
+    if args.report:
+        with atomic_output(args.report, overwrite=args.force) as f:
+            f.write(json.dumps(reports, indent=1).encode())
+    return status
+
+
+def _all_verified(args: argparse.Namespace, source: str, backend: Backend) -> dict[str, Any]:
+    """A directory, by many workers or at a URL; or one file, by a worker."""
+    from wcodec.fleet.running import in_this_process
+    from wcodec.fleet.verification import verify_all
+
+    workers, place, total = args.workers, place_of(source), 0
+    if sys.stderr.isatty():
+        paths = scan_coded(source).files.values() if place.is_dir() else [place]
+        total = sum(size_of(p) for p in paths if p.name.endswith((PLAIN, CODED)))
+    with progress_of(args, total) as progress:
+        runner = in_this_process(backend) if workers is None else workers.runner
+        found = verify_all(source, runner, progress, args.base, args.max_memory, args.shard)
+    coded = [f for f in found if f.form != "plain"]
+    bad = sum(not f.good for f in found)
+    sizes = sum(f.stored_nbytes for f in coded), sum(f.nbytes for f in coded)
+    line = (
+        f"{len(coded)} file{'s' * (len(coded) != 1)} verified, {bad} bad"
+        if bad
+        else (f"{len(coded)} file{'s' * (len(coded) != 1)} good")
+    )
+    return {
+        "line": f"{line}, {size_text(sizes[0])} -> {size_text(sizes[1])}",
+        "good": not bad,
+        "n_coded": len(coded),
+        "n_bad": bad,
+        "stored_nbytes": sizes[0],
+        "nbytes": sizes[1],
+        "files": [{**f._asdict(), "good": f.good} for f in found],
+        **({} if workers is None else workers.report()),
+    }
 
 
 def _verified(args: argparse.Namespace, source: str, backend: Backend) -> dict[str, Any]:
@@ -126,7 +179,8 @@ def info(args: argparse.Namespace) -> int:
 
 
 def _describe_file(args: argparse.Namespace, source: str, backend: Backend) -> int:
-    from wcodec.inspect.report import as_text, describe
+    from wcodec.files.shard_index import CODED, PLAIN
+from wcodec.inspect.report import as_text, describe
 
     with (
         File(source, backend, base=args.base, **limits_of(args)) as f,

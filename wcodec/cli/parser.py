@@ -249,7 +249,11 @@ def _add_base(s: argparse.ArgumentParser) -> None:
 def _add_verify(s: argparse.ArgumentParser) -> None:
     _add_inputs(s, "a .wcodec file, a safetensors file in hub form, or a directory of them")
     _add_base(s)
+    text = "write what came of each input, and of each file, as JSON"
+    s.add_argument("--report", metavar="OUT.json", type=path_argument, help=text)
+    s.add_argument("-f", "--force", action="store_true", help="replace the report, if it exists")
     add_report(s)
+    add_workers(s)
     add_limits(s)
 
 

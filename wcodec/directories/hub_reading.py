@@ -18,7 +18,7 @@ from wcodec.backends import Backend
 from wcodec.codec.decoder import Decoder, check_nbytes
 from wcodec.codec.opening import open_source
 from wcodec.codec.pipelining import Progress, WriteBehind, ignore_progress
-from wcodec.codec.sources import PartSource
+from wcodec.codec.sources import PartSource, reading_on
 from wcodec.directories.hub_header import (
     CRC_KEY,
     HEADER_KEY,
@@ -234,7 +234,7 @@ class HubFile:
             Possibly after some pieces.
         """
         yield self._header
-        with within(self.path):
+        with within(self.path), reading_on(self._file, 0, self.stored_nbytes):
             for i, name in enumerate(self._order):
                 t = self.tensors[name]
                 if t.index is None:

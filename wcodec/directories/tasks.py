@@ -193,13 +193,17 @@ class Unit(NamedTuple):
     nbytes
         How many bytes of progress it is.
     work
-        Called with ``backend`` and ``progress``. It can be pickled, and its result too.
+        Called with ``backend``, ``progress``, and ``again``: whether it was begun before, and may
+        have left something. It can be pickled, and its result too.
+    may_fail
+        Whether all else goes on where it cannot be done: its result is the error then.
     """
 
     key: str
     label: str
     nbytes: int
     work: Callable[..., Any]
+    may_fail: bool = False
 
 
 class Runner(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from wcodec.codec.urls import Place, Url, place_of
@@ -40,13 +40,14 @@ _SKIP: Final = (".git", ".cache")  #: directories that are no part of a model
 
 
 def remote_tree(root: Url) -> Tree:
-    """What is at a URL. There are no links, and no directories but in names."""
+    """What is at a URL: there are no links, and directories are parts of names."""
     files = {
         name: url
         for name, url in root.files().items()
         if not set(name.split("/")[:-1]) & set(_SKIP)
     }
-    return Tree(root, dict(files), {}, [])
+    folders = {p.as_posix() for name in files for p in PurePosixPath(name).parents} - {"."}
+    return Tree(root, dict(files), {}, sorted(folders))
 
 
 def without_links(tree: Tree) -> Tree:

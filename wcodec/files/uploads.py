@@ -69,12 +69,10 @@ def remote_output(url: Url, nbytes: int = 0, *, overwrite: bool) -> Iterator[Bin
 
 def refuse_existing(url: Url, overwrite: bool) -> None:
     """Refuse to write where something is. Raises as `remote_output`."""
-    found = url.look_up()
-    if found is None:
-        return
-    if found.is_directory:
+    found = None if overwrite else url.look_up()
+    if found is not None and found.is_directory:
         raise EncodeError("bad_option", f"the output {str(url)!r} is a directory")
-    if not overwrite:
+    if found is not None:
         raise EncodeError(
             "output_exists",
             f"{str(url)!r} exists and is not replaced unasked: -f does that (overwrite=True)",

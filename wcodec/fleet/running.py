@@ -163,13 +163,15 @@ class _Run:
             outcome = future.result()
         except Exception as e:
             error = getattr(e, "cause", None) or e  # as Ray wraps those of tasks
-            if isinstance(error, WcodecError) or n == TRIES:
-                self._error = self._error or error
-            else:
+            if not isinstance(error, WcodecError) and n < TRIES:
                 self._fleet.n_retries += 1
                 text = " ".join(str(error).split())[:200]
                 log.info("%s: %s %s; tried again", unit.label, type(error).__name__, text)
                 self._next.append((unit, n + 1))
+            elif unit.may_fail:
+                self._next.extend((more, 1) for more in self._follow(unit, error))
+            else:
+                self._error = self._error or error
             return
         self._fleet.count(unit, outcome)
         self._progress(unit.nbytes)
@@ -207,7 +209,12 @@ def in_this_process(backend: Backend) -> Callable[..., None]:
             more.append(unit)
             while more:
                 one = more.popleft()
-                result = one.work(backend=backend, progress=progress, again=False)
+                try:
+                    result = one.work(backend=backend, progress=progress, again=False)
+                except (WcodecError, OSError) as e:
+                    if not one.may_fail:
+                        raise
+                    result = e
                 more.extend(follow(one, result))
 
     return run
