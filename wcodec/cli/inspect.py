@@ -179,8 +179,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def _describe_file(args: argparse.Namespace, source: str, backend: Backend) -> int:
-    from wcodec.files.shard_index import CODED, PLAIN
-from wcodec.inspect.report import as_text, describe
+    from wcodec.inspect.report import as_text, describe
 
     with (
         File(source, backend, base=args.base, **limits_of(args)) as f,
