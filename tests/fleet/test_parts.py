@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from wcodec.files import parts
 from wcodec.files.checkpoint import decode_file, encode_file
 from wcodec.files.parts import encode_part, find_repeats, join_parts, part_starts
 from wcodec.files.plain import PlainFile
+from wcodec.files.safetensors_header import SafetensorsHeader
 from wcodec.planner.options import EncodeOptions
 
 
@@ -86,7 +89,7 @@ def test_parts_of_another_file_are_refused(tmp_path: Path, small_parts: None) ->
     for i, name in enumerate(names):
         encode_part(source, name, part=i, repeats=repeats)
     other = tmp_path / "1.safetensors"
-    with pytest.raises(wcodec.DecodeError, match="bad_value: .*not the part of the file"):
+    with pytest.raises(wcodec.DecodeError, match=r"bad_value: .*not the part of the file"):
         join_parts(other, tmp_path / "out", parts=names, repeats=repeats)
     with pytest.raises(wcodec.EncodeError, match=f"{n - 1} parts of {n}"):
         join_parts(source, tmp_path / "out", parts=names[1:], repeats=repeats)
@@ -105,10 +108,7 @@ def test_parts_share_the_numbers_of_tables() -> None:
 
 
 def test_a_large_file_has_a_bounded_number_of_parts() -> None:
-    class Header:
-        end = 1 << 42
-        tensors = [type("T", (), {"nbytes": 1 << 30})() for _ in range(4096)]
-
-    starts = part_starts(Header())  # type: ignore[arg-type]
+    tensors = [SimpleNamespace(nbytes=1 << 30) for _ in range(4096)]
+    starts = part_starts(cast(SafetensorsHeader, SimpleNamespace(end=1 << 42, tensors=tensors)))
     assert 256 <= len(starts) <= 513
     assert starts[0] == 0

@@ -14,6 +14,11 @@ from wcodec.errors import CodecError, MissingPackage
 
 #: how URLs begin; a ``::`` chains two, such as ``zip://model.wcodec::s3://bucket/models.zip``
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+#: what ``fsspec`` knows of objects that changes when they do, the surest first
+_TAGS: Final = (
+    "ETag", "etag", "generation", "md5Hash", "content_md5", "sha256", "oid", "blob_id",
+    "LastModified", "last_modified", "mtime", "modified", "updated", "created", "CRC",
+)  # fmt: skip
 _FILE: Final = re.compile(r"(?i)(file|local)://")
 
 
@@ -231,11 +236,12 @@ def _made(url: str, options: dict[str, Any]) -> Url:
 
 def tag_of(info: dict[str, Any]) -> str:
     """What changes when an object does, out of what ``fsspec`` says of it."""
-    for key in ("ETag", "etag", "generation", "md5Hash", "content_md5", "sha256", "mtime"):
-        if info.get(key):
-            return str(info[key])
-    left = {k: v for k, v in info.items() if k not in ("name", "type")}
-    return repr(sorted(left.items(), key=str))
+    for key in _TAGS:
+        found = info.get(key)
+        if found:  # a listing may give a time as a number, and a look at one object as a date
+            stamp = getattr(found, "timestamp", None)
+            return str(found if stamp is None else stamp())
+    return ""
 
 
 #: what has a name, a parent, and tells what is there

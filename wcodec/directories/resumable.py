@@ -90,6 +90,8 @@ class DirectoryPlan:
     writing: set[str] | None = field(init=False)
     #: name of a file that this run made and could not note
     _left: str = field(init=False, default="")
+    #: names of files that workers are at, or may be
+    under_way: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.key = json.loads(json.dumps(self.key))
@@ -326,6 +328,7 @@ class DirectoryPlan:
             self._stop(made, was_unfinished)
             raise
         if not self.is_complete:  # other processes do the rest
+            self.save_state("")
             return
         for name in {self.state, *filter(self._is_state, self._found)}:
             (self.target / name).unlink(missing_ok=True)
@@ -386,7 +389,7 @@ class DirectoryPlan:
         if self.notes or was_unfinished or self._left:
             # such as of a full disk, which is what the caller is told of
             with contextlib.suppress(OSError):
-                self.save_state(self._left)
+                self.save_state(self._left or self.under_way or "")
             return
         (self.target / self.state).unlink(missing_ok=True)
         for folder in reversed(made):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import secrets
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from wcodec.processes import Task, Workers
 PART_NBYTES: Final = 1 << 25  #: of an upload; larger ones, if there would be too many
 _MOST_PARTS: Final = 9000  #: S3 takes 10,000
 PARTS_AT_ONCE: Final = 4
+#: file systems whose files get their names when they are whole
+_COMMITTING: Final = {"gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "ftp", "webhdfs"}
 
 
 class _Upload(Protocol):
@@ -99,17 +103,22 @@ class _Counted(io.RawIOBase):
 
 
 class _Any(_Upload):
-    """By a file of ``fsspec``."""
+    """By a file of ``fsspec``: one that gets its name when it is committed; or, of file systems
+    that have no such, one under another name until then.
+    """
 
     def __init__(self, url: Url, part: int, overwrite: bool) -> None:
-        self._url = url
-        fs, path = url.filesystem()
+        self._url, (self._fs, self._path) = url, url.filesystem()
+        commits = _commits(self._fs)
         with url.named():
+            self._temporary = "" if commits else _beside(self._path)
             try:
-                self._file = fs.open(path, "wb", block_size=part, autocommit=False)
+                self._file = self._fs.open(
+                    self._temporary or self._path, "wb", block_size=part, autocommit=not commits
+                )
             except (NotImplementedError, TypeError) as e:
-                text = f"{type(fs).__name__} writes no files that appear when they are whole"
-                raise OSError(None, text) from e
+                text = f"{type(self._fs).__name__} writes no files"
+                raise OSError(errno.EROFS, text) from e
 
     def write(self, data: Any, /) -> int:
         """As `_Upload.write`."""
@@ -119,16 +128,36 @@ class _Any(_Upload):
 
     def commit(self) -> None:
         """As `_Upload.commit`."""
-        fs, _ = self._url.filesystem()
         with self._url.named():
             self._file.close()
-            self._file.commit()
-            fs.invalidate_cache(self._url.parent.filesystem()[1])
+            if self._temporary:
+                self._fs.mv(self._temporary, self._path)
+            else:
+                self._file.commit()
+            self._fs.invalidate_cache(self._url.parent.filesystem()[1])
 
     def discard(self) -> None:
         """As `_Upload.discard`."""
-        self._file.close()
-        self._file.discard()
+        if self._temporary:
+            self._file.close()
+            self._fs.rm_file(self._temporary)
+        else:
+            self._file.discard()
+            self._file.closed = True  # and does not send what it has
+
+
+def _commits(fs: Any) -> bool:
+    """Whether files of a file system, opened with ``autocommit=False``, get their names when they
+    are committed, or closed.
+    """
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return bool(protocols & _COMMITTING)
+
+
+def _beside(path: str) -> str:
+    """Another name in the same directory, of which a crash leaves nothing but an odd file."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name[:58]}.{secrets.token_hex(4)}.wcodec-tmp"
 
 
 class _S3(_Upload):

@@ -49,13 +49,11 @@ class _Spread:
     def run(self, runner: Runner, progress: Progress) -> None:
         """Have all units done that are this process's, and what they make possible."""
         plan = self._plan
-        self._writing = [j.name for j in self._todo]
-        plan.save_state(self._writing)
-        try:
-            runner(self._units(), self._follow, progress)
-        finally:
-            plan.save_state(self._writing)
+        plan.under_way = [j.name for j in self._todo]
+        plan.save_state(plan.under_way)
+        runner(self._units(), self._follow, progress)
         if plan.shard is not None:
+            plan.save_state(plan.under_way)
             plan.look_again()
             plan.done = {j.name for j in plan.jobs if plan.is_done(j.name, j.identity())}
             joins = [u for j in self._todo if j.name not in plan.done for u in self._join(j)]
@@ -127,7 +125,7 @@ class _Spread:
         elif plan.shard is None:
             more = list(self._join(job))
         if time.monotonic() - self._saved > _SAVE_S:
-            plan.save_state(self._writing)
+            plan.save_state(plan.under_way)
             self._saved = time.monotonic()
         return more
 
