@@ -272,6 +272,25 @@ def _add_hash(s: argparse.ArgumentParser) -> None:
     add_limits(s)
 
 
+def _add_du(s: argparse.ArgumentParser) -> None:
+    text = (
+        "a directory, such as one of many checkpoints, or a file; a path, or a URL that fsspec "
+        "opens, such as s3://bucket/models"
+    )
+    s.add_argument("places", metavar="PLACE", nargs="+", type=path_argument, help=text)
+    text = (
+        "read tensors that have no CRC-32, and compare those that seem to be equal by SHA-256 "
+        "(default: headers and indexes alone are read)"
+    )
+    s.add_argument("--full", action="store_true", help=text)
+    text = "do not encode samples to say what bases would save"
+    s.add_argument("--no-sample", dest="sampled", action="store_false", help=text)
+    text = "files that are sampled at most (default: 16)"
+    s.add_argument("--pairs", metavar="N", type=positive, help=text)
+    add_json(s)
+    add_limits(s)
+
+
 def _add_bench(s: argparse.ArgumentParser) -> None:
     text = "the file whose tensors are measured; it is only read"
     s.add_argument("input", metavar="FILE.safetensors", type=path_argument, help=text)
@@ -309,6 +328,11 @@ SUBCOMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None
         "hash",
         _add_hash,
         "print a SHA-256 of what files hold, the same however they are encoded, or check it",
+    ),
+    "du": (
+        "usage",
+        _add_du,
+        "show what takes the space in directories or at URLs, and what could be saved",
     ),
     "chain": (
         "chain",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wcodec.backends import Backend
 from wcodec.codec.decoder import Decoder, check_nbytes
@@ -40,9 +41,11 @@ from wcodec.files.safetensors_header import (
     parse_safetensors_header,
     restored_header,
 )
+from wcodec.files.slices import Slice
 from wcodec.reference.container import Index
 from wcodec.reference.memory import Memory
 from wcodec.reference.planes import Words
+from wcodec.reference.tensors import TensorRecord
 
 
 @dataclass(frozen=True)
@@ -108,19 +111,19 @@ class HubFile:
         max_nbytes: int | None = None,
         max_memory: int | None = None,
     ) -> None:
-        self.path, self._file = path, open_source(path, is_checked=True)
-        self.stored_nbytes = self._file.nbytes
+        self.path, self.file = path, open_source(path, is_checked=True)
+        self.stored_nbytes = self.file.nbytes
         self.decoder = Decoder(backend, None, max_memory)
         self._memory = Memory(self.decoder.max_memory)
         with within(path):
             self._read(max_nbytes)
 
     def _read(self, max_nbytes: int | None) -> None:
-        header = read_hub_header(self._file, self._memory)
+        header = read_hub_header(self.file, self._memory)
         if VERSION_KEY in header.metadata:
             parse_version(header.metadata[VERSION_KEY])
         self.tensors = {
-            t.name: HubTensor(t, self._index(t) if looks_like_stream(t, self._file) else None)
+            t.name: HubTensor(t, self._index(t) if looks_like_stream(t, self.file) else None)
             for t in header.tensors
         }
         self.data_nbytes = sum(t.nbytes for t in self.tensors.values())
@@ -131,10 +134,12 @@ class HubFile:
                 "this is a safetensors file that is not in hub form: there is nothing to decode",
             )
         self._order, self._header, self._crcs = self._original(header.metadata)
+        crcs = [] if self._crcs is None else self._crcs[1:]
+        self._crc_of = dict(zip(self._order, crcs, strict=False))
         self.nbytes = len(self._header) + self.data_nbytes
 
     def _source(self, t: SourceTensor) -> PartSource:
-        return PartSource(self._file, t.start, t.nbytes)
+        return PartSource(self.file, t.start, t.nbytes)
 
     def _index(self, t: SourceTensor) -> Index:
         with within(tensor=t.name, offset=t.start):
@@ -225,6 +230,60 @@ class HubFile:
                 tensor=t.name,
             )
 
+    def crc32(self, name: str) -> int | None:
+        """CRC-32 of a decoded tensor, if the file gives it.
+
+        Raises
+        ------
+        KeyError
+        """
+        index = self.tensors[name].index
+        if index is not None:
+            return index.tensors[0].crc32
+        return self._crc_of.get(name)
+
+    def pieces(self, name: str) -> Iterator[Any]:
+        """The bytes of a decoded tensor, some at a time.
+
+        Raises
+        ------
+        KeyError
+        DecodeError
+            Possibly after some pieces.
+        """
+        t, crc = self.tensors[name], self.crc32(name)
+        with within(self.path):
+            if t.index is None:
+                yield from self._plain_pieces(t.source, crc)
+                return
+            with within(tensor=name, offset=t.source.start):
+                yield from self._decoded_pieces(t.source, t.index)
+
+    def get_slice(self, name: str) -> Slice:
+        """A tensor that is a stream, to take parts of; see `wcodec.files.file.File.get_slice`.
+
+        Raises
+        ------
+        KeyError
+            There is none of this name, or it is stored as it is.
+        """
+        t = self.tensors[name]
+        if t.index is None:
+            raise KeyError(name)
+        source, tables = self._source(t.source), t.index.tables
+
+        def read(
+            record: TensorRecord, down: NDArray[np.int64], across: NDArray[np.int64], out: Words
+        ) -> None:
+            with within(self.path), within(tensor=name, offset=t.source.start):
+                self.decoder.grid(source, record, record.plan(tables), down, across, out)
+
+        return Slice(t.index.tensors[0], lambda: str(self.path), read)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.file.close()
+
     def restored(self) -> Iterator[Any]:
         """The original file, a piece at a time.
 
@@ -251,7 +310,7 @@ class HubFile:
 
     def _plain_pieces(self, t: SourceTensor, crc: int | None) -> Iterator[Any]:
         found = 0
-        for piece in self._file.pieces(t.start, t.stop):
+        for piece in self.file.pieces(t.start, t.stop):
             found = self.decoder.backend.crc32(piece, found)
             yield piece.data
         if crc is not None and found != crc:
