@@ -1,7 +1,8 @@
 """The numba backend, whose kernels an emulator runs; see the package.
 
 A call copies the arrays that a kernel takes into memory that both processes share, each between
-canaries, and back what has changed.
+canaries, and back what has changed. Arrays of which a kernel takes all that lies between them are
+first brought side by side.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import struct
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ from aarch64_emulator import COMPILER, EMULATOR, SYMBOLS
 from wcodec.backends.numba import ir, kernels, machine_code
 from wcodec.backends.numba.backend import NumbaBackend
 from wcodec.backends.numba.kernels import KERNELS, ArrayOf, Kernel
+from wcodec.backends.numba.kernels import address_of as address_of_array
+from wcodec.backends.protocol import Put
 
 __all__ = ["NumbaBackend"]
 
@@ -130,8 +133,36 @@ def _runs(arrays: list[tuple[int, int, int]], first: int) -> list[_Run]:
     return runs
 
 
+def _place_of(start: int, runs: list[_Run]) -> int:
+    """Where the bytes of an array are that starts there."""
+    return next(r.place + start - r.start for r in reversed(runs) if r.start <= start <= r.end)
+
+
+def _end_of(runs: list[_Run], first: int) -> int:
+    """Where the canaries behind the last array end."""
+    return max([r.place + r.end - r.start for r in runs], default=first) + GUARD
+
+
 def _bytes_at(address: int, nbytes: int) -> Any:
     return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+
+
+def _bring(runs: list[_Run], memory: Any) -> None:
+    """Copy bytes to their places, between canaries."""
+    memory[:] = CANARY
+    for r in runs:
+        memory[r.place : r.place + r.end - r.start] = _bytes_at(r.start, r.end - r.start)
+
+
+def _bring_back(runs: list[_Run], memory: Any, first: int, name: str) -> None:
+    """Copy back what has changed, if all canaries from `first` on are as they were."""
+    for r in runs:
+        new, old = memory[r.place : r.place + r.end - r.start], _bytes_at(r.start, r.end - r.start)
+        assert (memory[first : r.place] == CANARY).all(), f"{name} wrote before an array"
+        first = r.place + new.size
+        if not np.array_equal(new, old):  # else it may be memory that cannot be written to
+            old[:] = new
+    assert (memory[first:] == CANARY).all(), f"{name} wrote behind an array"
 
 
 class _Entry:
@@ -148,31 +179,43 @@ class _Entry:
 
 
 def _called(kernel: Kernel, address: int, at: int) -> int:
-    memory, n_words = _machine().memory, kernel._n_words
-    given = _bytes_at(at, 8 * n_words).view(np.int64)
+    n_words = kernel._n_words
+    given, nbytes = _bytes_at(at, 8 * n_words).view(np.int64), 8 * n_words
     arrays = list(_arrays(kernel._types, given.tolist()))
-    runs = _runs(arrays, 8 * n_words + GUARD)
-    end = max([r.place + r.end - r.start for r in runs], default=8 * n_words) + GUARD
-    assert end <= NBYTES
-    memory[:end] = CANARY
-    words = memory[: 8 * n_words].view(np.int64)
+    runs = _runs(arrays, nbytes + GUARD)
+    end = _end_of(runs, nbytes)
+    assert end <= NBYTES, f"{kernel.name} takes {end} bytes"
+    memory = _machine().memory[:end]
+    _bring(runs, memory)
+    words = memory[:nbytes].view(np.int64)
     words[:] = given
     for i, start, _ in arrays:
-        for r in runs:
-            if r.start <= start <= r.end:
-                words[i] = BASE + r.place + start - r.start
-    for r in runs:
-        memory[r.place : r.place + r.end - r.start] = _bytes_at(r.start, r.end - r.start)
+        words[i] = BASE + _place_of(start, runs)
     status = _machine().call(address, BASE)
-    given[0], place = words[0], 8 * n_words
-    for r in runs:
-        new, old = memory[r.place : r.place + r.end - r.start], _bytes_at(r.start, r.end - r.start)
-        assert (memory[place : r.place] == CANARY).all(), f"{kernel.name} wrote before an array"
-        place = r.place + new.size
-        if not np.array_equal(new, old):  # else it may be memory that cannot be written to
-            old[:] = new
-    assert (memory[place:end] == CANARY).all(), f"{kernel.name} wrote behind an array"
+    given[0] = words[0]
+    _bring_back(runs, memory, nbytes, kernel.name)
     return status
+
+
+_put_lists = NumbaBackend.put_lists
+
+
+def _put_lists_side_by_side(self: NumbaBackend, arrays: Sequence[Any], *args: Any) -> Put:
+    """`put_lists`, whose kernel takes all memory from the first of the arrays to the last."""
+    given = [(i, address_of_array(array), array.nbytes) for i, array in enumerate(arrays)]
+    runs = _runs(given, GUARD)
+    end = _end_of(runs, GUARD)
+    room = np.empty(end + 64, np.uint8)
+    memory = room[-address_of_array(room) % 64 :][:end]
+    _bring(runs, memory)
+    copies = list[Any]()
+    for array, (_, start, nbytes) in zip(arrays, given, strict=True):
+        place = _place_of(start, runs)
+        copies.append(memory[place : place + nbytes].view(array.dtype).reshape(array.shape))
+    try:
+        return _put_lists(self, copies, *args)
+    finally:
+        _bring_back(runs, memory, 0, "put_lists")
 
 
 def _address_of(one: Any) -> int:
@@ -183,3 +226,4 @@ assert ir.VARIANT == "neon", "the environment does not name such a CPU"
 compile_for(AARCH64)
 machine_code.address_of = _address_of
 kernels._Entry = _Entry  # type: ignore[misc,assignment]
+NumbaBackend.put_lists = _put_lists_side_by_side  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -51,6 +52,15 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def emulated(target: str, *args: str) -> str:
     """What a module prints that has the emulator run kernels."""
     return run_module(environment(target), *args)
+
+
+def test_a_sample_of_the_suite_passes(target: str) -> None:
+    """The kernels by themselves."""
+    kinds = "duty/", "kernels/"
+    found = json.loads(emulated(target, "conformance_sample", f"{BACKEND}:NumbaBackend", *kinds))
+    assert found["variant"] == "neon"
+    assert found["failed"] == []
+    assert found["passed"] >= 50
 
 
 @pytest.mark.exhaustive

@@ -313,7 +313,8 @@ class NumbaBackend(Backend):
         if not CARRYLESS or (starts % size).any():
             return super().put_lists(arrays, gaps, listed, segments, difference)
         starts //= size
-        words = [int(starts.min()) * size, np.iinfo(np.int64).max // size]  # as flat as memory is
+        ends_of_arrays = starts + [array.size for array in arrays]
+        words = [int(starts.min()) * size, int(ends_of_arrays.max() - starts.min())]
         places, before = np.empty(listed.size, np.int64), np.empty(listed.size, listed.dtype)
         status = np.full(segments.of.size, PutStatus.OTHER, np.uint8)
         gap_ends, ends = np.append(0, np.cumsum(segments.n_gaps)), segments.ends()
