@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,6 +115,30 @@ def http_files() -> Iterator[HttpFiles]:
 
 
 @contextmanager
+def s3_process() -> Iterator[str]:
+    """As `s3_server`, in a process of its own: it does not wait for this one."""
+    command = [sys.executable, "-c", _SERVE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        try:
+            with _environment(server.stdout.readline().decode().strip()) as url:
+                yield url
+        finally:
+            server.kill()
+
+
+_SERVE = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print("http://%s:%s" % server.get_host_and_port(), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
 def s3_server() -> Iterator[str]:
     """A server of S3 with a bucket ``bucket``, which environment variables lead to: its URL."""
     from moto.server import ThreadedMotoServer
@@ -120,13 +146,26 @@ def s3_server() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    url, kept = f"http://{host}:{port}", dict(os.environ)
+    try:
+        with _environment(f"http://{host}:{port}") as url:
+            yield url
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _environment(url: str) -> Iterator[str]:
+    """Meanwhile, environment variables lead to a server, which has a bucket."""
+    kept = dict(os.environ)
     os.environ.update(
         AWS_ENDPOINT_URL=url,
         AWS_ACCESS_KEY_ID="testing",
         AWS_SECRET_ACCESS_KEY="testing",
         AWS_DEFAULT_REGION="us-east-1",
+        AWS_EC2_METADATA_DISABLED="true",
     )
+    for name in [n for n in os.environ if n.lower().endswith("_proxy")]:
+        del os.environ[name]
     try:
         import fsspec
         from s3fs import S3FileSystem
@@ -135,6 +174,5 @@ def s3_server() -> Iterator[str]:
         fsspec.filesystem("s3").mkdir("bucket")
         yield url
     finally:
-        server.stop()
         os.environ.clear()
         os.environ.update(kept)

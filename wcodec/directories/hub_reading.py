@@ -293,7 +293,7 @@ class HubFile:
             Possibly after some pieces.
         """
         yield self._header
-        with within(self.path), reading_on(self._file, 0, self.stored_nbytes):
+        with within(self.path), reading_on(self.file, 0, self.stored_nbytes):
             for i, name in enumerate(self._order):
                 t = self.tensors[name]
                 if t.index is None:

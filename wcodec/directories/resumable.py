@@ -330,6 +330,7 @@ class DirectoryPlan:
         if not self.is_complete:  # other processes do the rest
             self.save_state("")
             return
+        self._remove_remains()
         for name in {self.state, *filter(self._is_state, self._found)}:
             (self.target / name).unlink(missing_ok=True)
         if self.fsync and not isinstance(self.target, Url):

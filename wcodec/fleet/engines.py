@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+import os
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, Final
@@ -100,6 +103,8 @@ class RayExecutor(Executor):
     """
 
     def __init__(self, address: str, n_cpus: int) -> None:
+        if _is_on_loopback(address):  # else Ray would ask for it by another name of this machine
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         try:
             import ray
         except ImportError:
@@ -108,6 +113,8 @@ class RayExecutor(Executor):
         self._n_cpus, self._refs = n_cpus, dict[Future[Any], Any]()
         self._began = not ray.is_initialized()
         if self._began:
+            # it would tell on standard output of workers that died, which are replaced
+            self._ray._private.worker._worker_logs_enabled = False
             how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
             try:
                 if address == "local":
@@ -144,6 +151,17 @@ class RayExecutor(Executor):
             self._ray.cancel(ref, force=True)
         if self._began:
             self._ray.shutdown()
+
+
+def _is_on_loopback(address: str) -> bool:
+    """Whether a cluster is one of this machine alone, whose nodes go by a loopback address."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
+        if not address:
+            folder = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
+            with contextlib.suppress(OSError), open(f"{folder}/ray/ray_current_cluster") as f:
+                address = f.read().strip()
+    return address.startswith(("127.", "localhost:", "[::1]:"))
 
 
 def _check_answers(address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -171,11 +172,19 @@ class _Run:
             elif unit.may_fail:
                 self._next.extend((more, 1) for more in self._follow(unit, error))
             else:
-                self._error = self._error or error
+                self._error = self._error or _of_worker(unit, error)
             return
         self._fleet.count(unit, outcome)
         self._progress(unit.nbytes)
         self._next.extend((more, 1) for more in self._follow(unit, outcome.result))
+
+
+def _of_worker(unit: Unit, e: BaseException) -> BaseException:
+    """An error of a worker, or of what it runs on, as one that can be told in a line."""
+    if isinstance(e, WcodecError | OSError):
+        return e
+    text = " ".join(str(e).split())[:500]
+    return OSError(errno.EIO, f"after {TRIES} tries: {type(e).__name__}: {text}", unit.label)
 
 
 def do_unit(
