@@ -6,6 +6,8 @@ how many bytes, in which state.
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import random
 import re
@@ -62,7 +64,7 @@ class Answer(NamedTuple):
     tag: str
 
 
-class Wrong(OSError):
+class WrongAnswer(OSError):
     """An answer that is not what was asked for; the next one may be."""
 
 
@@ -135,16 +137,16 @@ def _check_range(text: str | None, start: int, stop: int) -> int:
     """
     found = _CONTENT_RANGE.fullmatch(text or "")
     if found is None:
-        raise Wrong(f"the range of an answer is {text!r}")
+        raise WrongAnswer(f"the range of an answer is {text!r}")
     first, last, nbytes = (int(n) for n in found.groups())
     if first != start or last + 1 != min(stop, nbytes):
-        raise Wrong(f"bytes {start}-{stop - 1} were asked for, {text!r} came")
+        raise WrongAnswer(f"bytes {start}-{stop - 1} were asked for, {text!r} came")
     return nbytes
 
 
 def _checked(data: bytes, wanted: int) -> bytes:
     if len(data) != wanted:
-        raise Wrong(f"{len(data)} bytes of {wanted} came")
+        raise WrongAnswer(f"{len(data)} bytes of {wanted} came")
     return data
 
 
@@ -176,7 +178,8 @@ class _Http(Ranges):
             "Range": f"bytes={start}-{stop - 1}",
             "Accept-Encoding": "identity",
         }
-        kwargs.setdefault("timeout", ClientTimeout(total=None, sock_read=STALLED_S))
+        patience = ClientTimeout(total=None, sock_connect=STALLED_S, sock_read=STALLED_S)
+        kwargs.setdefault("timeout", patience)
         async with session.get(fs.encode_url(url), headers=headers, **kwargs) as r:
             if r.status == 416:  # the file has become shorter, or has no bytes
                 nbytes = (r.headers.get("Content-Range") or "").rpartition("/")[2]
@@ -189,13 +192,21 @@ class _Http(Ranges):
             if r.status != 206:
                 n = int(r.headers.get("Content-Length") or -1)
                 if start or not 0 <= n <= stop:
-                    raise NotImplementedError(
-                        "the server gives no parts of files (ranges): download the file first"
-                    )
+                    raise self._no_range(r.headers)
                 return Answer(_checked(await r.read(), n), n, _tag(r.headers))
             nbytes = _check_range(r.headers.get("Content-Range"), start, stop)
             data = await r.read()
             return Answer(_checked(data, min(stop, nbytes) - start), nbytes, _tag(r.headers))
+
+    def _no_range(self, headers: Any) -> OSError:
+        """What is wrong with a whole file where a part was asked for."""
+        if headers.get("Accept-Ranges") == "bytes":
+            return WrongAnswer("the whole file came")
+        return io.UnsupportedOperation(
+            errno.ESPIPE,
+            "the server gives no parts of files (ranges): download the file first",
+            str(self._url),
+        )
 
 
 def _tag(headers: Any) -> str:
@@ -267,4 +278,6 @@ class _Any(Ranges):
         # a file that is read by the block would read more than that
         how = {} if getattr(fs, "async_impl", False) else {"cache_type": "none"}
         data = fs.cat_file(path, start=start, end=stop, **how)
+        if len(data) < stop - start and (found := self._url.look_up()) and found.nbytes < stop:
+            return Answer(b"", found.nbytes, found.tag)  # it has been cut
         return Answer(_checked(bytes(data), stop - start), self._nbytes, self._tag)

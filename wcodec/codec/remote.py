@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
+from weakref import ref
 
 import numpy as np
 
@@ -155,9 +156,7 @@ class RemoteSource:
         asked for before it is wanted.
         """
         first, last = max(start, self._head.size), min(stop, self._tail_start)
-        if last - first <= self.block or any(
-            r.start <= first and last <= r.stop for r in self._runs
-        ):
+        if last <= first or any(r.start <= first and last <= r.stop for r in self._runs):
             yield
             return
         run = _Run(self, first, last)
@@ -171,8 +170,10 @@ class RemoteSource:
             run.end()
 
     def begin(self, start: int, stop: int) -> Task[Bytes]:
-        """Have bytes read in a thread."""
-        return self._workers.begin(self.request, start, stop)
+        """Have bytes read in a thread, as long as someone holds the task."""
+        task = Task(self.request, start, stop)
+        self._workers.begin(_run_if_held, ref(task))
+        return task
 
     def pieces(self, start: int, stop: int) -> Iterator[Bytes]:
         """The bytes from `start` to `stop`, some at a time. Raises as `request`."""
@@ -282,6 +283,13 @@ class _Run:
             blocks, self._blocks = list(self._blocks.values()), OrderedDict()
         for task in reversed(blocks):
             task.settle()
+
+
+def _run_if_held(task: ref[Task[Bytes]]) -> None:
+    """Make a request. What waits for a thread holds no bytes: who wants them may have read them."""
+    held = task()
+    if held is not None:
+        held.run()
 
 
 def _array(data: bytes) -> Bytes:

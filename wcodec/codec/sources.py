@@ -278,6 +278,12 @@ class FileWords:
         if out.shape[1] == width:
             self._read(rows.start * width, out)
             return
+        read_runs = getattr(self._source, "read_runs", None)
+        if read_runs is not None and out.size:  # of a remote file, all of them at once
+            n = out.shape[1] * self.itemsize
+            where = [(self._offset + (r * width + first) * self.itemsize, n) for r in rows]
+            read_runs(where, out.reshape(-1).view(np.uint8))
+            return
         for r, row in zip(rows, out, strict=True):
             self._read(r * width + first, row)
 

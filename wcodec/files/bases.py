@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,7 +18,7 @@ from wcodec.codec.decoder import Decoder
 from wcodec.codec.opening import OpenedFile
 from wcodec.codec.parts import rectangle
 from wcodec.codec.pipelining import Progress, ignore_progress
-from wcodec.codec.sources import FileWords
+from wcodec.codec.sources import FileWords, reading_on
 from wcodec.codec.urls import Place, place_of
 from wcodec.errors import DecodeError, EncodeError, within
 from wcodec.files.safetensors_header import SourceTensor, read_safetensors_header
@@ -107,7 +107,11 @@ class SafetensorsBase(OpenBase):
             with within(base=self.name):
                 return crc32_of(self._source, t, self._backend, self._progress)
 
-        return content_hash((t.name, t.dtype, t.shape, crc32(t)) for t in self._tensors.values())
+        all_of_it = reading_on(self._source, 0, self._source.nbytes)
+        with nullcontext() if known else all_of_it:
+            return content_hash(
+                (t.name, t.dtype, t.shape, crc32(t)) for t in self._tensors.values()
+            )
 
     def paths(self) -> Iterator[Place]:
         """As `OpenBase.paths`."""

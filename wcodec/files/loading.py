@@ -37,8 +37,9 @@ def load_file(
 
 def arrays_of(file: File) -> Iterator[tuple[TensorRecord, NDArray[Any]]]:
     """All tensors of a file in order, small ones decoded together. Raises as `File.get_tensor`."""
-    for batch in in_batches(file.index.tensors):
-        if len(batch) == 1:
-            yield batch[0], file.get_tensor(batch[0].name)
-        else:
-            yield from zip(batch, file.small_tensors(batch), strict=True)
+    with file.all_ahead():
+        for batch in in_batches(file.index.tensors):
+            if len(batch) == 1:
+                yield batch[0], file.get_tensor(batch[0].name)
+            else:
+                yield from zip(batch, file.small_tensors(batch), strict=True)

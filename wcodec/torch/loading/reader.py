@@ -150,11 +150,12 @@ class Reader:
         ------
         KeyError, DecodeError
         """
+        ahead = self.file.all_ahead() if names is None else contextlib.nullcontext()
         names = self.keys() if names is None else list(names)
         forms = {name: self.form(name) for name in names}
         if self.device.type == "meta":
             return {n: torch.empty(f.shape, dtype=f.dtype, device="meta") for n, f in forms.items()}
-        with within(self.name or None):
+        with within(self.name or None), ahead:
             found = (
                 self._from_device(list(forms))
                 if self.decodes_itself
