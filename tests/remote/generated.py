@@ -1,5 +1,5 @@
-"""Checkpoints of many gigabytes that are nowhere: files whose bytes are made when they are read, and
-files that only count what is written.
+"""Checkpoints of many gigabytes that are nowhere: files whose bytes are made when they are read,
+and files that only count what is written.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import fsspec
 import numpy as np
 from fsspec.spec import AbstractFileSystem
 
-_TILE = (
-    (np.random.default_rng(0).standard_normal(1 << 21) * 0.02).astype(np.float32).view(np.uint32)
-)
-NOISE = (_TILE >> 16).astype(np.uint16).tobytes()  #: bf16, 4 MiB
+_WORDS = np.random.default_rng(0).standard_normal(1 << 21, dtype=np.float32) * np.float32(0.02)
+NOISE = (_WORDS.view(np.uint32) >> 16).astype(np.uint16).tobytes()  #: bf16, 4 MiB
 
 
 class Checkpoint:

@@ -28,7 +28,7 @@ made = GeneratedFileSystem.files["big.safetensors"] = Checkpoint(n, nbytes, nois
 source, coded = "gen://big.safetensors", "memory://big.wcodec"
 if what == "worker":
     def work(backend, progress, again):
-        return encode_part(source, "memory://part", backend, part=1, repeats={}, overwrite=again)
+        return encode_part(source, "gen://sink/part", backend, part=1, repeats={}, overwrite=again)
 
     outcome = do_unit(Unit("a", "a", nbytes, work), ("auto", 1), False, {})
     assert outcome.result[0] >= nbytes, outcome

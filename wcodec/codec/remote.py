@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -25,9 +26,38 @@ TAIL_PART: Final = 4096  #: or in this part of a larger file
 MOST_TAIL_NBYTES: Final = 1 << 23
 GAP_NBYTES: Final = 1 << 17  #: ranges that lie no farther from each other are read as one
 BLOCK_NBYTES: Final = 1 << 23  #: the most that one request asks for
-AT_ONCE: Final = 32  #: requests, of one file
+AT_ONCE: Final = 16  #: requests, of one file
 _STRIDE: Final = 2  #: blocks from one that is read to the next one
+_M_ARENA_MAX: Final = -8  #: of ``mallopt``
 MEMORY_NBYTES: Final = 1 << 28  #: of what is read ahead, and of what may be wanted again
+
+
+def default_memory() -> int:
+    """Bytes that may be read before they are wanted: as ``WCODEC_REMOTE_MEMORY`` says; or else 256
+    MiB, but no more than a sixteenth of what the process may have (``RLIMIT_AS``).
+    """
+    text = os.environ.get("WCODEC_REMOTE_MEMORY")
+    if text:
+        return nbytes_of(text)
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return MEMORY_NBYTES
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return MEMORY_NBYTES
+    _have_few_arenas()
+    return min(MEMORY_NBYTES, limit // 16)
+
+
+def _have_few_arenas() -> None:
+    """Where addresses are limited, have threads share what they allocate from: of glibc, each would
+    take 64 MiB of addresses for itself.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 class RemoteSource:
@@ -38,8 +68,7 @@ class RemoteSource:
     error
         What is raised where its bytes are not there, or have changed.
     memory
-        Bytes that may be read before they are wanted; ``None`` for ``WCODEC_REMOTE_MEMORY``, or
-        256 MiB.
+        Bytes that may be read before they are wanted; ``None`` for `default_memory`.
 
     Raises
     ------
@@ -54,7 +83,7 @@ class RemoteSource:
     ) -> None:
         self.url, self.name, self._error = url, str(url), error
         if memory is None:
-            memory = nbytes_of(os.environ.get("WCODEC_REMOTE_MEMORY") or str(MEMORY_NBYTES))
+            memory = default_memory()
         #: bytes of a request, and of all that is held
         self.block, self.memory = max(1 << 16, min(BLOCK_NBYTES, memory // 8)), memory
         self._ranges: Ranges = ranges_of(url)
