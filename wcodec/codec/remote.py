@@ -33,21 +33,19 @@ MEMORY_NBYTES: Final = 1 << 28  #: of what is read ahead, and of what may be wan
 
 
 def default_memory() -> int:
-    """Bytes that may be read before they are wanted: as ``WCODEC_REMOTE_MEMORY`` says; or else 256
-    MiB, but no more than a sixteenth of what the process may have (``RLIMIT_AS``).
+    """Bytes that may be read before they are wanted: as ``WCODEC_REMOTE_MEMORY`` says, or 256 MiB,
+    but no more than a sixteenth of what the process may have (``RLIMIT_AS``).
     """
-    text = os.environ.get("WCODEC_REMOTE_MEMORY")
-    if text:
-        return nbytes_of(text)
+    most = nbytes_of(os.environ.get("WCODEC_REMOTE_MEMORY") or str(MEMORY_NBYTES))
     try:
         import resource
     except ImportError:  # not on this system
-        return MEMORY_NBYTES
+        return most
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
-        return MEMORY_NBYTES
+        return most
     _have_few_arenas()
-    return min(MEMORY_NBYTES, limit // 16)
+    return min(most, limit // 16)
 
 
 def _have_few_arenas() -> None:
