@@ -45,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).parent / "cpu"))
 from bench_files import RESULTS, machine
 
 from wcodec.backends import load_backend
+from wcodec.codec.encoder import Encoder
 from wcodec.directories.encoding import plan_encode
 from wcodec.directories.tasks import Unit
 from wcodec.files.checkpoint import encode_file
@@ -99,10 +100,16 @@ def nothing(backend: Any, progress: Any, again: bool) -> None:
     """A unit that does nothing."""
 
 
+def warm_up(backend: Any, progress: Any, again: bool) -> None:
+    """A unit that has a worker load what it encodes with."""
+    Encoder(None, backend).encode(np.zeros((2048, 4096), np.float16))
+    time.sleep(0.1)  # so that another worker takes the next one
+
+
 def seconds_of(engine: Any, folder: Path, n: int) -> tuple[float, float]:
     """Seconds that an engine takes to encode a directory, and for a unit that does nothing."""
     fleet = Fleet(engine, "numba")
-    fleet([Unit(str(i), "", 0, nothing) for i in range(16)], lambda *_: [])  # workers are there
+    fleet([Unit(str(i), "", 0, warm_up) for i in range(24)], lambda *_: [])
     start = time.perf_counter()
     fleet([Unit(str(i), "", 0, nothing) for i in range(200)], lambda *_: [])
     overhead = (time.perf_counter() - start) / 200

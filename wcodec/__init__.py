@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from wcodec.codec import decode, encode
     from wcodec.codec.decoder import Decoder
     from wcodec.codec.encoder import Encoder
+    from wcodec.codec.urls import Url
     from wcodec.deltas.applying import Applied, apply
     from wcodec.deltas.chain import Chain
     from wcodec.directories.content import content_sha256
     from wcodec.directories.encoding import encode_safetensors_to_wcodec
-    from wcodec.errors import BackendUnavailable, DecodeError, EncodeError, WcodecError
+    from wcodec.errors import (
+        BackendUnavailable,
+        DecodeError,
+        EncodeError,
+        MissingPackage,
+        WcodecError,
+    )
     from wcodec.files.file import File, open
     from wcodec.files.loading import load_file
     from wcodec.files.saving import save, save_file
@@ -41,6 +48,8 @@ __all__ = [
     "EncodeOptions",
     "Encoder",
     "File",
+    "MissingPackage",
+    "Url",
     "WcodecError",
     "apply",
     "available_backends",
@@ -64,9 +73,10 @@ _NAMES: Final[dict[str, str]] = {
     "codec": "decode encode",
     "codec.decoder": "Decoder",
     "codec.encoder": "Encoder",
+    "codec.urls": "Url",
     "directories.content": "content_sha256",
     "directories.encoding": "encode_safetensors_to_wcodec",
-    "errors": "BackendUnavailable DecodeError EncodeError WcodecError",
+    "errors": "BackendUnavailable DecodeError EncodeError MissingPackage WcodecError",
     "deltas.applying": "Applied apply",
     "deltas.chain": "Chain",
     "files.file": "File open",

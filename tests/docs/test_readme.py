@@ -13,6 +13,7 @@ import glob
 import importlib
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,7 +210,20 @@ def run_commands(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
             assert without_time(capsys.readouterr().out.strip()) == without_time(shown)
 
 
-@pytest.mark.usefixtures("place")
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A server of S3 with a bucket, for the page that needs one."""
+    if request.getfixturevalue("page").name != "remote.md":
+        yield
+        return
+    sys.path.insert(0, str(ROOT / "tests" / "remote"))
+    from servers import s3_process
+
+    with s3_process():
+        yield
+
+
+@pytest.mark.usefixtures("place", "bucket")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_a_page_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(page)
@@ -234,7 +248,8 @@ def test_enough_is_run() -> None:
     left_out = {b.note for _, b in python if b.comment == "not run"}
     assert left_out == NOT_RUN
     assert {name_of(p) for p, b in python if b.comment != "not run"} == {
-        "README.md", "docs/backends.md", "docs/models.md", "docs/python.md", "docs/sync.md",
+        "README.md", "docs/backends.md", "docs/models.md", "docs/python.md", "docs/remote.md",
+        "docs/sync.md",
     }  # fmt: skip
     assert sorted(b.note for _, b in python if b.comment == "checked") == sorted(CHECKS)
     assert sum(1 for _, b in found if b.language == "console" for _ in commands(b)) > 30
