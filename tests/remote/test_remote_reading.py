@@ -26,6 +26,7 @@ from checkpoints import Checkpoint, assert_same, gaussian, put, sha256
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import PYTHONPATH
+from safetensors.numpy import save_file as save_plain
 from servers import HttpFiles
 from test_cli import call
 
@@ -272,9 +273,13 @@ def test_every_byte_is_read_once(
         assert_read_once(http, name, n)
 
 
-def test_many_requests_are_in_flight(http: HttpFiles, made: Checkpoint, small_blocks: int) -> None:
-    """The server answers nothing of the payload before six are there."""
-    http.files["m.wcodec"] = made.coded
+@pytest.mark.parametrize("steps", ["verify", "load", "torch"])
+def test_many_requests_are_in_flight(steps: str, http: HttpFiles, small_blocks: int) -> None:
+    """The server answers nothing of the payload before six are there, of tensors that are less than
+    a request each.
+    """
+    arrays = {f"{i}.w": gaussian(i, 256, 300) for i in range(30)}
+    http.files["m.wcodec"] = wcodec.save(arrays)
     there, in_flight = threading.Condition(), [0, 0]
 
     def wait(n: int, name: str, h: Any) -> bool:
@@ -289,8 +294,23 @@ def test_many_requests_are_in_flight(http: HttpFiles, made: Checkpoint, small_bl
         return False
 
     http.fault = wait
-    assert verify_file(f"{http.url}/m.wcodec")[0] == len(made.coded)
+    load = {"verify": verify_file, "load": wcodec.load_file, "torch": wcodec.torch.load_file}
+    load[steps](f"{http.url}/m.wcodec")
     assert 6 <= in_flight[1] <= 8, "more than the memory allows"
+
+
+def test_a_base_takes_few_requests(http: HttpFiles, here: Path) -> None:
+    """A sample of a tensor is rectangles of many rows."""
+    old = gaussian(1, 2048, 2048)
+    new = {"w": old.copy()}
+    new["w"][::3] = 0
+    save_plain({"w": old}, "old.safetensors")
+    http.files["old.safetensors"] = Path("old.safetensors").read_bytes()
+    wcodec.save_file(new, "new.wcodec", base=f"{http.url}/old.safetensors")
+    assert http.n <= 60
+    http.n = 0
+    assert_same(wcodec.load_file("new.wcodec", f"{http.url}/old.safetensors"), new)
+    assert http.n <= 10
 
 
 # ---- the source against bytes --------------------------------------------------------------------
