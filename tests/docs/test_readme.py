@@ -13,7 +13,6 @@ import glob
 import importlib
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import pytest
 import torch
 from inputs import BY_NAME, bits, make_array, safetensors_bytes
 from paths import ROOT
+from servers import s3_process
 
 import wcodec
 from wcodec import backends
@@ -216,9 +216,6 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.getfixturevalue("page").name != "remote.md":
         yield
         return
-    sys.path.insert(0, str(ROOT / "tests" / "remote"))
-    from servers import s3_process
-
     with s3_process():
         yield
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "remote"))
+from servers import s3_process
 
 _NODE: dict[str, Any] = {
     "num_cpus": 1,
@@ -22,8 +19,6 @@ _NODE: dict[str, Any] = {
 @pytest.fixture
 def s3() -> Iterator[str]:
     """A bucket on a server of S3 in a process of its own: its URL."""
-    from servers import s3_process
-
     with s3_process():
         yield "s3://bucket"
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,25 +20,29 @@ class HttpFiles:
     Attributes
     ----------
     files
-        By name; the ETag of each is made of its bytes.
+        By name; the ETag of each is made of its bytes, unless `tags` has it.
     asked
-        Ranges that were asked for, as (name, first byte, last byte).
+        Ranges that were sent, as (name, first byte, last byte).
     sent
         Bytes of files that were sent.
+    n
+        Requests.
+    gives_ranges
+        Or whole files alone, and says so.
     fault
         Called with the number of a request, its name and its handler. Answers it and gives True,
         or gives False to have it answered as is right.
     """
 
     def __init__(self) -> None:
-        self.files = dict[str, bytes]()
+        self.files, self.tags = dict[str, Any](), dict[str, str]()
         self.asked, self.sent = list[tuple[str, int, int]](), 0
         self.fault: Callable[[int, str, Any], bool] = lambda *_: False
         self.lock, self.gives_ranges, self.n = threading.Lock(), True, 0
         files = self
 
         class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+            protocol_version, disable_nagle_algorithm, wbufsize = "HTTP/1.1", True, 1 << 16
 
             def do_GET(self) -> None:
                 files._answer(self)
@@ -48,10 +53,15 @@ class HttpFiles:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads, request_queue_size = True, 128
+
+            def handle_error(self, *_: object) -> None:
+                pass  # a client that has gone
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
         """Serve no more."""
@@ -60,7 +70,7 @@ class HttpFiles:
 
     def tag(self, name: str) -> str:
         """The ETag of a file."""
-        return f'"{hash(self.files[name]):x}"'
+        return self.tags.get(name) or f'"{hash(self.files[name]):x}"'
 
     def _answer(self, h: Any, body: bool = True) -> None:
         name = h.path.lstrip("/").partition("?")[0]
@@ -72,12 +82,11 @@ class HttpFiles:
         if name not in self.files:
             h.send_error(404)
             return
-        data = self.files[name]
-        found = re.fullmatch(r"bytes=([0-9]+)-([0-9]*)", h.headers.get("Range") or "")
+        data, found = self.files[name], self.range_of(h, name)
         if found is None or not self.gives_ranges:
             self.reply(h, 200, data if body else b"", name, length=len(data))
             return
-        first, last = int(found[1]), min(int(found[2] or len(data)), len(data) - 1)
+        first, last = found
         if first >= len(data):
             h.send_response(416)
             h.send_header("Content-Range", f"bytes */{len(data)}")
@@ -88,6 +97,14 @@ class HttpFiles:
             self.asked.append((name, first, last))
         self.reply(h, 206, data[first : last + 1], name, f"bytes {first}-{last}/{len(data)}")
 
+    def range_of(self, h: Any, name: str) -> tuple[int, int] | None:
+        """First and last byte that a request wants."""
+        found = re.fullmatch(r"bytes=([0-9]+)-([0-9]*)", h.headers.get("Range") or "")
+        if found is None:
+            return None
+        most = len(self.files[name]) - 1
+        return int(found[1]), min(int(found[2] or most), most)
+
     def reply(
         self, h: Any, status: int, data: bytes, name: str, about: str = "", length: int = -1
     ) -> None:
@@ -96,7 +113,8 @@ class HttpFiles:
         if about:
             h.send_header("Content-Range", about)
         h.send_header("ETag", self.tag(name))
-        h.send_header("Accept-Ranges", "bytes")
+        if self.gives_ranges:
+            h.send_header("Accept-Ranges", "bytes")
         h.send_header("Content-Length", str(len(data) if length < 0 else length))
         h.end_headers()
         h.wfile.write(data)
@@ -174,5 +192,7 @@ def _environment(url: str) -> Iterator[str]:
         fsspec.filesystem("s3").mkdir("bucket")
         yield url
     finally:
+        # what is there belongs to the process, not to the server
+        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST"))
         os.environ.clear()
         os.environ.update(kept)

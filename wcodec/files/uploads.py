@@ -142,8 +142,8 @@ class _Any(_Upload):
             self._file.close()
             self._fs.rm_file(self._temporary)
         else:
+            self._file.closed = True  # first: closed by whatever comes, it would send what it has
             self._file.discard()
-            self._file.closed = True  # and does not send what it has
 
 
 def _commits(fs: Any) -> bool:

@@ -1,0 +1,1 @@
+"""Tests of files at URLs. A package, so that its `conftest` is not taken for that of all tests."""
