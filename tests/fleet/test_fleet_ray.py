@@ -47,26 +47,38 @@ class Run:
         return json.loads(out) if status == 0 else err
 
 
+def put_model(folder: Path, s3: str, **shape: int) -> tuple[str, dict[str, str]]:
+    """A model in the bucket, and the sums of its encoded form."""
+    make_model(folder / "model", **shape)
+    encode_directory(folder / "model", folder / "one")
+    fs = fsspec.filesystem("s3")
+    fs.put(str(folder / "model") + "/", "bucket/model/", recursive=True)
+    return f"{s3}/model", sums(folder / "one")
+
+
 @pytest.fixture
 def model(tmp_path: Path, s3: str) -> tuple[str, dict[str, str]]:
-    """A model in the bucket, and the sums of its encoded form."""
-    make_model(tmp_path / "model", n_shards=6, n=8, side=1024)
-    encode_directory(tmp_path / "model", tmp_path / "one")
-    fs = fsspec.filesystem("s3")
-    fs.put(str(tmp_path / "model") + "/", "bucket/model/", recursive=True)
-    return f"{s3}/model", sums(tmp_path / "one")
+    """A large one."""
+    return put_model(tmp_path, s3, n_shards=6, n=8, side=1024)
 
 
-def test_ray_makes_the_same(
-    cluster: Any, s3: str, model: tuple[str, dict[str, str]], tmp_path: Path
-) -> None:
-    source, want = model
-    ray = ("--ray", cluster.address)
-    report = Run("encode", source, f"{s3}/coded", "--json", *ray).end()
+def test_ray_makes_the_same(cluster: Any, s3: str, tmp_path: Path) -> None:
+    source, want = put_model(tmp_path, s3, n_shards=4, n=2)
+    report = Run("encode", source, f"{s3}/coded", "--json", "--ray", cluster.address).end()
     assert remote_sums(f"{s3}/coded") == want
     machines = report["fleet"]["machines"]
     assert len(machines) == 2, "both nodes worked"
-    assert sum(m["units"] for m in machines) == report["fleet"]["units"] == 9
+    assert sum(m["units"] for m in machines) == report["fleet"]["units"] == 7
+
+
+@pytest.mark.exhaustive
+def test_all_that_ray_does(
+    cluster: Any, s3: str, model: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    source, want = model
+    ray = ("--ray", "auto")  # the only cluster here
+    Run("encode", source, f"{s3}/coded", "--json", *ray).end()
+    assert remote_sums(f"{s3}/coded") == want
     found = Run("verify", f"{s3}/coded", "--json", *ray).end()
     assert (found["good"], found["n_coded"]) == (True, 6)
     Run("decode", f"{s3}/coded", str(tmp_path / "back"), "--json", *ray).end()
