@@ -17,7 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from wcodec.codec.urls import Place, Url, size_of
 from wcodec.errors import DecodeError, within
+from wcodec.files.atomic import read_bytes
 
 PLAIN: Final = ".safetensors"
 CODED: Final = ".wcodec"
@@ -104,7 +106,7 @@ def is_variant_of(name: str, other: str) -> bool:
     return name != other and name.startswith(f"{stem}.")
 
 
-def weights_in(folder: Path, variant: str | None = None) -> Weights:
+def weights_in(folder: Place, variant: str | None = None) -> Weights:
     """The ``.wcodec`` files of a folder that hold the weights of a model: those that an index
     names, or without one, all, but variants that are there beside.
 
@@ -120,7 +122,7 @@ def weights_in(folder: Path, variant: str | None = None) -> Weights:
     DecodeError
         ``bad_value``: two indexes, or one that is none. ``bad_name``: as `read_weight_map`.
     """
-    names = [p.name for p in folder.iterdir()]
+    names = names_in(folder)
     variants = _of_variant(names, _INDEXES, variant)
     if variant is None:
         files = sorted(n for n in names if n.endswith(CODED))
@@ -148,7 +150,14 @@ def weights_in(folder: Path, variant: str | None = None) -> Weights:
     return Weights(files, {})
 
 
-def _nothing_in(folder: Path, names: list[str], variant: str | None) -> str:
+def names_in(folder: Place) -> list[str]:
+    """Names of the files of a folder, not of those below."""
+    if isinstance(folder, Url):
+        return [name for name in folder.files() if "/" not in name]
+    return [p.name for p in folder.iterdir()]
+
+
+def _nothing_in(folder: Place, names: list[str], variant: str | None) -> str:
     what = f"{CODED} file" + ("" if variant is None else f" of the variant {variant!r}")
     to_do = (
         "; wcodec.transformers loads directories with safetensors files, in hub form or plain"
@@ -178,7 +187,7 @@ def parse_weight_map(raw: bytes) -> dict[str, str]:
     return weight_map
 
 
-def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
+def read_weight_map(index: Place, suffix: str) -> dict[str, str]:
     """Names of files by those of their tensors, all of them in the folder of the index.
 
     Parameters
@@ -195,9 +204,9 @@ def read_weight_map(index: Path, suffix: str) -> dict[str, str]:
         ``resource_limit``
     """
     with within(index.name):
-        if index.stat().st_size > MAX_INDEX_NBYTES:
+        if size_of(index) > MAX_INDEX_NBYTES:
             raise DecodeError("resource_limit", f"more than {MAX_INDEX_NBYTES} bytes")
-        weight_map = parse_weight_map(index.read_bytes())
+        weight_map = parse_weight_map(read_bytes(index))
         if not weight_map:
             raise DecodeError("bad_value", "not an index of shards: its weight_map is empty")
         for tensor, name in weight_map.items():

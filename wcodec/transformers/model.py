@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +18,9 @@ from transformers.dynamic_module_utils import (
 )
 from transformers.models.auto.auto_factory import _get_model_class
 
+from wcodec.codec.urls import Place, place_of, url_of
 from wcodec.directories.configs import METHOD
+from wcodec.directories.tasks import copy_file
 from wcodec.errors import DecodeError
 from wcodec.files.shard_index import CODED
 from wcodec.reference.planes import OPAQUE
@@ -52,7 +56,8 @@ class WCodecModel:
         ----------
         directory
             With ``config.json`` and weights in any form: ``.wcodec`` files, safetensors files in
-            hub form, or plain ones. A name that is no directory goes to transformers as it is.
+            hub form, or plain ones. A name that is no directory goes to transformers as it is. At a
+            URL, ``.wcodec`` files are read where they are; all else is copied for a while.
         auto_class
             Such as ``AutoModelForCausalLM``, to pick the class of the model; by default it is the
             one that ``config.json`` names.
@@ -75,13 +80,34 @@ class WCodecModel:
         ValueError
             The class of the model cannot be told.
         """
+        with _at_hand(directory) as (local, place):
+            out = cls._load(local, place, model_args, auto_class, mode, operand, preset, kwargs)
+        if local is not place:
+            model = out[0] if isinstance(out, tuple) else out
+            model.config.name_or_path = model.name_or_path = str(place)
+        return out
+
+    @classmethod
+    def _load(
+        cls,
+        directory: Any,
+        place: Any,
+        model_args: Any,
+        auto_class: Any,
+        mode: str,
+        operand: str | None,
+        preset: str,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """As `from_pretrained`, of a directory of which `place` has the weights."""
         config, kwargs = _config(directory, kwargs)
         coding = _coding(kwargs, WCodecConfig(mode, operand, preset))
         model_class = _model_class(config, auto_class, directory, kwargs)
         of_config = kwargs.get("variant"), getattr(config, "transformers_weights", None)
-        files = weight_files(_folder(directory, kwargs), CODED, *of_config)
+        files = weight_files(_folder(place, kwargs), CODED, *of_config)
         if files:
-            return _from_wcodec(model_class, directory, files, config, coding, model_args, kwargs)
+            where = directory, place
+            return _from_wcodec(model_class, where, files, config, coding, model_args, kwargs)
         if coding is not None and (_method(config) == METHOD or coding.stays_compressed):
             kwargs["quantization_config"] = coding
             if kwargs.get("variant") and getattr(config, "dtype", None) is None:
@@ -126,8 +152,27 @@ def _config(directory: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]
     return config, {**where, **rest, **for_model}
 
 
-def _folder(directory: Any, kwargs: dict[str, Any]) -> Path:
-    return Path(directory, kwargs.get("subfolder") or "")
+def _folder(directory: Any, kwargs: dict[str, Any]) -> Place:
+    below = kwargs.get("subfolder") or ""
+    return place_of(directory) / below if below else place_of(directory)
+
+
+@contextmanager
+def _at_hand(directory: Any) -> Iterator[tuple[Any, Any]]:
+    """A directory as transformers reads it, and where its weights are: of one at a URL, a copy of
+    all but ``.wcodec`` files is there meanwhile.
+    """
+    url = url_of(directory)
+    if url is None:
+        yield directory, directory
+        return
+    with tempfile.TemporaryDirectory(prefix="wcodec-model-") as folder:
+        for name, file in url.files().items():
+            if not name.endswith(CODED):
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                copy_file(file, path, overwrite=False, fsync=False)
+        yield folder, url
 
 
 def _method(config: Any) -> str | None:
@@ -219,8 +264,8 @@ def _names_in(reader: Reader, named: set[str] | None) -> list[str]:
 
 def _from_wcodec(
     model_class: Any,
-    directory: Any,
-    files: dict[Path, set[str] | None],
+    where: tuple[Any, Any],
+    files: dict[Place, set[str] | None],
     config: Any,
     coding: WCodecConfig | None,
     model_args: Any,
@@ -230,7 +275,7 @@ def _from_wcodec(
     would; if another quantization or another process takes a part in it, they go there decoded, of
     each as much as is asked for.
     """
-    config = copy.deepcopy(config)  # a caller's, perhaps
+    (directory, place), config = where, copy.deepcopy(config)  # a caller's, perhaps
     streams = (
         coding is not None
         and _method(config) in (None, METHOD)
@@ -245,7 +290,7 @@ def _from_wcodec(
         )
     if getattr(config, "dtype", None) is None:
         named = getattr(config, "transformers_weights", None)
-        config.dtype = stored_dtype(_folder(directory, kwargs), kwargs.get("variant"), named)
+        config.dtype = stored_dtype(_folder(place, kwargs), kwargs.get("variant"), named)
     with ExitStack() as open_files:
         state = dict[str, Any]()
         for path, named in files.items():
@@ -259,7 +304,7 @@ def _from_wcodec(
             None, *model_args, config=config, state_dict=state, **elsewhere
         )
     model = out[0] if isinstance(out, tuple) else out
-    model.config.name_or_path = model.name_or_path = str(directory)
+    model.config.name_or_path = model.name_or_path = str(place)
     if model.can_generate() and hasattr(model, "adjust_generation_fn"):
         given = {
             k: kwargs.get(k)

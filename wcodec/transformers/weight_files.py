@@ -5,7 +5,6 @@ loader of transformers takes them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from wcodec.codec.decoder import Decoder
 from wcodec.codec.opening import open_source
 from wcodec.codec.sources import PartSource
+from wcodec.codec.urls import Place
 from wcodec.directories.hub_header import looks_like_stream
 from wcodec.files.file import File
 from wcodec.files.safetensors_header import read_safetensors_header
@@ -66,8 +66,8 @@ class StreamSlice:
 
 
 def weight_files(
-    directory: Path, suffix: str, variant: str | None = None, named: str | None = None
-) -> dict[Path, set[str] | None]:
+    directory: Place, suffix: str, variant: str | None = None, named: str | None = None
+) -> dict[Place, set[str] | None]:
     """The files of a suffix that hold a model's weights, in the order of their names, and the
     tensors that the index says are in each; ``None`` for all, of a single file. None if there are
     none.
@@ -93,7 +93,7 @@ def weight_files(
         return {}
     if not is_index(found.name, suffix):
         return {found: None}
-    files: dict[Path, set[str] | None] = {}
+    files: dict[Place, set[str] | None] = {}
     for name, file in sorted(read_weight_map(found, suffix).items(), key=lambda pair: pair[1]):
         tensors = files.setdefault(directory / file, set())
         assert tensors is not None
@@ -105,7 +105,7 @@ def weight_files(
 
 
 def stored_dtype(
-    directory: Path, variant: str | None = None, named: str | None = None
+    directory: Place, variant: str | None = None, named: str | None = None
 ) -> torch.dtype | None:
     """What transformers would take for the dtype of a plain model whose ``config.json`` names none:
     that of the first weight of the first file, by their names, that has one in which a model can be
@@ -125,12 +125,12 @@ def stored_dtype(
     return None
 
 
-def _wcodec_rows(path: Path) -> Iterator[DType]:
+def _wcodec_rows(path: Place) -> Iterator[DType]:
     with File(path) as f:
         yield from (t.dtype for t in sorted(f.index.tensors, key=lambda t: t.name))
 
 
-def _hub_rows(path: Path) -> Iterator[DType]:
+def _hub_rows(path: Place) -> Iterator[DType]:
     source, decoder = open_source(path), Decoder()
     for t in sorted(read_safetensors_header(source).tensors, key=lambda t: t.name):
         if looks_like_stream(t, source):

@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
+from wcodec.codec.urls import Place, place_of
 from wcodec.errors import DecodeError
 from wcodec.files.atomic import AnyPath
 from wcodec.files.shard_index import CODED, PLAIN, is_variant_of, weights_in
@@ -68,7 +67,7 @@ class WCodecCheckpoint(Mapping[str, torch.Tensor]):
         base: AnyPath | None = None,
         variant: str | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = place_of(path)
         device, self._relocate = _located(map_location)
         self._where = dict[str, Reader]()
         with contextlib.ExitStack() as opened:
@@ -225,7 +224,7 @@ def load_wcodec_checkpoint(
 
 
 # ---- files of a folder ---------------------------------------------------------------------------
-def _weights(path: Path, variant: str | None) -> tuple[list[Path], dict[str, str]]:
+def _weights(path: Place, variant: str | None) -> tuple[list[Place], dict[str, str]]:
     """The files of a checkpoint in the order of their names, and in which of them the index of a
     folder says that each tensor is. The index is a stranger's.
     """
@@ -246,10 +245,10 @@ def _without_variants(readers: list[Reader]) -> list[Reader]:
     ]
 
 
-def _open(shard: Path, device: torch.device, base: AnyPath | None) -> Reader:
-    if base is not None and os.path.isdir(base):
+def _open(shard: Place, device: torch.device, base: AnyPath | None) -> Reader:
+    if base is not None and place_of(base).is_dir():
         found = (
-            Path(base) / (shard.name.removesuffix(CODED) + suffix) for suffix in (PLAIN, CODED)
+            place_of(base) / (shard.name.removesuffix(CODED) + suffix) for suffix in (PLAIN, CODED)
         )
         return Reader(shard, device, next((path for path in found if path.is_file()), None))
     return Reader(shard, device, base)
