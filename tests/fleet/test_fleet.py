@@ -311,6 +311,23 @@ def test_shards_make_the_same_together(
     assert found == sums(here / "two")
 
 
+@pytest.mark.parametrize("place", ["x.wcodec", "memory://fleet/x.wcodec"])
+def test_shards_of_one_large_file(
+    here: Path, small_parts: None, place: str, memory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "model/model-00001-of-00003.safetensors"
+    assert wcodec_("encode", source, "-o", "one.wcodec") == 0
+    for i in (2, 1, 3):
+        capsys.readouterr()
+        assert wcodec_("encode", source, "-o", place, "--shard", f"{i}/3", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["complete"] == (i == 3)
+    found = Path(place).read_bytes() if place == "x.wcodec" else fsspec.open(place).open().read()
+    assert found == Path("one.wcodec").read_bytes()
+    assert not [p for p in os.listdir() if p.startswith(".")]
+    if place != "x.wcodec":
+        assert [*remote_sums(memory)] == ["x.wcodec"]
+
+
 def test_a_shard_that_ended_goes_on(here: Path) -> None:
     runner = in_this_process(wcodec.get_backend())
     spread(plan("many", shard=(1, 2)), runner)

@@ -38,6 +38,12 @@ def is_state(name: str) -> bool:
     return _STATES.fullmatch(PurePosixPath(name).name) is not None
 
 
+def state_name(shard: tuple[int, int] | None) -> str:
+    """Name of the file that says how far a process has come, one of several or the only one."""
+    which = "" if shard is None else f"-{shard[0]}-of-{shard[1]}"
+    return STATE.replace(".json", f"{which}.json")
+
+
 def parts_folder(name: str) -> str:
     """The directory for parts of a file, in the same directory."""
     path = PurePosixPath(name)
@@ -219,8 +225,7 @@ class DirectoryPlan:
     @property
     def state(self) -> str:
         """Name of the file that says how far this process has come."""
-        which = "" if self.shard is None else f"-{self.shard[0]}-of-{self.shard[1]}"
-        return self.prefix + STATE.replace(".json", f"{which}.json")
+        return self.prefix + state_name(self.shard)
 
     def _is_state(self, name: str) -> bool:
         is_ours = name.startswith(self.prefix) and "/" not in name

@@ -13,7 +13,7 @@ from typing import Any, Final
 from wcodec.backends import Backend
 from wcodec.codec.pipelining import Progress, ignore_progress
 from wcodec.codec.urls import Place, Url, resolved
-from wcodec.directories.resumable import DirectoryPlan, do_task, parts_folder
+from wcodec.directories.resumable import DirectoryPlan, do_task, parts_folder, state_name
 from wcodec.directories.tasks import FileTask, Report, Runner, Unit, identity_of
 from wcodec.errors import within
 from wcodec.files.atomic import check_output
@@ -193,7 +193,9 @@ class FilePlan(DirectoryPlan):
                     yield path.name, path.is_dir()
             yield from ((f"{folder}/{p.name}", False) for p in (self.target / folder).glob("*"))
             return
-        for one in (name, self.state):
+        n = 0 if self.shard is None else self.shard[1]
+        shards: list[tuple[int, int] | None] = [(i + 1, n) for i in range(n)] or [None]
+        for one in (name, *(self.prefix + state_name(shard) for shard in shards)):
             url = self.target / one
             url.known = url.look_up()
             if url.known is not None:
