@@ -27,6 +27,12 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
+def threads_of_ends() -> set[threading.Thread]:
+    """Threads that ends of TCP may have begun; fsspec, in other tests, has some of such names."""
+    ours = "wcodec-sync", "asyncio"
+    return {t for t in threading.enumerate() if t.name.startswith(ours)}
+
+
 def running(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     """A thread that calls something, and a list that has what it returns or raises."""
     found: list[Any] = []

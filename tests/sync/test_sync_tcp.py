@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
-from links import LOCAL, LONG, Link, forked, running, until
+from links import LOCAL, LONG, Link, forked, running, threads_of_ends, until
 from runs import BF16, State, changed, copies, fixed_steps, gaussian, same, steps
 
 import wcodec.sync
@@ -286,6 +286,7 @@ def test_a_sender_that_never_waits_sends_all_to_who_is_far_behind() -> None:
 
 # ---- ends ----------------------------------------------------------------------------------------
 def test_ends_are_closed_whoever_waits() -> None:
+    before = threads_of_ends()
     sender = TcpSender(LOCAL, max_behind=0)
     receiver = TcpReceiver(sender.url)
     waiting = TcpReceiver(sender.url)
@@ -307,8 +308,7 @@ def test_ends_are_closed_whoever_waits() -> None:
         receiver.update()
     assert "closed" in str(of_update[0])
     assert "closed" in str(of_send[0])
-    ours = "wcodec-sync", "asyncio"
-    until(lambda: not [t.name for t in threading.enumerate() if t.name.startswith(ours)])
+    until(lambda: threads_of_ends() <= before)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # later Pythons, of threads

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from links import LOCAL, LONG, Link, forked, free_url, running, until
+from links import LOCAL, LONG, Link, forked, free_url, running, threads_of_ends, until
 from runs import copies, fixed_steps, same
 
 from wcodec.sync import tcp_receiver, versions
@@ -29,10 +29,10 @@ from wcodec.sync.versions import Publisher
 def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No thread is, and no socket: a warning of one that is collected is an error."""
     monkeypatch.setattr(tcp_receiver, "RETRY_S", (0.005, 0.02))
+    before = threads_of_ends()
     yield
     gc.collect()
-    ours = "wcodec-sync", "asyncio"
-    assert not [t.name for t in threading.enumerate() if t.name.startswith(ours)]
+    assert threads_of_ends() <= before
 
 
 def connected(sender: TcpSender, held: Held | None = None) -> socket.socket:
