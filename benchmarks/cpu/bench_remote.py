@@ -97,7 +97,7 @@ def measure(folder: Path, plain: Path, coded: Path, rounds: int) -> dict[str, ob
     requests: dict[tuple[str, str], int] = {}
     for n in range(rounds + 1):  # the first one is not counted
         for link in (None, *LINKS):
-            if link is not None and link < 0.5e9 and n > 3:
+            if link is not None and link < 0.5e9 and n > 1:
                 continue  # of a slow link, the same comes each time
             LinkFileSystem.be(link or 1e12, LATENCY_S)
             for way, (path, function) in ways.items():
