@@ -255,7 +255,7 @@ def test_words_of_a_byte_are_not_estimated_under_a_table_that_lacks_symbols(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where the file has no room for another one."""
-    monkeypatch.setattr("wcodec.planner.tables.MAX_TABLES", 1)
+    monkeypatch.setattr("wcodec.planner.planner.MAX_TABLES", 1)
     array = of_one_byte(np.int8, 2048, 1024)
     before, (of, _) = array[:320].copy(), words_of(array)
     lacking = planned(before)[1].tables[0].freq == 0

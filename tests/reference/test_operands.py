@@ -283,7 +283,7 @@ def test_tables_of_other_tensors_lack_symbols(
     nibbles = 7 + (np.random.default_rng(1).random((2, 64, 512)) < 0.1).astype(np.uint8)
     matrix = (nibbles[0] << 4 ^ 0x80).view(np.int8)
     for most, form in ((1, "fixed"), (2, "rans")):
-        monkeypatch.setattr("wcodec.planner.tables.MAX_TABLES", most)
+        monkeypatch.setattr("wcodec.planner.planner.MAX_TABLES", most)
         stream = io.BytesIO()
         writer = Encoder(RANS, backend).start(stream)
         writer.add("bytes", (nibbles[0] << 4 | nibbles[1]).reshape(2, 32, 512))

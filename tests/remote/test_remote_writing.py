@@ -309,15 +309,16 @@ def test_parts_of_an_upload(
     assert unfinished() == []
 
 
-def test_an_upload_of_more_parts_than_s3_takes(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "PART_NBYTES", 100)
-    n = 9000 * (S3_LEAST // 2)
-    with atomic_output(f"{s3}/many", n, overwrite=False) as f:
-        f.write(bytes(S3_LEAST // 2 - 1))
-        assert unfinished() == []
-        f.write(b"1")
-        assert len(unfinished()) == 1
-    assert len(got(f"{s3}/many")) == S3_LEAST // 2
+def test_an_upload_of_more_parts_than_s3_takes(
+    s3: str, parts: None, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some parts, they are twice as large, and so on."""
+    monkeypatch.setattr(uploads, "_DOUBLED", 2)
+    url, data = f"{s3}/many", np.random.default_rng(1).bytes(7 * S3_LEAST + 3)
+    with atomic_output(url, overwrite=False) as f:
+        f.write(data)
+    assert got(url) == data
+    assert calls.count("upload_part") == 5  # of 1, 1, 2, 2 and 1 times the least, and 3 bytes
 
 
 @pytest.mark.parametrize("nbytes", [100, 2 * S3_LEAST + 100])

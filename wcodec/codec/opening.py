@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, TypeAlias
 
-from wcodec.codec.remote import RemoteSource
+from wcodec.codec.remote import RemoteSource, default_memory
 from wcodec.codec.sources import FileSource, Path, source_of_object
 from wcodec.codec.urls import Url, place_of
 from wcodec.errors import CodecError, DecodeError
@@ -42,6 +42,15 @@ def open_source(
     return FileSource(place if "://" in os.fspath(path) else path, error, is_checked)
 
 
-def source_of(file: Any) -> ByteSource:
-    """What to read a path, a URL, a binary file object or a buffer by. Raises as `open_source`."""
-    return open_source(file) if isinstance(file, str | os.PathLike) else source_of_object(file)
+def source_of(file: Any, max_memory: int | None = None) -> ByteSource:
+    """What to read a path, a URL, a binary file object or a buffer by. Raises as `open_source`.
+
+    Parameters
+    ----------
+    max_memory
+        What decoding may take: a quarter of it at most is held of a remote file.
+    """
+    if not isinstance(file, str | os.PathLike):
+        return source_of_object(file)
+    memory = None if max_memory is None else min(default_memory(), max_memory // 4)
+    return open_source(file, memory=memory)

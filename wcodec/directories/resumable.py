@@ -323,7 +323,8 @@ class DirectoryPlan:
             if not isinstance(self.target, Url) and not self.target.exists():
                 self.target.parent.mkdir(parents=True, exist_ok=True)
                 made.append(self._make_folder(""))
-            self._remove_remains()
+            if self.shard is None:  # else another process may be at it
+                self._remove_remains()
             self.save_state("")
             for folder in () if isinstance(self.target, Url) else self.folders:
                 if not (self.target / folder).exists():
@@ -359,8 +360,6 @@ class DirectoryPlan:
 
     def _remove_remains(self) -> None:
         """Remove what a run left that was killed."""
-        if self.shard is not None:  # another process may be at it
-            return
         for path, is_folder in list(self._inside()):
             left = path in (self.writing or ()) and path not in self.notes
             if not is_folder and (self._remains.fullmatch(path) or left):

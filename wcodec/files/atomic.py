@@ -247,7 +247,7 @@ def atomic_output(
     check_output(path, overwrite, inputs)
     place = place_of(path)
     if isinstance(place, Url):
-        with remote_output(place, nbytes, overwrite=overwrite) as stream:
+        with remote_output(place, overwrite=overwrite) as stream:
             yield stream
         return
     path = place

@@ -108,7 +108,7 @@ class File:
         self._base: OpenBase | None = None
         self._kept = dict[str, Words]()  # see `CodedBaseTensor`
         self._closed = False
-        self.source = source_of(file)
+        self.source = source_of(file, max_memory)
         self.decoder = Decoder(backend, max_nbytes, max_memory)
         #: for who pickles it: the working directory may be another one then
         self._where = None if self.path is None else absolute(self.path)
@@ -164,9 +164,7 @@ class File:
         if self._base is not None:
             self._base.close()
             self._base = None
-        close = getattr(self.source, "close", None)
-        if close is not None:
-            close()
+        getattr(self.source, "close", lambda: None)()
         self.source = ClosedSource()
 
     def keys(self) -> list[str]:
@@ -289,9 +287,7 @@ class File:
                     yield chunk.reshape(-1).view(np.uint8).data
 
     def all_ahead(self) -> AbstractContextManager[None]:
-        """Where all tensors are decoded in order: of a remote file, more is read than is wanted
-        now.
-        """
+        """Where all tensors are decoded in order; see `reading_on`."""
         return reading_on(self.source, 0, self.index.index_offset)
 
     def small_tensors(self, batch: list[TensorRecord]) -> list[NDArray[Any]]:
@@ -400,9 +396,7 @@ class File:
             yield from self.base().paths()
 
     def base_of(self, t: TensorRecord) -> BaseTensor | None:
-        """What a tensor that is no duplicate differs from, if it is a difference.
-        Raises as `base`.
-        """
+        """What a tensor that is no duplicate differs from, if anything. Raises as `base`."""
         if t.difference == Difference.NONE:
             return None
         base = self.base()

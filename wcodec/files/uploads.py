@@ -16,8 +16,8 @@ from wcodec.codec.urls import Url
 from wcodec.errors import EncodeError
 from wcodec.processes import Task, Workers
 
-PART_NBYTES: Final = 1 << 25  #: of an upload; larger ones, if there would be too many
-_MOST_PARTS: Final = 9000  #: S3 takes 10,000
+PART_NBYTES: Final = 1 << 25  #: of an upload, to begin with
+_DOUBLED: Final = 2000  #: parts, after which they are twice as large: S3 takes 10,000
 PARTS_AT_ONCE: Final = 4
 #: file systems whose files get their names when they are whole
 _COMMITTING: Final = {"gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "ftp", "webhdfs"}
@@ -37,13 +37,11 @@ class _Upload(Protocol):
 
 
 @contextmanager
-def remote_output(url: Url, nbytes: int = 0, *, overwrite: bool) -> Iterator[BinaryIO]:
+def remote_output(url: Url, *, overwrite: bool) -> Iterator[BinaryIO]:
     """Binary file that appears at a URL only if the block ends without an exception.
 
     Parameters
     ----------
-    nbytes
-        About how many bytes there will be, if that is known.
     overwrite
         Whether an object that is there may be replaced.
 
@@ -55,11 +53,10 @@ def remote_output(url: Url, nbytes: int = 0, *, overwrite: bool) -> Iterator[Bin
         It cannot be written there.
     """
     refuse_existing(url, overwrite)
-    part = max(PART_NBYTES, nbytes // _MOST_PARTS)
     fs, _ = url.filesystem()
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     kind = _S3 if "s3" in protocols and hasattr(fs, "call_s3") else _Any
-    upload = kind(url, part, overwrite)
+    upload = kind(url, PART_NBYTES, overwrite)
     out = _Counted(upload)
     try:
         yield cast(BinaryIO, out)
@@ -178,16 +175,21 @@ class _S3(_Upload):
     def write(self, data: Any, /) -> int:
         """As `_Upload.write`."""
         self._buffer += data
-        while len(self._buffer) >= self._part:
-            self._send(bytes(memoryview(self._buffer)[: self._part]))
-            del self._buffer[: self._part]
+        while len(self._buffer) >= (part := self._part << self._number // _DOUBLED):
+            self._send(bytes(memoryview(self._buffer)[:part]))
+            del self._buffer[:part]
         return 0
+
+    @property
+    def _number(self) -> int:
+        """Parts so far."""
+        return len(self._sent) + len(self._under_way)
 
     def _send(self, data: bytes) -> None:
         if not self._id:
             started = again(self._url, "an upload", self._call, "create_multipart_upload")
             self._id = started["UploadId"]
-        number = len(self._sent) + len(self._under_way) + 1
+        number = self._number + 1
         self._under_way.append(self._workers.begin(self._send_part, number, data))
         if len(self._under_way) > PARTS_AT_ONCE:
             self._sent.append(self._under_way.popleft().result())

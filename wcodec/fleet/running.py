@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,8 @@ _LOOK_S: Final = 5.0  #: between two looks at how many workers there are
 #: variables of who reads and writes at URLs, which workers get where they have none of their own
 _PASSED_ON: Final = ("AWS_", "FSSPEC_", "GOOGLE_", "AZURE_", "HF_", "WCODEC_")
 _WORKER_MEMORY: Final = "128M"  #: that a worker may hold of a remote file (`RemoteSource`)
+
+_PROCESS: Final = secrets.token_hex(8)  #: tells whether a unit is done where it comes from
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ class Fleet:
     def submit(self, unit: Unit, n: int) -> Future[Outcome]:
         """Have a unit done, for the `n`-th time."""
         passed_on = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
-        return self._engine.submit(do_unit, unit, self._backend, n > 1, passed_on)
+        return self._engine.submit(do_unit, unit, self._backend, n > 1, passed_on, _PROCESS)
 
     @property
     def room(self) -> int:
@@ -188,7 +191,11 @@ def _of_worker(unit: Unit, e: BaseException) -> BaseException:
 
 
 def do_unit(
-    unit: Unit, backend: tuple[str, int | None], again: bool, environment: dict[str, str]
+    unit: Unit,
+    backend: tuple[str, int | None],
+    again: bool,
+    environment: dict[str, str],
+    process: str = "",
 ) -> Outcome:
     """Do a unit; called on the worker.
 
@@ -196,10 +203,12 @@ def do_unit(
     ----------
     again
         Whether it was begun before, and may have left something.
+    environment
+        Variables for a worker that has none of these names, if it is not of the same `process`.
     """
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("WCODEC_REMOTE_MEMORY", _WORKER_MEMORY)
+    if process != _PROCESS:
+        for name, value in {"WCODEC_REMOTE_MEMORY": _WORKER_MEMORY, **environment}.items():
+            os.environ.setdefault(name, value)
     start = time.perf_counter()
     result = unit.work(backend=load_backend(*backend), progress=ignore_progress, again=again)
     return Outcome(result, machine_name(), os.getpid(), time.perf_counter() - start)

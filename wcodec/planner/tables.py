@@ -64,7 +64,7 @@ class Tables:
         Tables that there may be, and context maps.
     """
 
-    def __init__(self, options: EncodeOptions, most: int = MAX_TABLES) -> None:
+    def __init__(self, options: EncodeOptions, most: int) -> None:
         self.options, self.pool, self.most = options, TablePool(), most
         # coded bytes may be this many 1024ths of the raw ones
         self.keep = 1024 - round(options.saving * 1024)
