@@ -9,6 +9,7 @@ import pytest
 from aarch64_emulator import TARGETS, environment, missing
 from llvmlite import binding as llvm
 from paths import TESTS, TOOLS
+from sampling import exhaustive
 from variants import run_module
 
 from wcodec.backends.numba import ir
@@ -54,6 +55,7 @@ def emulated(target: str, *args: str) -> str:
     return run_module(environment(target), *args)
 
 
+@pytest.mark.parametrize("target", ["neon", exhaustive("neon-narrow")], indirect=True)
 def test_a_sample_of_the_suite_passes(target: str) -> None:
     """The kernels by themselves."""
     kinds = "duty/", "kernels/"

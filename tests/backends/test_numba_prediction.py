@@ -10,7 +10,7 @@ import pytest
 import test_numba_transform
 from fences import Fence
 from numba import njit
-from sampling import exhaustive, sampled
+from sampling import exhaustive
 from variants import VARIANTS, check_tests
 
 from wcodec.backends.numba import (
@@ -130,8 +130,9 @@ def test_a_map_of_one_class_is_no_kind_of_the_spec() -> None:
     assert contexts.SINGLE not in set(ContextKind)
 
 
-@pytest.mark.parametrize("marks", ["not exhaustive", exhaustive("exhaustive")])
-@pytest.mark.parametrize("variant", sampled(VARIANTS, 1))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("marks", ["not exhaustive", "exhaustive"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_other_variants(variant: str, marks: str) -> None:
     """The tests above and those of transforms, as another CPU runs them."""
     names = "test_predict or test_reconstruct or test_extremes or test_forward_and_back"

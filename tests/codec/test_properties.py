@@ -84,7 +84,7 @@ def _side(draw: st.DrawFn) -> tuple[int, int]:
     return tile * draw(st.integers(1, 5)), tile
 
 
-@pytest.mark.parametrize("n_examples", [40, exhaustive(400)])
+@pytest.mark.parametrize("n_examples", [10, exhaustive(400)])
 def test_every_backend_writes_the_same_bytes_and_reads_every_bit(n_examples: int) -> None:
     @settings(max_examples=n_examples)
     @given(array=arrays(), options=options())

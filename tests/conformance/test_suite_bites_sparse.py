@@ -315,6 +315,6 @@ class OneByOne(ReferenceBackend):
 
 
 def test_a_backend_that_takes_no_spans_gets_lists_segment_by_segment():
-    report = conformance.run(OneByOne(), select=["sparse", "duty/places"])
+    report = conformance.run(OneByOne(), select=["kernels/sparse", "duty/places"])
     assert [str(o) for o in report.failed] == []
-    assert report.totals["passed"] > 200
+    assert report.totals["passed"] > 50

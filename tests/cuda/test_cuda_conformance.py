@@ -95,6 +95,7 @@ def test_sample_with_sanitizers() -> None:
     check_sample(sanitized(SAMPLE, ""), 500)
 
 
+@pytest.mark.exhaustive
 def test_sample_without_races() -> None:
     """Of what is accepted, and of damaged payloads:
     a file that is refused launches no kernel, or one of those.

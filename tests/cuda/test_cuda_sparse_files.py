@@ -103,7 +103,7 @@ def test_what_the_files_hold(chain: tuple[Path, list[Arrays]]) -> None:
             }
 
 
-@pytest.mark.parametrize("slot", [1 << 12, exhaustive(1 << 14), pipeline.SLOT_NBYTES])
+@pytest.mark.parametrize("slot", [exhaustive(1 << 12), exhaustive(1 << 14), pipeline.SLOT_NBYTES])
 def test_whole_files(
     chain: tuple[Path, list[Arrays]], slot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

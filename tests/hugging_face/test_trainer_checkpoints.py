@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 import torch.multiprocessing
 import transformers
+from sampling import exhaustive
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 import wcodec
@@ -351,7 +352,7 @@ def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-@pytest.mark.parametrize("deltas", [False, True])
+@pytest.mark.parametrize("deltas", [exhaustive(False), True])
 def test_killed_at_any_moment(saved: Any, plain: Trainer, deltas: bool, tmp_path: Path) -> None:
     """The checkpoint can be restored, and so can the next one be saved over it."""
     number, seen = 0, list[str]()

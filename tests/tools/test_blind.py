@@ -24,6 +24,7 @@ from cuda_emulator.backend import EmulatedCuda
 from fuzz_segments import Fault
 from paths import TOOLS
 from plans import aligned
+from sampling import exhaustive
 from targets import TARGETS, Broken, Target, corpus_of
 
 from wcodec.backends import Backend, load_backend
@@ -45,7 +46,7 @@ def digests(backend: str, numbers: range) -> tuple[dict[int, int], Counter[str]]
 
 
 # ---- segments ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("first", [0, SPANS_CASE])
+@pytest.mark.parametrize("first", [exhaustive(0), SPANS_CASE])
 def test_decoders_agree_on_the_same_segments(first: int) -> None:
     told, done = digests("numba", range(first, first + 2))
     assert told == digests("reference", range(first, first + 2))[0]

@@ -95,10 +95,9 @@ def first_of(report: dict[str, Any], shape: str, dtype: str) -> dict[str, Any]:
     return next(c for c in report["cases"] if (c["shape"], c["dtype"]) == (shape, dtype))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("shapes", [("64x96",), exhaustive((("40x64", "64x96"),))])
-def test_everything_runs(
-    scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes: tuple[str, ...]
-) -> None:
+@pytest.mark.exhaustive
+def test_everything_runs(scripts: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = "40x64", "64x96"
     monkeypatch.setattr(scripts.gpu, "KEY", [("64x96", "int8")])
     status, report, tables = run(
         scripts, tmp_path, "--shapes", ",".join(shapes), "--dtypes", "bf16,fp8,int8",
@@ -390,6 +389,7 @@ def test_a_step_that_passes_fails_or_hangs(checker: Any) -> None:
     assert checker.run(["no-such-program"], 5).status == 127
 
 
+@pytest.mark.exhaustive
 def test_a_step_is_interrupted_in_the_background_too(checker: Any) -> None:
     """Where a shell has it that interrupts are ignored."""
     make = (
