@@ -161,7 +161,7 @@ def check_header(data: bytes) -> None:
     head = Reader(data[8:]).fields("major:2 minor:2 flags:4 reserved:12 header_crc32:4")
     require(zlib.crc32(data[:28]) == head.header_crc32, "bad_checksum", "R4.3")
     require((head.major, head.minor) == (0, 2), "unsupported_version", "R4.4")
-    require(head.flags == head.reserved == 0, "bad_value", "R4.5")
+    require(head.flags == 0 and head.reserved == 0, "bad_value", "R4.5")
     require(len(data) >= 96, "truncated", "R4.6")
 
 
@@ -231,7 +231,7 @@ def read_record(records: Reader, file: Fields, index_offset: int) -> None:
         require(of < len(file.tensors), "bad_range", "R4.28")
         add_tensor(file.tensors[of], name, file)
     else:
-        require(flags == 0, "unsupported_record", "R4.18")
+        require(flags & 1 == 0, "unsupported_record", "R4.18")
 
 
 def check_metadata(body: Reader) -> None:
@@ -283,9 +283,9 @@ def read_tensor(body: Reader, file: Fields, index_offset: int) -> None:
     require(t.rank <= 32 and t.row_rank <= t.rank, "bad_range", "R6.1")
     t.shape = [body.uint(8) for _ in range(t.rank)]
     t.name, _ = body.text(t.name_nbytes), body.text(t.dtype_name_nbytes)
-    t.difference, t.is_sparse = t.flags & 3, t.flags in (SPARSE | XOR, SPARSE | MINUS)
+    t.difference, t.is_sparse = t.flags & 3, t.flags & SPARSE > 0
     most = MINUS if BASE in file.types else 0
-    is_known = t.difference <= most and (t.flags == t.difference or t.is_sparse)
+    is_known = t.difference <= most and t.flags < 8 and (t.difference > 0 or not t.is_sparse)
     require(is_known and t.reserved == 0, "bad_value", "R4.31")
     require(not t.is_sparse or t.row_rank == 0, "bad_value", "R12.7")
     known = t.dtype < len(WORD_NBYTES) and t.element_order == 0

@@ -94,7 +94,8 @@ def cover(vectors: Vectors) -> list[str]:
     held = {case.name: features(case) for case in accepted}
     # in bytes, about
     cost = {
-        case.name: case.row["restored_nbytes"] + 2000 * (1 + len(case.row["tensors"]))
+        case.name: sum(t["nbytes"] for t in case.row["tensors"])
+        + 2000 * (1 + len(case.row["tensors"]))
         for case in accepted
     }
     chosen, left = list[str](), set[tuple[Any, ...]]().union(*held.values())

@@ -294,7 +294,8 @@ class _Builder:
     def stream(self, cut: _Cut, plane: Plane, i: int) -> bytes:
         """The stream of plane `i`."""
         if plane.coder == RANS:
-            return rans(cut.symbols.planes[i], [self.tables[plane.table]])
+            tables = [self.tables[plane.table]]
+            return rans(cut.symbols.planes[i], tables, early=cut.chosen.early)
         spec = self.file.maps[plane.table]
         return rans(
             cut.symbols.planes[i],

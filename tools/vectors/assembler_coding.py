@@ -78,6 +78,8 @@ class Segment:
     extra: tuple[int, ...] = ()
     #: elements that have a patch although they lie within the window, and a code that is not theirs
     also: tuple[int, ...] = ()
+    #: for each lane of a stream, in how many steps, the first ones, it takes a word in any case
+    early: tuple[int, ...] = ()
     #: of the rows, and again from the first one if there are more rows
     row_classes: tuple[int, ...] = (0,)
     col_classes: tuple[int, ...] = (0,)
@@ -345,11 +347,15 @@ def exp_golomb(value: int, k: int) -> str:
 
 
 def rans(
-    symbols: list[int], tables: Sequence[TableSpec], classes: list[int] | None = None
+    symbols: list[int],
+    tables: Sequence[TableSpec],
+    classes: list[int] | None = None,
+    early: Sequence[int] = (),
 ) -> bytes:
     """Chapter 9: an interleaved rANS stream, one symbol after another, last one first;
-    `tables` has one for each class.
+    `tables` has one for each class; `early` as of `Segment`.
     """
+    early = (*early, *(0,) * (32 - len(early)))
     freqs, bits = [t.freq or () for t in tables], tables[0].prob_bits
     starts = [[sum(f[:s]) for s in range(256)] for f in freqs]
     padding = -len(symbols) % 128
@@ -360,7 +366,7 @@ def rans(
         for lane in range(31, -1, -1):
             i = step // 4 * 128 + lane * 4 + step % 4
             f, start = freqs[classes[i]][symbols[i]], starts[classes[i]][symbols[i]]
-            if state[lane] >= f << 32 - bits:
+            if state[lane] >= f << 32 - bits or step < early[lane]:
                 words.append(state[lane] & 0xFFFF)
                 state[lane] >>= 16
             state[lane] = (state[lane] // f << bits) + state[lane] % f + start

@@ -116,6 +116,7 @@ def by_value(*limits: int) -> tuple[int, ...]:
 
 
 HASHED = tuple(v * 11 % 16 for v in range(256))  #: 16 classes
+HALVES = tuple((v ^ v >> 4) % 4 for v in range(256))  #: 4 classes, by both halves
 BLOCK = tuple(min(3, r + c) for r in range(8) for c in range(8))  #: classes of 64 places
 
 
@@ -151,7 +152,7 @@ def contexts_of_planes() -> Made:
     yield case("plane_pairs_int8",
                "Low halves of two one-byte words under the class of the byte of their high "
                "halves; an odd number of words.", "int8", (15, 21), bell(215, 4, 4, -32),
-               Segment(PAIRS, (R(0), C(0)), 0, 6), (MapSpec(PLANE, HASHED, (1, 2) * 8),), 3)
+               Segment(PAIRS, (R(0), C(0)), 0, 6), (MapSpec(PLANE, HALVES, (1, 2, 2, 1)),), 3)
     outliers = bf16(216) | {"set": [[i * 19, "0x0"] for i in range(8)]}
     yield case("plane_patched", "The context is the code, not the value of the patch.", "bfloat16",
                (11, 17), outliers, Segment(PAIRS, (R(0), C(0)), 110, 12, also=(1, 50, 186)),

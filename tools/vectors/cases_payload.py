@@ -39,14 +39,19 @@ def columns(b: Bases) -> Iterator[Case]:
 
     for width in (3, 5, 8, 255):
         yield plain.spoil(f"reject/column_width_{width}", "bad_value",
-                          f"A column of width {width}.", "R4.37",
-                          fields={"tensor[0].layout.width": width})
+                          f"A column of width {width}, whose values have so many bytes.", "R4.37",
+                          image=other_tensor(plain, widths={"layout": width}))
+    yield plain.spoil("reject/column_width_3_of_4", "bad_value",
+                      "A column of width 3, whose values have 4 bytes.", "R4.37",
+                      image=other_tensor(plain, widths={"layout": 4}),
+                      fields={"tensor[0].layout.width": 3})
     yield plain.spoil("reject/column_width_4_cut", "bad_range",
                       "The last column says width 4 and holds one value.", "R4.30",
                       fields={"tensor[0].n_units[1].width": 4})
-    for name in ("layout", "base", "coder_0", "prediction_0"):
-        yield wide(plain, f"column_{name}_256", "bad_value", f"{name} is 256.", "R4.39", "Overflow",
-                   **{name: 256})
+    for name, value in ("layout", BYTES), ("base", 0), ("coder_0", RANS), ("prediction_0", 0):
+        yield wide(plain, f"column_{name}_256", "bad_value",
+                   f"{name} is {256 + value}: right in its lowest byte.", "R4.39", "Overflow",
+                   **{name: 256 + value})
     yield column(plain, "layout_3", "unsupported_coder", "Layout 3.", "R5.3", "Reserved", layout=3)
     yield column(plain, "layout_255", "unsupported_coder", "Layout 255.", "R5.3", "Reserved",
                  layout=255)
@@ -103,8 +108,9 @@ def columns(b: Bases) -> Iterator[Case]:
                n_patches=U32)
     yield wide(pairs, "patches_fewer", "bad_range", "No patches: the sizes no longer sum.",
                "R4.34 R10.6", n_patches=0)
-    yield column(plain, "patches_with_bytes", "bad_range", "Patches with layout BYTES.", "R10.9",
-                 n_patches=1)
+    yield plain.spoil("reject/patches_with_bytes", "bad_range", "Patches with layout BYTES.",
+                      "R10.9", image=other_tensor(plain, segment=(20, 30)),
+                      fields={"tensor[0].n_patches": 1})
     yield column(raw, "patches_with_raw", "bad_range", "Patches with layout RAW.", "R10.9",
                  n_patches=1)
     yield column(raw, "coder_with_raw", "bad_value", "A coder with layout RAW.", "R5.9", coder_0=1)
@@ -121,8 +127,11 @@ def columns(b: Bases) -> Iterator[Case]:
                  prediction_2=1)
     yield column(coders, "prediction_on_constant", "bad_value", "A mode on a CONSTANT plane.",
                  "R7.2", prediction_0=2)
-    yield column(coders, "prediction_on_raw_255", "bad_value", "Modes of tiles on a RAW plane.",
-                 "R7.2", prediction_2=255)
+    zeros = tensor("w", "uint8", (2, 20), {"recipe": "hex", "bytes": "00" * 40}, (2, 20),
+                   (Segment(BYTES, (Plane(PLAIN),)),))
+    yield plain.spoil("reject/prediction_on_raw_255", "bad_value", "Modes of tiles on a RAW plane.",
+                      "R7.2", image=assemble(File((zeros,))),
+                      fields={"tensor[0].prediction[0]": 255})
     yield column(pairs, "prediction_with_pairs", "bad_value", "A mode with layout PAIRS.", "R7.2",
                  prediction_0=1)
     yield column(pairs, "prediction_with_pairs_plane_1", "bad_value",
@@ -174,7 +183,7 @@ def payloads(b: Bases) -> Iterator[Case]:
     yield stream("state_lane_0", "The lowest bit of lane 0's start state.", flipped(at, 1))
     yield stream("state_lane_31", "The highest bit of lane 31's start state.",
                  flipped(at + 127, 128))
-    yield stream("states_0", "All start states are 0: below 2^16, where none may be.",
+    yield stream("states_0", "All start states are 0: no state ends as 2^16.",
                  {at: bytes(128)})
     yield stream("states_most", "All start states are 2^32 - 1.", {at: b"\xff" * 128})
     yield stream("states_swapped", "Two lanes' start states are exchanged.",
@@ -203,8 +212,6 @@ def payloads(b: Bases) -> Iterator[Case]:
                  lambda s: s[:128] + b"\1\2" + s[128:])
     yield spoilt("unit_too_many", "A unit of zeros behind the padding.",
                  lambda s: s + bytes(-len(s) % 16) + bytes(16))
-    yield spoilt("8_words_left", "Eight words are left, one more than padding can have.",
-                 lambda s: s + bytes(range(1, 17)))
     yield spoilt("no_words", "The start states alone.", lambda s: s[:128])
     more = struct.unpack("<I", data[at + 40 : at + 44])[0] + 1
     yield stream("state_more", "A start state that is one more.",

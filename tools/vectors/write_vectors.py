@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools" / "vectors"), str(ROOT)]
 
 import cases_accept  # noqa: E402
+import cases_edges  # noqa: E402
 import cases_modes  # noqa: E402
 import cases_operands  # noqa: E402
 import cases_reject  # noqa: E402
@@ -52,13 +53,14 @@ HEAD = {
         ),
     },
     "fields": {
-        "file, nbytes, sha256": "The file of the case.",
+        "id": "The file of a case has its id for a name, and the suffix `.wcodec`.",
+        "sha256": "Of the file.",
         "rules": "Rules of spec/wcodec.md that the case proves.",
         "tensors": (
             "In the order of the file: name, dtype, shape, and nbytes and sha256 of the decoded "
             "bytes; `recipe` makes those bytes."
         ),
-        "restored_nbytes, restored_sha256": (
+        "restored_sha256": (
             "Of source_header and all decoded tensors, one behind another (R4.22)."
         ),
         "source_header, metadata": (
@@ -86,6 +88,11 @@ HEAD = {
             "segment table it fixes the payload. Of a sparse tensor two lists: of gaps and of "
             "listed words."
         ),
+        "masked_by": (
+            "A rule that refuses the file too where a decoder does not check `rules`. Without it, "
+            "the file breaks one rule alone, and even its checksums are those that a decoder "
+            "without the check expects."
+        ),
         "base, edits, refit": (
             "The file is that of case `base`, edited: at offset `at` of the base, `remove` bytes "
             "give way to `insert`, hexadecimal; `field` names what stands there. Then, in order, "
@@ -103,9 +110,12 @@ def all_cases() -> list[Case]:
         cases_accept, cases_modes, cases_operands, cases_reject, cases_reject_modes,
         cases_reject_sparse, cases_sparse,
     )  # fmt: skip
-    cases = sorted([c for module in modules for c in module.cases()], key=lambda c: c.id)
+    bases = cases_reject.bases() | cases_reject_modes.bases()
+    made = [*(c for module in modules for c in module.cases()), *cases_edges.cases(bases)]
+    cases = sorted(made, key=lambda c: c.id)
     if len({c.id for c in cases}) != len(cases):
-        raise ValueError("two cases have one id")
+        twice = sorted({c.id for c in cases if [d.id for d in cases].count(c.id) > 1})
+        raise ValueError(f"two cases have one id: {twice}")
     unknown = {f for c in cases for f in c.flags} ^ set(FLAGS)
     if unknown:
         raise ValueError(
@@ -127,8 +137,6 @@ def manifest(cases: list[Case]) -> str:
         what = {
             "rules": c.rules,
             "flags": c.flags,
-            "file": f"{c.id}.wcodec",
-            "nbytes": len(c.data),
             "sha256": sha256(c.data),
         }
         lines.append(json.dumps(head | what | c.more, ensure_ascii=True, separators=(",", ":")))

@@ -169,7 +169,8 @@ def load(folder: Path | None = None) -> Vectors:
     folder = folder or find_folder()
     rows = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["cases"]
     cases = {
-        r["id"]: Case(r["id"], r["expect"], tuple(r["rules"]), r, folder / r["file"]) for r in rows
+        r["id"]: Case(r["id"], r["expect"], tuple(r["rules"]), r, folder / f"{r['id']}.wcodec")
+        for r in rows
     }
     for id, case in cases.items():
         if "base_checkpoint" in case.row:
