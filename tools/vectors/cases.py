@@ -364,8 +364,7 @@ class Base:
                     id, code, comment, rules, flags, fields=fields, image=image, at=at, also=also
                 )
         if expect == "reject":
-            found, _ = refusals(DECODER, data, given)
-            other = masked_by(id, found)
+            other = masked_by(id, refusals(DECODER, data, given, 2))
             more |= {} if other is None else {"masked_by": other}
         return Case(id, expect, comment, rules.split(), ["Edited", *flags.split()], data, more)
 

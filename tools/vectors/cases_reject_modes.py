@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from assembler import File, content_hash
+from assembler import File, assemble, content_hash
 from assembler_coding import (
     BYTES,
     DCT,
@@ -234,8 +234,11 @@ def columns(b: Bases) -> Iterator[Case]:
 
     yield column("map_3", "bad_range", "Map 3 of three.", "R10.5", "Bracket", table_1=3)
     yield column("map_most", "bad_range", "Map 2^32 - 1.", "R10.5", "Overflow", table_1=U32)
-    yield column("plane_0_of_itself", "bad_value", "Plane 0 under a map of kind PLANE.", "R9.13",
-                 table_0=0)
+    itself = tensor("w", "uint8", (3, 20), bell(274), (3, 20), (Segment(BYTES, (C(0),)),))
+    yield base.spoil("reject/context_plane_0_of_itself", "bad_value",
+                     "Plane 0 under a map of kind PLANE. All its contexts have one class.", "R9.13",
+                     image=assemble(File((itself,), (TableSpec(),),
+                                         maps=(MapSpec(PLANE, (0,), (0,)),))))
     yield column("prediction_with_pairs", "bad_value", "A mode with layout PAIRS.", "R7.2",
                  prediction_1=16)
     yield column("coder_rans", "bad_range", "Coder RANS with the number of a map: no such table.",
