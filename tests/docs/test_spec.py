@@ -128,7 +128,7 @@ def test_registries() -> None:
         ("context kinds", ContextKind),
         ("differences", differences.Difference),
         ("predictions, bits 0 to 3 of a mode", Mode),
-        ("transforms, bits 4 to 6 of a mode", Transform),
+        ("transforms, bits 4 to 7 of a mode", Transform),
     ):
         assert re.findall(r"(\d+) (\w+)", used[name].upper()) == [
             (str(int(m)), m.name) for m in members
