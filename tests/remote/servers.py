@@ -171,6 +171,11 @@ def s3_server() -> Iterator[str]:
         server.stop()
 
 
+def _empty(url: str) -> None:
+    """Empty a server: what it has belongs to the process, as does what another one had there."""
+    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST"))
+
+
 @contextmanager
 def _environment(url: str) -> Iterator[str]:
     """Meanwhile, environment variables lead to a server, which has a bucket."""
@@ -189,10 +194,10 @@ def _environment(url: str) -> Iterator[str]:
         from s3fs import S3FileSystem
 
         S3FileSystem.clear_instance_cache()
+        _empty(url)
         fsspec.filesystem("s3").mkdir("bucket")
         yield url
     finally:
-        # what is there belongs to the process, not to the server
-        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST"))
+        _empty(url)
         os.environ.clear()
         os.environ.update(kept)

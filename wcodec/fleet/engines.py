@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from inspect import signature
 from typing import Any, Final
 
 from wcodec.errors import EncodeError, MissingPackage
@@ -30,6 +31,7 @@ class Engine:
     def __init__(self, make: Callable[[], Executor]) -> None:
         self._make = make
         self._executor = make()
+        self._futures = set[Future[Any]]()  #: that are not done
 
     @property
     def n_workers(self) -> int:
@@ -43,14 +45,21 @@ class Engine:
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         """Have a call made; by a new executor, if this one takes no more."""
         try:
-            return self._executor.submit(function, *args)
+            future = self._executor.submit(function, *args)
         except RuntimeError:  # a pool whose process has died, or that was shut down
             self._executor = self._make()
-            return self._executor.submit(function, *args)
+            future = self._executor.submit(function, *args)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
 
     def close(self) -> None:
-        """Let go of the workers."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Let go of the workers. What has not begun is not done any more."""
+        for future in list(self._futures):
+            future.cancel()
+        shutdown = self._executor.shutdown
+        known = signature(shutdown).parameters  # dask's does not know it
+        shutdown(wait=True, **({"cancel_futures": True} if "cancel_futures" in known else {}))
 
 
 def open_engine(ray: str | None = None, executor: str | None = None, n_cpus: int = 1) -> Engine:
