@@ -112,6 +112,7 @@ class Switched:
         exec(compile(_switched(), str(DECODER), "exec"), names)
         reader = names["Reader"]
         self._refused, self._decode = names["Refused"], names["decode_file"]
+        self._names = names
         names["require"] = self._require
         reader.text = lambda r, nbytes: self._text(r, nbytes)
 
@@ -126,6 +127,22 @@ class Switched:
         except Exception as e:  # it computes with what it has not checked
             return f"fails with {type(e).__name__}"
         return "is accepted"
+
+    def profile(self, data: bytes) -> str:
+        """The smallest profile that has all that an accepted file holds (chapter 17)."""
+        self._off, self._fired, self._left = frozenset(), [], MOST_CHECKS
+        names, file = self._names, self._names["read_index"](data)
+        if any(t.difference for t in file.tensors):
+            return "base"
+        for t in file.tensors:
+            of_planes = zip(*t.columns[4:], strict=True) if t.n_segments else ()
+            fields = {(i % 4, value) for row in of_planes for i, value in enumerate(row)}
+            in_tiles = t.tile_rows < min(t.segment_rows, t.rows) or t.tile_cols < min(
+                t.segment_cols, t.cols
+            )
+            if in_tiles or fields & {(0, names["CONTEXT"]), (2, names["EACH_TILE"])}:
+                return "full"
+        return "full" if file.maps or names["BASE"] in file.types else "core"
 
     def _require(
         self, parts: tuple[Callable[[], bool], ...], line: int, code: str, rule: str

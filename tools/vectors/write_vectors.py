@@ -26,7 +26,7 @@ import cases_reject  # noqa: E402
 import cases_reject_modes  # noqa: E402
 import cases_reject_sparse  # noqa: E402
 import cases_sparse  # noqa: E402
-from cases import FLAGS, Case, sha256  # noqa: E402
+from cases import DECODER, FLAGS, Case, sha256  # noqa: E402
 
 from wcodec.conformance.recipes import RECIPES  # noqa: E402
 
@@ -88,6 +88,11 @@ HEAD = {
             "segment table it fixes the payload. Of a sparse tensor two lists: of gaps and of "
             "listed words."
         ),
+        "profile": (
+            "Which decoders have to take the file (chapter 17): those of profile `full`, `base` or "
+            "`operand`; where it is left out, all. A decoder of another profile may refuse it, as "
+            "a case of `either`. All refuse the files of `reject`."
+        ),
         "masked_by": (
             "A rule that refuses the file too where a decoder does not check `rules`. Without it, "
             "the file breaks one rule alone, and even its checksums are those that a decoder "
@@ -124,6 +129,14 @@ def all_cases() -> list[Case]:
     return cases
 
 
+def profile_of(case: Case) -> dict[str, str]:
+    """What the manifest says of the profile of a case."""
+    if case.expect == "reject":
+        return {}
+    profile = "operand" if "Operand" in case.flags else DECODER.profile(case.data)
+    return {} if profile == "core" else {"profile": profile}
+
+
 def manifest(cases: list[Case]) -> str:
     """The manifest, a line for each case."""
     lines = []
@@ -131,6 +144,7 @@ def manifest(cases: list[Case]) -> str:
         head = {
             "id": c.id,
             "expect": c.expect,
+            **profile_of(c),
             **({"code": c.more["code"]} if "code" in c.more else {}),
             "comment": c.comment,
         }
