@@ -909,11 +909,13 @@ class SegmentDecoder {
       if (p === 0 && hasWindow) v = unpack(v, n);
       planes.push(v);
     });
-    const words = layout === PAIRS && b === 1 ? joinHalves(unpack(planes[0], n), unpack(planes[1], n))
-      : joinPlanes(planes, n, hasWindow ? table.base.at(i) : 0);
-    this.patch(words, table.nPatches.at(i), b);
-    unmap(words, table.word);
-    return this.toRaster(words, b);
+    if (layout === PAIRS && b === 1) {
+      const low = unpack(planes.pop(), n);
+      planes[0] = unpack(planes[0], n).map((high, k) => high << 4 | low[k]); // R5.7
+    }
+    const window = table.base.at(i);
+    this.patch(planes[0], table.nPatches.at(i), window);
+    return this.toRaster(joinPlanes(planes, n, window, table.word), b);
   }
 
   readScales() {
@@ -949,14 +951,14 @@ class SegmentDecoder {
     });
   }
 
-  /** Patches (R10.8): the highest byte of each word that they name. */
-  patch(words, nPatches, b) {
+  /** Patches (R10.8): highest bytes, to which the base of the window is still to be added. */
+  patch(top, nPatches, window) {
     const patches = this.part(4 * nPatches);
     let last = -1;
     for (let k = 0; k < patches.length; k += 4) {
       const index = patches[k] | patches[k + 1] << 8 | patches[k + 2] << 16;
       check(index > last && index < this.n, "bad_patch", "index of a patch"); // R10.8
-      words[index * b + b - 1] = patches[k + 3];
+      top[index] = patches[k + 3] - window;
       last = index;
     }
   }
@@ -977,40 +979,40 @@ class SegmentDecoder {
 
 /** 4-bit values, two to a byte, the lower half first (R5.6). */
 function unpack(packed, n) {
-  const out = new Uint8Array(2 * packed.length);
-  for (let i = 0; i < packed.length; i++) {
-    out[2 * i] = packed[i] & 15;
-    out[2 * i + 1] = packed[i] >> 4;
+  const out = new Uint16Array(packed.length);
+  for (let i = 0; i < packed.length; i++) out[i] = packed[i] & 15 | packed[i] >> 4 << 8;
+  return new Uint8Array(out.buffer, 0, n);
+}
+
+/** Words from the planes of mapped words (R5.2, R5.4), `window` added to their highest bytes. */
+function joinPlanes(planes, n, window, { wordNbytes: b, offset, exponentBits: e }) {
+  const out = new Uint8Array(n * b), [p, q, r, s] = planes, f = 8 * b - 1 - e;
+  const sign = e && 1 << f, exponent = e && (1 << e) - 1 << f; // their places in m and in w
+  const rest = e ? (1 << f) - 1 : -1, flip = offset ? 1 << 8 * b - 1 : 0;
+  if (b === 1) {
+    for (let i = 0; i < n; i++) {
+      const m = p[i];
+      out[i] = ((m & sign) << e | m >>> 1 & exponent | m & rest) ^ flip;
+    }
+  } else if (b === 2) {
+    const words = new Uint16Array(out.buffer);
+    for (let i = 0; i < n; i++) {
+      const m = (p[i] + window & 255) << 8 | q[i];
+      words[i] = ((m & sign) << e | m >>> 1 & exponent | m & rest) ^ flip;
+    }
+  } else if (b === 4) {
+    const words = new Uint32Array(out.buffer);
+    for (let i = 0; i < n; i++) {
+      const m = p[i] + window << 24 | q[i] << 16 | r[i] << 8 | s[i];
+      words[i] = ((m & sign) << e | m >>> 1 & exponent | m & rest) ^ flip;
+    }
+  } else { // IDENTITY and OFFSET
+    planes.forEach((plane, k) => {
+      const high = k === 0 && offset ? 128 : 0;
+      for (let i = 0, at = b - 1 - k; i < n; i++, at += b) out[at] = plane[i] ^ high;
+    });
   }
-  return out.subarray(0, n);
-}
-
-function joinHalves(high, low) {
-  for (let i = 0; i < high.length; i++) high[i] = high[i] << 4 | low[i]; // R5.7
-  return high;
-}
-
-/** Mapped words from their planes, the highest byte first (R5.4, R5.7). */
-function joinPlanes(planes, n, base) {
-  const b = planes.length, words = new Uint8Array(n * b);
-  planes.forEach((plane, p) => {
-    const add = p === 0 ? base : 0;
-    for (let i = 0, at = b - 1 - p; i < n; i++, at += b) words[at] = plane[i] + add;
-  });
-  return words;
-}
-
-/** Undoes the word map (R5.2) in place. */
-function unmap(bytes, { wordNbytes: b, offset, exponentBits }) {
-  if (offset) for (let at = b - 1; at < bytes.length; at += b) bytes[at] ^= 0x80;
-  if (!exponentBits) return;
-  const Words = [null, Uint8Array, Uint16Array, null, Uint32Array][b];
-  const m = new Words(bytes.buffer, bytes.byteOffset, bytes.length / b);
-  const f = 8 * b - 1 - exponentBits, sign = 8 * b - 1, mantissa = 2 ** f - 1;
-  for (let i = 0; i < m.length; i++) {
-    const v = m[i];
-    m[i] = (v >>> f & 1) << sign | v >>> f + 1 << f | v & mantissa;
-  }
+  return out;
 }
 
 // ---- chapter 12: differences and lists -----------------------------------------------------------
