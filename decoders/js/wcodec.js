@@ -1301,15 +1301,15 @@ export class WcodecFile {
       const b = t.dtype.wordNbytes, nWords = t.nbytes / b;
       const unit = t.rows === 1 ? t.segmentCols : t.segmentRows * Number(t.cols);
       const step = unit * Math.max(1, Math.floor(READ_NBYTES / (unit * b)));
-      let crc = 0;
-      for (let from = 0; from < nWords; from += step) {
-        const chunk = await this.#guard(t, () =>
-          this.#words(t, from, Math.min(from + step, nWords), base));
+      let from = 0, crc = 0;
+      do { // once for a tensor without words too: it may need a base
+        const to = Math.min(from + step, nWords);
+        const chunk = await this.#guard(t, () => this.#words(t, from, to, base));
         crc = crc32(chunk, crc);
-        if (from + step >= nWords) this.#checkTensor(t, crc);
+        if (to === nWords) this.#checkTensor(t, crc);
         yield chunk;
-      }
-      if (nWords === 0) this.#checkTensor(t, 0);
+        from = to;
+      } while (from < nWords);
     }
   }
 

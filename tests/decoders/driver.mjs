@@ -1,24 +1,21 @@
-// Decodes many files in one process. Lines of stdin: JSON of {input, base}, paths; lines of stdout:
-// {code, nbytes, sha256}, of the restored file where code is empty.
+// Decodes many files in one process. Lines of stdin: JSON of {input, base, most}: two files in
+// base64, and the most bytes that tensors may have. Lines of stdout: {code, sha256}, of the restored
+// file where code is empty.
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { open, WcodecError } from "../../decoders/js/wcodec.js";
 
-async function outcome({ input, base }) {
+const bytesOf = (text) => new Uint8Array(Buffer.from(text, "base64"));
+
+async function outcome({ input, base, most }) {
   const hash = createHash("sha256");
-  let nbytes = 0;
   try {
-    const file = await open(new Uint8Array(await readFile(input)));
-    const checkpoint = base ? await open(new Uint8Array(await readFile(base))) : undefined;
-    await file.restore((bytes) => {
-      hash.update(bytes);
-      nbytes += bytes.length;
-    }, { base: checkpoint });
-    return { code: "", nbytes, sha256: hash.digest("hex") };
+    const file = await open(bytesOf(input), { base: base && await open(bytesOf(base)) });
+    if (file.dataNbytes > most) return { code: "resource_limit", message: "" };
+    await file.restore((bytes) => { hash.update(bytes); });
+    return { code: "", sha256: hash.digest("hex") };
   } catch (e) {
-    if (e instanceof WcodecError) return { code: e.code, message: e.message };
-    return { code: "crash", message: e.stack };
+    return { code: e instanceof WcodecError ? e.code : "crash", message: e.stack };
   }
 }
 
