@@ -1125,7 +1125,7 @@ export async function open(source, options = {}) {
   const read = async (offset, n) => {
     const bytes = await from.read(offset, n);
     check(bytes.length === n, "truncated", "the file was cut while it was read");
-    return bytes;
+    return new Uint8Array(bytes.buffer, bytes.byteOffset, n); // a Buffer has another slice()
   };
   checkHeader(await read(0, Math.min(from.size, HEADER_NBYTES)), from.size);
   const footer = readFooter(await read(from.size - FOOTER_NBYTES, FOOTER_NBYTES), from.size);
@@ -1299,7 +1299,7 @@ export class WcodecFile {
   async* #chunks(base) {
     for (const t of this.#index.tensors) {
       const b = t.dtype.wordNbytes, nWords = t.nbytes / b;
-      const unit = t.rows === 1 ? t.segmentCols : t.segmentRows * Number(t.cols);
+      const unit = t.rows === 1 ? t.segmentCols : t.segmentRows * Math.max(1, Number(t.cols));
       const step = unit * Math.max(1, Math.floor(READ_NBYTES / (unit * b)));
       let from = 0, crc = 0;
       do { // once for a tensor without words too: it may need a base
