@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// decode.mjs INPUT OUTPUT [BASE]: restores the file that INPUT was made of (chapter 17 of the spec).
+// decode.mjs INPUT OUTPUT [BASE]: restores the file that INPUT was made of (spec, chapter 17).
 // The exit status is 0, or 1 with `code: why` on stderr and no output.
 import { unlinkSync } from "node:fs";
 import { open as openFile, rename, statfs, unlink } from "node:fs/promises";

@@ -1,10 +1,10 @@
 /**
- * A decoder of wcodec files (spec/wcodec.md) for browsers and Node 18 or later, without dependencies.
- * The numbers of the spec's rules stand beside what follows from them.
+ * A decoder of wcodec files (spec/wcodec.md) for browsers and Node, without dependencies. The
+ * numbers of the spec's rules stand beside what follows from them.
  */
 
 /**
- * @typedef {Uint8Array | ArrayBuffer | Blob | string | URL | RandomAccess} Source  A string is a URL.
+ * @typedef {Uint8Array | ArrayBuffer | Blob | string | URL | RandomAccess} Source  Texts are URLs.
  * @typedef {{size: number, read: (offset: number, nbytes: number) => Promise<Uint8Array>}}
  *   RandomAccess  `read` gives exactly `nbytes` bytes.
  * @typedef {{memoryLimit?: number, base?: WcodecFile, fetch?: typeof fetch,
@@ -53,7 +53,7 @@ function check(ok, code, message) {
   if (!ok) fail(code, message);
 }
 
-// ---- chapters 2 and 18: registries ---------------------------------------------------------------
+// ---- chapters 2 and 18: registries --------------------------------------------------------------
 const RAW = 0, BYTES = 1, PAIRS = 2; // layouts, R5.3
 const CONSTANT = 1, RANS = 2, CONTEXT = 4; // coders, R10.5; RAW is 0 here too
 const PLANE = 1, POSITION = 2, SCALE = 3; // kinds of context maps, R9.13
@@ -175,7 +175,7 @@ class Cursor {
   }
 }
 
-// ---- chapter 11: checksums -----------------------------------------------------------------------
+// ---- chapter 11: checksums ----------------------------------------------------------------------
 const CRC = new Int32Array(8 * 256);
 for (let i = 0; i < 256; i++) {
   let c = i;
@@ -263,14 +263,14 @@ function contentHash(tensors) {
   return sha256(all);
 }
 
-// ---- chapter 4: header, footer, index ------------------------------------------------------------
+// ---- chapter 4: header, footer, index -----------------------------------------------------------
 const MAGIC = [0x89, 0x57, 0x43, 0x4F, 0x44, 0x45, 0x43, 0x0A];
 const END_MAGIC = [0x57, 0x43, 0x4F, 0x44, 0x45, 0x43, 0x46, 0x54];
 const HEADER_NBYTES = 32, FOOTER_NBYTES = 64;
 
 function checkHeader(bytes, fileNbytes) {
   const n = Math.min(bytes.length, 8);
-  check(MAGIC.slice(0, n).every((b, i) => b === bytes[i]), "bad_magic", "not a wcodec file"); // R4.2
+  check(MAGIC.slice(0, n).every((b, i) => b === bytes[i]), "bad_magic", "magic"); // R4.2
   check(bytes.length >= HEADER_NBYTES, "truncated", "the header is cut short"); // R4.2
   const c = new Cursor(bytes);
   c.at = 28;
@@ -278,7 +278,7 @@ function checkHeader(bytes, fileNbytes) {
   c.at = 8;
   const major = c.u16(), minor = c.u16();
   check(major === 0 && minor === 2, "unsupported_version", `version ${major}.${minor}`); // R4.4
-  check(bytes.subarray(12, 28).every((b) => b === 0), "bad_value", "reserved in the header"); // R4.5
+  check(bytes.subarray(12, 28).every((b) => b === 0), "bad_value", "reserved fields"); // R4.5
   check(fileNbytes >= HEADER_NBYTES + FOOTER_NBYTES, "truncated", "the file is cut short"); // R4.6
 }
 
@@ -381,7 +381,7 @@ class Index {
     this.dataNbytes = 0n;
     const c = new Cursor(bytes);
     while (c.left > 0) this.record(c);
-    check(this.payloadEnd === footer.indexOffset, "bad_range", "payloads do not end at the index"); // R4.33
+    check(this.payloadEnd === footer.indexOffset, "bad_range", "end of the payloads"); // R4.33
     check(this.tensors.length === footer.nTensors, "bad_range", "n_tensors"); // R4.16
     check(this.dataNbytes === footer.dataNbytes, "bad_range", "data_nbytes"); // R4.16
   }
@@ -408,10 +408,10 @@ class Index {
   }
 
   once(type) {
-    check(!this.seen.has(type), "bad_value", `two records of type ${type}`); // R4.19
+    check(!this.seen.has(type), "bad_value", "a record of a type that was there"); // R4.19
     this.seen.add(type);
     const isEarly = type !== 1 && type !== 5 && type !== 6 || this.tensors.length === 0;
-    check(isEarly, "bad_value", `a record of type ${type} after a TENSOR`); // R4.19
+    check(isEarly, "bad_value", "a record after a TENSOR"); // R4.19
     check(type !== 1 || !this.seen.has(5), "bad_value", "TABLES after CONTEXTS"); // R4.19
   }
 
@@ -452,7 +452,7 @@ class Index {
     for (let i = 0; i < n; i++) {
       this.budget.take(200);
       const key = c.text(c.u32());
-      check(!this.metadata.has(key), "bad_name", `the key ${JSON.stringify(key)} occurs twice`); // R4.23
+      check(!this.metadata.has(key), "bad_name", "a key occurs twice"); // R4.23
       this.metadata.set(key, c.text(c.u32()));
     }
     c.end("METADATA"); // R4.24
@@ -463,7 +463,7 @@ class Index {
   }
 
   readDuplicate(c) {
-    this.budget.take(500);
+    this.budget.take(700);
     const of = c.u32();
     check(of < this.tensors.length, "bad_range", "a DUPLICATE of no tensor before it"); // R4.28
     const target = this.tensors[of].target ?? this.tensors[of];
@@ -471,7 +471,7 @@ class Index {
   }
 
   add(t) {
-    check(!this.names.has(t.name), "bad_name", `the name ${JSON.stringify(t.name)} occurs twice`); // R4.32
+    check(!this.names.has(t.name), "bad_name", "a name occurs twice"); // R4.32
     this.names.add(t.name);
     this.tensors.push(t);
     this.dataNbytes += BigInt(t.nbytes);
@@ -513,7 +513,7 @@ function checkGeometry(g, rank) {
   check(rank <= 32 && g.rowRank <= rank, "bad_range", "rank or row_rank"); // R6.1
   check(g.segmentRows >= 1 && g.segmentCols >= 1 && g.tileRows >= 1 && g.tileCols >= 1,
     "bad_range", "a segment or tile without words"); // R6.5
-  check(g.segmentRows * g.segmentCols <= 2 ** 24, "bad_range", "segments of over 2^24 words"); // R6.5
+  check(g.segmentRows * g.segmentCols <= 2 ** 24, "bad_range", "words of a segment"); // R6.5
   for (const [tile, segment] of [[g.tileRows, g.segmentRows], [g.tileCols, g.segmentCols]]) {
     check(segment % tile === 0 && (tile >= 16 || tile === segment), "bad_range",
       "tiles do not fit segments"); // R6.7
@@ -551,10 +551,11 @@ function readTensor(c, index) {
   if (nbytes > BigInt(Number.MAX_SAFE_INTEGER)) fail("resource_limit", "a tensor above 2^53 bytes");
   const number = (n) => n <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(n) : n;
   const t = {
-    name, dtype, dtypeName, shape: shape.map(number), nbytes: Number(nbytes), crc32: crc, rowRank, difference,
-    sparse, segmentRows, segmentCols, tileRows, tileCols, rows: number(rows), cols: number(cols),
-    gridCols: number(gridCols), nSegments: Number(nSegments), duplicateOf: null, target: null,
+    name, dtype, dtypeName, crc32: crc, rowRank, difference, sparse, segmentRows, segmentCols,
+    tileRows, tileCols, shape: shape.map(number), nbytes: Number(nbytes), rows: number(rows),
+    cols: number(cols), gridCols: number(gridCols), nSegments: Number(nSegments),
     payloadOffset: index.payloadEnd, payloadNbytes: Number(payloadNbytes), table: null, lists: null,
+    duplicateOf: null, target: null,
   };
   if (t.nSegments > 0) readTensorTables(c, t, index);
   c.end("TENSOR"); // R4.30
@@ -578,7 +579,8 @@ function readTensorTables(c, t, index) {
     check(nListed[i] <= rows * cols, "bad_range", "n_listed"); // R12.9
     if (nListed[i] > 0) listing.push(i);
   }
-  t.lists = { nListed, numberOf: new Map(listing.map((i, k) => [i, k])), gaps: { nbytes: 0 } };
+  const numberOf = new Map(listing.map((i, k) => [i, k]));
+  t.lists = { nListed, listing, numberOf, gaps: { nbytes: 0 } };
   if (listing.length === 0) return;
   index.budget.take(100 * listing.length);
   const nGaps = readColumn(c, listing.length), wordsCrc32 = c.array(4, listing.length);
@@ -632,9 +634,9 @@ class SegmentTable {
     const { rows, cols } = this.shapeOf(i), n = rows * cols, b = this.word.wordNbytes;
     const layout = this.layout.at(i), base = this.base.at(i), nPatches = this.nPatches.at(i);
     check(layout <= 255 && base <= 255, "bad_value", "layout or base above 255"); // R4.39
-    check(layout <= PAIRS, "unsupported_coder", `layout ${layout}`); // R5.3
-    check(layout !== PAIRS || b === 1 || this.word.exponentBits > 0, "bad_value",
-      "PAIRS of this dtype"); // R5.7
+    check(layout <= PAIRS, "unsupported_coder", "layout"); // R5.3
+    const mayPair = layout !== PAIRS || b === 1 || this.word.exponentBits > 0;
+    check(mayPair, "bad_value", "PAIRS of this dtype"); // R5.7
     const hasWindow = layout === PAIRS && b > 1;
     check(base === 0 || hasWindow && base <= 240, "bad_value", "base"); // R5.8
     check(nPatches === 0 || hasWindow && nPatches <= n, "bad_range", "n_patches"); // R10.9
@@ -660,14 +662,14 @@ class SegmentTable {
       check(!(coder || table || mode || nUnits), "bad_value", "a plane that is not there"); // R5.9
       return 0;
     }
-    check(CODERS[coder], "unsupported_coder", `coder ${coder}`); // R10.5
-    check(mode === OWN_MODES || isMode(mode), "unsupported_coder", `mode ${mode}`); // R7.1
+    check(CODERS[coder], "unsupported_coder", "coder of a plane"); // R10.5
+    check(mode === OWN_MODES || isMode(mode), "unsupported_coder", "prediction of a plane"); // R7.1
     const isStream = coder === RANS || coder === CONTEXT;
-    check(mode === 0 || isStream && this.layout.at(i) === BYTES, "bad_value",
-      "a mode of a plane that is not coded"); // R7.2
-    const nValues = { [RAW]: 1, [CONSTANT]: 256, [RANS]: tables.length, [CONTEXT]: maps.length };
-    check(table < nValues[coder], "bad_range", `table ${table} of coder ${CODERS[coder]}`); // R10.5
-    check(p > 0 || this.kind(plane, i) !== PLANE, "bad_value", "PLANE contexts of plane 0"); // R9.13
+    const mayPredict = isStream && this.layout.at(i) === BYTES;
+    check(mode === 0 || mayPredict, "bad_value", "a mode of a plane that is not coded"); // R7.2
+    const nValues = isStream ? (coder === RANS ? tables : maps).length : coder === RAW ? 1 : 256;
+    check(table < nValues, "bad_range", "table of a plane"); // R10.5
+    check(p > 0 || this.kind(plane, i) !== PLANE, "bad_value", "contexts of plane 0"); // R9.13
     const most = isStream ? 8 + 16 * Math.ceil(n / 128) : 0;
     check(nUnits <= most && nUnits >= (isStream ? 8 : 0), "bad_range", "n_units"); // R9.10, R10.6
     if (isStream) return 16 * nUnits;
@@ -715,7 +717,7 @@ class SegmentTable {
   }
 }
 
-// ---- chapter 9: entropy coding -------------------------------------------------------------------
+// ---- chapter 9: entropy coding ------------------------------------------------------------------
 /** For each slot, from the lowest bit: symbol 8, slot - c[s] 12, f[s] 12 (R9.1). */
 function fillLookup(lookup, start, { frequencies }) {
   let slot = start;
@@ -744,29 +746,8 @@ function checkStream(states, pos, nWords) {
     "a stream does not end as it must"); // R9.11
 }
 
-/** Decodes a stream of n symbols (R9.2 to R9.11). */
-function decodeRans(stream, n, lookup, probBits) {
-  const x = new Int32Array(stream.slice(0, 128).buffer);
-  const words = new Uint16Array(stream.slice(128).buffer), nWords = words.length;
-  const out = new Uint8Array(Math.ceil(n / 128) * 128), mask = (1 << probBits) - 1;
-  let pos = 0;
-  for (let at = 0; at < out.length && pos <= nWords; at += 128) {
-    for (let step = at; step < at + 4; step++) {
-      for (let l = 0; l < 32; l++) {
-        const state = x[l], entry = lookup[state & mask];
-        out[step + 4 * l] = entry;
-        let next = Math.imul(entry >>> 20, state >>> probBits) + (entry >>> 8 & 4095) | 0;
-        if (next >>> 16 === 0) next = next << 16 | words[pos++];
-        x[l] = next;
-      }
-    }
-  }
-  checkStream(x, pos, nWords);
-  return out.subarray(0, n);
-}
-
-/** The same with a table for each symbol: that of its class, and class 0 for filling (R9.12). */
-function decodeContexts(stream, n, lookup, probBits, classes) {
+/** Decodes a stream of n symbols (R9.2 to R9.11), each under the table of its class (R9.12). */
+function decodeStream(stream, n, lookup, probBits, classes) {
   const x = new Int32Array(stream.slice(0, 128).buffer);
   const words = new Uint16Array(stream.slice(128).buffer), nWords = words.length;
   const out = new Uint8Array(Math.ceil(n / 128) * 128), mask = (1 << probBits) - 1;
@@ -787,7 +768,7 @@ function decodeContexts(stream, n, lookup, probBits, classes) {
   return out.subarray(0, n);
 }
 
-// ---- chapters 7 and 8: prediction and transform --------------------------------------------------
+// ---- chapters 7 and 8: prediction and transform -------------------------------------------------
 const LIFTS = [null, { // R8.3: rows a b p u r
   order: [0, 6, 3, 7, 1, 4, 2, 5],
   rows: [
@@ -839,43 +820,40 @@ function undoMode(v, h, w, mode) {
   for (let r = 1; r < h; r++) {
     const start = r * w, end = start + w;
     v[start] += v[start - w]; // R7.5
-    if (prediction === 1) for (let i = start + 1; i < end; i++) v[i] += v[i - 1]; // R7.6
-    else if (prediction === 2) for (let i = start + 1; i < end; i++) v[i] += v[i - w];
-    else if (prediction === 3) for (let i = start + 1; i < end; i++) v[i] += v[i - 1] + v[i - w] >> 1;
-    else for (let i = start + 1; i < end; i++) v[i] += v[i - 1] + v[i - w] - v[i - w - 1];
+    let i = start + 1; // R7.6
+    if (prediction === 1) for (; i < end; i++) v[i] += v[i - 1];
+    else if (prediction === 2) for (; i < end; i++) v[i] += v[i - w];
+    else if (prediction === 3) for (; i < end; i++) v[i] += v[i - 1] + v[i - w] >> 1;
+    else for (; i < end; i++) v[i] += v[i - 1] + v[i - w] - v[i - w - 1];
   }
 }
 
-// ---- chapters 5, 6 and 10: segments --------------------------------------------------------------
+// ---- chapters 5, 6 and 10: segments -------------------------------------------------------------
 /** The tiles of a segment in their order, and the element that each starts with (R6.8, R6.9). */
-function tilesOf(s) {
-  const tiles = [];
+function* tilesOf(s) {
   let start = 0;
   for (let row = 0; row < s.rows; row += s.tileRows) {
     for (let col = 0; col < s.cols; col += s.tileCols) {
       const rows = Math.min(s.tileRows, s.rows - row), cols = Math.min(s.tileCols, s.cols - col);
-      tiles.push({ row, col, rows, cols, start });
+      yield { row, col, rows, cols, start };
       start += rows * cols;
     }
   }
-  return tiles;
 }
 
-/** The class of each symbol of a plane under POSITION or SCALE (R9.13), and 0 behind the last. */
-function placeClasses(map, s, n, elementsPerSymbol, scales) {
-  const classes = new Uint8Array(Math.ceil(n / 128) * 128), { classOf } = map;
+/** Sets the class of each symbol of a plane under POSITION or SCALE (R9.13). */
+function placeClasses(classes, { kind, classOf }, s, elementsPerSymbol, scales) {
   for (const t of tilesOf(s)) {
     let i = t.start;
     for (let r = 0; r < t.rows; r++) {
       for (let c = 0; c < t.cols; c++, i++) {
         if (elementsPerSymbol === 2 && i & 1) continue; // R9.14
-        const context = map.kind === POSITION ? 8 * (r & 7) + (c & 7)
+        const context = kind === POSITION ? 8 * (r & 7) + (c & 7)
           : 4 * scales[t.row + r] + scales[s.rows + t.col + c];
         classes[i / elementsPerSymbol] = classOf[context];
       }
     }
   }
-  return classes;
 }
 
 /** Decodes a record that has its CRC-32: the words of the segment in raster order, as bytes. */
@@ -897,7 +875,8 @@ class SegmentDecoder {
   decode() {
     const { table, i, n } = this, b = table.word.wordNbytes, layout = table.layout.at(i);
     if (layout === RAW) return this.part(n * b); // R5.5, R10.7
-    const own = this.planes.filter((p) => p.prediction.at(i) === OWN_MODES), nTiles = table.nTiles(i);
+    const own = this.planes.filter((p) => p.prediction.at(i) === OWN_MODES);
+    const nTiles = table.nTiles(i);
     const modes = this.part(own.length * nTiles); // R10.4
     check(modes.every(isMode), "unsupported_coder", "a byte of the tile modes is no mode"); // R10.4
     if (this.planes.some((p) => table.kind(p, i) === SCALE)) this.scales = this.readScales();
@@ -929,26 +908,22 @@ class SegmentDecoder {
     if (coder === RAW) return this.part(n);
     if (coder === CONSTANT) return new Uint8Array(n).fill(number);
     const stream = this.part(16 * plane.nUnits.at(i));
-    if (coder === RANS) {
-      const t = tables[number];
-      return decodeRans(stream, n, lookupOf(t, table.index), t.probBits);
+    const owner = coder === RANS ? tables[number] : maps[number];
+    const classes = new Uint8Array(Math.ceil(n / 128) * 128); // class 0 for filling
+    if (owner.kind === PLANE) {
+      for (let k = 0; k < n; k++) classes[k] = owner.classOf[plane0[k]]; // R9.13
+    } else if (coder === CONTEXT) {
+      placeClasses(classes, owner, this.s, n < this.n ? 2 : 1, this.scales);
     }
-    const map = maps[number];
-    let classes;
-    if (map.kind === PLANE) {
-      classes = new Uint8Array(Math.ceil(n / 128) * 128);
-      for (let k = 0; k < n; k++) classes[k] = map.classOf[plane0[k]]; // R9.13
-    } else {
-      classes = placeClasses(map, this.s, n, n < this.n ? 2 : 1, this.scales);
-    }
-    return decodeContexts(stream, n, lookupOf(map, table.index), map.probBits, classes);
+    return decodeStream(stream, n, lookupOf(owner, table.index), owner.probBits, classes);
   }
 
   undoModes(v, mode, modes) {
     if (mode === 0) return;
-    tilesOf(this.s).forEach(({ start, rows, cols }, k) => {
-      undoMode(v.subarray(start, start + rows * cols), rows, cols, modes ? modes[k] : mode);
-    });
+    let k = 0;
+    for (const { start, rows, cols } of tilesOf(this.s)) {
+      undoMode(v.subarray(start, start + rows * cols), rows, cols, modes ? modes[k++] : mode);
+    }
   }
 
   /** Patches (R10.8): highest bytes, to which the base of the window is still to be added. */
@@ -1015,7 +990,7 @@ function joinPlanes(planes, n, window, { wordNbytes: b, offset, exponentBits: e 
   return out;
 }
 
-// ---- chapter 12: differences and lists -----------------------------------------------------------
+// ---- chapter 12: differences and lists ----------------------------------------------------------
 /** Turns differences into words, in place, given those of the base (R12.5). */
 function undoDifference(bytes, base, kind, b) {
   if (kind === XOR) {
@@ -1044,11 +1019,11 @@ function positionsOf(gaps, nListed, n) {
     check(k < nListed && at < n, "bad_patch", "gaps do not fit their segment"); // R12.11
     positions[k++] = at++;
   }
-  check(k === nListed && gaps[gaps.length - 1] !== 255, "bad_patch", "gaps do not end as they must"); // R12.11
+  check(k === nListed && gaps.at(-1) !== 255, "bad_patch", "gaps do not end right"); // R12.11
   return positions;
 }
 
-// ---- sources -------------------------------------------------------------------------------------
+// ---- sources ------------------------------------------------------------------------------------
 const SMALL_FILE_NBYTES = 2 ** 24; // what is taken whole from a server without ranges
 
 function fromBytes(bytes) {
@@ -1068,37 +1043,39 @@ function fromBlob(blob) {
 }
 
 /** A URL, read by ranges; a small file of a server that gives none is taken whole. */
-async function fromUrl(url, options) {
-  const get = (range) => (options.fetch ?? fetch)(url, { headers: { ...options.headers, ...range } });
-  const first = await get({ Range: "bytes=0-0" });
+async function fromUrl(url, { fetch: get = fetch, headers = {} }) {
   const versionOf = (r) => `${r.headers.get("ETag")} ${r.headers.get("Last-Modified")}`;
-  const version = versionOf(first);
-  const stated = first.status === 206 ? /\/(\d+)$/.exec(first.headers.get("Content-Range") ?? "") : null;
-  if (first.status === 206 && stated) {
-    await first.arrayBuffer();
-    const size = Number(stated[1]);
-    const read = async (offset, n) => {
-      if (n === 0) return new Uint8Array(0);
-      const range = `bytes ${offset}-${offset + n - 1}/${size}`;
-      const r = await get({ Range: range.replace(" ", "=").replace(/\/.*/, "") });
-      const isSame = versionOf(r) === version && [200, 206, 412, 416].includes(r.status);
-      if (!r.ok && isSame === false && r.status >= 400) throw new Error(`${url}: HTTP ${r.status}`);
-      const isRange = r.status === 206 && r.headers.get("Content-Range") === range;
-      if (!isSame || !isRange) {
-        await r.body?.cancel();
-        fail("changed", "the server has another file now");
-      }
-      return new Uint8Array(await r.arrayBuffer());
-    };
-    return { size, read };
-  }
-  const length = Number(first.headers.get("Content-Length") ?? Infinity);
-  if (first.status !== 200 || !(length <= SMALL_FILE_NBYTES)) {
+  const part = async (range) => {
+    const r = await get(url, { headers: { ...headers, Range: `bytes=${range}` } });
+    if (r.status >= 400 && r.status !== 412 && r.status !== 416) {
+      await r.body?.cancel();
+      throw new Error(`${url}: HTTP ${r.status}`);
+    }
+    return r;
+  };
+  const first = await part("0-0"), version = versionOf(first);
+  const stated = /^bytes 0-0\/(\d+)$/.exec(first.headers.get("Content-Range") ?? "");
+  if (first.status !== 206 || !stated) {
+    const length = Number(first.headers.get("Content-Length") ?? Infinity);
+    if (first.status === 200 && length <= SMALL_FILE_NBYTES) {
+      return fromBytes(new Uint8Array(await first.arrayBuffer()));
+    }
     await first.body?.cancel();
-    if (first.status === 416) return fromBytes(new Uint8Array(0));
-    throw new Error(first.ok ? `${url}: the server gives no ranges` : `${url}: HTTP ${first.status}`);
+    if (first.status === 416) return fromBytes(new Uint8Array(0)); // an empty file
+    throw new Error(`${url}: the server gives no ranges`);
   }
-  return fromBytes(new Uint8Array(await first.arrayBuffer()));
+  await first.arrayBuffer();
+  const size = Number(stated[1]);
+  const read = async (offset, n) => {
+    if (n === 0) return new Uint8Array(0);
+    const range = `${offset}-${offset + n - 1}`, r = await part(range);
+    const isSame = r.status === 206 && versionOf(r) === version
+      && r.headers.get("Content-Range") === `bytes ${range}/${size}`;
+    if (isSame) return new Uint8Array(await r.arrayBuffer());
+    await r.body?.cancel();
+    return fail("changed", "the server has another file now");
+  };
+  return { size, read };
 }
 
 async function toSource(source, options) {
@@ -1110,7 +1087,7 @@ async function toSource(source, options) {
   throw new TypeError("a source is bytes, a Blob, a URL, or has size and read");
 }
 
-// ---- files ---------------------------------------------------------------------------------------
+// ---- files --------------------------------------------------------------------------------------
 const READ_NBYTES = 2 ** 23; // records that lie together are read together up to here
 const DEFAULT_LIMIT = 2 ** 32;
 
@@ -1136,6 +1113,10 @@ export async function open(source, options = {}) {
   const raw = footer.coding ? await inflate(stored, footer.rawNbytes) : stored;
   const index = new Index(raw, footer, budget);
   return new WcodecFile(read, from.size, footer, index, { memoryLimit, base });
+}
+
+function checkTensor(t, crc) {
+  if (crc !== t.crc32) throw new WcodecError("bad_checksum", "CRC-32 of a tensor", t.name); // R11.3
 }
 
 /** @returns {TensorInfo} */
@@ -1229,7 +1210,7 @@ export class WcodecFile {
     const t = this.#find(name);
     return this.#guard(t, async () => {
       const bytes = await this.#words(t, 0, t.nbytes / t.dtype.wordNbytes, options.base);
-      check(crc32(bytes) === t.crc32, "bad_checksum", "CRC-32 of the tensor"); // R11.3
+      checkTensor(t, crc32(bytes));
       return decoded(t, t.shape, bytes);
     });
   }
@@ -1306,15 +1287,11 @@ export class WcodecFile {
         const to = Math.min(from + step, nWords);
         const chunk = await this.#guard(t, () => this.#words(t, from, to, base));
         crc = crc32(chunk, crc);
-        if (to === nWords) this.#checkTensor(t, crc);
+        if (to === nWords) checkTensor(t, crc);
         yield chunk;
         from = to;
       } while (from < nWords);
     }
-  }
-
-  #checkTensor(t, crc) {
-    if (crc !== t.crc32) throw new WcodecError("bad_checksum", "CRC-32 of the tensor", t.name); // R11.3
   }
 
   /** Words `from` to `to` of a tensor, as bytes. */
@@ -1323,8 +1300,9 @@ export class WcodecFile {
     const old = t.difference ? this.#baseOf(t, base ?? this.#base) : null;
     if (from >= to) return new Uint8Array(0);
     if (t.sparse) return this.#sparseWords(t, from, to, old);
-    const row0 = Math.floor(from / t.cols), row1 = Math.ceil(to / t.cols), isPart = row1 - row0 === 1;
-    const col0 = isPart ? from - row0 * t.cols : 0, col1 = isPart ? to - row0 * t.cols : t.cols;
+    const row0 = Math.floor(from / t.cols), row1 = Math.ceil(to / t.cols);
+    const isOne = row1 - row0 === 1;
+    const col0 = isOne ? from - row0 * t.cols : 0, col1 = isOne ? to - row0 * t.cols : t.cols;
     const width = col1 - col0, start = row0 * t.cols + col0, nbytes = (row1 - row0) * width * b;
     new Budget(this.#limit).take(nbytes + 6 * segment + READ_NBYTES);
     const out = allocate(nbytes), wanted = [];
@@ -1335,10 +1313,10 @@ export class WcodecFile {
     }
     for await (const [i, record] of this.#records(t.table, wanted, t.payloadOffset)) {
       const words = new SegmentDecoder(t.table, i, record).decode(), s = segmentAt(t, i);
-      const left = Math.max(s.col, col0), right = Math.min(s.col + s.cols, col1);
+      const left = Math.max(s.col, col0), n = (Math.min(s.col + s.cols, col1) - left) * b;
       for (let r = Math.max(s.row, row0); r < Math.min(s.row + s.rows, row1); r++) {
         const at = ((r - s.row) * s.cols + left - s.col) * b;
-        out.set(words.subarray(at, at + (right - left) * b), ((r - row0) * width + left - col0) * b);
+        out.set(words.subarray(at, at + n), ((r - row0) * width + left - col0) * b);
       }
     }
     const bytes = out.subarray((from - start) * b, (to - start) * b);
@@ -1355,19 +1333,20 @@ export class WcodecFile {
     const start = first * t.segmentCols, end = Math.min(last * t.segmentCols, t.cols);
     new Budget(this.#limit).take((end - start) * b + 8 * segment + 2 * READ_NBYTES);
     const out = await old.words(start, end);
-    const segments = [...lists.numberOf.keys()];
     const gapsAt = this.#records(lists.gaps, wanted, t.payloadOffset);
     const wordsAt = this.#records(table, wanted, t.payloadOffset + lists.gaps.nbytes); // R12.8
     for await (const [k, record] of gapsAt) {
-      const i = segments[k], s = segmentAt(t, i), nListed = lists.nListed[i];
+      const i = lists.listing[k], s = segmentAt(t, i), nListed = lists.nListed[i];
       const gaps = new SegmentDecoder(lists.gaps, k, record).decode();
       const positions = positionsOf(gaps, nListed, s.cols);
-      const words = new SegmentDecoder(table, k, (await wordsAt.next()).value[1]).decode().slice();
-      const at = (j, p) => (s.col - start + positions[j]) * b + p, before = new Uint8Array(words.length);
-      for (let j = 0; j < nListed; j++) for (let p = 0; p < b; p++) before[j * b + p] = out[at(j, p)];
+      const [, listed] = (await wordsAt.next()).value;
+      const words = new SegmentDecoder(table, k, listed).decode().slice();
+      const before = new Uint8Array(words.length), gone = s.col - start;
+      const at = (j) => (gone + positions[Math.floor(j / b)]) * b + j % b;
+      for (let j = 0; j < words.length; j++) before[j] = out[at(j)];
       undoDifference(words, before, t.difference, b);
-      check(crc32(words) === lists.wordsCrc32[k], "bad_checksum", "CRC-32 of listed words"); // R12.13
-      for (let j = 0; j < nListed; j++) for (let p = 0; p < b; p++) out[at(j, p)] = words[j * b + p];
+      check(crc32(words) === lists.wordsCrc32[k], "bad_checksum", "listed words"); // R12.13
+      for (let j = 0; j < words.length; j++) out[at(j)] = words[j];
     }
     return out.subarray((from - start) * b, (to - start) * b);
   }
@@ -1375,7 +1354,7 @@ export class WcodecFile {
   /** What reads the words of a tensor's base, after the checks of R12.6. */
   #baseOf(t, base) {
     const isBase = base instanceof WcodecFile && base.contentHash === this.base.contentHash;
-    check(isBase, "bad_base", base ? "the base is another checkpoint" : "no base is given"); // R12.6
+    check(isBase, "bad_base", base ? "another checkpoint is given" : "no base is given"); // R12.6
     const { name, shape, dtype } = t.target ?? t; // R12.4
     const old = base.#byName.get(name);
     check(old && old.dtype === dtype && old.shape.join() === shape.join(), "bad_base",

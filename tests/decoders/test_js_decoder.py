@@ -29,13 +29,15 @@ from plans import make_case, random_geometry, random_tables, with_maps
 from plans import random_plan as plan_of
 from sealing import mended
 
-from wcodec.backends import Backend, load_backend
+import wcodec
+from wcodec.backends import Backend, load_backend, use_backend
 from wcodec.cli import main
+from wcodec.codec.sources import BufferSource
 from wcodec.conformance.cases import Case, load
 from wcodec.errors import DecodeError
 from wcodec.files.file import File, open_base
 from wcodec.reference.checksums import crc32, crc32_each
-from wcodec.reference.container import FOOTER, Index, write_header, write_index
+from wcodec.reference.container import FOOTER, Index, read_index, write_header, write_index
 from wcodec.reference.planes import DTYPES, DType
 from wcodec.reference.tensors import TensorRecord
 
@@ -60,10 +62,10 @@ pytestmark = pytest.mark.skipif(
 
 
 class Given(NamedTuple):
-    """A file to decode, and that of its base."""
+    """A file to decode, its base, the base of that and so on."""
 
     data: bytes
-    base: bytes = b""
+    bases: tuple[bytes, ...] = ()
     most: int = 1 << 40
 
 
@@ -77,11 +79,7 @@ def node(*args: Any, stdin: str = "") -> subprocess.CompletedProcess[str]:
 def outcomes(files: Iterable[Given]) -> list[dict[str, Any]]:
     """What becomes of each file, all in one process."""
     rows = [
-        {
-            "input": base64.b64encode(f.data).decode(),
-            "base": base64.b64encode(f.base).decode(),
-            "most": f.most,
-        }
+        {"files": [base64.b64encode(d).decode() for d in (f.data, *f.bases)], "most": f.most}
         for f in files
     ]
     done = node(HERE / "driver.mjs", stdin="\n".join(map(json.dumps, rows)))
@@ -91,15 +89,15 @@ def outcomes(files: Iterable[Given]) -> list[dict[str, Any]]:
     return found
 
 
-def base_of(case: Case) -> bytes:
-    return b"" if case.checkpoint is None else case.checkpoint.data
+def bases_of(case: Case) -> tuple[bytes, ...]:
+    return () if case.checkpoint is None else (case.checkpoint.data,)
 
 
 # ---- the suite -----------------------------------------------------------------------------------
 def test_the_vectors() -> None:
     """With the code of each refusal, where the suite of commands only asks for one."""
     cases = VECTORS.cases
-    for case, found in zip(cases, outcomes(Given(c.data, base_of(c)) for c in cases), strict=True):
+    for case, found in zip(cases, outcomes(Given(c.data, bases_of(c)) for c in cases), strict=True):
         whole = ("", case.row.get("restored_sha256"))
         due = {"accept": [whole], "reject": [(case.row.get("code"), None)]}.get(case.expect)
         got = found["code"], found.get("sha256")
@@ -131,6 +129,31 @@ def test_the_program_says_why_and_writes_nothing(tmp_path: Path) -> None:
     assert node(FOLDER / "decode.mjs", good.path, output, "").returncode == 0
     assert hashlib.sha256(output.read_bytes()).hexdigest() == good.row["restored_sha256"]
     assert [p.name for p in tmp_path.iterdir()] == ["output"]
+
+
+def test_chains_of_bases(tmp_path: Path) -> None:
+    """Differences of all words and of few, from one step to the next, with other geometries."""
+    rng, steps, kinds = np.random.default_rng(0), list[bytes](), []
+    words = rng.integers(0, 2000, (300, 70)).astype(np.uint16)
+    for k, n_changed in enumerate([0, 40, 9000, 60]):
+        words.reshape(-1)[rng.integers(0, words.size, n_changed)] += 1
+        path, base = tmp_path / str(k), tmp_path / str(k - 1) if k else None
+        options = wcodec.EncodeOptions(segment=(16 * (k + 1), 32)) if k in (0, 2) else None
+        with use_backend("reference"):
+            wcodec.save_file({"w": words, "again": words}, path, options=options, base=base)
+        steps.append(path.read_bytes())
+        first = read_index(BufferSource(steps[k])).tensors[0]
+        kinds.append((bool(first.difference), first.lists is not None))
+    assert kinds == [(False, False), (True, True), (True, False), (True, True)]
+    whole, cut, none = outcomes(
+        [
+            Given(steps[3], (steps[2], steps[1], steps[0])),
+            Given(steps[3], (steps[2], steps[1])),
+            Given(steps[3]),
+        ]
+    )
+    assert whole == {"code": "", "sha256": hashlib.sha256(2 * words.tobytes()).hexdigest()}
+    assert cut["code"] == none["code"] == "bad_base"
 
 
 # ---- the module ----------------------------------------------------------------------------------
@@ -213,7 +236,7 @@ def mutated(seed: int, n: int, backend: Backend) -> Iterator[tuple[Given, Path |
                 base.close()
         elif rng.random() < 0.3:
             data = data[: rng.randrange(len(data) + 1)]
-        yield Given(data, base_of(case), MAX_NBYTES), case.base_path
+        yield Given(data, bases_of(case), MAX_NBYTES), case.base_path
 
 
 def file_of(case: Planned, dtype: DType) -> bytes:
