@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { test } from "node:test";
+import { inflateSync } from "node:zlib";
 import { open, WcodecError } from "../../decoders/js/wcodec.js";
 
 const VECTORS = new URL("../../conformance_vectors/", import.meta.url);
@@ -192,4 +193,35 @@ test("memory is limited, and reads are not short", async () => {
     hasCode("resource_limit"));
   const short = { size: bytes.length, read: async (at, n) => bytes.slice(at, at + n - 1) };
   await assert.rejects(open(short), hasCode("truncated"));
+});
+
+/** What the Compression Standard has browsers do: errors without codes, and none may follow. */
+class BrowserStream {
+  constructor() {
+    let isCut = true;
+    const transform = (chunk, controller) => {
+      try {
+        const { buffer, engine } = inflateSync(chunk, { info: true });
+        isCut = false;
+        controller.enqueue(new Uint8Array(buffer));
+        if (engine.bytesWritten < chunk.length) throw new Error("junk");
+      } catch (e) {
+        if (e.code !== "Z_BUF_ERROR") throw new TypeError(e.message);
+      }
+    };
+    const flush = () => { if (isCut) throw new TypeError("cut"); };
+    return new TransformStream({ transform, flush });
+  }
+}
+
+test("browsers inflate as Node does", async (t) => {
+  const there = globalThis.DecompressionStream;
+  t.after(() => { globalThis.DecompressionStream = there; });
+  globalThis.DecompressionStream = BrowserStream;
+  const inflated = cases.filter((c) => c.rules.includes("R4.15"));
+  assert.ok(inflated.some((c) => c.code === "bad_stream") && inflated.some((c) => !c.code));
+  for (const c of inflated) {
+    if (c.code) await assert.rejects(open(load(c.id)), hasCode(c.code), c.id);
+    else await open(load(c.id));
+  }
 });
