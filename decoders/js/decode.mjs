@@ -2,7 +2,7 @@
 // decode.mjs INPUT OUTPUT [BASE]: restores the file that INPUT was made of (spec, chapter 17).
 // The exit status is 0, or 1 with `code: why` on stderr and no output.
 import { unlinkSync } from "node:fs";
-import { open as openFile, rename, statfs, unlink } from "node:fs/promises";
+import { open as openFile, rename, stat, statfs, unlink } from "node:fs/promises";
 import { dirname } from "node:path";
 import { open, WcodecError } from "./wcodec.js";
 
@@ -33,6 +33,11 @@ async function decode(input, output, basePath) {
   const { bavail, bsize } = await statfs(dirname(output));
   if (BigInt(file.sourceHeader.length) + BigInt(file.dataNbytes) > BigInt(bavail) * BigInt(bsize)) {
     throw new WcodecError("resource_limit", `no room for ${file.dataNbytes} bytes`);
+  }
+  const there = await stat(output).catch(() => null);
+  for (const handle of handles) {
+    const { dev, ino } = await handle.stat();
+    if (there?.dev === dev && there.ino === ino) throw new Error(`${output} is an input`);
   }
   const part = `${output}.${process.pid}.part`;
   const out = await openFile(part, "wx");

@@ -126,6 +126,10 @@ def test_the_program_says_why_and_writes_nothing(tmp_path: Path) -> None:
     assert missing.returncode == 1
     assert "no such file" in missing.stderr
     assert output.read_bytes() == b"before"
+    shutil.copy(good.path, output)
+    onto_itself = node(FOLDER / "decode.mjs", output, output)
+    assert (onto_itself.returncode, onto_itself.stderr) == (1, f"{output} is an input\n")
+    assert output.read_bytes() == good.data
     assert node(FOLDER / "decode.mjs", good.path, output, "").returncode == 0
     assert hashlib.sha256(output.read_bytes()).hexdigest() == good.row["restored_sha256"]
     assert [p.name for p in tmp_path.iterdir()] == ["output"]
