@@ -862,8 +862,7 @@ class SegmentDecoder {
     check(crc32(record) === table.crc32[i], "bad_checksum", `CRC-32 of segment ${i}`); // R11.2
     Object.assign(this, { table, i, record, at: 0, s: table.shapeOf(i) });
     this.n = this.s.rows * this.s.cols;
-    this.nPlanes = table.nPlanes(i);
-    this.planes = table.planes.slice(0, this.nPlanes);
+    this.planes = table.planes.slice(0, table.nPlanes(i));
   }
 
   part(nbytes) {
