@@ -11,7 +11,9 @@ the exit status is 0 only if the last two are 0.
 
 from __future__ import annotations
 
+from wcodec.conformance.child import InChild
 from wcodec.conformance.command import Command
+from wcodec.conformance.documents import as_json
 from wcodec.conformance.runner import Outcome, Report, checks_of, run
 
-__all__ = ["Command", "Outcome", "Report", "checks_of", "run"]
+__all__ = ["Command", "InChild", "Outcome", "Report", "as_json", "checks_of", "run"]
