@@ -26,8 +26,9 @@ START_S: Final = 600.0  #: to make a backend
 #: a process whose parent has gone ends so long after the limit of its check
 GRACE_S: Final = 30.0
 _CODE: Final = (
-    "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
-    "from wcodec.conformance.serving import serve; serve()"
+    "import json, os, sys; requests = os.fdopen(os.dup(0), 'rb'); "
+    "sys.path[:] = json.loads(requests.readline()); "
+    "from wcodec.conformance.serving import serve; serve(requests)"
 )
 
 

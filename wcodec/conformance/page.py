@@ -11,7 +11,7 @@ from wcodec.conformance.cases import Case, Vectors
 from wcodec.conformance.documents import FORMAT, cell, features_of, grouped, matrix, verdict
 from wcodec.conformance.runner import Outcome, Report, case_of
 
-MOST_HEX: Final = 512  #: bytes of a file that are shown
+MOST_HEX: Final = 256  #: bytes of a file that are shown
 MOST_FAILED: Final = 50  #: checks that are named in an entry of the matrix
 
 _STYLE: Final = """

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from wcodec.backends import load_backend
 from wcodec.conformance.cases import load
@@ -15,9 +15,9 @@ from wcodec.conformance.runner import checks_of, run_one
 from wcodec.errors import BackendUnavailable
 
 
-def serve() -> None:
+def serve(requests: BinaryIO) -> None:
     """Answer requests, a line of JSON each, until there are no more."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a backend prints is no answer
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends this process as well
