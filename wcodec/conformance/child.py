@@ -32,6 +32,9 @@ _CODE: Final = (
 )
 
 
+_BEYOND: Final = ", as where a kernel reads or writes beyond an end of an array"
+
+
 class Failed(Mismatch):
     """A check that failed in the other process, with what was said there."""
 
@@ -146,7 +149,7 @@ class InChild:
             raise Mismatch("an end", f"none after {limit:g} s")
         if status == -signal.SIGINT:
             raise KeyboardInterrupt
-        raise Mismatch("an end of the check", how_ended(status))
+        raise Mismatch("an end of the check", how_ended(status, _BEYOND))
 
     def close(self) -> None:
         """End the process, if there is one; the next check would start another."""
@@ -160,12 +163,15 @@ class InChild:
                 stream.close()  # type: ignore[union-attr]
 
 
-def how_ended(status: int) -> str:
-    """How a process ended, by the status that `subprocess` gives."""
+def how_ended(status: int, hint: str = "") -> str:
+    """How a process ended, by the status that `subprocess` gives; and what that hints at where it
+    has touched what it must not.
+    """
     if status >= 0:
         return f"the end of its process, with status {status}"
     try:
         name = signal.Signals(-status).name
     except ValueError:
         name = f"signal {-status}"
-    return f"the end of its process, by {name}"
+    more = hint if name in ("SIGSEGV", "SIGBUS") else ""
+    return f"the end of its process, by {name}{more}"

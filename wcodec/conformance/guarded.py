@@ -108,16 +108,20 @@ class Guarded:
         self.expected = before.copy()
         self.backend, self.device = backend, backend.to_device(before)
         self.array = self.device[self.low : self.high]
+        if not n and self.device is before:  # NumPy's empty slices lie where the whole begins
+            self.array = np.ndarray(0, np.uint8, before, self.low)
 
     def content(self, what: str) -> Bytes:
         """What the array holds now, after a look at the canaries."""
         now = self.backend.to_host(self.device)
-        for name, part in (("before", slice(0, self.low)), ("after", slice(self.high, None))):
-            wrong = np.flatnonzero(now[part] != self.expected[part])
-            if wrong.size:
-                at = (part.start or 0) + int(wrong[0]) - (self.high if part.start else self.low)
-                text = f"{wrong.size} bytes changed, the first at offset {at} of its {name} end"
-                require(False, f"nothing written {name} {what}", text)
+        wrong = np.flatnonzero(now[: self.low] != self.expected[: self.low])
+        if wrong.size:
+            text = f"{wrong.size} bytes changed, the last {self.low - int(wrong[-1])} before it"
+            require(False, f"nothing written before {what}", text)
+        wrong = np.flatnonzero(now[self.high :] != self.expected[self.high :])
+        if wrong.size:
+            text = f"{wrong.size} bytes changed, the first {int(wrong[0]) + 1} behind its end"
+            require(False, f"nothing written after {what}", text)
         return np.asarray(now[self.low : self.high])
 
     def unchanged(self, what: str) -> None:

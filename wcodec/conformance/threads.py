@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -14,8 +14,13 @@ import numpy as np
 from wcodec.backends.protocol import Backend
 from wcodec.backends.reference import ReferenceBackend
 from wcodec.codec.parts import aligned
-from wcodec.conformance.cases import Vectors, check_decode, check_encode, require_same
-from wcodec.conformance.cases import require_same_bytes as same_bytes
+from wcodec.conformance.cases import (
+    Vectors,
+    check_decode,
+    check_encode,
+    require_same,
+    require_same_bytes,
+)
 from wcodec.conformance.recipes import splitmix64
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
@@ -34,7 +39,7 @@ THREADED: Final = (
 #: words of the matrices that kernels get in each thread, and how long they get them again and again
 SHAPE: Final = 64, 256
 SECONDS: Final = 0.5
-MOST_ROUNDS: Final = 100  #: and two at least
+LEAST_ROUNDS: Final = 12  #: three of each of the four kernels
 
 
 @contextmanager
@@ -48,31 +53,48 @@ def _switching_often() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+class _Together:
+    """Threads that make the same call at the same time, round by round."""
+
+    def __init__(self, n: int) -> None:
+        self._n_rounds, self._deadline = 0, time.monotonic() + SECONDS
+        self._barrier = threading.Barrier(n, self._decide, timeout=60)
+        self.over = False
+
+    def _decide(self) -> None:
+        """At each barrier, by one of the threads for all."""
+        self._n_rounds += 1
+        self.over = self._n_rounds > LEAST_ROUNDS and time.monotonic() > self._deadline
+
+    def run(self, kernels: Sequence[Callable[[], None]]) -> None:
+        """Make these calls until it is over, or another thread has failed."""
+        try:
+            while not self.over:
+                for kernel in kernels:
+                    self._barrier.wait()
+                    kernel()
+        except threading.BrokenBarrierError:  # another one says why
+            pass
+        finally:
+            self._barrier.abort()
+
+
 def check_threads(vectors: Vectors, backend: Backend) -> None:
     """Kernels, and whole files, in eight threads at once, each several times."""
     kernels = [_kernels_of(backend, seed) for seed in range(N_THREADS)]
-    for kernel in kernels:  # whatever is made at the first call
+    for kernel in kernels[0]:  # whatever is made at the first call
         kernel()
-    barrier, deadline = threading.Barrier(N_THREADS), time.monotonic() + SECONDS
-
-    def again_and_again(kernel: Callable[[], None]) -> None:
-        with suppress(threading.BrokenBarrierError):  # where not all threads can be started
-            barrier.wait(timeout=10)
-        for i in range(MOST_ROUNDS):
-            kernel()
-            if i and time.monotonic() > deadline:
-                break
-
     cases = [vectors[f"accept/{name}"] for name in THREADED] * 3
     with _switching_often(), Workers(N_THREADS, "wcodec-checks") as workers:
-        jobs = [workers.begin(again_and_again, kernel) for kernel in kernels]
+        together = _Together(N_THREADS)
+        jobs = [workers.begin(together.run, some) for some in kernels]
         jobs += [workers.begin(check_decode, c, backend) for c in cases]
         jobs += [workers.begin(check_encode, c, backend) for c in cases if "encode" in c.row]
         for job in jobs:
             job.result()
 
 
-def _kernels_of(backend: Backend, seed: int) -> Callable[[], None]:
+def _kernels_of(backend: Backend, seed: int) -> list[Callable[[], None]]:
     """A call of each kernel on words of its own; raises `Mismatch`."""
     dtype = next(d for d in DTYPES if d.name == ("bfloat16", "int8")[seed % 2])
     n = SHAPE[0] * SHAPE[1] * dtype.word_nbytes
@@ -85,16 +107,22 @@ def _kernels_of(backend: Backend, seed: int) -> Callable[[], None]:
     crcs, device = crc32_each(payload, done.offsets), backend.to_device(words)
     records: Any = backend.to_device(payload)
 
-    def call() -> None:
+    def decode() -> None:
         out = backend.target(np.zeros(SHAPE, dtype.word_type))
         status = backend.decode_segments(done, records, out)
         require_same(status, np.zeros_like(status), "the status of segments in a thread of eight")
         require_same(backend.to_host(out), words, "the words decoded in a thread of eight")
-        encoded = backend.encode_segments(plan, device)
-        same_bytes(backend.to_host(encoded.payload), payload, "the payload of a thread of eight")
+
+    def encode() -> None:
+        got = backend.to_host(backend.encode_segments(plan, device).payload)
+        require_same_bytes(got, payload, "the payload of a thread of eight")
+
+    def count() -> None:
         got = backend.histogram(device, geometry, dtype)
         require_same(got, counts, "the histograms of a thread of eight")
-        sums = backend.checksums(records, done.offsets)
-        require_same(sums, crcs, "the CRC-32s of a thread of eight")
 
-    return call
+    def check() -> None:
+        got = backend.checksums(records, done.offsets)
+        require_same(got, crcs, "the CRC-32s of a thread of eight")
+
+    return [decode, encode, count, check]

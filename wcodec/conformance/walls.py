@@ -51,6 +51,7 @@ def against_a_wall(array: NDArray[Any], at_end: bool) -> NDArray[Any]:
     if not AVAILABLE:
         return array
     room = room_between_walls(array.nbytes)
-    part = room[room.size - array.nbytes :] if at_end else room[: array.nbytes]
-    part[:] = np.frombuffer(array.tobytes(), np.uint8)
-    return part.view(array.dtype).reshape(array.shape)
+    at = room.size - array.nbytes if at_end else 0
+    copied = np.ndarray(array.shape, array.dtype, room, at)
+    copied[...] = array
+    return copied
