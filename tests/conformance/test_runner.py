@@ -73,7 +73,7 @@ def test_prints_are_no_answers(capfd: pytest.CaptureFixture[str]) -> None:
     assert "printed" not in out
 
 
-@exhaustive
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "how"),
     [("Exits", "with status 0"), ("Aborts", "by SIGABRT"), ("Crashes", "by SIGSEGV")],
@@ -131,7 +131,7 @@ def test_a_c_backend_that_reads_beyond_its_stream_is_found() -> None:
     assert "SIGSEGV" in found("ReadsPastTheEndInC", "kernels/rank_0_uint8")["kernels/rank_0_uint8"]
 
 
-@exhaustive
+@pytest.mark.exhaustive
 @NEEDS_WALLS
 @pytest.mark.parametrize(
     "name",
