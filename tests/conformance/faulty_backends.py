@@ -251,6 +251,11 @@ class CannotBeMade(Healthy):
         raise RuntimeError("no device\nat all")
 
 
+class LeavesWhenMade(Healthy):
+    def __init__(self, threads: int | None = None) -> None:
+        raise SystemExit(3)
+
+
 class DiesWhenMade(Healthy):
     def __init__(self, threads: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -102,7 +102,7 @@ def _construct(name: str, target: str, threads: int | None) -> Backend:
     module, _, attribute = target.partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except Exception as e:  # whatever a plug-in does when it is imported, it is then not usable
+    except (Exception, SystemExit) as e:  # whatever a plug-in does, it is then not usable
         hint = f"; pip install 'wcodec[{name}]'" if name in _BUILT_IN else ""
         raise BackendUnavailable(f"backend {name!r} cannot be imported ({e}){hint}") from e
     if isinstance(cls, type) and not issubclass(cls, Backend):
@@ -111,7 +111,7 @@ def _construct(name: str, target: str, threads: int | None) -> Backend:
         backend = cls(threads)
     except BackendUnavailable:
         raise
-    except Exception as e:  # of a plug-in: the other backends are as usable as before
+    except (Exception, SystemExit) as e:
         raise BackendUnavailable(
             f"backend {name!r} cannot be made ({type(e).__name__}: {e})"
         ) from e

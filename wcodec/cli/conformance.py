@@ -115,7 +115,7 @@ def _write(args: argparse.Namespace, outputs: dict[str, str | None], reports: li
     for name, path in outputs.items():
         if path:
             with atomic_output(path, overwrite=args.force) as f:
-                f.write(text_of[name]().encode())
+                f.write(text_of[name]().encode(errors="backslashreplace"))
 
 
 def _print(args: argparse.Namespace, reports: list[Report]) -> None:

@@ -23,6 +23,7 @@ from wcodec.errors import BackendUnavailable
 
 TIMEOUT_S: Final = 300.0  #: by default, of a check; a backend may compile at its first one
 START_S: Final = 600.0  #: to make a backend
+END_S: Final = 10.0  #: to end, once it has nothing to do
 #: a process whose parent has gone ends so long after the limit of its check
 GRACE_S: Final = 30.0
 _CODE: Final = (
@@ -137,7 +138,7 @@ class InChild:
             self._write(request)
             line = process.stdout.readline()
         except BaseException:
-            self.close()
+            self.close(at_once=True)
             raise
         finally:
             timer.cancel()
@@ -151,16 +152,30 @@ class InChild:
             raise KeyboardInterrupt
         raise Mismatch("an end of the check", how_ended(status, _BEYOND))
 
-    def close(self) -> None:
-        """End the process, if there is one; the next check would start another."""
+    def close(self, at_once: bool = False) -> None:
+        """End the process, if there is one; the next check would start another.
+
+        Parameters
+        ----------
+        at_once
+            Do not let it finish, which it may not do.
+        """
         process, self._process = self._process, None
         if process is None:
             return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
             with contextlib.suppress(BrokenPipeError):
-                stream.close()  # type: ignore[union-attr]
+                process.stdin.close()
+            if not at_once:
+                process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
 
 def how_ended(status: int, hint: str = "") -> str:

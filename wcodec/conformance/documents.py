@@ -68,7 +68,9 @@ def features_of(outcome: Outcome) -> tuple[str, ...]:
 
 
 def matrix(reports: Sequence[Report]) -> dict[str, list[Counter[str]]]:
-    """By feature, and first of all checks: how often each outcome came, of each report."""
+    """By feature, and first of all checks: how often each outcome came, of each report. Features of
+    which nothing was selected are left out.
+    """
     rows: dict[str, list[Counter[str]]] = {"all": [Counter() for _ in reports]}
     for flagged in (False, True):  # kinds of checks go before flags
         for i, report in enumerate(reports):
@@ -77,7 +79,11 @@ def matrix(reports: Sequence[Report]) -> dict[str, list[Counter[str]]]:
                 for name in flags if flagged else ("all", kind):
                     row = rows.setdefault(name, [Counter() for _ in reports])
                     row[i][o.outcome] += 1
-    return rows
+    return {
+        name: row
+        for name, row in rows.items()
+        if any(set(count) - {"not selected"} for count in row)
+    }
 
 
 def cell(count: Counter[str]) -> str:
