@@ -54,7 +54,7 @@ kernels: $(VENV)-kernels/.stamp
 conformance: $(VENV)/.stamp-test
 	$(BIN)/wcodec conformance --backend reference
 	$(BIN)/wcodec conformance --backend numba
-	PYTHONPATH=tests $(BIN)/wcodec conformance --backend cuda_emulator.backend:EmulatedCuda
+	PYTHONPATH=tests $(BIN)/wcodec conformance --backend cuda_emulator.backend:EmulatedCuda --timeout 3600
 
 bench: $(VENV)/.stamp-bench
 	$(BIN)/python benchmarks/cpu/bench_files.py

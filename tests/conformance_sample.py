@@ -20,7 +20,7 @@ from cuda_emulator import EmulatedRuntime
 from wcodec import conformance
 from wcodec.backends import load_backend
 from wcodec.codec.sources import BufferSource
-from wcodec.conformance import kernels, sweeps
+from wcodec.conformance import kernels, sweeps, threads
 from wcodec.conformance.cases import Case, Vectors, load
 from wcodec.conformance.coded import parts_of
 from wcodec.reference import container
@@ -33,7 +33,7 @@ FEWER: tuple[tuple[ModuleType, str, Any], ...] = (
     (sweeps, "MOST_FLIPS", 4),
     (kernels, "MOST_SEGMENTS", 4),
     (
-        kernels,
+        threads,
         "THREADED",
         ("base_pairs", "modes_mixed", "context_scale_parts", "difference_mixed", "sparse_mixed"),
     ),

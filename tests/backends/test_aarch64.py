@@ -68,7 +68,8 @@ def test_a_sample_of_the_suite_passes(target: str) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.timeout(3600)
 def test_the_suite_passes(target: str) -> None:
-    out = emulated(target, "wcodec", "conformance", "--backend", f"{BACKEND}:NumbaBackend")
+    suite = "wcodec", "conformance", "--timeout", "3600"
+    out = emulated(target, *suite, "--backend", f"{BACKEND}:NumbaBackend")
     assert "variant neon," in out
     assert out.splitlines()[-1].endswith("passed, 0 failed, 0 not run")
 

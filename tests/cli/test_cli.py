@@ -325,13 +325,19 @@ def test_conformance_gets_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         conformance, "run", lambda target, **more: seen.append((target, more)) or report
     )
-    assert call("conformance", "--command", "decoder {input} {output}", "--no-sweeps")[0] == 1
-    assert call("--backend", "numba", "conformance", "--filter", "accept")[0] == 1
-    (command, first), (backend, second) = seen
+    assert call("conformance", "--command", "sh {input} {output}", "--no-sweeps")[0] == 1
+    more = "--filter", "accept", "--threads", 3, "--timeout", 9, "-x"
+    assert call("--backend", "numba", "conformance", *more)[0] == 1
+    assert call("--backend", "numba", "conformance", "--in-process")[0] == 1
+    (command, first), (child, second), (backend, _) = seen
     assert isinstance(command, conformance.Command)
-    found = (command.template, first["sweeps"], first["select"])
-    assert found == ("decoder {input} {output}", False, "")
-    assert (backend, second["sweeps"], second["select"]) == (load_backend("numba"), True, "accept")
+    found = (command.template, first["sweeps"], first["select"], first["stop_at_first"])
+    assert found == ("sh {input} {output}", False, "", False)
+    assert isinstance(child, conformance.InChild)
+    assert (child.backend, child.threads, child.timeout) == ("numba", 3, 9)
+    found = (second["sweeps"], second["select"], second["stop_at_first"])
+    assert found == (True, ["accept"], True)
+    assert backend == load_backend("numba")
 
 
 def test_demo(

@@ -568,7 +568,9 @@ def test_the_commands_are_understood(
     monkeypatch.undo()
     done = checker.run([*conformance, "--filter", "accept/base_bytes"], 120)
     assert done.last.startswith("1 passed, 0 failed")
-    assert json.loads((checker.out / "conformance.json").read_text())["target"] == "numba"
+    assert (
+        json.loads((checker.out / "conformance.json").read_text())["decoders"][0]["name"] == "numba"
+    )
     assert "tests/cuda/test_gpu.py" in tests
     assert scripts.gpu.parse(speed[2:]).seconds > 100
     assert run_script(models, 120).status == 2, "there is no GPU, and that is said"

@@ -62,8 +62,8 @@ def _targets() -> dict[str, str]:
 
 
 def load_backend(name: str, threads: int | None = None) -> Backend:
-    """The backend of a name, or of a class given as ``package.module:Class``.
-    The same object each time.
+    """The backend of a name, or of a class given as ``package.module:Class``, or of a function that
+    makes one, given ``threads``. The same object each time.
 
     Parameters
     ----------
@@ -102,12 +102,22 @@ def _construct(name: str, target: str, threads: int | None) -> Backend:
     module, _, attribute = target.partition(":")
     try:
         cls = getattr(importlib.import_module(module), attribute)
-    except Exception as e:  # whatever a plug-in does when it is imported, it is then not usable
+    except (Exception, SystemExit) as e:  # whatever a plug-in does, it is then not usable
         hint = f"; pip install 'wcodec[{name}]'" if name in _BUILT_IN else ""
         raise BackendUnavailable(f"backend {name!r} cannot be imported ({e}){hint}") from e
-    if not (isinstance(cls, type) and issubclass(cls, Backend)):
+    if isinstance(cls, type) and not issubclass(cls, Backend):
         raise BackendUnavailable(f"{target!r} is not a subclass of wcodec.backends.Backend")
-    return cls(threads)
+    try:
+        backend = cls(threads)
+    except BackendUnavailable:
+        raise
+    except (Exception, SystemExit) as e:
+        raise BackendUnavailable(
+            f"backend {name!r} cannot be made ({type(e).__name__}: {e})"
+        ) from e
+    if not isinstance(backend, Backend):
+        raise BackendUnavailable(f"{target!r} makes no wcodec.backends.Backend")
+    return backend
 
 
 def _load_auto(threads: int | None) -> Backend:

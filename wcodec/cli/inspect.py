@@ -284,22 +284,22 @@ def backend_rows(args: argparse.Namespace, used: Backend | None) -> list[dict[st
     for name in dict.fromkeys(
         [*backend_names(), *([args.backend] if args.backend and ":" in args.backend else [])]
     ):
+        row = {"name": name, "usable": False, "used": False, "reason": "", "info": {}}
         try:
             backend = load_backend(name, args.threads)
-            rows.append(
-                {
-                    "name": name,
-                    "usable": True,
-                    "used": backend is used,
-                    "reason": "",
-                    "info": backend.info(),
-                }
-            )
+            row |= {"info": _info_of(backend), "usable": True, "used": backend is used}
         except BackendUnavailable as e:
-            rows.append(
-                {"name": name, "usable": False, "used": False, "reason": str(e), "info": {}}
-            )
+            row["reason"] = str(e)
+        rows.append(row)
     return rows
+
+
+def _info_of(backend: Backend) -> dict[str, str]:
+    """What a backend says of itself; one that cannot is not usable."""
+    try:
+        return backend.info()
+    except Exception as e:
+        raise BackendUnavailable(f"its info() raised {type(e).__name__}: {e}") from e
 
 
 def backends(args: argparse.Namespace) -> int:

@@ -1,99 +1,17 @@
-"""`wcodec conformance`, `demo` and `bench`."""
+"""`wcodec warmup`, `demo` and `bench`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from wcodec.cli.common import BAD_INPUT, DONE, INTERRUPTED, backend_of, fail, show, tqdm_class
-from wcodec.cli.outputs import check_target
-from wcodec.errors import BackendUnavailable
-from wcodec.files.atomic import atomic_output
+from wcodec.cli.common import DONE, backend_of, fail, show
 
 if TYPE_CHECKING:
-    from wcodec.conformance import Outcome
-
-
-def conformance(args: argparse.Namespace) -> int:
-    """`wcodec conformance`: 0 only if all checks ran and passed."""
-    from wcodec.conformance import Command, run
-
-    if args.command is not None and args.backend is not None:
-        args.error("--command is instead of --backend")
-    if args.report:
-        check_target(args, "the report", args.report)
-    try:
-        target = Command(args.command) if args.command is not None else backend_of(args)
-        with _interrupted_between_checks() as progress:
-            report = run(target, select=args.filter, sweeps=not args.no_sweeps, progress=progress)
-    except (BackendUnavailable, FileNotFoundError, ValueError) as e:
-        args.error(str(e))
-        raise
-    for outcome in report.failed:
-        print(f"FAILED {outcome}")
-    if args.report:
-        with atomic_output(args.report, overwrite=args.force) as f:
-            f.write((report.as_json() + "\n").encode())
-    about = ", ".join(f"{k} {v}" for k, v in report.info.items())
-    print(
-        f"{report.target}{f' ({about})' if about else ''}: {report.vectors['cases']} vectors, "
-        f"{report.seconds:.1f} s"
-    )
-    for why, n in Counter(o.message for o in report.outcomes if o.outcome == "not run").items():
-        print(f"NOT RUN {n}: {why}")
-    print(report.last_line)
-    if report.interrupted:
-        return INTERRUPTED
-    return DONE if report.good else BAD_INPUT
-
-
-@contextmanager
-def _interrupted_between_checks() -> Iterator[
-    Callable[[Iterable[Outcome], int], Iterable[Outcome]]
-]:
-    """How to go through the outcomes, so that the first Ctrl-C comes between two of them:
-    what was found is reported.
-    """
-    before, told = signal.getsignal(signal.SIGINT), list[int]()
-
-    def handle(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        told.append(number)
-
-    def progress(outcomes: Iterable[Outcome], n: int) -> Iterator[Outcome]:
-        for outcome in _bar(outcomes, n):
-            yield outcome
-            if told:
-                raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread() or before in (
-        signal.SIG_IGN,
-        None,
-    ):
-        yield progress
-        return
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield progress
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _bar(outcomes: Iterable[Outcome], n: int) -> Iterable[Outcome]:
-    """A bar on a terminal, if tqdm is there."""
-    tqdm = tqdm_class() if sys.stderr.isatty() else None
-    if tqdm is None:
-        return outcomes
-    bar: Iterable[Outcome] = tqdm(outcomes, total=n, unit="check", leave=False)
-    return bar
+    pass
 
 
 def warmup(args: argparse.Namespace) -> int:

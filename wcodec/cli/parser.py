@@ -123,22 +123,35 @@ def _add_conformance(s: argparse.ArgumentParser) -> None:
     text = (
         "instead of --backend: a program that decodes a file into its restored bytes, given the "
         "file that it holds differences from, or nothing; without {base}, cases of differences are "
-        "not run"
+        "not run; several, each under a NAME, are compared"
     )
-    s.add_argument("--command", metavar="'PROGRAM {input} {output} {base}'", help=text)
     s.add_argument(
-        "--report", metavar="OUT.json", type=path_argument, help="write what came of each check"
+        "--command", metavar="'[NAME=]PROGRAM {input} {output} {base}'", action="append", help=text
     )
-    s.add_argument("-f", "--force", action="store_true", help="replace the report, if it exists")
-    s.add_argument(
-        "--filter",
-        default="",
-        metavar="TEXT",
-        help="run only checks whose id contains this; the others count as not run",
+    text = (
+        "run only checks whose id contains this, or matches it if there is * ? or [ in it; may be "
+        "given several times; the exit status is then that of what was selected"
     )
+    s.add_argument("--filter", action="append", metavar="GLOB", help=text)
     s.add_argument(
         "--no-sweeps", action="store_true", help="leave out the sweeps; they count as not run"
     )
+    s.add_argument("-x", "--exit-first", action="store_true", help="stop at the first failure")
+    s.add_argument("--list", action="store_true", help="print the ids of checks, and run none")
+    text = "of a check (default: 300, and 60 of a program)"
+    s.add_argument("--timeout", metavar="SECONDS", type=positive, help=f"most time {text}")
+    text = "check the backend in this process, for debuggers: a crash then ends it"
+    s.add_argument("--in-process", action="store_true", help=text)
+    s.add_argument(
+        "--report", metavar="OUT.json", type=path_argument, help="write what came of each check"
+    )
+    text = "write a page that shows it: features by decoder, and each vector"
+    s.add_argument("--html", metavar="OUT.html", type=path_argument, help=text)
+    text = "write a badge that says it"
+    s.add_argument("--badge", metavar="OUT.svg", type=path_argument, help=text)
+    s.add_argument("--markdown", action="store_true", help="print it as a table for GitHub")
+    text = "replace reports, pages and badges that exist"
+    s.add_argument("-f", "--force", action="store_true", help=text)
 
 
 def _add_warmup(s: argparse.ArgumentParser) -> None:
@@ -350,7 +363,7 @@ SUBCOMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None
         "show what wcodec finds on this machine, and test that each backend works here",
     ),
     "conformance": (
-        "measure",
+        "conformance",
         _add_conformance,
         "run the conformance suite against a backend or a program",
     ),

@@ -42,18 +42,46 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its id, the rules that it proves, and what to run; or why it cannot be run."""
+    """One check: its id, the rules that it proves, and what to run; or why it cannot be run, and
+    the profile of the format that it belongs to, if the manifest names one.
+    """
 
     id: str
     rules: tuple[str, ...]
     run: Callable[[], None]
     not_run_because: str = ""
+    profile: str | None = None
 
 
 def require(holds: bool, expected: str, got: str) -> None:
     """Raise `Mismatch` unless a condition holds."""
     if not holds:
         raise Mismatch(expected, got)
+
+
+def require_same(got: Any, due: NDArray[Any], what: str) -> None:
+    """Raise `Mismatch`, with the first place that differs, unless two arrays are the same."""
+    kind = f"{due.dtype} of shape {due.shape}"
+    found = f"{getattr(got, 'dtype', type(got))} of shape {getattr(got, 'shape', '')}"
+    require(found == kind, f"{what}: {kind}", found)
+    different = np.atleast_1d(got != due)
+    if different.any():
+        at = np.unravel_index(int(np.argmax(different)), different.shape)
+        place = ", ".join(str(int(i)) for i in at)
+        due_there, got_there = (
+            f"{int(a[at]):#0{2 + 2 * a.itemsize}x}" if a.dtype.kind == "u" else str(a[at])
+            for a in (np.atleast_1d(due), np.atleast_1d(got))
+        )
+        n = f"{np.count_nonzero(different)} of {different.size} differ"
+        raise Mismatch(f"{what}: {due_there} at [{place}]", f"{got_there} ({n})")
+
+
+def require_same_bytes(got: Any, due: Any, what: str) -> None:
+    """As `require_same`, of two buffers of any size; says which byte differs first."""
+    a, b = (np.frombuffer(data, np.uint8) for data in (got, due))
+    n = min(a.size, b.size)
+    require_same(a[:n], b[:n], f"{what}, byte by byte")
+    require(a.size == b.size, f"{what} of {b.size} bytes", f"{a.size} that begin alike")
 
 
 @dataclass(frozen=True)
@@ -111,6 +139,12 @@ class Case:
             "others",
         )
         return np.frombuffer(data, dtype.word_type)
+
+    @property
+    def restored(self) -> bytes:
+        """What a decoder restores: the source header, and all tensors made by their recipes."""
+        words = (self.words(i).tobytes() for i in range(len(self.row["tensors"])))
+        return bytes.fromhex(self.row.get("source_header", "")) + b"".join(words)
 
     def coded_words(self, i: int, difference: Difference) -> NDArray[Any]:
         """What is coded in place of the words of tensor `i` (R12.5)."""
@@ -225,6 +259,11 @@ def compare(case: Case, decoded: Decoded) -> None:
     require(len(due) == len(index.tensors), f"{len(due)} tensors", f"{len(index.tensors)}")
     for row, t, array in zip(due, index.tensors, decoded.arrays, strict=True):
         got = _described(t, array)
+        if got["sha256"] != row["sha256"] and got["nbytes"] == row["nbytes"]:
+            # says where; the words come from a recipe
+            words = case.words(case.row["tensors"].index(row))
+            bits = np.frombuffer(array.tobytes(), words.dtype)
+            require_same(bits, words, f"the words of tensor {row['name']!r}")
         for key, value in got.items():
             require(
                 row.get(key) == value,
@@ -274,16 +313,7 @@ def check_encode(case: Case, backend: Backend) -> None:
             )
     header = case.row.get("source_header")
     writer.finish(case.row.get("metadata"), None if header is None else bytes.fromhex(header))
-    got = stream.getvalue()
-    if got != case.data:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(got, case.data, strict=False)) if a != b),
-            min(len(got), len(case.data)),
-        )
-        raise Mismatch(
-            f"the same file of {len(case.data)} bytes",
-            f"{len(got)} bytes that differ from offset {at} on",
-        )
+    require_same_bytes(stream.getvalue(), case.data, f"the file {case.path.name}")
 
 
 def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,16 @@ from typing import Final
 
 import numpy as np
 
-from wcodec.conformance.cases import Case, Check, Mismatch, Vectors, require, sha256
+from wcodec.conformance.cases import (
+    Case,
+    Check,
+    Mismatch,
+    Vectors,
+    require,
+    require_same_bytes,
+    sha256,
+)
+from wcodec.conformance.child import how_ended
 from wcodec.conformance.recipes import splitmix64
 
 SWEPT: Final = ("base_bytes", "base_records")  #: files whose prefixes and flips a program gets
@@ -31,14 +41,26 @@ class Command:
         restored stream, `source_header` and the decoded tensors one after another (R4.22).
         ``{base}`` is the file that the input holds differences from, nothing if it holds none.
         Without it, cases that have a base cannot be run.
+    name
+        What reports call it; by default the template.
+    timeout
+        Seconds that the program may take.
+
+    Raises
+    ------
+    ValueError
+        The template lacks ``{input}`` or ``{output}``, or there is no such program.
     """
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str, name: str = "", timeout: float | None = None) -> None:
         self.template, self.words = template, shlex.split(template)
+        self.name, self.timeout = name or template, timeout or TIMEOUT_S
         if not any("{input}" in w for w in self.words) or not any(
             "{output}" in w for w in self.words
         ):
             raise ValueError(f"the command {template!r} lacks {{input}} or {{output}}")
+        if shutil.which(self.words[0]) is None:
+            raise ValueError(f"there is no program {self.words[0]!r}")
         self.takes_base = any("{base}" in w for w in self.words)
 
     def decode(self, data: bytes, base: Path | None = None) -> tuple[int, bytes | None]:
@@ -57,14 +79,16 @@ class Command:
                 done = subprocess.run(
                     line,
                     stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    timeout=TIMEOUT_S,
+                    # no pipes: a program that it has started would hold them open after its end
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    timeout=self.timeout,
                     check=False,
                 )
             except subprocess.TimeoutExpired:
-                raise Mismatch("an end", f"none after {TIMEOUT_S} s") from None
+                raise Mismatch("an end", f"none after {self.timeout:g} s") from None
             if done.returncode < 0:
-                raise Mismatch("a regular exit", f"signal {-done.returncode}")
+                raise Mismatch("a regular exit", how_ended(done.returncode))
             return done.returncode, output.read_bytes() if output.is_file() else None
 
 
@@ -82,11 +106,8 @@ def _check_command(case: Case, command: Command) -> None:
     elif case.expect == "accept" or not refused:
         require(not refused, "status 0", f"status {status}")
         require(output is not None, "an output file", "none")
-        require(
-            sha256(output) == case.row["restored_sha256"],
-            "the restored bytes",
-            f"{len(output or b'')} others",
-        )
+        if sha256(output) != case.row["restored_sha256"]:
+            require_same_bytes(output, case.restored, "the restored bytes")
 
 
 def _check_command_prefix(case: Case, command: Command, n: int) -> None:

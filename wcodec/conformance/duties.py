@@ -8,8 +8,8 @@ import numpy as np
 
 from wcodec.backends.protocol import Backend
 from wcodec.backends.reference import ReferenceBackend
-from wcodec.conformance.cases import require
-from wcodec.conformance.guarded import Guarded, decode_guarded
+from wcodec.conformance.cases import require, require_same, require_same_bytes
+from wcodec.conformance.guarded import Guarded, decode_guarded, walled, walled_plan
 from wcodec.conformance.recipes import splitmix64
 from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
@@ -33,7 +33,7 @@ def check_spans(backend: Backend) -> None:
         device = room.array.view(dtype.word_type).reshape(words.shape)
         counts = backend.histogram(device, spans, dtype)
         due = encoding.histogram(words, spans, dtype)
-        require(np.array_equal(counts, due), f"histograms of {dtype.name}", "others")
+        require_same(counts, due, f"histograms of {dtype.name}")
         room.unchanged("the words")
         _check_as_reference(backend, plan, words)
 
@@ -44,19 +44,18 @@ def _check_as_reference(backend: Backend, plan: SegmentPlan, words: Words) -> No
     room = Guarded(backend, raw, shift=dtype.word_nbytes)
     device = room.array.view(dtype.word_type).reshape(words.shape)
     payload, n_units, n_patches = encoding.encode_segments(plan, words)
-    done = plan.encoded(n_units, n_patches)
+    plan = walled_plan(backend, plan)
+    done = walled_plan(backend, plan.encoded(n_units, n_patches))
     both = backend.encode_segments(plan, device), backend.encode_with_checksums(plan, device)[0]
     for encoded, checksums in zip(both, (False, True), strict=True):
-        same = (
-            backend.to_host(encoded.payload).tobytes() == payload.tobytes()
-            and np.array_equal(encoded.n_units, n_units)
-            and np.array_equal(encoded.n_patches, n_patches)
-        )
-        require(same, f"the records of {dtype.name}", "others")
+        require_same(encoded.n_units, n_units, f"n_units of {dtype.name}")
+        require_same(encoded.n_patches, n_patches, f"n_patches of {dtype.name}")
+        got = backend.to_host(encoded.payload).tobytes()
+        require_same_bytes(got, payload, f"the records of {dtype.name}")
         room.unchanged("the words")
         status, out = decode_guarded(backend, done, payload, checksums=checksums)
-        require(not status.any(), "status OK of all segments", str(status.tolist()))
-        require(np.array_equal(out, words), f"the words of {dtype.name}", "others")
+        require_same(status, np.zeros_like(status), "the status of each segment")
+        require_same(out, words, f"the words of {dtype.name}")
 
 
 def check_uncoded_pairs(backend: Backend) -> None:
@@ -88,10 +87,11 @@ def check_joint_histogram(backend: Backend) -> None:
         rows, cols = np.arange(height), np.arange(width)
         for lines in ((rows, cols % 4 * height), (rows % 3 * width, cols), (0 * rows, 0 * cols)):
             n_lines = 1 + int(lines[0].max(initial=0) + lines[1].max(initial=0))
-            call = symbols, *lines, halves, (n_lines, 128)
-            counts, due = backend.joint_histogram(*call), joint_histogram(*call)
-            same = counts.dtype == np.int64 and np.array_equal(counts, due)
-            require(same, f"joint histogram of {height} x {width} symbols", "another")
+            shape = n_lines, 128
+            given = *(walled(backend, a) for a in (symbols, *lines, halves)), shape
+            counts = backend.joint_histogram(*given)
+            due = joint_histogram(symbols, *lines, halves, shape)
+            require_same(counts, due, f"joint histogram of {height} x {width} symbols")
 
 
 def check_empty(backend: Backend) -> None:

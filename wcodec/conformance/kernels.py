@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -25,9 +25,9 @@ from wcodec.conformance.cases import (
     Check,
     Mismatch,
     Vectors,
-    check_decode,
-    check_encode,
     require,
+    require_same,
+    require_same_bytes,
 )
 from wcodec.conformance.coded import Coded, coded_of, fills, matrices, payload_of
 from wcodec.conformance.duties import (
@@ -36,7 +36,18 @@ from wcodec.conformance.duties import (
     check_spans,
     check_uncoded_pairs,
 )
-from wcodec.conformance.guarded import CANARY, Guarded, check_checksums, decode_guarded, snapshot
+from wcodec.conformance.guarded import (
+    CANARY,
+    Guarded,
+    Side,
+    at_each_side,
+    check_checksums,
+    decode_guarded,
+    sides_of,
+    snapshot,
+    walled,
+    walled_plan,
+)
 from wcodec.conformance.lists import (
     check_list_changes,
     check_places,
@@ -44,9 +55,9 @@ from wcodec.conformance.lists import (
     check_take_put,
 )
 from wcodec.conformance.recipes import splitmix64
+from wcodec.conformance.threads import check_threads
 from wcodec.errors import DecodeError
 from wcodec.files.file import File
-from wcodec.processes import Workers
 from wcodec.reference import encoding
 from wcodec.reference.differences import Difference, subtract
 from wcodec.reference.planes import Words
@@ -57,11 +68,6 @@ from wcodec.reference.tensors import TensorRecord
 Bytes = NDArray[np.uint8]
 
 MOST_SEGMENTS: Final = 24  #: decoded one by one
-THREADED: Final = (
-    "base_bytes", "base_pairs", "base_tiles", "mixed_layouts", "auto_bfloat16", "auto_int8",
-    "many_tensors", "auto_tables", "modes_mixed", "context_plane_tiles", "context_scale_parts",
-    "difference_mixed", "sparse_mixed", "encoder_sparse",
-)  # fmt: skip
 DCT_TOP: Final = 0x12  #: a mode
 
 
@@ -84,16 +90,15 @@ def _check_coded(
     case: Case, backend: Backend, coded: Coded, matrix: Words, fill: Bytes | None
 ) -> None:
     t, plan, payload = coded.record, coded.plan, coded.payload
-    for canary, shift in ((CANARY, 0), (0x3A, t.dtype.word_nbytes)):
-        status, words = decode_guarded(backend, plan, payload, canary, shift, checksums=shift > 0)
-        require(not status.any(), "status OK of all segments", str(status.tolist()[:20]))
-        require(bool((words == matrix).all()), f"the words of tensor {t.name!r}", "others")
-    crcs = backend.checksums(Guarded(backend, payload).array, plan.offsets)
-    require(
-        crcs.tolist() == t.segment_crc32.tolist(),
-        "the CRC-32s of the records",
-        str(crcs.tolist()[:8]),
-    )
+    for side, canary, shift in sides_of(backend, t.dtype.word_nbytes):
+        guarded = walled_plan(backend, plan, side)
+        status, words = decode_guarded(
+            backend, guarded, payload, canary, shift, checksums=side != Side.END, side=side
+        )
+        require_same(status, np.zeros_like(status), "the status of each segment")
+        require_same(words, matrix, f"the words of tensor {t.name!r}")
+        crcs = backend.checksums(Guarded(backend, payload, side=side).array, plan.offsets)
+        require_same(crcs, t.segment_crc32, "the CRC-32s of the records")
     if fill is not None:
         _check_encode(backend, t, plan, payload, matrix, fill)
     _check_histograms(case, backend, t, matrix)
@@ -115,11 +120,9 @@ def _check_parts(f: File, t: TensorRecord, matrix: Words) -> None:
             out,
             base,
         )
-        require(
-            bool((out == matrix[rows, cols]).all()), f"the words of segment {k} alone", "others"
-        )
+        require_same(out, matrix[rows, cols], f"the words of segment {k} alone")
     parts = b"".join(part.tobytes() for part in f.chunks(t))
-    require(parts == matrix.tobytes(), "the words in chunks", "others")
+    require_same_bytes(parts, matrix.tobytes(), "the words in chunks")
 
 
 def _pieces(payload: Bytes, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Bytes | None:
@@ -136,41 +139,28 @@ def _check_encode(
     s = replace(done, n_units=np.zeros_like(done.n_units), n_patches=np.zeros_like(done.n_patches))
     modes = _pieces(payload, plan.offsets[:-1], plan.modes_nbytes)
     scales = _pieces(payload, plan.offsets[:-1] + padded(plan.modes_nbytes), plan.scale_nbytes)
-    todo = SegmentPlan(plan.dtype, plan.geometry, s, plan.tables, fill, modes, scales)
-    before = snapshot(todo)
-    for shift in (0, t.dtype.word_nbytes):
-        words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8), shift=shift)
+    free = SegmentPlan(plan.dtype, plan.geometry, s, plan.tables, fill, modes, scales)
+    before, content = snapshot(free), np.frombuffer(matrix.tobytes(), np.uint8)
+    for side, _, shift in sides_of(backend, t.dtype.word_nbytes):
+        todo = walled_plan(backend, free, side)
+        words = Guarded(backend, content, shift=shift, side=side)
         device = words.array.view(t.dtype.word_type).reshape(matrix.shape)
-        if shift:
+        if side != Side.END:
             encoded, sums = backend.encode_with_checksums(todo, device)
             parts, again = backend.encode_in_parts(todo, device)
             whole = b"".join(np.asarray(backend.to_host(p)).tobytes() for p in parts.payload)
-            require(
-                whole == payload.tobytes() and again.words == sums.words,
-                "the payload of the file, in parts too",
-                "another",
-            )
-            check_checksums(sums, plan, payload, np.frombuffer(matrix.tobytes(), np.uint8))
+            require_same_bytes(whole, payload, "the payload of the file, in parts")
+            for of in (sums, again):
+                check_checksums(of, plan, payload, content)
         else:
             encoded = backend.encode_segments(todo, device)
         words.unchanged("the words")
         require(snapshot(todo) == before, "the plan to be left as it is", "changes")
-        require(
-            np.array_equal(encoded.n_units, done.n_units),
-            f"n_units {done.n_units.tolist()}",
-            str(encoded.n_units.tolist()),
-        )
-        require(
-            np.array_equal(encoded.n_patches, done.n_patches),
-            f"n_patches {done.n_patches.tolist()}",
-            str(encoded.n_patches.tolist()),
-        )
+        require_same(encoded.n_units, done.n_units, "n_units")
+        require_same(encoded.n_patches, done.n_patches, "n_patches")
         got = np.asarray(backend.to_host(encoded.payload))
-        require(
-            got.dtype == np.uint8 and got.tobytes() == payload.tobytes(),
-            "the payload of the file",
-            "another",
-        )
+        require(got.dtype == np.uint8, "a payload of uint8", str(got.dtype))
+        require_same_bytes(got.tobytes(), payload, "the payload of the file")
 
 
 def _modes(case: Case) -> list[int]:
@@ -204,43 +194,28 @@ def _check_histograms(case: Case, backend: Backend, t: TensorRecord, matrix: Wor
             calls += [{"base": 0, "fill": 6, "planes": (p,)} for p in (0, 1)]
         else:
             calls += [{"base": 110, "fill": 3, "planes": p} for p in ((), (0,), (0, last))]
-    words = Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8))
-    device = words.array.view(dtype.word_type).reshape(matrix.shape)
-    for call in calls:
-        got = backend.histogram(device, g, dtype, **call)
+    rooms = [
+        (side, Guarded(backend, np.frombuffer(matrix.tobytes(), np.uint8), shift=shift, side=side))
+        for side, _, shift in sides_of(backend, t.dtype.word_nbytes)
+    ]
+    for i, call in enumerate(calls):
         due = encoding.histogram(matrix, g, dtype, **call)
-        words.unchanged("the words")
-        require(
-            got.dtype == np.int64 and got.shape == due.shape,
-            f"histograms of int64 {due.shape}",
-            f"{got.dtype} {got.shape}",
-        )
-        if not np.array_equal(got, due):
-            segment, plane, symbol = np.argwhere(got != due)[0].tolist()
-            what = (
-                f"{due[segment, plane, symbol]} of symbol {symbol} in plane {plane} of histogram "
-                f"{segment} with {call}"
-            )
-            raise Mismatch(what, str(got[segment, plane, symbol]))
+        for k, (side, words) in enumerate(rooms):
+            if k and i % 4:  # all calls at one end, some at the other
+                continue
+            device = words.array.view(dtype.word_type).reshape(matrix.shape)
+            more = {**call, "segments": walled(backend, call.get("segments"), side)}
+            got = backend.histogram(device, g, dtype, **more)
+            words.unchanged("the words")
+            require_same(got, due, f"histograms by segment, plane and symbol with {call}")
     modes = (*_modes(case), DCT_TOP)
     of: dict[str, Any] = {"segments": some, "planes": tuple(sorted({0, last}))}
-    many = backend.histograms(device, g, dtype, modes, **of)
-    one_by_one = [encoding.histogram(matrix, g, dtype, mode=m, **of) for m in modes]
-    require(
-        np.array_equal(many, np.stack(one_by_one)),
-        f"histograms of modes {modes} as of one at a time",
-        "others",
-    )
-
-
-def check_threads(vectors: Vectors, backend: Backend) -> None:
-    """Cases at once in several threads, each several times."""
-    cases = [vectors[f"accept/{name}"] for name in THREADED] * 3
-    with Workers(4, "wcodec-checks") as workers:
-        jobs = [workers.begin(check_decode, c, backend) for c in cases]
-        jobs += [workers.begin(check_encode, c, backend) for c in cases if "encode" in c.row]
-        for job in jobs:
-            job.result()
+    one_by_one = np.stack([encoding.histogram(matrix, g, dtype, mode=m, **of) for m in modes])
+    for _, words in rooms[:2]:
+        device = words.array.view(dtype.word_type).reshape(matrix.shape)
+        many = backend.histograms(device, g, dtype, modes, **of)
+        words.unchanged("the words")
+        require_same(many, one_by_one, f"histograms of modes {modes}, one after another,")
 
 
 #: parts of the record of a file's first segment that are spoilt, and what its status is then: a
@@ -299,20 +274,14 @@ def check_differences(backend: Backend) -> None:
             devices = [g.array.view(words.dtype).reshape(words.shape) for g in given]
             coded = backend.subtract_base(devices[0], devices[1], difference)
             due = subtract(words, base, difference)
-            require(
-                np.array_equal(backend.to_host(coded), due),
-                f"{difference.name} of words of {nbytes} bytes",
-                "others",
-            )
+            text = f"{difference.name} of words of {nbytes} bytes"
+            require_same(backend.to_host(coded), due, text)
             room = Guarded(backend, np.frombuffer(due.tobytes(), np.uint8), shift=nbytes)
             crc = backend.add_base(
                 room.array.view(words.dtype).reshape(words.shape), devices[1], difference
             )
-            require(
-                room.content("the words").tobytes() == words.tobytes(),
-                f"the words, from {difference.name}",
-                "others",
-            )
+            content = room.content("the words")
+            require_same_bytes(content, words.tobytes(), f"the words, from {difference.name}")
             require(crc == zlib.crc32(words.tobytes()), "the CRC-32 of the words", str(crc))
             for g in given:
                 g.unchanged("the words and the base")
@@ -332,20 +301,24 @@ def check_limit(vectors: Vectors, backend: Backend) -> None:
 
 
 def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
-    """Checks of kernels."""
+    """Checks of kernels: duties, and then every file."""
+
+    def duty(name: str, rules: tuple[str, ...], check: Callable[[Backend], None]) -> Check:
+        return Check(f"duty/{name}", rules, partial(at_each_side, check, backend))
+
+    yield duty("empty_input", ("R6.4",), check_empty)
+    if backend.takes_spans:
+        yield duty("spans", (), check_spans)
+    yield duty("uncoded_pairs", ("R10.8",), check_uncoded_pairs)
+    yield duty("joint_histogram", (), check_joint_histogram)
+    yield Check("duty/threads", (), partial(check_threads, vectors, backend))
+    yield duty("faults", ("R13.1",), partial(check_faults, vectors))
+    yield duty("differences", ("R12.5",), check_differences)
+    yield duty("list_changes", ("R12.11",), check_list_changes)
+    yield duty("places", ("R12.11", "R13.2"), check_places)
+    yield duty("take_put", ("R12.7",), check_take_put)
+    yield duty("put_lists", ("R12.11", "R12.13"), check_put_lists)
+    yield Check("duty/max_nbytes", ("R13.2",), partial(check_limit, vectors, backend))
     for case in vectors.cases:
         if case.expect == "accept":
             yield Check(f"kernels/{case.name}", case.rules, partial(check_kernels, case, backend))
-    yield Check("duty/empty_input", ("R6.4",), partial(check_empty, backend))
-    if backend.takes_spans:
-        yield Check("duty/spans", (), partial(check_spans, backend))
-    yield Check("duty/uncoded_pairs", ("R10.8",), partial(check_uncoded_pairs, backend))
-    yield Check("duty/joint_histogram", (), partial(check_joint_histogram, backend))
-    yield Check("duty/threads", (), partial(check_threads, vectors, backend))
-    yield Check("duty/faults", ("R13.1",), partial(check_faults, vectors, backend))
-    yield Check("duty/differences", ("R12.5",), partial(check_differences, backend))
-    yield Check("duty/list_changes", ("R12.11",), partial(check_list_changes, backend))
-    yield Check("duty/places", ("R12.11", "R13.2"), partial(check_places, backend))
-    yield Check("duty/take_put", ("R12.7",), partial(check_take_put, backend))
-    yield Check("duty/put_lists", ("R12.11", "R12.13"), partial(check_put_lists, backend))
-    yield Check("duty/max_nbytes", ("R13.2",), partial(check_limit, vectors, backend))

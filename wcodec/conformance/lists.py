@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wcodec.backends.protocol import Backend, Changes
-from wcodec.conformance.cases import require
-from wcodec.conformance.guarded import Guarded
+from wcodec.conformance.cases import require, require_same, require_same_bytes
+from wcodec.conformance.guarded import Guarded, walled
 from wcodec.conformance.recipes import splitmix64
 from wcodec.reference import sparse
 from wcodec.reference.checksums import crc32_each
@@ -48,10 +48,6 @@ def _on_device(backend: Backend, words: Words) -> tuple[Guarded, Any]:
     return room, room.array.view(words.dtype).reshape(words.shape)
 
 
-def _same(a: Any, b: NDArray[Any]) -> bool:
-    return bool(a.dtype == b.dtype and np.array_equal(a, b))
-
-
 def check_list_changes(backend: Backend) -> None:
     """`list_changes` of words of all sizes is that of the reference, up to the most words that are
     asked for.
@@ -78,7 +74,7 @@ def _check_changes(backend: Backend, words: Words, base: Words, segment: int, te
         for name in Changes._fields:
             there = getattr(got, name)
             there = there if name.startswith("n_") else backend.to_host(there)
-            require(_same(there, getattr(due, name)), f"{name} of {text}", "others")
+            require_same(there, getattr(due, name), f"{name} of {text}")
     for most in {n - 1, 0} - {-1, n}:
         got = backend.list_changes(given[0][1], given[1][1], segment, most)
         require(got is None, f"no changes of {text}: they are more than {most}", "some")
@@ -163,11 +159,11 @@ def _check_places(backend: Backend, lists: _Lists, text: str) -> None:
     due, right_due = sparse.places_of(*lists)
     room, gaps = _on_device(backend, lists.gaps)
     before = [a.tobytes() for a in lists]
-    device, right = backend.places_of(gaps, *lists[1:])
+    device, right = backend.places_of(gaps, *(walled(backend, a) for a in lists[1:]))
     places = backend.to_host(device)
     room.unchanged("the gaps")
     require([a.tobytes() for a in lists] == before, "the lists to be left as they are", "changes")
-    require(_same(right, right_due), f"right {right_due.tolist()[:20]} ({text})", str(right[:20]))
+    require_same(right, right_due, f"which lists are right ({text})")
     shape = int(lists.n_listed.sum())
     require(places.shape == (shape,), f"{shape} places ({text})", str(places.shape))
     starts, ends = (
@@ -176,7 +172,7 @@ def _check_places(backend: Backend, lists: _Lists, text: str) -> None:
     inside = (places >= starts) & (places < ends)
     require(bool(inside.all()), f"places in their segments ({text})", str(places[~inside][:8]))
     good = np.repeat(right_due, lists.n_listed)
-    require(np.array_equal(places[good], due[good]), f"the places of {text}", str(places[:20]))
+    require_same(places[good].astype(due.dtype), due[good], f"the places of {text}")
 
 
 def check_take_put(backend: Backend) -> None:
@@ -191,14 +187,14 @@ def check_take_put(backend: Backend) -> None:
                 room, device = _on_device(backend, words)
                 taken, due = backend.take(device, places), words[mask.reshape(rows, cols)]
                 text = f"{what} of {rows} x {cols} words of {nbytes} bytes"
-                require(_same(backend.to_host(taken), due), f"take: {text}", "others")
+                require_same(backend.to_host(taken), due, f"take: {text}")
                 room.unchanged("the words that are taken")
                 new, put = ~due, words.copy()
                 put[mask.reshape(rows, cols)] = new
                 values, of_values = _on_device(backend, new)
                 backend.put(device, places, of_values)
                 got = room.content("the words that are put")
-                require(got.tobytes() == put.tobytes(), f"put: {text}", "others")
+                require_same_bytes(got, put.tobytes(), f"put: {text}")
                 values.unchanged("the values that are put")
 
 
@@ -267,18 +263,17 @@ def _check_put(backend: Backend, several: _Several, given: Any, expected: Any, t
     (gaps, coded, difference), (before, due, status) = given, expected
     segments = several.segments
     rooms = [_on_device(backend, words) for words in before]
-    lists = backend.to_device(gaps), backend.to_device(coded)
-    put = backend.put_lists([array for _, array in rooms], *lists, segments, difference)
-    got = str(put.status.tolist())
-    require(_same(put.status, status), f"status {status.tolist()} ({text})", got)
+    devices = [array for _, array in rooms]
+    gaps, coded = (_on_device(backend, array)[1] for array in (gaps, coded))
+    put = backend.put_lists(devices, gaps, coded, segments, difference)
+    require_same(put.status, status, f"the status of each list ({text})")
     for (room, _), words in zip(rooms, due, strict=True):
         content = room.content("the words that are put")
-        require(content.tobytes() == words.tobytes(), f"the words of each array ({text})", "others")
+        require_same_bytes(content, words.tobytes(), f"the words of each array ({text})")
     known = np.repeat(status != sparse.PutStatus.BAD_GAPS, segments.n_listed)
     places = [np.flatnonzero(n != b) for n, b in zip(several.news, several.bases, strict=True)]
     was = np.concatenate([words[at] for words, at in zip(before, places, strict=True)])
     for name, there, wanted in (
         ("places", put.places, np.concatenate(places)), ("words that were there", put.before, was),
     ):  # fmt: skip
-        right = np.array_equal(backend.to_host(there)[known], wanted[known])
-        require(right, f"the {name} ({text})", "others")
+        require_same(backend.to_host(there)[known], wanted[known], f"the {name} ({text})")
