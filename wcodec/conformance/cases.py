@@ -61,9 +61,10 @@ def require(holds: bool, expected: str, got: str) -> None:
 
 def require_same(got: Any, due: NDArray[Any], what: str) -> None:
     """Raise `Mismatch`, with the first place that differs, unless two arrays are the same."""
-    kind = f"{due.dtype} of shape {due.shape}"
-    found = f"{getattr(got, 'dtype', type(got))} of shape {getattr(got, 'shape', '')}"
-    require(found == kind, f"{what}: {kind}", found)
+    shape, dtype = getattr(got, "shape", None), getattr(got, "dtype", type(got))
+    if (shape, dtype) != (due.shape, due.dtype):
+        kind = f"{what}: {due.dtype} of shape {due.shape}"
+        raise Mismatch(kind, f"{dtype} of shape {shape}")
     different = np.atleast_1d(got != due)
     if different.any():
         at = np.unravel_index(int(np.argmax(different)), different.shape)

@@ -4,6 +4,9 @@ reference.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Final
+
 import numpy as np
 
 from wcodec.backends.protocol import Backend
@@ -15,27 +18,35 @@ from wcodec.planner.options import EncodeOptions
 from wcodec.planner.planner import Planner
 from wcodec.reference import encoding
 from wcodec.reference.contexts import joint_histogram
-from wcodec.reference.planes import DTYPES, Layout, Words, unmap_words
+from wcodec.reference.planes import DTYPES, DType, Layout, Words, unmap_words
 from wcodec.reference.segments import Coder, SegmentPlan, SegmentTable
 from wcodec.reference.tables import MAX_PROB_BITS, Table, TablePool
 from wcodec.reference.tiles import Geometry, Spans
 
+_SPANS: Final = Spans.of(np.array([1, 300, 2, 4096, 127, 128, 129, 1, 513], np.int64))
+
 
 def check_spans(backend: Backend) -> None:
     """Kernels on tensors of one row each, coded at once (`Spans`)."""
-    spans = Spans.of(np.array([1, 300, 2, 4096, 127, 128, 129, 1, 513], np.int64))
     for dtype in DTYPES:
-        nbytes = spans.cols * dtype.word_nbytes
-        raw = splitmix64(dtype.id, -(-nbytes // 8)).view(np.uint8)[:nbytes] & np.uint8(0x1F)
-        words = raw.view(dtype.word_type)[None]
-        plan = Planner(EncodeOptions()).plan(words, spans, dtype, ReferenceBackend())
+        words, plan = _of_spans(dtype)
+        raw = np.frombuffer(words, np.uint8)
         room = Guarded(backend, raw, shift=dtype.word_nbytes)
         device = room.array.view(dtype.word_type).reshape(words.shape)
-        counts = backend.histogram(device, spans, dtype)
-        due = encoding.histogram(words, spans, dtype)
+        counts = backend.histogram(device, _SPANS, dtype)
+        due = encoding.histogram(words, _SPANS, dtype)
         require_same(counts, due, f"histograms of {dtype.name}")
         room.unchanged("the words")
         _check_as_reference(backend, plan, words)
+
+
+@lru_cache(maxsize=len(DTYPES))
+def _of_spans(dtype: DType) -> tuple[Words, SegmentPlan]:
+    """Words of `_SPANS`, and the plan that the encoder makes for them."""
+    nbytes = _SPANS.cols * dtype.word_nbytes
+    raw = splitmix64(dtype.id, -(-nbytes // 8)).view(np.uint8)[:nbytes] & np.uint8(0x1F)
+    words = raw.view(dtype.word_type)[None]
+    return words, Planner(EncodeOptions()).plan(words, _SPANS, dtype, ReferenceBackend())
 
 
 def _check_as_reference(backend: Backend, plan: SegmentPlan, words: Words) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import faulthandler
 import json
 import os
 import signal
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from wcodec.backends import load_backend
 from wcodec.conformance.cases import load
 from wcodec.conformance.runner import checks_of, run_one
 from wcodec.errors import BackendUnavailable
+
+_DIE_WITH_PARENT: Final = 1  #: PR_SET_PDEATHSIG of prctl(2)
 
 
 def serve(requests: BinaryIO) -> None:
@@ -21,6 +25,8 @@ def serve(requests: BinaryIO) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a backend prints is no answer
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends this process as well
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not on Linux
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
     def answer(what: Any) -> None:
         answers.write(json.dumps(what).encode() + b"\n")
@@ -47,7 +53,7 @@ def serve(requests: BinaryIO) -> None:
     checks = {c.id: c for c in (*plain, *sweeps)}
     for line in requests:
         request = json.loads(line)
-        # if the parent has gone, nobody else ends a check that hangs
+        # for systems on which the parent may be gone, and nobody else ends a check that hangs
         faulthandler.dump_traceback_later(request["timeout"], exit=True, file=2)
         outcome = run_one(checks[request["id"]])
         faulthandler.cancel_dump_traceback_later()

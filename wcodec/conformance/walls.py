@@ -38,12 +38,13 @@ def room_between_walls(nbytes: int) -> Bytes:
     page = mmap.PAGESIZE
     inside = max(1, -(-nbytes // page)) * page
     memory = mmap.mmap(-1, inside + 2 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    whole = np.frombuffer(memory, np.uint8)  # keeps the memory as long as any part of it is there
-    start = whole.ctypes.data
-    for wall in (start, start + page + inside):
+    # keeps the memory as long as any part of it is there
+    room = np.frombuffer(memory, np.uint8, inside, page)
+    start = room.ctypes.data
+    for wall in (start - page, start + inside):
         if _PROTECT(wall, page, _NONE):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return whole[page : page + inside]
+    return room
 
 
 def against_a_wall(array: NDArray[Any], at_end: bool) -> NDArray[Any]:
