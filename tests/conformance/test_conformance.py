@@ -522,3 +522,36 @@ def test_program_without_a_base_leaves_its_cases_out(
 def test_program_needs_both_places():
     with pytest.raises(ValueError, match="lacks"):
         conformance.Command("decoder {input}")
+
+
+# refuses what is beyond profile `core`
+CORE = """
+import hashlib, json, sys
+data = open(sys.argv[1], "rb").read()
+cases = json.load(open(sys.argv[4]))["cases"]
+row = next((c for c in cases if c["sha256"] == hashlib.sha256(data).hexdigest()), {})
+if "profile" in row:
+    sys.exit(1)
+"""
+
+
+def test_a_decoder_is_judged_by_its_profile(tmp_path: Path, vectors: Vectors):
+    some = ["accept/base_bytes", "accept/base_contexts", "accept/operand_fixed_int8",
+            "accept/difference_xor_w1", "reject/contexts_twice"]  # fmt: skip
+    of = {c.id: c.profile for c in vectors.cases if c.id in some}
+    assert list(of.values()) == ["core", "full", "base", "operand", None]
+    made = command(tmp_path, CORE + GOOD, f"{{base}} '{vectors.folder / 'manifest.json'}'")
+    for profile, failed in (
+        ("core", []),
+        ("operand", ["accept/operand_fixed_int8"]),
+        ("full", ["accept/base_contexts", "accept/operand_fixed_int8"]),
+    ):
+        judged = conformance.Command(made.template, profile=profile)
+        report = conformance.run(judged, select=some)
+        assert sorted(o.id for o in report.failed) == failed
+        assert report.profile == profile
+        assert report.totals["not run"] == 0
+    with pytest.raises(ValueError, match="no profile 'most'"):
+        conformance.Command(made.template, profile="most")
+    with pytest.raises(SystemExit):
+        main(["conformance", "--backend", "reference", "--profile", "core"])

@@ -72,11 +72,14 @@ def conformance(args: argparse.Namespace) -> int:
 def _targets(args: argparse.Namespace) -> list[Command | InChild | Backend]:
     from wcodec.conformance import Command, InChild
 
+    if args.profile and not args.command:
+        args.error("--profile is of --command: a backend has to do all")
     if args.command and args.backend is not None:
         args.error("--command is instead of --backend")
     if args.command:
         found = [re.fullmatch(r"(?:([\w.+-]+)=)?(.*)", line, re.DOTALL) for line in args.command]
-        commands = [Command(m[2], m[1] or "", args.timeout) for m in found if m]
+        how = args.timeout, args.profile
+        commands = [Command(m[2], m[1] or "", *how) for m in found if m]
         names = Counter(c.name for c in commands)
         if len(names) < len(commands):
             args.error(f"several commands are called {names.most_common(1)[0][0]!r}")

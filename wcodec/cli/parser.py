@@ -129,6 +129,11 @@ def _add_conformance(s: argparse.ArgumentParser) -> None:
         "--command", metavar="'[NAME=]PROGRAM {input} {output} {base}'", action="append", help=text
     )
     text = (
+        "of --command: what it claims to decode (chapter 17 of the spec); it may refuse files that "
+        "are beyond it (default: base, which is all)"
+    )
+    s.add_argument("--profile", choices=("core", "operand", "full", "base"), help=text)
+    text = (
         "run only checks whose id contains this, or matches it if there is * ? or [ in it; may be "
         "given several times; the exit status is then that of what was selected"
     )

@@ -85,6 +85,15 @@ def require_same_bytes(got: Any, due: Any, what: str) -> None:
     require(a.size == b.size, f"{what} of {b.size} bytes", f"{a.size} that begin alike")
 
 
+#: whose files a decoder takes, by what it claims (chapter 17 of the spec)
+PROFILES: Final = {
+    "core": ("core",),
+    "operand": ("core", "operand"),
+    "full": ("core", "operand", "full"),
+    "base": ("core", "operand", "full", "base"),
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A row of the manifest.
@@ -107,6 +116,11 @@ class Case:
     row: dict[str, Any]
     path: Path
     checkpoint: Case | None = None
+
+    @property
+    def profile(self) -> str | None:
+        """The smallest of `PROFILES` whose decoders take the file; none where all refuse it."""
+        return None if self.expect == "reject" else str(self.row.get("profile", "core"))
 
     @property
     def name(self) -> str:
@@ -320,7 +334,8 @@ def check_encode(case: Case, backend: Backend) -> None:
 def checks(vectors: Vectors, backend: Backend) -> Iterator[Check]:
     """Checks of all cases against a backend."""
     for case in vectors.cases:
-        yield Check(case.id, case.rules, partial(check_decode, case, backend))
+        run = partial(check_decode, case, backend)
+        yield Check(case.id, case.rules, run, profile=case.profile)
     for case in vectors.cases:
         if "encode" in case.row and case.expect == "accept":
             run = partial(check_encode, case, backend)

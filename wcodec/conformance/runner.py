@@ -185,6 +185,7 @@ def run(
         left_out = set() if sweeps else {c.id for c in swept}
         chosen = [c for c in everything if is_selected(c.id, wanted)]
         report = Report(target.name)
+        report.profile = target.profile if isinstance(target, Command) else None
         report.info = {} if isinstance(target, Command) else target.info()
         n_threads = (os.cpu_count() or 1) if isinstance(target, Command) else 0
         todo = [c for c in chosen if c.id not in left_out and not c.not_run_because]
