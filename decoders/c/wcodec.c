@@ -164,18 +164,20 @@ typedef struct { /* FIPS 180-4 */
 static u32 rotate(u32 x, int n) { return x >> n | x << (32 - n); }
 
 static void sha256_block(u32 h[8], const u8 *p) {
-    static const u32 k[64] = {
-        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
-        0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
-        0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
-        0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
-        0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-        0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
-        0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
-        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+    static const u32 round[64] = {
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4,
+        0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
+        0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f,
+        0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7,
+        0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc,
+        0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b,
+        0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116,
+        0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7,
+        0xc67178f2};
     u32 w[64] = {0}, v[8];
     for (int i = 0; i < 16; i++)
-        for (int b = 0; b < 4; b++) w[i] = w[i] << 8 | p[4 * i + b];
+        for (int k = 0; k < 4; k++) w[i] = w[i] << 8 | p[4 * i + k];
     for (int i = 16; i < 64; i++) {
         u32 a = w[i - 15], b = w[i - 2];
         w[i] = w[i - 16] + w[i - 7] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) +
@@ -185,7 +187,7 @@ static void sha256_block(u32 h[8], const u8 *p) {
     for (int i = 0; i < 64; i++) {
         u32 e = v[4], a = v[0];
         u32 t = v[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) +
-                ((e & v[5]) ^ (~e & v[6])) + k[i] + w[i];
+                ((e & v[5]) ^ (~e & v[6])) + round[i] + w[i];
         u32 s = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) +
                 ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
         memmove(v + 1, v, 7 * sizeof *v);
@@ -196,7 +198,8 @@ static void sha256_block(u32 h[8], const u8 *p) {
 }
 
 static const sha256 sha256_of_nothing = {
-    {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19},
+    {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab,
+     0x5be0cd19},
     0, {0}};
 
 static void sha256_add(sha256 *s, const u8 *p, u64 n) {
@@ -553,8 +556,8 @@ static wcodec_status plan_plane(const wcodec_file *f, const segment_plan *s, u32
         REQUIRE(p || *f->maps[out->table] != K_PLANE, WCODEC_BAD_VALUE);        /* R9.13 */
     }
     if (!coded) REQUIRE(units == 0, WCODEC_BAD_RANGE);                          /* R10.6 */
-    if (coded)
-        REQUIRE(units >= 8 && units - 8 <= 16 * ((out->n + 127) / 128), WCODEC_BAD_RANGE); /* R9.10 */
+    if (coded) /* R9.10 */
+        REQUIRE(units >= 8 && units - 8 <= (out->n + 127) / 128 * 16, WCODEC_BAD_RANGE);
     out->nbytes = coded ? 16 * (u64)units : coder == C_RAW ? pad16(out->n) : 0; /* R10.6 */
     return WCODEC_OK;
 }
